@@ -1,0 +1,1 @@
+"""Energy, carbon and cost arithmetic. Pure."""

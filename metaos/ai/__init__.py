@@ -1,0 +1,1 @@
+"""Federated learning, models and intrusion detection. Empty until they join."""

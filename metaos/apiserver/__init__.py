@@ -1,0 +1,1 @@
+"""The Kubernetes API: a registry with the rules, and the HTTP form around it."""

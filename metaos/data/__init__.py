@@ -1,0 +1,1 @@
+"""Data catalogue and sovereignty. Empty until the data fabric joins."""

@@ -1,0 +1,1 @@
+"""Network adapters, loaded by entry point and imported by nobody."""

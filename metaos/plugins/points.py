@@ -1,0 +1,183 @@
+"""The protocols that plugins implement. Each has an entry-point group of the same name (``metaos.runtime``, …).
+
+Life: the registry loads the class, calls ``cls(**settings)`` (provision), ``validate()`` where it exists, and
+``close()`` at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from metaos.resources.meta import Obj
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerState:
+    """What a runtime knows of one container. ``exit_code`` is set once it has ended. Times: seconds since the epoch."""
+
+    name: str
+    id: str
+    running: bool
+    start_time: float
+    exit_code: int | None = None
+    finish_time: float | None = None
+    #: ``Completed``, ``Error``, ``OOMKilled``, ``ContainerCannotRun``.
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerConfig:
+    """One container to start, everything resolved: no references to ConfigMaps or Secrets are left."""
+
+    name: str
+    image: str
+    command: tuple[str, ...]
+    args: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    working_dir: str
+    #: (host path, path in the container, read-only). Host paths are prepared by the supervisor.
+    mounts: tuple[tuple[str, str, bool], ...]
+    #: milli-CPU and bytes; 0: no limit.
+    cpu_limit: int = 0
+    memory_limit: int = 0
+    read_only_root: bool = True
+    run_as_user: int | None = None
+    run_as_group: int | None = None
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PodConfig:
+    """A pod's sandbox: what its containers share."""
+
+    uid: str
+    namespace: str
+    name: str
+    hostname: str
+    #: (address, names) lines of ``/etc/hosts`` beyond localhost; kept up to date by :meth:`Runtime.set_hosts`.
+    hosts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class ImageError(Exception):
+    """An image cannot be had. ``reason`` is what kubectl users know: ``ErrImagePull``, ``InvalidImageName``, …"""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class RuntimeUnavailable(Exception):
+    """The machine cannot run this runtime. The message says why and what to do about it."""
+
+
+class Exec(Protocol):
+    """A process that was started inside a container (``kubectl exec``, exec probes)."""
+
+    async def write(self, data: bytes) -> None:
+        """To its stdin; empty bytes close it."""
+        ...
+
+    def output(self) -> AsyncIterator[tuple[int, bytes]]:
+        """(1, stdout) and (2, stderr) until both end; with a terminal all is 1."""
+        ...
+
+    async def resize(self, columns: int, rows: int) -> None: ...
+
+    async def wait(self) -> int:
+        """The exit code."""
+        ...
+
+    async def kill(self) -> None: ...
+
+
+class Runtime(Protocol):
+    """Runs pods on one machine. All calls are idempotent; pods outlive the agent and are found again by ``pods()``.
+
+    A pod's sandbox holds its namespaces (network, ipc, uts); containers join it. Data of a pod lives below the
+    directory the runtime was given and survives its own restart.
+    """
+
+    async def check(self) -> None:
+        """Raises ``RuntimeUnavailable`` with the remedy where this machine cannot run it."""
+        ...
+
+    async def start_pod(self, pod: PodConfig) -> None: ...
+
+    async def stop_pod(self, uid: str) -> None:
+        """Kill whatever still runs of it and remove its sandbox and files."""
+        ...
+
+    async def pods(self) -> Mapping[str, Sequence[ContainerState]]:
+        """Pod uid → its containers, running or ended; also those started before this process. A pod without
+        containers is listed too."""
+        ...
+
+    async def start_container(self, uid: str, container: ContainerConfig) -> ContainerState:
+        """Raises ``ImageError``. A container of the same name must have ended before."""
+        ...
+
+    async def stop_container(self, uid: str, name: str, grace_seconds: float) -> None:
+        """SIGTERM, then SIGKILL after the grace period. Returns when it has ended."""
+        ...
+
+    async def wait(self) -> None:
+        """Returns when some container may have changed state (edge hint; callers then call ``pods()``)."""
+        ...
+
+    def logs(
+        self, uid: str, container: str, *, follow: bool = False, tail: int | None = None, previous: bool = False
+    ) -> AsyncIterator[bytes]: ...
+
+    async def exec(self, uid: str, container: str, command: Sequence[str], *, stdin: bool = False, tty: bool = False) -> Exec: ...
+
+    async def connect(self, uid: str, port: int) -> Any:
+        """A connected, non-blocking ``socket.socket`` to a TCP port on the pod's own loopback."""
+        ...
+
+    async def listen(self, uid: str, address: str, port: int) -> Any:
+        """A bound, listening, non-blocking ``socket.socket`` inside the pod's network namespace."""
+        ...
+
+    async def set_hosts(self, uid: str, hosts: Sequence[tuple[str, tuple[str, ...]]]) -> None: ...
+
+    async def image_exists(self, image: str) -> bool: ...
+
+    async def images(self) -> Sequence[Mapping[str, Any]]:
+        """``{"names": [...], "sizeBytes": n, "host": bool}``: what ``Node.status.images`` shows."""
+        ...
+
+    async def usage(self) -> Mapping[str, Mapping[str, float]]:
+        """Pod uid → ``{"cpu": cores in use, "memory": bytes}``, measured."""
+        ...
+
+    def conditions(self) -> Sequence[Mapping[str, str]]:
+        """What this machine cannot honour (``{"type": "ResourceLimits", "status": "False", "message": …}``)."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class CarbonSource(Protocol):
+    """Carbon intensity of electricity, now and forecast. Entry-point group ``metaos.carbon_source``."""
+
+    def intensity(self, zone: str, now: float) -> Sequence[float] | None:
+        """gCO2eq/kWh for the hour of ``now`` and the hours after it (as many as are known, at most 48); ``None`` where
+        the zone is not known. The caller passes the clock."""
+        ...
+
+    def describe(self) -> str:
+        """One line for people: the source, its licence, and that it is a replay where it is one."""
+        ...
+
+
+class Admission(Protocol):
+    """An admission rule. Entry-point group ``metaos.admission``. Pure: may return a changed copy or raise ``ApiError``."""
+
+    def admit(self, operation: str, obj: Obj, old: Obj | None) -> tuple[Obj, Sequence[str]]:
+        """The object to store and warnings for the caller. ``operation`` is CREATE, UPDATE or DELETE."""
+        ...

@@ -1,0 +1,163 @@
+"""The kinds that are served, as data. Another native kind joins by one line here.
+
+``schema`` names the definition in the Kubernetes OpenAPI document; NEMO's own kinds have theirs in
+``metaos/resources/schemas/``. Source for names and scopes: the Kubernetes API reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from metaos.resources.meta import GROUP, VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One served kind. ``subresources`` are those that the API server offers under each object."""
+
+    group: str
+    version: str
+    kind: str
+    plural: str
+    namespaced: bool = True
+    short_names: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    subresources: tuple[str, ...] = ()
+    #: Verbs beside the usual eight are not offered; ``create`` alone means a review kind that is never stored.
+    verbs: tuple[str, ...] = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def singular(self) -> str:
+        return self.kind.lower()
+
+    @property
+    def resource(self) -> str:
+        """``deployments.apps``: unique over all kinds, the first part of a store key."""
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
+    def empty(self, name: str, namespace: str = "") -> dict[str, object]:
+        """A fresh object of this kind, with type and name only."""
+        metadata = {"name": name, "namespace": namespace} if namespace else {"name": name}
+        return {"apiVersion": self.api_version, "kind": self.kind, "metadata": metadata}
+
+
+_SCALE = ("status", "scale")
+_STATUS = ("status",)
+
+NAMESPACE = Kind("", "v1", "Namespace", "namespaces", False, ("ns",), subresources=("status", "finalize"))
+POD = Kind(
+    "",
+    "v1",
+    "Pod",
+    "pods",
+    True,
+    ("po",),
+    ("all",),
+    ("status", "log", "exec", "attach", "portforward", "proxy", "eviction", "binding"),
+)
+SERVICE = Kind("", "v1", "Service", "services", True, ("svc",), ("all",), ("status", "proxy"))
+CONFIG_MAP = Kind("", "v1", "ConfigMap", "configmaps", True, ("cm",))
+SECRET = Kind("", "v1", "Secret", "secrets")
+SERVICE_ACCOUNT = Kind("", "v1", "ServiceAccount", "serviceaccounts", True, ("sa",))
+PERSISTENT_VOLUME_CLAIM = Kind("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims", True, ("pvc",), (), _STATUS)
+EVENT = Kind("", "v1", "Event", "events", True, ("ev",))
+#: A view: every Cluster is shown as a Node too, so that ``kubectl cordon|drain|taint`` work on sites.
+NODE = Kind("", "v1", "Node", "nodes", False, ("no",), subresources=("status", "proxy"))
+DEPLOYMENT = Kind("apps", "v1", "Deployment", "deployments", True, ("deploy",), ("all",), _SCALE)
+REPLICA_SET = Kind("apps", "v1", "ReplicaSet", "replicasets", True, ("rs",), ("all",), _SCALE)
+STATEFUL_SET = Kind("apps", "v1", "StatefulSet", "statefulsets", True, ("sts",), ("all",), _SCALE)
+DAEMON_SET = Kind("apps", "v1", "DaemonSet", "daemonsets", True, ("ds",), ("all",), _STATUS)
+CONTROLLER_REVISION = Kind("apps", "v1", "ControllerRevision", "controllerrevisions")
+JOB = Kind("batch", "v1", "Job", "jobs", True, (), ("all",), _STATUS)
+CRON_JOB = Kind("batch", "v1", "CronJob", "cronjobs", True, ("cj",), ("all",), _STATUS)
+LEASE = Kind("coordination.k8s.io", "v1", "Lease", "leases")
+ENDPOINT_SLICE = Kind("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices")
+CERTIFICATE_SIGNING_REQUEST = Kind(
+    "certificates.k8s.io",
+    "v1",
+    "CertificateSigningRequest",
+    "certificatesigningrequests",
+    False,
+    ("csr",),
+    (),
+    ("status", "approval"),
+)
+_RBAC = "rbac.authorization.k8s.io"
+ROLE = Kind(_RBAC, "v1", "Role", "roles")
+ROLE_BINDING = Kind(_RBAC, "v1", "RoleBinding", "rolebindings")
+CLUSTER_ROLE = Kind(_RBAC, "v1", "ClusterRole", "clusterroles", False)
+CLUSTER_ROLE_BINDING = Kind(_RBAC, "v1", "ClusterRoleBinding", "clusterrolebindings", False)
+SELF_SUBJECT_ACCESS_REVIEW = Kind(
+    "authorization.k8s.io", "v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews", False, verbs=("create",)
+)
+SELF_SUBJECT_REVIEW = Kind("authentication.k8s.io", "v1", "SelfSubjectReview", "selfsubjectreviews", False, verbs=("create",))
+
+CLUSTER = Kind(GROUP, VERSION, "Cluster", "clusters", False, ("site", "sites"), ("nemo",), ("status", "tunnel"))
+PLACEMENT_POLICY = Kind(GROUP, VERSION, "PlacementPolicy", "placementpolicies", True, ("pp",), ("nemo",))
+INTENT = Kind(GROUP, VERSION, "Intent", "intents", True, (), ("nemo",), _STATUS)
+PLACEMENT = Kind(GROUP, VERSION, "Placement", "placements", True, ("pl",), ("nemo",), _STATUS)
+WORK = Kind(GROUP, VERSION, "Work", "works", True, (), ("nemo",), _STATUS)
+
+KINDS: tuple[Kind, ...] = (
+    NAMESPACE,
+    POD,
+    SERVICE,
+    CONFIG_MAP,
+    SECRET,
+    SERVICE_ACCOUNT,
+    PERSISTENT_VOLUME_CLAIM,
+    EVENT,
+    NODE,
+    DEPLOYMENT,
+    REPLICA_SET,
+    STATEFUL_SET,
+    DAEMON_SET,
+    CONTROLLER_REVISION,
+    JOB,
+    CRON_JOB,
+    LEASE,
+    ENDPOINT_SLICE,
+    CERTIFICATE_SIGNING_REQUEST,
+    ROLE,
+    ROLE_BINDING,
+    CLUSTER_ROLE,
+    CLUSTER_ROLE_BINDING,
+    SELF_SUBJECT_ACCESS_REVIEW,
+    SELF_SUBJECT_REVIEW,
+    CLUSTER,
+    PLACEMENT_POLICY,
+    INTENT,
+    PLACEMENT,
+    WORK,
+)
+
+#: What NEMO places. Everything else that a workload needs follows it.
+WORKLOADS: tuple[Kind, ...] = (DEPLOYMENT, STATEFUL_SET, DAEMON_SET, JOB, CRON_JOB, POD)
+#: What follows a workload because it refers to it.
+DEPENDENCIES: tuple[Kind, ...] = (CONFIG_MAP, SECRET, SERVICE_ACCOUNT, PERSISTENT_VOLUME_CLAIM)
+
+_BY_GVK = {(k.group, k.version, k.kind): k for k in KINDS}
+_BY_PLURAL = {(k.group, k.version, k.plural): k for k in KINDS}
+
+
+def by_kind(api_version: str, kind: str) -> Kind | None:
+    """The served kind for an object's ``apiVersion`` and ``kind``."""
+    group, _, version = api_version.rpartition("/")
+    return _BY_GVK.get((group, version, kind))
+
+
+def by_plural(group: str, version: str, plural: str) -> Kind | None:
+    """The served kind for a URL's parts."""
+    return _BY_PLURAL.get((group, version, plural))
+
+
+def kind_of(obj: dict[str, object]) -> Kind:
+    """The served kind of an object. Raises ``KeyError`` where it is not served."""
+    found = by_kind(str(obj.get("apiVersion", "")), str(obj.get("kind", "")))
+    if found is None:
+        raise KeyError(f"no kind {obj.get('kind')!r} in {obj.get('apiVersion')!r}")
+    return found

@@ -1,0 +1,1 @@
+"""Where containers run. Loaded by entry point and imported by nobody."""

@@ -1,0 +1,1 @@
+"""Identity, authorisation, policy and audit as pure decisions."""

@@ -1,0 +1,106 @@
+"""The ``Store`` protocol: an append-only revision log over keys.
+
+Semantics follow etcd's and kine's: every write gets the next revision of one counter; a key's value carries the
+revision that wrote it; compare-and-swap is on that revision; a list is consistent at one revision; a watch from a
+revision delivers every later event once, in order, without gaps, or says that the revision is compacted.
+
+Keys are slash-separated text (``pods/shop/web-1``); values are opaque bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+
+class EventType(StrEnum):
+    CREATE = "CREATE"
+    UPDATE = "UPDATE"
+    DELETE = "DELETE"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A key's value and the revision that wrote it (for a delete: the last value before it)."""
+
+    key: str
+    value: bytes
+    revision: int
+    create_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogEvent:
+    """One revision. ``previous`` is the value before an update or delete."""
+
+    type: EventType
+    revision: int
+    key: str
+    value: bytes
+    previous: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Entries in key order, all as of ``revision``. ``more``: the limit cut the list after the last key."""
+
+    entries: tuple[Entry, ...]
+    revision: int
+    more: bool
+
+
+class Conflict(Exception):
+    """Compare-and-swap failed; ``current`` is the present entry, ``None`` where the key does not exist."""
+
+    def __init__(self, key: str, current: Entry | None) -> None:
+        super().__init__(f"{key}: expected another revision, found {current.revision if current else 'nothing'}")
+        self.key = key
+        self.current = current
+
+
+class Compacted(Exception):
+    """The asked-for revision is older than what is kept; list again. ``oldest`` can still be asked for."""
+
+    def __init__(self, revision: int, oldest: int) -> None:
+        super().__init__(f"revision {revision} has been compacted; the oldest kept is {oldest}")
+        self.revision = revision
+        self.oldest = oldest
+
+
+class Store(Protocol):
+    """State. An awaited write is durable when it returns; writes are serial, one revision each."""
+
+    async def revision(self) -> int:
+        """The latest revision."""
+        ...
+
+    async def get(self, key: str) -> Entry | None: ...
+
+    async def list(self, prefix: str, *, revision: int = 0, limit: int = 0, after: str = "") -> Listing:
+        """Keys that start with ``prefix``, as of ``revision`` (0: now), after key ``after``. Raises ``Compacted``."""
+        ...
+
+    async def create(self, key: str, value: bytes) -> int:
+        """The new revision. Raises ``Conflict`` where the key exists."""
+        ...
+
+    async def update(self, key: str, value: bytes, *, expected: int) -> int:
+        """The new revision. Raises ``Conflict`` unless the key's revision is ``expected``."""
+        ...
+
+    async def delete(self, key: str, *, expected: int) -> int:
+        """The revision of the delete. Raises ``Conflict`` unless the key's revision is ``expected``."""
+        ...
+
+    def watch(self, prefix: str, *, after: int) -> AsyncIterator[LogEvent]:
+        """Every event on ``prefix`` with a revision above ``after``, in order. Raises ``Compacted`` when ``after`` is
+        too old, also later on when this watcher has fallen too far behind (its buffer is bounded)."""
+        ...
+
+    async def compact(self, revision: int) -> None:
+        """Forget history below ``revision``; current values stay."""
+        ...
+
+    async def close(self) -> None: ...

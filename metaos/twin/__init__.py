@@ -1,0 +1,1 @@
+"""The digital twin. Empty until virtual time joins."""
