@@ -1,0 +1,83 @@
+"""Typed settings and logging set-up. Settings are values: nothing here reads the environment by itself."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Layout of the hub's and the agent's data directories. Older ones are migrated on start, newer ones refused.
+DATA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """``HOST:PORT``."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Raises ``ValueError`` naming the text and the remedy."""
+        host, _, port = text.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise ValueError(f"address {text!r} must be HOST:PORT with a port of at most 65535, for example 127.0.0.1:6443")
+        return cls(host, int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class HubConfig:
+    """What ``nemo up`` was asked to do. Durations in seconds."""
+
+    data: Path
+    listen: Address
+    #: Further host names and addresses for the server certificate.
+    names: tuple[str, ...] = ()
+    lease_duration_seconds: float = 40.0
+    drain_seconds: float = 5.0
+    #: A CSV file of hourly carbon intensity by zone, replayed from ``carbon_start_hour`` at ``carbon_speed`` hours an hour.
+    carbon_trace: Path | None = None
+    carbon_start_hour: float = 0.0
+    carbon_speed: float = 1.0
+    verbose: bool = False
+
+
+class DataVersionError(Exception):
+    """A data directory that this release cannot use."""
+
+    def __init__(self, path: Path, found: int) -> None:
+        super().__init__(
+            f"{path} was written by a newer release (layout {found}, this one knows {DATA_VERSION}): "
+            "install that release or newer, or choose another --data directory"
+        )
+
+
+def open_data(path: Path) -> None:
+    """Makes a private data directory, or checks and migrates an existing one. Raises ``DataVersionError``."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    stamp = path / "version"
+    if stamp.exists():
+        found = int(stamp.read_text() or 0)
+        if found > DATA_VERSION:
+            raise DataVersionError(path, found)
+        if found == DATA_VERSION:
+            return
+    stamp.write_text(f"{DATA_VERSION}\n")
+
+
+def set_up_logging(*, verbose: bool = False) -> None:
+    """One line per record on standard error: time, level, logger, message."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+    for noisy in ("asyncio", "websockets", "aiohttp.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
