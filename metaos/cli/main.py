@@ -1,0 +1,302 @@
+"""The ``nemo`` command: its words, their options, and what happens to a user's mistakes.
+
+Exit codes: 0 done; 1 it did not work (the message says why and what to do); 2 the command line was wrong;
+3 asked for something that does not exist. Commands import what they need when they run, so ``nemo --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from metaos import __version__
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+OUTPUT = click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How to print it.")
+NAMESPACE = click.option("-n", "--namespace", default="", help="The namespace (default: the kubeconfig's, or 'default').")
+
+
+def hub_options(command: Any) -> Any:
+    """``--kubeconfig`` and ``--data``: how a command finds its hub."""
+    command = click.option(
+        "--kubeconfig", type=click.Path(path_type=Path), envvar="KUBECONFIG", help="Which hub, as whom [default: that of --data]."
+    )(command)
+    return click.option("--data", type=click.Path(path_type=Path), help="The hub's data directory [default: that of 'nemo up'].")(
+        command
+    )
+
+
+def default_data(role: str) -> Path:
+    """Where a role keeps its state unless told otherwise."""
+    import os
+
+    root = Path("/var/lib/nemo") if os.geteuid() == 0 else Path.home() / ".local/share/nemo"
+    return root / role
+
+
+@click.group(context_settings=CONTEXT)
+def nemo() -> None:
+    """NEMO, a meta operating system for the IoT-edge-cloud continuum.
+
+    \b
+    Example:
+      nemo up &                                   # a hub with a local site
+      export KUBECONFIG=$PWD/nemo.kubeconfig; nemo kubeconfig > $KUBECONFIG
+      kubectl apply -f examples/shop/
+      nemo why deployment/web -n shop
+    """
+
+
+@nemo.command()
+@OUTPUT
+def version(output: str) -> None:
+    """Print the version.
+
+    \b
+    Example: nemo version -o json
+    """
+    from metaos.cli.objects import emit
+
+    emit({"version": __version__, "python": sys.version.split()[0]}, output, text=f"nemo {__version__}")
+
+
+@nemo.command()
+@click.option("--data", type=click.Path(path_type=Path), help="Where state is kept.")
+@click.option(
+    "--listen", default="127.0.0.1:6443", show_default=True, help="HOST:PORT to serve the API on (port 0: any free one)."
+)
+@click.option("--name", "names", multiple=True, help="A further host name or address that clients may use.")
+@click.option("--no-local", is_flag=True, help="Run the hub alone, without a site on this machine.")
+@click.option(
+    "--lease-duration", default=40.0, show_default=True, help="Seconds without a heartbeat until a site counts as lost."
+)
+@click.option("--drain", default=5.0, show_default=True, help="Seconds that connections get to end when work moves.")
+@click.option(
+    "--carbon-trace", type=click.Path(exists=True, path_type=Path), help="Replay hourly carbon intensities from this CSV file."
+)
+@click.option("--carbon-start-hour", default=0.0, show_default=True, help="The row of the trace to begin with.")
+@click.option(
+    "--carbon-speed", default=1.0, show_default=True, help="Trace hours per hour: a replay, faster than life, and it says so."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+def up(
+    data: Path | None, listen: str, names: tuple[str, ...], no_local: bool, lease_duration: float, drain: float, **more: Any
+) -> None:
+    """Run a hub, with a local site unless told otherwise, until interrupted.
+
+    \b
+    Example: nemo up --data ./hub --listen 127.0.0.1:6443 --no-local
+    """
+    from metaos.config import Address, HubConfig, set_up_logging
+    from metaos.server import run_hub
+
+    try:
+        address = Address.parse(listen)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--listen") from None
+    set_up_logging(verbose=bool(more.pop("verbose")))
+    config = HubConfig(
+        data=data or default_data("hub"),
+        listen=address,
+        names=names,
+        lease_duration_seconds=lease_duration,
+        drain_seconds=drain,
+        **more,
+    )
+    sys.exit(run_hub(config, local=not no_local))
+
+
+@nemo.command()
+@click.option("--hub", required=True, help="The hub's URL, for example https://hub.example.org:6443.")
+@click.option("--token-file", type=click.Path(path_type=Path), help="File with a join token; needed for the first start only.")
+@click.option("--data", type=click.Path(path_type=Path), help="Where this site keeps its state.")
+@click.option("--site", type=click.Path(exists=True, path_type=Path), required=True, help="The site file: a Cluster manifest.")
+@click.option("--heartbeat", default=10.0, show_default=True, help="Seconds between heartbeats; below the hub's lease duration.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+def agent(hub: str, token_file: Path | None, data: Path | None, site: Path, heartbeat: float, verbose: bool) -> None:
+    """Join this machine to a hub as a site, and run what is placed here. It only ever dials out.
+
+    \b
+    Example:
+      nemo join-token edge-1 > token
+      nemo agent --hub https://hub:6443 --token-file token --data ./edge-1 --site examples/sites/edge-madrid.yaml
+    """
+    from metaos.agent.agent import AgentConfig, main
+    from metaos.config import set_up_logging
+
+    set_up_logging(verbose=verbose)
+    config = AgentConfig(
+        hub=hub, data=data or default_data("agent"), site_file=site, token_file=token_file, heartbeat_seconds=heartbeat
+    )
+    sys.exit(main(config))
+
+
+@nemo.command("join-token")
+@click.argument("name")
+@click.option("--lifetime", default=3600.0, show_default=True, help="Seconds until it expires.")
+@hub_options
+def join_token(name: str, lifetime: float, kubeconfig: Path | None, data: Path | None) -> None:
+    """Print a token with which site NAME can join once.
+
+    \b
+    Example: nemo join-token edge-1 > token
+    """
+    from metaos.cli.operations import make_join_token
+
+    click.echo(make_join_token(name, lifetime, kubeconfig, data or default_data("hub")))
+
+
+@nemo.command()
+@click.option("--data", type=click.Path(path_type=Path), help="The hub's data directory.")
+@click.option("--server", help="The hub's URL as seen from the user [default: as it listens].")
+def kubeconfig(data: Path | None, server: str | None) -> None:
+    """Print a kubeconfig for the hub's administrator.
+
+    \b
+    Example: nemo kubeconfig --data ./hub > admin.kubeconfig; kubectl --kubeconfig admin.kubeconfig get nodes
+    """
+    from metaos.cli.operations import admin_kubeconfig
+
+    click.echo(admin_kubeconfig(data or default_data("hub"), server), nl=False)
+
+
+@nemo.command()
+@click.option("-w", "--watch", is_flag=True, help="Stay, and show changes as they come.")
+@OUTPUT
+@hub_options
+def status(watch: bool, output: str, kubeconfig: Path | None, data: Path | None) -> None:
+    """Sites, intents and what moved lately: the screen to keep open.
+
+    \b
+    Example: nemo status --watch
+    """
+    from metaos.cli.status import show_status
+
+    show_status(kubeconfig, data or default_data("hub"), output, watch=watch)
+
+
+@nemo.command()
+@click.argument("workload")
+@NAMESPACE
+@OUTPUT
+@hub_options
+def why(workload: str, namespace: str, output: str, kubeconfig: Path | None, data: Path | None) -> None:
+    """Say why a workload is where it is, and why nowhere else.
+
+    \b
+    Example: nemo why deployment/web -n shop
+    """
+    from metaos.cli.objects import show_why
+
+    show_why(workload, namespace, output, kubeconfig, data or default_data("hub"))
+
+
+@nemo.group()
+def intent() -> None:
+    """Intents: list them, and exchange them in the form of 3GPP TS 28.312.
+
+    \b
+    Example: nemo intent list -A
+    """
+
+
+@intent.command("list")
+@NAMESPACE
+@click.option("-A", "--all-namespaces", is_flag=True, help="Of all namespaces.")
+@OUTPUT
+@hub_options
+def intent_list(namespace: str, all_namespaces: bool, output: str, kubeconfig: Path | None, data: Path | None) -> None:
+    """List intents with their fulfilment.
+
+    \b
+    Example: nemo intent list -n shop
+    """
+    from metaos.cli.objects import list_intents
+
+    list_intents("" if all_namespaces else namespace or "default", output, kubeconfig, data or default_data("hub"))
+
+
+@intent.command("export")
+@click.argument("name")
+@NAMESPACE
+@hub_options
+def intent_export(name: str, namespace: str, kubeconfig: Path | None, data: Path | None) -> None:
+    """Print an intent as 3GPP TS 28.312 JSON.
+
+    \b
+    Example: nemo intent export fast-front -n shop > intent.json
+    """
+    from metaos.cli.objects import export_intent
+
+    export_intent(name, namespace or "default", kubeconfig, data or default_data("hub"))
+
+
+@intent.command("import")
+@click.argument("file", type=click.File("rb"))
+def intent_import(file: Any) -> None:
+    """Turn 3GPP TS 28.312 JSON into a manifest, ready for kubectl.
+
+    \b
+    Example: nemo intent import intent.json | kubectl apply -f -
+    """
+    from metaos.cli.objects import import_intent
+
+    import_intent(file.read())
+
+
+@nemo.group()
+def image() -> None:
+    """Images of this machine's site.
+
+    \b
+    Example: nemo image list
+    """
+
+
+@image.command("import")
+@click.argument("archive", type=click.Path(exists=True, path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="The site's data directory.")
+def image_import(archive: Path, data: Path | None) -> None:
+    """Import an OCI layout or a docker archive.
+
+    \b
+    Example: podman save -o web.tar localhost/web:1; nemo image import web.tar
+    """
+    from metaos.cli.operations import import_image
+
+    for name in import_image(archive, data or default_data("agent")):
+        click.echo(f"imported {name}")
+
+
+@nemo.command()
+@OUTPUT
+def doctor(output: str) -> None:
+    """Find what is missing on this machine, and say what to do about it.
+
+    \b
+    Example: nemo doctor
+    """
+    from metaos.cli.doctor import examine
+
+    sys.exit(examine(output))
+
+
+def main() -> None:
+    """Runs the command; a mistake of the user's is a message and an exit code, never a traceback."""
+    from metaos.resources.errors import ApiError
+
+    try:
+        nemo(prog_name="kubectl nemo" if Path(sys.argv[0]).name == "kubectl-nemo" else "nemo")
+    except ApiError as error:
+        click.echo(f"error: {error.message}", err=True)
+        sys.exit(3 if error.code == 404 else 1)
+    except (OSError, ValueError) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
