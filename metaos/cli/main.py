@@ -58,7 +58,7 @@ def version(output: str) -> None:
     \b
     Example: nemo version -o json
     """
-    from metaos.cli.objects import emit
+    from metaos.cli.output import emit
 
     emit({"version": __version__, "python": sys.version.split()[0]}, output, text=f"nemo {__version__}")
 

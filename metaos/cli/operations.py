@@ -1,0 +1,82 @@
+"""Commands of operators: join tokens, kubeconfigs, images."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+from random import SystemRandom
+
+from metaos.cli.connection import ADMIN_KUBECONFIG, authority_text, with_client
+from metaos.clock import SystemClock
+from metaos.http import HttpClient
+from metaos.resources import scheme
+from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, format_time
+
+
+def make_join_token(name: str, lifetime_seconds: float, kubeconfig: Path | None, data: Path) -> str:
+    """Makes the token at the hub and returns its text. The hub keeps only a hash of its secret part."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    from metaos.security.identity import TOKEN_TYPE, JoinToken, token_hash
+
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?", name):
+        raise ValueError(
+            f"site name {name!r} must be lower-case letters, digits and '-', at most 42 characters, for example edge-1"
+        )
+    authority = x509.load_pem_x509_certificate(authority_text(kubeconfig, data).encode())
+    token = JoinToken.create(SystemRandom(), authority.fingerprint(hashes.SHA256()).hex())
+    expiration = format_time(SystemClock().now() + lifetime_seconds)
+    secret: Obj = dict(scheme.SECRET.empty(token.secret_name, SYSTEM_NAMESPACE))
+    secret["type"] = TOKEN_TYPE
+    secret["stringData"] = {"cluster": name, "expiration": expiration, "hash": token_hash(token.secret)}
+
+    async def create(client: HttpClient) -> None:
+        await client.create(secret)
+
+    with_client(kubeconfig, data, create)
+    return str(token)
+
+
+def admin_kubeconfig(data: Path, server: str | None) -> str:
+    """The administrator's kubeconfig, for another URL of the hub if one is named."""
+    import yaml
+
+    path = data / ADMIN_KUBECONFIG
+    if not path.exists():
+        raise ValueError(f"no hub found at {data}: start one with 'nemo up --data {data}'")
+    text = path.read_text()
+    if server is None:
+        return text
+    config = yaml.safe_load(text)
+    config["clusters"][0]["cluster"]["server"] = server
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def render_kubeconfig(server: str, ca: bytes, certificate: bytes, key: bytes, user: str = "admin") -> str:
+    """A kubeconfig with everything inline."""
+    import yaml
+
+    def text(pem: bytes) -> str:
+        return base64.b64encode(pem).decode()
+
+    return yaml.safe_dump(
+        {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "nemo",
+            "clusters": [{"name": "nemo", "cluster": {"server": server, "certificate-authority-data": text(ca)}}],
+            "users": [{"name": user, "user": {"client-certificate-data": text(certificate), "client-key-data": text(key)}}],
+            "contexts": [{"name": "nemo", "context": {"cluster": "nemo", "user": user}}],
+        },
+        sort_keys=False,
+    )
+
+
+def import_image(archive: Path, data: Path) -> list[str]:
+    """Imports into the image store of the site whose data directory is ``data``."""
+    from metaos.plugins.registry import load
+
+    runtime = load("metaos.runtime", "sandbox")(str(data / "runtime"), clock=SystemClock())
+    return [str(name) for name in runtime.import_archive(str(archive))]
