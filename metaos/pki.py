@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from pathlib import Path
 
@@ -74,3 +75,23 @@ def _names(pair: KeyPair) -> set[str]:
     certificate = x509.load_pem_x509_certificate(pair.certificate)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return {*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))}
+
+
+def render_kubeconfig(server: str, ca: bytes, certificate: bytes, key: bytes, user: str = "admin") -> str:
+    """A kubeconfig with everything inline."""
+    import yaml
+
+    def text(pem: bytes) -> str:
+        return base64.b64encode(pem).decode()
+
+    return yaml.safe_dump(
+        {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "nemo",
+            "clusters": [{"name": "nemo", "cluster": {"server": server, "certificate-authority-data": text(ca)}}],
+            "users": [{"name": user, "user": {"client-certificate-data": text(certificate), "client-key-data": text(key)}}],
+            "contexts": [{"name": "nemo", "context": {"cluster": "nemo", "user": user}}],
+        },
+        sort_keys=False,
+    )

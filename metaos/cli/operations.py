@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from pathlib import Path
 from random import SystemRandom
@@ -52,26 +51,6 @@ def admin_kubeconfig(data: Path, server: str | None) -> str:
     config = yaml.safe_load(text)
     config["clusters"][0]["cluster"]["server"] = server
     return yaml.safe_dump(config, sort_keys=False)
-
-
-def render_kubeconfig(server: str, ca: bytes, certificate: bytes, key: bytes, user: str = "admin") -> str:
-    """A kubeconfig with everything inline."""
-    import yaml
-
-    def text(pem: bytes) -> str:
-        return base64.b64encode(pem).decode()
-
-    return yaml.safe_dump(
-        {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "nemo",
-            "clusters": [{"name": "nemo", "cluster": {"server": server, "certificate-authority-data": text(ca)}}],
-            "users": [{"name": user, "user": {"client-certificate-data": text(certificate), "client-key-data": text(key)}}],
-            "contexts": [{"name": "nemo", "context": {"cluster": "nemo", "user": user}}],
-        },
-        sort_keys=False,
-    )
 
 
 def import_image(archive: Path, data: Path) -> list[str]:
