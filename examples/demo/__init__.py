@@ -1,0 +1,1 @@
+"""The demonstration: NEMO's main job on one machine, with real processes. ``python -m examples.demo``."""
