@@ -92,11 +92,9 @@ class Continuum:
     # -- hub ------------------------------------------------------------------------------------------------
 
     def start_hub(self, *arguments: str) -> None:
-        self.hub = self._spawn(
-            self.directory / "hub.log",
-            [sys.executable, "-m", "metaos", "up", "--no-local", "--data", str(self.data), "--listen", f"127.0.0.1:{self.port}"]
-            + ["--lease-duration", str(LEASE_SECONDS), "--drain", "2", *arguments],
-        )
+        hub = [sys.executable, "-m", "metaos", "up", "--no-local", "--data", str(self.data), "--listen", f"127.0.0.1:{self.port}"]
+        hub += ["--lease-duration", str(LEASE_SECONDS), "--drain", "2", *arguments]
+        self.hub = self._spawn(self.directory / "hub.log", hub)
         wait_for("the hub to be ready", self._hub_ready, 30)
 
     def _hub_ready(self) -> bool:

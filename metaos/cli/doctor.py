@@ -44,7 +44,7 @@ def bubblewrap_binary() -> str | None:
     return str(shipped) if shipped.exists() else shutil.which("bwrap")
 
 
-def _isolation() -> Finding:
+def isolation() -> Finding:
     binary = bubblewrap_binary()
     if binary is None:
         return Finding("isolation", "error", "bubblewrap was not found", "apt-get install bubblewrap")
@@ -89,7 +89,7 @@ def _disk() -> Finding:
     return Finding("disk", "warning", f"only {free >> 20} MiB free", "make room, or choose another disk with --data")
 
 
-CHECKS: tuple[Callable[[], Finding], ...] = (_python, _nsenter, _isolation, _cgroups, _kubectl, _disk)
+CHECKS: tuple[Callable[[], Finding], ...] = (_python, _nsenter, isolation, _cgroups, _kubectl, _disk)
 
 
 def examine(output: str) -> int:
