@@ -1,0 +1,133 @@
+"""Reading workloads: their pod template, replicas, what they refer to and what they request. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from metaos.resources import quantity
+from metaos.resources.meta import Obj, ObjectRef, label_selector, namespace
+
+#: How Kubernetes writes "no template": what is not a workload has none.
+_NESTED = {
+    "Deployment": ("spec", "template"),
+    "StatefulSet": ("spec", "template"),
+    "DaemonSet": ("spec", "template"),
+    "ReplicaSet": ("spec", "template"),
+    "Job": ("spec", "template"),
+    "CronJob": ("spec", "jobTemplate", "spec", "template"),
+}
+
+
+def pod_template(obj: Obj) -> Obj:
+    """``{"metadata": …, "spec": …}`` of the pods that a workload makes; of a Pod, itself. Empty for other kinds."""
+    if obj.get("kind") == "Pod":
+        return {"metadata": obj.get("metadata") or {}, "spec": obj.get("spec") or {}}
+    found: Any = obj
+    for part in _NESTED.get(str(obj.get("kind")), ("",)):
+        found = (found or {}).get(part)
+    return found or {}
+
+
+def pod_spec(obj: Obj) -> dict[str, Any]:
+    """The pod template's spec."""
+    return pod_template(obj).get("spec") or {}
+
+
+def replicas(obj: Obj) -> int:
+    """How many pods a workload wants in all: replicas, a Job's parallelism (never more than its completions); one
+    for a Pod, a CronJob, and per site for a DaemonSet."""
+    spec = obj.get("spec") or {}
+    if obj.get("kind") in ("Deployment", "StatefulSet", "ReplicaSet"):
+        found = spec.get("replicas")
+        return 1 if found is None else int(found)
+    if obj.get("kind") == "Job":
+        parallelism, completions = spec.get("parallelism"), spec.get("completions")
+        wanted = 1 if parallelism is None else int(parallelism)
+        return wanted if completions is None else min(wanted, int(completions))
+    return 1
+
+
+def containers(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Init containers, then containers."""
+    yield from spec.get("initContainers") or ()
+    yield from spec.get("containers") or ()
+
+
+def references(obj: Obj) -> set[ObjectRef]:
+    """ConfigMaps, Secrets, ServiceAccounts and claims that a workload's pods refer to, in its own namespace."""
+    where, spec = namespace(obj), pod_spec(obj)
+    found: set[ObjectRef] = set()
+
+    def add(kind: str, name: str | None) -> None:
+        if name:
+            found.add(ObjectRef("", kind, where, name))
+
+    for container in containers(spec):
+        for source in container.get("envFrom") or ():
+            add("ConfigMap", (source.get("configMapRef") or {}).get("name"))
+            add("Secret", (source.get("secretRef") or {}).get("name"))
+        for variable in container.get("env") or ():
+            value = variable.get("valueFrom") or {}
+            add("ConfigMap", (value.get("configMapKeyRef") or {}).get("name"))
+            add("Secret", (value.get("secretKeyRef") or {}).get("name"))
+    for volume in spec.get("volumes") or ():
+        add("PersistentVolumeClaim", (volume.get("persistentVolumeClaim") or {}).get("claimName"))
+        sources = [volume, *((volume.get("projected") or {}).get("sources") or ())]
+        for source in sources:
+            add("ConfigMap", (source.get("configMap") or {}).get("name"))
+            secret = source.get("secret") or {}
+            add("Secret", secret.get("secretName") or secret.get("name"))
+    for secret in spec.get("imagePullSecrets") or ():
+        add("Secret", secret.get("name"))
+    if spec.get("serviceAccountName") not in (None, "", "default"):
+        add("ServiceAccount", spec["serviceAccountName"])
+    return found
+
+
+def requests(spec: dict[str, Any]) -> dict[str, int]:
+    """What one pod asks for: ``{"cpu": milli, "memory": bytes}``: the sum over containers, or the largest init container.
+
+    Where a container states only a limit, that is its request (Kubernetes' own defaulting).
+    """
+    total = {"cpu": 0, "memory": 0}
+    for container in spec.get("containers") or ():
+        for key, amount in _amounts(container).items():
+            total[key] += amount
+    for container in spec.get("initContainers") or ():
+        for key, amount in _amounts(container).items():
+            total[key] = max(total[key], amount)
+    return total
+
+
+def _amounts(container: dict[str, Any]) -> dict[str, int]:
+    resources = container.get("resources") or {}
+    asked = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+    return {"cpu": quantity.milli(asked.get("cpu", 0)), "memory": quantity.whole(asked.get("memory", 0))}
+
+
+def limits(container: dict[str, Any]) -> dict[str, int]:
+    """``{"cpu": milli, "memory": bytes}``; 0 means none."""
+    found = (container.get("resources") or {}).get("limits") or {}
+    return {"cpu": quantity.milli(found.get("cpu", 0)), "memory": quantity.whole(found.get("memory", 0))}
+
+
+def has_local_data(obj: Obj) -> bool:
+    """Whether pods keep data on claimed volumes, which are local to a site."""
+    if (obj.get("spec") or {}).get("volumeClaimTemplates"):
+        return True
+    return any(volume.get("persistentVolumeClaim") for volume in pod_spec(obj).get("volumes") or ())
+
+
+def template_hash(obj: Obj) -> str:
+    """Ten characters that change when the pod template does (``pod-template-hash``)."""
+    text = json.dumps(pod_template(obj), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def service_selects(service: Obj, pod_labels: dict[str, str]) -> bool:
+    """Whether a Service's selector matches; one without a selector selects nothing by itself."""
+    selector = (service.get("spec") or {}).get("selector")
+    return bool(selector) and label_selector({"matchLabels": selector})(pod_labels)
