@@ -1,0 +1,450 @@
+"""The ``Client`` protocol over HTTPS, small enough for an agent: h11 over asyncio streams, a few kept-alive connections.
+
+Errors are ``ApiError``: what the server said, or 503 ``ServiceUnavailable`` where it could not be reached. RFC 9112.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+import h11
+
+from metaos import __version__
+from metaos.client import ObjList, PatchType, WatchEvent
+from metaos.clock import Clock
+from metaos.resources import errors
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import Obj, name, namespace
+from metaos.resources.scheme import Kind, kind_of
+
+CONNECT_SECONDS = 10.0
+REQUEST_SECONDS = 60.0
+#: A connection that was idle for longer is not used again; servers close theirs after 75 s or so.
+IDLE_SECONDS = 45.0
+MAX_IDLE = 2
+#: Requests and watches at the same time; further ones wait.
+MAX_REQUESTS = 16
+MAX_WATCHES = 32
+MAX_BODY = 64 * 1024 * 1024
+MAX_LINE = 8 * 1024 * 1024
+#: The server ends a watch after this long, spread by up to as much again, so that members do not come back at once.
+WATCH_SECONDS = 300
+
+
+def tls_context(ca: str = "", certificate: str = "", key: str = "") -> ssl.SSLContext:
+    """A client's context from PEM texts; without ``ca`` the machine's own authorities are trusted.
+
+    ``ssl`` reads certificates from files only: the key goes through anonymous memory, never to disk.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if ca:
+        context.load_verify_locations(cadata=ca)
+    else:
+        context.load_default_certs()
+    if certificate:
+        descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(certificate.rstrip() + "\n" + key)
+            file.flush()
+            context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    return context
+
+
+def unverified_context() -> ssl.SSLContext:
+    """For the one request that fetches an authority whose fingerprint is then checked."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One answer; header names are lower case."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def header(self, wanted: str) -> str:
+        return next((value for key, value in self.headers if key == wanted), "")
+
+
+class _Connection:
+    """One HTTP/1.1 connection: the state machine and the socket."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self.machine = h11.Connection(h11.CLIENT, max_incomplete_event_size=64 * 1024)
+        self.idle_since = 0.0
+
+    async def send(self, request: h11.Request, body: bytes) -> None:
+        parts = [self.machine.send(request)]
+        if body:
+            parts.append(self.machine.send(h11.Data(data=body)))
+        parts.append(self.machine.send(h11.EndOfMessage()))
+        self.writer.write(b"".join(part for part in parts if part))
+        await self.writer.drain()
+
+    async def event(self) -> Any:
+        while True:
+            event = self.machine.next_event()
+            if event is not h11.NEED_DATA:
+                return event
+            self.machine.receive_data(await self.reader.read(64 * 1024))
+
+    async def response(self) -> h11.Response:
+        while True:
+            event = await self.event()
+            if isinstance(event, h11.Response):
+                return event
+            if not isinstance(event, h11.InformationalResponse):
+                raise h11.RemoteProtocolError("the server closed the connection before it answered")
+
+    async def body(self) -> AsyncGenerator[bytes, None]:
+        while isinstance(event := await self.event(), h11.Data):
+            yield bytes(event.data)
+
+    def reusable(self) -> bool:
+        if self.machine.our_state is not h11.DONE or self.machine.their_state is not h11.DONE or self.reader.at_eof():
+            return False
+        self.machine.start_next_cycle()
+        return True
+
+    def abort(self) -> None:
+        """Close without the TLS goodbye: nothing is expected any more."""
+        self.writer.transport.abort()
+
+
+class HttpClient:
+    """Implements :class:`~metaos.client.Client`. ``ca``, ``certificate`` and ``key`` are PEM texts."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        ca: str = "",
+        certificate: str = "",
+        key: str = "",
+        token: str = "",
+        context: ssl.SSLContext | None = None,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"hub address {url!r} must be a URL such as https://hub.example.org:6443")
+        self.url = url.rstrip("/")
+        self._host, self._prefix = parts.hostname, parts.path.rstrip("/")
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._authority = parts.netloc.rpartition("@")[2]
+        secure = parts.scheme == "https"
+        self._context = (context or tls_context(ca, certificate, key)) if secure else None
+        self._token = token
+        self._clock, self._random = clock, random
+        self._idle: list[_Connection] = []
+        self._requests, self._watches = asyncio.Semaphore(MAX_REQUESTS), asyncio.Semaphore(MAX_WATCHES)
+
+    def use(self, context: ssl.SSLContext) -> None:
+        """Take another certificate for new connections; requests under way end on theirs."""
+        self._context = context
+        self._drop_idle()
+
+    async def close(self) -> None:
+        """Close what is kept alive."""
+        connections, self._idle = self._idle, []
+        for connection in connections:
+            connection.abort()
+            with suppress(OSError):
+                await connection.writer.wait_closed()
+
+    # -- requests --------------------------------------------------------------------------------------------
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        *,
+        query: dict[str, str] | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+        timeout_seconds: float = REQUEST_SECONDS,
+    ) -> Response:
+        """One exchange, whatever its status. Raises ``ApiError`` 503 where the server cannot be reached or is too slow."""
+        request = self._request(method, path, body, query or {}, content_type, accept)
+        async with self._requests:
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    return await self._exchange(request, body)
+            except (OSError, TimeoutError, h11.ProtocolError, EOFError) as error:
+                raise self._unreachable(error) from error
+
+    async def _exchange(self, request: h11.Request, body: bytes) -> Response:
+        connection = self._reuse()
+        if connection is not None and request.method != b"POST":
+            # The server may just have closed an idle connection: once more on a new one, where that does no harm.
+            try:
+                return await self._converse(connection, request, body)
+            except (OSError, h11.ProtocolError):
+                connection = None
+        return await self._converse(connection or await self._connect(), request, body)
+
+    async def _converse(self, connection: _Connection, request: h11.Request, body: bytes) -> Response:
+        keep = False
+        try:
+            await connection.send(request, body)
+            head = await connection.response()
+            content = bytearray()
+            async with aclosing(connection.body()) as chunks:
+                async for chunk in chunks:
+                    content += chunk
+                    if len(content) > MAX_BODY:
+                        raise errors.too_large(
+                            f"{self.url} answered with more than {MAX_BODY} bytes: ask for less with a selector"
+                        )
+            keep = connection.reusable()
+        finally:
+            if keep and len(self._idle) < MAX_IDLE:
+                connection.idle_since = self._clock.monotonic()
+                self._idle.append(connection)
+            else:
+                connection.abort()
+        headers = tuple((key.decode("ascii"), value.decode("latin-1")) for key, value in head.headers)
+        return Response(head.status_code, headers, bytes(content))
+
+    def _request(self, method: str, path: str, body: bytes, query: dict[str, str], content_type: str, accept: str) -> h11.Request:
+        target = self._prefix + path + ("?" + urlencode(query) if query else "")
+        headers = [("Host", self._authority), ("User-Agent", f"nemo/{__version__}"), ("Accept", accept)]
+        if self._token:
+            headers.append(("Authorization", f"Bearer {self._token}"))
+        if body:
+            headers.append(("Content-Type", content_type))
+        if body or method in ("POST", "PUT", "PATCH"):
+            headers.append(("Content-Length", str(len(body))))
+        return h11.Request(method=method, target=target, headers=headers)
+
+    async def _connect(self) -> _Connection:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            reader, writer = await asyncio.open_connection(
+                self._host, self._port, ssl=self._context, server_hostname=self._host if self._context else None
+            )
+        keep_alive(writer.get_extra_info("socket"))
+        return _Connection(reader, writer)
+
+    def _reuse(self) -> _Connection | None:
+        now = self._clock.monotonic()
+        while self._idle:
+            connection = self._idle.pop()
+            if now - connection.idle_since <= IDLE_SECONDS and not connection.reader.at_eof():
+                return connection
+            connection.abort()
+        return None
+
+    def _drop_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().abort()
+
+    def _unreachable(self, error: BaseException) -> ApiError:
+        why = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
+        return errors.unavailable(f"cannot reach the hub at {self.url}: {why}")
+
+    async def _json(
+        self, method: str, path: str, body: Any = None, *, query: dict[str, str] | None = None, type_: str = ""
+    ) -> Any:
+        content = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
+        response = await self.request(method, path, content, query=query, content_type=type_ or "application/json")
+        if response.status >= 400:
+            raise error_of(response)
+        try:
+            return response.json()
+        except ValueError as error:
+            raise errors.internal(f"{self.url} answered {method} {path} with something that is not JSON") from error
+
+    # -- the eight verbs -------------------------------------------------------------------------------------
+
+    async def get(self, kind: Kind, name: str, namespace: str = "") -> Obj:
+        found: Obj = await self._json("GET", path_of(kind, namespace, name))
+        return found
+
+    async def list(
+        self, kind: Kind, namespace: str = "", *, labels: str = "", fields: str = "", limit: int = 0, continue_token: str = ""
+    ) -> ObjList:
+        query = _given(labelSelector=labels, fieldSelector=fields, limit=str(limit or ""), **{"continue": continue_token})
+        found = await self._json("GET", path_of(kind, namespace), query=query)
+        metadata = found.get("metadata") or {}
+        items = found.get("items") or []
+        for item in items:  # lists leave out what all items share
+            item.setdefault("apiVersion", kind.api_version)
+            item.setdefault("kind", kind.kind)
+        return ObjList(items, str(metadata.get("resourceVersion") or ""), str(metadata.get("continue") or ""))
+
+    async def watch(
+        self, kind: Kind, namespace: str = "", *, resource_version: str = "", labels: str = "", fields: str = ""
+    ) -> AsyncIterator[WatchEvent]:
+        query = _given(
+            watch="true",
+            allowWatchBookmarks="true",
+            resourceVersion=resource_version,
+            labelSelector=labels,
+            fieldSelector=fields,
+            timeoutSeconds=str(WATCH_SECONDS + self._random.randrange(WATCH_SECONDS)),
+        )
+        async with aclosing(self.lines(path_of(kind, namespace), query)) as lines:
+            async for line in lines:
+                event = json.loads(line)
+                if event.get("type") == "ERROR":
+                    raise ApiError.of(event.get("object") or {})
+                yield WatchEvent(str(event.get("type")), event.get("object") or {})
+
+    async def lines(self, path: str, query: dict[str, str]) -> AsyncGenerator[bytes, None]:
+        """Non-empty lines of an endless answer. Ends when the server ends it; raises ``ApiError``, also later on."""
+        request = self._request("GET", path, b"", query, "", "application/json")
+        async with self._watches:
+            connection: _Connection | None = None
+            try:
+                async with asyncio.timeout(REQUEST_SECONDS):
+                    connection = await self._connect()
+                    await connection.send(request, b"")
+                    head = await connection.response()
+                async with aclosing(connection.body()) as chunks:
+                    if head.status_code >= 400:
+                        content = b"".join([chunk async for chunk in chunks])
+                        raise error_of(Response(head.status_code, (), content[:MAX_BODY]))
+                    buffer = bytearray()
+                    async for chunk in chunks:
+                        buffer += chunk
+                        if b"\n" in chunk:
+                            *complete, rest = buffer.split(b"\n")
+                            buffer = rest
+                            for line in complete:
+                                if line:
+                                    yield bytes(line)
+                        if len(buffer) > MAX_LINE:
+                            raise errors.too_large(f"{self.url} sent a line of more than {MAX_LINE} bytes")
+            except (OSError, TimeoutError, h11.ProtocolError, EOFError) as error:
+                raise self._unreachable(error) from error
+            finally:
+                if connection is not None:
+                    connection.abort()
+
+    async def create(self, obj: Obj, *, field_manager: str = "", dry_run: bool = False) -> Obj:
+        query = _given(fieldManager=field_manager, dryRun="All" if dry_run else "")
+        created: Obj = await self._json("POST", path_of(_kind(obj), namespace(obj)), obj, query=query)
+        return created
+
+    async def update(self, obj: Obj, *, subresource: str = "", field_manager: str = "", dry_run: bool = False) -> Obj:
+        query = _given(fieldManager=field_manager, dryRun="All" if dry_run else "")
+        path = path_of(_kind(obj), namespace(obj), name(obj), subresource)
+        updated: Obj = await self._json("PUT", path, obj, query=query)
+        return updated
+
+    async def patch(
+        self,
+        kind: Kind,
+        name: str,
+        namespace: str,
+        patch: Any,
+        *,
+        type: PatchType = PatchType.MERGE,
+        subresource: str = "",
+        field_manager: str = "",
+        force: bool = False,
+        dry_run: bool = False,
+    ) -> Obj:
+        query = _given(fieldManager=field_manager, force="true" if force else "", dryRun="All" if dry_run else "")
+        path = path_of(kind, namespace, name, subresource)
+        patched: Obj = await self._json("PATCH", path, patch, query=query, type_=type.value)
+        return patched
+
+    async def delete(
+        self,
+        kind: Kind,
+        name: str,
+        namespace: str = "",
+        *,
+        uid: str = "",
+        resource_version: str = "",
+        propagation: str = "",
+        grace_period_seconds: int | None = None,
+        dry_run: bool = False,
+    ) -> Obj:
+        options: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions"}
+        preconditions = _given(uid=uid, resourceVersion=resource_version)
+        if preconditions:
+            options["preconditions"] = preconditions
+        if propagation:
+            options["propagationPolicy"] = propagation
+        if grace_period_seconds is not None:
+            options["gracePeriodSeconds"] = grace_period_seconds
+        if dry_run:
+            options["dryRun"] = ["All"]
+        deleted: Obj = await self._json("DELETE", path_of(kind, namespace, name), options)
+        return deleted
+
+    async def delete_collection(self, kind: Kind, namespace: str = "", *, labels: str = "", fields: str = "") -> None:
+        await self._json("DELETE", path_of(kind, namespace), query=_given(labelSelector=labels, fieldSelector=fields))
+
+
+def path_of(kind: Kind, namespace: str = "", name: str = "", subresource: str = "") -> str:
+    """The URL path of a collection, an object or its subresource."""
+    parts = ["apis", kind.group] if kind.group else ["api"]
+    parts.append(kind.version)
+    if kind.namespaced and namespace:
+        parts += ["namespaces", namespace]
+    parts += [kind.plural, *([name] if name else []), *([subresource] if subresource else [])]
+    return "/" + "/".join(quote(part, safe=":") for part in parts)
+
+
+def error_of(response: Response) -> ApiError:
+    """What an answer of 400 or above says: its ``Status`` body, or its first words."""
+    try:
+        status = response.json()
+    except ValueError:
+        status = None
+    if isinstance(status, dict) and status.get("kind") == "Status":
+        return ApiError.of(status | {"code": status.get("code") or response.status})
+    reasons = {401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 429: "TooManyRequests", 503: "ServiceUnavailable"}
+    text = response.body[:300].decode(errors="replace").strip()
+    return ApiError(response.status, reasons.get(response.status, "Unknown"), text or f"the server answered {response.status}")
+
+
+def keep_alive(sock: socket.socket | None) -> None:
+    """Let the kernel notice a dead path within half a minute, also where nothing is being sent."""
+    options: Iterable[tuple[int, str, int]] = (
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 10),
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
+        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 25_000),
+    )
+    if sock is not None:
+        with suppress(OSError):
+            for level, option, value in options:
+                if hasattr(socket, option):
+                    sock.setsockopt(level, getattr(socket, option), value)
+
+
+def _given(**query: str) -> dict[str, str]:
+    return {key: value for key, value in query.items() if value}
+
+
+def _kind(obj: Obj) -> Kind:
+    try:
+        return kind_of(obj)
+    except KeyError as error:
+        raise errors.bad_request(str(error.args[0])) from error
