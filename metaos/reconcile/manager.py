@@ -2,43 +2,159 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.reconcile.informer import Informer
-from metaos.reconcile.reconciler import Reconciler
+from metaos.reconcile.reconciler import Reconciler, TerminalError
+from metaos.reconcile.workqueue import Closed, WorkQueue
+from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, ObjectRef
 from metaos.resources.scheme import Kind
 
+log = logging.getLogger(__name__)
+
 Mapper = Callable[[Obj], Iterable[ObjectRef]]
+
+_CONFLICT = 409
+
+
+@dataclass(slots=True)
+class _Controller:
+    reconciler: Reconciler
+    queue: WorkQueue[ObjectRef]
+    workers: int
 
 
 class Manager:
-    """Owns informers and workers. Use: ``informer`` and ``add`` as needed, then ``await start()``, ``await stop()``."""
+    """Owns informers and workers. Use: ``informer`` and ``add`` as needed, then ``await start()``, ``await stop()``.
+
+    Both may also be called after ``start``. ``metrics`` counts per reconciler, ready for ``/metrics``: ``reconciles``,
+    ``errors``, ``depth``.
+    """
 
     def __init__(self, client: Client, clock: Clock, random: Random) -> None:
         self.client = client
         self.clock = clock
+        self._random = random
+        self._informers: dict[tuple[str, str, str, str], Informer] = {}
+        self._controllers: dict[str, _Controller] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._started = False
+        self._counts: dict[str, dict[str, int]] = {}
 
     def informer(self, kind: Kind, namespace: str = "", labels: str = "", fields: str = "") -> Informer:
-        """The shared informer for exactly these arguments."""
-        raise NotImplementedError
+        """The shared informer for exactly these arguments. Asked for after ``start``, await its ``synced()``."""
+        key = (kind.resource, namespace, labels, fields)
+        found = self._informers.get(key)
+        if found is None:
+            found = Informer(self.client, self.clock, self._random, kind, namespace, labels, fields)
+            self._informers[key] = found
+            if self._started:
+                self._run_informer(found)
+        return found
 
     def add(self, reconciler: Reconciler, watches: Sequence[tuple[Kind, Mapper]], workers: int = 1) -> None:
         """Run ``reconciler`` for whatever the mappers yield. A mapper is called for the old and the new object of every
         change, also on the first list, so every existing object is looked at after a start."""
-        raise NotImplementedError
+        if reconciler.name in self._controllers:
+            raise ValueError(f"there is a reconciler {reconciler.name!r} already")
+        queue: WorkQueue[ObjectRef] = WorkQueue(self.clock, self._random)
+        controller = _Controller(reconciler, queue, workers)
+        self._controllers[reconciler.name] = controller
+        self._counts[reconciler.name] = {"reconciles": 0, "errors": 0}
+        for kind, mapper in watches:
+            self.informer(kind).on_change(_enqueue_mapped(queue, mapper))
+        if self._started:
+            self._run_workers(controller)
 
     def enqueue(self, reconciler_name: str, ref: ObjectRef, after: float = 0.0) -> None:
         """Have ``ref`` looked at, now or in ``after`` seconds."""
-        raise NotImplementedError
+        self._controllers[reconciler_name].queue.add_after(ref, after)
+
+    @property
+    def metrics(self) -> dict[str, dict[str, int]]:
+        """Reconciler name → ``reconciles`` and ``errors`` since the start, ``depth`` of its queue now."""
+        return {name: counts | {"depth": len(self._controllers[name].queue)} for name, counts in self._counts.items()}
 
     async def start(self) -> None:
-        """Returns when all informers are synced and the workers run."""
-        raise NotImplementedError
+        """Returns when all informers are synced and the workers run. Waits as long as the server cannot be reached."""
+        self._started = True
+        for informer in self._informers.values():
+            self._run_informer(informer)
+        for informer in list(self._informers.values()):
+            await informer.synced()
+        for controller in self._controllers.values():
+            self._run_workers(controller)
 
     async def stop(self) -> None:
-        """Cancel workers and watches, and wait until they have ended."""
-        raise NotImplementedError
+        """Cancel workers and watches, and wait until they have ended. A reconcile in flight is cut off where it is: the
+        next start looks at its object again."""
+        self._started = False
+        for controller in self._controllers.values():
+            await controller.queue.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+
+    def _run_informer(self, informer: Informer) -> None:
+        self._tasks.add(asyncio.create_task(informer.run(), name=f"informer {informer.kind.resource}"))
+
+    def _run_workers(self, controller: _Controller) -> None:
+        for number in range(controller.workers):
+            self._tasks.add(asyncio.create_task(self._work(controller), name=f"{controller.reconciler.name} {number}"))
+
+    async def _work(self, controller: _Controller) -> None:
+        while True:
+            try:
+                ref = await controller.queue.get()
+            except Closed:
+                return
+            try:
+                await self._reconcile(controller, ref)
+            finally:
+                controller.queue.done(ref)
+
+    async def _reconcile(self, controller: _Controller, ref: ObjectRef) -> None:
+        name, queue = controller.reconciler.name, controller.queue
+        counts = self._counts[name]
+        counts["reconciles"] += 1
+        try:
+            result = await controller.reconciler.reconcile(ref)
+        except TerminalError as error:
+            counts["errors"] += 1
+            queue.forget(ref)
+            log.error("%s: %s: giving up until it changes: %s", name, _text(ref), error)
+        except Exception as error:
+            seconds = queue.retry(ref)
+            if isinstance(error, ApiError) and error.code == _CONFLICT:
+                # The cache was a moment behind: ordinary, and the retry sees the newer object.
+                log.debug("%s: %s: again in %.3f s: %s", name, _text(ref), seconds, error)
+                return
+            counts["errors"] += 1
+            known = isinstance(error, ApiError)
+            log.error("%s: %s: failed, again in %.3f s: %s", name, _text(ref), seconds, error, exc_info=None if known else error)
+        else:
+            queue.forget(ref)
+            if result.requeue_after is not None:
+                queue.add_after(ref, result.requeue_after)
+
+
+def _enqueue_mapped(queue: WorkQueue[ObjectRef], mapper: Mapper) -> Callable[[Obj | None, Obj | None], None]:
+    def enqueue(old: Obj | None, new: Obj | None) -> None:
+        for obj in (old, new):
+            if obj is not None:
+                for ref in mapper(obj):
+                    queue.add(ref)
+
+    return enqueue
+
+
+def _text(ref: ObjectRef) -> str:
+    return f"{ref.kind} {ref.namespace}/{ref.name}" if ref.namespace else f"{ref.kind} {ref.name}"
