@@ -1,0 +1,74 @@
+"""A site's key and certificate request, made in a process of its own: ``python -m metaos.agent.identity``.
+
+The agent stays small by not importing ``cryptography`` itself. ``request KEY_FILE NAME`` writes a new private key
+(0600, never shown) and prints a certificate signing request; ``describe`` reads certificates (PEM) on standard input and
+prints what the first says, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from metaos.security.authz import CLUSTER_USER_PREFIX, CLUSTERS
+
+
+def request(key_file: Path, name: str) -> bytes:
+    """Makes the key, returns the PEM request for ``CN=system:cluster:NAME, O=system:clusters`` (PKCS #10)."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    key_file.unlink(missing_ok=True)
+    descriptor = os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(pem)
+        file.flush()
+        os.fsync(file.fileno())
+    subject = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, CLUSTERS),
+            x509.NameAttribute(NameOID.COMMON_NAME, CLUSTER_USER_PREFIX + name),
+        ]
+    )
+    return (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(subject)
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+
+
+def describe(pem: bytes) -> dict[str, float | str]:
+    """``notBefore`` and ``notAfter`` in seconds since the epoch, and ``commonName``."""
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    certificate = x509.load_pem_x509_certificate(pem)
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return {
+        "notBefore": certificate.not_valid_before_utc.timestamp(),
+        "notAfter": certificate.not_valid_after_utc.timestamp(),
+        "commonName": str(names[0].value) if names else "",
+    }
+
+
+def main(arguments: list[str]) -> int:
+    match arguments:
+        case ["request", key_file, name]:
+            sys.stdout.buffer.write(request(Path(key_file), name))
+        case ["describe"]:
+            json.dump(describe(sys.stdin.buffer.read()), sys.stdout)
+        case _:
+            sys.stderr.write("usage: python -m metaos.agent.identity request KEY_FILE NAME | describe\n")
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

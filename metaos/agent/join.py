@@ -1,0 +1,291 @@
+"""Becoming a member and staying one: the join token, the certificate by signing request, and its renewal.
+
+What a site knows of itself lies in ``DATA/identity``: ``ca.pem`` (the hub's authority), ``agent.pem`` (certificate and
+key in one file, so that both change at once) and ``identity.json`` (the name and the validity). A request that is under
+way lies in ``request.key`` and ``request.json``, so that a crash in between does not waste the token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+import os
+import ssl
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
+
+from metaos.client import Client
+from metaos.clock import Clock
+from metaos.http import HttpClient, tls_context, unverified_context
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import Obj, name
+from metaos.resources.scheme import CERTIFICATE_SIGNING_REQUEST, CLUSTER
+
+log = logging.getLogger(__name__)
+
+SIGNER = "meta-os.eu/agent"
+TOKEN_PREFIX = "nemo1"  # noqa: S105  (the first word of the form, not a secret)
+#: The certificate is renewed after this part of its lifetime.
+RENEW_AFTER = 2 / 3
+#: How long a request may wait for approval before the agent says that it still waits.
+PATIENCE_SECONDS = 30.0
+FIRST_POLL_SECONDS = 0.2
+LAST_POLL_SECONDS = 5.0
+
+
+class JoinError(Exception):
+    """This machine cannot become, or is no longer, a member. The message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this site is: PEM texts and the certificate's validity in seconds since the epoch."""
+
+    name: str
+    not_before: float
+    not_after: float
+    ca: str
+    certificate: str
+    key: str
+
+    @property
+    def renew_time(self) -> float:
+        return self.not_before + (self.not_after - self.not_before) * RENEW_AFTER
+
+    def context(self) -> ssl.SSLContext:
+        return tls_context(self.ca, self.certificate, self.key)
+
+    @classmethod
+    def load(cls, folder: Path) -> Identity | None:
+        """What an earlier start has stored, ``None`` where this site has not joined."""
+        try:
+            known = json.loads((folder / "identity.json").read_text())
+            certificate, _, key = (folder / "agent.pem").read_text().partition("-----BEGIN PRIVATE KEY-----")
+            ca = (folder / "ca.pem").read_text()
+        except FileNotFoundError:
+            return None
+        key = "-----BEGIN PRIVATE KEY-----" + key
+        return cls(str(known["name"]), float(known["notBefore"]), float(known["notAfter"]), ca, certificate, key)
+
+    def store(self, folder: Path) -> None:
+        """``identity.json`` last: it is what says that the rest is complete."""
+        write_private(folder / "ca.pem", self.ca)
+        write_private(folder / "agent.pem", self.certificate.rstrip() + "\n" + self.key)
+        known = {"name": self.name, "notBefore": self.not_before, "notAfter": self.not_after}
+        write_private(folder / "identity.json", json.dumps(known))
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """``nemo1.ID.SECRET.PIN``; PIN is the SHA-256 of the authority's certificate (DER), in hex."""
+
+    bearer: str
+    pin: str
+
+    @classmethod
+    def read(cls, path: Path) -> Token:
+        """Raises ``JoinError`` without repeating what the file holds."""
+        try:
+            parts = path.read_text().strip().split(".")
+        except OSError as error:
+            raise JoinError(f"the join token cannot be read: {error}; make one with 'nemo join-token NAME'") from error
+        if len(parts) != 4 or parts[0] != TOKEN_PREFIX or not all(parts):
+            raise JoinError(
+                f"{path} holds no join token (its form is {TOKEN_PREFIX}.ID.SECRET.PIN): make one with 'nemo join-token NAME'"
+            )
+        return cls(".".join(parts[:3]), parts[3].lower())
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replaces a file atomically and durably; only its owner can read it."""
+    temporary = path.with_name(path.name + ".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+async def fetch_authority(hub: str, pin: str, clock: Clock, random: Random) -> str:
+    """The hub's authority (PEM), trusted only because its fingerprint is the token's. Raises ``JoinError``."""
+    client = HttpClient(hub, context=unverified_context(), clock=clock, random=random)
+    try:
+        response = await client.request("GET", "/cacerts", accept="*/*")
+    finally:
+        await client.close()
+    text = response.body.decode(errors="replace")
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    for part in text.split(begin)[1:]:
+        pem = begin + part.partition(end)[0] + end + "\n"
+        try:
+            der = ssl.PEM_cert_to_DER_cert(pem)
+        except ValueError:
+            continue
+        if hashlib.sha256(der).hexdigest() == pin:
+            return pem
+    raise JoinError(
+        f"{hub} is not the hub that made this token: its authority's fingerprint is another one. "
+        "Check --hub, or make a new token with 'nemo join-token NAME' at that hub"
+    )
+
+
+class Membership:
+    """Asks the hub for certificates. ``folder`` is private to this site."""
+
+    def __init__(self, hub: str, folder: Path, site: str, clock: Clock, random: Random) -> None:
+        self._hub, self._folder, self._site = hub, folder, site
+        self._clock, self._random = clock, random
+
+    async def join(self, token_file: Path | None) -> Identity:
+        """The stored identity, or a new one for a token. Raises ``JoinError``, or ``ApiError`` 503 (try again)."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = Identity.load(self._folder)
+        if found is not None:
+            if found.name != self._site:
+                raise JoinError(
+                    f"{self._folder.parent} belongs to site {found.name!r}, the site file is of {self._site!r}: "
+                    "give each site its own --data directory"
+                )
+            if self._clock.now() < found.not_after or token_file is None:
+                return found
+            log.warning("the certificate of site %s has expired; joining again with the token", self._site)
+        if token_file is None:
+            raise JoinError(
+                "this site has not joined yet: make a token at the hub with "
+                f"'nemo join-token {self._site}', and start the agent once with --token-file"
+            )
+        try:
+            return await self._join(Token.read(token_file))
+        except JoinError as error:
+            if found is None:
+                raise
+            log.error("%s; until then this site goes on with what it has", error)
+            return found
+
+    async def _join(self, token: Token) -> Identity:
+        ca = await fetch_authority(self._hub, token.pin, self._clock, self._random)
+        client = HttpClient(self._hub, ca=ca, token=token.bearer, clock=self._clock, random=self._random)
+        try:
+            return await self._certified(client, ca)
+        finally:
+            await client.close()
+
+    async def renew(self, client: Client, current: Identity) -> Identity:
+        """A new key and certificate, asked for with the present one. Raises ``JoinError`` or ``ApiError``."""
+        return await self._certified(client, current.ca)
+
+    async def _certified(self, client: Client, ca: str) -> Identity:
+        request = await self._request(client)
+        pem = await self._answer(client, request)
+        described = json.loads(await identity_process("describe", stdin=pem))
+        key = (self._folder / "request.key").read_text()
+        identity = Identity(self._site, float(described["notBefore"]), float(described["notAfter"]), ca, pem.decode(), key)
+        try:
+            identity.context()
+        except ssl.SSLError as error:
+            raise JoinError(f"the hub's certificate does not fit this site's key: {error}") from error
+        identity.store(self._folder)
+        for left in ("request.json", "request.key"):
+            (self._folder / left).unlink(missing_ok=True)
+        return identity
+
+    async def _request(self, client: Client) -> str:
+        """The name of a request that the hub has: the one under way, or a new one."""
+        pending = self._folder / "request.json"
+        if pending.exists() and (self._folder / "request.key").exists():
+            waiting: Obj = json.loads(pending.read_text())
+        else:
+            csr = await identity_process("request", str(self._folder / "request.key"), self._site)
+            waiting = CERTIFICATE_SIGNING_REQUEST.empty(f"{self._site}-{self._random.randbytes(6).hex()}")
+            waiting["spec"] = {"request": base64.b64encode(csr).decode(), "signerName": SIGNER, "usages": ["client auth"]}
+            write_private(pending, json.dumps(waiting))
+        try:
+            await client.create(waiting)
+        except ApiError as error:
+            if error.reason == "AlreadyExists":
+                return name(waiting)
+            if error.code in (400, 422):
+                self._discard()
+            if error.code in (401, 403):
+                # A used token may still look at its own request.
+                if await self._known(client, name(waiting)):
+                    return name(waiting)
+                self._discard()
+                raise JoinError(
+                    f"the hub at {self._hub} refuses site {self._site!r}: {error.message}. Join tokens are for one site, "
+                    f"short-lived and used once; make a new one with 'nemo join-token {self._site}'"
+                ) from error
+            raise
+        return name(waiting)
+
+    async def _known(self, client: Client, request: str) -> bool:
+        try:
+            await client.get(CERTIFICATE_SIGNING_REQUEST, request)
+        except ApiError as error:
+            if error.code in (401, 403, 404):
+                return False
+            raise
+        return True
+
+    async def _answer(self, client: Client, request: str) -> bytes:
+        """The PEM certificate, once the hub has signed it."""
+        started, delay, said = self._clock.monotonic(), FIRST_POLL_SECONDS, False
+        while True:
+            found = await client.get(CERTIFICATE_SIGNING_REQUEST, request)
+            status = found.get("status") or {}
+            for condition in status.get("conditions") or ():
+                if condition.get("type") in ("Denied", "Failed"):
+                    self._discard()
+                    raise JoinError(
+                        f"the hub refused this site's certificate: {condition.get('message') or condition.get('reason')}"
+                    )
+            if status.get("certificate"):
+                return base64.b64decode(status["certificate"])
+            if not said and self._clock.monotonic() - started > PATIENCE_SECONDS:
+                log.warning("request %s still waits for approval: 'kubectl certificate approve %s' at the hub", request, request)
+                said = True
+            await self._clock.sleep(delay)
+            delay = min(delay * 1.5, LAST_POLL_SECONDS)
+
+    def _discard(self) -> None:
+        (self._folder / "request.json").unlink(missing_ok=True)
+
+
+async def register(client: Client, site: Obj) -> Obj:
+    """Makes this site's Cluster where the hub does not have it yet; returns the hub's."""
+    try:
+        return await client.get(CLUSTER, name(site))
+    except ApiError as error:
+        if error.code != 404:
+            raise
+    cluster: Obj = {key: value for key, value in site.items() if key != "status"}
+    try:
+        return await client.create(cluster, field_manager="nemo-agent")
+    except ApiError as error:
+        if error.reason != "AlreadyExists":
+            raise
+        return await client.get(CLUSTER, name(site))
+
+
+async def identity_process(*arguments: str, stdin: bytes = b"") -> bytes:
+    """Runs ``metaos.agent.identity``; its standard output. Raises ``JoinError``."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "metaos.agent.identity",
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate(stdin)
+    if process.returncode:
+        lines = err.decode(errors="replace").strip().splitlines()
+        raise JoinError(f"making this site's key failed: {lines[-1] if lines else f'exit code {process.returncode}'}")
+    return out

@@ -1,0 +1,125 @@
+"""Joining with a token, coming back, and renewing, against a hub over real TLS."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from metaos.agent.join import Identity, JoinError, Membership, Token, fetch_authority, register
+from metaos.clock import SystemClock
+from metaos.http import HttpClient
+from metaos.resources import scheme
+from metaos.resources.errors import ApiError
+from tests.agent.hub import Hub, until
+
+
+@pytest.fixture
+async def hub(tmp_path: Path) -> AsyncIterator[Hub]:
+    found = Hub(tmp_path)
+    await found.start()
+    yield found
+    await found.stop()
+
+
+def membership(hub: Hub, folder: Path, site: str = "edge-a") -> Membership:
+    return Membership(hub.url, folder / "identity", site, SystemClock(), Random(3))
+
+
+def token_file(hub: Hub, folder: Path) -> Path:
+    path = folder / "token"
+    path.write_text(hub.token() + "\n")
+    return path
+
+
+async def test_a_token_becomes_an_identity_that_the_hub_accepts_and_that_survives(hub: Hub, tmp_path: Path) -> None:
+    member = membership(hub, tmp_path / "a")
+    identity = await member.join(token_file(hub, tmp_path))
+    assert identity.name == "edge-a" and identity.not_before < hub.clock.now() < identity.renew_time < identity.not_after
+    assert await member.join(None) == identity, "the second start needs no token"
+    client = HttpClient(hub.url, context=identity.context(), clock=hub.clock, random=Random(1))
+    site: Any = scheme.CLUSTER.empty("edge-a")
+    created = await register(client, site | {"spec": {"tier": "edge"}})
+    assert created["spec"] == {"tier": "edge"} and (await register(client, site))["metadata"] == created["metadata"]
+    files = sorted((tmp_path / "a" / "identity").iterdir())
+    assert [f.name for f in files] == ["agent.pem", "ca.pem", "identity.json"]
+    assert all(f.stat().st_mode & 0o077 == 0 for f in files)
+    renewed = await member.renew(client, identity)
+    assert renewed.key != identity.key and renewed.certificate != identity.certificate
+    assert Identity.load(tmp_path / "a" / "identity") == renewed
+    client.use(renewed.context())
+    assert await client.get(scheme.CLUSTER, "edge-a")
+    await client.close()
+    with pytest.raises(JoinError, match="belongs to site 'edge-a'"):
+        await membership(hub, tmp_path / "a", "edge-b").join(None)
+
+
+async def test_a_used_or_unknown_token_is_refused_with_the_remedy(hub: Hub, tmp_path: Path) -> None:
+    path = token_file(hub, tmp_path)
+    await membership(hub, tmp_path / "a").join(path)
+    with pytest.raises(JoinError, match="nemo join-token edge-b"):
+        await membership(hub, tmp_path / "b", "edge-b").join(path)
+    with pytest.raises(JoinError, match="has not joined yet"):
+        await membership(hub, tmp_path / "c").join(None)
+    path.write_text("something else")
+    with pytest.raises(JoinError, match="holds no join token") as caught:
+        Token.read(path)
+    assert "something" not in str(caught.value)
+    with pytest.raises(JoinError, match="cannot be read"):
+        Token.read(tmp_path / "none")
+
+
+async def test_another_hub_is_not_trusted(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(JoinError, match="is not the hub that made this token"):
+        await fetch_authority(hub.url, "0" * 64, hub.clock, Random(1))
+
+
+async def test_a_crash_while_waiting_for_approval_does_not_waste_the_token(hub: Hub, tmp_path: Path) -> None:
+    hub.auto_approve = False
+    path = token_file(hub, tmp_path)
+    member = membership(hub, tmp_path / "a")
+    joining = asyncio.create_task(member.join(path))
+    waiting = await until(lambda: hub.client.objects(scheme.CERTIFICATE_SIGNING_REQUEST))
+    joining.cancel()
+    await asyncio.gather(joining, return_exceptions=True)
+    hub.sign(waiting[0]["metadata"]["name"])
+    identity = await membership(hub, tmp_path / "a").join(path)
+    assert identity.name == "edge-a" and len(hub.client.objects(scheme.CERTIFICATE_SIGNING_REQUEST)) == 1
+
+
+async def test_a_denied_request_and_a_hub_that_is_away(hub: Hub, tmp_path: Path) -> None:
+    hub.auto_approve = False
+    path = token_file(hub, tmp_path)
+    joining = asyncio.create_task(membership(hub, tmp_path / "a").join(path))
+    waiting = await until(lambda: hub.client.objects(scheme.CERTIFICATE_SIGNING_REQUEST))
+    hub.client.seed(waiting[0] | {"status": {"conditions": [{"type": "Denied", "status": "True", "message": "not this one"}]}})
+    with pytest.raises(JoinError, match="not this one"):
+        await joining
+    await hub.stop()
+    with pytest.raises(ApiError) as caught:
+        await membership(hub, tmp_path / "b").join(path)
+    assert caught.value.code == 503
+
+
+async def test_an_expired_site_goes_on_until_it_has_a_new_token(hub: Hub, tmp_path: Path) -> None:
+    hub.lifetime_seconds = -1
+    path = token_file(hub, tmp_path)
+    member = membership(hub, tmp_path / "a")
+    expired = await member.join(path)
+    assert expired.not_after < hub.clock.now()
+    assert await member.join(path) == expired, "the token was used: nothing changes"
+    hub.lifetime_seconds = 1000
+    assert (await member.join(token_file(hub, tmp_path))).not_after > hub.clock.now()
+
+
+def test_the_agent_itself_does_not_load_cryptography() -> None:
+    code = "import sys, metaos.agent.join; print([m for m in ('cryptography', 'aiohttp', 'orjson') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+    refused = subprocess.run([sys.executable, "-m", "metaos.agent.identity"], capture_output=True, text=True)
+    assert refused.returncode == 2 and json.dumps(refused.stderr)
