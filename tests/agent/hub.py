@@ -24,7 +24,6 @@ from metaos.security.identity import AGENT_LIFETIME_SECONDS, Authority, JoinToke
 from metaos.tunnel import SUBPROTOCOL, Stream, Tunnel, TunnelError
 from tests.fake_client import FakeClient
 
-
 T = TypeVar("T")
 
 
