@@ -69,6 +69,18 @@ class Compacted(Exception):
         self.oldest = oldest
 
 
+class StoreFailed(Exception):
+    """The engine could not do it (I/O error, damaged file, wrong version). A write that failed so changed nothing."""
+
+
+class StoreFull(StoreFailed):
+    """No space is left for a write; nothing was changed, reads go on. Free space, or compact."""
+
+
+class StoreClosed(StoreFailed):
+    """The store was closed."""
+
+
 class Store(Protocol):
     """State. An awaited write is durable when it returns; writes are serial, one revision each."""
 
@@ -79,7 +91,8 @@ class Store(Protocol):
     async def get(self, key: str) -> Entry | None: ...
 
     async def list(self, prefix: str, *, revision: int = 0, limit: int = 0, after: str = "") -> Listing:
-        """Keys that start with ``prefix``, as of ``revision`` (0: now), after key ``after``. Raises ``Compacted``."""
+        """Keys that start with ``prefix``, as of ``revision`` (0: now), after key ``after``. Raises ``Compacted``, also for
+        a revision that is yet to come (the store was restored from an older copy): either way, list again."""
         ...
 
     async def create(self, key: str, value: bytes) -> int:
@@ -96,11 +109,13 @@ class Store(Protocol):
 
     def watch(self, prefix: str, *, after: int) -> AsyncIterator[LogEvent]:
         """Every event on ``prefix`` with a revision above ``after``, in order. Raises ``Compacted`` when ``after`` is
-        too old, also later on when this watcher has fallen too far behind (its buffer is bounded)."""
+        too old or yet to come, also later on when this watcher has fallen too far behind (its buffer is bounded). Ends
+        when the store is closed."""
         ...
 
     async def compact(self, revision: int) -> None:
-        """Forget history below ``revision``; current values stay."""
+        """Forget history below ``revision``; what was current then stays, so that one may list at it and watch after it.
+        Raises ``ValueError`` for a revision that is yet to come."""
         ...
 
     async def close(self) -> None: ...

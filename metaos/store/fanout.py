@@ -1,0 +1,81 @@
+"""Watchers of a store in this process: each has a bounded buffer of what it has not yet taken.
+
+Lives in the event loop alone, so nothing here needs a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+
+from metaos.store.log import LogEvent
+
+#: Events that a watcher may be behind before it is told to list again.
+BUFFER = 1024
+
+
+class Watcher:
+    """What one watcher still has to take. ``overflown``: it fell too far behind and its buffer was dropped."""
+
+    def __init__(self, prefix: str, bound: int) -> None:
+        self.prefix = prefix
+        self.bound = bound
+        self.events: deque[LogEvent] = deque()
+        self.overflown = False
+        self.ended = False
+        self._news = asyncio.Event()
+
+    def offer(self, event: LogEvent) -> None:
+        if self.overflown:
+            return
+        if len(self.events) >= self.bound:
+            self.overflown = True
+            self.events.clear()
+        else:
+            self.events.append(event)
+        self._news.set()
+
+    def end(self) -> None:
+        self.ended = True
+        self._news.set()
+
+    async def wait(self) -> None:
+        """Until there is an event, an overflow or the end."""
+        while not (self.events or self.overflown or self.ended):
+            self._news.clear()
+            await self._news.wait()
+
+
+class FanOut:
+    """All watchers, told of each revision once, in order."""
+
+    def __init__(self, bound: int = BUFFER) -> None:
+        self._bound = bound
+        self._watchers: set[Watcher] = set()
+        self._ended = False
+
+    def __len__(self) -> int:
+        return len(self._watchers)
+
+    def attach(self, prefix: str) -> Watcher:
+        """A watcher of every event that is published from now on."""
+        watcher = Watcher(prefix, self._bound)
+        if self._ended:
+            watcher.end()
+        self._watchers.add(watcher)
+        return watcher
+
+    def detach(self, watcher: Watcher) -> None:
+        self._watchers.discard(watcher)
+
+    def publish(self, events: Iterable[LogEvent]) -> None:
+        for event in events:
+            for watcher in self._watchers:
+                if event.key.startswith(watcher.prefix):
+                    watcher.offer(event)
+
+    def end(self) -> None:
+        self._ended = True
+        for watcher in self._watchers:
+            watcher.end()

@@ -1,0 +1,204 @@
+"""Encryption at rest: a ``Store`` around a ``Store`` that seals the values of some keys.
+
+AES-256-GCM (NIST SP 800-38D) with random 96-bit nonces, good for 2^32 values under one key. The store key is bound in as
+associated data, so a sealed value cannot be moved to another object. A sealed value is ``MAGIC``, one byte with the length
+of the key id, the key id, nonce, ciphertext and tag. Values without ``MAGIC`` (JSON never begins with a zero byte) pass
+as they are: they were written before their kind was sealed.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from metaos.store.log import Conflict, Entry, Listing, LogEvent, Store, StoreFailed
+
+MAGIC = b"\x00nemo1\x00"
+_KEY_BYTES = 32
+_NONCE_BYTES = 12
+
+Entropy = Callable[[int], bytes]
+
+
+class Keyring:
+    """The keys of one data directory. The current one seals; all of them open, so that keys can be rotated."""
+
+    def __init__(self, path: Path, keys: Mapping[str, bytes], current: str, entropy: Entropy = os.urandom) -> None:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        self._path = path
+        self._keys = dict(keys)
+        self._entropy = entropy
+        self._ciphers: dict[str, Any] = {name: AESGCM(key) for name, key in keys.items()}
+        self.current = current
+
+    @classmethod
+    def open(cls, path: Path | str, entropy: Entropy = os.urandom) -> Keyring:
+        """Read the key file, or make one with mode 0600. Raises ``StoreFailed`` where others may read it."""
+        file = Path(path)
+        try:
+            with file.open(encoding="utf-8") as stream:
+                mode = os.fstat(stream.fileno()).st_mode & 0o077
+                text = stream.read()
+        except FileNotFoundError:
+            ring = cls(file, {"1": entropy(_KEY_BYTES)}, "1", entropy)
+            ring._save()
+            return ring
+        if mode:
+            raise StoreFailed(
+                f"{file} can be read by others than its owner: run chmod 600 {file}, and consider rotating its keys"
+            )
+        try:
+            content = json.loads(text)
+            keys = {str(name): base64.b64decode(key) for name, key in content["keys"].items()}
+            if content["current"] not in keys or any(len(key) != _KEY_BYTES for key in keys.values()):
+                raise ValueError("the current key is missing, or a key has not 32 bytes")
+            return cls(file, keys, content["current"], entropy)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreFailed(f"{file} is not a key file, restore it from a backup: {error}") from error
+
+    def rotate(self) -> str:
+        """Add a key, and seal with it from now on. Returns its id."""
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        name = str(max(int(n) for n in self._keys) + 1)
+        self._keys[name] = self._entropy(_KEY_BYTES)
+        self._ciphers[name] = AESGCM(self._keys[name])
+        self.current = name
+        self._save()
+        return name
+
+    def seal(self, key: str, value: bytes) -> bytes:
+        """``value`` for store key ``key``, encrypted."""
+        nonce = self._entropy(_NONCE_BYTES)
+        name = self.current.encode()
+        sealed: bytes = self._ciphers[self.current].encrypt(nonce, value, key.encode())
+        return MAGIC + bytes([len(name)]) + name + nonce + sealed
+
+    def unseal(self, key: str, value: bytes) -> bytes:
+        """The plain value. Raises ``StoreFailed`` where its key is missing or it was tampered with."""
+        from cryptography.exceptions import InvalidTag
+
+        if not value.startswith(MAGIC):
+            return value
+        start = len(MAGIC) + 1
+        name_end = start + value[start - 1]
+        name = value[start:name_end].decode("ascii", "replace")
+        cipher = self._ciphers.get(name)
+        if cipher is None:
+            raise StoreFailed(f"{key} is sealed with key {name!r}, which {self._path} does not hold: restore it from a backup")
+        nonce_end = name_end + _NONCE_BYTES
+        try:
+            plain: bytes = cipher.decrypt(value[name_end:nonce_end], value[nonce_end:], key.encode())
+        except InvalidTag as error:
+            raise StoreFailed(f"{key} cannot be decrypted: it was damaged or moved") from error
+        return plain
+
+    def _save(self) -> None:
+        content = {"current": self.current, "keys": {name: base64.b64encode(key).decode() for name, key in self._keys.items()}}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_name(self._path.name + ".new")
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as stream:
+            json.dump(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, self._path)
+        directory = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+class SealedStore:
+    """A ``Store`` whose values are sealed where ``sealed(key)`` says so. What is already sealed opens in any case."""
+
+    def __init__(self, inner: Store, keyring: Keyring, sealed: Callable[[str], bool]) -> None:
+        self._inner = inner
+        self._ring = keyring
+        self._sealed = sealed
+
+    async def revision(self) -> int:
+        return await self._inner.revision()
+
+    async def get(self, key: str) -> Entry | None:
+        return self._open(await self._inner.get(key))
+
+    async def list(self, prefix: str, *, revision: int = 0, limit: int = 0, after: str = "") -> Listing:
+        found = await self._inner.list(prefix, revision=revision, limit=limit, after=after)
+        if not any(entry.value.startswith(MAGIC) for entry in found.entries):
+            return found
+        return Listing(tuple(self._opened(entry) for entry in found.entries), found.revision, found.more)
+
+    async def create(self, key: str, value: bytes) -> int:
+        try:
+            return await self._inner.create(key, self._seal(key, value))
+        except Conflict as conflict:
+            raise Conflict(key, self._open(conflict.current)) from None
+
+    async def update(self, key: str, value: bytes, *, expected: int) -> int:
+        try:
+            return await self._inner.update(key, self._seal(key, value), expected=expected)
+        except Conflict as conflict:
+            raise Conflict(key, self._open(conflict.current)) from None
+
+    async def delete(self, key: str, *, expected: int) -> int:
+        try:
+            return await self._inner.delete(key, expected=expected)
+        except Conflict as conflict:
+            raise Conflict(key, self._open(conflict.current)) from None
+
+    async def watch(self, prefix: str, *, after: int) -> AsyncIterator[LogEvent]:
+        events = self._inner.watch(prefix, after=after)
+        try:
+            async for event in events:
+                value = self._ring.unseal(event.key, event.value)
+                previous = None if event.previous is None else self._ring.unseal(event.key, event.previous)
+                yield LogEvent(event.type, event.revision, event.key, value, previous)
+        finally:
+            close = getattr(events, "aclose", None)
+            if close is not None:
+                await close()
+
+    async def compact(self, revision: int) -> None:
+        await self._inner.compact(revision)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+    async def reseal(self, prefix: str = "") -> int:
+        """Write again whatever is not sealed with the current key though it should be; afterwards, and after a compaction,
+        older keys are no longer needed. Returns how many were written."""
+        count, after, more = 0, "", True
+        while more:
+            page = await self._inner.list(prefix, limit=500, after=after)
+            for entry in page.entries:
+                if self._sealed(entry.key) and not self._is_current(entry.value):
+                    plain = self._ring.unseal(entry.key, entry.value)
+                    try:
+                        await self._inner.update(entry.key, self._seal(entry.key, plain), expected=entry.revision)
+                        count += 1
+                    except Conflict:
+                        continue  # Written anew meanwhile, and thereby with the current key, or deleted.
+            more = page.more
+            after = page.entries[-1].key if page.entries else after
+        return count
+
+    def _is_current(self, value: bytes) -> bool:
+        name = self._ring.current.encode()
+        return value.startswith(MAGIC + bytes([len(name)]) + name)
+
+    def _seal(self, key: str, value: bytes) -> bytes:
+        return self._ring.seal(key, value) if self._sealed(key) else value
+
+    def _opened(self, entry: Entry) -> Entry:
+        return Entry(entry.key, self._ring.unseal(entry.key, entry.value), entry.revision, entry.create_revision)
+
+    def _open(self, entry: Entry | None) -> Entry | None:
+        return None if entry is None else self._opened(entry)

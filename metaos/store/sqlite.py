@@ -1,0 +1,489 @@
+"""The ``Store`` on SQLite: one append-only table, one writer thread with group commit, reads beside it.
+
+Table ``log`` holds every revision (as in kine); ``current`` is an index over it, key → the revision that holds. Writes
+that wait at the same time share one transaction and thereby one fsync (WAL, ``synchronous=FULL``); each is resolved only
+after that commit, and a failed compare-and-swap fails alone. Readers have connections and threads of their own: WAL gives
+each a consistent snapshot that never waits for the writer.
+
+Bounds: a pending call is held by whoever awaits it; a transaction takes at most ``BATCH`` writes; a watcher's buffer is
+bounded (``fanout``); history is read in pages of ``PAGE``; compaction looks at ``STEP`` revisions at a time, and other writes
+go in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, TypeVar
+
+from metaos.store.fanout import BUFFER, FanOut, Watcher
+from metaos.store.log import Compacted, Conflict, Entry, EventType, Listing, LogEvent, StoreClosed, StoreFailed, StoreFull
+
+BATCH = 256
+PAGE = 500
+STEP = 500
+READERS = 2
+
+#: "NEMO": says whose file it is (``PRAGMA application_id``).
+APPLICATION_ID = 0x4E454D4F
+#: One script per schema version, applied in order; ``PRAGMA user_version`` says how many have been.
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE log (
+        revision INTEGER PRIMARY KEY,
+        key TEXT NOT NULL,
+        type TEXT NOT NULL,
+        create_revision INTEGER NOT NULL,
+        previous_revision INTEGER,
+        value BLOB NOT NULL
+    );
+    CREATE INDEX log_by_key ON log (key, revision);
+    CREATE TABLE current (
+        key TEXT PRIMARY KEY,
+        revision INTEGER NOT NULL,
+        create_revision INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE compaction (oldest INTEGER NOT NULL);
+    INSERT INTO compaction VALUES (0);
+    """,
+)
+
+_GET = """
+SELECT c.key, l.value, c.revision, c.create_revision FROM current c JOIN log l ON l.revision = c.revision WHERE c.key = ?"""
+_LIST = """
+SELECT c.key, l.value, c.revision, c.create_revision FROM current c CROSS JOIN log l ON l.revision = c.revision
+WHERE c.key >= ? AND c.key < ? ORDER BY c.key LIMIT ?"""
+_LIST_AT = """
+SELECT l.key, l.value, l.revision, l.create_revision FROM (
+    SELECT key, MAX(revision) AS latest FROM log
+    WHERE key >= ? AND key < ? AND revision <= ? GROUP BY key
+) m CROSS JOIN log l ON l.revision = m.latest WHERE l.type != 'DELETE' ORDER BY m.key LIMIT ?"""
+_HISTORY = """
+SELECT l.type, l.revision, l.key, l.value, p.value FROM log l LEFT JOIN log p ON p.revision = l.previous_revision
+WHERE l.revision > ? AND +l.key >= ? AND +l.key < ? ORDER BY l.revision LIMIT ?"""
+_APPEND = "INSERT INTO log (revision, key, type, create_revision, previous_revision, value) VALUES (?, ?, ?, ?, ?, ?)"
+_POINT = "INSERT OR REPLACE INTO current (key, revision, create_revision) VALUES (?, ?, ?)"
+_FORGET = """
+DELETE FROM log WHERE revision > ? AND revision <= ? AND (type = 'DELETE' OR EXISTS (
+    SELECT 1 FROM log newer WHERE newer.key = log.key AND newer.revision > log.revision AND newer.revision <= ?))"""
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Call(Generic[T]):
+    """Work for a thread, and who awaits it."""
+
+    work: Callable[[sqlite3.Connection], T]
+    future: asyncio.Future[T]
+    result: T | None = None
+    error: BaseException | None = None
+
+
+_Queue = SimpleQueue["_Call[Any] | None"]
+
+
+class SqliteStore:
+    """State in one file. Made by :meth:`open`; belongs to the event loop in which it was opened."""
+
+    def __init__(
+        self, writer: sqlite3.Connection, readers: Sequence[sqlite3.Connection], lock: int, revision: int, watch_buffer: int
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._revision = revision
+        self._next = revision + 1
+        self._fan_out = FanOut(watch_buffer)
+        self._lock = lock
+        self._connections = [*readers, writer]
+        self._writes: _Queue = SimpleQueue()
+        self._reads: _Queue = SimpleQueue()
+        #: Of the transaction in progress: touched by the writer thread alone.
+        self._events: list[LogEvent] = []
+        self._closed = False
+        self._writer = threading.Thread(target=self._run_writer, args=(writer,), name="store-writer", daemon=True)
+        self._readers = [
+            threading.Thread(target=self._run_reader, args=(reader,), name="store-reader", daemon=True) for reader in readers
+        ]
+        for thread in (self._writer, *self._readers):
+            thread.start()
+
+    @classmethod
+    async def open(cls, path: Path | str, *, watch_buffer: int = BUFFER, max_bytes: int = 0) -> SqliteStore:
+        """Open or create. ``max_bytes``: how large the file may grow (0: as the disk allows).
+
+        Raises ``StoreFailed`` where the file is in use by another process, of a newer version, or not a store.
+        """
+        file = Path(path)
+        lock = _lock(file)
+        connections: list[sqlite3.Connection] = []
+        try:
+            revision = await asyncio.to_thread(_prepare, file, max_bytes, connections)
+        except BaseException:
+            for connection in connections:
+                connection.close()
+            os.close(lock)
+            raise
+        return cls(connections[0], connections[1:], lock, revision, watch_buffer)
+
+    # -- Store ---------------------------------------------------------------------------------------------
+
+    async def revision(self) -> int:
+        """The latest revision."""
+        return self._revision
+
+    async def get(self, key: str) -> Entry | None:
+        """The present value, or ``None``."""
+        return await self._read(lambda db: _get(db, key))
+
+    async def list(self, prefix: str, *, revision: int = 0, limit: int = 0, after: str = "") -> Listing:
+        """Keys that start with ``prefix``, as of ``revision`` (0: now), after key ``after``. Raises ``Compacted``."""
+        return await self._read(lambda db: _list(db, prefix, revision, limit, after))
+
+    async def create(self, key: str, value: bytes) -> int:
+        """The new revision. Raises ``Conflict`` where the key exists."""
+        return await self._write(lambda db: self._append(db, EventType.CREATE, key, value, 0))
+
+    async def update(self, key: str, value: bytes, *, expected: int) -> int:
+        """The new revision. Raises ``Conflict`` unless the key's revision is ``expected``."""
+        return await self._write(lambda db: self._append(db, EventType.UPDATE, key, value, expected))
+
+    async def delete(self, key: str, *, expected: int) -> int:
+        """The revision of the delete. Raises ``Conflict`` unless the key's revision is ``expected``."""
+        return await self._write(lambda db: self._append(db, EventType.DELETE, key, b"", expected))
+
+    async def watch(self, prefix: str, *, after: int) -> AsyncIterator[LogEvent]:
+        """Every event on ``prefix`` above ``after``, in order: from the log first, then live, with no gap between."""
+        seen = after
+        watcher: Watcher | None = None
+        try:
+            while True:
+                # Attached before the log is read, so what is committed meanwhile is in the log, the buffer, or both.
+                watcher = self._fan_out.attach(prefix)
+                if self._closed:
+                    return
+                start = seen
+                events, seen = await self._read(lambda db, start=start: _history(db, prefix, start))  # type: ignore[misc]
+                for event in events:
+                    yield event
+                if len(events) < PAGE and not watcher.overflown:
+                    break
+                self._fan_out.detach(watcher)
+            while True:
+                await watcher.wait()
+                if watcher.overflown:
+                    raise Compacted(seen, self._revision)
+                if not watcher.events:
+                    return
+                event = watcher.events.popleft()
+                if event.revision > seen:
+                    seen = event.revision
+                    yield event
+        finally:
+            if watcher is not None:
+                self._fan_out.detach(watcher)
+
+    async def compact(self, revision: int) -> None:
+        """Forget history below ``revision``, in small steps with other writes between them."""
+        position: int | None = await self._write(lambda db: _begin_compaction(db, revision, self._next - 1))
+        while position is not None:
+            start = position
+            position = await self._write(lambda db, start=start: _forget(db, start, revision))  # type: ignore[misc]
+
+    async def close(self) -> None:
+        """Finish what is under way, end the watches, write the log back into the main file."""
+        if self._closed:
+            return
+        self._closed = True
+        self._fan_out.end()
+        self._writes.put(None)
+        for _ in self._readers:
+            self._reads.put(None)
+        await asyncio.to_thread(self._join)
+
+    def _join(self) -> None:
+        for thread in (self._writer, *self._readers):
+            thread.join()
+        for connection in self._connections:
+            connection.close()
+        os.close(self._lock)
+
+    # -- the event loop's side -----------------------------------------------------------------------------
+
+    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._call(self._reads, work)
+
+    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._call(self._writes, work)
+
+    def _call(self, queue: _Queue, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        if self._closed:
+            raise StoreClosed("the store was closed")
+        future: asyncio.Future[T] = self._loop.create_future()
+        queue.put(_Call(work, future))
+        return future
+
+    def _publish(self, calls: Sequence[_Call[Any]], events: Sequence[LogEvent]) -> None:
+        # Watchers first: who awaited a write may rely on the revision being out.
+        if events:
+            self._revision = events[-1].revision
+            self._fan_out.publish(events)
+        _resolve(calls)
+
+    def _post(self, function: Callable[..., None], *args: Any) -> None:
+        # The loop may have been closed without closing the store: then nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *args)
+
+    # -- the threads' side ---------------------------------------------------------------------------------
+
+    def _run_writer(self, db: sqlite3.Connection) -> None:
+        more = True
+        while more:
+            calls, more = _take(self._writes, BATCH)
+            first = self._next
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                for call in calls:
+                    try:
+                        call.result = call.work(db)
+                    except (Conflict, Compacted, ValueError) as error:
+                        # Raised before anything was changed.
+                        call.error = error
+                db.execute("COMMIT")
+            except Exception as error:
+                self._next = first
+                self._events.clear()
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                for call in calls:
+                    call.error = _failure(error)
+            events, self._events = self._events, []
+            self._post(self._publish, calls, events)
+        with contextlib.suppress(sqlite3.Error):
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _run_reader(self, db: sqlite3.Connection) -> None:
+        more = True
+        while more:
+            # A few at a time: many small reads share one wake-up of the loop, a long one delays only these.
+            calls, more = _take(self._reads, 16)
+            for call in calls:
+                try:
+                    db.execute("BEGIN")
+                    try:
+                        call.result = call.work(db)
+                    finally:
+                        db.execute("COMMIT")
+                except (Compacted, ValueError) as error:
+                    call.error = error
+                except Exception as error:
+                    call.error = _failure(error)
+            self._post(_resolve, calls)
+
+    def _append(self, db: sqlite3.Connection, kind: EventType, key: str, value: bytes, expected: int) -> int:
+        present = _get(db, key)
+        if (present.revision if present else 0) != expected or (present is None and kind is not EventType.CREATE):
+            raise Conflict(key, present)
+        revision = self._next
+        created = present.create_revision if present else revision
+        previous = present.value if present else None
+        db.execute(_APPEND, (revision, key, kind.value, created, present.revision if present else None, value))
+        if kind is EventType.DELETE:
+            db.execute("DELETE FROM current WHERE key = ?", (key,))
+            value = previous or b""
+        else:
+            db.execute(_POINT, (key, revision, created))
+        self._next = revision + 1
+        self._events.append(LogEvent(kind, revision, key, value, previous))
+        return revision
+
+
+def _take(queue: _Queue, most: int) -> tuple[Sequence[_Call[Any]], bool]:
+    """What waits, at least one; ``False`` once the queue has ended."""
+    calls: list[_Call[Any]] = []
+    call = queue.get()
+    while call is not None:
+        calls.append(call)
+        if len(calls) >= most:
+            return calls, True
+        try:
+            call = queue.get_nowait()
+        except Empty:
+            return calls, True
+    return calls, False
+
+
+def _resolve(calls: Sequence[_Call[Any]]) -> None:
+    for call in calls:
+        if call.future.done():
+            continue
+        if call.error is not None:
+            call.future.set_exception(call.error)
+        else:
+            call.future.set_result(call.result)
+
+
+def _failure(error: Exception) -> Exception:
+    if isinstance(error, sqlite3.Error):
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            return StoreFull("no space is left for the store: free some on its disk, or raise its limit; nothing was changed")
+        return StoreFailed(f"the store failed: {error}")
+    return error
+
+
+# -- reads, each within one snapshot -----------------------------------------------------------------------
+
+
+def _get(db: sqlite3.Connection, key: str) -> Entry | None:
+    row = db.execute(_GET, (key,)).fetchone()
+    return None if row is None else Entry(*row)
+
+
+def _bounds(db: sqlite3.Connection) -> tuple[int, int]:
+    """The oldest revision that can be asked for, and the latest."""
+    row = db.execute("SELECT oldest, MAX(oldest, (SELECT COALESCE(MAX(revision), 0) FROM log)) FROM compaction").fetchone()
+    return int(row[0]), int(row[1])
+
+
+def _list(db: sqlite3.Connection, prefix: str, revision: int, limit: int, after: str) -> Listing:
+    oldest, latest = _bounds(db)
+    at = revision or latest
+    if at < oldest or at > latest:
+        raise Compacted(at, oldest)
+    # Nothing lies between a text and itself with U+0000 behind it.
+    start, end = max(prefix, after + "\0") if after else prefix, _prefix_end(prefix)
+    most = limit + 1 if limit else -1
+    if at == latest:
+        rows = db.execute(_LIST, (start, end, most)).fetchall()
+    else:
+        rows = db.execute(_LIST_AT, (start, end, at, most)).fetchall()
+    more = bool(limit) and len(rows) > limit
+    return Listing(tuple(Entry(*row) for row in (rows[:limit] if limit else rows)), at, more)
+
+
+def _history(db: sqlite3.Connection, prefix: str, after: int) -> tuple[Sequence[LogEvent], int]:
+    """At most ``PAGE`` events above ``after``, and up to which revision that is all there is."""
+    oldest, latest = _bounds(db)
+    if after < oldest or after > latest:
+        raise Compacted(after, oldest)
+    if after == latest:
+        return (), latest
+    rows = db.execute(_HISTORY, (after, prefix, _prefix_end(prefix), PAGE)).fetchall()
+    events = [
+        LogEvent(EventType(kind), revision, key, previous if kind == "DELETE" else value, previous)
+        for kind, revision, key, value, previous in rows
+    ]
+    return events, (events[-1].revision if len(events) == PAGE else latest)
+
+
+def _prefix_end(prefix: str) -> str | bytes:
+    """The least text above every one that starts with ``prefix``. SQLite orders any blob above any text."""
+    while prefix:
+        last = ord(prefix[-1])
+        if last < 0x10FFFF:
+            # U+D800..U+DFFF are no characters.
+            return prefix[:-1] + chr(0xE000 if last == 0xD7FF else last + 1)
+        prefix = prefix[:-1]
+    return b""
+
+
+# -- compaction, in the writer thread ----------------------------------------------------------------------
+
+
+def _begin_compaction(db: sqlite3.Connection, revision: int, latest: int) -> int | None:
+    """From here on older revisions are refused; their rows go step by step."""
+    if revision > latest:
+        raise ValueError(f"cannot compact at revision {revision}: the latest is {latest}")
+    changed = db.execute("UPDATE compaction SET oldest = ? WHERE oldest < ?", (revision, revision)).rowcount
+    return 0 if changed else None
+
+
+def _forget(db: sqlite3.Connection, start: int, revision: int) -> int | None:
+    """One step above ``start``. Returns where the next begins, ``None`` when all is done."""
+    row = db.execute(
+        "SELECT MAX(revision) FROM (SELECT revision FROM log WHERE revision > ? AND revision <= ? ORDER BY revision LIMIT ?)",
+        (start, revision, STEP),
+    ).fetchone()
+    if row[0] is None:
+        return None
+    db.execute(_FORGET, (start, row[0], revision))
+    return int(row[0])
+
+
+# -- opening -----------------------------------------------------------------------------------------------
+
+
+def _lock(path: Path) -> int:
+    """One process per file: revisions are counted in memory. A lock of its own, as closing any descriptor of the database
+    would drop SQLite's locks on it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise StoreFailed(f"{path} is in use by another process; stop it first, or use another data directory") from error
+    return lock
+
+
+def _prepare(path: Path, max_bytes: int, connections: list[sqlite3.Connection]) -> int:
+    """Fill ``connections`` with the writer and the readers, migrate, and return the latest revision."""
+    # Values may be confidential even where they are not sealed.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    _sync_directory(path.parent)
+    try:
+        writer = _connect(path)
+        connections.append(writer)
+        _migrate(writer, path)
+        writer.execute("PRAGMA synchronous=FULL")
+        writer.execute("PRAGMA journal_size_limit=67108864")
+        if max_bytes:
+            (page_bytes,) = writer.execute("PRAGMA page_size").fetchone()
+            writer.execute(f"PRAGMA max_page_count={max(1, max_bytes // page_bytes)}")
+        for _ in range(READERS):
+            reader = _connect(path)
+            connections.append(reader)
+            reader.execute("PRAGMA query_only=1")
+        return _bounds(writer)[1]
+    except sqlite3.Error as error:
+        raise StoreFailed(f"{path} cannot be opened as a store: {error}") from error
+
+
+def _sync_directory(directory: Path) -> None:
+    """A new file is durable only once its directory is."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    (tables,) = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    if tables and application != APPLICATION_ID:
+        raise StoreFailed(f"{path} is a database of another program; use another data directory")
+    if version > len(MIGRATIONS):
+        raise StoreFailed(
+            f"{path} was written by a newer NEMO (schema {version}, this one knows {len(MIGRATIONS)}): "
+            "upgrade this one, or restore a backup"
+        )
+    db.execute("PRAGMA journal_mode=WAL")
+    for number, script in enumerate(MIGRATIONS[version:], version + 1):
+        # One transaction each, so that a crash leaves the version before it.
+        db.executescript(
+            f"BEGIN IMMEDIATE; {script}; PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={number}; COMMIT;"
+        )
