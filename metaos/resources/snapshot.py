@@ -1,0 +1,402 @@
+"""What a decision sees: immutable facts about sites, workloads, intents and policies, read from API objects.
+
+Units: CPU in thousandths of a core, memory in bytes, time in seconds since the epoch, latency in milliseconds (round
+trip), carbon in gCO2eq/kWh, power in watts, money in the site's currency per hour.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from metaos.resources import quantity, workload
+from metaos.resources.meta import (
+    Obj,
+    ObjectRef,
+    deleting,
+    generation,
+    is_true,
+    label_selector,
+    labels,
+    name,
+    namespace,
+    parse_time,
+    ref,
+    uid,
+)
+
+GIB = 2**30
+#: What is assumed of a site that states nothing: the share of time that it is up, by tier.
+TIER_AVAILABILITY = {"cloud": 0.9995, "edge": 0.995, "gateway": 0.98, "device": 0.95}
+TRUST_LEVELS = {"low": 1, "medium": 2, "high": 3}
+#: Units that a target may be given in, as factors of the first one of its name.
+UNITS: dict[str, dict[str, float]] = {
+    "latency": {"ms": 1.0, "s": 1000.0, "us": 0.001},
+    "carbonIntensity": {"gCO2eq/kWh": 1.0, "kgCO2eq/kWh": 1000.0, "kgCO2eq/MWh": 1.0},
+    "energy": {"W": 1.0, "kW": 1000.0, "mW": 0.001},
+    "cost": {"EUR/h": 1.0, "EUR/month": 1 / 730},
+    "availability": {"": 1.0, "%": 0.01},
+    "residency": {"": 1.0},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Taint:
+    """``since`` is when it was added, where that is known."""
+
+    key: str
+    value: str
+    effect: str
+    since: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterInfo:
+    """One site. ``requested`` counts what is already decided for it, by (cpu, memory, pods)."""
+
+    name: str
+    ready: bool
+    unschedulable: bool = False
+    deleting: bool = False
+    taints: tuple[Taint, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    tier: str = ""
+    region: str = ""
+    country: str = ""
+    zone: str = ""
+    owner: str = ""
+    trust: str = "medium"
+    jurisdictions: frozenset[str] = frozenset()
+    cpu: int = 0
+    memory: int = 0
+    pods: int = 0
+    cpu_requested: int = 0
+    memory_requested: int = 0
+    pods_requested: int = 0
+    carbon: float | None = None
+    forecast: tuple[float, ...] = ()
+    pue: float = 1.0
+    idle_watts: float = 0.0
+    max_watts: float = 0.0
+    capacity_cpu: int = 0
+    cpu_hour: float | None = None
+    memory_gib_hour: float = 0.0
+    latencies: Mapping[str, float] = field(default_factory=dict)
+    availability: float = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One target of an intent, in the base unit of its name. ``condition``: IsLessThan, IsGreaterThan, IsOneOf,
+    Minimize or Maximize. ``users_in``: regions, for latency."""
+
+    name: str
+    condition: str
+    value: float = math.nan
+    values: tuple[str, ...] = ()
+    hard: bool = False
+    users_in: tuple[str, ...] = ()
+    intent: str = ""
+    priority: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Use at least ``min_groups`` different values of ``by``, none with more than ``max_skew`` replicas over the least."""
+
+    by: str
+    min_groups: int = 1
+    max_skew: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyInfo:
+    """Every PlacementPolicy that concerns a workload, merged: the strictest wins."""
+
+    names: tuple[str, ...] = ()
+    selectors: tuple[Callable[[Mapping[str, str]], bool], ...] = ()
+    allowed: frozenset[str] | None = None
+    preferred: frozenset[str] = frozenset()
+    tolerations: tuple[Mapping[str, Any], ...] = ()
+    spread: tuple[Spread, ...] = ()
+    mode: str = ""
+    failback: str = "WhenBetter"
+    toleration_seconds: float = 0.0
+    minimum_improvement: float = 5.0
+    budget_per_hour: int = 12
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadInfo:
+    """One workload. ``cpu`` and ``memory`` are per replica. ``current`` is where it is decided to be now. ``moves`` are the
+    times of its latest migrations, newest last. ``mode``: Divided, Whole or Everywhere."""
+
+    ref: ObjectRef
+    uid: str
+    generation: int
+    replicas: int
+    cpu: int
+    memory: int
+    mode: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    node_affinity: tuple[Mapping[str, Any], ...] = ()
+    tolerations: tuple[Mapping[str, Any], ...] = ()
+    local_data: bool = False
+    pinned: bool = False
+    current: Mapping[str, int] = field(default_factory=dict)
+    evicted: frozenset[str] = frozenset()
+    moves: tuple[float, ...] = ()
+    targets: tuple[Target, ...] = ()
+    policy: PolicyInfo = PolicyInfo()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The world at ``now``."""
+
+    now: float
+    clusters: tuple[ClusterInfo, ...]
+
+
+# -- measures ----------------------------------------------------------------------------------------------
+
+
+def latency(cluster: ClusterInfo, regions: Sequence[str]) -> float | None:
+    """The worst round trip from any of the users' regions to the site; ``None`` where one is not known."""
+    found = [cluster.latencies.get(r, 1.0 if r == cluster.region else None) for r in regions]
+    known = [f for f in found if f is not None]
+    return max(known) if known and len(known) == len(found) else None
+
+
+def watts(cluster: ClusterInfo, cpu_milli: int) -> float:
+    """Power that a load adds, by the site's linear power model and its PUE (W)."""
+    if not cluster.capacity_cpu:
+        return 0.0
+    return (cluster.max_watts - cluster.idle_watts) * cpu_milli / cluster.capacity_cpu * cluster.pue
+
+
+def cost(cluster: ClusterInfo, cpu_milli: int, memory_bytes: int) -> float | None:
+    """Money per hour for a load."""
+    if cluster.cpu_hour is None:
+        return None
+    return cluster.cpu_hour * cpu_milli / 1000 + cluster.memory_gib_hour * memory_bytes / GIB
+
+
+def measure(target: str, cluster: ClusterInfo, found: WorkloadInfo, users_in: Sequence[str] = ()) -> float | None:
+    """A target's value for the whole workload on one site, in its base unit; ``None`` where it is not known."""
+    if target == "latency":
+        return latency(cluster, users_in)
+    if target == "carbonIntensity":
+        return cluster.carbon
+    if target == "energy":
+        return watts(cluster, found.cpu * found.replicas)
+    if target == "cost":
+        return cost(cluster, found.cpu * found.replicas, found.memory * found.replicas)
+    if target == "availability":
+        return cluster.availability
+    return None
+
+
+def meets(target: Target, value: float | None) -> bool:
+    """Whether a measured value satisfies a bound. Unknown values do not."""
+    if target.condition == "IsLessThan":
+        return value is not None and value < target.value
+    if target.condition == "IsGreaterThan":
+        return value is not None and value > target.value
+    return True
+
+
+def base_unit(target: str) -> str:
+    return next(iter(UNITS.get(target, {"": 1.0})))
+
+
+# -- reading API objects -----------------------------------------------------------------------------------
+
+
+def cluster_info(obj: Obj, requested: tuple[int, int, int] = (0, 0, 0)) -> ClusterInfo:
+    """A site from its Cluster object."""
+    spec, status = obj.get("spec") or {}, obj.get("status") or {}
+    place, power, price = spec.get("location") or {}, spec.get("power") or {}, spec.get("price") or {}
+    electricity, carbon = spec.get("electricity") or {}, status.get("carbon") or {}
+    room = status.get("allocatable") or status.get("capacity") or spec.get("capacity") or {}
+    tier = str(spec.get("tier") or "")
+    capacity = (status.get("capacity") or {}).get("cpu") or (spec.get("capacity") or {}).get("cpu") or 0
+    found = carbon.get("intensity", electricity.get("carbonIntensity"))
+    return ClusterInfo(
+        name=name(obj),
+        ready=is_true(obj, "Ready"),
+        unschedulable=bool(spec.get("unschedulable")),
+        deleting=deleting(obj),
+        taints=tuple(_taint(t) for t in spec.get("taints") or ()),
+        labels={**_facts(spec, name(obj)), **labels(obj)},
+        tier=tier,
+        region=str(place.get("region") or ""),
+        country=str(place.get("country") or ""),
+        zone=str(electricity.get("zone") or ""),
+        owner=str(spec.get("owner") or ""),
+        trust=str(spec.get("trust") or "medium"),
+        jurisdictions=frozenset(spec.get("jurisdictions") or ()),
+        cpu=quantity.milli(room.get("cpu", 0)),
+        memory=quantity.whole(room.get("memory", 0)),
+        pods=quantity.whole(room.get("pods", 110)),
+        cpu_requested=requested[0],
+        memory_requested=requested[1],
+        pods_requested=requested[2],
+        carbon=None if found is None else float(found),
+        forecast=tuple(float(f) for f in carbon.get("forecast") or ()),
+        pue=float(electricity.get("pue") or 1.0),
+        idle_watts=float(power.get("idleWatts") or 0.0),
+        max_watts=float(power.get("maxWatts") or 0.0),
+        capacity_cpu=quantity.milli(capacity),
+        cpu_hour=None if price.get("cpuHour") is None else float(price["cpuHour"]),
+        memory_gib_hour=float(price.get("memoryGiBHour") or 0.0),
+        latencies={str(e["region"]): float(e["milliseconds"]) for e in spec.get("latencies") or ()},
+        availability=float(spec.get("availability") or TIER_AVAILABILITY.get(tier, 0.99)),
+    )
+
+
+def _taint(found: Mapping[str, Any]) -> Taint:
+    since = found.get("timeAdded")
+    return Taint(
+        str(found.get("key", "")),
+        str(found.get("value") or ""),
+        str(found.get("effect", "")),
+        parse_time(since) if since else None,
+    )
+
+
+def _facts(spec: Mapping[str, Any], cluster: str) -> dict[str, str]:
+    """Labels that every site has, under the well-known names, for selectors and affinity."""
+    place = spec.get("location") or {}
+    facts = {
+        "kubernetes.io/hostname": cluster,
+        "topology.kubernetes.io/region": place.get("region"),
+        "topology.kubernetes.io/zone": (spec.get("electricity") or {}).get("zone"),
+        "meta-os.eu/tier": spec.get("tier"),
+        "meta-os.eu/country": place.get("country"),
+    }
+    return {k: str(v) for k, v in facts.items() if v}
+
+
+_MODES = {"DaemonSet": "Everywhere", "Deployment": "Divided", "ReplicaSet": "Divided"}
+
+
+def workload_info(
+    obj: Obj,
+    *,
+    current: Mapping[str, int] | None = None,
+    intents: Iterable[Obj] = (),
+    policies: Iterable[Obj] = (),
+    evicted: Iterable[str] = (),
+    moves: Sequence[float] = (),
+) -> WorkloadInfo:
+    """A workload with the intents and policies of its namespace that concern it."""
+    spec = workload.pod_spec(obj)
+    asked = workload.requests(spec)
+    about = ref(obj)
+    merged = merge_policies(p for p in policies if concerns(p, obj))
+    affinity = ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get(
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ) or {}
+    mode = _MODES.get(about.kind, "Whole")
+    if merged.mode and mode != "Everywhere":
+        mode = merged.mode
+    local = workload.has_local_data(obj)
+    return WorkloadInfo(
+        ref=about,
+        uid=uid(obj),
+        generation=generation(obj),
+        replicas=workload.replicas(obj),
+        cpu=asked["cpu"],
+        memory=asked["memory"],
+        mode=mode,
+        labels=labels(obj),
+        node_selector=spec.get("nodeSelector") or {},
+        node_affinity=tuple(affinity.get("nodeSelectorTerms") or ()),
+        tolerations=(*(spec.get("tolerations") or ()), *merged.tolerations),
+        local_data=local,
+        pinned=bool(current) and (local or about.kind in ("Pod", "Job")),
+        current=dict(current or {}),
+        evicted=frozenset(evicted),
+        moves=tuple(moves),
+        targets=tuple(t for i in intents if concerns(i, obj) and not deleting(i) for t in targets_of(i)),
+        policy=merged,
+    )
+
+
+def concerns(rule: Obj, obj: Obj) -> bool:
+    """Whether an Intent or PlacementPolicy concerns a workload: by reference or by label selector; none: all of the namespace."""
+    if namespace(rule) != namespace(obj):
+        return False
+    chosen = (rule.get("spec") or {}).get("workloads") or {}
+    if chosen.get("refs"):
+        return any(r.get("kind") == obj.get("kind") and r.get("name") == name(obj) for r in chosen["refs"])
+    return label_selector(chosen.get("selector") or {})(labels(obj))
+
+
+def targets_of(intent: Obj) -> list[Target]:
+    """All targets of an Intent, in base units."""
+    spec = intent.get("spec") or {}
+    found = []
+    for expectation in spec.get("expectations") or ():
+        for target in expectation.get("targets") or ():
+            kind, raw = str(target.get("name", "")), target.get("value")
+            texts = tuple(str(v) for v in raw) if isinstance(raw, list) else ()
+            factor = UNITS.get(kind, {}).get(str(target.get("unit") or base_unit(kind)), 1.0)
+            contexts = [*(expectation.get("contexts") or ()), *(target.get("contexts") or ())]
+            number = float(raw) * factor if isinstance(raw, int | float) else math.nan
+            found.append(
+                Target(
+                    name=kind,
+                    condition=str(target.get("condition") or "IsLessThan"),
+                    value=number,
+                    values=texts or ((str(raw),) if isinstance(raw, str) else ()),
+                    hard=bool(target.get("hard")) or kind == "residency",
+                    users_in=tuple(_users(contexts)),
+                    intent=name(intent),
+                    priority=int(spec.get("priority", 50)),
+                )
+            )
+    return found
+
+
+def _users(contexts: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    for context in contexts:
+        if context.get("name") == "usersIn":
+            value = context.get("value")
+            yield from (str(v) for v in value) if isinstance(value, list) else (str(value),)
+
+
+def merge_policies(policies: Iterable[Obj]) -> PolicyInfo:
+    """Several policies as one: selectors all hold, allowed sites are the intersection, the larger bound wins."""
+    ordered = sorted(policies, key=name)
+    found = [p.get("spec") or {} for p in ordered]
+    allowed: frozenset[str] | None = None
+    for spec in found:
+        stated = (spec.get("clusters") or {}).get("allowed")
+        if stated:
+            allowed = frozenset(stated) if allowed is None else allowed & frozenset(stated)
+    migration = [spec.get("migration") or {} for spec in found]
+    default = PolicyInfo()
+    return PolicyInfo(
+        names=tuple(name(p) for p in ordered),
+        selectors=tuple(label_selector(spec["clusterSelector"]) for spec in found if spec.get("clusterSelector")),
+        allowed=allowed,
+        preferred=frozenset(c for spec in found for c in (spec.get("clusters") or {}).get("preferred") or ()),
+        tolerations=tuple(t for spec in found for t in spec.get("tolerations") or ()),
+        spread=tuple(
+            Spread(str(s.get("by", "site")), int(s.get("minGroups") or 1), int(s.get("maxSkew") or 0))
+            for spec in found
+            for s in spec.get("spread") or ()
+        ),
+        mode=next((str(spec["division"]["mode"]) for spec in found if (spec.get("division") or {}).get("mode")), ""),
+        failback=next((str(spec["failback"]) for spec in found if spec.get("failback")), default.failback),
+        toleration_seconds=max([float(spec.get("tolerationSeconds") or 0) for spec in found], default=0.0),
+        minimum_improvement=max(
+            [float(m.get("minimumImprovement", default.minimum_improvement)) for m in migration], default=5.0
+        ),
+        budget_per_hour=min([int(m.get("budgetPerHour", default.budget_per_hour)) for m in migration], default=12),
+    )

@@ -1,0 +1,128 @@
+"""Why a workload is where it is: from its Placement, as data and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from metaos.resources.meta import Obj, condition, name, namespace
+from metaos.scheduler.framework import Plan
+
+
+def placement_status(plan: Plan) -> dict[str, Any]:
+    """A Plan's reasons in the form that ``Placement.status`` keeps."""
+    status: dict[str, Any] = {
+        "scores": [
+            {
+                "cluster": s.cluster,
+                "total": round(s.total, 2),
+                "terms": [
+                    {
+                        "name": t.name,
+                        "value": None if t.value is None else round(t.value, 4),
+                        "unit": t.unit,
+                        "weight": round(t.weight, 2),
+                        "points": round(t.points, 1),
+                    }
+                    for t in s.terms
+                ],
+            }
+            for s in plan.scored
+        ],
+        "rejected": [{"cluster": r.cluster, "filter": r.filter, "reason": r.reason} for r in plan.rejected],
+        "alternatives": [],
+    }
+    if plan.runner_up:
+        status["alternatives"] = [
+            {"clusters": [{"name": c, "replicas": n} for c, n in plan.runner_up], "difference": round(plan.difference, 2)}
+        ]
+    return status
+
+
+def explain(placement: Obj, clusters: Iterable[Obj], intents: Iterable[Obj]) -> dict[str, Any]:
+    """Everything about one decision. Every present site is chosen, scored or rejected."""
+    spec, status = placement.get("spec") or {}, placement.get("status") or {}
+    chosen = {c["name"]: c.get("replicas", 0) for c in spec.get("clusters") or ()}
+    scores = status.get("scores") or []
+    rejected = status.get("rejected") or []
+    accounted = {s["cluster"] for s in scores} | {r["cluster"] for r in rejected}
+    took_part = set(status.get("intents") or ())
+    unknown = [
+        {"cluster": name(c), "filter": "New", "reason": "joined after the decision"} for c in clusters if name(c) not in accounted
+    ]
+    scheduled = condition(placement, "Scheduled") or {}
+    return {
+        "workload": {**(spec.get("workloadRef") or {}), "namespace": namespace(placement)},
+        "clusters": [{"name": n, "replicas": r} for n, r in chosen.items()],
+        "reason": spec.get("reason", ""),
+        "decidedTime": spec.get("decidedTime", ""),
+        "scheduled": scheduled.get("status", "Unknown"),
+        "message": scheduled.get("message", ""),
+        "scores": scores,
+        "rejected": [*rejected, *unknown],
+        "alternatives": status.get("alternatives") or [],
+        "migration": status.get("migration"),
+        "intents": [
+            {
+                "name": name(i),
+                **{k: v for k, v in (i.get("status") or {}).items() if k in ("fulfilment", "message", "targets", "since")},
+            }
+            for i in intents
+            if name(i) in took_part
+        ],
+    }
+
+
+def render(found: dict[str, Any]) -> str:
+    """For people: chosen sites, the table of terms, the runner-up, each rejected site, intents and their nearest offers."""
+    about = found["workload"]
+    lines = [f"{about.get('kind')} {about.get('namespace')}/{about.get('name')}"]
+    places = ", ".join(f"{c['name']} ({c['replicas']})" for c in found["clusters"]) or "nowhere"
+    lines.append(f"  runs on   {places}")
+    lines.append(f"  because   {found['reason']}  [{found['decidedTime']}]")
+    if found["scheduled"] != "True" and found["message"]:
+        lines.append(f"  problem   {found['message']}")
+    migration = found.get("migration")
+    if migration:
+        lines.append(
+            f"  moving    {', '.join(migration.get('from') or ())} -> {', '.join(migration.get('to') or ())}: {migration.get('phase')}"
+        )
+    if found["scores"]:
+        lines += ["", "  considered (points of 100; value, points x weight)"]
+        lines += _table(found["scores"], {c["name"] for c in found["clusters"]})
+    for other in found["alternatives"]:
+        names = ", ".join(f"{c['name']} ({c['replicas']})" for c in other["clusters"])
+        lines.append(f"  runner-up {names}: {_difference(float(other['difference']))}")
+    if found["rejected"]:
+        lines += ["", "  rejected"]
+        width = max(len(r["cluster"]) for r in found["rejected"])
+        lines += [f"    {r['cluster']:<{width}}  {r['reason']}" for r in found["rejected"]]
+    if found["intents"]:
+        lines += ["", "  intents"]
+        lines += [f"    {i['name']}: {i.get('fulfilment', 'Unknown')}. {i.get('message', '')}" for i in found["intents"]]
+    return "\n".join(lines)
+
+
+def _difference(points: float) -> str:
+    if points < 0:
+        return f"{-points:.1f} points better, but not worth a move"
+    return f"{points:.1f} points less"
+
+
+def _table(scores: list[dict[str, Any]], chosen: set[str]) -> list[str]:
+    names = list(dict.fromkeys(t["name"] for s in scores for t in s["terms"]))
+    units = {t["name"]: t["unit"] for s in scores for t in s["terms"]}
+    rows = [["", "site", "total", *(f"{n} [{units[n]}]" for n in names)]]
+    for score in scores:
+        terms = {t["name"]: t for t in score["terms"]}
+        cells = [_cell(terms.get(n)) for n in names]
+        rows.append(["*" if score["cluster"] in chosen else "", score["cluster"], f"{score['total']:.1f}", *cells])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["    " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _cell(term: dict[str, Any] | None) -> str:
+    if term is None:
+        return "-"
+    value = "unknown" if term["value"] is None else f"{term['value']:.4g}"
+    return f"{value} ({term['points']:.0f}x{term['weight']:.3g})"

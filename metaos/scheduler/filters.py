@@ -1,0 +1,204 @@
+"""Filters: each says of one site why a workload may not be there, or nothing. Reasons are for people, with numbers.
+
+A filter is a function ``(snapshot, workload, cluster) -> str | None``; plugins add theirs under ``metaos.filter``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from metaos.resources import quantity
+from metaos.resources.meta import TAINT_UNREACHABLE, match_expression
+from metaos.resources.snapshot import (
+    TRUST_LEVELS,
+    ClusterInfo,
+    Snapshot,
+    Taint,
+    Target,
+    WorkloadInfo,
+    base_unit,
+    measure,
+    meets,
+)
+
+Filter = Callable[[Snapshot, WorkloadInfo, ClusterInfo], str | None]
+
+
+def residency(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
+    """Data stays where intents say. Nothing outvotes this."""
+    for target in workload.targets:
+        if target.name == "residency" and not cluster.jurisdictions & set(target.values):
+            where = ", ".join(sorted(cluster.jurisdictions)) or "no stated jurisdiction"
+            return f"must stay in {' or '.join(target.values)} (intent {target.intent!r}), and the site is in {where}"
+    return None
+
+
+def leaving(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
+    """A site that is being removed, or that evicted this workload, is left."""
+    if cluster.deleting:
+        return "the site is being removed"
+    if cluster.unschedulable and cluster.name in workload.evicted:
+        return "the site is being drained"
+    return None
+
+
+def cordon(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
+    """A cordoned site takes nothing new."""
+    if cluster.unschedulable and cluster.name not in workload.current:
+        return "the site is cordoned"
+    return None
+
+
+def health(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
+    """A site without heartbeat takes nothing new; what it has is left to the taint's toleration."""
+    if not cluster.ready and cluster.name not in workload.current:
+        return "the site does not answer"
+    return None
+
+
+def tolerated(taint: Taint, tolerations: tuple[Mapping[str, Any], ...], now: float) -> bool:
+    """As Kubernetes decides it, including ``tolerationSeconds`` for NoExecute."""
+    for found in tolerations:
+        if found.get("effect") not in (None, "", taint.effect):
+            continue
+        if found.get("key") not in (None, "") and found.get("key") != taint.key:
+            continue
+        equal = found.get("operator", "Equal") == "Equal"
+        if equal and (found.get("key") in (None, "") or str(found.get("value") or "") != taint.value):
+            continue
+        seconds = found.get("tolerationSeconds")
+        if (
+            taint.effect == "NoExecute"
+            and seconds is not None
+            and taint.since is not None
+            and now >= taint.since + float(seconds)
+        ):
+            continue
+        return True
+    return False
+
+
+def taints(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
+    """NoSchedule keeps new work away, NoExecute also what is there."""
+    for taint in cluster.taints:
+        if taint.effect == "PreferNoSchedule" or (taint.effect == "NoSchedule" and cluster.name in workload.current):
+            continue
+        if tolerated(taint, workload.tolerations, snapshot.now):
+            continue
+        if taint.key == TAINT_UNREACHABLE:
+            waited = workload.policy.toleration_seconds
+            if waited and taint.since is not None and snapshot.now < taint.since + waited and cluster.name in workload.current:
+                continue
+            return "the site does not answer"
+        value = f"={taint.value}" if taint.value else ""
+        return f"has the taint {taint.key}{value}:{taint.effect}, which the workload does not tolerate"
+    return None
+
+
+def selectors(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
+    """Node selector and required node affinity of the pods, over the labels of the site."""
+    for key, value in sorted(workload.node_selector.items()):
+        if cluster.labels.get(key) != value:
+            return f"the node selector wants {key}={value}, and the site has {cluster.labels.get(key, 'no such label')}"
+    if workload.node_affinity and not any(_term(term, cluster) for term in workload.node_affinity):
+        return "the required node affinity does not match the site's labels"
+    return None
+
+
+def _term(term: Mapping[str, Any], cluster: ClusterInfo) -> bool:
+    rules = [(cluster.labels, r) for r in term.get("matchExpressions") or ()]
+    rules += [({"metadata.name": cluster.name}, r) for r in term.get("matchFields") or ()]
+    return bool(rules) and all(match_expression(at, r["key"], r["operator"], set(r.get("values") or ())) for at, r in rules)
+
+
+def policy(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
+    """What operators fix: allowed sites and selectors."""
+    found = workload.policy
+    if found.allowed is not None and cluster.name not in found.allowed:
+        return f"placement policy {', '.join(found.names)} allows only {', '.join(sorted(found.allowed)) or 'no site'}"
+    if not all(selects(cluster.labels) for selects in found.selectors):
+        return f"placement policy {', '.join(found.names)} selects other sites"
+    return None
+
+
+def local_data(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
+    """Work with data on a site's own disk stays with it."""
+    if workload.pinned and cluster.name not in workload.current:
+        homes = ", ".join(sorted(workload.current))
+        return f"its data is on {homes}" if workload.local_data else f"a {workload.ref.kind} is placed once, and it is on {homes}"
+    return None
+
+
+def bounds(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
+    """Hard targets of intents: latency, carbon, energy, cost and trust, on this site. Availability is met by several
+    sites together, so it is the solver's."""
+    for target in workload.targets:
+        if not target.hard or target.name in ("residency", "availability"):
+            continue
+        if target.name == "trust":
+            if TRUST_LEVELS.get(cluster.trust, 0) < max((TRUST_LEVELS.get(v, 0) for v in target.values), default=0):
+                return (
+                    f"trust must be at least {' or '.join(target.values)} (intent {target.intent!r}), and it is {cluster.trust}"
+                )
+            continue
+        if reason := broken_bound(target, workload, cluster):
+            return reason
+    return None
+
+
+_WORDS = {"latency": "round trip", "carbonIntensity": "carbon intensity", "energy": "power", "cost": "cost"}
+
+
+def broken_bound(target: Target, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
+    """Why a target does not hold on a site, with both numbers."""
+    value = measure(target.name, cluster, workload, target.users_in)
+    if meets(target, value):
+        return None
+    unit = base_unit(target.name)
+    than = "below" if target.condition == "IsLessThan" else "above"
+    about = f" from users in {', '.join(target.users_in)}" if target.users_in else ""
+    words = _WORDS.get(target.name, target.name)
+    if value is None:
+        return f"{words}{about} is not known here, and must be {than} {target.value:g} {unit} (intent {target.intent!r})"
+    return f"{words}{about} is {value:.4g} {unit}, and must be {than} {target.value:g} {unit} (intent {target.intent!r})"
+
+
+def capacity(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
+    """Room for at least one replica beside what is decided already; what runs there has its room."""
+    if cluster.name in workload.current or room(workload, cluster) >= 1:
+        return None
+    cpu, memory = cluster.cpu - cluster.cpu_requested, cluster.memory - cluster.memory_requested
+    if workload.cpu > cpu:
+        free = quantity.format_milli(max(0, cpu))
+        return f"needs {quantity.format_milli(workload.cpu)} CPU, and {free} of {quantity.format_milli(cluster.cpu)} is free"
+    if workload.memory > memory:
+        return (
+            f"needs {workload.memory >> 20} MiB of memory, and {max(0, memory) >> 20} MiB of {cluster.memory >> 20} MiB is free"
+        )
+    return f"already has {cluster.pods_requested} of at most {cluster.pods} pods"
+
+
+def room(workload: WorkloadInfo, cluster: ClusterInfo) -> int:
+    """How many replicas fit beside what is decided for others."""
+    fits = [max(0, cluster.pods - cluster.pods_requested)]
+    if workload.cpu:
+        fits.append(max(0, cluster.cpu - cluster.cpu_requested) // workload.cpu)
+    if workload.memory:
+        fits.append(max(0, cluster.memory - cluster.memory_requested) // workload.memory)
+    return min(fits)
+
+
+#: In the order in which reasons are worth hearing; the first one that rejects is the site's reason.
+FILTERS: tuple[tuple[str, Filter], ...] = (
+    ("Residency", residency),
+    ("LocalData", local_data),
+    ("Policy", policy),
+    ("Selectors", selectors),
+    ("Leaving", leaving),
+    ("Health", health),
+    ("Taints", taints),
+    ("Cordon", cordon),
+    ("Bounds", bounds),
+    ("Capacity", capacity),
+)

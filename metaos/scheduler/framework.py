@@ -1,0 +1,169 @@
+"""One decision: filter, score, choose, and say why. Pure: equal inputs give equal outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo
+from metaos.scheduler import scores as scoring
+from metaos.scheduler.filters import FILTERS, Filter
+from metaos.scheduler.scores import SCORES, Score, Term
+from metaos.scheduler.solver import Choice, choose, distribute
+
+HOUR_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a site was not considered."""
+
+    cluster: str
+    filter: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A site that was considered, with its total in points and its terms."""
+
+    cluster: str
+    total: float
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The decision. ``clusters``: (name, replicas) by name. ``reason`` says why it is this and why now."""
+
+    clusters: tuple[tuple[str, int], ...]
+    scored: tuple[Scored, ...]
+    rejected: tuple[Rejection, ...]
+    runner_up: tuple[tuple[str, int], ...]
+    difference: float
+    reason: str
+    #: Whether everything that is wanted has a place.
+    complete: bool
+    #: Whether this leaves a site for another one by choice.
+    migrates: bool = False
+
+
+def decide(
+    snapshot: Snapshot,
+    workload: WorkloadInfo,
+    filters: Sequence[tuple[str, Filter]] = FILTERS,
+    scores: Sequence[Score] = SCORES,
+) -> Plan:
+    """Where a workload shall be. Staying is preferred unless a site must be left or the gain is worth the move."""
+    feasible: list[ClusterInfo] = []
+    rejected: list[Rejection] = []
+    for cluster in sorted(snapshot.clusters, key=lambda c: c.name):
+        for name, reject in filters:
+            reason = reject(snapshot, workload, cluster)
+            if reason is not None:
+                rejected.append(Rejection(cluster.name, name, reason))
+                break
+        else:
+            feasible.append(cluster)
+    scored = []
+    for cluster in feasible:
+        total, terms = scoring.evaluate(workload, cluster, scores)
+        scored.append(Scored(cluster.name, total, terms))
+    scored.sort(key=lambda s: (-s.total, s.cluster))
+    totals = {s.cluster: s.total for s in scored}
+    best = choose(workload, feasible, totals)
+    runner_up = _runner_up(workload, feasible, totals, best)
+    difference = best.mean(totals) - runner_up.mean(totals) if runner_up.clusters else 0.0
+
+    def plan(choice: Choice, reason: str, *, migrates: bool = False) -> Plan:
+        # What was chosen comes first, then the others by their totals.
+        order = sorted(scored, key=lambda s: (s.cluster not in choice.clusters, -s.total, s.cluster))
+        return Plan(
+            tuple(sorted(choice.clusters.items())),
+            tuple(order),
+            tuple(rejected),
+            tuple(sorted(runner_up.clusters.items())),
+            difference,
+            reason,
+            choice.complete,
+            migrates,
+        )
+
+    if not workload.current:
+        if not best.clusters:
+            return plan(best, _nowhere(rejected))
+        return plan(best, best.why or "first placement: best score")
+    return _reconsider(snapshot, workload, feasible, totals, best, rejected, plan)
+
+
+def _reconsider(
+    snapshot: Snapshot,
+    workload: WorkloadInfo,
+    feasible: Sequence[ClusterInfo],
+    totals: dict[str, float],
+    best: Choice,
+    rejected: Sequence[Rejection],
+    make: Callable[..., Plan],
+) -> Plan:
+    forced = sorted(c for c in workload.current if c not in totals)
+    reasons = {r.cluster: r.reason for r in rejected}
+    if forced:
+        why = "; ".join(f"{c}: {reasons.get(c, 'the site has been removed')}" for c in forced)
+        # Sites that are still good keep what they have; only what must leave is placed anew.
+        kept = [c for c in feasible if c.name in workload.current]
+        choice = distribute(workload, kept, feasible, totals)
+        if not choice.clusters:
+            # Nowhere to go: what may still run there, runs on. Residency alone takes it away.
+            staying = {c: n for c, n in workload.current.items() if _may_stay(c, rejected)}
+            return make(Choice(staying, False), f"must leave {why}; but {_nowhere(rejected)}")
+        return make(choice, f"had to leave {why}", migrates=True)
+    kept = [c for c in feasible if c.name in workload.current]
+    stay = distribute(workload, kept, kept if workload.mode != "Everywhere" else feasible, totals)
+    if workload.mode == "Everywhere":
+        return make(stay, "every site that matches")
+    if not stay.complete or not stay.satisfies:
+        if best.complete or len(best.clusters) > len(stay.clusters):
+            grown = distribute(workload, kept, feasible, totals)
+            if grown.complete and grown.satisfies:
+                return make(grown, "more room is needed than its sites have")
+            return make(best, "its sites no longer suffice", migrates=set(best.clusters) != set(workload.current))
+        return make(stay, f"not all replicas have a place: {_nowhere(rejected)}")
+    if set(best.clusters) == set(stay.clusters):
+        return make(stay, "still the best choice")
+    gain = best.mean(totals) - stay.mean(totals)
+    names = ", ".join(sorted(best.clusters))
+    if workload.policy.failback == "Never":
+        return make(stay, f"stays: {names} would be {gain:.1f} points better, and the policy says never to move back")
+    if gain < workload.policy.minimum_improvement:
+        least = workload.policy.minimum_improvement
+        return make(stay, f"stays: {names} would be only {gain:.1f} points better, a move is worth it from {least:g}")
+    recent = sum(1 for moment in workload.moves if snapshot.now - moment < HOUR_SECONDS)
+    if recent >= workload.policy.budget_per_hour:
+        return make(stay, f"stays: its budget of {workload.policy.budget_per_hour} migrations an hour is spent")
+    return make(best, f"{names} is {gain:.1f} points better", migrates=True)
+
+
+def _may_stay(cluster: str, rejected: Sequence[Rejection]) -> bool:
+    return not any(r.cluster == cluster and r.filter == "Residency" for r in rejected)
+
+
+def _nowhere(rejected: Sequence[Rejection]) -> str:
+    if not rejected:
+        return "there is no site yet: join one with 'nemo join-token NAME' and 'nemo agent'"
+    counted: dict[str, list[str]] = {}
+    for found in rejected:
+        counted.setdefault(found.filter, []).append(found.cluster)
+    return "no site can take it: " + "; ".join(f"{', '.join(sites)}: {_first(rejected, sites[0])}" for sites in counted.values())
+
+
+def _first(rejected: Sequence[Rejection], cluster: str) -> str:
+    return next(r.reason for r in rejected if r.cluster == cluster)
+
+
+def _runner_up(workload: WorkloadInfo, feasible: Sequence[ClusterInfo], totals: dict[str, float], best: Choice) -> Choice:
+    """The best choice without the best one's first site."""
+    if not best.clusters or workload.mode == "Everywhere":
+        return Choice({}, False)
+    first = max(best.clusters, key=lambda c: (totals[c], c))
+    others = [c for c in feasible if c.name != first]
+    return choose(workload, others, totals)

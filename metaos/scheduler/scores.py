@@ -1,0 +1,128 @@
+"""Scores: each measures one thing about a workload on a site, in its unit, and turns it into 0 to 100 points.
+
+Points use a fixed reference per term (half the points at the reference), not the best site of the day: so a score means
+the same tomorrow, and hysteresis has something to hold on to. Weights are explicit: a default, and more where an intent
+asks. A score is a function ``(workload, cluster) -> (value, unit)``; plugins add theirs under ``metaos.score``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from metaos.resources.snapshot import ClusterInfo, WorkloadInfo, cost, latency, watts
+
+Measure = Callable[[WorkloadInfo, ClusterInfo], float | None]
+#: How many hours of forecast count beside the present one.
+FORECAST_HOURS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """``reference`` is the value that earns half of the points. ``weight`` counts without any intent; ``target`` is the
+    intent's word for it."""
+
+    name: str
+    unit: str
+    measure: Measure
+    reference: float
+    weight: float
+    target: str = ""
+    more_is_better: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One term of one site's score. ``value`` is ``None`` where the site does not say; it then earns no points."""
+
+    name: str
+    value: float | None
+    unit: str
+    weight: float
+    points: float
+
+
+def users(workload: WorkloadInfo) -> tuple[str, ...]:
+    """The regions that any latency target names."""
+    return tuple(sorted({r for t in workload.targets if t.name == "latency" for r in t.users_in}))
+
+
+def _latency(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    return latency(cluster, users(workload))
+
+
+def _carbon(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    if cluster.carbon is None:
+        return None
+    hours = (cluster.carbon, *cluster.forecast[1 : FORECAST_HOURS + 1])
+    # The present hour counts as much as all the following ones together.
+    later = hours[1:]
+    return cluster.carbon if not later else (cluster.carbon + sum(later) / len(later)) / 2
+
+
+def _emission(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    found = _carbon(workload, cluster)
+    return None if found is None else found * watts(cluster, workload.cpu * workload.replicas) / 1000
+
+
+def _energy(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    return watts(cluster, workload.cpu * workload.replicas)
+
+
+def _cost(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    return cost(cluster, workload.cpu * workload.replicas, workload.memory * workload.replicas)
+
+
+def _availability(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    return cluster.availability * 100
+
+
+def _free(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    if not cluster.cpu:
+        return 0.0
+    return max(0.0, 100.0 * (cluster.cpu - cluster.cpu_requested) / cluster.cpu)
+
+
+def _preferred(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    return 100.0 if cluster.name in workload.policy.preferred else 0.0
+
+
+SCORES: tuple[Score, ...] = (
+    Score("latency", "ms", _latency, 30.0, 0.0, "latency"),
+    Score("carbon", "gCO2eq/kWh", _carbon, 150.0, 1.0, "carbonIntensity"),
+    Score("energy", "W", _energy, 5.0, 0.5, "energy"),
+    Score("cost", "EUR/h", _cost, 0.02, 1.0, "cost"),
+    Score("availability", "%", _availability, 0.0, 0.5, "availability", True),
+    Score("free", "%", _free, 0.0, 0.5, "", True),
+    Score("preferred", "%", _preferred, 0.0, 0.0, "", True),
+)
+
+
+def weight(score: Score, workload: WorkloadInfo) -> float:
+    """The default, plus one to ten for an intent of priority 0 to 100 that asks for it; 5 for a policy's preference."""
+    if score.name == "preferred":
+        return 5.0 if workload.policy.preferred else 0.0
+    asked = [1.0 + t.priority * 0.09 for t in workload.targets if score.target and t.name == score.target]
+    return score.weight + max(asked, default=0.0)
+
+
+def points(score: Score, value: float | None) -> float:
+    """0 to 100."""
+    if value is None:
+        return 0.0
+    if score.more_is_better:
+        return min(100.0, max(0.0, value))
+    return 100.0 / (1.0 + max(0.0, value) / score.reference)
+
+
+def evaluate(workload: WorkloadInfo, cluster: ClusterInfo, scores: Sequence[Score] = SCORES) -> tuple[float, tuple[Term, ...]]:
+    """The site's total (weighted mean of points, 0 to 100) and its terms; terms without weight are left out."""
+    terms = []
+    for score in scores:
+        importance = weight(score, workload)
+        if importance:
+            value = score.measure(workload, cluster)
+            terms.append(Term(score.name, value, score.unit, importance, points(score, value)))
+    total_weight = sum(t.weight for t in terms)
+    total = sum(t.weight * t.points for t in terms) / total_weight if total_weight else 0.0
+    return total, tuple(terms)

@@ -1,0 +1,131 @@
+"""Choosing sites and dividing replicas over them, given which sites are possible and how good each is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from metaos.resources.snapshot import ClusterInfo, WorkloadInfo
+from metaos.scheduler.filters import room
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Site → replicas. ``complete``: every replica has a place. ``satisfies``: spread and availability hold too."""
+
+    clusters: Mapping[str, int]
+    complete: bool
+    satisfies: bool = True
+    why: str = ""
+
+    def mean(self, totals: Mapping[str, float]) -> float:
+        """The points of the sites, weighted by replicas."""
+        count = sum(self.clusters.values())
+        return sum(totals.get(c, 0.0) * n for c, n in self.clusters.items()) / count if count else 0.0
+
+
+def choose(workload: WorkloadInfo, feasible: Sequence[ClusterInfo], totals: Mapping[str, float]) -> Choice:
+    """The best choice with nothing to hold on to."""
+    return distribute(workload, (), feasible, totals)
+
+
+def distribute(
+    workload: WorkloadInfo, kept: Sequence[ClusterInfo], feasible: Sequence[ClusterInfo], totals: Mapping[str, float]
+) -> Choice:
+    """Divides the replicas over ``kept`` sites first and the best others after them, as the workload's mode, spread and
+    availability ask. Ties go to the alphabetically first name."""
+    if workload.mode == "Everywhere":
+        return Choice({c.name: 1 for c in feasible}, bool(feasible))
+    if workload.replicas == 0:
+        # Nothing runs, but the decision has a home: scaled up again, it starts where it was or would be best.
+        homes = _ranked(kept, totals) or _ranked(feasible, totals)
+        return Choice({homes[0].name: 0} if homes else {}, bool(homes))
+    held = {c.name for c in kept}
+    ranked = [*_ranked(kept, totals), *(c for c in _ranked(feasible, totals) if c.name not in held)]
+    spaces = {c.name: max(room(workload, c), workload.current.get(c.name, 0)) for c in ranked}
+    if workload.mode == "Whole":
+        for cluster in ranked:
+            if spaces[cluster.name] >= workload.replicas:
+                return Choice({cluster.name: workload.replicas}, True)
+        return Choice({}, False)
+    sites, satisfies = _sites(workload, ranked, spaces, len(held))
+    return _fill(workload, sites, spaces, satisfies)
+
+
+def _ranked(clusters: Sequence[ClusterInfo], totals: Mapping[str, float]) -> list[ClusterInfo]:
+    return sorted(clusters, key=lambda c: (-totals.get(c.name, 0.0), c.name))
+
+
+def group(cluster: ClusterInfo, by: str) -> str:
+    """The group that a site belongs to, for spreading."""
+    return {
+        "site": cluster.name,
+        "region": cluster.region,
+        "tier": cluster.tier,
+        "country": cluster.country,
+        "zone": cluster.zone,
+        "owner": cluster.owner,
+    }.get(by, cluster.labels.get(by, ""))
+
+
+def _sites(
+    workload: WorkloadInfo, ranked: Sequence[ClusterInfo], spaces: Mapping[str, int], held: int
+) -> tuple[list[ClusterInfo], bool]:
+    """The shortest run of good sites that has the room, the groups and the availability that are asked for."""
+    wanted = max((t.value for t in workload.targets if t.name == "availability" and t.hard), default=0.0)
+    chosen: list[ClusterInfo] = []
+    usable = [c for c in ranked if spaces[c.name] > 0]
+
+    def lacks() -> bool:
+        return (
+            sum(spaces[c.name] for c in chosen) < workload.replicas
+            or any(len({group(c, s.by) for c in chosen}) < s.min_groups for s in workload.policy.spread)
+            or (wanted > 0 and availability(chosen) <= wanted)
+        )
+
+    for index, cluster in enumerate(usable):
+        if len(chosen) >= workload.replicas:
+            break
+        if index >= held and not lacks():
+            break
+        missing = [s for s in workload.policy.spread if len({group(c, s.by) for c in chosen}) < s.min_groups]
+        new_group = any(group(cluster, s.by) not in {group(c, s.by) for c in chosen} for s in missing)
+        remaining = workload.replicas - len(chosen)
+        needed = max((s.min_groups - len({group(c, s.by) for c in chosen}) for s in missing), default=0)
+        # Places are kept for groups that are still missing.
+        if missing and not new_group and remaining <= needed:
+            continue
+        if missing and not new_group and chosen:
+            continue
+        chosen.append(cluster)
+    if lacks():
+        chosen += [c for c in usable if c not in chosen and len(chosen) < workload.replicas]
+    return chosen, not lacks()
+
+
+def availability(sites: Sequence[ClusterInfo]) -> float:
+    """The probability that at least one site is up, were they independent."""
+    down = 1.0
+    for site in sites:
+        down *= 1.0 - site.availability
+    return 1.0 - down if sites else 0.0
+
+
+def _fill(workload: WorkloadInfo, sites: Sequence[ClusterInfo], spaces: Mapping[str, int], satisfies: bool) -> Choice:
+    """One replica for each site, then what each has already, then by rank, or evenly where a policy spreads."""
+    result = {c.name: 1 for c in sites[: workload.replicas]}
+    left = workload.replicas - len(result)
+    for cluster in sites:
+        more = min(left, max(0, min(workload.current.get(cluster.name, 0), spaces[cluster.name]) - result.get(cluster.name, 0)))
+        if workload.policy.spread:
+            break
+        result[cluster.name] = result.get(cluster.name, 0) + more
+        left -= more
+    while left > 0:
+        open_sites = [c for c in sites if spaces[c.name] > result.get(c.name, 0)]
+        if not open_sites:
+            break
+        target = min(open_sites, key=lambda c: result[c.name]) if workload.policy.spread else open_sites[0]
+        result[target.name] += 1
+        left -= 1
+    return Choice(result, left == 0, satisfies and left == 0)
