@@ -1,0 +1,174 @@
+"""What this machine is and has: measured, bounded by what its owner allows. Reads files only.
+
+Sources: Linux ``proc(5)``, cgroup v1 and v2 documentation of the kernel. ``root`` is ``/`` except in tests.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from metaos import __version__
+from metaos.resources import quantity
+from metaos.resources.meta import Obj
+
+#: Pods that a site takes where its owner says nothing.
+DEFAULT_PODS = 110
+#: Kept for the machine and the agent where the owner says nothing: this part, at most so much.
+RESERVED_PART = Fraction(1, 20)
+RESERVED_MILLI_CPU = 200
+RESERVED_BYTES = 512 * 1024**2
+#: Kubernetes' names for machine architectures (GOARCH).
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Milli-CPU, bytes and pods."""
+
+    cpu: int
+    memory: int
+    pods: int
+
+    def quantities(self) -> dict[str, str]:
+        return {
+            "cpu": quantity.format_milli(self.cpu),
+            "memory": quantity.format_bytes(self.memory // 1024 * 1024),
+            "pods": str(self.pods),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A cgroup's limits; ``None`` where it has none."""
+
+    cpu: int | None
+    memory: int | None
+
+
+def measure(root: Path = Path("/"), processors: int | None = None) -> tuple[int, int]:
+    """This process's share of the machine: milli-CPU and bytes, the smaller of the hardware's and its cgroups'."""
+    if processors is None:
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limits = cgroup_limits(root)
+    cpu, memory = processors * 1000, _meminfo(root)
+    return min(cpu, limits.cpu or cpu), min(memory, limits.memory or memory)
+
+
+def capacity(site: Obj, measured: tuple[int, int]) -> tuple[Capacity, Capacity]:
+    """(capacity, allocatable) of a site. The owner's limits hold where they are smaller than what was measured;
+    of the machine itself a part is kept back."""
+    wanted: Mapping[str, str] = (site.get("spec") or {}).get("capacity") or {}
+    cpu, memory = measured
+    has = Capacity(
+        min(cpu, quantity.milli(wanted.get("cpu", cpu // 1000 + 1))),
+        min(memory, quantity.whole(wanted.get("memory", memory))),
+        quantity.whole(wanted.get("pods", DEFAULT_PODS)),
+    )
+    free_cpu = cpu - min(RESERVED_MILLI_CPU, int(cpu * RESERVED_PART))
+    free_memory = memory - min(RESERVED_BYTES, int(memory * RESERVED_PART))
+    return has, Capacity(min(has.cpu, free_cpu), min(has.memory, free_memory), has.pods)
+
+
+def cgroup_limits(root: Path = Path("/")) -> Limits:
+    """The tightest limits on the way from this process's cgroup up; version 2, or version 1's controllers."""
+    cpu: list[int] = []
+    memory: list[int] = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        mounted = root / "sys/fs/cgroup"
+        for part in controllers.split(",") if controllers else [""]:
+            for folder in _upwards(mounted / part if part else mounted, path):
+                if part in ("", "cpu"):
+                    cpu += _cpu_limit(folder)
+                if part in ("", "memory"):
+                    memory += _memory_limit(folder)
+    return Limits(min(cpu, default=None), min(memory, default=None))
+
+
+def _upwards(mount: Path, path: str) -> list[Path]:
+    folders, here = [mount], mount
+    for part in Path(path.lstrip("/")).parts:
+        here = here / part
+        folders.append(here)
+    return folders
+
+
+def _cpu_limit(folder: Path) -> list[int]:
+    quota, _, period = _text(folder / "cpu.max").partition(" ")
+    if not quota:
+        quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+    quota, period = quota.strip(), period.strip()
+    if not quota.isdigit() or not period.isdigit() or int(period) == 0:
+        return []
+    return [max(1, int(quota) * 1000 // int(period))]
+
+
+def _memory_limit(folder: Path) -> list[int]:
+    text = (_text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes")).strip()
+    # Version 1 writes "no limit" as a number near 2**63.
+    return [int(text)] if text.isdigit() and int(text) < 2**62 else []
+
+
+def _meminfo(root: Path) -> int:
+    for line in _text(root / "proc/meminfo").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def node_info(isolation: str, runtime: str, root: Path = Path("/")) -> dict[str, str]:
+    """``Cluster.status.nodeInfo``."""
+    release = dict(line.split("=", 1) for line in _text(root / "etc/os-release").splitlines() if "=" in line)
+    machine = platform.machine()
+    return {
+        "agentVersion": __version__,
+        "kernelVersion": platform.release(),
+        "osImage": release.get("PRETTY_NAME", platform.system()).strip('"'),
+        "operatingSystem": platform.system().lower(),
+        "architecture": _ARCHITECTURES.get(machine, machine),
+        "isolation": isolation,
+        "runtime": runtime,
+    }
+
+
+def usage(measured: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """``Cluster.status.usage`` from :meth:`Runtime.usage`. Rounded (10 m, 1 Mi), so that noise is no news."""
+    cpu = sum(pod.get("cpu", 0.0) for pod in measured.values())
+    memory = sum(pod.get("memory", 0.0) for pod in measured.values())
+    return {
+        "cpu": quantity.format_milli(round(cpu * 100) * 10),
+        "memory": f"{round(memory / 1024**2)}Mi",
+        "pods": str(len(measured)),
+    }
+
+
+def worth_telling(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a new ``Cluster.status`` differs from the last one by more than a little usage (a tenth and 50 m or 16 Mi)."""
+    if {k: v for k, v in old.items() if k != "usage"} != {k: v for k, v in new.items() if k != "usage"}:
+        return True
+    before, now = old.get("usage") or {}, new.get("usage") or {}
+    if before.get("pods") != now.get("pods"):
+        return True
+    for resource, least in (("cpu", Fraction(1, 20)), ("memory", Fraction(16 * 1024**2))):
+        was, is_ = quantity.parse(before.get(resource, 0)), quantity.parse(now.get(resource, 0))
+        if abs(is_ - was) >= max(least, max(was, is_) / 10):
+            return True
+    return False
+
+
+def condition_list(conditions: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """``Cluster.status.agentConditions`` in a stable order."""
+    return sorted((dict(c) for c in conditions), key=lambda c: c.get("type", ""))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
