@@ -86,7 +86,7 @@ def evaluate(
     clusters: Sequence[ClusterInfo],
     now: float,
 ) -> dict[str, Any]:
-    """``Intent.status``. ``workloads``: each with the sites it is placed on. ``since`` is kept while the fulfilment is the same."""
+    """``Intent.status``. ``workloads``: each with the sites it is placed on. ``since`` stays while the fulfilment does."""
     before = intent.get("status") or {}
     rows: list[dict[str, Any]] = []
     worst = "Fulfilled" if workloads else "NotFulfilled"
@@ -240,7 +240,4 @@ def _target_causes(field: str, target: Mapping[str, Any]) -> list[Cause]:
         return wrong("unit", unit, f"must be one of {', '.join(u or 'no unit' for u in UNITS[str(name)])}")
     if name == "availability" and value * UNITS["availability"].get(str(unit or ""), 1.0) > 1:
         return wrong("value", value, "must be a probability of at most 1 (or 100 %)")
-    contexts = target.get("contexts") or ()
-    if name == "latency" and not any(c.get("name") == "usersIn" for c in contexts):
-        return []
     return []

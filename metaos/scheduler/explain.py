@@ -84,9 +84,8 @@ def render(found: dict[str, Any]) -> str:
         lines.append(f"  problem   {found['message']}")
     migration = found.get("migration")
     if migration:
-        lines.append(
-            f"  moving    {', '.join(migration.get('from') or ())} -> {', '.join(migration.get('to') or ())}: {migration.get('phase')}"
-        )
+        old, new = (", ".join(migration.get(side) or ()) for side in ("from", "to"))
+        lines.append(f"  moving    {old} -> {new}: {migration.get('phase')}")
     if found["scores"]:
         lines += ["", "  considered (points of 100; value, points x weight)"]
         lines += _table(found["scores"], {c["name"] for c in found["clusters"]})
