@@ -57,6 +57,7 @@ class Informer:
         self._callbacks: list[OnChange] = []
         self._synced = asyncio.Event()
         self._revision = ""
+        self._progress = False
 
     def get(self, name: str, namespace: str = "") -> Obj | None:
         """The cached object, or ``None``."""
@@ -76,7 +77,7 @@ class Informer:
             index: dict[str, dict[_Key, Obj]] = {}
             self._indexes[name] = (fn, index)
             for key, obj in self._objects.items():
-                _index(index, fn(obj), key, obj)
+                _index(index, _values(fn, obj), key, obj)
 
     def on_change(self, callback: OnChange) -> None:
         """Call ``callback(old, new)`` after every change (``old`` None: added; ``new`` None: gone), and at once for what
@@ -98,22 +99,22 @@ class Informer:
         """Follow the server until cancelled. The manager calls this."""
         failures = 0
         while True:
+            began = self._clock.monotonic()
+            self._progress = False
             try:
                 if not self._revision:
                     await self._list()
-                    failures = 0
-                progress = await self._watch()
+                await self._watch()
             except Exception as error:
-                progress = False
                 if isinstance(error, ApiError) and error.code == _GONE:
-                    # The first list after it is free; only a server that keeps saying so is left in peace.
                     self._revision = ""
-                    log.info("%s: watch expired, listing again", self.kind.resource)
+                    log.info("%s: too far behind to go on watching, listing again", self.kind.resource)
                 else:
                     log.warning("%s: cannot follow the server, trying again: %s", self.kind.resource, error or repr(error))
-            failures = 0 if progress else failures + 1
-            if failures:
-                await self._clock.sleep(backoff_seconds(failures, self._random.random(), _FIRST_SECONDS, _MOST_SECONDS))
+            # A watch that ends is ordinary; one that ends at once, again and again, must not become a busy loop.
+            lasted = self._clock.monotonic() - began
+            failures = 1 if self._progress or lasted >= _MOST_SECONDS else failures + 1
+            await self._clock.sleep(backoff_seconds(failures, self._random.random(), _FIRST_SECONDS, _MOST_SECONDS))
 
     async def _list(self) -> None:
         found: dict[_Key, Obj] = {}
@@ -139,17 +140,15 @@ class Informer:
         self._revision = page.resource_version
         self._synced.set()
 
-    async def _watch(self) -> bool:
-        """Until the server ends it. Whether anything came."""
-        progress = False
+    async def _watch(self) -> None:
+        """Until the server ends it."""
         events = self._client.watch(
             self.kind, self.namespace, resource_version=self._revision, labels=self._labels, fields=self._fields
         )
         async with _closing(events):
             async for event in events:
-                progress = True
                 self._follow(event)
-        return progress
+                self._progress = True
 
     def _follow(self, event: WatchEvent) -> None:
         if event.type == "ERROR":
@@ -168,9 +167,9 @@ class Informer:
             _unindex(self._by_namespace, (key[0],), key)
         for fn, index in self._indexes.values():
             if old is not None:
-                _unindex(index, fn(old), key)
+                _unindex(index, _values(fn, old), key)
             if new is not None:
-                _index(index, fn(new), key, new)
+                _index(index, _values(fn, new), key, new)
         if new is not None:
             self._objects[key] = new
             _index(self._by_namespace, (key[0],), key, new)
@@ -195,6 +194,15 @@ def _key(obj: Obj) -> _Key:
 
 def _ordered(found: dict[_Key, Obj]) -> list[Obj]:
     return [found[key] for key in sorted(found)]
+
+
+def _values(fn: IndexFunction, obj: Obj) -> Iterable[str]:
+    try:
+        return set(fn(obj))
+    except Exception:
+        # An index that cannot read one object must not stop the cache for all others.
+        log.exception("%s %s/%s: index function failed", obj.get("kind"), meta.namespace(obj), meta.name(obj))
+        return ()
 
 
 def _index(index: dict[str, dict[_Key, Obj]], values: Iterable[str], key: _Key, obj: Obj) -> None:
