@@ -146,6 +146,8 @@ class WorkloadInfo:
     tolerations: tuple[Mapping[str, Any], ...] = ()
     local_data: bool = False
     pinned: bool = False
+    #: Never moved for a gain, only when its site must be left.
+    settled: bool = False
     current: Mapping[str, int] = field(default_factory=dict)
     evicted: frozenset[str] = frozenset()
     moves: tuple[float, ...] = ()
@@ -318,7 +320,8 @@ def workload_info(
         node_affinity=tuple(affinity.get("nodeSelectorTerms") or ()),
         tolerations=(*(spec.get("tolerations") or ()), *merged.tolerations),
         local_data=local,
-        pinned=bool(current) and (local or about.kind in ("Pod", "Job")),
+        pinned=bool(current) and (local or about.kind == "Pod"),
+        settled=about.kind == "Job",
         current=dict(current or {}),
         evicted=frozenset(evicted),
         moves=tuple(moves),

@@ -132,6 +132,8 @@ def _reconsider(
         return make(stay, "still the best choice")
     gain = best.mean(totals) - stay.mean(totals)
     names = ", ".join(sorted(best.clusters))
+    if workload.settled:
+        return make(stay, "stays: a started job is not moved for a gain")
     if workload.policy.failback == "Never":
         return make(stay, f"stays: {names} would be {gain:.1f} points better, and the policy says never to move back")
     if gain < workload.policy.minimum_improvement:

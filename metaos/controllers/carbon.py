@@ -1,0 +1,112 @@
+"""Carbon: keeps every site's carbon intensity, now and forecast, in its status.
+
+A replay can be moved while the hub runs: ConfigMap ``nemo-system/carbon-replay``, ``startHour`` and ``speed``.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from metaos.accounting.carbon import FORECAST_HOURS, HOUR_SECONDS, TraceCarbonSource
+from metaos.client import Client, PatchType
+from metaos.clock import Clock
+from metaos.controllers.settings import Settings
+from metaos.plugins.points import CarbonSource
+from metaos.reconcile.manager import Manager
+from metaos.reconcile.reconciler import DONE, Result
+from metaos.resources import scheme
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, ObjectRef, deleting, format_time, ref
+
+log = logging.getLogger(__name__)
+
+NAME = "carbon"
+REPLAY = "carbon-replay"
+#: Seconds between looks: an hour of the source, within these bounds.
+LEAST_SECONDS, MOST_SECONDS = 0.5, 300.0
+
+
+class CarbonReconciler:
+    """See the module."""
+
+    name = NAME
+
+    def __init__(self, manager: Manager, client: Client, clock: Clock, source: CarbonSource) -> None:
+        self._client, self._clock, self._source = client, clock, source
+        self._clusters = manager.informer(scheme.CLUSTER)
+        self._speed = 1.0
+
+    async def reconcile(self, about: ObjectRef) -> Result:
+        cluster = self._clusters.get(about.name)
+        if cluster is None or deleting(cluster):
+            return DONE
+        electricity = (cluster.get("spec") or {}).get("electricity") or {}
+        now = self._clock.now()
+        series = self._source.intensity(str(electricity.get("zone") or ""), now)
+        found: dict[str, Any] = {"source": self._source.describe()}
+        if series is not None:
+            found |= {"intensity": series[0], "forecast": [round(v, 2) for v in series[:FORECAST_HOURS]]}
+        elif electricity.get("carbonIntensity") is not None:
+            # A zone that the source does not know: what the site states itself, and saying so.
+            found = {"intensity": float(electricity["carbonIntensity"]), "forecast": [], "source": "stated by the site"}
+        else:
+            found = {"source": f"unknown zone: {self._source.describe()}"}
+        old = (cluster.get("status") or {}).get("carbon") or {}
+        if {k: v for k, v in old.items() if k != "time"} != found:
+            patch = {"status": {"carbon": found | {"time": format_time(now)}}}
+            await self._client.patch(scheme.CLUSTER, about.name, "", patch, type=PatchType.MERGE, subresource="status")
+        return Result(requeue_after=min(MOST_SECONDS, max(LEAST_SECONDS, HOUR_SECONDS / max(self._speed, 1e-9) / 2)))
+
+    def move(self, replay: Obj) -> None:
+        """Follows the ConfigMap. A value that is no number is reported and ignored."""
+        if not isinstance(self._source, TraceCarbonSource):
+            return
+        data = replay.get("data") or {}
+        try:
+            speed, hour = float(data.get("speed", 1)), float(data.get("startHour", 0))
+            self._source.reset(start_time=self._clock.now(), start_hour=hour, speed=speed)
+        except ValueError as error:
+            log.error("ConfigMap %s/%s: %s; the replay goes on as before", SYSTEM_NAMESPACE, REPLAY, error)
+            return
+        self._speed = speed
+
+
+def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
+    """Runs it, where there is a source."""
+    if settings.carbon is None:
+        return
+    reconciler = CarbonReconciler(manager, client, clock, settings.carbon)
+    clusters = manager.informer(scheme.CLUSTER)
+
+    manager.add(reconciler, [])
+
+    def joined(old: Obj | None, new: Obj | None) -> None:
+        if new is not None and (
+            old is None or (old.get("spec") or {}).get("electricity") != (new.get("spec") or {}).get("electricity")
+        ):
+            manager.enqueue(NAME, ref(new))
+
+    clusters.on_change(joined)
+
+    def moved(old: Obj | None, new: Obj | None) -> None:
+        if new is None or ref(new)[2:] != (SYSTEM_NAMESPACE, REPLAY) or (old is not None and old.get("data") == new.get("data")):
+            return
+        reconciler.move(new)
+        for cluster in clusters.list():
+            manager.enqueue(NAME, ref(cluster))
+
+    manager.informer(scheme.CONFIG_MAP).on_change(moved)
+
+
+async def ensure_replay(client: Client, start_hour: float, speed: float) -> None:
+    """Makes the ConfigMap by which a replay can be moved, where there is none."""
+    obj: Obj = {
+        **scheme.CONFIG_MAP.empty(REPLAY, SYSTEM_NAMESPACE),
+        "data": {"startHour": f"{start_hour:g}", "speed": f"{speed:g}"},
+    }
+    try:
+        await client.create(obj)
+    except ApiError as error:
+        if error.reason != "AlreadyExists":
+            raise

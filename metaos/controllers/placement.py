@@ -1,0 +1,271 @@
+"""Placement: decides for every workload which sites run it, and writes the decision down with its reasons.
+
+One decision at a time, so that no room is given away twice. What a workload runs on is changed by nobody here: the work and
+migration controllers carry the decision out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from metaos.client import Client
+from metaos.clock import Clock
+from metaos.controllers.recorder import Recorder
+from metaos.controllers.settings import Settings
+from metaos.reconcile.manager import Manager
+from metaos.reconcile.reconciler import DONE, Result
+from metaos.resources import scheme, workload
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import (
+    EVICTED,
+    Obj,
+    ObjectRef,
+    annotations,
+    controller_of,
+    deleting,
+    format_time,
+    generation,
+    is_true,
+    name,
+    namespace,
+    owner_reference,
+    parse_time,
+    ref,
+    uid,
+    with_condition,
+)
+from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo, cluster_info, workload_info
+from metaos.scheduler.explain import placement_status
+from metaos.scheduler.framework import Plan, decide
+
+NAME = "placement"
+MOVES_KEPT = 20
+
+
+def placement_name(about: ObjectRef) -> str:
+    """``deployment-web``."""
+    return f"{about.kind.lower()}-{about.name}"
+
+
+def placeable(obj: Obj) -> bool:
+    """Whether this is a workload that users want placed: no mirror, nothing that a controller owns, none of NEMO's own."""
+    if namespace(obj).startswith("nemo-") or deleting(obj):
+        return False
+    if obj.get("kind") == "Pod":
+        return not controller_of(obj) and not (obj.get("spec") or {}).get("nodeName")
+    return not controller_of(obj)
+
+
+def finished(obj: Obj) -> bool:
+    """A Job that has ended is not moved any more."""
+    return obj.get("kind") == "Job" and (is_true(obj, "Complete") or is_true(obj, "Failed"))
+
+
+class PlacementReconciler:
+    """See the module."""
+
+    name = NAME
+
+    def __init__(self, manager: Manager, client: Client, clock: Clock) -> None:
+        self._client, self._clock = client, clock
+        self._recorder = Recorder(client, clock, "placement-controller")
+        self._workloads = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
+        self._placements = manager.informer(scheme.PLACEMENT)
+        self._clusters = manager.informer(scheme.CLUSTER)
+        self._intents = manager.informer(scheme.INTENT)
+        self._policies = manager.informer(scheme.PLACEMENT_POLICY)
+        # Decisions that the informer may not show yet, so that room is not given away twice. Bounded by the workloads.
+        self._decided: dict[ObjectRef, dict[str, int]] = {}
+
+    async def reconcile(self, about: ObjectRef) -> Result:
+        obj = self._workloads[about.kind].get(about.name, about.namespace)
+        if obj is None or not placeable(obj):
+            self._decided.pop(about, None)
+            return DONE
+        placement = self._placements.get(placement_name(about), about.namespace)
+        if placement is not None and (placement.get("spec") or {}).get("workloadRef", {}).get("uid") != uid(obj):
+            # Of an earlier object of the same name: garbage collection takes it away.
+            placement, self._decided[about] = None, {}
+        if placement is not None and finished(obj):
+            return DONE
+        found = self._workload(obj, placement)
+        now = self._clock.now()
+        plan = decide(Snapshot(now, self._sites(about)), found)
+        await self._write(obj, placement, found, plan, now)
+        return self._again(found, now)
+
+    # -- the snapshot ---------------------------------------------------------------------------------------
+
+    def _current(self, about: ObjectRef, placement: Obj | None) -> dict[str, int]:
+        if about in self._decided:
+            return self._decided[about]
+        return {c["name"]: int(c.get("replicas", 0)) for c in ((placement or {}).get("spec") or {}).get("clusters") or ()}
+
+    def _workload(self, obj: Obj, placement: Obj | None) -> WorkloadInfo:
+        about, where = ref(obj), namespace(obj)
+        moves = [parse_time(t) for t in ((placement or {}).get("status") or {}).get("moves") or ()]
+        return workload_info(
+            obj,
+            current=self._current(about, placement),
+            intents=sorted(self._intents.list(where), key=name),
+            policies=self._policies.list(where),
+            evicted=self._evicted(obj),
+            moves=moves,
+        )
+
+    def _evicted(self, obj: Obj) -> Iterable[str]:
+        for pod in self._workloads["Pod"].list(namespace(obj)):
+            if EVICTED in annotations(pod):
+                owner = controller_of(pod)
+                if (owner or {}).get("uid", uid(pod)) == uid(obj):
+                    yield str((pod.get("spec") or {}).get("nodeName", ""))
+
+    def _sites(self, apart_from: ObjectRef) -> tuple[ClusterInfo, ...]:
+        used: dict[str, list[int]] = {}
+        for informer in self._workloads.values():
+            for obj in informer.list():
+                about = ref(obj)
+                if about == apart_from or not placeable(obj) or finished(obj):
+                    continue
+                asked = workload.requests(workload.pod_spec(obj))
+                for site, count in self._current(about, self._placements.get(placement_name(about), about.namespace)).items():
+                    total = used.setdefault(site, [0, 0, 0])
+                    total[0] += asked["cpu"] * count
+                    total[1] += asked["memory"] * count
+                    total[2] += count
+        found = []
+        for obj in self._clusters.list():
+            cpu, memory, pods = used.get(name(obj), [0, 0, 0])
+            found.append(cluster_info(obj, (cpu, memory, pods)))
+        return tuple(sorted(found, key=lambda c: c.name))
+
+    # -- the decision's object ------------------------------------------------------------------------------
+
+    async def _write(self, obj: Obj, placement: Obj | None, found: WorkloadInfo, plan: Plan, now: float) -> None:
+        about = ref(obj)
+        chosen = dict(plan.clusters)
+        before = found.current
+        spec: dict[str, Any] = {
+            "workloadRef": {"apiVersion": obj["apiVersion"], "kind": about.kind, "name": about.name, "uid": uid(obj)},
+            "clusters": [{"name": c, "replicas": n} for c, n in plan.clusters],
+        }
+        self._decided[about] = chosen
+        try:
+            placement = await self._write_spec(obj, placement, spec, plan.reason, now)
+            await self._write_status(placement, obj, found, plan, now)
+        except ApiError:
+            # The next look begins from what is stored.
+            self._decided.pop(about, None)
+            raise
+        if placement.get("status") is None or set(chosen) != set(before):
+            await self._tell(obj, before, plan)
+
+    async def _write_spec(self, obj: Obj, placement: Obj | None, spec: dict[str, Any], reason: str, now: float) -> Obj:
+        stamped = spec | {"decidedTime": format_time(now), "reason": reason}
+        if placement is None:
+            fresh: Obj = {**scheme.PLACEMENT.empty(placement_name(ref(obj)), namespace(obj)), "spec": stamped}
+            fresh["metadata"]["ownerReferences"] = [owner_reference(obj)]
+            return await self._client.create(fresh)
+        present = placement.get("spec") or {}
+        if {k: present.get(k) for k in spec} == spec:
+            return placement
+        metadata = placement["metadata"] | {"ownerReferences": [owner_reference(obj)]}
+        return await self._client.update(placement | {"metadata": metadata, "spec": stamped})
+
+    async def _write_status(self, placement: Obj, obj: Obj, found: WorkloadInfo, plan: Plan, now: float) -> None:
+        old = placement.get("status") or {}
+        moves = list(old.get("moves") or ())
+        if plan.migrates:
+            moves = [*moves, format_time(now)][-MOVES_KEPT:]
+        done = "True" if plan.clusters and plan.complete else "False"
+        reason = "Placed" if done == "True" else "Unplaceable" if not plan.clusters else "Incomplete"
+        conditions = with_condition(old.get("conditions") or (), "Scheduled", done, reason, plan.reason, now)
+        if found.local_data:
+            homes = ", ".join(sorted(dict(plan.clusters))) or "no site yet"
+            conditions = with_condition(conditions, "DataPinned", "True", "LocalData", f"its data is on {homes}", now)
+        status = {
+            **{k: v for k, v in old.items() if k == "migration"},
+            "observedGeneration": generation(obj),
+            "conditions": conditions,
+            "intents": sorted({t.intent for t in found.targets}),
+            "moves": moves,
+            **placement_status(plan),
+        }
+        if status != old:
+            await self._client.update(placement | {"status": status}, subresource="status")
+
+    async def _tell(self, obj: Obj, before: dict[str, int] | Any, plan: Plan) -> None:
+        places = ", ".join(f"{c} ({n})" for c, n in plan.clusters)
+        if not plan.clusters:
+            await self._recorder.event(obj, "Unplaceable", plan.reason, warning=True)
+        elif not before:
+            await self._recorder.event(obj, "Placed", f"on {places}: {plan.reason}")
+        elif set(dict(plan.clusters)) != set(before):
+            await self._recorder.event(obj, "Moved", f"from {', '.join(sorted(before))} to {places}: {plan.reason}")
+
+    def _again(self, found: WorkloadInfo, now: float) -> Result:
+        """When time alone will change the decision: at the end of a toleration."""
+        waits = []
+        for site in found.current:
+            cluster = self._clusters.get(site)
+            for taint in ((cluster or {}).get("spec") or {}).get("taints") or ():
+                if taint.get("effect") == "NoExecute" and taint.get("timeAdded"):
+                    since = parse_time(taint["timeAdded"])
+                    seconds = [
+                        found.policy.toleration_seconds,
+                        *(float(t.get("tolerationSeconds") or 0) for t in found.tolerations),
+                    ]
+                    waits += [since + s - now for s in seconds if since + s > now]
+        return Result(requeue_after=min(waits) + 0.1) if waits else DONE
+
+
+def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
+    """Runs it: for every workload, and for all that a changed site, intent or policy may concern."""
+    reconciler = PlacementReconciler(manager, client, clock)
+    informers = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
+
+    def itself(obj: Obj) -> Iterable[ObjectRef]:
+        if obj.get("kind") == "Pod" and (EVICTED in annotations(obj)):
+            owner = controller_of(obj)
+            if owner:
+                yield ObjectRef(str(owner["apiVersion"]).rpartition("/")[0], owner["kind"], namespace(obj), owner["name"])
+        if placeable(obj):
+            yield ref(obj)
+
+    def of_namespace(obj: Obj) -> Iterable[ObjectRef]:
+        for informer in informers.values():
+            yield from (ref(o) for o in informer.list(namespace(obj)) if placeable(o))
+
+    def of_placement(obj: Obj) -> Iterable[ObjectRef]:
+        found = (obj.get("spec") or {}).get("workloadRef") or {}
+        if found.get("kind") in informers:
+            yield ObjectRef(str(found["apiVersion"]).rpartition("/")[0], found["kind"], namespace(obj), found["name"])
+
+    manager.add(
+        reconciler,
+        [
+            *((kind, itself) for kind in scheme.WORKLOADS),
+            (scheme.INTENT, of_namespace),
+            (scheme.PLACEMENT_POLICY, of_namespace),
+        ],
+    )
+
+    def on_cluster(old: Obj | None, new: Obj | None) -> None:
+        # Heartbeats and usage do not matter to decisions: only facts that a decision reads.
+        if old is not None and new is not None and cluster_info(old) == cluster_info(new):
+            return
+        for informer in informers.values():
+            for obj in informer.list():
+                if placeable(obj):
+                    manager.enqueue(NAME, ref(obj))
+
+    manager.informer(scheme.CLUSTER).on_change(on_cluster)
+
+    def on_placement(old: Obj | None, new: Obj | None) -> None:
+        # A decision that somebody deleted is made again.
+        if new is None and old is not None:
+            for about in of_placement(old):
+                manager.enqueue(NAME, about)
+
+    manager.informer(scheme.PLACEMENT).on_change(on_placement)

@@ -1,0 +1,30 @@
+"""What the hub's operator may set about controllers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from metaos.plugins.points import CarbonSource
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Durations in seconds. ``sign`` is ``Authority.sign_csr``."""
+
+    sign: Callable[..., bytes]
+    carbon: CarbonSource | None = None
+    lease_duration: float = 40.0
+    drain: float = 5.0
+    #: Added to a workload's fencing time before it is started elsewhere.
+    fencing_margin: float = 5.0
+    #: Stateful work without local data is replaced only after its old site has stopped it, which it does this long after its
+    #: last heartbeat.
+    fencing_after: float = 60.0
+    agent_certificate_lifetime: float = 7 * 86400.0
+    #: Share of sites that may vanish within one lease duration before the hub suspects itself.
+    storm_share: float = 0.55
+    #: How long a site that is being removed may take to hand over its work.
+    removal_timeout: float = 120.0
+    event_lifetime: float = 3600.0
+    event_limit: int = 5000
