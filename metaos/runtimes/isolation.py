@@ -1,0 +1,375 @@
+"""The two ways in which the sandbox runtime runs a container: confined by bubblewrap, or as a plain process.
+
+Both leave in the container's directory: ``pid`` (the ``/proc/PID/stat`` line of its *monitor*, the process that outlives
+us and records the end), ``log``, and ``status`` (the exit code, written by the monitor; the file's time is that of the end).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from metaos.plugins.points import RuntimeUnavailable
+from metaos.runtimes import bubblewrap, process
+from metaos.runtimes.images import Image, python_program, system_paths
+from metaos.runtimes.process import Identity
+
+#: Marks every process of a plain pod, in its environment: how they are found where there is no pid namespace.
+COOKIE = "NEMO_POD_UID"
+
+_PLAIN = """status=$1; shift; "$@"; code=$?; printf '%s\\n' "$code" >"$status" """
+_TERMINAL = """terminal=$1; shift; exec "$@" <>"$terminal" >&0 2>&0"""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A container ready to start: the image found, the command complete, its directories made."""
+
+    pod: str
+    image: Image
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    working_dir: str
+    mounts: tuple[tuple[str, str, bool], ...]
+    user: int
+    group: int
+    read_only_root: bool
+    directory: str
+    etc: str
+    cgroups: tuple[str, ...]
+    holder: Identity | None
+
+
+@dataclass(slots=True)
+class Launch:
+    """What to execute. ``fds`` are passed on, and closed here afterwards."""
+
+    argv: list[str]
+    env: dict[str, str]
+    fds: list[int] = field(default_factory=list)
+    directory: str = "/"
+
+    def spawn(
+        self, *, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.DEVNULL, stderr: int = subprocess.DEVNULL
+    ) -> Identity:
+        try:
+            return process.spawn(
+                self.argv, env=self.env, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=self.fds, cwd=self.directory
+            )
+        finally:
+            for fd in self.fds:
+                os.close(fd)
+
+
+class Isolation(Protocol):
+    name: str
+
+    async def check(self) -> None: ...
+
+    async def hold(self, hostname: str) -> Identity | None:
+        """Starts the process that holds a pod's namespaces; ``None`` where there are none."""
+        ...
+
+    def container(self, start: Start) -> Launch: ...
+
+    def main(self, monitor: Identity, directory: str) -> Identity | None:
+        """The command's own process, for signals and for entering; ``None`` while it is not there yet."""
+        ...
+
+    def exit_code(self, directory: str) -> int | None:
+        """As the monitor recorded it."""
+        ...
+
+    def members(self, pod: str, monitor: Identity, directory: str) -> list[Identity]:
+        """Everything to kill that the container has left."""
+        ...
+
+    def enter(
+        self, pod: str, main: Identity, directory: str, command: Sequence[str], env: Sequence[tuple[str, str]], terminal: str
+    ) -> Launch:
+        """A further process beside the container's command."""
+        ...
+
+    def conditions(self) -> list[tuple[str, str]]:
+        """(type, why it does not hold)."""
+        ...
+
+
+def _session(monitor: Identity) -> list[Identity]:
+    return [
+        Identity(each.pid, each.start) for each in process.everyone() if each.session == monitor.pid and each.state not in "ZX"
+    ]
+
+
+class Bubblewrap:
+    """Namespaces, no capabilities, no new privileges."""
+
+    name = "bubblewrap"
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._bwrap = ""
+        self._nsenter = ""
+        #: Whether a container may have an overlay of its own on its image; found out by :meth:`check`.
+        self.overlay = True
+
+    def _programs(self) -> tuple[str, str]:
+        if not self._bwrap:
+            self._bwrap, self._nsenter = bubblewrap.find_bwrap(), bubblewrap.find_nsenter()
+        return self._bwrap, self._nsenter
+
+    async def check(self) -> None:
+        bwrap, _ = self._programs()
+        holder = await self.hold("check")
+        try:
+            view = ["--unshare-user", "--disable-userns", "--unshare-pid", "--cap-drop", "ALL"]
+            for path in system_paths():
+                view += bubblewrap.show(path)
+            view += ["--proc", "/proc", "--dev", "/dev"]
+            code, said = await self._try([*self._join(holder), bwrap, *view, "true"])
+            if code != 0:
+                raise RuntimeUnavailable(bubblewrap.remedy(said))
+            code, _ = await self._try(
+                [*self._join(holder), bwrap, *view, "--overlay-src", "/usr", "--tmp-overlay", "/mnt", "true"]
+            )
+            self.overlay = code == 0
+        finally:
+            holder.kill()
+            await process.ended(holder)
+
+    async def _try(self, argv: list[str]) -> tuple[int, str]:
+        ours, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            try:
+                child = process.spawn(argv, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, stderr=theirs)
+            finally:
+                os.close(theirs)
+            said = await process.read_all(ours)
+            return await process.ended(child) or 0, said.decode(errors="replace")
+        finally:
+            os.close(ours)
+
+    async def hold(self, hostname: str) -> Identity:
+        bwrap, _ = self._programs()
+        ours, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        status, records = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            arguments = bubblewrap.packed(bubblewrap.holder(system_paths(), hostname))
+            argv = [bwrap, "--args", str(arguments), "--json-status-fd", str(records), "--", *bubblewrap.hold_command()]
+            try:
+                launch = Launch(argv, {"NEMO_SANDBOX": self._directory}, [arguments, records])
+                monitor = launch.spawn(stdout=theirs, stderr=theirs)
+            finally:
+                os.close(theirs)
+            try:
+                said = b""
+                while b"ready\n" not in said:
+                    await process.readable(ours)
+                    piece = os.read(ours, 1 << 16)
+                    if not piece:
+                        raise RuntimeUnavailable(bubblewrap.remedy(said.decode(errors="replace")))
+                    said += piece
+                child = int(json.loads(os.read(status, 1 << 16).splitlines()[0])["child-pid"])
+                holder = process.identity(child)
+                if holder is None:
+                    raise RuntimeUnavailable("the process that holds the pod's namespaces has ended at once")
+            finally:
+                # bwrap's own waiting process has nothing to wait for: a megabyte less.
+                monitor.kill()
+                await process.ended(monitor)
+            return holder
+        finally:
+            os.close(ours)
+            os.close(status)
+
+    def _join(self, holder: Identity) -> list[str]:
+        _, nsenter = self._programs()
+        return [nsenter, "-t", str(holder.pid), "-U", "-n", "-i", "-u", "--preserve-credentials", "--"]
+
+    def container(self, start: Start) -> Launch:
+        bwrap, _ = self._programs()
+        assert start.holder is not None
+        view = bubblewrap.container(
+            start.image,
+            start.directory,
+            start.etc,
+            user=start.user,
+            group=start.group,
+            working_dir=start.working_dir,
+            read_only_root=start.read_only_root,
+            overlay=self.overlay,
+            mounts=start.mounts,
+            env=start.env,
+        )
+        if start.image.rootfs is not None and self.overlay:
+            for name in ("upper", "work"):
+                os.mkdir(os.path.join(start.directory, name), 0o755)
+        arguments = bubblewrap.packed(view)
+        status = os.open(os.path.join(start.directory, "status"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        argv = ["/bin/sh", "-c", bubblewrap.LAUNCH, "nemo", os.path.join(start.directory, "pid"), ":".join(start.cgroups)]
+        argv += [*self._join(start.holder), bwrap, "--args", str(arguments), "--json-status-fd", str(status), "--", *start.argv]
+        return Launch(argv, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, [arguments, status])
+
+    def _records(self, directory: str) -> dict[str, int]:
+        merged: dict[str, int] = {}
+        try:
+            with open(os.path.join(directory, "status"), encoding="utf-8") as file:
+                for line in file:
+                    if line.endswith("}\n"):
+                        merged.update(json.loads(line))
+        except FileNotFoundError:
+            pass
+        return merged
+
+    def _init(self, monitor: Identity, directory: str) -> Identity | None:
+        """bwrap's process 1 of the container. That it is still the same shows in its session, which the monitor leads."""
+        pid = self._records(directory).get("child-pid")
+        found = process.stat(pid) if pid else None
+        if found is None or found.session != monitor.pid or found.state in "ZX":
+            return None
+        return Identity(found.pid, found.start)
+
+    def main(self, monitor: Identity, directory: str) -> Identity | None:
+        init = self._init(monitor, directory)
+        below = process.children(init.pid) if init else []
+        return process.identity(below[0]) if below else None
+
+    def exit_code(self, directory: str) -> int | None:
+        return self._records(directory).get("exit-code")
+
+    def members(self, pod: str, monitor: Identity, directory: str) -> list[Identity]:
+        init = self._init(monitor, directory)
+        # The end of process 1 ends everything in the container. Before it is there, only the session tells.
+        return [init] if init else _session(monitor)
+
+    def enter(
+        self, pod: str, main: Identity, directory: str, command: Sequence[str], env: Sequence[tuple[str, str]], terminal: str
+    ) -> Launch:
+        groups: list[str] = []
+        try:
+            with open(os.path.join(directory, "container.json"), encoding="utf-8") as file:
+                known = json.load(file)
+            groups = [group for group in known["cgroups"] if os.path.isdir(group)]
+            working_dir = known["workingDir"]
+        except FileNotFoundError:
+            working_dir = "/"
+        request = bubblewrap.exec_request(
+            pid=main.pid, start=main.start, tty=bool(terminal), directory=working_dir, cgroups=groups, env=env, command=command
+        )
+        return Launch(bubblewrap.enter_command("exec", str(request)), {}, [request])
+
+    def conditions(self) -> list[tuple[str, str]]:
+        result = [("UserIds", "each container has one user id: programs that switch to another user inside it fail")]
+        if not self.overlay:
+            result.append(("WritableRoot", "this kernel allows no overlay in a user namespace: imported images are read-only"))
+        return result
+
+
+class Plain:
+    """No isolation: processes in sessions of their own, in a private directory. Only when asked for outright."""
+
+    name = "none"
+    overlay = False
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+
+    async def check(self) -> None:
+        """Nothing is needed but a shell."""
+
+    async def hold(self, hostname: str) -> None:
+        return None
+
+    def _links(self) -> str:
+        """A directory in which ``python`` and ``python3`` are this very Python."""
+        place = os.path.join(self._directory, "bin")
+        if not os.path.isdir(place):
+            os.makedirs(place, exist_ok=True)
+            for name in ("python", "python3"):
+                os.symlink(python_program(), os.path.join(place, name))
+        return place
+
+    def container(self, start: Start) -> Launch:
+        root = os.path.join(start.directory, "root")
+        os.mkdir(root, 0o700)
+        for source, target, _ in start.mounts:
+            place = os.path.join(root, target.lstrip("/"))
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+            if not os.path.lexists(place):
+                os.symlink(source, place)
+        env = dict(start.env)
+        env["PATH"] = self._links() + ":" + env.get("PATH", "/usr/local/bin:/usr/bin:/bin")
+        env |= {COOKIE: start.pod, "NEMO_ROOT": root, "NEMO_HOSTS_FILE": os.path.join(start.etc, "hosts")}
+        env |= {"HOME": root, "TMPDIR": root} | {name: env[name] for name in ("HOME", "TMPDIR") if name in env}
+        argv = ["/bin/sh", "-c", bubblewrap.LAUNCH, "nemo", os.path.join(start.directory, "pid"), ":".join(start.cgroups)]
+        argv += ["/bin/sh", "-c", _PLAIN, "nemo", os.path.join(start.directory, "status"), *start.argv]
+        return Launch(argv, env, directory=root)
+
+    def main(self, monitor: Identity, directory: str) -> Identity | None:
+        below = process.children(monitor.pid) if monitor.alive() else []
+        return process.identity(below[0]) if below else None
+
+    def exit_code(self, directory: str) -> int | None:
+        try:
+            with open(os.path.join(directory, "status"), encoding="ascii") as file:
+                text = file.read()
+        except FileNotFoundError:
+            return None
+        return int(text) if text.endswith("\n") else None
+
+    def members(self, pod: str, monitor: Identity, directory: str) -> list[Identity]:
+        found = {each.pid: each for each in _session(monitor)}
+        root = os.path.join(directory, "root")
+        for each in process.everyone():
+            if each.pid not in found and each.state not in "ZX":
+                env = dict(process.environ(each.pid))
+                if env.get(COOKIE) == pod and env.get("NEMO_ROOT") == root:
+                    found[each.pid] = Identity(each.pid, each.start)
+        return [found[pid] for pid in sorted(found)]
+
+    def enter(
+        self, pod: str, main: Identity, directory: str, command: Sequence[str], env: Sequence[tuple[str, str]], terminal: str
+    ) -> Launch:
+        argv = (
+            ["/bin/sh", "-c", _TERMINAL, "nemo", terminal, *command]
+            if terminal
+            else ["/bin/sh", "-c", 'exec "$@"', "nemo", *command]
+        )
+        merged = dict(env) | dict(process.environ(main.pid))
+        return Launch(argv, merged, directory=os.path.join(directory, "root"))
+
+    def conditions(self) -> list[tuple[str, str]]:
+        return [
+            ("Isolation", "isolation is none, as the site file asks: containers are plain processes and see the whole machine"),
+            ("PodNetwork", "pods share the machine's network: two pods cannot listen on the same port"),
+            (
+                "ServiceNames",
+                "Service names are not resolved: /etc/hosts is the machine's; the pod's is the file that NEMO_HOSTS_FILE names",
+            ),
+            (
+                "VolumePaths",
+                "volumes are not at their paths: they are below the directory that NEMO_ROOT names, where containers start",
+            ),
+        ]
+
+
+def isolated(name: str, directory: str) -> Isolation:
+    """By the name that a site file uses. Raises ``ValueError``."""
+    if name == "bubblewrap":
+        return Bubblewrap(directory)
+    if name == "none":
+        return Plain(directory)
+    raise ValueError(f"isolation {name!r} is not known: it must be bubblewrap or none")
+
+
+def signal_name(code: int) -> str:
+    """Of an exit code above 128; "" for others."""
+    try:
+        return signal.Signals(code - 128).name if code > 128 else ""
+    except ValueError:
+        return ""

@@ -1,0 +1,209 @@
+"""What the sandbox runtime knows of its pods, and where it stands on disk, so that a new agent process finds all again.
+
+``pods/UID/pod.json``: the pod and its holder; ``pods/UID/etc/``: its hosts, hostname, … files;
+``pods/UID/containers/NAME/SEQUENCE/``: one start of a container (``container.json``, ``pid``, ``status``, ``log``, ``end.json``).
+Nothing secret is written: environments stay in memory and in the kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from metaos.plugins.points import ContainerState
+from metaos.runtimes.netns import Sockets
+from metaos.runtimes.process import Identity, Watch, parse_stat
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\Z")
+
+
+def checked(name: str, what: str) -> str:
+    """The name, if it can be one of a directory. Raises ``ValueError``."""
+    if not _NAME.match(name) or ".." in name:
+        raise ValueError(f"{what} {name!r} must consist of letters, digits, '-', '_' and '.'")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    exit_code: int
+    finish_time: float
+    reason: str
+    message: str = ""
+
+
+@dataclass(slots=True)
+class Container:
+    """One start of a container."""
+
+    name: str
+    directory: str
+    start_time: float
+    attempt: int
+    #: Name in the cgroup hierarchy.
+    group: str
+    env: tuple[tuple[str, str], ...] = ()
+    monitor: Identity | None = None
+    watch: Watch | None = None
+    end: End | None = None
+
+    def state(self, uid: str) -> ContainerState:
+        end = self.end
+        return ContainerState(
+            name=self.name,
+            id=f"sandbox://{uid}/{self.name}/{os.path.basename(self.directory)}",
+            running=end is None,
+            start_time=self.start_time,
+            exit_code=None if end is None else end.exit_code,
+            finish_time=None if end is None else end.finish_time,
+            reason="" if end is None else end.reason,
+            message="" if end is None else end.message,
+        )
+
+    def record(self, image: str, working_dir: str, cgroups: Sequence[str]) -> None:
+        write_json(
+            os.path.join(self.directory, "container.json"),
+            {
+                "name": self.name,
+                "attempt": self.attempt,
+                "startTime": self.start_time,
+                "image": image,
+                "workingDir": working_dir,
+                "cgroups": list(cgroups),
+            },
+        )
+
+    def finish(self, end: End) -> None:
+        self.end = end
+        write_json(
+            os.path.join(self.directory, "end.json"),
+            {"exitCode": end.exit_code, "finishTime": end.finish_time, "reason": end.reason, "message": end.message},
+        )
+
+    @classmethod
+    def load(cls, name: str, directory: str) -> Container | None:
+        """As recorded; ``None`` if it was never started."""
+        known = read_json(os.path.join(directory, "container.json"))
+        monitor = _monitor(directory)
+        if known is None or (monitor is None and not os.path.exists(os.path.join(directory, "end.json"))):
+            return None
+        found = cls(
+            name, directory, known["startTime"], known["attempt"], f"{name}-{os.path.basename(directory)}", monitor=monitor
+        )
+        end = read_json(os.path.join(directory, "end.json"))
+        if end is not None:
+            found.end = End(end["exitCode"], end["finishTime"], end["reason"], end["message"])
+        return found
+
+
+def _monitor(directory: str) -> Identity | None:
+    try:
+        with open(os.path.join(directory, "pid"), encoding="utf-8") as file:
+            found = parse_stat(file.read())
+    except FileNotFoundError:
+        return None
+    return None if found is None else Identity(found.pid, found.start)
+
+
+@dataclass(slots=True)
+class Pod:
+    """A pod's sandbox and the latest start of each of its containers."""
+
+    uid: str
+    directory: str
+    hostname: str
+    hosts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    boot: str = ""
+    holder: Identity | None = None
+    watch: Watch | None = None
+    sockets: Sockets | None = None
+    containers: dict[str, Container] = field(default_factory=dict)
+    #: (monotonic seconds, CPU seconds) of the last measurement.
+    sample: tuple[float, float] | None = None
+    stopping: bool = False
+
+    @property
+    def etc(self) -> str:
+        return os.path.join(self.directory, "etc")
+
+    def record(self) -> None:
+        holder = self.holder
+        write_json(
+            os.path.join(self.directory, "pod.json"),
+            {
+                "uid": self.uid,
+                "hostname": self.hostname,
+                "boot": self.boot,
+                "holder": None if holder is None else [holder.pid, holder.start],
+            },
+        )
+
+    @classmethod
+    def load(cls, directory: str, boot: str) -> Pod | None:
+        """As recorded; the holder only if it can still be that of this boot."""
+        known = read_json(os.path.join(directory, "pod.json"))
+        if known is None:
+            return None
+        pod = cls(known["uid"], directory, known["hostname"], boot=known["boot"])
+        if known["holder"] is not None and known["boot"] == boot:
+            pod.holder = Identity(*known["holder"])
+        for name in _entries(os.path.join(directory, "containers")):
+            for sequence in sorted(_entries(os.path.join(directory, "containers", name)), key=int, reverse=True):
+                found = Container.load(name, os.path.join(directory, "containers", name, sequence))
+                if found is not None:
+                    pod.containers[name] = found
+                    break
+        return pod
+
+    def write_hosts(self) -> None:
+        """In place, as containers have the file itself mounted."""
+        lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", f"127.0.0.1\t{self.hostname}"]
+        lines += [f"{address}\t{' '.join(names)}" for address, names in self.hosts]
+        data = "".join(line + "\n" for line in lines).encode()
+        fd = os.open(os.path.join(self.etc, "hosts"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.pwrite(fd, data, 0)
+            os.ftruncate(fd, len(data))
+        finally:
+            os.close(fd)
+
+    def write_etc(self) -> None:
+        os.makedirs(self.etc, mode=0o755, exist_ok=True)
+        files = {
+            "hostname": f"{self.hostname}\n",
+            "resolv.conf": "# Names are those of /etc/hosts.\noptions attempts:1 timeout:1\n",
+            "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+            "group": "root:x:0:\nnogroup:x:65534:\n",
+            "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+        }
+        for name, text in files.items():
+            with open(os.path.join(self.etc, name), "w", encoding="utf-8") as file:
+                file.write(text)
+        self.write_hosts()
+
+
+def write_json(path: str, document: Any) -> None:
+    """Whole or not at all."""
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        json.dump(document, file)
+    os.rename(path + ".new", path)
+
+
+def read_json(path: str) -> Any:
+    """``None`` where the file is missing or, after a crash of the machine, damaged."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def _entries(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,551 @@
+"""The sandbox runtime: pods as confined processes, for machines without Kubernetes.
+
+Per pod a *holder* keeps the network, ipc and uts namespaces; per container a *monitor* records the end. Both outlive the
+agent, and a new agent finds them by the state directory (see ``pods.py``). Whoever ends is noticed by pidfd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from typing import Any
+
+from metaos.clock import Clock
+from metaos.plugins.points import ContainerConfig, ContainerState, ImageError, PodConfig
+from metaos.runtimes import logs, netns, process
+from metaos.runtimes.cgroups import Cgroups
+from metaos.runtimes.execution import Execution
+from metaos.runtimes.images import DEFAULT_PATH, Image, ImageStore
+from metaos.runtimes.isolation import Isolation, Start, isolated, signal_name
+from metaos.runtimes.pods import Container, End, Pod, checked
+from metaos.runtimes.process import Watch
+
+#: Processes started by exec that run at once, on the whole site.
+MAX_EXECUTIONS = 64
+#: Seconds that a killed process may take to vanish before we go on without it (it hangs in the kernel).
+KILL_SECONDS = 10.0
+#: Who says that a command could not be started at all.
+_COMPLAINTS = ("bwrap: ", "nsenter: ", "nemo: ")
+
+
+class SandboxRuntime:
+    """Implements ``Runtime``. ``directory``: all state; ``host_paths``: what may be mounted from outside of it.
+
+    ``isolation``: ``bubblewrap``, or ``none`` for plain processes (only where an operator asked for it).
+    ``host_images``: the site file's (see ``images.host_image``).
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        *,
+        clock: Clock,
+        isolation: str = "bubblewrap",
+        host_images: Sequence[Mapping[str, Any]] = (),
+        host_paths: Sequence[str] = (),
+    ) -> None:
+        self._directory = os.path.realpath(directory)
+        self._clock = clock
+        self._isolation: Isolation = isolated(isolation, self._directory)
+        self._allowed = [self._directory, *(os.path.realpath(path) for path in host_paths)]
+        self._images = ImageStore(os.path.join(self._directory, "images"), host_images)
+        self._cgroups: Cgroups | None = None
+        self._pods: dict[str, Pod] | None = None
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._executions: set[Execution] = set()
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def check(self) -> None:
+        """Raises ``RuntimeUnavailable`` with the remedy. Starts and ends a pod's worth of namespaces (30 ms)."""
+        await self._isolation.check()
+        self._known()
+
+    async def close(self) -> None:
+        """Lets go; the pods run on."""
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for each in list(self._executions):
+            await each.kill()
+        for pod in (self._pods or {}).values():
+            for watch in (pod.watch, *(container.watch for container in pod.containers.values())):
+                if watch is not None:
+                    watch.close()
+            if pod.sockets is not None:
+                pod.sockets.close()
+        self._pods = None
+
+    def _known(self) -> dict[str, Pod]:
+        """All pods; on first use those that an earlier process started are taken over."""
+        if self._pods is None:
+            os.makedirs(os.path.join(self._directory, "pods"), mode=0o700, exist_ok=True)
+            os.chmod(self._directory, 0o700)
+            self._cgroups = Cgroups.here(_key(self._directory))
+            self._pods = {}
+            boot = process.boot_id()
+            for entry in sorted(os.listdir(os.path.join(self._directory, "pods"))):
+                place = os.path.join(self._directory, "pods", entry)
+                pod = Pod.load(place, boot)
+                if pod is None:
+                    _remove_tree(place)  # a start or a removal that was interrupted
+                else:
+                    self._pods[pod.uid] = pod
+                    self._adopt(pod, boot)
+        return self._pods
+
+    def _adopt(self, pod: Pod, boot: str) -> None:
+        same_boot = pod.boot == boot
+        for container in pod.containers.values():
+            if container.end is not None:
+                self._background(self._clean(pod, container))
+            elif same_boot and container.monitor is not None:
+                self._watch_container(pod, container)
+            else:
+                self._ended(pod, container, "the machine was restarted")
+        if pod.holder is not None:
+            self._watch_holder(pod)
+
+    def _group(self) -> Cgroups:
+        self._known()
+        assert self._cgroups is not None
+        return self._cgroups
+
+    def _pod(self, uid: str) -> Pod:
+        pod = self._known().get(uid)
+        if pod is None or pod.stopping:
+            raise LookupError(f"pod {uid} is not on this site")
+        return pod
+
+    def _container(self, uid: str, name: str) -> Container:
+        container = self._pod(uid).containers.get(name)
+        if container is None:
+            raise LookupError(f"container {name} of pod {uid} has not been started")
+        return container
+
+    def _lock(self, uid: str) -> asyncio.Lock:
+        return self._locks.setdefault(uid, asyncio.Lock())
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # --- pods -------------------------------------------------------------------------------------------------------
+
+    async def start_pod(self, pod: PodConfig) -> None:
+        async with self._lock(pod.uid):
+            known = self._known()
+            found = known.get(pod.uid)
+            if found is None:
+                place = os.path.join(self._directory, "pods", checked(pod.uid, "pod uid"))
+                found = Pod(pod.uid, place, pod.hostname or pod.name, pod.hosts, process.boot_id())
+                os.makedirs(os.path.join(place, "containers"), mode=0o700, exist_ok=True)
+                found.write_etc()
+                try:
+                    await self._hold(found)
+                except BaseException:
+                    _remove_tree(place)
+                    raise
+                known[pod.uid] = found
+            elif found.holder is None or not found.holder.alive():
+                await self._hold(found)
+
+    async def _hold(self, pod: Pod) -> None:
+        """Starts the pod's holder, and records it."""
+        pod.holder = await self._isolation.hold(pod.hostname)
+        pod.boot = process.boot_id()
+        pod.record()
+        if pod.sockets is not None:
+            pod.sockets.close()
+            pod.sockets = None
+        if pod.holder is not None:
+            self._watch_holder(pod)
+
+    def _watch_holder(self, pod: Pod) -> None:
+        assert pod.holder is not None
+        pod.watch = Watch(pod.holder, lambda: self._holder_ended(pod))
+        pod.sockets = netns.Sockets(pod.holder)
+
+    def _holder_ended(self, pod: Pod) -> None:
+        """Without its holder a pod has lost its network's owner: its containers end, and are started anew in a new one."""
+        if not pod.stopping:
+            for container in pod.containers.values():
+                self._kill(pod, container)
+            self._changed.set()
+
+    async def stop_pod(self, uid: str) -> None:
+        async with self._lock(uid):
+            pod = self._known().get(uid)
+            if pod is None:
+                return
+            pod.stopping = True
+            await asyncio.gather(*(self._destroy(pod, container) for container in pod.containers.values()))
+            if pod.sockets is not None:
+                pod.sockets.close()
+            if pod.holder is not None and pod.watch is not None:
+                pod.holder.kill()
+                await pod.watch.ended.wait()
+                pod.watch.close()
+            if any(os.path.isdir(os.path.join(each.directory, "upper")) for each in pod.containers.values()):
+                await asyncio.get_running_loop().run_in_executor(None, _remove_tree, pod.directory)
+            else:
+                _remove_tree(pod.directory)
+            self._known().pop(uid, None)
+        self._locks.pop(uid, None)
+        self._changed.set()
+
+    async def pods(self) -> Mapping[str, Sequence[ContainerState]]:
+        result: dict[str, Sequence[ContainerState]] = {}
+        for uid, pod in self._known().items():
+            for container in pod.containers.values():
+                if container.end is None:
+                    logs.rotate(container.directory)
+            result[uid] = [container.state(uid) for container in pod.containers.values()]
+        return result
+
+    async def wait(self) -> None:
+        self._known()
+        await self._changed.wait()
+        self._changed.clear()
+
+    async def set_hosts(self, uid: str, hosts: Sequence[tuple[str, tuple[str, ...]]]) -> None:
+        pod = self._pod(uid)
+        pod.hosts = tuple(hosts)
+        pod.write_hosts()
+
+    # --- containers -------------------------------------------------------------------------------------------------
+
+    async def start_container(self, uid: str, container: ContainerConfig) -> ContainerState:
+        """Raises ``ImageError``, ``LookupError`` (no such pod), ``ValueError`` (what can never start)."""
+        async with self._lock(uid):
+            pod = self._pod(uid)
+            before = pod.containers.get(checked(container.name, "container name"))
+            if before is not None and before.end is None:
+                if before.attempt == container.attempt:
+                    return before.state(uid)
+                raise ValueError(f"container {container.name} of pod {uid} still runs (attempt {before.attempt})")
+            if self._isolation.name == "bubblewrap" and (pod.holder is None or not pod.holder.alive()):
+                await self._hold(pod)
+            image = self._images.find(container.image)
+            argv = self._command(image, container)
+            mounts = tuple(self._mount(*mount) for mount in container.mounts)
+            started = self._prepare(pod, container, before, image)
+            groups: list[str] = []
+            try:
+                groups = self._group().create(uid, started.group, cpu=container.cpu_limit, memory=container.memory_limit)
+                working_dir = container.working_dir or image.working_dir or "/"
+                started.record(container.image, working_dir, groups)
+                user = image.user if container.run_as_user is None else container.run_as_user
+                start = Start(
+                    pod=uid,
+                    image=image,
+                    argv=argv,
+                    env=self._environment(pod, image, container, user),
+                    working_dir=working_dir,
+                    mounts=mounts,
+                    user=user,
+                    group=image.group if container.run_as_group is None else container.run_as_group,
+                    read_only_root=container.read_only_root,
+                    directory=started.directory,
+                    etc=pod.etc,
+                    cgroups=tuple(groups),
+                    holder=pod.holder,
+                )
+                started.env = start.env
+                log = logs.open_log(started.directory)
+                try:
+                    started.monitor = self._isolation.container(start).spawn(stdout=log, stderr=log)
+                finally:
+                    os.close(log)
+            except BaseException:
+                self._group().remove(uid, started.group)
+                _remove_tree(started.directory)
+                raise
+            pod.containers[container.name] = started
+            self._watch_container(pod, started)
+            return started.state(uid)
+
+    def _command(self, image: Image, container: ContainerConfig) -> tuple[str, ...]:
+        if image.rootfs is not None and self._isolation.name == "none":
+            raise ImageError(
+                "ErrImagePull", f"image {container.image} is an imported one, and isolation none runs host images only"
+            )
+        argv = tuple(image.argv(container.command, container.args))
+        if not argv:
+            raise ValueError(f"container {container.name} has no command, and neither has its image {container.image}")
+        return argv
+
+    def _mount(self, source: str, target: str, read_only: bool) -> tuple[str, str, bool]:
+        """Links are resolved first, so that none leads out of what is allowed."""
+        real = os.path.realpath(source)
+        if not any(real == allowed or real.startswith(allowed.rstrip("/") + "/") for allowed in self._allowed):
+            raise ValueError(f"host path {source} may not be mounted: list it under hostPaths in the site file")
+        if not os.path.exists(real):
+            raise ValueError(f"host path {source} does not exist")
+        normal = os.path.normpath(target)
+        if not normal.startswith("/") or normal == "/":
+            raise ValueError(f"mount path {target!r} must be absolute and must not be /")
+        return real, normal, read_only
+
+    def _prepare(self, pod: Pod, config: ContainerConfig, before: Container | None, image: Image) -> Container:
+        """The directory of this start; of earlier ones only the last is kept, for ``logs --previous``."""
+        place = os.path.join(pod.directory, "containers", config.name)
+        os.makedirs(place, mode=0o700, exist_ok=True)
+        sequence = 1 + max((int(entry) for entry in os.listdir(place)), default=-1)
+        for entry in os.listdir(place):
+            if before is None or entry != os.path.basename(before.directory):
+                _remove_tree(os.path.join(place, entry))
+        if before is not None:
+            for name in ("upper", "work", "root"):
+                _remove_tree(os.path.join(before.directory, name))
+        directory = os.path.join(place, str(sequence))
+        os.mkdir(directory, 0o700)
+        self._images.hold(image, directory)
+        return Container(config.name, directory, self._clock.now(), config.attempt, f"{config.name}-{sequence}")
+
+    def _environment(self, pod: Pod, image: Image, container: ContainerConfig, user: int) -> tuple[tuple[str, str], ...]:
+        env = {"PATH": DEFAULT_PATH, "HOSTNAME": pod.hostname}
+        if self._isolation.name != "none":
+            env["HOME"] = "/root" if user == 0 else "/"
+        env.update(image.env)
+        env.update(container.env)
+        for name, value in env.items():
+            if not name or "=" in name or "\0" in name + value:
+                raise ValueError(
+                    f"container {container.name}: {name!r} cannot be the name of an environment variable, or its value"
+                )
+        return tuple(env.items())
+
+    def _watch_container(self, pod: Pod, container: Container) -> None:
+        assert container.monitor is not None
+        container.watch = Watch(container.monitor, lambda: self._ended(pod, container))
+
+    def _ended(self, pod: Pod, container: Container, message: str = "") -> None:
+        code = self._isolation.exit_code(container.directory)
+        finish = self._clock.now()
+        if code is not None:
+            finish = os.stat(os.path.join(container.directory, "status")).st_mtime
+        elif container.watch is not None and container.watch.code is not None:
+            code = container.watch.code
+        else:
+            code = 137
+        reason = "Completed" if code == 0 else "Error"
+        measured = self._group().measure(pod.uid, container.group)
+        if code and measured is not None and measured.oom_kills:
+            reason, message = "OOMKilled", "it used more memory than its limit"
+        elif code in (1, 126, 127) and (complaint := logs.last_line(container.directory)).startswith(_COMPLAINTS):
+            missing = "No such file" in complaint or "not found" in complaint
+            reason, message, code = "ContainerCannotRun", complaint, 127 if missing else 128
+        elif not message and (name := signal_name(code)):
+            message = f"ended by {name}"
+        container.finish(End(code, finish, reason, message))
+        self._background(self._clean(pod, container))
+        self._changed.set()
+
+    async def _clean(self, pod: Pod, container: Container) -> None:
+        """What the container's command left running, and its cgroups."""
+        if container.monitor is not None and pod.boot == process.boot_id():
+            await self._gone(self._kill(pod, container))
+        group = self._group()
+        leftover = [found for pid in group.kill(pod.uid, container.group) if (found := process.identity(pid)) is not None]
+        await self._gone(leftover)
+        group.remove(pod.uid, container.group)
+
+    def _kill(self, pod: Pod, container: Container) -> list[process.Identity]:
+        """SIGKILL to everything in it; who is hit."""
+        if container.monitor is None:
+            return []
+        members = self._isolation.members(pod.uid, container.monitor, container.directory)
+        for each in members:
+            each.kill()
+        return members
+
+    async def _gone(self, processes: Iterable[process.Identity]) -> None:
+        waiting = [asyncio.ensure_future(process.ended(each)) for each in processes]
+        if waiting:
+            await self._within(KILL_SECONDS, asyncio.gather(*waiting))
+
+    async def _within(self, seconds: float, work: asyncio.Future[Any]) -> bool:
+        """Whether it was done in time; otherwise it is given up."""
+        alarm = asyncio.ensure_future(self._clock.sleep(seconds))
+        try:
+            await asyncio.wait((work, alarm), return_when=asyncio.FIRST_COMPLETED)
+            return work.done()
+        finally:
+            for each in (work, alarm):
+                if each.cancel():
+                    await asyncio.wait((each,))
+
+    async def stop_container(self, uid: str, name: str, grace_seconds: float) -> None:
+        container = self._container(uid, name)
+        pod = self._pod(uid)
+        if container.end is None and container.watch is not None and container.monitor is not None and grace_seconds > 0:
+            main = self._isolation.main(container.monitor, container.directory)
+            if main is not None:
+                main.kill(signal.SIGTERM)
+                await self._within(grace_seconds, asyncio.ensure_future(container.watch.ended.wait()))
+        await self._destroy(pod, container)
+
+    async def _destroy(self, pod: Pod, container: Container) -> None:
+        """Ends it now and leaves nothing of it running."""
+        if container.end is None and container.watch is not None and container.monitor is not None:
+            self._kill(pod, container)
+            if not await self._within(KILL_SECONDS, asyncio.ensure_future(container.watch.ended.wait())):
+                container.monitor.kill()
+                await container.watch.ended.wait()
+        await self._clean(pod, container)
+
+    async def logs(
+        self, uid: str, container: str, *, follow: bool = False, tail: int | None = None, previous: bool = False
+    ) -> AsyncIterator[bytes]:
+        """Raises ``LookupError``. ``tail``: lines; of a restarted container ``previous`` is the start before."""
+        found = self._container(uid, container)
+        logs.rotate(found.directory)
+        if previous:
+            place = os.path.dirname(found.directory)
+            before = os.path.join(place, str(int(os.path.basename(found.directory)) - 1))
+            if not os.path.isdir(before):
+                raise LookupError(f"container {container} of pod {uid} has no previous start")
+            for block in logs.read(before, tail):
+                yield block
+        elif follow and found.watch is not None:
+            async for block in logs.follow(found.directory, tail, found.watch.ended):
+                yield block
+        else:
+            for block in logs.read(found.directory, tail):
+                yield block
+
+    async def exec(
+        self, uid: str, container: str, command: Sequence[str], *, stdin: bool = False, tty: bool = False
+    ) -> Execution:
+        """Raises ``LookupError`` where the container does not run."""
+        found = self._container(uid, container)
+        main = None
+        if found.end is None and found.monitor is not None:
+            main = self._isolation.main(found.monitor, found.directory)
+        if main is None:
+            raise LookupError(f"container {container} of pod {uid} does not run")
+        self._executions = {each for each in self._executions if each.running}
+        if len(self._executions) >= MAX_EXECUTIONS:
+            raise OSError(f"{MAX_EXECUTIONS} commands run in containers of this site already")
+        env = dict(found.env or process.environ(main.pid))
+        master = slave = -1
+        if tty:
+            env.setdefault("TERM", "xterm")
+            master, slave = os.openpty()
+        terminal = os.ttyname(slave) if tty else ""
+        launch = self._isolation.enter(uid, main, found.directory, command, tuple(env.items()), terminal)
+        result = Execution.terminal(launch, master, slave) if tty else Execution.pipes(launch, stdin=stdin)
+        self._executions.add(result)
+        return result
+
+    # --- network ----------------------------------------------------------------------------------------------------
+
+    async def connect(self, uid: str, port: int) -> socket.socket:
+        """Raises ``OSError`` where nobody listens, ``LookupError`` where there is no such pod."""
+        pod = self._pod(uid)
+        if pod.sockets is None:
+            return await netns.connected(socket.socket(socket.AF_INET, socket.SOCK_STREAM), port)
+        return await pod.sockets.connect(port)
+
+    async def listen(self, uid: str, address: str, port: int) -> socket.socket:
+        """Raises ``OSError`` where the address is in use."""
+        pod = self._pod(uid)
+        if pod.sockets is None:
+            return netns.listening(socket.socket(socket.AF_INET, socket.SOCK_STREAM), address, port)
+        return await pod.sockets.listen(address, port)
+
+    # --- images and the machine -------------------------------------------------------------------------------------
+
+    async def image_exists(self, image: str) -> bool:
+        """Raises ``ImageError`` only where the name is none."""
+        try:
+            self._images.find(image)
+        except ImageError as error:
+            if error.reason == "InvalidImageName":
+                raise
+            return False
+        return True
+
+    async def images(self) -> Sequence[Mapping[str, Any]]:
+        return [{"names": list(each.names), "sizeBytes": each.size, "host": each.rootfs is None} for each in self._images.all()]
+
+    async def import_archive(self, path: str) -> Sequence[str]:
+        """A docker archive or an OCI layout; the names that it brought. Blocks for as long as unpacking takes."""
+        return self._images.import_archive(path)
+
+    async def remove_image(self, image: str) -> None:
+        self._images.remove(image)
+
+    async def usage(self) -> Mapping[str, Mapping[str, float]]:
+        """By cgroup where there are some, otherwise by process. CPU is the mean since the last call."""
+        known = self._known()
+        now = self._clock.monotonic()
+        totals: dict[str, tuple[float, float]] = {}
+        walked: list[tuple[str, int]] = []
+        for uid, pod in known.items():
+            cpu = memory = 0.0
+            for container in pod.containers.values():
+                if container.end is not None or container.monitor is None:
+                    continue
+                logs.rotate(container.directory)
+                measured = self._group().measure(uid, container.group)
+                if measured is None:
+                    walked.append((uid, container.monitor.pid))
+                else:
+                    cpu, memory = cpu + measured.cpu, memory + measured.memory
+            totals[uid] = cpu, memory
+        for (uid, _), members in zip(walked, process.trees([pid for _, pid in walked]).values(), strict=True) if walked else ():
+            cpu, memory = totals[uid]
+            totals[uid] = cpu + sum(each.cpu for each in members), memory + sum(each.memory for each in members)
+        result: dict[str, Mapping[str, float]] = {}
+        for uid, (cpu, memory) in totals.items():
+            pod = known[uid]
+            since, before = pod.sample or (now, cpu)
+            pod.sample = now, cpu
+            result[uid] = {"cpu": max(0.0, cpu - before) / (now - since) if now > since else 0.0, "memory": memory}
+        return result
+
+    def conditions(self) -> Sequence[Mapping[str, str]]:
+        result = [{"type": kind, "status": "False", "message": message} for kind, message in self._isolation.conditions()]
+        problem = (self._cgroups or Cgroups.here(_key(self._directory))).problem
+        if problem:
+            result.append({"type": "ResourceLimits", "status": "False", "message": f"limits are not enforced: {problem}"})
+        return result
+
+
+def _key(directory: str) -> str:
+    """Of this runtime in the machine's cgroups: several agents may share a machine."""
+    import hashlib
+
+    return hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
+
+
+def _remove_tree(path: str) -> None:
+    """Also what an overlay left without permissions (its work directory has mode 0)."""
+    try:
+        entries = list(os.scandir(path))
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        os.unlink(path)
+        return
+    except PermissionError:
+        os.chmod(path, 0o700)
+        entries = list(os.scandir(path))
+    if entries and not os.access(path, os.W_OK | os.X_OK):
+        os.chmod(path, 0o700)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            _remove_tree(entry.path)
+        else:
+            os.unlink(entry.path)
+    os.rmdir(path)
