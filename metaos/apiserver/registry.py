@@ -1,31 +1,68 @@
-"""The rules of the API, without HTTP. (Signatures that others build against; the body follows.)"""
+"""The rules of the API, without HTTP: every verb on every kind, over the store.
+
+Reads and watches come from the watch cache; a read sees every write acknowledged before it. A write is: authorise,
+shape (schema), default, admit, validate, compare-and-swap; it is tried again when it met another write and its caller
+did not name a revision. A write that changes nothing is not written. Objects that come back are the caller's own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from random import Random
+import asyncio
+import contextlib
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random  # noqa: TID251 - the type of the source that is handed in
 from typing import Any
 
-from metaos.client import Client, ObjList, PatchType, WatchEvent
+import orjson
+
+from metaos.apiserver import deletion, nodes, reviews, subresources
+from metaos.apiserver.addressing import addressed, encode, gone, key_of, same_identity, sealed, stored_kind
+from metaos.apiserver.apply import Manager, applied, first_fields, tracked
+from metaos.apiserver.cache import EncodedEvent, Version, WatchCache
+from metaos.apiserver.local import RegistryClient
+from metaos.apiserver.metadata import NAME_SUFFIX, changed, has_generation, name_causes, prepare_create, prepare_update
+from metaos.apiserver.patch import apply_patch
+from metaos.apiserver.reading import Authorizer, Reading
+from metaos.apiserver.schema import node_of
+from metaos.apiserver.shaping import shape, validate
+from metaos.client import Client, PatchType
 from metaos.clock import Clock
 from metaos.plugins.points import Admission
-from metaos.resources.meta import Obj
+from metaos.resources import errors, scheme
+from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, format_time, name, namespace
 from metaos.resources.scheme import Kind
-from metaos.security.authz import Attributes, Decision, UserInfo
-from metaos.store.log import Store
+from metaos.security.authz import MASTERS, Attributes, UserInfo, agent_write_problem, cluster_of
+from metaos.store.log import Conflict, Store
 
-Authorizer = Callable[[UserInfo, Attributes], Decision]
+__all__ = ["Authorizer", "EncodedEvent", "Registry", "sealed"]
+
+Mutation = Callable[[Obj], Obj]
+
+#: How often a write that named no revision is tried again when others came between.
+ATTEMPTS = 20
+BOOKMARK_SECONDS = 60.0
+#: Namespaces that begin so are NEMO's own.
+RESERVED_PREFIX = "nemo-"
+#: The API server's own identity, for what it makes at start.
+SELF = UserInfo("system:apiserver", (MASTERS,))
 
 
-class EncodedEvent(WatchEvent):
-    """A watch event whose object is decoded only where it is asked for; ``encoded`` is the object's JSON."""
+@dataclass(slots=True)
+class Write:
+    """How one write is to be done, and who asks."""
 
-    encoded: bytes
+    user: UserInfo
+    manager: str = ""
+    dry_run: bool = False
+    field_validation: str = "Warn"
+    warnings: list[str] = field(default_factory=list)
 
 
-class Registry:
+class Registry(Reading):
     """All mutating methods take ``warnings``: a list to which texts for ``Warning:`` headers are appended.
-    ``field_validation`` is Strict, Warn or Ignore. Objects that come back are the caller's own copies."""
+    ``field_validation`` is Strict, Warn or Ignore."""
 
     def __init__(
         self,
@@ -35,70 +72,44 @@ class Registry:
         *,
         admission: Sequence[Admission] = (),
         authorizer: Authorizer | None = None,
-    ) -> None: ...
+    ) -> None:
+        cache = WatchCache(store)
+        self._roles = reviews.StoredAuthorizer(cache)
+        super().__init__(cache, store, authorizer or self._roles.decide)
+        self._store = store
+        self._clock = clock
+        self._random = random
+        self._admission = tuple(admission)
+        self._bookmarks: asyncio.Task[None] | None = None
 
-    async def start(self) -> None: ...
-    async def stop(self) -> None: ...
-    def client(self, user: UserInfo) -> Client: ...
+    async def start(self) -> None:
+        """Loads the cache and makes what must exist: the first namespaces and the bootstrap roles."""
+        await self.cache.start()
+        for text in reviews.bootstrap():
+            kind = scheme.kind_of(text)
+            if self.cache.get(key_of(kind, namespace(text), name(text))) is None:
+                with contextlib.suppress(errors.ApiError):
+                    await self.create(SELF, text)
+        self._bookmarks = asyncio.create_task(self._tick(), name="watch-bookmarks")
 
-    def authorize(self, user: UserInfo, attributes: Attributes) -> Decision:
-        """For what is no object: ``path`` URLs (/metrics), log, exec, portforward, proxy, tunnel subresources."""
-        ...
+    async def stop(self) -> None:
+        """Ends all watches. The store stays open: who opened it closes it."""
+        if self._bookmarks is not None:
+            self._bookmarks.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._bookmarks
+        await self.cache.close()
 
-    def check(self, user: UserInfo, attributes: Attributes) -> None:
-        """:meth:`authorize`, raising the 403."""
-        ...
+    async def _tick(self) -> None:
+        while True:
+            await self._clock.sleep(BOOKMARK_SECONDS)
+            self.cache.tick()
 
-    async def get(self, user: UserInfo, kind: Kind, name: str, namespace: str = "", *, subresource: str = "") -> Obj:
-        """``subresource``: ``status`` or ``scale`` (answers an autoscaling/v1 Scale)."""
-        ...
+    def client(self, user: UserInfo) -> Client:
+        """This registry for one user, in process, with the same rules as over HTTPS."""
+        return RegistryClient(self, user)
 
-    async def get_encoded(self, user: UserInfo, kind: Kind, name: str, namespace: str = "") -> bytes: ...
-
-    async def list(
-        self,
-        user: UserInfo,
-        kind: Kind,
-        namespace: str = "",
-        *,
-        labels: str = "",
-        fields: str = "",
-        limit: int = 0,
-        continue_token: str = "",
-        resource_version: str = "",
-        resource_version_match: str = "",
-    ) -> ObjList: ...
-
-    async def list_encoded(
-        self,
-        user: UserInfo,
-        kind: Kind,
-        namespace: str = "",
-        *,
-        labels: str = "",
-        fields: str = "",
-        limit: int = 0,
-        continue_token: str = "",
-        resource_version: str = "",
-        resource_version_match: str = "",
-    ) -> bytes:
-        """The whole ``…List`` body as JSON."""
-        ...
-
-    def watch(
-        self,
-        user: UserInfo,
-        kind: Kind,
-        namespace: str = "",
-        *,
-        resource_version: str = "",
-        labels: str = "",
-        fields: str = "",
-        bookmarks: bool = False,
-        initial_events: bool = False,
-    ) -> AsyncIterator[EncodedEvent]:
-        """``initial_events``: ``sendInitialEvents=true`` (WatchList): current objects, then the annotated bookmark."""
-        ...
+    # -- writing -------------------------------------------------------------------------------------------
 
     async def create(
         self,
@@ -113,22 +124,104 @@ class Registry:
         warnings: list[str] | None = None,
     ) -> Obj:
         """Also the review kinds. ``kind`` and ``namespace`` come from the URL and are checked against the body."""
-        ...
+        write = Write(user, field_manager, dry_run, field_validation, warnings if warnings is not None else [])
+        kind, obj = addressed(obj, kind, "", namespace)
+        if "list" not in kind.verbs:
+            return reviews.review(user, kind, obj, self.authorize)
+        where = str(obj["metadata"].get("namespace") or "")
+        named = str(obj["metadata"].get("name") or "")
+        self.check(user, Attributes("create", kind.group, kind.plural, "", where, named))
+        if kind is scheme.NODE:
+            raise nodes.refuse_create()
+        await self.cache.fresh()
+        return await self._create(write, kind, obj)
 
-    async def create_subresource(
-        self,
-        user: UserInfo,
-        kind: Kind,
-        name: str,
-        namespace: str,
-        subresource: str,
-        obj: Obj,
-        *,
-        dry_run: bool = False,
-        warnings: list[str] | None = None,
-    ) -> Obj:
-        """POST of ``eviction`` or ``binding`` on a Pod. Answers the Status to send (201)."""
-        ...
+    async def _create(self, write: Write, kind: Kind, obj: Obj, fields: list[dict[str, Any]] | None = None) -> Obj:
+        obj = shape(kind, obj, None, write.field_validation, write.warnings)
+        metadata = obj["metadata"]
+        generate = str(metadata.get("generateName") or "")
+        chosen = bool(metadata.get("name"))
+        for _ in range(8):
+            if not chosen and generate:
+                metadata["name"] = generate[:58] + "".join(self._random.choices(NAME_SUFFIX, k=5))
+            if causes := name_causes(kind, metadata.get("name") or ""):
+                raise errors.invalid(kind.group, kind.kind, metadata.get("name") or "", causes)
+            key = key_of(kind, metadata.get("namespace") or "", metadata["name"])
+            if self.cache.get(key) is None:
+                break
+            if chosen:
+                raise errors.already_exists(kind.group, kind.plural, metadata["name"])
+        self._check_place(write, kind, obj)
+        if "status" in kind.subresources and cluster_of(write.user) is None:
+            obj.pop("status", None)
+        uid = str(uuid.UUID(int=self._random.getrandbits(128), version=4))
+        now = format_time(self._clock.now())
+        prepare_create(kind, obj, uid, now)
+        if kind is scheme.CERTIFICATE_SIGNING_REQUEST:
+            obj["spec"].update(username=write.user.name, groups=list(write.user.groups))
+        obj = self._admit(write, "CREATE", obj, None)
+        validate(kind, obj, None)
+        self._check_author(write.user, kind, obj, None)
+        if fields is not None:
+            obj["metadata"]["managedFields"] = fields
+        if write.dry_run:
+            return obj
+        try:
+            revision = await self._store.create(key, encode(obj))
+        except Conflict:
+            raise errors.already_exists(kind.group, kind.plural, metadata["name"]) from None
+        return self._answer(obj, revision)
+
+    def _check_place(self, write: Write, kind: Kind, obj: Obj) -> None:
+        named, where = name(obj), namespace(obj)
+        if kind is scheme.NAMESPACE:
+            mine = named.startswith(RESERVED_PREFIX)
+            if mine and MASTERS not in write.user.groups and cluster_of(write.user) is None:
+                raise errors.forbidden("", kind.plural, named, "names that begin with nemo- belong to NEMO; choose another name")
+        if not kind.namespaced:
+            return
+        home = self.cache.get(key_of(scheme.NAMESPACE, "", where))
+        if home is None:
+            raise errors.not_found("", "namespaces", where)
+        if (home.field_values()).get("status.phase") == "Terminating":
+            refused = errors.forbidden(
+                kind.group,
+                kind.plural,
+                named,
+                f"unable to create new content in namespace {where} because it is being terminated",
+            )
+            refused.details["causes"] = [
+                {
+                    "reason": "NamespaceTerminating",
+                    "message": f"namespace {where} is being terminated",
+                    "field": "metadata.namespace",
+                }
+            ]
+            raise refused
+
+    def _admit(self, write: Write, operation: str, obj: Obj, old: Obj | None) -> Obj:
+        for rule in self._admission:
+            obj, said = rule.admit(operation, obj, old)
+            write.warnings.extend(text for text in said if text not in write.warnings)
+        return obj
+
+    def _check_author(self, user: UserInfo, kind: Kind, obj: Obj | None, old: Obj | None) -> None:
+        """What only the object shows: is it the agent's own; does a role grant more than its author holds."""
+        if MASTERS in user.groups:
+            return
+        held = obj or old or {}
+        member = cluster_of(user)
+        if member is not None:
+            problem = agent_write_problem(member, kind.resource, obj, old, self.namespaces_of(member))
+        else:
+            problem = reviews.escalation(self._roles, user, kind, obj) if obj is not None else ""
+        if problem:
+            raise errors.forbidden(kind.group, kind.plural, name(held), problem)
+
+    def _answer(self, obj: Obj, revision: int) -> Obj:
+        self.cache.written(revision)
+        obj["metadata"]["resourceVersion"] = str(revision)
+        return obj
 
     async def update(
         self,
@@ -144,8 +237,19 @@ class Registry:
         field_validation: str = "Warn",
         warnings: list[str] | None = None,
     ) -> Obj:
-        """``subresource``: status, scale (then ``kind``/``name``/``namespace`` say of what), approval, finalize."""
-        ...
+        """``subresource``: status, scale (then ``kind``, ``name`` and ``namespace`` say of what), approval, finalize."""
+        write = Write(user, field_manager, dry_run, field_validation, warnings if warnings is not None else [])
+        if subresource == "scale":
+            if kind is None:
+                raise errors.bad_request("scale needs the kind that is to be scaled")
+            named, where = name or str(obj["metadata"].get("name")), namespace or str(obj["metadata"].get("namespace") or "")
+        else:
+            kind, obj = addressed(obj, kind, name, namespace)
+            named, where = str(obj["metadata"].get("name") or ""), str(obj["metadata"].get("namespace") or "")
+            if not named:
+                raise errors.bad_request("metadata.name: Required value: an update names the object")
+        self.check(user, Attributes("update", kind.group, kind.plural, subresource, where, named))
+        return await self._modify(write, kind, named, where, lambda current: obj, subresource, pinned=_names_revision(obj))
 
     async def patch(
         self,
@@ -163,9 +267,176 @@ class Registry:
         field_validation: str = "Warn",
         warnings: list[str] | None = None,
     ) -> Obj:
-        """Server-side apply creates what does not exist; the answer then has ``generation`` 1 and the caller sends 201
-        where ``metadata.creationTimestamp`` is new (see :meth:`patched`)."""
-        ...
+        """A server-side apply creates what does not exist (the caller answers 201 where ``resourceVersion`` was unknown)."""
+        write = Write(user, field_manager, dry_run, field_validation, warnings if warnings is not None else [])
+        self.check(user, Attributes("patch", kind.group, kind.plural, subresource, namespace, name))
+        if type is PatchType.APPLY:
+            return await self._apply(write, kind, name, namespace, patch, subresource, force)
+        node = subresources.SCALE_NODE() if subresource == "scale" else node_of(kind)
+        return await self._modify(
+            write,
+            kind,
+            name,
+            namespace,
+            lambda current: apply_patch(type, current, patch, node),
+            subresource,
+            pinned=_names_revision(patch),
+        )
+
+    async def _apply(self, write: Write, kind: Kind, name: str, namespace: str, patch: Any, subresource: str, force: bool) -> Obj:
+        if not write.manager:
+            raise errors.bad_request(
+                "PatchOptions.meta.k8s.io is invalid: fieldManager: Required value: is required for apply patch"
+            )
+        if not isinstance(patch, dict):
+            raise errors.bad_request("an apply patch must be an object")
+        _, wanted = addressed(patch, kind, name, namespace)
+        if wanted["metadata"].get("managedFields"):
+            raise errors.bad_request("metadata.managedFields must be nil")
+        manager = Manager(write.manager, "Apply", subresource, kind.api_version)
+        now = format_time(self._clock.now())
+        shaped = shape(kind, wanted, None, write.field_validation, write.warnings, defaults=False)
+        await self.cache.fresh()
+        if self.cache.get(key_of(stored_kind(kind), namespace, name)) is None and not subresource and kind is not scheme.NODE:
+            self.check(write.user, Attributes("create", kind.group, kind.plural, "", namespace, name))
+            try:
+                return await self._create(write, kind, wanted, first_fields(node_of(kind), shaped, manager, now))
+            except errors.ApiError as refused:
+                if refused.reason != "AlreadyExists":
+                    raise
+
+        def mutate(current: Obj) -> Obj:
+            return applied(node_of(kind), current, shaped, manager, now, force)
+
+        return await self._modify(
+            write, kind, name, namespace, mutate, subresource, pinned=_names_revision(wanted), manager=manager
+        )
+
+    async def _modify(
+        self,
+        write: Write,
+        kind: Kind,
+        name: str,
+        namespace: str,
+        mutate: Mutation,
+        subresource: str = "",
+        *,
+        pinned: bool = False,
+        manager: Manager | None = None,
+    ) -> Obj:
+        """Read, change, compare and swap. ``mutate`` gets the current object in the form the caller sees and returns the
+        wanted one; where that names a ``resourceVersion``, it must be the current one. ``pinned``: the caller named a
+        revision, so a write that comes between is a conflict and not a reason to try again."""
+        stored = stored_kind(kind)
+        key = key_of(stored, namespace, name)
+        await self.cache.fresh()
+        version = self.cache.get(key)
+        for _ in range(ATTEMPTS):
+            if version is None:
+                raise errors.not_found(kind.group, kind.plural, name)
+            current = version.object()
+            said: list[str] = []
+            step = Write(write.user, write.manager, write.dry_run, write.field_validation, said)
+            wanted = self._changed(step, kind, current, mutate, subresource, manager)
+            write.warnings.extend(text for text in said if text not in write.warnings)
+            if wanted is not None and wanted == current:
+                return self._show(kind, current, subresource)
+            if write.dry_run:
+                return self._show(kind, wanted or current, subresource)
+            try:
+                if wanted is None:
+                    self.cache.written(await self._store.delete(key, expected=version.revision))
+                    return self._show(kind, current, subresource)
+                revision = await self._store.update(key, encode(wanted), expected=version.revision)
+            except Conflict as met:
+                if pinned:
+                    raise errors.conflict(kind.group, kind.plural, name) from None
+                version = Version(key, met.current.value, met.current.revision) if met.current else None
+                continue
+            return self._show(kind, self._answer(wanted, revision), subresource)
+        raise errors.conflict(kind.group, kind.plural, name, "too many writers at the same time; please try again")
+
+    def _changed(
+        self, write: Write, kind: Kind, current: Obj, mutate: Mutation, subresource: str, manager: Manager | None
+    ) -> Obj | None:
+        """The object to store; ``None``: its last finalizer went, remove it."""
+        if kind is scheme.NODE:
+            wanted = nodes.write_back(mutate(nodes.show(current)), current)
+            kind = scheme.CLUSTER
+            if subresource:
+                return current  # A Node's status is shown, not written.
+        elif subresource == "scale":
+            wanted = subresources.rescaled(kind, current, mutate(subresources.scale(kind, current)))
+        else:
+            wanted = mutate(current)
+        if wanted is current:
+            wanted = orjson.loads(orjson.dumps(current))
+        metadata = wanted.setdefault("metadata", {})
+        asked, held = str(metadata.get("resourceVersion") or ""), current["metadata"]["resourceVersion"]
+        named = metadata.get("uid")
+        if named and named != current["metadata"].get("uid"):
+            raise errors.conflict(
+                kind.group,
+                kind.plural,
+                name(current),
+                f"Precondition failed: UID in precondition: {named}, UID in object meta: {current['metadata'].get('uid')}",
+            )
+        if asked and asked != held:
+            raise errors.conflict(kind.group, kind.plural, name(current))
+        same_identity(kind, wanted, current)
+        if subresource not in ("", "scale"):
+            wanted = subresources.narrowed(kind, subresource, wanted, current)
+        wanted = shape(kind, wanted, current, write.field_validation, write.warnings)
+        metadata = wanted["metadata"]
+        metadata["resourceVersion"] = held
+        if not subresource and "status" in kind.subresources:
+            wanted.pop("status", None)
+            if "status" in current:
+                wanted["status"] = current["status"]
+        causes = prepare_update(kind, wanted, current)
+        if causes:
+            raise errors.invalid(kind.group, kind.kind, name(current), causes)
+        wanted = self._admit(write, "UPDATE", wanted, current)
+        if has_generation(kind) and changed(wanted, current):
+            wanted["metadata"]["generation"] = int(current["metadata"].get("generation") or 0) + 1
+        validate(kind, wanted, current)
+        self._check_author(write.user, kind, wanted, current)
+        if manager is None and current["metadata"].get("managedFields"):
+            by = Manager(
+                write.manager or write.user.name, "Update", "" if subresource == "scale" else subresource, kind.api_version
+            )
+            wanted = tracked(node_of(kind), wanted, current, by, format_time(self._clock.now()))
+        if deletion.finished(kind, wanted):
+            return None
+        return wanted
+
+    def _show(self, kind: Kind, obj: Obj, subresource: str) -> Obj:
+        if kind is scheme.NODE:
+            return nodes.show(obj)
+        return subresources.scale(kind, obj) if subresource == "scale" else obj
+
+    async def create_subresource(
+        self,
+        user: UserInfo,
+        kind: Kind,
+        name: str,
+        namespace: str,
+        subresource: str,
+        obj: Obj,
+        *,
+        dry_run: bool = False,
+        warnings: list[str] | None = None,
+    ) -> Obj:
+        """POST of ``eviction`` or ``binding`` on a Pod. Answers the Status to send (201)."""
+        self.check(user, Attributes("create", kind.group, kind.plural, subresource, namespace, name))
+        mutate = subresources.posted(kind, subresource, obj, format_time(self._clock.now()))
+        internal = Write(SELF, user.name, dry_run, "Ignore", warnings if warnings is not None else [])
+        evicted = await self._modify(internal, kind, name, namespace, mutate)
+        if subresource == "eviction" and not (evicted.get("spec") or {}).get("nodeName"):
+            await self.delete(SELF, kind, name, namespace, dry_run=dry_run)
+        return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
+
+    # -- deleting ------------------------------------------------------------------------------------------
 
     async def delete(
         self,
@@ -182,7 +453,36 @@ class Registry:
         warnings: list[str] | None = None,
     ) -> Obj:
         """The object where it remains for now (finalizers, grace period), otherwise a Status of success."""
-        ...
+        self.check(user, Attributes("delete", kind.group, kind.plural, "", namespace, name))
+        stored = stored_kind(kind)
+        options = deletion.DeleteOptions(uid, resource_version, propagation, grace_period_seconds)
+        if stored is scheme.NAMESPACE and name in ("default", SYSTEM_NAMESPACE):
+            raise errors.forbidden("", "namespaces", name, "this namespace may not be deleted")
+        key = key_of(stored, namespace, name)
+        await self.cache.fresh()
+        version = self.cache.get(key)
+        write = Write(user, dry_run=dry_run, warnings=warnings if warnings is not None else [])
+        for _ in range(ATTEMPTS):
+            if version is None:
+                raise errors.not_found(kind.group, kind.plural, name)
+            current = version.object()
+            self._check_author(user, stored, None, current)
+            self._admit(write, "DELETE", current, current)
+            left = deletion.delete(stored, current, options, self._clock.now())
+            if left == current:
+                return self._show(kind, current, "")
+            try:
+                if not dry_run and left is None:
+                    self.cache.written(await self._store.delete(key, expected=version.revision))
+                elif not dry_run and left is not None:
+                    left = self._answer(left, await self._store.update(key, encode(left), expected=version.revision))
+            except Conflict as met:
+                if resource_version:
+                    raise errors.conflict(kind.group, kind.plural, name) from None
+                version = Version(key, met.current.value, met.current.revision) if met.current else None
+                continue
+            return self._show(kind, left, "") if left is not None else gone(kind, current)
+        raise errors.conflict(kind.group, kind.plural, name, "too many writers at the same time; please try again")
 
     async def delete_collection(
         self,
@@ -195,4 +495,28 @@ class Registry:
         propagation: str = "",
         grace_period_seconds: int | None = None,
         dry_run: bool = False,
-    ) -> None: ...
+    ) -> None:
+        self.check(user, Attributes("deletecollection", kind.group, kind.plural, "", namespace, fields=fields))
+        await self.cache.fresh()
+        for version in list(self.selected(kind, namespace, labels, fields)):
+            self._check_author(user, kind, None, version.object())
+            try:
+                await self.delete(
+                    SELF,
+                    kind,
+                    version.name,
+                    version.namespace,
+                    propagation=propagation,
+                    grace_period_seconds=grace_period_seconds,
+                    dry_run=dry_run,
+                )
+            except errors.ApiError as refused:
+                if refused.code != 404:  # Gone meanwhile: as wanted.
+                    raise
+
+
+def _names_revision(body: Any) -> bool:
+    """Whether an object or a patch says which revision it is about."""
+    if isinstance(body, list):
+        return any(isinstance(step, dict) and step.get("path") == "/metadata/resourceVersion" for step in body)
+    return bool((body.get("metadata") or {}).get("resourceVersion")) if isinstance(body, dict) else False

@@ -5,7 +5,11 @@ Source: Kubernetes, "Using RBAC Authorization" and "Using Node Authorization".
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from metaos.resources.meta import CLUSTER_LABEL, GROUP, Obj, cluster_namespace, labels, name, namespace
 
 #: Members of this group may do anything (Kubernetes' own name for it).
 MASTERS = "system:masters"
@@ -37,6 +41,8 @@ class Attributes:
     namespace: str = ""
     name: str = ""
     path: str = ""
+    #: The field selector of a list or watch.
+    fields: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +51,248 @@ class Decision:
 
     allowed: bool
     reason: str = ""
+
+
+ALLOWED = Decision(True)
+
+
+def cluster_of(user: UserInfo) -> str | None:
+    """The member whose agent ``user`` is, or ``None``. Both the name and the group must say so."""
+    if CLUSTERS in user.groups and user.name.startswith(CLUSTER_USER_PREFIX):
+        return user.name.removeprefix(CLUSTER_USER_PREFIX) or None
+    return None
+
+
+# -- RBAC --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One ``PolicyRule``. ``resource_names`` empty: all names."""
+
+    verbs: frozenset[str]
+    groups: frozenset[str] = frozenset()
+    resources: frozenset[str] = frozenset()
+    resource_names: frozenset[str] = frozenset()
+    paths: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, rule: Mapping[str, Any]) -> Rule:
+        return cls(
+            frozenset(rule.get("verbs") or ()),
+            frozenset(rule.get("apiGroups") or ()),
+            frozenset(rule.get("resources") or ()),
+            frozenset(rule.get("resourceNames") or ()),
+            frozenset(rule.get("nonResourceURLs") or ()),
+        )
+
+    def allows(self, asked: Attributes) -> bool:
+        if "*" not in self.verbs and asked.verb not in self.verbs:
+            return False
+        if asked.path:
+            return any(p == "*" or p == asked.path or (p.endswith("*") and asked.path.startswith(p[:-1])) for p in self.paths)
+        if "*" not in self.groups and asked.group not in self.groups:
+            return False
+        if not self._names_resource(asked):
+            return False
+        return not self.resource_names or asked.name in self.resource_names
+
+    def _names_resource(self, asked: Attributes) -> bool:
+        if "*" in self.resources:
+            return True
+        if not asked.subresource:
+            return asked.resource in self.resources
+        return f"{asked.resource}/{asked.subresource}" in self.resources or f"*/{asked.subresource}" in self.resources
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """A snapshot of roles and bindings: (subject kind, name) → (namespace or empty for everywhere, rules, whose role)."""
+
+    grants: Mapping[tuple[str, str], tuple[tuple[str, tuple[Rule, ...], str], ...]]
+
+    @classmethod
+    def of(cls, roles: Iterable[Obj], bindings: Iterable[Obj]) -> Roles:
+        """From Roles, ClusterRoles and both kinds of bindings. A binding to a missing role grants nothing."""
+        rules: dict[tuple[str, str, str], tuple[Rule, ...]] = {}
+        for role in roles:
+            rules[(role["kind"], namespace(role), name(role))] = tuple(Rule.of(r) for r in role.get("rules") or ())
+        grants: dict[tuple[str, str], list[tuple[str, tuple[Rule, ...], str]]] = {}
+        for binding in bindings:
+            where, to = namespace(binding), binding.get("roleRef") or {}
+            kind, named = str(to.get("kind")), str(to.get("name"))
+            if kind == "Role" and not where:
+                continue  # A cluster-wide binding cannot refer to a namespace's role.
+            found = rules.get((kind, where if kind == "Role" else "", named))
+            if not found:
+                continue
+            for subject in binding.get("subjects") or ():
+                grants.setdefault(_subject(subject, where), []).append((where, found, f'{kind} "{named}"'))
+        return cls({subject: tuple(found) for subject, found in grants.items()})
+
+    def rules_of(self, user: UserInfo, where: str) -> Iterator[tuple[Rule, str]]:
+        """The rules that hold for a user in a namespace (empty: cluster-wide only)."""
+        for subject in (("User", user.name), *(("Group", group) for group in user.groups)):
+            for scope, rules, source in self.grants.get(subject, ()):
+                if not scope or scope == where:
+                    for rule in rules:
+                        yield rule, source
+
+    def decide(self, user: UserInfo, asked: Attributes) -> Decision:
+        """Allowed where any rule allows; RBAC never denies."""
+        if MASTERS in user.groups:
+            return Decision(True, "member of system:masters")
+        for rule, source in self.rules_of(user, asked.namespace):
+            if rule.allows(asked):
+                return Decision(True, f"RBAC: allowed by {source}")
+        return Decision(False)
+
+    def covers(self, user: UserInfo, wanted: Iterable[Rule], where: str) -> bool:
+        """Whether a user holds every right in ``wanted``: nobody grants more than they have."""
+        held = [rule for rule, _ in self.rules_of(user, where)]
+        return MASTERS in user.groups or all(_covered(held, rule) for rule in wanted)
+
+
+def _subject(subject: Mapping[str, Any], where: str) -> tuple[str, str]:
+    if subject.get("kind") == "ServiceAccount":
+        return "User", f"system:serviceaccount:{subject.get('namespace') or where}:{subject.get('name')}"
+    return str(subject.get("kind")), str(subject.get("name"))
+
+
+def _covered(held: list[Rule], wanted: Rule) -> bool:
+    for verb in wanted.verbs:
+        for path in wanted.paths:
+            if not any(rule.allows(Attributes(verb, path=path)) for rule in held):
+                return False
+        for group in wanted.groups:
+            for resource in wanted.resources:
+                for named in wanted.resource_names or {""}:
+                    if not any(_holds(rule, verb, group, resource, named) for rule in held):
+                        return False
+    return True
+
+
+def _holds(rule: Rule, verb: str, group: str, resource: str, named: str) -> bool:
+    if not ({"*", verb} & rule.verbs and {"*", group} & rule.groups):
+        return False
+    sub = resource.partition("/")[2]
+    if not ({"*", resource} & rule.resources or (sub and f"*/{sub}" in rule.resources)):
+        return False
+    return not rule.resource_names or (bool(named) and named in rule.resource_names)
+
+
+# -- agents ------------------------------------------------------------------------------------------------
+
+_READ = frozenset({"get", "list", "watch"})
+_WRITE = frozenset({"create", "update", "patch"})
+#: What an agent may create and change in the namespaces where it has a Work, beside what is its own.
+_MIRRORS = "pods"
+
+
+def decide_agent(member: str, asked: Attributes, namespaces: Container[str]) -> Decision:
+    """What a member's agent may ask for, by URL. What it then writes is checked by :func:`agent_write_problem`.
+
+    ``namespaces``: those in which the member has a Work. Source: Kubernetes' node authoriser. An agent may
+    read and report its own Works, keep its own Lease and Cluster, mirror its own Pods, record Events about them."""
+    if asked.path:
+        return ALLOWED if asked.verb == "get" else Decision(False)
+    own, verb, what = cluster_namespace(member), asked.verb, (asked.group, asked.resource)
+    allowed = False
+    if what == (GROUP, "works"):
+        allowed = asked.namespace == own and (
+            (not asked.subresource and verb in _READ) or (asked.subresource == "status" and verb in {"get", "update", "patch"})
+        )
+    elif what == ("coordination.k8s.io", "leases"):
+        allowed = (
+            asked.namespace == own and not asked.subresource and (asked.name == member or (not asked.name and verb in _READ))
+        )
+        allowed = allowed and verb in _READ | _WRITE
+    elif what == (GROUP, "clusters"):
+        allowed = _own_cluster(member, asked)
+    elif what == ("certificates.k8s.io", "certificatesigningrequests"):
+        # Names of renewals are the member's, so that nobody reads another's.
+        allowed = not asked.subresource and (
+            (verb == "create" and (not asked.name or asked.name.startswith(f"{member}-")))
+            or (verb in {"get", "watch"} and asked.name.startswith(f"{member}-"))
+        )
+    elif what == ("", _MIRRORS):
+        allowed = _own_pods(member, asked, namespaces)
+    elif what in (("", "events"), ("events.k8s.io", "events")):
+        allowed = not asked.subresource and verb in _WRITE and (asked.namespace == own or asked.namespace in namespaces)
+    elif what == ("", "namespaces"):
+        allowed = verb == "get" and asked.name == own and not asked.subresource
+    elif asked.group in ("authorization.k8s.io", "authentication.k8s.io"):
+        allowed = verb == "create"
+    return Decision(allowed, "" if allowed else f"the agent of {member} may touch only what belongs to its own site")
+
+
+def _own_cluster(member: str, asked: Attributes) -> bool:
+    if asked.verb in {"list", "watch"} and not asked.name:
+        return not asked.subresource and asked.fields == f"metadata.name={member}"
+    if asked.name != member:
+        return False
+    if asked.subresource == "status":
+        return asked.verb in {"get", "update", "patch"}
+    if asked.subresource == "tunnel":
+        return asked.verb in {"get", "create"}
+    return not asked.subresource and asked.verb in {"get", "watch", "create"}
+
+
+def _own_pods(member: str, asked: Attributes, namespaces: Container[str]) -> bool:
+    if asked.subresource not in ("", "status"):
+        return False
+    if asked.verb in {"list", "watch", "deletecollection"}:
+        return f"spec.nodeName={member}" in asked.fields.split(",") and asked.verb != "deletecollection"
+    if asked.verb == "create":
+        return not asked.subresource and asked.namespace in namespaces
+    # Whether the pod is its own is seen on the object; a namespace that it has left may still hold its last pods.
+    return asked.verb in {"get", "update", "patch"} or (asked.verb == "delete" and not asked.subresource)
+
+
+def agent_write_problem(member: str, resource: str, obj: Obj | None, old: Obj | None, namespaces: Container[str]) -> str:
+    """Why a member's agent may not write ``obj`` over ``old`` (``None``: it deletes, or creates); empty where it may."""
+    if resource == "pods":
+        return _pod_problem(member, obj, old, namespaces)
+    if resource == "events":
+        return _event_problem(member, obj or {}, namespaces)
+    if resource == "clusters.meta-os.eu":
+        if (
+            obj is not None
+            and old is not None
+            and (obj.get("status") or {}).get("conditions") != (old.get("status") or {}).get("conditions")
+        ):
+            return "conditions of a Cluster are the hub's; report agentConditions"
+        held = obj or old or {}
+        return "" if name(held) == member else f"the agent of {member} may write no other Cluster"
+    if resource == "certificatesigningrequests.certificates.k8s.io" and obj is not None:
+        return "" if name(obj).startswith(f"{member}-") else f'requests of this agent have names that begin with "{member}-"'
+    if resource in ("works.meta-os.eu", "leases.coordination.k8s.io"):
+        held = obj or old or {}
+        return "" if namespace(held) == cluster_namespace(member) else "this belongs to another site"
+    return f"the agent of {member} may not write {resource}"
+
+
+def _pod_problem(member: str, obj: Obj | None, old: Obj | None, namespaces: Container[str]) -> str:
+    for held in (obj, old):
+        if held is not None and (held.get("spec") or {}).get("nodeName") != member:
+            return f"spec.nodeName must be {member}: an agent mirrors the pods of its own site only"
+    if obj is not None and old is None and namespace(obj) not in namespaces:
+        return f"{member} has no Work in namespace {namespace(obj)}"
+    if obj is not None and labels(obj).get(CLUSTER_LABEL, member) != member:
+        return f"label {CLUSTER_LABEL} must be {member}"
+    for owner in (obj or {}).get("metadata", {}).get("ownerReferences") or ():
+        # Deleting a dependent must never reach further than workloads.
+        if owner.get("kind") in ("Cluster", "Namespace", "Node") and owner.get("name") != member:
+            return f"a pod of {member} may not be owned by {owner.get('kind')} {owner.get('name')}"
+    return ""
+
+
+def _event_problem(member: str, event: Obj, namespaces: Container[str]) -> str:
+    about = event.get("involvedObject") or {}
+    source = (event.get("source") or {}).get("host") or event.get("reportingInstance") or member
+    if source != member:
+        return f"source.host must be {member}"
+    if about.get("kind") in ("Cluster", "Node"):
+        return "" if about.get("name") == member else f"an agent reports about its own site, {member}"
+    where = about.get("namespace") or namespace(event)
+    return "" if where in namespaces or where == cluster_namespace(member) else f"{member} has no Work in namespace {where}"

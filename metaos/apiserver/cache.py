@@ -1,0 +1,391 @@
+"""The watch cache: every current object as encoded bytes, and a bounded window of the latest events.
+
+One task follows the store; reads and watches are answered from here. Objects are kept encoded, once for all readers;
+who needs a dictionary decodes a copy of their own (orjson: about 5 µs per kB), so nobody can change another's.
+Bounds: ``WINDOW_EVENTS`` events and ``WINDOW_BYTES`` bytes over all resources, oldest first. A watcher holds no
+buffer: it walks the window, and is told 410 where the window has left it behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+
+import orjson
+
+from metaos.client import WatchEvent
+from metaos.resources import errors
+from metaos.resources.meta import Obj
+from metaos.store.log import Compacted, EventType, LogEvent, Store
+
+WINDOW_EVENTS = 10_000
+WINDOW_BYTES = 64 << 20
+
+#: Paths that field selectors may use beside ``metadata.name`` and ``metadata.namespace``, by resource.
+FIELDS: dict[str, tuple[str, ...]] = {
+    "pods": (
+        "spec.nodeName",
+        "status.phase",
+        "spec.restartPolicy",
+        "spec.schedulerName",
+        "spec.serviceAccountName",
+        "spec.hostNetwork",
+        "status.podIP",
+        "status.nominatedNodeName",
+    ),
+    "events": (
+        "involvedObject.kind",
+        "involvedObject.namespace",
+        "involvedObject.name",
+        "involvedObject.uid",
+        "involvedObject.apiVersion",
+        "involvedObject.resourceVersion",
+        "involvedObject.fieldPath",
+        "reason",
+        "reportingComponent",
+        "source",
+        "type",
+    ),
+    "secrets": ("type",),
+    "services": ("spec.clusterIP", "spec.type"),
+    "namespaces": ("status.phase",),
+    "nodes": ("spec.unschedulable",),
+    "clusters.meta-os.eu": ("spec.unschedulable", "spec.tier", "spec.runtime"),
+    "replicasets.apps": ("status.replicas",),
+    "jobs.batch": ("status.successful",),
+    "certificatesigningrequests.certificates.k8s.io": ("spec.signerName",),
+    "placements.meta-os.eu": ("spec.workloadRef.kind", "spec.workloadRef.name", "spec.workloadRef.uid"),
+    "intents.meta-os.eu": ("status.fulfilment",),
+}
+
+
+def field_values(resource: str, obj: Obj) -> dict[str, str]:
+    """What field selectors see of an object; absent fields are empty text, as in Kubernetes."""
+    metadata = obj.get("metadata") or {}
+    found = {"metadata.name": metadata.get("name") or "", "metadata.namespace": metadata.get("namespace") or ""}
+    for path in FIELDS.get(resource, ()):
+        value: Any = obj
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, bool):
+            value = "true" if value else "false"
+        if isinstance(value, dict):  # Event "source" selects on its component.
+            value = value.get("component")
+        if value is None:
+            value = "false" if path in ("spec.unschedulable", "spec.hostNetwork") else ""
+        found[path] = str(value)
+    return found
+
+
+def with_revision(value: bytes, revision: int) -> bytes:
+    """Stored JSON with ``metadata.resourceVersion`` put in. Stored metadata is never empty."""
+    head, found, tail = value.partition(b'"metadata":{')
+    if found and head.count(b"{") == 1:
+        return b'%b"metadata":{"resourceVersion":"%d",%b' % (head, revision, tail)
+    obj = orjson.loads(value)
+    obj.setdefault("metadata", {})["resourceVersion"] = str(revision)
+    return orjson.dumps(obj)
+
+
+def decode(encoded: bytes) -> Obj:
+    """A fresh dictionary, the caller's own."""
+    obj: Obj = orjson.loads(encoded)
+    return obj
+
+
+class Version:
+    """One object as one revision wrote it."""
+
+    __slots__ = ("encoded", "fields", "key", "labels", "name", "namespace", "revision")
+
+    def __init__(self, key: str, value: bytes, revision: int) -> None:
+        resource, self.namespace, self.name = key.split("/", 2)
+        self.key = key
+        self.revision = revision
+        self.encoded = with_revision(value, revision)
+        obj = orjson.loads(value)
+        self.labels: dict[str, str] = obj["metadata"].get("labels") or {}
+        self.fields = field_values(resource, obj) if resource in FIELDS else None
+
+    def field_values(self) -> dict[str, str]:
+        return self.fields or {"metadata.name": self.name, "metadata.namespace": self.namespace}
+
+    def object(self) -> Obj:
+        return decode(self.encoded)
+
+
+class EncodedEvent(WatchEvent):
+    """A watch event whose object is decoded only where it is asked for; ``encoded`` is the object's JSON."""
+
+    __slots__ = ("_object", "encoded")
+
+    def __init__(self, type: str, encoded: bytes) -> None:
+        object.__setattr__(self, "type", type)
+        object.__setattr__(self, "encoded", encoded)
+        object.__setattr__(self, "_object", None)
+
+    encoded: bytes
+    _object: Obj | None
+
+    @property
+    def object(self) -> Obj:
+        """Decoded once per event and watcher."""
+        if self._object is None:
+            object.__setattr__(self, "_object", decode(self.encoded))
+        found: Obj = self._object  # type: ignore[assignment]
+        return found
+
+    @property
+    def line(self) -> bytes:
+        """The event as one line of a watch response."""
+        return b'{"type":"%b","object":%b}\n' % (self.type.encode(), self.encoded)
+
+
+class Change:
+    """One event of the window. ``now`` is ``None`` after a delete; ``last`` then carries the delete's revision."""
+
+    __slots__ = ("before", "now", "revision")
+
+    def __init__(self, revision: int, now: Version | None, before: Version | None) -> None:
+        self.revision = revision
+        self.now = now
+        self.before = before
+
+    def deleted(self) -> bytes:
+        """The last state, with the delete's revision as its resourceVersion."""
+        if self.before is None:
+            raise errors.internal("a delete event without a previous object")
+        old = b'"resourceVersion":"%d"' % self.before.revision
+        return self.before.encoded.replace(old, b'"resourceVersion":"%d"' % self.revision, 1)
+
+    def size(self) -> int:
+        return len(self.now.encoded if self.now else b"") + 200
+
+
+class Resource:
+    """All objects of one kind, in key order, with their part of the window."""
+
+    __slots__ = ("changes", "floor", "keys", "objects", "revision", "waiters")
+
+    def __init__(self) -> None:
+        self.objects: dict[str, Version] = {}
+        self.keys: list[str] = []
+        self.changes: deque[Change] = deque()
+        #: Events up to this revision may have left the window.
+        self.floor = 0
+        self.revision = 0
+        self.waiters: list[asyncio.Future[None]] = []
+
+    def wake(self) -> None:
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class WatchCache:
+    """Follows ``store``. ``revision`` is how far it has come."""
+
+    def __init__(self, store: Store, *, window_events: int = WINDOW_EVENTS, window_bytes: int = WINDOW_BYTES) -> None:
+        self._store = store
+        self._window_events = window_events
+        self._window_bytes = window_bytes
+        self._resources: dict[str, Resource] = {}
+        self._order: deque[tuple[Resource, int]] = deque()
+        self._bytes = 0
+        self._floor = 0
+        self.revision = 0
+        self._written = 0
+        self._reached: list[tuple[int, asyncio.Future[None]]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._ticks = 0
+        self.closed = False
+        self.failure: BaseException | None = None
+
+    # -- following the store -------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Loads the objects and, where the store still has them, the latest events, so that watchers can go on where
+        they were before a restart. Returns when it has caught up."""
+        latest = await self._store.revision()
+        await self._load(max(0, latest - self._window_events))
+        self._task = asyncio.create_task(self._follow(), name="watch-cache")
+        await self._reach(latest)
+
+    async def _load(self, revision: int) -> None:
+        try:
+            # Revision 0 would mean "now": nothing had been written then, so there is nothing to load.
+            listing = await self._store.list("", revision=revision) if revision else None
+        except Compacted as compacted:
+            revision = compacted.oldest
+            listing = await self._store.list("", revision=revision)
+        for resource in self._resources.values():
+            resource.objects.clear()
+            resource.keys.clear()
+            resource.changes.clear()
+        self._order.clear()
+        self._bytes = 0
+        self._floor = self.revision = revision
+        for entry in listing.entries if listing else ():
+            resource = self.resource(entry.key.partition("/")[0])
+            resource.objects[entry.key] = Version(entry.key, entry.value, entry.revision)
+            resource.revision = max(resource.revision, entry.revision)
+        for resource in self._resources.values():
+            resource.keys = sorted(resource.objects)
+            resource.floor = revision
+
+    async def _follow(self) -> None:
+        try:
+            while not self.closed:
+                with contextlib.suppress(Compacted):
+                    async for event in self._store.watch("", after=self.revision):
+                        self._apply(event)
+                    return
+                # Fallen behind the store's own bound: start over; watchers see the new floor and are told 410.
+                await self._load(await self._store.revision())
+                self._wake_all()
+                self._release()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as failure:
+            self.failure = failure
+            raise
+        finally:
+            self.closed = True
+            self._wake_all()
+            self._release()
+
+    def _apply(self, event: LogEvent) -> None:
+        resource = self.resource(event.key.partition("/")[0])
+        before = resource.objects.get(event.key)
+        if event.type is EventType.DELETE:
+            now = None
+            if before is not None:
+                del resource.objects[event.key]
+                del resource.keys[bisect_left(resource.keys, event.key)]
+        else:
+            now = Version(event.key, event.value, event.revision)
+            if before is None:
+                insort(resource.keys, event.key)
+            resource.objects[event.key] = now
+        self.revision = resource.revision = event.revision
+        if now is not None or before is not None:
+            change = Change(event.revision, now, before)
+            resource.changes.append(change)
+            self._order.append((resource, event.revision))
+            self._bytes += change.size()
+            while len(self._order) > self._window_events or self._bytes > self._window_bytes:
+                oldest, revision = self._order.popleft()
+                self._bytes -= oldest.changes.popleft().size()
+                oldest.floor = revision
+            resource.wake()
+        if self._reached:
+            self._release()
+
+    def _release(self) -> None:
+        waiting, self._reached = self._reached, []
+        for revision, future in waiting:
+            if revision <= self.revision or self.closed:
+                if not future.done():
+                    future.set_result(None)
+            else:
+                self._reached.append((revision, future))
+
+    def _wake_all(self) -> None:
+        for resource in self._resources.values():
+            resource.wake()
+
+    async def close(self) -> None:
+        self.closed = True
+        self._wake_all()
+        self._release()
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await self._task
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def written(self, revision: int) -> None:
+        """An acknowledged write: later reads wait until they can see it."""
+        self._written = max(self._written, revision)
+
+    async def fresh(self) -> None:
+        """Returns when every acknowledged write can be seen."""
+        if self.revision < self._written:
+            await self._reach(self._written)
+
+    async def _reach(self, revision: int) -> None:
+        if self.revision < revision and not self.closed:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._reached.append((revision, future))
+            await future
+        if self.revision < revision:
+            raise errors.unavailable("the API server is stopping; try again")
+
+    def resource(self, name: str) -> Resource:
+        found = self._resources.get(name)
+        if found is None:
+            found = self._resources[name] = Resource()
+            found.floor = self._floor
+        return found
+
+    def get(self, key: str) -> Version | None:
+        return self.resource(key.partition("/")[0]).objects.get(key)
+
+    def range(self, resource: str, namespace: str = "", *, after: str = "") -> Iterator[Version]:
+        """In key order: of one namespace or of all, after key ``after``."""
+        held = self.resource(resource)
+        keys = held.keys
+        start, end = 0, len(keys)
+        if namespace:
+            start = bisect_left(keys, f"{resource}/{namespace}/")
+            end = bisect_left(keys, f"{resource}/{namespace}0", lo=start)  # "0" follows "/"
+        if after:
+            start = bisect_right(keys, after, lo=start)
+        objects = held.objects
+        return iter([objects[key] for key in keys[start:end]])
+
+    def tick(self) -> None:
+        """Lets watchers that asked for bookmarks send one."""
+        self._ticks += 1
+        self._wake_all()
+
+    async def changes(self, resource: str, after: int) -> AsyncGenerator[Change | int, None]:
+        """Changes with a revision above ``after``, in order; a number is a bookmark: all up to it has been seen.
+        Ends when the cache closes. Raises ``ApiError`` 410 when the window has gone on."""
+        held = self.resource(resource)
+        ticks = self._ticks
+        while True:
+            # Taken again on every round: nothing is awaited between the check of the floor and the copy.
+            if after < held.floor:
+                raise errors.expired(f"too old resource version: {after} ({held.floor})")
+            pending: list[Change] = []
+            for change in reversed(held.changes):
+                if change.revision <= after:
+                    break
+                pending.append(change)
+            for change in reversed(pending):
+                after = change.revision
+                yield change
+            if pending:
+                continue
+            if self.closed:
+                return
+            after = max(after, self.revision)
+            if ticks != self._ticks:
+                ticks = self._ticks
+                yield after
+                continue
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            held.waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                if not waiter.done() or waiter.cancelled():
+                    with contextlib.suppress(ValueError):
+                        held.waiters.remove(waiter)

@@ -1,0 +1,100 @@
+"""What a delete request means for an object: gone at once, or marked and waiting. Pure.
+
+Source: ``k8s.io/apiserver/pkg/registry/rest/delete.go`` and the garbage collector's finalizers.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+from metaos.resources import errors, scheme
+from metaos.resources.meta import Obj, deleting, format_time, name
+from metaos.resources.scheme import Kind
+
+FOREGROUND = "foregroundDeletion"
+ORPHAN = "orphan"
+PROPAGATION = ("", "Background", "Foreground", "Orphan")
+DEFAULT_GRACE_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteOptions:
+    """``grace_period_seconds`` counts for Pods that are on a site only."""
+
+    uid: str = ""
+    resource_version: str = ""
+    propagation: str = ""
+    grace_period_seconds: int | None = None
+
+
+def delete(kind: Kind, obj: Obj, options: DeleteOptions, now: float) -> Obj | None:
+    """The object as it remains, or ``None``: remove it. Raises ``ApiError`` where preconditions do not hold."""
+    if options.propagation not in PROPAGATION:
+        raise errors.bad_request(
+            f"invalid propagation policy {options.propagation!r}: must be one of Background, Foreground, Orphan"
+        )
+    metadata = obj["metadata"]
+    if options.uid and options.uid != metadata.get("uid"):
+        raise errors.conflict(
+            kind.group,
+            kind.plural,
+            name(obj),
+            f"Precondition failed: UID in precondition: {options.uid}, UID in object meta: {metadata.get('uid')}",
+        )
+    if options.resource_version and options.resource_version != metadata.get("resourceVersion"):
+        raise errors.conflict(
+            kind.group,
+            kind.plural,
+            name(obj),
+            f"Precondition failed: ResourceVersion in precondition: {options.resource_version}, "
+            f"ResourceVersion in object meta: {metadata.get('resourceVersion')}",
+        )
+    left = copy.deepcopy(obj)
+    metadata = left["metadata"]
+    finalizers = [f for f in metadata.get("finalizers") or () if f not in (FOREGROUND, ORPHAN) or not options.propagation]
+    if options.propagation == "Foreground":
+        finalizers.append(FOREGROUND)
+    elif options.propagation == "Orphan":
+        finalizers.append(ORPHAN)
+    metadata.pop("finalizers", None)
+    if finalizers:
+        metadata["finalizers"] = finalizers
+    grace = _grace(kind, obj, options)
+    if kind is scheme.NAMESPACE:
+        left.setdefault("status", {})["phase"] = "Terminating"
+    _mark(left, grace, now)
+    return None if finished(kind, left) else left
+
+
+def _grace(kind: Kind, obj: Obj, options: DeleteOptions) -> int:
+    if kind is not scheme.POD or not obj.get("spec", {}).get("nodeName"):
+        return 0
+    if (obj.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+        return 0
+    if options.grace_period_seconds is not None:
+        return max(0, options.grace_period_seconds)
+    wanted = obj["spec"].get("terminationGracePeriodSeconds")
+    return DEFAULT_GRACE_SECONDS if wanted is None else int(wanted)
+
+
+def _mark(obj: Obj, grace: int, now: float) -> None:
+    metadata = obj["metadata"]
+    if deleting(obj):
+        # Once dying, the grace period can only become shorter.
+        before = metadata.get("deletionGracePeriodSeconds") or 0
+        if grace < before:
+            metadata["deletionGracePeriodSeconds"] = grace
+        return
+    metadata["deletionTimestamp"] = format_time(now + grace)
+    metadata["deletionGracePeriodSeconds"] = grace
+    if metadata.get("generation"):
+        metadata["generation"] += 1
+
+
+def finished(kind: Kind, obj: Obj) -> bool:
+    """A dying object that nothing waits for any more."""
+    metadata = obj["metadata"]
+    if not metadata.get("deletionTimestamp") or metadata.get("finalizers") or metadata.get("deletionGracePeriodSeconds"):
+        return False
+    return not (kind is scheme.NAMESPACE and (obj.get("spec") or {}).get("finalizers"))

@@ -1,0 +1,206 @@
+"""Metadata as the API server keeps it: identity, generation, names; what a writer may and may not change. Pure.
+
+Source: ``k8s.io/apiserver/pkg/registry/rest`` (BeforeCreate, BeforeUpdate) and ``apimachinery/pkg/api/validation``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from metaos.apiserver.schema import forbidden, invalid, required
+from metaos.resources import scheme
+from metaos.resources.errors import Cause
+from metaos.resources.meta import Obj
+from metaos.resources.scheme import Kind
+
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?\Z")
+_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")
+_QUALIFIED = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]\Z")
+_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?\Z")
+_ANNOTATIONS_BYTES = 256 * 1024
+#: Kinds whose names become part of DNS names or of other objects' names, so that dots are out.
+_LABEL_NAMES = frozenset({"Namespace", "Service", "Cluster", "Node"})
+_PATH_NAMES = frozenset({"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"})
+#: Native kinds that have no generation; a change of them is seen by resourceVersion.
+_NO_GENERATION = _PATH_NAMES | {
+    *("Namespace", "ConfigMap", "Secret", "ServiceAccount", "Event", "Node", "ControllerRevision", "Lease"),
+    "CertificateSigningRequest",
+}
+
+NAME_SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
+
+_DNS_LABEL = (
+    "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an "
+    "alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
+)
+_DNS_SUBDOMAIN = (
+    "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end "
+    "with an alphanumeric character (e.g. 'example.com', regex used for validation is "
+    "'[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
+)
+
+
+def has_generation(kind: Kind) -> bool:
+    return kind.kind not in _NO_GENERATION
+
+
+def name_causes(kind: Kind, name: str) -> list[Cause]:
+    """Why ``name`` cannot name an object of ``kind``."""
+    path = "metadata.name"
+    if not name:
+        return [required(path, "name or generateName is required")]
+    if kind.kind in _PATH_NAMES:
+        bad = name in (".", "..") or "/" in name or "%" in name
+        return [invalid(path, name, "may not be '.' or '..' or contain '/' or '%'")] if bad else []
+    if kind.kind in _LABEL_NAMES:
+        longest, pattern, text = 63, _LABEL, _DNS_LABEL
+    else:
+        longest, pattern, text = 253, _SUBDOMAIN, _DNS_SUBDOMAIN
+    if kind.kind == "Cluster":
+        longest = 50  # "nemo-cluster-NAME" must be a namespace.
+    found = []
+    if len(name) > longest:
+        found.append(invalid(path, name, f"must be no more than {longest} characters"))
+    if not pattern.match(name):
+        found.append(invalid(path, name, text))
+    return found
+
+
+def _key_problem(key: str) -> str:
+    prefix, slash, name = key.rpartition("/")
+    if slash and (len(prefix) > 253 or not _SUBDOMAIN.match(prefix)):
+        return f"prefix part {_DNS_SUBDOMAIN}"
+    if len(name) > 63:
+        return "name part must be no more than 63 characters"
+    if not _QUALIFIED.match(name):
+        return (
+            "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric "
+            "character (e.g. 'MyName',  or 'my.name',  or '123-abc')"
+        )
+    return ""
+
+
+def label_causes(labels: Mapping[str, str] | None, path: str) -> list[Cause]:
+    found = []
+    for key, value in (labels or {}).items():
+        if problem := _key_problem(key):
+            found.append(invalid(path, key, problem))
+        if len(value) > 63:
+            found.append(invalid(path, value, "must be no more than 63 characters"))
+        elif not _VALUE.match(value):
+            found.append(
+                invalid(
+                    path,
+                    value,
+                    "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must "
+                    "start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345')",
+                )
+            )
+    return found
+
+
+def metadata_causes(metadata: Mapping[str, Any]) -> list[Cause]:
+    """Labels, annotations, finalizers and owner references."""
+    found = label_causes(metadata.get("labels"), "metadata.labels")
+    annotations: Mapping[str, str] = metadata.get("annotations") or {}
+    for key in annotations:
+        if problem := _key_problem(key.lower()):
+            found.append(invalid("metadata.annotations", key, problem))
+    if sum(len(k) + len(v) for k, v in annotations.items()) > _ANNOTATIONS_BYTES:
+        found.append(
+            Cause("FieldValueTooLong", "metadata.annotations", f"Too long: may not be more than {_ANNOTATIONS_BYTES} bytes")
+        )
+    for i, finalizer in enumerate(metadata.get("finalizers") or ()):
+        if problem := _key_problem(finalizer):
+            found.append(invalid(f"metadata.finalizers[{i}]", finalizer, problem))
+    owners = metadata.get("ownerReferences") or ()
+    for i, owner in enumerate(owners):
+        found.extend(
+            required(f"metadata.ownerReferences[{i}].{key}", "must not be empty")
+            for key in ("apiVersion", "kind", "name", "uid")
+            if not owner.get(key)
+        )
+    if sum(1 for owner in owners if owner.get("controller")) > 1:
+        found.append(invalid("metadata.ownerReferences", list(owners), "Only one reference can have Controller set to true"))
+    return found
+
+
+def prepare_create(kind: Kind, obj: Obj, uid: str, now: str) -> None:
+    """Sets what only the server may set, in place."""
+    metadata = obj["metadata"]
+    for key in ("resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation", "managedFields"):
+        metadata.pop(key, None)
+    metadata["uid"] = uid
+    metadata["creationTimestamp"] = now
+    if has_generation(kind):
+        metadata["generation"] = 1
+    if kind is scheme.NAMESPACE:
+        obj.setdefault("spec", {})["finalizers"] = ["kubernetes"]
+        obj["status"] = {"phase": "Active"}
+        metadata.setdefault("labels", {})["kubernetes.io/metadata.name"] = metadata["name"]
+    elif kind is scheme.POD:
+        obj.setdefault("status", {}).setdefault("phase", "Pending")
+        obj["status"].setdefault("qosClass", _quality(obj.get("spec", {})))
+    elif kind is scheme.PERSISTENT_VOLUME_CLAIM:
+        obj["status"] = {"phase": "Pending"}
+    elif kind is scheme.JOB:
+        _select_by_uid(obj, uid)
+    elif kind is scheme.SERVICE:
+        obj["status"] = {"loadBalancer": {}}
+
+
+def _select_by_uid(job: Obj, uid: str) -> None:
+    """A Job selects its own pods by its uid, unless its author says otherwise."""
+    spec = job["spec"]
+    if spec.get("manualSelector"):
+        return
+    template = spec.setdefault("template", {}).setdefault("metadata", {}).setdefault("labels", {})
+    own = {"batch.kubernetes.io/controller-uid": uid, "batch.kubernetes.io/job-name": job["metadata"]["name"]}
+    template.update(own | {"controller-uid": uid, "job-name": job["metadata"]["name"]})
+    spec["selector"] = {"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}
+
+
+def _quality(spec: Obj) -> str:
+    """Quality of service class: Guaranteed, Burstable or BestEffort."""
+    containers = [*(spec.get("containers") or ()), *(spec.get("initContainers") or ())]
+    found = [(c.get("resources") or {}) for c in containers]
+    if not any(r.get("limits") or r.get("requests") for r in found):
+        return "BestEffort"
+    for r in found:
+        limits, requests = r.get("limits") or {}, r.get("requests") or {}
+        if any(limits.get(k) is None or requests.get(k, limits[k]) != limits[k] for k in ("cpu", "memory")):
+            return "Burstable"
+    return "Guaranteed"
+
+
+#: Server-set fields that an update cannot change: it may leave them out, or repeat them.
+_KEPT = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generateName", "generation", "selfLink")
+
+
+def prepare_update(kind: Kind, obj: Obj, old: Obj) -> list[Cause]:
+    """Carries over what a writer may not change, in place; the causes are what it tried to change nevertheless."""
+    metadata, before = obj["metadata"], old["metadata"]
+    found = []
+    if before.get("deletionTimestamp"):
+        added = [f for f in metadata.get("finalizers") or () if f not in (before.get("finalizers") or ())]
+        if added:
+            found.append(
+                forbidden(
+                    "metadata.finalizers",
+                    f"no new finalizers can be added if the object is being deleted, found new finalizers {added!r}",
+                )
+            )
+    for key in _KEPT:
+        if key in before:
+            metadata[key] = before[key]
+        else:
+            metadata.pop(key, None)
+    return found
+
+
+def changed(obj: Obj, old: Obj) -> bool:
+    """Whether anything but metadata and status differs."""
+    skip = ("metadata", "status")
+    return {k: v for k, v in obj.items() if k not in skip} != {k: v for k, v in old.items() if k not in skip}

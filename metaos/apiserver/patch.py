@@ -1,0 +1,153 @@
+"""Patches: JSON patch (RFC 6902), JSON merge patch (RFC 7396) and Kubernetes' strategic merge patch. Pure.
+
+Source for the last: ``k8s.io/apimachinery/pkg/util/strategicpatch`` and "Strategic Merge Patch" of the community
+contributors' guide. Lists with a merge key are merged by it; directives ``$patch``, ``$retainKeys``,
+``$setElementOrder/F`` and ``$deleteFromPrimitiveList/F`` are obeyed.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import jsonpatch
+import jsonpointer
+
+from metaos.apiserver.schema import ANY, Node
+from metaos.client import PatchType
+from metaos.resources import errors
+from metaos.resources.meta import Obj
+
+_ORDER = "$setElementOrder/"
+_DELETE = "$deleteFromPrimitiveList/"
+#: Of one JSON patch, as in Kubernetes: a patch of copies could otherwise grow an object without bound.
+MAX_OPERATIONS = 10_000
+
+
+def apply_patch(type: PatchType, obj: Obj, patch: Any, node: Node) -> Obj:
+    """The patched copy. Raises ``ApiError`` 400 or 422 where the patch does not fit."""
+    if type is PatchType.JSON:
+        return _json_patch(obj, patch)
+    if not isinstance(patch, dict):
+        raise errors.bad_request(f"the patch must be an object, not {patch.__class__.__name__}")
+    if type is PatchType.MERGE:
+        merged: Obj = merge(obj, patch)
+        return merged
+    return strategic(obj, patch, node)
+
+
+def _json_patch(obj: Obj, patch: Any) -> Obj:
+    if not isinstance(patch, list):
+        raise errors.bad_request("a JSON patch must be an array of operations")
+    if len(patch) > MAX_OPERATIONS:
+        raise errors.too_large(f"the allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {len(patch)}")
+    try:
+        patched: Any = jsonpatch.apply_patch(obj, patch)
+    except jsonpatch.JsonPatchTestFailed as failed:
+        raise errors.ApiError(
+            422, "Invalid", f"the server rejected our request due to an error in our request: {failed}"
+        ) from None
+    except (jsonpatch.JsonPatchException, jsonpointer.JsonPointerException, TypeError, KeyError) as failed:
+        raise errors.ApiError(
+            422, "Invalid", f"the server rejected our request due to an error in our request: {failed}"
+        ) from None
+    if not isinstance(patched, dict):
+        raise errors.bad_request("the patch leaves no object")
+    return patched
+
+
+def merge(target: Any, patch: Any) -> Any:
+    """RFC 7396."""
+    if not isinstance(patch, dict):
+        return copy.deepcopy(patch)
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merge(result.get(key), value)
+    return result
+
+
+def strategic(target: Obj, patch: Obj, node: Node) -> Obj:
+    directive = patch.get("$patch")
+    if directive == "replace":
+        return {k: copy.deepcopy(v) for k, v in patch.items() if k != "$patch"}
+    if directive == "delete":
+        return {}
+    if directive not in (None, "merge"):
+        raise errors.bad_request(f"unknown patch type {directive!r}: $patch must be merge, replace or delete")
+    result = dict(target)
+    retain = patch.get("$retainKeys")
+    if retain is not None:
+        result = {k: v for k, v in result.items() if k in retain}
+    orders: dict[str, list[Any]] = {}
+    for key, value in patch.items():
+        if key in ("$patch", "$retainKeys"):
+            continue
+        if key.startswith(_ORDER):
+            orders[key.removeprefix(_ORDER)] = value
+        elif key.startswith(_DELETE):
+            name = key.removeprefix(_DELETE)
+            if isinstance(result.get(name), list):
+                result[name] = [v for v in result[name] if v not in value]
+        elif value is None:
+            result.pop(key, None)
+        else:
+            result[key] = _value(result.get(key), value, node.child(key))
+    for name, order in orders.items():
+        if isinstance(result.get(name), list):
+            result[name] = _ordered(result[name], order, target.get(name) or [], node.child(name).merge_key)
+    return result
+
+
+def _value(target: Any, value: Any, node: Node) -> Any:
+    if isinstance(value, dict):
+        if "replace" in node.strategy or node.kind == "any":
+            return {k: v for k, v in value.items() if k != "$patch"} if node is not ANY else merge(target, value)
+        return strategic(target if isinstance(target, dict) else {}, value, node)
+    if isinstance(value, list) and "merge" in node.strategy:
+        return _list(target if isinstance(target, list) else [], value, node)
+    if isinstance(value, list):
+        return [strategic({}, v, node.item or ANY) if isinstance(v, dict) else v for v in value]
+    return value
+
+
+def _list(target: list[Any], patch: list[Any], node: Node) -> list[Any]:
+    key, item = node.merge_key, node.item or ANY
+    if not key or not all(isinstance(v, dict) for v in patch):
+        return [*target, *(v for v in patch if v not in target)]
+    if any(v.get("$patch") == "replace" for v in patch):
+        return [strategic({}, v, item) for v in patch if v.get("$patch") != "replace"]
+    result = list(target)
+    for value in patch:
+        if key not in value:
+            raise errors.bad_request(f"map: {value} does not contain declared merge key: {key}")
+        matching = [i for i, v in enumerate(result) if isinstance(v, dict) and v.get(key) == value[key]]
+        if value.get("$patch") == "delete":
+            result = [v for i, v in enumerate(result) if i not in matching]
+        elif matching:
+            result[matching[0]] = strategic(result[matching[0]], value, item)
+        else:
+            result.append(strategic({}, value, item))
+    return result
+
+
+def _ordered(items: list[Any], order: list[Any], before: list[Any], key: str) -> list[Any]:
+    """``items`` in the wanted order; those that the order does not name stay in front of what followed them before."""
+
+    def identity(value: Any) -> Any:
+        return value.get(key) if key and isinstance(value, dict) else value
+
+    wanted = [identity(v) for v in order]
+    named = sorted((v for v in items if identity(v) in wanted), key=lambda v: wanted.index(identity(v)))
+    result = list(named)
+    was = [identity(v) for v in before]
+    for value in items:
+        mine = identity(value)
+        if mine in wanted:
+            continue
+        after = was[was.index(mine) + 1 :] if mine in was else []
+        place = next((i for i, v in enumerate(result) if identity(v) in after), len(result))
+        result.insert(place, value)
+    return result

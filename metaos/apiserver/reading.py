@@ -1,0 +1,317 @@
+"""Reads of the registry: get, list and watch from the watch cache, and who may do what."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+
+import orjson
+
+from metaos.apiserver import nodes, subresources
+from metaos.apiserver.addressing import key_of, stored_kind
+from metaos.apiserver.cache import FIELDS, Change, EncodedEvent, Version, WatchCache, with_revision
+from metaos.client import ObjList
+from metaos.resources import errors, scheme
+from metaos.resources.meta import Obj, cluster_namespace, parse_selector
+from metaos.resources.scheme import Kind
+from metaos.security.authz import Attributes, Decision, UserInfo, cluster_of
+from metaos.store.log import Compacted, Store
+
+Authorizer = Callable[[UserInfo, Attributes], Decision]
+Test = Callable[[Version], bool]
+
+
+class Reading:
+    """The part of the registry that changes nothing."""
+
+    def __init__(self, cache: WatchCache, store: Store, authorizer: Authorizer) -> None:
+        self.cache = cache
+        self._source = store
+        self._authorizer = authorizer
+
+    # -- who may -------------------------------------------------------------------------------------------
+
+    def authorize(self, user: UserInfo, attributes: Attributes) -> Decision:
+        """For what is no object too: ``path`` URLs (/metrics), log, exec, portforward, proxy and tunnel."""
+        return self._authorizer(user, attributes)
+
+    def check(self, user: UserInfo, attributes: Attributes) -> None:
+        """:meth:`authorize`, raising the 403."""
+        decision = self._authorizer(user, attributes)
+        if decision.allowed:
+            return
+        a = attributes
+        if a.path:
+            raise errors.ApiError(403, "Forbidden", f'forbidden: User "{user.name}" cannot {a.verb} path "{a.path}"')
+        what = f"{a.resource}/{a.subresource}" if a.subresource else a.resource
+        where = f' in the namespace "{a.namespace}"' if a.namespace else " at the cluster scope"
+        why = f'User "{user.name}" cannot {a.verb} resource "{what}" in API group "{a.group}"{where}'
+        raise errors.forbidden(a.group, a.resource, a.name, f"{why}: {decision.reason}" if decision.reason else why)
+
+    def namespaces_of(self, member: str) -> frozenset[str]:
+        """Namespaces in which a member has a Work: the second part of its Works' names."""
+        works = self.cache.range(scheme.WORK.resource, cluster_namespace(member))
+        return frozenset(v.name.split(".")[1] for v in works if v.name.count(".") >= 2)
+
+    # -- get -----------------------------------------------------------------------------------------------
+
+    async def get(self, user: UserInfo, kind: Kind, name: str, namespace: str = "", *, subresource: str = "") -> Obj:
+        """``subresource``: ``status``, or ``scale`` (answers an autoscaling/v1 Scale)."""
+        version = await self._get(user, kind, name, namespace, subresource)
+        obj = version.object()
+        if kind is scheme.NODE:
+            return nodes.show(obj)
+        return subresources.scale(kind, obj) if subresource == "scale" else obj
+
+    async def get_encoded(self, user: UserInfo, kind: Kind, name: str, namespace: str = "") -> bytes:
+        """The object's JSON, without decoding it."""
+        version = await self._get(user, kind, name, namespace, "")
+        return _encoded(kind, version.encoded)
+
+    async def _get(self, user: UserInfo, kind: Kind, name: str, namespace: str, subresource: str) -> Version:
+        self.check(user, Attributes("get", kind.group, kind.plural, subresource, namespace, name))
+        await self.cache.fresh()
+        version = self.cache.get(key_of(stored_kind(kind), namespace, name))
+        if version is None:
+            raise errors.not_found(kind.group, kind.plural, name)
+        member = cluster_of(user)
+        if member is not None and kind is scheme.POD and version.field_values()["spec.nodeName"] != member:
+            raise errors.forbidden("", "pods", name, f"the agent of {member} may read the pods of its own site only")
+        return version
+
+    # -- list ----------------------------------------------------------------------------------------------
+
+    def selected(self, kind: Kind, namespace: str, labels: str, fields: str, *, after: str = "") -> Iterator[Version]:
+        """Current objects that match, in key order. Raises ``ApiError`` 400 where a selector is none."""
+        matches = selector(kind, labels, fields)
+        found = self.cache.range(stored_kind(kind).resource, namespace if kind.namespaced else "", after=after)
+        return (version for version in found if matches(version))
+
+    async def _page(
+        self,
+        user: UserInfo,
+        kind: Kind,
+        namespace: str,
+        labels: str,
+        fields: str,
+        limit: int,
+        continue_token: str,
+        resource_version: str,
+        resource_version_match: str,
+    ) -> tuple[list[bytes], int, str, int]:
+        """Encoded items, their revision, the token of the next page, and how many are left (-1: not counted)."""
+        self.check(user, Attributes("list", kind.group, kind.plural, "", namespace, fields=fields))
+        await self.cache.fresh()
+        asked = _number(resource_version)
+        if asked > self.cache.revision:
+            raise errors.ApiError(
+                504,
+                "Timeout",
+                f"Too large resource version: {asked}, current: {self.cache.revision}",
+                details={
+                    "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
+                    "retryAfterSeconds": 1,
+                },
+            )
+        revision, after = _position(continue_token) if continue_token else (asked, "")
+        exact = resource_version_match == "Exact" and asked
+        stored = stored_kind(kind).resource
+        if (continue_token or exact) and revision < self.cache.resource(stored).revision:
+            return await self._old_page(kind, namespace, labels, fields, limit, revision, after)
+        items: list[bytes] = []
+        last = ""
+        # The cache is at this revision, or nothing of this kind has changed since.
+        revision = revision if continue_token or exact else self.cache.revision
+        for version in self.selected(kind, namespace, labels, fields, after=after):
+            if limit and len(items) == limit:
+                left = -1 if labels or fields else sum(1 for _ in self.selected(kind, namespace, "", "", after=last))
+                return items, revision, _token(revision, last), left
+            items.append(_encoded(kind, version.encoded))
+            last = version.key
+        return items, revision, "", 0
+
+    async def _old_page(
+        self, kind: Kind, namespace: str, labels: str, fields: str, limit: int, revision: int, after: str
+    ) -> tuple[list[bytes], int, str, int]:
+        matches = selector(kind, labels, fields)
+        resource = stored_kind(kind).resource
+        prefix = f"{resource}/{namespace}/" if namespace else f"{resource}/"
+        items: list[bytes] = []
+        while True:
+            try:
+                listing = await self._source.list(prefix, revision=revision, limit=limit + 1 if limit else 0, after=after)
+            except Compacted:
+                raise errors.expired(
+                    "The provided continue parameter is too old to display a consistent list result. You must start a new list "
+                    "without the continue parameter."
+                ) from None
+            for entry in listing.entries:
+                if limit and len(items) == limit:
+                    return items, revision, _token(revision, after), -1
+                version = Version(entry.key, entry.value, entry.revision)
+                if matches(version):
+                    items.append(_encoded(kind, with_revision(entry.value, entry.revision)))
+                after = entry.key
+            if not listing.more:
+                return items, revision, "", 0
+
+    async def list(
+        self,
+        user: UserInfo,
+        kind: Kind,
+        namespace: str = "",
+        *,
+        labels: str = "",
+        fields: str = "",
+        limit: int = 0,
+        continue_token: str = "",
+        resource_version: str = "",
+        resource_version_match: str = "",
+    ) -> ObjList:
+        items, revision, token, _ = await self._page(
+            user, kind, namespace, labels, fields, limit, continue_token, resource_version, resource_version_match
+        )
+        return ObjList([orjson.loads(item) for item in items], str(revision), token)
+
+    async def list_encoded(
+        self,
+        user: UserInfo,
+        kind: Kind,
+        namespace: str = "",
+        *,
+        labels: str = "",
+        fields: str = "",
+        limit: int = 0,
+        continue_token: str = "",
+        resource_version: str = "",
+        resource_version_match: str = "",
+    ) -> bytes:
+        """The whole ``…List`` body as JSON, without decoding the objects."""
+        items, revision, token, left = await self._page(
+            user, kind, namespace, labels, fields, limit, continue_token, resource_version, resource_version_match
+        )
+        metadata: dict[str, object] = {"resourceVersion": str(revision)}
+        if token:
+            metadata["continue"] = token
+            if left >= 0:
+                metadata["remainingItemCount"] = left
+        head = f'{{"kind":"{kind.kind}List","apiVersion":"{kind.api_version}","metadata":'.encode()
+        return b"".join((head, orjson.dumps(metadata), b',"items":[', b",".join(items), b"]}"))
+
+    # -- watch ---------------------------------------------------------------------------------------------
+
+    async def watch(
+        self,
+        user: UserInfo,
+        kind: Kind,
+        namespace: str = "",
+        *,
+        resource_version: str = "",
+        labels: str = "",
+        fields: str = "",
+        bookmarks: bool = False,
+        initial_events: bool = False,
+    ) -> AsyncGenerator[EncodedEvent, None]:
+        """Events after ``resource_version``; with none (or ``0``) the current objects come first, as ``ADDED``.
+        ``initial_events`` (``sendInitialEvents=true``, a streamed list): current objects, the annotated bookmark, then
+        events. ``bookmarks``: one a minute."""
+        self.check(user, Attributes("watch", kind.group, kind.plural, "", namespace, fields=fields))
+        matches = selector(kind, labels, fields)
+        where = namespace if kind.namespaced else ""
+        resource = stored_kind(kind).resource
+        await self.cache.fresh()
+        after = _number(resource_version)
+        if after > self.cache.revision:
+            raise errors.expired(f"resource version {after} lies ahead of this server's {self.cache.revision}; list again")
+        if initial_events or not after:
+            now = self.cache.revision
+            # Taken at once: later changes follow as events.
+            for version in [v for v in self.cache.range(resource, where) if matches(v)]:
+                yield EncodedEvent("ADDED", _encoded(kind, version.encoded))
+            after = now
+            if initial_events:
+                yield _bookmark(kind, now, initial=True)
+        async for change in self.cache.changes(resource, after):
+            if isinstance(change, int):
+                if bookmarks:
+                    yield _bookmark(kind, change)
+                continue
+            event = _event(kind, change, where, matches)
+            if event is not None:
+                yield event
+
+
+def _event(kind: Kind, change: Change, namespace: str, matches: Test) -> EncodedEvent | None:
+    some = change.now or change.before
+    if some is None or (namespace and some.namespace != namespace):
+        return None
+    is_in = change.now is not None and matches(change.now)
+    was_in = change.before is not None and matches(change.before)
+    if is_in and change.now is not None:
+        return EncodedEvent("MODIFIED" if was_in else "ADDED", _encoded(kind, change.now.encoded))
+    if was_in:
+        return EncodedEvent("DELETED", _encoded(kind, change.deleted()))
+    return None
+
+
+def _encoded(kind: Kind, encoded: bytes) -> bytes:
+    return orjson.dumps(nodes.show(orjson.loads(encoded))) if kind is scheme.NODE else encoded
+
+
+def _bookmark(kind: Kind, revision: int, *, initial: bool = False) -> EncodedEvent:
+    metadata: dict[str, object] = {"resourceVersion": str(revision), "creationTimestamp": None}
+    if initial:
+        metadata["annotations"] = {"k8s.io/initial-events-end": "true"}
+    return EncodedEvent("BOOKMARK", orjson.dumps({"kind": kind.kind, "apiVersion": kind.api_version, "metadata": metadata}))
+
+
+def selector(kind: Kind, labels: str, fields: str) -> Test:
+    """One test for both selectors. Raises ``ApiError`` 400."""
+    try:
+        by_label = parse_selector(labels) if labels else None
+        by_field = parse_selector(fields) if fields else None
+    except ValueError as wrong:
+        raise errors.bad_request(str(wrong)) from None
+    if fields:
+        known = {"metadata.name", "metadata.namespace", *FIELDS.get(kind.resource, ())}
+        for part in fields.split(","):
+            asked = part.replace("==", "=").replace("!=", "=").partition("=")[0].strip()
+            if asked and asked not in known:
+                raise errors.bad_request(
+                    f'Unable to find "{kind.api_version}, Kind={kind.kind}" that match field selector: '
+                    f"field label not supported: {asked}"
+                )
+    if by_label is None and by_field is None:
+        return lambda version: True
+
+    def matches(version: Version) -> bool:
+        shown: Mapping[str, str] = version.labels
+        if by_label is not None:
+            if kind is scheme.NODE:
+                shown = nodes.show(version.object())["metadata"]["labels"]
+            if not by_label(shown):
+                return False
+        return by_field is None or by_field(version.field_values())
+
+    return matches
+
+
+def _number(resource_version: str) -> int:
+    if not resource_version:
+        return 0
+    if not resource_version.isdecimal():
+        raise errors.bad_request(f"Invalid value: {resource_version!r}: resourceVersion must be a number")
+    return int(resource_version)
+
+
+def _token(revision: int, key: str) -> str:
+    return base64.urlsafe_b64encode(orjson.dumps([revision, key])).decode().rstrip("=")
+
+
+def _position(token: str) -> tuple[int, str]:
+    try:
+        revision, key = orjson.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        return int(revision), str(key)
+    except (ValueError, TypeError, binascii.Error):
+        raise errors.bad_request("continue key is not valid: start a new list without the continue parameter") from None

@@ -1,0 +1,120 @@
+"""Authorisation over stored roles, the bootstrap roles and namespaces, and the review kinds that are never stored."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from metaos.apiserver.addressing import key_of
+from metaos.apiserver.cache import WatchCache
+from metaos.apiserver.reading import Authorizer
+from metaos.resources import errors, scheme
+from metaos.resources.meta import Obj, cluster_namespace, namespace
+from metaos.resources.scheme import Kind
+from metaos.security.authz import MASTERS, Attributes, Decision, Roles, Rule, UserInfo, cluster_of, decide_agent
+
+_RBAC = (scheme.ROLE, scheme.CLUSTER_ROLE, scheme.ROLE_BINDING, scheme.CLUSTER_ROLE_BINDING)
+
+
+class StoredAuthorizer:
+    """Masters, then the agents' rules, then RBAC as it is in the cache; decoded anew only when it changed."""
+
+    def __init__(self, cache: WatchCache) -> None:
+        self._cache = cache
+        self._seen = -1
+        self._roles = Roles({})
+
+    def roles(self) -> Roles:
+        latest = max(self._cache.resource(kind.resource).revision for kind in _RBAC)
+        if latest != self._seen:
+            held = [[v.object() for v in self._cache.range(kind.resource)] for kind in _RBAC]
+            self._roles = Roles.of([*held[0], *held[1]], [*held[2], *held[3]])
+            self._seen = latest
+        return self._roles
+
+    def role(self, kind: str, where: str, name: str) -> Obj | None:
+        found = scheme.ROLE if kind == "Role" else scheme.CLUSTER_ROLE
+        version = self._cache.get(key_of(found, where, name))
+        return version.object() if version else None
+
+    def decide(self, user: UserInfo, asked: Attributes) -> Decision:
+        if MASTERS in user.groups:
+            return Decision(True, "member of system:masters")
+        member = cluster_of(user)
+        if member is not None:
+            return decide_agent(member, asked, _Works(self._cache, member))
+        return self.roles().decide(user, asked)
+
+
+class _Works:
+    """The namespaces in which a member has a Work; looked up only when a rule asks."""
+
+    def __init__(self, cache: WatchCache, member: str) -> None:
+        self._cache = cache
+        self._member = member
+
+    def __contains__(self, where: object) -> bool:
+        works = self._cache.range(scheme.WORK.resource, cluster_namespace(self._member))
+        return any(v.name.count(".") >= 2 and v.name.split(".")[1] == where for v in works)
+
+
+def escalation(authorizer: StoredAuthorizer, user: UserInfo, kind: Kind, obj: Obj) -> str:
+    """Why ``user`` may not write this role or binding: nobody grants what they do not hold. Empty where they may."""
+    if MASTERS in user.groups or kind not in _RBAC:
+        return ""
+    roles = authorizer.roles()
+    where = namespace(obj)
+    if kind in (scheme.ROLE, scheme.CLUSTER_ROLE):
+        if roles.decide(user, Attributes("escalate", kind.group, kind.plural, "", where, obj["metadata"]["name"])).allowed:
+            return ""
+        granted = [Rule.of(rule) for rule in obj.get("rules") or ()]
+    else:
+        to = obj.get("roleRef") or {}
+        plural = "roles" if to.get("kind") == "Role" else "clusterroles"
+        named = str(to.get("name") or "")
+        if roles.decide(user, Attributes("bind", kind.group, plural, "", where, named)).allowed:
+            return ""
+        found = authorizer.role(str(to.get("kind")), where, named)
+        if found is None:
+            return f'the role "{named}" does not exist, so it cannot be seen what would be granted'
+        granted = [Rule.of(rule) for rule in found.get("rules") or ()]
+    if roles.covers(user, granted, where):
+        return ""
+    return f'user "{user.name}" is attempting to grant RBAC permissions not currently held'
+
+
+def bootstrap() -> list[Obj]:
+    """What every hub has from its first start: ``bootstrap.yaml``."""
+    text = (resources.files(__package__) / "bootstrap.yaml").read_text("utf-8")
+    return [obj for obj in yaml.safe_load_all(text) if obj]
+
+
+def review(user: UserInfo, kind: Kind, obj: Obj, authorize: Authorizer) -> Obj:
+    """The answer to a SelfSubjectAccessReview or SelfSubjectReview. Everybody may ask about themselves."""
+    answer: dict[str, Any] = {**obj, "metadata": {"creationTimestamp": None}}
+    if kind is scheme.SELF_SUBJECT_REVIEW:
+        info = {"username": user.name, "groups": list(user.groups)}
+        answer["status"] = {"userInfo": info | ({"uid": user.uid} if user.uid else {})}
+        return answer
+    spec = obj.get("spec") or {}
+    asked, path = spec.get("resourceAttributes"), spec.get("nonResourceAttributes")
+    if (asked is None) == (path is None):
+        raise errors.bad_request("spec: exactly one of resourceAttributes and nonResourceAttributes must be given")
+    if asked is not None:
+        plural, _, sub = str(asked.get("resource") or "").partition("/")
+        attributes = Attributes(
+            str(asked.get("verb") or ""),
+            str(asked.get("group") or ""),
+            plural,
+            str(asked.get("subresource") or sub),
+            str(asked.get("namespace") or ""),
+            str(asked.get("name") or ""),
+        )
+    else:
+        url = path or {}
+        attributes = Attributes(str(url.get("verb") or ""), path=str(url.get("path") or ""))
+    decision = authorize(user, attributes)
+    answer["status"] = {"allowed": decision.allowed} | ({"reason": decision.reason} if decision.reason else {})
+    return answer

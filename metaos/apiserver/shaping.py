@@ -1,0 +1,79 @@
+"""From what a caller sent to what is kept: decode by schema, default, validate."""
+
+from __future__ import annotations
+
+import base64
+import copy
+
+from metaos.apiserver import validation
+from metaos.apiserver.defaults import apply_defaults
+from metaos.apiserver.metadata import metadata_causes, name_causes
+from metaos.apiserver.schema import Findings, conform
+from metaos.resources import errors, scheme
+from metaos.resources.meta import Obj, name
+from metaos.resources.scheme import Kind
+
+FIELD_VALIDATION = ("Strict", "Warn", "Ignore")
+
+
+def shape(kind: Kind, obj: Obj, old: Obj | None, field_validation: str, warnings: list[str], *, defaults: bool = True) -> Obj:
+    """A copy of ``obj`` in the shape of its schema, defaulted. Raises ``ApiError`` 400 where it cannot be decoded, and for
+    unknown fields with ``Strict``; 422 where required fields are missing. ``Warn`` appends to ``warnings``."""
+    if field_validation and field_validation not in FIELD_VALIDATION:
+        raise errors.bad_request(f"fieldValidation {field_validation!r} must be one of Strict, Warn, Ignore")
+    if kind is scheme.SECRET and obj.get("stringData"):
+        obj = _folded(obj)
+    shaped, findings = conform(kind, obj)
+    _report(kind, obj, findings, field_validation, warnings)
+    shaped.setdefault("metadata", {})
+    if old is None:
+        # Values of the caller's own object may be shared where the schema does not look inside.
+        shaped = copy.deepcopy(shaped) if kind.group == "meta-os.eu" else shaped
+    if defaults:
+        apply_defaults(kind, shaped)
+        if findings.causes:
+            raise errors.invalid(kind.group, kind.kind, name(obj), findings.causes)
+    return shaped
+
+
+def _report(kind: Kind, obj: Obj, findings: Findings, field_validation: str, warnings: list[str]) -> None:
+    if findings.malformed:
+        raise errors.bad_request(
+            f"{kind.kind} in version {kind.api_version.rpartition('/')[2]!r} cannot be handled as a {kind.kind}: "
+            + ", ".join(findings.malformed)
+        )
+    if not findings.unknown:
+        return
+    texts = [f'unknown field "{path}"' for path in findings.unknown]
+    if field_validation == "Strict":
+        raise errors.bad_request(
+            f"{kind.kind} in version {kind.api_version.rpartition('/')[2]!r} cannot be handled as a {kind.kind}: "
+            f"strict decoding error: {', '.join(texts)}"
+        )
+    if field_validation in ("", "Warn"):
+        warnings.extend(text for text in texts if text not in warnings)
+
+
+def _folded(secret: Obj) -> Obj:
+    """``stringData`` is write-only: it goes into ``data``, base64-encoded."""
+    folded = {k: v for k, v in secret.items() if k != "stringData"}
+    text = secret["stringData"]
+    if not isinstance(text, dict) or not all(isinstance(v, str) for v in text.values()):
+        raise errors.bad_request("Secret: stringData must be a map of strings")
+    encoded = {k: base64.b64encode(v.encode()).decode() for k, v in text.items()}
+    folded["data"] = {**(secret.get("data") or {}), **encoded}
+    return folded
+
+
+def validate(kind: Kind, obj: Obj, old: Obj | None) -> None:
+    """Raises ``ApiError`` 422 with every cause that is found."""
+    metadata = obj["metadata"]
+    causes = name_causes(kind, metadata.get("name") or "") if old is None else []
+    if old is None or any(
+        metadata.get(k) != old["metadata"].get(k) for k in ("labels", "annotations", "finalizers", "ownerReferences")
+    ):
+        causes += metadata_causes(metadata)
+    if old is None or any(obj.get(k) != old.get(k) for k in obj.keys() | old.keys() if k not in ("metadata", "status")):
+        causes += validation.causes(kind, obj, old)
+    if causes:
+        raise errors.invalid(kind.group, kind.kind, name(obj), causes)

@@ -1,0 +1,531 @@
+"""What an object must mean, beyond its schema. Pure. Source: ``pkg/apis/*/validation`` of Kubernetes.
+
+Each rule is a function from an object (and the old one) to causes; ``RULES`` says which kinds have which. Tables of
+allowed values are data: ``values.yaml``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+from cronsim import CronSim, CronSimError
+
+from metaos.apiserver.metadata import label_causes
+from metaos.apiserver.schema import Node, duplicate, forbidden, invalid, node_of, required, unsupported
+from metaos.resources import scheme
+from metaos.resources.errors import Cause
+from metaos.resources.meta import Obj, format_time, label_selector
+from metaos.resources.scheme import Kind
+
+Rule = Callable[[Obj, Obj | None], Iterable[Cause]]
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
+_KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}\Z")
+_PORT_NAME = re.compile(r"(?=.{1,15}\Z)(?=.*[a-z])[a-z0-9]([a-z0-9]|-(?!-))*[a-z0-9]\Z|[a-z]\Z")
+_DATA_BYTES = 1 << 20
+_DNS = (
+    "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an "
+    "alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
+)
+
+
+@cache
+def allowed_values() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+    """Definition → field → the values that Kubernetes knows; its published schemas do not say them."""
+    found = yaml.safe_load((resources.files(__package__) / "values.yaml").read_text("utf-8"))
+    return {f"io.k8s.api.{name}": {k: tuple(v) for k, v in fields.items()} for name, fields in found.items()}
+
+
+def causes(kind: Kind, obj: Obj, old: Obj | None) -> list[Cause]:
+    """Everything that is wrong with ``obj`` as a successor of ``old``."""
+    found = list(_values(node_of(kind), obj, "", allowed_values()))
+    for rule in RULES.get(kind.kind, ()):
+        found.extend(rule(obj, old))
+    return found
+
+
+def _values(node: Node, value: Any, path: str, table: Mapping[str, Mapping[str, tuple[str, ...]]]) -> Iterator[Cause]:
+    if node.kind == "object" and isinstance(value, dict):
+        limited = table.get(node.name)
+        if limited is not None:
+            for key, allowed in limited.items():
+                if value.get(key) is not None and value[key] not in allowed:
+                    yield unsupported(f"{path}.{key}" if path else key, value[key], allowed)
+        for key, child in node.properties.items():
+            if child.kind in ("object", "array") and key in value and (path or key not in ("metadata", "status")):
+                yield from _values(child, value[key], f"{path}.{key}" if path else key, table)
+    elif node.kind == "array" and node.item is not None and node.item.kind == "object" and isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _values(node.item, item, f"{path}[{i}]", table)
+
+
+# -- pods --------------------------------------------------------------------------------------------------
+
+
+def pod_causes(spec: Obj, path: str) -> Iterator[Cause]:
+    """A pod's spec: containers, volumes and what refers to what."""
+    containers = spec.get("containers") or []
+    if not containers:
+        yield required(f"{path}.containers")
+    volumes = {v.get("name") for v in spec.get("volumes") or ()}
+    for i, volume in enumerate(spec.get("volumes") or ()):
+        if not _NAME.match(volume.get("name") or ""):
+            yield invalid(f"{path}.volumes[{i}].name", volume.get("name"), _DNS)
+        sources = [k for k in volume if k != "name"]
+        if len(sources) > 1:
+            yield forbidden(f"{path}.volumes[{i}].{sources[1]}", "may not specify more than 1 volume type")
+        elif not sources:
+            yield required(f"{path}.volumes[{i}]", "must specify a volume type")
+    names: set[str] = set()
+    for field in ("initContainers", "containers"):
+        for i, container in enumerate(spec.get(field) or ()):
+            where = f"{path}.{field}[{i}]"
+            if field == "containers" and container.get("name") in names:
+                yield duplicate(f"{where}.name", container.get("name"))
+            names.add(container.get("name") or "")
+            yield from _container(container, where, volumes)
+    grace = spec.get("terminationGracePeriodSeconds")
+    if grace is not None and grace < 0:
+        yield invalid(f"{path}.terminationGracePeriodSeconds", grace, "must be greater than or equal to 0")
+
+
+def _container(container: Obj, path: str, volumes: set[Any]) -> Iterator[Cause]:
+    name = container.get("name") or ""
+    if not _NAME.match(name):
+        yield invalid(f"{path}.name", name, _DNS) if name else required(f"{path}.name")
+    if not (container.get("image") or "").strip():
+        yield required(f"{path}.image")
+    ports: set[str] = set()
+    for i, port in enumerate(container.get("ports") or ()):
+        where = f"{path}.ports[{i}]"
+        number = port.get("containerPort")
+        if number is None:
+            yield required(f"{where}.containerPort")
+        elif not 0 < number < 65536:
+            yield invalid(f"{where}.containerPort", number, "must be between 1 and 65535, inclusive")
+        if port.get("name"):
+            if not _PORT_NAME.match(port["name"]):
+                yield invalid(
+                    f"{where}.name",
+                    port["name"],
+                    "must be at most 15 lower case alphanumeric characters or '-', with at least one letter",
+                )
+            if port["name"] in ports:
+                yield duplicate(f"{where}.name", port["name"])
+            ports.add(port["name"])
+    for i, env in enumerate(container.get("env") or ()):
+        if not env.get("name") or "=" in env["name"]:
+            yield invalid(f"{path}.env[{i}].name", env.get("name") or "", "must not be empty or contain '='")
+        if env.get("value") and env.get("valueFrom"):
+            yield invalid(f"{path}.env[{i}].valueFrom", "", "may not be specified when `value` is not empty")
+    seen: set[str] = set()
+    for i, mount in enumerate(container.get("volumeMounts") or ()):
+        if mount.get("name") not in volumes:
+            yield Cause("FieldValueNotFound", f"{path}.volumeMounts[{i}].name", f'Not found: "{mount.get("name")}"')
+        if mount.get("mountPath") in seen:
+            yield invalid(f"{path}.volumeMounts[{i}].mountPath", mount.get("mountPath"), "must be unique")
+        seen.add(mount.get("mountPath") or "")
+    yield from _amounts(container.get("resources") or {}, f"{path}.resources")
+    for field in ("livenessProbe", "readinessProbe", "startupProbe"):
+        if container.get(field):
+            yield from _probe(container[field], f"{path}.{field}", field)
+
+
+def _amounts(wanted: Obj, path: str) -> Iterator[Cause]:
+    from metaos.resources import quantity
+
+    limits = wanted.get("limits") or {}
+    for field in ("limits", "requests"):
+        for key, value in (wanted.get(field) or {}).items():
+            amount = quantity.parse(value)
+            if amount < 0:
+                yield invalid(f"{path}.{field}[{key}]", value, "must be greater than or equal to 0")
+            elif field == "requests" and key in limits and amount > quantity.parse(limits[key]):
+                yield invalid(f"{path}.requests", value, f"must be less than or equal to {key} limit of {limits[key]}")
+
+
+def _probe(probe: Obj, path: str, field: str) -> Iterator[Cause]:
+    actions = [k for k in ("exec", "httpGet", "tcpSocket", "grpc") if k in probe]
+    if not actions:
+        yield required(path, "must specify a handler type")
+    elif len(actions) > 1:
+        yield forbidden(f"{path}.{actions[1]}", "may not specify more than 1 handler type")
+    for key in ("initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"):
+        if (probe.get(key) or 0) < 0:
+            yield invalid(f"{path}.{key}", probe[key], "must be greater than or equal to 0")
+    if field != "readinessProbe" and probe.get("successThreshold", 1) not in (0, 1):
+        yield invalid(f"{path}.successThreshold", probe["successThreshold"], "must be 1")
+
+
+def _pod(obj: Obj, old: Obj | None) -> Iterable[Cause]:
+    if old is None:
+        return list(pod_causes(obj.get("spec") or {}, "spec"))
+    return list(_pod_change(obj, old))
+
+
+_POD_MUTABLE = ("activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds", "nodeName", "schedulingGates")
+
+
+def _pod_change(obj: Obj, old: Obj) -> Iterator[Cause]:
+    """A pod's spec is fixed but for images, deadlines and added tolerations; a site is set once."""
+    now, before = dict(obj.get("spec") or {}), dict(old.get("spec") or {})
+    if before.get("nodeName") and now.get("nodeName") != before["nodeName"]:
+        yield forbidden(
+            "spec.nodeName", "a pod stays on its site; delete it, or move its workload by an Intent or a PlacementPolicy"
+        )
+    for spec in (now, before):
+        for key in _POD_MUTABLE:
+            spec.pop(key, None)
+        for field in ("containers", "initContainers"):
+            if field in spec:
+                spec[field] = [{k: v for k, v in c.items() if k not in ("image", "resources")} for c in spec[field]]
+    if now != before:
+        yield forbidden(
+            "spec",
+            "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,"
+            "`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),"
+            "`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)",
+        )
+
+
+# -- workloads ---------------------------------------------------------------------------------------------
+
+
+def _count(spec: Obj, *fields: str) -> Iterator[Cause]:
+    for field in fields:
+        if (spec.get(field) or 0) < 0:
+            yield invalid(f"spec.{field}", spec[field], "must be greater than or equal to 0")
+
+
+def _template(spec: Obj, policies: tuple[str, ...], path: str = "spec.template") -> Iterator[Cause]:
+    template = spec.get("template") or {}
+    yield from label_causes((template.get("metadata") or {}).get("labels"), f"{path}.metadata.labels")
+    pod = template.get("spec") or {}
+    yield from pod_causes(pod, f"{path}.spec")
+    if pod.get("restartPolicy") not in policies:
+        yield unsupported(f"{path}.spec.restartPolicy", pod.get("restartPolicy"), policies)
+
+
+def _selected(spec: Obj) -> Iterator[Cause]:
+    selector = spec.get("selector") or {}
+    if not selector.get("matchLabels") and not selector.get("matchExpressions"):
+        yield invalid("spec.selector", selector, "empty selector is invalid for this workload")
+        return
+    labels = ((spec.get("template") or {}).get("metadata") or {}).get("labels") or {}
+    try:
+        fits = label_selector(selector)(labels)
+    except ValueError as wrong:
+        yield invalid("spec.selector", selector, str(wrong))
+        return
+    if not fits:
+        yield invalid("spec.template.metadata.labels", labels, "`selector` does not match template `labels`")
+
+
+def _workload(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    spec = obj.get("spec") or {}
+    yield from _count(spec, "replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds")
+    yield from _selected(spec)
+    yield from _template(spec, ("Always",))
+    yield from _immutable(obj, old, "selector")
+    strategy = spec.get("strategy") or spec.get("updateStrategy") or {}
+    rolling = strategy.get("rollingUpdate") or {}
+    if strategy.get("type") in ("Recreate", "OnDelete") and rolling:
+        yield forbidden("spec.strategy.rollingUpdate", f"may not be specified when strategy `type` is '{strategy['type']}'")
+    surge, down = rolling.get("maxSurge"), rolling.get("maxUnavailable")
+    if surge in (0, "0%") and down in (0, "0%"):
+        yield invalid("spec.strategy.rollingUpdate.maxUnavailable", down, "may not be 0 when `maxSurge` is 0")
+
+
+def _immutable(obj: Obj, old: Obj | None, *fields: str) -> Iterator[Cause]:
+    now, before = obj.get("spec") or {}, (old or {}).get("spec") or {}
+    for field in fields:
+        if old is not None and now.get(field) != before.get(field):
+            yield invalid(f"spec.{field}", now.get(field), "field is immutable")
+
+
+_STATEFUL_MUTABLE = (
+    "replicas",
+    "ordinals",
+    "template",
+    "updateStrategy",
+    "revisionHistoryLimit",
+    "persistentVolumeClaimRetentionPolicy",
+    "minReadySeconds",
+)
+
+
+def _stateful(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    now, before = obj.get("spec") or {}, (old or {}).get("spec") or {}
+    if old is not None and {k: v for k, v in now.items() if k not in _STATEFUL_MUTABLE} != {
+        k: v for k, v in before.items() if k not in _STATEFUL_MUTABLE
+    }:
+        listed = ", ".join(f"'{f}'" for f in _STATEFUL_MUTABLE[:-1])
+        yield forbidden("spec", f"updates to statefulset spec for fields other than {listed} and 'minReadySeconds' are forbidden")
+        return
+    yield from _workload(obj, None)
+
+
+def _job(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    spec = obj.get("spec") or {}
+    yield from _count(spec, "parallelism", "completions", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
+    if old is None:
+        yield from _template(spec, ("OnFailure", "Never"))
+        yield from _selected(spec)
+    elif not (old.get("spec") or {}).get("suspend"):
+        yield from _immutable(obj, old, "template")
+    yield from _immutable(obj, old, "selector", "completionMode", "manualSelector")
+    if spec.get("completionMode") != "Indexed":
+        yield from _immutable(obj, old, "completions")
+
+
+def _cron_job(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    spec = obj.get("spec") or {}
+    schedule = str(spec.get("schedule") or "")
+    if len(obj["metadata"].get("name") or "") > 52:
+        yield invalid("metadata.name", obj["metadata"].get("name"), "must be no more than 52 characters")
+    if not schedule:
+        yield required("spec.schedule")
+    elif not schedule.startswith("@"):
+        try:
+            CronSim(schedule, _EPOCH)
+        except CronSimError as wrong:
+            yield invalid(
+                "spec.schedule", schedule, f"{wrong}: five fields (minute hour day month weekday), for example '*/5 * * * *'"
+            )
+    elif schedule not in ("@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"):
+        yield invalid("spec.schedule", schedule, "must be five fields or @hourly, @daily, @weekly, @monthly or @yearly")
+    job = (spec.get("jobTemplate") or {}).get("spec") or {}
+    yield from _template(job, ("OnFailure", "Never"), "spec.jobTemplate.spec.template")
+    yield from _count(spec, "startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit")
+
+
+def _epoch() -> Any:
+    from datetime import datetime
+
+    return datetime.fromisoformat(format_time(0).replace("Z", "+00:00"))
+
+
+_EPOCH = _epoch()
+
+
+# -- services, configuration -------------------------------------------------------------------------------
+
+
+def _service(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    spec = obj.get("spec") or {}
+    if spec.get("type") == "ExternalName":
+        if not spec.get("externalName"):
+            yield required("spec.externalName")
+        return
+    ports = spec.get("ports") or []
+    if not ports and spec.get("clusterIP") != "None":
+        yield required("spec.ports")
+    names: set[str] = set()
+    pairs: set[tuple[Any, Any]] = set()
+    for i, port in enumerate(ports):
+        path = f"spec.ports[{i}]"
+        if not isinstance(port.get("port"), int) or not 0 < port["port"] < 65536:
+            yield invalid(f"{path}.port", port.get("port"), "must be between 1 and 65535, inclusive")
+        target = port.get("targetPort")
+        if isinstance(target, int) and not 0 < target < 65536:
+            yield invalid(f"{path}.targetPort", target, "must be between 1 and 65535, inclusive")
+        elif isinstance(target, str) and not _PORT_NAME.match(target):
+            yield invalid(f"{path}.targetPort", target, "must be a port number or the name of a container port")
+        name = port.get("name") or ""
+        if len(ports) > 1 and not name:
+            yield required(f"{path}.name")
+        elif name and not _NAME.match(name):
+            yield invalid(f"{path}.name", name, _DNS)
+        if name in names and name:
+            yield duplicate(f"{path}.name", name)
+        if (port.get("port"), port.get("protocol")) in pairs:
+            yield duplicate(path, port)
+        names.add(name)
+        pairs.add((port.get("port"), port.get("protocol")))
+
+
+def _data(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    size = 0
+    for field in ("data", "binaryData"):
+        for key, value in (obj.get(field) or {}).items():
+            size += len(value)
+            if not _KEY.match(key) or key in (".", ".."):
+                yield invalid(
+                    f"{field}[{key}]",
+                    key,
+                    "a valid config key must consist of alphanumeric characters, '-', '_' or '.' "
+                    "(e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')",
+                )
+    if size > _DATA_BYTES:
+        yield Cause("FieldValueTooLong", "data", f"Too long: may not be more than {_DATA_BYTES} bytes")
+    if old is not None and old.get("immutable"):
+        changed = any(obj.get(f) != old.get(f) for f in ("data", "binaryData")) or not obj.get("immutable")
+        if changed:
+            yield forbidden("data", "field is immutable when `immutable` is set")
+
+
+def _secret(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    yield from _data(obj, old)
+    if old is not None and obj.get("type") != old.get("type"):
+        yield invalid("type", obj.get("type"), "field is immutable")
+    needed = {"kubernetes.io/dockerconfigjson": (".dockerconfigjson",), "kubernetes.io/tls": ("tls.crt", "tls.key")}
+    for key in needed.get(obj.get("type") or "", ()):
+        if key not in (obj.get("data") or {}):
+            yield required(f"data[{key}]")
+
+
+def _claim(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    spec = obj.get("spec") or {}
+    if not spec.get("accessModes"):
+        yield required("spec.accessModes", "at least 1 access mode is required")
+    if not ((spec.get("resources") or {}).get("requests") or {}).get("storage"):
+        yield required("spec.resources[storage]")
+    yield from _immutable(obj, old, "accessModes", "selector", "storageClassName", "volumeMode")
+
+
+def _role_binding(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    role = obj.get("roleRef") or {}
+    if role.get("kind") not in ("Role", "ClusterRole"):
+        yield unsupported("roleRef.kind", role.get("kind"), ["Role", "ClusterRole"])
+    if not role.get("name"):
+        yield required("roleRef.name")
+    if old is not None and role != old.get("roleRef"):
+        yield invalid("roleRef", role, "cannot change roleRef")
+    for i, subject in enumerate(obj.get("subjects") or ()):
+        if not subject.get("name"):
+            yield required(f"subjects[{i}].name")
+        if subject.get("kind") not in ("User", "Group", "ServiceAccount"):
+            yield unsupported(f"subjects[{i}].kind", subject.get("kind"), ["User", "Group", "ServiceAccount"])
+
+
+def _role(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    for i, rule in enumerate(obj.get("rules") or ()):
+        if not rule.get("verbs"):
+            yield required(f"rules[{i}].verbs", "verbs must contain at least one value")
+
+
+# -- NEMO's kinds ------------------------------------------------------------------------------------------
+
+
+def _intent(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    spec = obj.get("spec") or {}
+    if not spec.get("expectations"):
+        yield required("spec.expectations", "say what is wanted, for example verb Ensure with a target latency")
+    yield from _selector(spec.get("workloads"), "spec.workloads.selector")
+    for i, expectation in enumerate(spec.get("expectations") or ()):
+        if not expectation.get("targets"):
+            yield required(f"spec.expectations[{i}].targets", "an expectation needs at least one target")
+        for j, target in enumerate(expectation.get("targets") or ()):
+            yield from _target(target, f"spec.expectations[{i}].targets[{j}]")
+
+
+_UNITS = {"latency": r"(ms|s)\Z", "carbonIntensity": r"gCO2eq/kWh\Z", "energy": r"k?W\Z", "cost": r"[A-Z]{3}/(h|d|mo)\Z"}
+
+
+def _target(target: Obj, path: str) -> Iterator[Cause]:
+    name, condition, value = target.get("name"), target.get("condition") or "", target.get("value")
+    many = condition in (
+        "IsOneOf",
+        "IsNotOneOf",
+        "IsEqualToOneOf",
+        "IsNotEqualToOneOf",
+        "IsAllOf",
+        "IsWithinRange",
+        "IsOutsideRange",
+    )
+    if condition in ("Minimize", "Maximize"):
+        if value is not None:
+            yield invalid(
+                f"{path}.value", value, f"{condition} takes no value: leave it out, or compare with IsLessThan or IsGreaterThan"
+            )
+    elif value is None:
+        yield required(f"{path}.value", f"{condition} compares with a value")
+    elif many and not isinstance(value, list):
+        yield invalid(f"{path}.value", value, f"{condition} takes a list, for example [EU, ES]")
+    elif name == "residency":
+        if condition not in ("IsOneOf", "IsNotOneOf", "IsEqualTo", "IsEqualToOneOf", "IsNotEqualToOneOf", "IsAllOf"):
+            yield invalid(
+                f"{path}.condition", condition, "residency compares jurisdictions: use IsOneOf with a list, for example [EU]"
+            )
+    elif not many and (isinstance(value, bool) or not isinstance(value, int | float)):
+        yield invalid(f"{path}.value", value, f"{name} is a number; write it without its unit, which goes into `unit`")
+    elif name == "availability" and isinstance(value, int | float) and not 0 <= value <= 1:
+        yield invalid(f"{path}.value", value, "availability is a fraction between 0 and 1, for example 0.999")
+    unit = target.get("unit")
+    if unit and name in _UNITS and not re.match(_UNITS[name], unit):
+        shown = {"latency": "ms", "carbonIntensity": "gCO2eq/kWh", "energy": "W", "cost": "EUR/h"}[name]
+        yield invalid(f"{path}.unit", unit, f"the unit of {name} is {shown}")
+
+
+def _selector(workloads: Obj | None, path: str) -> Iterator[Cause]:
+    selector = (workloads or {}).get("selector")
+    if selector is not None:
+        try:
+            label_selector(selector)({})
+        except (ValueError, KeyError) as wrong:
+            yield invalid(path, selector, str(wrong))
+
+
+def _policy(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    spec = obj.get("spec") or {}
+    yield from _selector(spec.get("workloads"), "spec.workloads.selector")
+    yield from _selector({"selector": spec.get("clusterSelector")}, "spec.clusterSelector")
+    for key, weight in ((spec.get("division") or {}).get("weights") or {}).items():
+        if weight < 0:
+            yield invalid(f"spec.division.weights.{key}", weight, "must not be negative; 0 keeps replicas away from this site")
+    for i, override in enumerate(spec.get("overrides") or ()):
+        touched = {"kind", "apiVersion"} & set(override.get("patch") or ())
+        if touched:
+            yield forbidden(f"spec.overrides[{i}].patch.{sorted(touched)[0]}", "an override may not change what an object is")
+
+
+def _cluster(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    from metaos.resources import quantity
+
+    spec = obj.get("spec") or {}
+    for key, value in (spec.get("capacity") or {}).items():
+        if quantity.parse(value) < 0:
+            yield invalid(
+                f"spec.capacity.{key}", value, "must not be negative; leave it out for no limit beyond the machine's own"
+            )
+    power = spec.get("power") or {}
+    if power.get("maxWatts") is not None and power.get("idleWatts", 0) > power["maxWatts"]:
+        yield invalid("spec.power.idleWatts", power["idleWatts"], f"must not exceed maxWatts ({power['maxWatts']}); swap them?")
+    for i, path in enumerate(spec.get("hostPaths") or ()):
+        if not path.startswith("/") or ".." in path.split("/"):
+            yield invalid(f"spec.hostPaths[{i}]", path, "must be an absolute path without '..', for example /srv/data")
+    seen: set[tuple[Any, Any]] = set()
+    for i, taint in enumerate(spec.get("taints") or ()):
+        yield from label_causes({taint.get("key") or "": taint.get("value") or ""}, f"spec.taints[{i}]")
+        pair = (taint.get("key"), taint.get("effect"))
+        if pair in seen:
+            yield duplicate(f"spec.taints[{i}]", taint)
+        seen.add(pair)
+
+
+#: Kinds and their rules. Another rule joins here.
+RULES: Mapping[str, tuple[Rule, ...]] = {
+    scheme.POD.kind: (_pod,),
+    scheme.DEPLOYMENT.kind: (_workload,),
+    scheme.REPLICA_SET.kind: (_workload,),
+    scheme.DAEMON_SET.kind: (_workload,),
+    scheme.STATEFUL_SET.kind: (_stateful,),
+    scheme.JOB.kind: (_job,),
+    scheme.CRON_JOB.kind: (_cron_job,),
+    scheme.SERVICE.kind: (_service,),
+    scheme.CONFIG_MAP.kind: (_data,),
+    scheme.SECRET.kind: (_secret,),
+    scheme.PERSISTENT_VOLUME_CLAIM.kind: (_claim,),
+    scheme.ROLE_BINDING.kind: (_role_binding,),
+    scheme.CLUSTER_ROLE_BINDING.kind: (_role_binding,),
+    scheme.ROLE.kind: (_role,),
+    scheme.CLUSTER_ROLE.kind: (_role,),
+    scheme.INTENT.kind: (_intent,),
+    scheme.PLACEMENT_POLICY.kind: (_policy,),
+    scheme.CLUSTER.kind: (_cluster,),
+}

@@ -1,0 +1,267 @@
+"""The verbs over a real store."""
+
+import asyncio
+from random import Random
+
+import orjson
+import pytest
+
+from metaos.apiserver.registry import Registry
+from metaos.client import PatchType
+from metaos.resources import scheme
+from metaos.resources.errors import ApiError
+from metaos.store.sqlite import SqliteStore
+from tests.apiserver.conftest import ADMIN
+from tests.apiserver.objects import config_map, deployment, pod, take
+from tests.clock import FakeClock
+
+
+async def test_create_defaults_and_identifies(registry: Registry) -> None:
+    made = await registry.create(ADMIN, deployment())
+    assert made["metadata"]["uid"] and made["metadata"]["generation"] == 1
+    assert made["metadata"]["creationTimestamp"] == "2023-11-14T22:13:20Z"
+    assert made["spec"]["replicas"] == 1
+    assert made["spec"]["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}
+    container = made["spec"]["template"]["spec"]["containers"][0]
+    assert container["imagePullPolicy"] == "IfNotPresent"
+    assert container["ports"] == [{"containerPort": 80, "protocol": "TCP"}]
+    assert await registry.get(ADMIN, scheme.DEPLOYMENT, "web", "default") == made
+    assert orjson.loads(await registry.get_encoded(ADMIN, scheme.DEPLOYMENT, "web", "default")) == made
+
+
+async def test_create_twice_and_in_no_namespace(registry: Registry) -> None:
+    await registry.create(ADMIN, config_map())
+    with pytest.raises(ApiError) as refused:
+        await registry.create(ADMIN, config_map())
+    assert (refused.value.code, refused.value.reason) == (409, "AlreadyExists")
+    with pytest.raises(ApiError, match='namespaces "shop" not found') as missing:
+        await registry.create(ADMIN, config_map(namespace="shop"))
+    assert missing.value.code == 404
+
+
+async def test_generate_name(registry: Registry) -> None:
+    names = set()
+    for _ in range(3):
+        made = config_map()
+        made["metadata"] = {"generateName": "settings-", "namespace": "default"}
+        names.add((await registry.create(ADMIN, made))["metadata"]["name"])
+    assert len(names) == 3 and all(n.startswith("settings-") and len(n) == 14 for n in names)
+
+
+async def test_update_conflicts_and_generation(registry: Registry) -> None:
+    made = await registry.create(ADMIN, deployment())
+    changed = orjson.loads(orjson.dumps(made))
+    changed["spec"]["replicas"] = 3
+    changed["status"] = {"replicas": 9}
+    updated = await registry.update(ADMIN, changed)
+    assert updated["metadata"]["generation"] == 2 and "status" not in updated
+    with pytest.raises(ApiError) as stale:
+        await registry.update(ADMIN, changed)
+    assert (stale.value.code, stale.value.reason) == (409, "Conflict")
+    updated["metadata"]["labels"]["x"] = "y"
+    relabelled = await registry.update(ADMIN, updated)
+    assert relabelled["metadata"]["generation"] == 2
+    same = await registry.update(ADMIN, relabelled)
+    assert same["metadata"]["resourceVersion"] == relabelled["metadata"]["resourceVersion"]
+
+
+async def test_status_is_apart(registry: Registry) -> None:
+    made = await registry.create(ADMIN, deployment())
+    made["status"] = {"replicas": 1, "observedGeneration": 1}
+    made["spec"]["replicas"] = 5
+    updated = await registry.update(ADMIN, made, subresource="status")
+    assert updated["spec"]["replicas"] == 1 and updated["status"] == {"replicas": 1, "observedGeneration": 1}
+    assert updated["metadata"]["generation"] == 1
+    patched = await registry.patch(
+        ADMIN, scheme.DEPLOYMENT, "web", "default", {"status": {"readyReplicas": 1}}, subresource="status"
+    )
+    assert patched["status"]["readyReplicas"] == 1
+
+
+async def test_list_pages_are_of_one_revision(registry: Registry) -> None:
+    for i in range(7):
+        await registry.create(ADMIN, config_map(f"c{i}"))
+    first = await registry.list(ADMIN, scheme.CONFIG_MAP, "default", limit=3)
+    assert [o["metadata"]["name"] for o in first.items] == ["c0", "c1", "c2"] and first.continue_token
+    await registry.delete(ADMIN, scheme.CONFIG_MAP, "c4", "default")
+    second = await registry.list(ADMIN, scheme.CONFIG_MAP, "default", limit=3, continue_token=first.continue_token)
+    assert [o["metadata"]["name"] for o in second.items] == ["c3", "c4", "c5"]
+    assert second.resource_version == first.resource_version
+    last = await registry.list(ADMIN, scheme.CONFIG_MAP, "default", limit=3, continue_token=second.continue_token)
+    assert [o["metadata"]["name"] for o in last.items] == ["c6"] and not last.continue_token
+    body = orjson.loads(await registry.list_encoded(ADMIN, scheme.CONFIG_MAP, limit=2))
+    assert body["kind"] == "ConfigMapList" and body["metadata"]["remainingItemCount"] == 4
+
+
+async def test_selectors(registry: Registry) -> None:
+    await registry.create(ADMIN, pod("a", nodeName="edge"))
+    await registry.create(ADMIN, pod("b"))
+    on_edge = await registry.list(ADMIN, scheme.POD, fields="spec.nodeName=edge")
+    assert [o["metadata"]["name"] for o in on_edge.items] == ["a"]
+    named = await registry.list(ADMIN, scheme.POD, "default", fields="metadata.name=b,status.phase!=Running")
+    assert [o["metadata"]["name"] for o in named.items] == ["b"]
+    assert len((await registry.list(ADMIN, scheme.POD, labels="app in (web)")).items) == 2
+    assert not (await registry.list(ADMIN, scheme.POD, labels="app!=web")).items
+    with pytest.raises(ApiError, match="field label not supported"):
+        await registry.list(ADMIN, scheme.POD, fields="spec.foo=1")
+
+
+async def test_watch_sees_what_the_selector_sees(registry: Registry) -> None:
+    await registry.create(ADMIN, pod("old"))
+    events = registry.watch(ADMIN, scheme.POD, "default", labels="app=web")
+    [first] = await take(events, 1)
+    assert (first.type, first.object["metadata"]["name"]) == ("ADDED", "old")
+    await registry.patch(ADMIN, scheme.POD, "old", "default", {"metadata": {"labels": {"x": "y"}}})
+    await registry.patch(ADMIN, scheme.POD, "old", "default", {"metadata": {"labels": {"app": "other"}}})
+    await registry.patch(ADMIN, scheme.POD, "old", "default", {"metadata": {"labels": {"app": "web"}}})
+    await registry.delete(ADMIN, scheme.POD, "old", "default")
+    seen = await take(events, 4)
+    assert [e.type for e in seen] == ["MODIFIED", "DELETED", "ADDED", "DELETED"]
+    versions = [int(e.object["metadata"]["resourceVersion"]) for e in seen]
+    assert versions == sorted(set(versions))
+    assert orjson.loads(seen[0].line)["object"]["metadata"]["labels"] == {"app": "web", "x": "y"}
+    await events.aclose()
+
+
+async def test_watch_from_a_revision_and_streamed_list(registry: Registry, clock: FakeClock) -> None:
+    before = (await registry.list(ADMIN, scheme.CONFIG_MAP)).resource_version
+    await registry.create(ADMIN, config_map("a"))
+    events = registry.watch(ADMIN, scheme.CONFIG_MAP, resource_version=before, bookmarks=True)
+    assert [e.type for e in await take(events, 1)] == ["ADDED"]
+    waiting = asyncio.ensure_future(anext(events))
+    await clock.advance(61)
+    assert (await waiting).type == "BOOKMARK"
+    await events.aclose()
+    streamed = registry.watch(ADMIN, scheme.CONFIG_MAP, initial_events=True, bookmarks=True)
+    added, mark = await take(streamed, 2)
+    assert added.type == "ADDED" and mark.object["metadata"]["annotations"] == {"k8s.io/initial-events-end": "true"}
+    await streamed.aclose()
+
+
+async def test_watch_goes_on_after_a_restart(store: SqliteStore, clock: FakeClock) -> None:
+    first = Registry(store, clock, Random(1))
+    await first.start()
+    version = (await first.create(ADMIN, config_map("a")))["metadata"]["resourceVersion"]
+    await first.create(ADMIN, config_map("b"))
+    await first.stop()
+    second = Registry(store, clock, Random(2))
+    await second.start()
+    events = second.watch(ADMIN, scheme.CONFIG_MAP, resource_version=version)
+    assert [e.object["metadata"]["name"] for e in await take(events, 1)] == ["b"]
+    await events.aclose()
+    await store.compact(await store.revision())
+    await second.stop()
+    third = Registry(store, clock, Random(3))
+    await third.start()
+    with pytest.raises(ApiError) as expired:
+        await take(third.watch(ADMIN, scheme.CONFIG_MAP, resource_version=version), 1)
+    assert (expired.value.code, expired.value.reason) == (410, "Expired")
+    assert len((await third.list(ADMIN, scheme.CONFIG_MAP)).items) == 2
+    await third.stop()
+
+
+async def test_concurrent_patches_all_arrive(registry: Registry) -> None:
+    await registry.create(ADMIN, config_map("a"))
+    patches = (registry.patch(ADMIN, scheme.CONFIG_MAP, "a", "default", {"data": {f"k{i}": "v"}}) for i in range(12))
+    await asyncio.gather(*patches)
+    held = await registry.get(ADMIN, scheme.CONFIG_MAP, "a", "default")
+    assert len(held["data"]) == 13
+
+
+async def test_finalizers_hold_and_preconditions(registry: Registry) -> None:
+    made = config_map()
+    made["metadata"]["finalizers"] = ["example.com/hold"]
+    made = await registry.create(ADMIN, made)
+    with pytest.raises(ApiError) as other:
+        await registry.delete(ADMIN, scheme.CONFIG_MAP, "settings", "default", uid="another")
+    assert other.value.code == 409
+    left = await registry.delete(ADMIN, scheme.CONFIG_MAP, "settings", "default")
+    assert left["metadata"]["deletionTimestamp"]
+    more = {"metadata": {"finalizers": ["example.com/hold", "example.com/more"]}}
+    with pytest.raises(ApiError, match="no new finalizers can be added"):
+        await registry.patch(ADMIN, scheme.CONFIG_MAP, "settings", "default", more)
+    await registry.patch(ADMIN, scheme.CONFIG_MAP, "settings", "default", {"metadata": {"finalizers": None}})
+    with pytest.raises(ApiError) as gone:
+        await registry.get(ADMIN, scheme.CONFIG_MAP, "settings", "default")
+    assert gone.value.code == 404
+
+
+async def test_a_pod_on_a_site_dies_gracefully(registry: Registry) -> None:
+    await registry.create(ADMIN, pod("here", nodeName="edge", terminationGracePeriodSeconds=5))
+    await registry.create(ADMIN, pod("nowhere"))
+    left = await registry.delete(ADMIN, scheme.POD, "here", "default")
+    assert left["metadata"]["deletionGracePeriodSeconds"] == 5
+    again = await registry.delete(ADMIN, scheme.POD, "here", "default")
+    assert again["metadata"]["resourceVersion"] == left["metadata"]["resourceVersion"]
+    assert (await registry.delete(ADMIN, scheme.POD, "here", "default", grace_period_seconds=0))["status"] == "Success"
+    assert (await registry.delete(ADMIN, scheme.POD, "nowhere", "default"))["kind"] == "Status"
+
+
+async def test_namespaces_end_in_two_steps(registry: Registry) -> None:
+    await registry.create(ADMIN, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}})
+    dying = await registry.delete(ADMIN, scheme.NAMESPACE, "shop")
+    assert dying["status"]["phase"] == "Terminating"
+    with pytest.raises(ApiError, match="because it is being terminated") as refused:
+        await registry.create(ADMIN, config_map(namespace="shop"))
+    assert refused.value.code == 403
+    dying["spec"] = {}
+    await registry.update(ADMIN, dying, subresource="finalize")
+    with pytest.raises(ApiError):
+        await registry.get(ADMIN, scheme.NAMESPACE, "shop")
+
+
+async def test_scale(registry: Registry) -> None:
+    await registry.create(ADMIN, deployment())
+    scale = await registry.get(ADMIN, scheme.DEPLOYMENT, "web", "default", subresource="scale")
+    assert scale["spec"] == {"replicas": 1} and scale["status"] == {"replicas": 0, "selector": "app=web"}
+    scale["spec"]["replicas"] = 4
+    scaled = await registry.update(ADMIN, scale, kind=scheme.DEPLOYMENT, name="web", namespace="default", subresource="scale")
+    assert scaled["kind"] == "Scale" and scaled["spec"]["replicas"] == 4
+    patch = {"spec": {"replicas": 2}}
+    await registry.patch(ADMIN, scheme.DEPLOYMENT, "web", "default", patch, subresource="scale")
+    held = await registry.get(ADMIN, scheme.DEPLOYMENT, "web", "default")
+    assert held["spec"]["replicas"] == 2 and held["metadata"]["generation"] == 3
+
+
+async def test_eviction_marks_the_pod(registry: Registry) -> None:
+    await registry.create(ADMIN, pod("here", nodeName="edge"))
+    done = await registry.create_subresource(ADMIN, scheme.POD, "here", "default", "eviction", {})
+    assert done["status"] == "Success"
+    assert "meta-os.eu/evicted" in (await registry.get(ADMIN, scheme.POD, "here", "default"))["metadata"]["annotations"]
+
+
+async def test_dry_run_writes_nothing(registry: Registry) -> None:
+    made = await registry.create(ADMIN, deployment(), dry_run=True)
+    assert made["spec"]["replicas"] == 1
+    assert not (await registry.list(ADMIN, scheme.DEPLOYMENT)).items
+    await registry.create(ADMIN, deployment())
+    shown = await registry.patch(ADMIN, scheme.DEPLOYMENT, "web", "default", {"spec": {"replicas": 7}}, dry_run=True)
+    assert shown["spec"]["replicas"] == 7
+    await registry.delete(ADMIN, scheme.DEPLOYMENT, "web", "default", dry_run=True)
+    assert (await registry.get(ADMIN, scheme.DEPLOYMENT, "web", "default"))["spec"]["replicas"] == 1
+
+
+async def test_string_data_is_folded(registry: Registry) -> None:
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": "default"}, "stringData": {"a": "b"}}
+    made = await registry.create(ADMIN, secret)
+    assert made["data"] == {"a": "Yg=="} and "stringData" not in made and made["type"] == "Opaque"
+
+
+async def test_unknown_fields(registry: Registry) -> None:
+    wrong = deployment(foo=1)
+    said: list[str] = []
+    made = await registry.create(ADMIN, wrong, warnings=said, dry_run=True)
+    assert said == ['unknown field "spec.foo"'] and "foo" not in made["spec"]
+    with pytest.raises(ApiError, match="strict decoding error: unknown field") as strict:
+        await registry.create(ADMIN, wrong, field_validation="Strict")
+    assert strict.value.code == 400
+
+
+async def test_delete_collection_and_client(registry: Registry) -> None:
+    client = registry.client(ADMIN)
+    for name in ("a", "b"):
+        await client.create(config_map(name))
+    await client.delete_collection(scheme.CONFIG_MAP, "default", fields="metadata.name!=b")
+    assert [o["metadata"]["name"] for o in (await client.list(scheme.CONFIG_MAP)).items] == ["b"]
+    await client.patch(scheme.CONFIG_MAP, "b", "default", [{"op": "add", "path": "/data/x", "value": "y"}], type=PatchType.JSON)
+    assert (await client.get(scheme.CONFIG_MAP, "b", "default"))["data"] == {"key": "value", "x": "y"}
