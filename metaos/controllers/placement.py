@@ -4,8 +4,6 @@ One decision at a time, so that no room is given away twice. What a workload run
 migration controllers carry the decision out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

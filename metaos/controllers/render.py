@@ -1,0 +1,145 @@
+"""Rendering: from a user's object to what one site gets. Pure functions, shared by the controllers that write Works."""
+
+import copy
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from metaos.resources import scheme
+from metaos.resources.meta import (
+    ANNOTATION_PREFIX,
+    CLUSTER_LABEL,
+    DRAINING,
+    SOURCE_LABEL,
+    Obj,
+    ObjectRef,
+    annotations,
+    cluster_namespace,
+    name,
+    namespace,
+    ref,
+)
+
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+_LABEL_LIMIT = 63
+
+
+def work_name(about: ObjectRef) -> str:
+    """``deployment.shop.web``; ``secret.shop.db``."""
+    return f"{about.kind.lower()}.{about.namespace}.{about.name}"
+
+
+def source_label(about: ObjectRef) -> str:
+    """:func:`work_name` where it fits a label, otherwise its digest."""
+    text = work_name(about)
+    if len(text) <= _LABEL_LIMIT:
+        return text
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def manifest(obj: Obj) -> Obj:
+    """An object as a site gets it: what the user said, with its identity, without what the hub keeps for itself."""
+    metadata = obj.get("metadata") or {}
+    kept = {k: metadata[k] for k in ("name", "namespace", "labels", "uid", "generation") if k in metadata}
+    said = {
+        k: v for k, v in (metadata.get("annotations") or {}).items() if k != LAST_APPLIED and not k.startswith(ANNOTATION_PREFIX)
+    }
+    if said:
+        kept["annotations"] = said
+    body = {k: v for k, v in obj.items() if k not in ("metadata", "status")}
+    return copy.deepcopy({"apiVersion": obj["apiVersion"], "kind": obj["kind"], "metadata": kept, **body})
+
+
+def with_replicas(obj: Obj, replicas: int) -> Obj:
+    """A rendered workload with its site's share. A Job's parallelism is its share; other kinds have none."""
+    if obj.get("kind") in ("Deployment", "StatefulSet", "ReplicaSet"):
+        obj["spec"] = obj["spec"] | {"replicas": replicas}
+    return obj
+
+
+def merge(target: Any, patch: Any) -> Any:
+    """RFC 7396 JSON merge patch, for the overrides of policies."""
+    if not isinstance(patch, Mapping):
+        return patch
+    result = dict(target) if isinstance(target, Mapping) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merge(result.get(key), value)
+    return result
+
+
+def overridden(obj: Obj, cluster: str, policies: Iterable[Obj]) -> Obj:
+    """With the overrides that operators set for a site. Name, namespace and uid are not theirs to change."""
+    result = obj
+    for policy in sorted(policies, key=name):
+        for override in (policy.get("spec") or {}).get("overrides") or ():
+            if cluster in (override.get("clusters") or [cluster]):
+                result = merge(result, override.get("patch") or {})
+    for key in ("apiVersion", "kind"):
+        result[key] = obj[key]
+    for key in ("name", "namespace", "uid", "generation"):
+        if key in obj["metadata"]:
+            result["metadata"][key] = obj["metadata"][key]
+    return result
+
+
+def work(about: ObjectRef, cluster: str, manifests: list[Obj], fencing_seconds: float | None = None) -> Obj:
+    """The Work object."""
+    result: Obj = dict(scheme.WORK.empty(work_name(about), cluster_namespace(cluster)))
+    result["metadata"]["labels"] = {SOURCE_LABEL: source_label(about), CLUSTER_LABEL: cluster}
+    result["spec"] = {"manifests": manifests}
+    if fencing_seconds is not None:
+        result["spec"]["fencing"] = {"afterSeconds": fencing_seconds}
+    return result
+
+
+def source_of(found: Obj) -> ObjectRef:
+    """What a Work was rendered from: its first manifest."""
+    manifests = (found.get("spec") or {}).get("manifests") or ()
+    return ref(manifests[0]) if manifests else ObjectRef("", "", "", "")
+
+
+def cluster_of(found: Obj) -> str:
+    """The site of a Work."""
+    return str(
+        (found.get("metadata") or {}).get("labels", {}).get(CLUSTER_LABEL) or namespace(found).removeprefix(cluster_namespace(""))
+    )
+
+
+def is_draining(found: Obj) -> bool:
+    return DRAINING in annotations(found)
+
+
+def reported(found: Obj) -> Mapping[str, Any]:
+    """The status that the site reports for a Work's first manifest, empty where there is none of this uid yet."""
+    about = source_of(found)
+    wanted = ((found.get("spec") or {}).get("manifests") or [{}])[0].get("metadata", {}).get("uid")
+    for entry in (found.get("status") or {}).get("manifests") or ():
+        if entry.get("kind") == about.kind and entry.get("name") == about.name and entry.get("uid", wanted) == wanted:
+            return dict(entry)
+    return {}
+
+
+def available(found: Obj) -> bool:
+    """Whether a site runs its share of a workload: what it was told last, all of it, ready."""
+    entry = reported(found)
+    status = entry.get("status") or {}
+    spec = ((found.get("spec") or {}).get("manifests") or [{}])[0]
+    seen = int(entry.get("observedGeneration") or 0) >= int(spec.get("metadata", {}).get("generation") or 0)
+    kind = spec.get("kind")
+    if not entry or not seen:
+        return False
+    if kind in ("Deployment", "StatefulSet", "ReplicaSet"):
+        wanted = int((spec.get("spec") or {}).get("replicas", 1))
+        ready = status.get("availableReplicas", status.get("readyReplicas")) or 0
+        return int(ready) >= wanted
+    if kind == "DaemonSet":
+        return int(status.get("numberReady") or 0) >= 1
+    if kind == "Job":
+        ended = any(c.get("type") in ("Complete", "Failed") and c.get("status") == "True" for c in status.get("conditions") or ())
+        return ended or int(status.get("active") or 0) >= 1
+    if kind == "Pod":
+        return any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or ())
+    return True

@@ -1,0 +1,192 @@
+"""Status: rolls what the sites report up into the object that the user applied, so that ``kubectl get|wait|rollout`` just work.
+
+Counts are summed; a condition holds if it holds everywhere; ``observedGeneration`` moves only when every chosen site has
+seen it. Sites that are being left count for availability until their replacement is ready.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from metaos.client import Client
+from metaos.clock import Clock
+from metaos.controllers.placement import placement_name
+from metaos.controllers.render import available, cluster_of, reported, source_label, source_of
+from metaos.controllers.settings import Settings
+from metaos.reconcile.manager import Manager
+from metaos.reconcile.reconciler import DONE, Result
+from metaos.resources import scheme
+from metaos.resources.meta import SOURCE_LABEL, Obj, ObjectRef, deleting, is_true, labels, namespace, ref, with_condition
+
+NAME = "status"
+#: What is summed over sites, by kind.
+COUNTS: dict[str, tuple[str, ...]] = {
+    "Deployment": ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas", "unavailableReplicas"),
+    "StatefulSet": ("replicas", "readyReplicas", "currentReplicas", "updatedReplicas", "availableReplicas"),
+    "DaemonSet": (
+        "currentNumberScheduled",
+        "desiredNumberScheduled",
+        "numberAvailable",
+        "numberMisscheduled",
+        "numberReady",
+        "numberUnavailable",
+        "updatedNumberScheduled",
+    ),
+    "Job": ("active", "ready", "succeeded", "failed"),
+    "CronJob": (),
+}
+#: Shown even when they are zero, as Kubernetes does.
+ALWAYS = {
+    "DaemonSet": ("currentNumberScheduled", "desiredNumberScheduled", "numberMisscheduled", "numberReady"),
+    "StatefulSet": ("replicas", "availableReplicas"),
+}
+
+
+def rolled_up(obj: Obj, chosen: Mapping[str, Mapping[str, Any]], left: Sequence[Mapping[str, Any]], now: float) -> dict[str, Any]:
+    """The user's object's status. ``chosen``: site → the entry that its Work reports (``status``, ``observedGeneration``), empty
+    where it has not reported; ``left``: entries of sites that are being left and still count."""
+    kind = str(obj.get("kind"))
+    entries = [*chosen.values(), *left]
+    statuses = [e.get("status") or {} for e in entries]
+    status: dict[str, Any] = {}
+    for count in COUNTS[kind]:
+        total = sum(int(s.get(count) or 0) for s in statuses)
+        if total or count in ALWAYS.get(kind, ()):
+            status[count] = total
+    if kind == "Deployment":
+        wanted = int((obj.get("spec") or {}).get("replicas", 1))
+        missing = max(0, wanted - int(status.get("availableReplicas") or 0))
+        status.pop("unavailableReplicas", None)
+        if missing:
+            status["unavailableReplicas"] = missing
+    if kind in ("Deployment", "StatefulSet", "DaemonSet"):
+        seen = [int(e.get("observedGeneration") or 0) for e in chosen.values()]
+        status["observedGeneration"] = min(seen) if seen else 0
+    for word in ("currentRevision", "updateRevision", "lastScheduleTime", "lastSuccessfulTime", "startTime", "completionTime"):
+        found = [s[word] for s in statuses if s.get(word)]
+        if found:
+            status[word] = min(found) if word == "startTime" else max(found)
+    if kind == "CronJob":
+        active = [a for s in statuses for a in s.get("active") or ()]
+        if active:
+            status["active"] = active
+    conditions = _conditions(obj, [e.get("status") or {} for e in chosen.values()], status, now)
+    if conditions:
+        status["conditions"] = conditions
+    return status
+
+
+def _conditions(obj: Obj, statuses: Sequence[Mapping[str, Any]], status: Mapping[str, Any], now: float) -> list[dict[str, Any]]:
+    before = (obj.get("status") or {}).get("conditions") or []
+    if not statuses:
+        return [dict(c) for c in before]
+    result: list[dict[str, Any]] = []
+    kinds = sorted({str(c["type"]) for s in statuses for c in s.get("conditions") or ()})
+    for kind in kinds:
+        found = [next((c for c in s.get("conditions") or () if c.get("type") == kind), None) for s in statuses]
+        bad = next((c for c in found if c is not None and c.get("status") != "True"), None)
+        missing = any(c is None for c in found)
+        some = bad or next(c for c in found if c is not None)
+        holds = "True" if bad is None and not missing else "False" if bad is not None else "Unknown"
+        if kind in ("Failed", "FailureTarget", "SuspendedJob"):
+            # A failure anywhere is a failure.
+            good = next((c for c in found if c is not None and c.get("status") == "True"), None)
+            holds, some = ("True", good) if good else ("False", some)
+        if kind == "Available" and obj.get("kind") == "Deployment" and not status.get("unavailableReplicas"):
+            holds = "True"
+        old = [c for c in before if c.get("type") == kind]
+        result += with_condition(old, kind, holds, str(some.get("reason") or kind), str(some.get("message") or ""), now)
+    for condition in result:
+        if obj.get("kind") == "Deployment":
+            condition.setdefault("lastUpdateTime", condition["lastTransitionTime"])
+    return result
+
+
+class StatusReconciler:
+    """Keys are workloads and claims."""
+
+    name = NAME
+
+    def __init__(self, manager: Manager, client: Client, clock: Clock) -> None:
+        self._client, self._clock = client, clock
+        self._objects = {k.kind: manager.informer(k) for k in (*scheme.WORKLOADS, scheme.PERSISTENT_VOLUME_CLAIM)}
+        self._placements = manager.informer(scheme.PLACEMENT)
+        self._clusters = manager.informer(scheme.CLUSTER)
+        self._works = manager.informer(scheme.WORK)
+        self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
+
+    async def reconcile(self, about: ObjectRef) -> Result:
+        obj = self._objects[about.kind].get(about.name, about.namespace)
+        if obj is None or deleting(obj):
+            return DONE
+        works = {cluster_of(w): w for w in self._works.by_index("source", source_label(about)) if not deleting(w)}
+        if about.kind == "PersistentVolumeClaim":
+            return await self._claim(obj, bool(works))
+        placement = self._placements.get(placement_name(about), about.namespace)
+        if placement is None:
+            return DONE
+        sites = [c["name"] for c in placement["spec"].get("clusters") or ()]
+        chosen = {site: self._entry(works.get(site), site) for site in sites}
+        healthy = bool(sites) and all(site in works and self._ready(site) and available(works[site]) for site in sites)
+        left = [] if healthy else [self._entry(w, site) for site, w in works.items() if site not in chosen]
+        status = rolled_up(obj, chosen, left, self._clock.now())
+        if status != (obj.get("status") or {}):
+            await self._client.update(obj | {"status": status}, subresource="status")
+        return DONE
+
+    def _ready(self, site: str) -> bool:
+        cluster = self._clusters.get(site)
+        return cluster is not None and is_true(cluster, "Ready")
+
+    def _entry(self, work: Obj | None, site: str) -> Mapping[str, Any]:
+        """What a site reports; from a lost site, what it last said without counting anything as ready."""
+        if work is None:
+            return {}
+        found = dict(reported(work))
+        if not self._ready(site) and found.get("status"):
+            lost = ("readyReplicas", "availableReplicas", "numberReady", "numberAvailable", "ready", "active")
+            found["status"] = {k: v for k, v in found["status"].items() if k not in lost}
+        return found
+
+    async def _claim(self, obj: Obj, bound: bool) -> Result:
+        """Claims are local directories at their site: bound as soon as a site has them."""
+        phase = "Bound" if bound else "Pending"
+        status = {"phase": phase}
+        if bound:
+            spec = obj.get("spec") or {}
+            status |= {
+                "accessModes": spec.get("accessModes") or [],
+                "capacity": (spec.get("resources") or {}).get("requests") or {},
+            }
+        if (obj.get("status") or {}).get("phase") != phase:
+            await self._client.update(obj | {"status": status}, subresource="status")
+        return DONE
+
+
+def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
+    """Runs it: when a Work, a Placement, or the object itself has changed, and when a site comes or goes."""
+    kinds = {k.kind: k for k in scheme.WORKLOADS if k.kind in COUNTS}
+
+    def itself(obj: Obj) -> list[ObjectRef]:
+        return [] if namespace(obj).startswith("nemo-") else [ref(obj)]
+
+    def of_work(obj: Obj) -> list[ObjectRef]:
+        about = source_of(obj)
+        return [about] if about.kind in kinds or about.kind == "PersistentVolumeClaim" else []
+
+    def of_placement(obj: Obj) -> list[ObjectRef]:
+        found = (obj.get("spec") or {}).get("workloadRef") or {}
+        if found.get("kind") not in kinds:
+            return []
+        return [ObjectRef(str(found["apiVersion"]).rpartition("/")[0], found["kind"], namespace(obj), found["name"])]
+
+    watched = [(k, itself) for k in (*kinds.values(), scheme.PERSISTENT_VOLUME_CLAIM)]
+    manager.add(StatusReconciler(manager, client, clock), [*watched, (scheme.WORK, of_work), (scheme.PLACEMENT, of_placement)])
+    placements = manager.informer(scheme.PLACEMENT)
+
+    def on_cluster(old: Obj | None, new: Obj | None) -> None:
+        if (old is not None and is_true(old, "Ready")) != (new is not None and is_true(new, "Ready")):
+            for placement in placements.list():
+                for about in of_placement(placement):
+                    manager.enqueue(NAME, about)
+
+    manager.informer(scheme.CLUSTER).on_change(on_cluster)

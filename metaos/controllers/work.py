@@ -1,0 +1,209 @@
+"""Work: renders what the decisions say, one Work for every object and site. Placement → Works.
+
+What a workload refers to follows it to exactly the sites where a Work of a dependent exists. A site that is no longer chosen
+keeps its Work until the migration controller takes it down; when the user's object goes, its Works go at once.
+"""
+
+from collections.abc import Iterable
+
+from metaos.client import Client
+from metaos.clock import Clock
+from metaos.controllers.migration import may_start
+from metaos.controllers.placement import placement_name
+from metaos.controllers.render import cluster_of, manifest, overridden, source_label, source_of, with_replicas, work, work_name
+from metaos.controllers.settings import Settings
+from metaos.reconcile.manager import Manager
+from metaos.reconcile.reconciler import DONE, Result
+from metaos.resources import scheme
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import (
+    SOURCE_LABEL,
+    SYSTEM_NAMESPACE,
+    Obj,
+    ObjectRef,
+    deleting,
+    is_true,
+    labels,
+    name,
+    namespace,
+    ref,
+    uid,
+)
+from metaos.resources.snapshot import concerns
+from metaos.resources.workload import has_local_data, references
+
+NAME = "work"
+_WORKLOAD_KINDS = {k.kind for k in scheme.WORKLOADS}
+_DEPENDENCY_KINDS = {k.kind: k for k in scheme.DEPENDENCIES}
+
+
+def fencing(obj: Obj, policies: Iterable[Obj], default: float) -> float | None:
+    """After how many seconds without a heartbeat a site stops this work, so that it never runs twice; ``None``: it goes on.
+
+    Work with local data is never replaced elsewhere, so it need not stop.
+    """
+    for policy in policies:
+        stated = ((policy.get("spec") or {}).get("fencing") or {}).get("afterSeconds")
+        if stated is not None:
+            return float(stated)
+    return default if obj.get("kind") == "StatefulSet" and not has_local_data(obj) else None
+
+
+class WorkReconciler:
+    """Two kinds of keys: workloads, and what they refer to."""
+
+    name = NAME
+
+    def __init__(self, manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
+        self._client, self._clock, self._settings = client, clock, settings
+        self._objects = {k.kind: manager.informer(k) for k in (*scheme.WORKLOADS, *scheme.DEPENDENCIES)}
+        self._placements = manager.informer(scheme.PLACEMENT)
+        self._policies = manager.informer(scheme.PLACEMENT_POLICY)
+        self._clusters = manager.informer(scheme.CLUSTER)
+        self._works = manager.informer(scheme.WORK)
+        self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
+        self._works.add_index("dependency", _dependencies)
+
+    async def reconcile(self, about: ObjectRef) -> Result:
+        if about.kind in _WORKLOAD_KINDS:
+            return await self._workload(about)
+        return await self._dependency(about)
+
+    def _existing(self, about: ObjectRef) -> dict[str, Obj]:
+        return {cluster_of(w): w for w in self._works.by_index("source", source_label(about))}
+
+    async def _workload(self, about: ObjectRef) -> Result:
+        obj = self._objects[about.kind].get(about.name, about.namespace)
+        existing = self._existing(about)
+        placement = self._placements.get(placement_name(about), about.namespace)
+        if obj is None or deleting(obj):
+            for found in existing.values():
+                await self._delete(found)
+            return DONE
+        for site, found in list(existing.items()):
+            # Of an earlier object of the same name: nothing of it may stay.
+            if found["spec"]["manifests"][0]["metadata"].get("uid") != uid(obj):
+                await self._delete(found)
+                del existing[site]
+        spec = (placement or {}).get("spec") or {}
+        if spec.get("workloadRef", {}).get("uid") != uid(obj):
+            return DONE
+        policies = [p for p in self._policies.list(about.namespace) if concerns(p, obj)]
+        fence = fencing(obj, policies, self._settings.fencing_after)
+        again: list[float] = []
+        for choice in spec.get("clusters") or ():
+            site = choice["name"]
+            cluster = self._clusters.get(site)
+            if cluster is None:
+                continue
+            if site not in existing and fence is not None:
+                waits = [
+                    wait
+                    for other in existing
+                    if (wait := may_start(self._clusters.get(other), fence + self._settings.fencing_margin, self._clock.now()))
+                    > 0
+                ]
+                if waits:
+                    again.append(max(waits))
+                    continue
+            rendered = overridden(with_replicas(manifest(obj), int(choice.get("replicas", 1))), site, policies)
+            await self._apply(existing.get(site), work(about, site, [rendered], fence))
+            if about.kind == "Pod" and not (obj.get("spec") or {}).get("nodeName"):
+                await self._client.patch(scheme.POD, about.name, about.namespace, {"spec": {"nodeName": site}})
+        return Result(requeue_after=min(again)) if again else DONE
+
+    async def _dependency(self, about: ObjectRef) -> Result:
+        obj = self._objects[about.kind].get(about.name, about.namespace)
+        existing = self._existing(about)
+        wanted: set[str] = set()
+        if obj is not None and not deleting(obj):
+            wanted = {cluster_of(w) for w in self._works.by_index("dependency", work_name(about)) if not deleting(w)}
+        for site in sorted(wanted):
+            assert obj is not None
+            if self._clusters.get(site) is not None:
+                await self._apply(existing.get(site), work(about, site, [manifest(obj)]))
+        for site, found in existing.items():
+            if site not in wanted:
+                await self._delete(found)
+        return DONE
+
+    async def _apply(self, present: Obj | None, wanted: Obj) -> None:
+        if present is None or deleting(present):
+            try:
+                await self._client.create(wanted)
+            except ApiError as error:
+                # The informer is a moment behind, or the site's namespace is about to be made: retried.
+                if error.reason != "AlreadyExists":
+                    raise
+                await self._refresh(wanted)
+            return
+        if present["spec"] != wanted["spec"]:
+            await self._client.update(present | {"spec": wanted["spec"]})
+
+    async def _refresh(self, wanted: Obj) -> None:
+        current = await self._client.get(scheme.WORK, name(wanted), namespace(wanted))
+        if current["spec"] != wanted["spec"]:
+            await self._client.update(current | {"spec": wanted["spec"]})
+
+    async def _delete(self, found: Obj) -> None:
+        if deleting(found):
+            return
+        try:
+            await self._client.delete(scheme.WORK, name(found), namespace(found), uid=uid(found))
+        except ApiError as error:
+            if error.code != 404:
+                raise
+
+
+def _dependencies(found: Obj) -> list[str]:
+    manifests = (found.get("spec") or {}).get("manifests") or ()
+    if not manifests or manifests[0].get("kind") not in _WORKLOAD_KINDS:
+        return []
+    return [work_name(r) for r in references(manifests[0])]
+
+
+def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
+    """Runs it: for workloads and what they refer to, and for whatever a changed Placement, policy or Work concerns."""
+    informers = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
+
+    def itself(obj: Obj) -> list[ObjectRef]:
+        mirror = obj.get("kind") == "Pod" and bool((obj.get("metadata") or {}).get("ownerReferences"))
+        return [] if mirror or namespace(obj).startswith(("nemo-cluster-", SYSTEM_NAMESPACE)) else [ref(obj)]
+
+    def of_placement(obj: Obj) -> Iterable[ObjectRef]:
+        found = (obj.get("spec") or {}).get("workloadRef") or {}
+        if found.get("kind") in informers:
+            yield ObjectRef(str(found["apiVersion"]).rpartition("/")[0], found["kind"], namespace(obj), found["name"])
+
+    def of_namespace(obj: Obj) -> Iterable[ObjectRef]:
+        for informer in informers.values():
+            yield from (ref(o) for o in informer.list(namespace(obj)) if itself(o))
+
+    def of_work(obj: Obj) -> Iterable[ObjectRef]:
+        about = source_of(obj)
+        if about.kind in informers or about.kind in _DEPENDENCY_KINDS:
+            yield about
+        manifests = (obj.get("spec") or {}).get("manifests") or ()
+        if manifests and about.kind in informers:
+            yield from references(manifests[0])
+
+    manager.add(
+        WorkReconciler(manager, client, clock, settings),
+        [
+            *((k, itself) for k in (*scheme.WORKLOADS, *scheme.DEPENDENCIES)),
+            (scheme.PLACEMENT, of_placement),
+            (scheme.PLACEMENT_POLICY, of_namespace),
+            (scheme.WORK, of_work),
+        ],
+    )
+    reconciler_name = NAME
+
+    def on_cluster(old: Obj | None, new: Obj | None) -> None:
+        # A site that has joined may have been chosen already; one that is ready again may end a wait.
+        if new is not None and (old is None or is_true(old, "Ready") != is_true(new, "Ready")):
+            for informer in informers.values():
+                for obj in informer.list():
+                    for about in itself(obj):
+                        manager.enqueue(reconciler_name, about)
+
+    manager.informer(scheme.CLUSTER).on_change(on_cluster)
