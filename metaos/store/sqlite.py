@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import sqlite3
 import threading
@@ -25,36 +24,12 @@ from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from metaos.store.fanout import BUFFER, FanOut, Watcher
+from metaos.store.file import bounds, lock_file, prepare
 from metaos.store.log import Compacted, Conflict, Entry, EventType, Listing, LogEvent, StoreClosed, StoreFailed, StoreFull
 
 BATCH = 256
 PAGE = 500
 STEP = 500
-READERS = 2
-
-#: "NEMO": says whose file it is (``PRAGMA application_id``).
-APPLICATION_ID = 0x4E454D4F
-#: One script per schema version, applied in order; ``PRAGMA user_version`` says how many have been.
-MIGRATIONS: tuple[str, ...] = (
-    """
-    CREATE TABLE log (
-        revision INTEGER PRIMARY KEY,
-        key TEXT NOT NULL,
-        type TEXT NOT NULL,
-        create_revision INTEGER NOT NULL,
-        previous_revision INTEGER,
-        value BLOB NOT NULL
-    );
-    CREATE INDEX log_by_key ON log (key, revision);
-    CREATE TABLE current (
-        key TEXT PRIMARY KEY,
-        revision INTEGER NOT NULL,
-        create_revision INTEGER NOT NULL
-    ) WITHOUT ROWID;
-    CREATE TABLE compaction (oldest INTEGER NOT NULL);
-    INSERT INTO compaction VALUES (0);
-    """,
-)
 
 _GET = """
 SELECT c.key, l.value, c.revision, c.create_revision FROM current c JOIN log l ON l.revision = c.revision WHERE c.key = ?"""
@@ -95,12 +70,19 @@ class SqliteStore:
     """State in one file. Made by :meth:`open`; belongs to the event loop in which it was opened."""
 
     def __init__(
-        self, writer: sqlite3.Connection, readers: Sequence[sqlite3.Connection], lock: int, revision: int, watch_buffer: int
+        self,
+        writer: sqlite3.Connection,
+        readers: Sequence[sqlite3.Connection],
+        lock: int,
+        revision: int,
+        watch_buffer: int,
+        max_bytes: int,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._revision = revision
         self._next = revision + 1
         self._fan_out = FanOut(watch_buffer)
+        self._max_bytes = max_bytes
         self._lock = lock
         self._connections = [*readers, writer]
         self._writes: _Queue = SimpleQueue()
@@ -117,21 +99,21 @@ class SqliteStore:
 
     @classmethod
     async def open(cls, path: Path | str, *, watch_buffer: int = BUFFER, max_bytes: int = 0) -> SqliteStore:
-        """Open or create. ``max_bytes``: how large the file may grow (0: as the disk allows).
+        """Open or create. ``max_bytes``: above that much in use only deletes are accepted (0: as the disk allows).
 
         Raises ``StoreFailed`` where the file is in use by another process, of a newer version, or not a store.
         """
         file = Path(path)
-        lock = _lock(file)
+        lock = lock_file(file)
         connections: list[sqlite3.Connection] = []
         try:
-            revision = await asyncio.to_thread(_prepare, file, max_bytes, connections)
+            revision = await asyncio.to_thread(prepare, file, connections)
         except BaseException:
             for connection in connections:
                 connection.close()
             os.close(lock)
             raise
-        return cls(connections[0], connections[1:], lock, revision, watch_buffer)
+        return cls(connections[0], connections[1:], lock, revision, watch_buffer, max_bytes)
 
     # -- Store ---------------------------------------------------------------------------------------------
 
@@ -254,7 +236,7 @@ class SqliteStore:
                 for call in calls:
                     try:
                         call.result = call.work(db)
-                    except (Conflict, Compacted, ValueError) as error:
+                    except (Conflict, StoreFull, ValueError) as error:
                         # Raised before anything was changed.
                         call.error = error
                 db.execute("COMMIT")
@@ -292,6 +274,8 @@ class SqliteStore:
         present = _get(db, key)
         if (present.revision if present else 0) != expected or (present is None and kind is not EventType.CREATE):
             raise Conflict(key, present)
+        if self._max_bytes and kind is not EventType.DELETE and _used_bytes(db) > self._max_bytes:
+            raise StoreFull(f"the store has reached its limit of {self._max_bytes} bytes: delete something, compact, or raise it")
         revision = self._next
         created = present.create_revision if present else revision
         previous = present.value if present else None
@@ -334,9 +318,14 @@ def _resolve(calls: Sequence[_Call[Any]]) -> None:
 def _failure(error: Exception) -> Exception:
     if isinstance(error, sqlite3.Error):
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            return StoreFull("no space is left for the store: free some on its disk, or raise its limit; nothing was changed")
+            return StoreFull("no space is left for the store: free some on its disk; nothing was changed")
         return StoreFailed(f"the store failed: {error}")
     return error
+
+
+def _used_bytes(db: sqlite3.Connection) -> int:
+    (pages,), (free,), (size,) = (db.execute(f"PRAGMA {n}").fetchone() for n in ("page_count", "freelist_count", "page_size"))
+    return int((pages - free) * size)
 
 
 # -- reads, each within one snapshot -----------------------------------------------------------------------
@@ -347,14 +336,8 @@ def _get(db: sqlite3.Connection, key: str) -> Entry | None:
     return None if row is None else Entry(*row)
 
 
-def _bounds(db: sqlite3.Connection) -> tuple[int, int]:
-    """The oldest revision that can be asked for, and the latest."""
-    row = db.execute("SELECT oldest, MAX(oldest, (SELECT COALESCE(MAX(revision), 0) FROM log)) FROM compaction").fetchone()
-    return int(row[0]), int(row[1])
-
-
 def _list(db: sqlite3.Connection, prefix: str, revision: int, limit: int, after: str) -> Listing:
-    oldest, latest = _bounds(db)
+    oldest, latest = bounds(db)
     at = revision or latest
     if at < oldest or at > latest:
         raise Compacted(at, oldest)
@@ -371,7 +354,7 @@ def _list(db: sqlite3.Connection, prefix: str, revision: int, limit: int, after:
 
 def _history(db: sqlite3.Connection, prefix: str, after: int) -> tuple[Sequence[LogEvent], int]:
     """At most ``PAGE`` events above ``after``, and up to which revision that is all there is."""
-    oldest, latest = _bounds(db)
+    oldest, latest = bounds(db)
     if after < oldest or after > latest:
         raise Compacted(after, oldest)
     if after == latest:
@@ -416,74 +399,3 @@ def _forget(db: sqlite3.Connection, start: int, revision: int) -> int | None:
         return None
     db.execute(_FORGET, (start, row[0], revision))
     return int(row[0])
-
-
-# -- opening -----------------------------------------------------------------------------------------------
-
-
-def _lock(path: Path) -> int:
-    """One process per file: revisions are counted in memory. A lock of its own, as closing any descriptor of the database
-    would drop SQLite's locks on it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        raise StoreFailed(f"{path} is in use by another process; stop it first, or use another data directory") from error
-    return lock
-
-
-def _prepare(path: Path, max_bytes: int, connections: list[sqlite3.Connection]) -> int:
-    """Fill ``connections`` with the writer and the readers, migrate, and return the latest revision."""
-    # Values may be confidential even where they are not sealed.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    _sync_directory(path.parent)
-    try:
-        writer = _connect(path)
-        connections.append(writer)
-        _migrate(writer, path)
-        writer.execute("PRAGMA synchronous=FULL")
-        writer.execute("PRAGMA journal_size_limit=67108864")
-        if max_bytes:
-            (page_bytes,) = writer.execute("PRAGMA page_size").fetchone()
-            writer.execute(f"PRAGMA max_page_count={max(1, max_bytes // page_bytes)}")
-        for _ in range(READERS):
-            reader = _connect(path)
-            connections.append(reader)
-            reader.execute("PRAGMA query_only=1")
-        return _bounds(writer)[1]
-    except sqlite3.Error as error:
-        raise StoreFailed(f"{path} cannot be opened as a store: {error}") from error
-
-
-def _sync_directory(directory: Path) -> None:
-    """A new file is durable only once its directory is."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-
-
-def _migrate(db: sqlite3.Connection, path: Path) -> None:
-    (application,) = db.execute("PRAGMA application_id").fetchone()
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    (tables,) = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-    if tables and application != APPLICATION_ID:
-        raise StoreFailed(f"{path} is a database of another program; use another data directory")
-    if version > len(MIGRATIONS):
-        raise StoreFailed(
-            f"{path} was written by a newer NEMO (schema {version}, this one knows {len(MIGRATIONS)}): "
-            "upgrade this one, or restore a backup"
-        )
-    db.execute("PRAGMA journal_mode=WAL")
-    for number, script in enumerate(MIGRATIONS[version:], version + 1):
-        # One transaction each, so that a crash leaves the version before it.
-        db.executescript(
-            f"BEGIN IMMEDIATE; {script}; PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={number}; COMMIT;"
-        )

@@ -1,0 +1,110 @@
+"""The SQLite store's file: its schema and versions, who may open it, and how.
+
+An older file is migrated on opening, a newer one, another program's, or one in use is refused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from pathlib import Path
+
+from metaos.store.log import StoreFailed
+
+READERS = 2
+
+#: "NEMO": says whose file it is (``PRAGMA application_id``).
+APPLICATION_ID = 0x4E454D4F
+#: One script per schema version, applied in order; ``PRAGMA user_version`` says how many have been.
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE log (
+        revision INTEGER PRIMARY KEY,
+        key TEXT NOT NULL,
+        type TEXT NOT NULL,
+        create_revision INTEGER NOT NULL,
+        previous_revision INTEGER,
+        value BLOB NOT NULL
+    );
+    CREATE INDEX log_by_key ON log (key, revision);
+    CREATE TABLE current (
+        key TEXT PRIMARY KEY,
+        revision INTEGER NOT NULL,
+        create_revision INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE compaction (oldest INTEGER NOT NULL);
+    INSERT INTO compaction VALUES (0);
+    """,
+)
+
+
+def bounds(db: sqlite3.Connection) -> tuple[int, int]:
+    """The oldest revision that can be asked for, and the latest."""
+    row = db.execute("SELECT oldest, MAX(oldest, (SELECT COALESCE(MAX(revision), 0) FROM log)) FROM compaction").fetchone()
+    return int(row[0]), int(row[1])
+
+
+def lock_file(path: Path) -> int:
+    """One process per file: revisions are counted in memory. A lock of its own, as closing any descriptor of the database
+    would drop SQLite's locks on it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise StoreFailed(f"{path} is in use by another process; stop it first, or use another data directory") from error
+    return descriptor
+
+
+def prepare(path: Path, connections: list[sqlite3.Connection]) -> int:
+    """Fill ``connections`` with the writer and the readers, migrate, and return the latest revision."""
+    # Values may be confidential even where they are not sealed.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    _sync_directory(path.parent)
+    try:
+        writer = connect(path)
+        connections.append(writer)
+        _migrate(writer, path)
+        writer.execute("PRAGMA synchronous=FULL")
+        writer.execute("PRAGMA journal_size_limit=67108864")
+        for _ in range(READERS):
+            reader = connect(path)
+            connections.append(reader)
+            reader.execute("PRAGMA query_only=1")
+        return bounds(writer)[1]
+    except sqlite3.Error as error:
+        raise StoreFailed(f"{path} cannot be opened as a store: {error}") from error
+
+
+def _sync_directory(directory: Path) -> None:
+    """A new file is durable only once its directory is."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    (tables,) = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    if tables and application != APPLICATION_ID:
+        raise StoreFailed(f"{path} is a database of another program; use another data directory")
+    if version > len(MIGRATIONS):
+        raise StoreFailed(
+            f"{path} was written by a newer NEMO (schema {version}, this one knows {len(MIGRATIONS)}): "
+            "upgrade this one, or restore a backup"
+        )
+    db.execute("PRAGMA journal_mode=WAL")
+    for number, script in enumerate(MIGRATIONS[version:], version + 1):
+        # One transaction each, so that a crash leaves the version before it.
+        db.executescript(
+            f"BEGIN IMMEDIATE; {script}; PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={number}; COMMIT;"
+        )

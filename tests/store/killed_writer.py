@@ -1,0 +1,59 @@
+"""A child process that writes under load until it is killed. Each line is one thing that it was told: an acknowledged
+write (``ACK revision type key value``) or a watched event (``SEE revision``)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from random import Random
+
+from metaos.store.log import Compacted, Store
+from metaos.store.sqlite import SqliteStore
+
+
+def say(line: str) -> None:
+    # One unbuffered write per line: what was printed before the kill is what was acknowledged before it.
+    os.write(1, line.encode() + b"\n")
+
+
+async def write(store: Store, worker: int, random: Random) -> None:
+    known = {e.key: e.revision for e in (await store.list(f"k/{worker}/")).entries}
+    while True:
+        key, value = f"k/{worker}/{random.randrange(8)}", random.randbytes(random.randrange(1, 3000))
+        if key not in known:
+            known[key] = await store.create(key, value)
+            say(f"ACK {known[key]} CREATE {key} {value.hex()}")
+        elif random.random() < 0.2:
+            revision = await store.delete(key, expected=known.pop(key))
+            say(f"ACK {revision} DELETE {key} -")
+        else:
+            known[key] = await store.update(key, value, expected=known[key])
+            say(f"ACK {known[key]} UPDATE {key} {value.hex()}")
+
+
+async def watch(store: Store) -> None:
+    async for event in store.watch("k/", after=await store.revision()):
+        say(f"SEE {event.revision}")
+
+
+async def compact(store: Store) -> None:
+    while True:
+        await store.compact(max(await store.revision() - 2000, 0))
+        await asyncio.sleep(0.05)
+
+
+async def main(path: str, seed: str) -> None:
+    store = await SqliteStore.open(path)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for worker in range(16):
+                group.create_task(write(store, worker, Random(f"{seed}/{worker}")))
+            group.create_task(watch(store))
+            group.create_task(compact(store))
+    except* Compacted:
+        sys.exit("the watcher fell behind")
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], sys.argv[2]))
