@@ -180,11 +180,16 @@ async def test_what_is_in_the_log_and_in_the_buffer_comes_once(tmp_path: Path) -
     store = await SqliteStore.open(tmp_path / "state.db")
     await store.create("k/1", b"x")
     # Keep the readers busy, so that the watcher is attached long before it reads the log.
-    gate = threading.Event()
-    busy = [asyncio.ensure_future(store._read(lambda db: gate.wait(10))) for _ in range(file.READERS)]
-    await asyncio.sleep(0)
-    while not store._reads.empty():
-        await asyncio.sleep(0)
+    gate, entered = threading.Event(), threading.Semaphore(0)
+
+    def block(db: sqlite3.Connection) -> bool:
+        entered.release()
+        return gate.wait(10)
+
+    busy = []
+    for _ in range(file.READERS):
+        busy.append(asyncio.ensure_future(store._read(block)))
+        assert await asyncio.to_thread(entered.acquire, timeout=10)
     events = store.watch("k/", after=0)
     first = asyncio.ensure_future(anext(events))
     await asyncio.sleep(0)
