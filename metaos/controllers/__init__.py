@@ -1,1 +1,31 @@
 """One kind, one file: each compares what is wanted with what is, and moves one step."""
+
+from collections.abc import Callable
+
+from metaos.client import Client
+from metaos.clock import Clock
+from metaos.controllers.settings import Settings
+from metaos.reconcile.manager import Manager
+
+Setup = Callable[[Manager, Client, Clock, Settings], None]
+
+
+def all_setups() -> list[Setup]:
+    """What a hub runs. Imported only there, when it starts."""
+    from metaos.controllers import (
+        carbon,
+        certificate,
+        cluster,
+        event,
+        garbage,
+        intent,
+        migration,
+        namespace,
+        placement,
+        service,
+        status,
+        work,
+    )
+
+    modules = (cluster, certificate, placement, work, migration, status, service, intent, carbon, namespace, garbage, event)
+    return [module.setup for module in modules]

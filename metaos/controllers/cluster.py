@@ -1,0 +1,258 @@
+"""Cluster: whether a site is there. Heartbeats become the Ready condition, lost sites get a taint, and removal is orderly.
+
+A heartbeat is seen when its Lease *changes*, by the hub's own clock, so a site's wrong clock does no harm; after a start the hub
+waits a whole lease duration before it misses anybody. When many sites vanish at once the hub suspects itself and moves
+nothing: they get a taint that only keeps new work away.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from metaos.client import Client
+from metaos.clock import Clock
+from metaos.controllers.recorder import Recorder
+from metaos.controllers.settings import Settings
+from metaos.reconcile.manager import Manager
+from metaos.reconcile.reconciler import DONE, Result
+from metaos.resources import scheme
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import (
+    CLUSTER_LABEL,
+    CLUSTER_NAMESPACE_PREFIX,
+    SYSTEM_NAMESPACE,
+    TAINT_UNREACHABLE,
+    Obj,
+    ObjectRef,
+    cluster_namespace,
+    condition,
+    deleting,
+    format_time,
+    is_true,
+    name,
+    namespace,
+    parse_time,
+    ref,
+    with_condition,
+)
+
+NAME = "cluster"
+FINALIZER = "meta-os.eu/cluster"
+REVOKED = "revoked-certificates"
+
+
+@dataclass(slots=True)
+class Heartbeat:
+    """What was last seen of a site's Lease, and when by the hub's monotonic clock."""
+
+    content: str
+    seen: float
+    ever: bool = field(default=False)
+
+
+def storm(lost: int, known: int, share: float) -> bool:
+    """Whether so many sites are lost that the hub itself is the likelier culprit. Of one or two sites, all may be lost."""
+    return known > 2 and lost / known > share
+
+
+def with_taint(taints: Sequence[Mapping[str, Any]], effect: str | None, now: float) -> list[dict[str, Any]]:
+    """The site's taints with the unreachable one of this effect, or without it. ``timeAdded`` stays while it does."""
+    others = [dict(t) for t in taints if t.get("key") != TAINT_UNREACHABLE]
+    if effect is None:
+        return others
+    same = next((dict(t) for t in taints if t.get("key") == TAINT_UNREACHABLE and t.get("effect") == effect), None)
+    return [*others, same or {"key": TAINT_UNREACHABLE, "effect": effect, "timeAdded": format_time(now)}]
+
+
+class ClusterReconciler:
+    """Keys are Clusters."""
+
+    name = NAME
+
+    def __init__(self, manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
+        self._client, self._clock, self._settings = client, clock, settings
+        self._recorder = Recorder(client, clock, "cluster-controller")
+        self._clusters = manager.informer(scheme.CLUSTER)
+        self._leases = manager.informer(scheme.LEASE)
+        self._namespaces = manager.informer(scheme.NAMESPACE)
+        self._pods = manager.informer(scheme.POD)
+        self._works = manager.informer(scheme.WORK)
+        # Bounded by the number of sites.
+        self._heartbeats: dict[str, Heartbeat] = {}
+
+    async def reconcile(self, about: ObjectRef) -> Result:
+        cluster = self._clusters.get(about.name)
+        if cluster is None:
+            self._heartbeats.pop(about.name, None)
+            return DONE
+        if deleting(cluster):
+            return await self._remove(cluster)
+        if FINALIZER not in (cluster["metadata"].get("finalizers") or ()):
+            finalizers = [*(cluster["metadata"].get("finalizers") or ()), FINALIZER]
+            cluster = await self._client.patch(scheme.CLUSTER, about.name, "", {"metadata": {"finalizers": finalizers}})
+        await self._ensure_namespace(about.name)
+        wait = await self._judge(cluster)
+        return Result(requeue_after=wait)
+
+    async def _ensure_namespace(self, cluster: str) -> None:
+        where = cluster_namespace(cluster)
+        if self._namespaces.get(where) is None:
+            obj: Obj = dict(scheme.NAMESPACE.empty(where))
+            obj["metadata"]["labels"] = {CLUSTER_LABEL: cluster}
+            try:
+                await self._client.create(obj)
+            except ApiError as error:
+                if error.reason != "AlreadyExists":
+                    raise
+
+    # -- health ---------------------------------------------------------------------------------------------
+
+    def observe(self, cluster: str) -> Heartbeat:
+        """The heartbeat as of now: renewed if the Lease has changed since the last look."""
+        lease = self._leases.get(cluster, cluster_namespace(cluster))
+        content = str(((lease or {}).get("spec") or {}).get("renewTime") or "")
+        found = self._heartbeats.get(cluster)
+        if found is None:
+            # After a start everybody gets a whole lease duration.
+            found = self._heartbeats[cluster] = Heartbeat(content, self._clock.monotonic())
+        elif content != found.content:
+            found.content, found.seen, found.ever = content, self._clock.monotonic(), True
+        return found
+
+    async def _judge(self, cluster: Obj) -> float:
+        """Writes the Ready condition and taint that the heartbeat asks for; seconds until the next look."""
+        beat = self.observe(name(cluster))
+        age = self._clock.monotonic() - beat.seen
+        alive = bool(beat.content) and age < self._settings.lease_duration
+        now = self._clock.now()
+        before = condition(cluster, "Ready")
+        if alive and not beat.ever and (before is None or before.get("status") != "True"):
+            # A Lease that was there before this hub started proves nothing until it changes.
+            alive = False
+            if before is not None and before.get("status") == "Unknown" and age < self._settings.lease_duration:
+                return self._settings.lease_duration - age + 0.05
+        if not beat.content:
+            status, reason, message = "False", "NeverSeen", "the site has joined and has not sent a heartbeat yet"
+        elif alive:
+            status, reason, message = "True", "Heartbeat", "the site sends heartbeats"
+        elif before is None:
+            status, reason, message = "False", "NeverSeen", "waiting for the site's heartbeat"
+        else:
+            status, reason = "Unknown", "Lost"
+            message = f"no heartbeat for more than {self._settings.lease_duration:g} s"
+        effect = None
+        if status == "Unknown":
+            lost, known = self._count_lost(name(cluster))
+            suspect = storm(lost, known, self._settings.storm_share)
+            effect = "NoSchedule" if suspect else "NoExecute"
+            if suspect:
+                message += f"; {lost} of {known} sites vanished together, so nothing is moved: check the hub's own network"
+        await self._write(cluster, status, reason, message, effect, now)
+        if status == "Unknown":
+            await self._lose_pods(name(cluster), now)
+        return max(0.05, self._settings.lease_duration - age + 0.05) if alive else min(5.0, self._settings.lease_duration)
+
+    def _count_lost(self, judged: str) -> tuple[int, int]:
+        """How many sites are lost and how many were known to live, judged by heartbeats now rather than by conditions."""
+        lost = known = 0
+        for cluster in self._clusters.list():
+            beat = self._heartbeats.get(name(cluster))
+            if deleting(cluster) or beat is None or not beat.content:
+                continue
+            known += 1
+            # Sites whose last heartbeat is nearly as old may be vanishing in the same moment.
+            if name(cluster) == judged or self._clock.monotonic() - beat.seen >= self._settings.lease_duration * 0.75:
+                lost += 1
+        return lost, known
+
+    async def _write(self, cluster: Obj, status: str, reason: str, message: str, effect: str | None, now: float) -> None:
+        taints = (cluster.get("spec") or {}).get("taints") or []
+        wanted = with_taint(taints, effect, now)
+        if wanted != taints:
+            cluster = await self._client.patch(scheme.CLUSTER, name(cluster), "", {"spec": {"taints": wanted}})
+        before = condition(cluster, "Ready") or {}
+        if (before.get("status"), before.get("reason"), before.get("message")) == (status, reason, message):
+            return
+        conditions = with_condition((cluster.get("status") or {}).get("conditions") or (), "Ready", status, reason, message, now)
+        await self._client.patch(scheme.CLUSTER, name(cluster), "", {"status": {"conditions": conditions}}, subresource="status")
+        if before.get("status") != status:
+            lost = status == "Unknown"
+            words = {"True": "SiteReady", "Unknown": "SiteLost", "False": "SiteNotReady"}
+            await self._recorder.event(cluster, words[status], message, warning=lost)
+
+    async def _lose_pods(self, site: str, now: float) -> None:
+        """Pods of a lost site: nobody knows."""
+        for pod in self._pods.list():
+            if (pod.get("spec") or {}).get("nodeName") != site or not is_true(pod, "Ready"):
+                continue
+            status = pod.get("status") or {}
+            conditions = with_condition(
+                status.get("conditions") or (), "Ready", "Unknown", "NodeLost", "the site does not answer", now
+            )
+            changed = {"conditions": conditions, "reason": "NodeLost", "message": "the site does not answer"}
+            try:
+                await self._client.patch(scheme.POD, name(pod), namespace(pod), {"status": changed}, subresource="status")
+            except ApiError as error:
+                if error.code != 404:
+                    raise
+
+    # -- removal --------------------------------------------------------------------------------------------
+
+    async def _remove(self, cluster: Obj) -> Result:
+        """Hands its work over (make before break, within a bound), then takes away everything that stood for the site."""
+        site, where = name(cluster), cluster_namespace(name(cluster))
+        since = parse_time(cluster["metadata"]["deletionTimestamp"])
+        works = self._works.list(where)
+        leaving = [
+            w for w in works if (w.get("spec") or {}).get("manifests", [{}])[0].get("kind") in {k.kind for k in scheme.WORKLOADS}
+        ]
+        waited = self._clock.now() - since
+        if is_true(cluster, "Ready") and leaving and waited < self._settings.removal_timeout:
+            return Result(requeue_after=1.0)
+        await self._revoke(site)
+        for pod in self._pods.list():
+            if (pod.get("spec") or {}).get("nodeName") == site:
+                await self._gone(scheme.POD, name(pod), namespace(pod), grace=0)
+        if self._namespaces.get(where) is not None:
+            await self._gone(scheme.NAMESPACE, where, "")
+            return Result(requeue_after=0.5)
+        finalizers = [f for f in cluster["metadata"].get("finalizers") or () if f != FINALIZER]
+        await self._client.patch(scheme.CLUSTER, site, "", {"metadata": {"finalizers": finalizers}})
+        return DONE
+
+    async def _revoke(self, site: str) -> None:
+        """The site's certificate is worth nothing from now on. A site that joins anew gets another name's worth: its uid is new,
+        and joining takes the entry away (see the certificate controller)."""
+        try:
+            await self._client.patch(
+                scheme.SECRET, REVOKED, SYSTEM_NAMESPACE, {"stringData": {site: format_time(self._clock.now())}}
+            )
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            secret: Obj = {**scheme.SECRET.empty(REVOKED, SYSTEM_NAMESPACE), "stringData": {site: format_time(self._clock.now())}}
+            await self._client.create(secret)
+
+    async def _gone(self, kind: scheme.Kind, what: str, where: str, grace: int | None = None) -> None:
+        try:
+            await self._client.delete(kind, what, where, grace_period_seconds=grace)
+        except ApiError as error:
+            if error.code not in (404, 409):
+                raise
+
+
+def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
+    """Runs it: for every site, when it or its Lease changes."""
+
+    def of_lease(obj: Obj) -> Iterable[ObjectRef]:
+        if namespace(obj).startswith(CLUSTER_NAMESPACE_PREFIX):
+            yield ObjectRef(scheme.CLUSTER.group, scheme.CLUSTER.kind, "", name(obj))
+
+    def of_namespace(obj: Obj) -> Iterable[ObjectRef]:
+        if name(obj).startswith(CLUSTER_NAMESPACE_PREFIX):
+            yield ObjectRef(scheme.CLUSTER.group, scheme.CLUSTER.kind, "", name(obj).removeprefix(CLUSTER_NAMESPACE_PREFIX))
+
+    manager.add(
+        ClusterReconciler(manager, client, clock, settings),
+        [(scheme.CLUSTER, lambda o: [ref(o)]), (scheme.LEASE, of_lease), (scheme.NAMESPACE, of_namespace)],
+    )
