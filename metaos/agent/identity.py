@@ -2,17 +2,22 @@
 
 The agent stays small by not importing ``cryptography`` itself. ``request KEY_FILE NAME`` writes a new private key
 (0600, never shown) and prints a certificate signing request; ``describe`` reads certificates (PEM) on standard input and
-prints what the first says, as JSON.
+prints what the first says, as JSON; ``site FILE`` prints a site file as JSON (the YAML parser stays out of the agent too).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
+from metaos.resources.meta import API_VERSION
 from metaos.security.authz import CLUSTER_USER_PREFIX, CLUSTERS
+
+#: A site's name: it becomes part of namespace names, which have 63 characters at most.
+NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?")
 
 
 def request(key_file: Path, name: str) -> bytes:
@@ -58,14 +63,44 @@ def describe(pem: bytes) -> dict[str, float | str]:
     }
 
 
+def read_site(path: Path) -> dict[str, object]:
+    """The one Cluster manifest in a YAML file. Raises ``ValueError`` saying what is wrong with it."""
+    import yaml
+
+    try:
+        documents = [d for d in yaml.safe_load_all(path.read_text()) if d is not None]
+    except yaml.YAMLError as error:
+        raise ValueError(f"site file {path} is not YAML: {' '.join(str(error).split())}") from error
+    if len(documents) != 1 or not isinstance(documents[0], dict):
+        raise ValueError(f"site file {path} must hold one Cluster manifest")
+    site: dict[str, object] = documents[0]
+    metadata = site.get("metadata")
+    if site.get("apiVersion") != API_VERSION or site.get("kind") != "Cluster" or not isinstance(metadata, dict):
+        raise ValueError(
+            f"site file {path} must be a manifest of 'apiVersion: {API_VERSION}', 'kind: Cluster' with metadata.name"
+        )
+    if not NAME.fullmatch(str(metadata.get("name") or "")):
+        raise ValueError(
+            f"site file {path}: metadata.name {metadata.get('name')!r} must be 1 to 50 lower-case letters, digits or '-', "
+            "beginning and ending with a letter or digit"
+        )
+    return site
+
+
 def main(arguments: list[str]) -> int:
     match arguments:
         case ["request", key_file, name]:
             sys.stdout.buffer.write(request(Path(key_file), name))
         case ["describe"]:
             json.dump(describe(sys.stdin.buffer.read()), sys.stdout)
+        case ["site", path]:
+            try:
+                json.dump(read_site(Path(path)), sys.stdout, default=str)
+            except (OSError, ValueError) as error:
+                sys.stderr.write(f"{error}\n")
+                return 1
         case _:
-            sys.stderr.write("usage: python -m metaos.agent.identity request KEY_FILE NAME | describe\n")
+            sys.stderr.write("usage: python -m metaos.agent.identity request KEY_FILE NAME | describe | site FILE\n")
             return 2
     return 0
 

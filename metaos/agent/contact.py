@@ -1,0 +1,169 @@
+"""Whether the hub can be reached, since when the lease holds, and following what happens there.
+
+Every part of the agent reports what it learns here, so that one success wakes all that wait, and one line is logged
+per change and not per attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
+
+from metaos.client import Client, WatchEvent
+from metaos.clock import Clock
+from metaos.reconcile.workqueue import backoff_seconds
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import Obj, resource_version
+from metaos.resources.scheme import Kind
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY_SECONDS = 0.5
+LAST_RETRY_SECONDS = 15.0
+#: A retry is not sooner than this after the last one, also when the hub is back for others.
+LEAST_RETRY_SECONDS = 0.2
+
+
+class Contact:
+    """``renewal_file`` carries the time of the last renewal over a restart, while ``persistent`` (fenced work is here)."""
+
+    def __init__(self, clock: Clock, random: Random, renewal_file: Path) -> None:
+        self._clock, self._random = clock, random
+        self._file = renewal_file
+        self._reachable: bool | None = None
+        self._news = asyncio.Event()
+        self._listeners: list[Callable[[], None]] = []
+        self._renewal_listeners: list[Callable[[], None]] = []
+        self.persistent = False
+        self._renewed = self._restored()
+
+    @property
+    def reachable(self) -> bool:
+        return self._reachable is True
+
+    @property
+    def silent_seconds(self) -> float:
+        """Since the start of the last heartbeat that the hub confirmed; infinite where there was none."""
+        return self._clock.monotonic() - self._renewed
+
+    def on_return(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` whenever the hub answers again."""
+        self._listeners.append(listener)
+
+    def on_renewal(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` at every confirmed heartbeat."""
+        self._renewal_listeners.append(listener)
+
+    def reached(self) -> None:
+        """The hub has answered something."""
+        if self._reachable:
+            return
+        if self._reachable is False:
+            log.info("the hub answers again")
+        self._reachable = True
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+        for listener in self._listeners:
+            listener()
+
+    def missed(self, error: ApiError) -> None:
+        """An exchange failed. Only an unreachable hub counts; other errors are answers."""
+        if error.code != 503:
+            self.reached()
+        elif self._reachable is not False:
+            log.warning("%s; this site goes on with what it has", error.message)
+            self._reachable = False
+
+    def renewed(self, started: float) -> None:
+        """A heartbeat that was begun at ``started`` (monotonic) was confirmed."""
+        self._renewed = max(self._renewed, started)
+        if self.persistent:
+            wall = self._clock.now() - (self._clock.monotonic() - self._renewed)
+            self._file.touch(mode=0o600)
+            os.utime(self._file, (wall, wall))
+        for listener in self._renewal_listeners:
+            listener()
+        self.reached()
+
+    def _restored(self) -> float:
+        try:
+            ago = self._clock.now() - self._file.stat().st_mtime
+        except OSError:
+            return float("-inf")
+        # A time in the future was written by a clock that has since been put back: it proves nothing.
+        return self._clock.monotonic() - ago if ago >= -1 else float("-inf")
+
+    async def pause(self, failures: int, retry_after_seconds: float = 0.0) -> None:
+        """Wait before the next attempt after ``failures`` in a row; cut short when the hub answers someone else."""
+        seconds = backoff_seconds(max(1, failures), self._random.random(), FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
+        news = self._news if self._reachable is False else None
+        await self._clock.sleep(LEAST_RETRY_SECONDS)
+        seconds = max(seconds, retry_after_seconds) - LEAST_RETRY_SECONDS
+        if news is None:
+            await self._clock.sleep(seconds)
+        elif not news.is_set():
+            await sleep_or(self._clock, seconds, news)
+
+
+async def sleep_or(clock: Clock, seconds: float, event: asyncio.Event) -> None:
+    """Sleep, but no longer than until ``event`` is set."""
+    sleeping = asyncio.ensure_future(clock.sleep(seconds))
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait((sleeping, waiting), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (sleeping, waiting):
+            task.cancel()
+        await asyncio.gather(sleeping, waiting, return_exceptions=True)
+
+
+class Follower:
+    """List, then watch, for ever: ``on_list`` gets everything there is, ``on_event`` each change after it."""
+
+    def __init__(
+        self,
+        client: Client,
+        contact: Contact,
+        kind: Kind,
+        namespace: str = "",
+        *,
+        fields: str = "",
+        on_list: Callable[[list[Obj]], None],
+        on_event: Callable[[WatchEvent], None],
+    ) -> None:
+        self._client, self._contact = client, contact
+        self._kind, self._namespace, self._fields = kind, namespace, fields
+        self._on_list, self._on_event = on_list, on_event
+        self._version = ""
+
+    async def run(self) -> None:
+        """Never returns; errors only slow it down."""
+        failures = 0
+        while True:
+            try:
+                if not self._version:
+                    found = await self._client.list(self._kind, self._namespace, fields=self._fields)
+                    self._on_list(found.items)
+                    self._version = found.resource_version
+                    self._contact.reached()
+                    failures = 0
+                async for event in self._client.watch(
+                    self._kind, self._namespace, resource_version=self._version, fields=self._fields
+                ):
+                    failures = 0
+                    self._version = resource_version(event.object) or self._version
+                    if event.type != "BOOKMARK":
+                        self._on_event(event)
+                failures += 1  # the server ended it; a server that always ends at once shall not make us spin
+            except ApiError as error:
+                failures += 1
+                self._contact.missed(error)
+                if error.code != 503:
+                    self._version = ""  # 410 above all: what happened since is not known any more
+                if error.code not in (404, 410, 503):
+                    log.warning("%s cannot be followed: %s", self._kind.resource, error.message)
+            await self._contact.pause(failures)

@@ -1,0 +1,136 @@
+"""Events of this site at the hub: the same news counts up, instead of being told again.
+
+Source: client-go ``tools/record`` (aggregation by object, reason and message). At most ``MAX_KNOWN`` different ones are
+remembered; what is older is forgotten, told or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
+from typing import Any
+
+from metaos.agent.contact import Contact
+from metaos.agent.turns import Turns
+from metaos.client import Client
+from metaos.clock import Clock
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import Obj, format_time, name, namespace, uid
+from metaos.resources.scheme import EVENT
+
+MAX_KNOWN = 512
+MAX_MESSAGE = 1024
+#: The same event within this time becomes one write.
+COALESCE_SECONDS = 1.0
+#: A pod's event waits so long for its mirror, so that ``kubectl describe`` finds it.
+MIRROR_SECONDS = 3.0
+
+
+class SiteEvents:
+    """``mirror_uid`` gives the hub's uid of a local pod, empty while there is none."""
+
+    def __init__(
+        self,
+        client: Client,
+        contact: Contact,
+        clock: Clock,
+        random: Random,
+        site: str,
+        mirror_uid: Callable[[str, str], str],
+    ) -> None:
+        self._client, self._clock, self._site, self._mirror_uid = client, clock, site, mirror_uid
+        self._known: OrderedDict[str, Obj] = OrderedDict()
+        self._told: dict[str, int] = {}
+        self._turns: Turns[str] = Turns(contact, clock, random, self._tell, "event", workers=1)
+        contact.on_return(self._retry)
+
+    def record(self, regarding: Obj, kind: str, reason: str, message: str) -> None:
+        """``kind`` is ``Normal`` or ``Warning``. Returns at once."""
+        now = format_time(self._clock.now())
+        message = message[:MAX_MESSAGE]
+        text = "\n".join(
+            (self._site, str(regarding.get("kind")), namespace(regarding), name(regarding), uid(regarding), reason, message)
+        )
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        event = self._known.get(key)
+        if event is None:
+            event = self._known[key] = self._new(key, regarding, kind, reason, message, now)
+            while len(self._known) > MAX_KNOWN:
+                old, _ = self._known.popitem(last=False)
+                self._told.pop(old, None)
+        else:
+            event["count"] += 1
+            event["lastTimestamp"] = now
+            self._known.move_to_end(key)
+        self._turns.add(key, COALESCE_SECONDS)
+
+    async def run(self) -> None:
+        """Never returns."""
+        await self._turns.run()
+
+    def _new(self, key: str, regarding: Obj, kind: str, reason: str, message: str, now: str) -> Obj:
+        involved = {
+            "apiVersion": regarding.get("apiVersion", "v1"),
+            "kind": regarding.get("kind", ""),
+            "namespace": namespace(regarding),
+            "name": name(regarding),
+            "uid": uid(regarding),
+        }
+        return {
+            "apiVersion": EVENT.api_version,
+            "kind": EVENT.kind,
+            "metadata": {"name": f"{name(regarding)[:200]}.{key}", "namespace": namespace(regarding)},
+            "involvedObject": involved,
+            "type": kind,
+            "reason": reason,
+            "message": message,
+            "source": {"component": "nemo-agent", "host": self._site},
+            "reportingComponent": "nemo-agent",
+            "reportingInstance": self._site,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+
+    async def _tell(self, key: str) -> None:
+        event = self._known.get(key)
+        if event is None or self._told.get(key) == event["count"]:
+            return
+        involved: dict[str, Any] = event["involvedObject"]
+        if involved["kind"] == "Pod":
+            found = self._mirror_uid(involved["namespace"], involved["name"])
+            if not found and not event.get("_waited"):
+                event["_waited"] = True
+                self._turns.add(key, MIRROR_SECONDS)
+                return
+            involved = involved | {"uid": found or involved["uid"]}
+        count = event["count"]
+        body = {k: v for k, v in event.items() if k != "_waited"} | {"involvedObject": involved}
+        where, this = namespace(event), name(event)
+        try:
+            if key in self._told:
+                news = {"count": count, "lastTimestamp": event["lastTimestamp"]}
+                await self._client.patch(EVENT, this, where, news, field_manager="nemo-agent")
+            else:
+                await self._client.create(body, field_manager="nemo-agent")
+        except ApiError as error:
+            if error.reason == "AlreadyExists":  # told before this agent was restarted
+                self._told[key] = 0
+                self._turns.add(key, COALESCE_SECONDS)
+                return
+            if error.code == 404:  # aged out at the hub, or its namespace is gone
+                if self._told.pop(key, None) is not None:
+                    self._turns.add(key, COALESCE_SECONDS)
+                return
+            if error.code in (400, 403, 422):
+                self._told[key] = count  # telling it again would not help
+                return
+            raise
+        self._told[key] = count
+
+    def _retry(self) -> None:
+        for key, event in self._known.items():
+            if self._told.get(key) != event["count"]:
+                self._turns.add(key, COALESCE_SECONDS)

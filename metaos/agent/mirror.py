@@ -1,0 +1,174 @@
+"""Mirrors: the pods of this site as Pods in the hub's API, and what is asked of them there.
+
+Level-triggered per pod: compare the local pod with what the hub has and take one step. The hub's side is known from a
+watch of the Pods with this site's name; a mirror that vanished there comes back while its pod lives, and one that is being
+deleted there has its pod stopped first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
+from typing import Any
+
+from metaos.agent.contact import Contact, Follower
+from metaos.agent.report import merge_patch
+from metaos.agent.turns import Turns
+from metaos.client import Client, WatchEvent
+from metaos.clock import Clock
+from metaos.resources import meta
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import CLUSTER_LABEL, Obj, labels, name, namespace, uid
+from metaos.resources.scheme import POD
+
+log = logging.getLogger(__name__)
+
+#: On a mirror: the uid that the pod has at its site (the mirror's own is the hub's).
+LOCAL_UID = "meta-os.eu/site-uid"
+#: Changes of one pod within this time become one write.
+COALESCE_SECONDS = 0.1
+
+Key = tuple[str, str]
+
+
+class PodMirrors:
+    """``pods`` gives the local pods (with ``metadata.uid``, ``spec``, ``status`` and hub-side ``ownerReferences``);
+    ``stop`` is asked to delete one, with its grace period in seconds (``None``: the pod's own)."""
+
+    def __init__(
+        self,
+        client: Client,
+        contact: Contact,
+        clock: Clock,
+        random: Random,
+        site: str,
+        pods: Callable[[], Iterable[Obj]],
+        stop: Callable[[str, str, float | None], Awaitable[None]],
+    ) -> None:
+        self._client, self._contact, self._site = client, contact, site
+        self._pods, self._stop = pods, stop
+        self._hub: dict[Key, Obj] = {}
+        self._listed = False
+        self._stopping: set[str] = set()
+        #: Per mirror: what was written and what the hub made of it.
+        self._acknowledged: dict[Key, tuple[Obj, Obj]] = {}
+        self._turns: Turns[Key] = Turns(contact, clock, random, self._sync, "pod")
+        contact.on_return(self.refresh)
+        self.follower = Follower(
+            client, contact, POD, fields=f"spec.nodeName={site}", on_list=self._replace_all, on_event=self._apply_event
+        )
+
+    def uid_of(self, where: str, pod: str) -> str:
+        """The mirror's uid, empty while there is none."""
+        found = self._hub.get((where, pod))
+        return uid(found) if found else ""
+
+    def refresh(self) -> None:
+        """Something may have changed at this site."""
+        for pod in self._pods():
+            self._turns.add((namespace(pod), name(pod)), COALESCE_SECONDS)
+        for key in self._hub:
+            self._turns.add(key, COALESCE_SECONDS)
+
+    async def run(self) -> None:
+        """Never returns."""
+        await self._turns.run()
+
+    # -- news from the hub -----------------------------------------------------------------------------------
+
+    def _replace_all(self, pods: list[Obj]) -> None:
+        self._hub = {(namespace(pod), name(pod)): _lean(pod) for pod in pods}
+        self._listed = True
+        self.refresh()
+
+    def _apply_event(self, event: WatchEvent) -> None:
+        key = (namespace(event.object), name(event.object))
+        if event.type == "DELETED":
+            self._hub.pop(key, None)
+        else:
+            self._hub[key] = _lean(event.object)
+        self._turns.add(key, 0.0)
+
+    # -- one step --------------------------------------------------------------------------------------------
+
+    async def _sync(self, key: Key) -> None:
+        if not self._listed:
+            return
+        local = next((pod for pod in self._pods() if (namespace(pod), name(pod)) == key), None)
+        hub = self._hub.get(key)
+        if hub is None:
+            self._acknowledged.pop(key, None)
+            if local is not None:
+                await self._create(key, local)
+            return
+        same = local is not None and meta.annotations(hub).get(LOCAL_UID) == uid(local)
+        if local is None or not same:
+            await self._delete(key, hub)
+        elif meta.deleting(hub):
+            if uid(local) not in self._stopping:
+                self._stopping.add(uid(local))
+                grace = hub["metadata"].get("deletionGracePeriodSeconds")
+                try:
+                    await self._stop(*key, None if grace is None else float(grace))
+                finally:
+                    self._stopping.discard(uid(local))
+        else:
+            await self._update(key, local, hub)
+
+    async def _create(self, key: Key, local: Obj) -> None:
+        wanted = mirror_of(local, self._site)
+        created = await self._client.create(wanted, field_manager="nemo-agent")
+        self._hub[key] = _lean(created)
+        await self._update(key, local, self._hub[key])
+
+    async def _update(self, key: Key, local: Obj, hub: Obj) -> None:
+        wanted = mirror_of(local, self._site)
+        parts = {k: wanted["metadata"].get(k) or {} for k in ("labels", "annotations")}
+        # Others may label and annotate a mirror too (eviction does): only what this site says is compared.
+        changed = {
+            part: {k: v for k, v in said.items() if (hub["metadata"].get(part) or {}).get(k) != v} for part, said in parts.items()
+        }
+        changed = {part: said for part, said in changed.items() if said}
+        if changed:
+            answer = await self._client.patch(POD, key[1], key[0], {"metadata": changed}, field_manager="nemo-agent")
+            self._hub[key] = hub = _lean(answer)
+        old, new = hub.get("status") or {}, local.get("status") or {}
+        if old == new or self._acknowledged.get(key) == (new, old):
+            return
+        patch = {"metadata": {"uid": uid(hub)}, "status": merge_patch(old, new)}
+        answer = await self._client.patch(POD, key[1], key[0], patch, subresource="status", field_manager="nemo-agent")
+        self._hub[key] = hub = _lean(answer)
+        self._acknowledged[key] = (new, hub.get("status") or {})
+
+    async def _delete(self, key: Key, hub: Obj) -> None:
+        try:
+            await self._client.delete(POD, key[1], key[0], uid=uid(hub), grace_period_seconds=0)
+        except ApiError as error:
+            if error.code not in (404, 409):
+                raise
+        if self._hub.get(key) is hub:
+            del self._hub[key]
+        self._turns.add(key, 0.0)  # a new pod of the same name may be waiting for its mirror
+
+
+def mirror_of(local: Obj, site: str) -> Obj:
+    """The Pod that stands for a local one, without its status."""
+    metadata: dict[str, Any] = {
+        "name": name(local),
+        "namespace": namespace(local),
+        "labels": labels(local) | {CLUSTER_LABEL: site},
+        "annotations": meta.annotations(local) | {LOCAL_UID: uid(local)},
+    }
+    owners = local["metadata"].get("ownerReferences")
+    if owners:
+        metadata["ownerReferences"] = owners
+    if local["metadata"].get("generateName"):
+        metadata["generateName"] = local["metadata"]["generateName"]
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": (local.get("spec") or {}) | {"nodeName": site}}
+
+
+def _lean(pod: Obj) -> Obj:
+    keep = ("name", "namespace", "uid", "labels", "annotations", "deletionTimestamp", "deletionGracePeriodSeconds")
+    metadata = {k: pod["metadata"][k] for k in keep if k in pod["metadata"]}
+    return {"metadata": metadata, "status": pod.get("status") or {}}

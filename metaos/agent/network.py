@@ -1,0 +1,272 @@
+"""Service connections of a site's pods: listens for them inside each pod's network and relays to an endpoint.
+
+Local endpoints are reached directly, those of other sites through the tunnel. Which ones there are is looked up when a
+connection comes, so endpoints come and go without a listener being touched. Works offline for what is local.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from metaos.agent.join import write_private
+from metaos.agent.relay import refuse, relay_sockets, relay_stream
+from metaos.agent.routes import (
+    Addresses,
+    Hosts,
+    Listener,
+    LocalEndpoint,
+    NamespacePlan,
+    RemoteEndpoint,
+    Route,
+    choices,
+    own_ports,
+    plan,
+    pod_key,
+)
+from metaos.plugins.points import Runtime
+from metaos.resources.meta import Obj, name, namespace, uid
+from metaos.tunnel import Stream
+
+log = logging.getLogger(__name__)
+
+#: Connections that a site relays at the same time; further ones are refused at once.
+MAX_RELAYS = 1024
+#: Endpoints that one connection tries before it gives up.
+MAX_TRIES = 4
+#: Addresses that are remembered; beyond that those that nothing uses are given back.
+MAX_ADDRESSES = 4096
+CONNECT_SECONDS = 5.0
+
+Dial = Callable[[dict[str, Any]], Awaitable[Stream]]
+
+
+class _Pod:
+    """What was set up in one pod's network."""
+
+    def __init__(self, pod: Obj) -> None:
+        self.uid, self.namespace = uid(pod), namespace(pod)
+        self.label = f"{namespace(pod)}/{name(pod)}"
+        self.own_ports: set[int] = set()
+        self.sockets: dict[Listener, socket.socket] = {}
+        self.hosts: Hosts | None = None
+        self.said: set[Listener] = set()
+        self.lock = asyncio.Lock()
+
+    def close(self, loop: asyncio.AbstractEventLoop) -> None:
+        for listener in list(self.sockets):
+            self.close_one(loop, listener)
+
+    def close_one(self, loop: asyncio.AbstractEventLoop, listener: Listener) -> None:
+        sock = self.sockets.pop(listener)
+        loop.remove_reader(sock)
+        sock.close()
+
+
+class ServiceNetwork:
+    """``dial`` opens a stream to another site's pod; ``addresses`` is the file that keeps the site's loopback addresses."""
+
+    def __init__(self, runtime: Runtime, site: str, addresses: Path, dial: Dial) -> None:
+        self._runtime, self._site, self._dial = runtime, site, dial
+        self._file = addresses
+        self._addresses = Addresses(_load(addresses))
+        self._stored = dict(self._addresses.known)
+        self._plans: dict[str, NamespacePlan] = {}
+        self._services: list[Obj] = []
+        self._pods: dict[str, _Pod] = {}
+        self._turn = 0
+        self._relays: set[asyncio.Task[None]] = set()
+        self._setups: set[asyncio.Task[None]] = set()
+
+    def pod_address(self, where: str, pod: str) -> str:
+        """The loopback address that stands for a local pod at this site: its ``podIP``."""
+        address = self._addresses.of(pod_key(self._site, where, pod))
+        self._store()
+        return address
+
+    def hosts(self, where: str) -> Hosts:
+        """The ``/etc/hosts`` lines of a namespace's pods."""
+        return self._plans.get(where, NamespacePlan()).hosts
+
+    def update(self, manifests: Iterable[Obj], pods: Iterable[Obj]) -> None:
+        """What is wanted and which pods there are has changed. Returns at once; sockets follow."""
+        objects, local = list(manifests), list(pods)
+        self._services = [o for o in objects if o.get("kind") == "Service"]
+        self._plans = plan(objects, local, self._addresses, self._site)
+        for pod in local:
+            self._addresses.of(pod_key(self._site, namespace(pod), name(pod)))
+        if len(self._addresses.known) > MAX_ADDRESSES:
+            self._forget_unused(local)
+        self._store()
+        present = {uid(pod) for pod in local}
+        for gone in [key for key in self._pods if key not in present]:
+            self.detach(gone)
+        for pod in local:
+            # Pods that outlived the agent are found here; where the sandbox is still to come, the next try succeeds.
+            known = self._pods.setdefault(uid(pod), _Pod(pod))
+            known.own_ports = own_ports(pod, self._services)
+            if known.hosts is None or not known.lock.locked():
+                task = asyncio.get_running_loop().create_task(self._set_up(known))
+                self._setups.add(task)
+                task.add_done_callback(self._setups.discard)
+
+    async def attach(self, pod: Obj) -> None:
+        """A pod's sandbox has just been made: names and listeners are there when this returns."""
+        self.detach(uid(pod))
+        known = self._pods[uid(pod)] = _Pod(pod)
+        known.own_ports = own_ports(pod, self._services)
+        await self._set_up(known)
+
+    def detach(self, pod_uid: str) -> None:
+        """A pod's sandbox is gone or about to go."""
+        known = self._pods.pop(pod_uid, None)
+        if known is not None:
+            known.close(asyncio.get_running_loop())
+
+    def attached(self, pod_uid: str) -> bool:
+        return pod_uid in self._pods
+
+    async def close(self) -> None:
+        tasks = [*self._setups, *self._relays]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for key in list(self._pods):
+            self.detach(key)
+
+    # -- inside a pod ----------------------------------------------------------------------------------------
+
+    async def _set_up(self, pod: _Pod) -> None:
+        """Bring one pod's names and listeners to what its namespace's plan says."""
+        async with pod.lock:
+            if self._pods.get(pod.uid) is not pod:
+                return
+            loop = asyncio.get_running_loop()
+            wanted = self._plans.get(pod.namespace, NamespacePlan())
+            try:
+                if pod.hosts != wanted.hosts:
+                    await self._runtime.set_hosts(pod.uid, wanted.hosts)
+                    pod.hosts = wanted.hosts
+                listeners = {key for key in wanted.routes if self._may_listen(pod, key, wanted.routes[key])}
+                for listener in [key for key in pod.sockets if key not in listeners]:
+                    pod.close_one(loop, listener)
+                for listener in sorted(listeners - pod.sockets.keys()):
+                    sock = await self._listen(pod, listener)
+                    if sock is not None and self._pods.get(pod.uid) is not pod:
+                        sock.close()
+                        return
+                    if sock is not None:
+                        pod.sockets[listener] = sock
+                        loop.add_reader(sock, self._accept, pod, listener, sock)
+            except (OSError, LookupError) as error:
+                # The sandbox may be going; the next update tries again where it is not.
+                log.debug("services of pod %s cannot be set up: %s", pod.label, error)
+
+    def _may_listen(self, pod: _Pod, listener: Listener, route: Route) -> bool:
+        if listener[1] not in pod.own_ports:
+            return True
+        if all(e.pod != pod.uid for e in route.local) and listener not in pod.said:
+            pod.said.add(listener)
+            log.warning(
+                "pod %s listens on port %d itself, so it cannot reach Service %s on that port: give the Service another port",
+                pod.label,
+                listener[1],
+                route.service,
+            )
+        return False
+
+    async def _listen(self, pod: _Pod, listener: Listener) -> socket.socket | None:
+        try:
+            found: socket.socket = await self._runtime.listen(pod.uid, *listener)
+            return found
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            if listener not in pod.said:
+                pod.said.add(listener)
+                log.warning(
+                    "port %d is taken inside pod %s: a Service on that port cannot be reached from it", listener[1], pod.label
+                )
+            return None
+
+    # -- connections -----------------------------------------------------------------------------------------
+
+    def _accept(self, pod: _Pod, listener: Listener, sock: socket.socket) -> None:
+        try:
+            accepted, _ = sock.accept()
+        except OSError:
+            return
+        accepted.setblocking(False)
+        route = self._plans.get(pod.namespace, NamespacePlan()).routes.get(listener)
+        if route is None or len(self._relays) >= MAX_RELAYS:
+            refuse(accepted)
+            return
+        self._turn += 1
+        task = asyncio.get_running_loop().create_task(self._relay(accepted, route, self._turn))
+        self._relays.add(task)
+        task.add_done_callback(self._relays.discard)
+
+    async def _relay(self, accepted: socket.socket, route: Route, turn: int) -> None:
+        try:
+            why = "it has no ready endpoint"
+            for endpoint in choices(route, turn)[:MAX_TRIES]:
+                try:
+                    target = await self._connect(route, endpoint)
+                except (OSError, LookupError, TimeoutError) as error:
+                    why = str(error) or type(error).__name__
+                    continue
+                if isinstance(target, Stream):
+                    await relay_stream(accepted, target)
+                else:
+                    await relay_sockets(accepted, target)
+                return
+            log.info("a connection to Service %s/%s failed: %s", route.namespace, route.service, why)
+            refuse(accepted)
+        finally:
+            accepted.close()
+
+    async def _connect(self, route: Route, endpoint: LocalEndpoint | RemoteEndpoint) -> socket.socket | Stream:
+        """Raises ``OSError`` (``ConnectionError`` from the tunnel too), ``LookupError`` or ``TimeoutError``."""
+        async with asyncio.timeout(CONNECT_SECONDS):
+            if isinstance(endpoint, LocalEndpoint):
+                found: socket.socket = await self._runtime.connect(endpoint.pod, endpoint.port)
+                return found
+            header = {
+                "type": "dial",
+                "cluster": endpoint.cluster,
+                "namespace": route.namespace,
+                "service": route.service,
+                "pod": endpoint.pod,
+                "port": endpoint.port,
+            }
+            stream = await self._dial(header)
+            try:
+                await stream.accepted()
+            except BaseException:
+                await stream.reset("given up")
+                raise
+            return stream
+
+    def _forget_unused(self, pods: list[Obj]) -> None:
+        used = {address for found in self._plans.values() for address, _ in found.hosts}
+        keys = {pod_key(self._site, namespace(pod), name(pod)) for pod in pods}
+        self._addresses.keep(keys | {key for key, address in self._addresses.known.items() if address in used})
+
+    def _store(self) -> None:
+        if self._addresses.known != self._stored:
+            self._stored = dict(self._addresses.known)
+            write_private(self._file, json.dumps(self._stored))
+
+
+def _load(path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

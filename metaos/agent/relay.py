@@ -1,0 +1,83 @@
+"""Carrying bytes between two ends until both have ended; one direction may end before the other (half close).
+
+A buffer of ``CHUNK`` per direction; whoever writes slower than the other reads holds it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any
+
+from metaos.tunnel import Stream
+
+CHUNK = 32 * 1024
+
+
+async def relay_sockets(one: socket.socket, other: socket.socket) -> None:
+    """Between two connected, non-blocking sockets; ``other`` is closed at the end, both are reset after an error."""
+    try:
+        if not await _both(_copy(one, other), _copy(other, one)):
+            refuse(one)
+            refuse(other)
+    finally:
+        other.close()
+
+
+async def relay_stream(sock: socket.socket, stream: Stream) -> None:
+    """Between a connected, non-blocking socket and a tunnel's stream; the stream is closed, or reset after an error."""
+    try:
+        clean = await _both(_from_socket(sock, stream), _to_socket(stream, sock))
+    except BaseException:
+        await stream.reset("the connection was given up")
+        raise
+    if clean:
+        await stream.close()
+    else:
+        await stream.reset("the connection broke")
+        refuse(sock)
+
+
+async def _both(*directions: Coroutine[Any, Any, None]) -> bool:
+    """Run to the end; a connection error in one ends the other. Whether there was none."""
+    tasks = [asyncio.ensure_future(direction) for direction in directions]
+    try:
+        await asyncio.gather(*tasks)
+        return True
+    except OSError:
+        return False
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def refuse(sock: socket.socket) -> None:
+    """Close with a reset, so that the caller sees a failure and not an empty answer."""
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+async def _copy(source: socket.socket, target: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    while data := await loop.sock_recv(source, CHUNK):
+        await loop.sock_sendall(target, data)
+    target.shutdown(socket.SHUT_WR)
+
+
+async def _from_socket(sock: socket.socket, stream: Stream) -> None:
+    loop = asyncio.get_running_loop()
+    while data := await loop.sock_recv(sock, CHUNK):
+        await stream.write(data)
+    await stream.write_eof()
+
+
+async def _to_socket(stream: Stream, sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    while data := await stream.read():
+        await loop.sock_sendall(sock, data)
+    sock.shutdown(socket.SHUT_WR)

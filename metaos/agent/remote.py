@@ -1,0 +1,239 @@
+"""This site's end of the tunnel: the agent dials the hub, and the hub asks for logs, commands and connections.
+
+Streams of the hub: ``log``, ``exec``, ``attach`` and ``dial`` (see :mod:`metaos.tunnel` for the framing). ``exec`` and
+``attach`` carry messages as in the Kubernetes subprotocol ``v5.channel.k8s.io``: the first byte is the channel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+from metaos.agent.contact import Contact
+from metaos.agent.relay import relay_stream
+from metaos.clock import Clock
+from metaos.http import keep_alive, path_of
+from metaos.plugins.points import Exec
+from metaos.resources.errors import ApiError, unavailable
+from metaos.resources.scheme import CLUSTER
+from metaos.tunnel import MAX_DATA, SUBPROTOCOL, Stream, Tunnel, TunnelError
+
+log = logging.getLogger(__name__)
+
+STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
+#: A tunnel that stood for so long was good: the next attempt is not delayed as after a failure.
+STEADY_SECONDS = 30.0
+OPEN_SECONDS = 10.0
+PING_SECONDS = 20.0
+
+
+class PodAccess(Protocol):
+    """What the tunnel may do at this site. Raises ``ApiError``, or ``OSError`` where a connection fails."""
+
+    def logs(
+        self, namespace: str, pod: str, container: str, *, follow: bool = False, tail: int | None = None, previous: bool = False
+    ) -> AsyncIterator[bytes]: ...
+
+    async def exec(
+        self, namespace: str, pod: str, container: str, command: Sequence[str], *, stdin: bool = False, tty: bool = False
+    ) -> Exec: ...
+
+    async def connect(self, namespace: str, pod: str, port: int) -> socket.socket: ...
+
+
+class Remote:
+    """Keeps the tunnel of ``site`` open. ``context`` gives the TLS context with the present certificate."""
+
+    def __init__(
+        self, hub: str, site: str, context: Callable[[], ssl.SSLContext], contact: Contact, clock: Clock, pods: PodAccess
+    ) -> None:
+        self._url = "ws" + hub.removeprefix("http").rstrip("/") + path_of(CLUSTER, "", site, "tunnel")
+        self._context, self._contact, self._clock, self._pods = context, contact, clock, pods
+        self._tunnel: Tunnel | None = None
+
+    @property
+    def connected(self) -> bool:
+        return self._tunnel is not None
+
+    async def dial(self, header: dict[str, Any]) -> Stream:
+        """A stream to another site's pod. Raises ``TunnelError`` while there is no tunnel."""
+        if self._tunnel is None:
+            raise TunnelError("the hub cannot be reached, and with it no other site")
+        return await self._tunnel.open(header)
+
+    async def run(self) -> None:
+        """Never returns."""
+        failures = 0
+        while True:
+            started = self._clock.monotonic()
+            try:
+                await self._connection()
+                failures += 1
+            except ApiError as error:
+                failures += 1
+                self._contact.missed(error)
+                if error.code != 503:
+                    log.warning("the tunnel to the hub: %s", error.message)
+            if self._clock.monotonic() - started > STEADY_SECONDS:
+                failures = 0
+            await self._contact.pause(failures)
+
+    async def _connection(self) -> None:
+        """One connection from beginning to end. Raises ``ApiError``."""
+        from websockets.asyncio.client import connect
+        from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
+
+        try:
+            async with connect(
+                self._url,
+                ssl=self._context() if self._url.startswith("wss:") else None,
+                subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
+                compression=None,
+                max_size=MAX_DATA + 1024,
+                max_queue=8,
+                open_timeout=OPEN_SECONDS,
+                ping_interval=PING_SECONDS,
+                ping_timeout=PING_SECONDS,
+                close_timeout=1,
+                user_agent_header=None,
+                proxy=None,
+            ) as connection:
+                keep_alive(connection.transport.get_extra_info("socket"))
+                tunnel = self._tunnel = Tunnel(connection.send, self.serve, client=True)
+                self._contact.reached()
+                try:
+                    async for message in connection:
+                        if isinstance(message, bytes):
+                            await tunnel.receive(message)
+                finally:
+                    self._tunnel = None
+                    await tunnel.close("the connection to the hub broke")
+        except InvalidStatus as error:
+            body = bytes(error.response.body or b"")[:300].decode(errors="replace")
+            raise ApiError(error.response.status_code, "Refused", f"the hub refuses the tunnel: {body or error}") from error
+        except TunnelError as error:
+            raise ApiError(400, "BadRequest", str(error)) from error
+        except (OSError, TimeoutError, InvalidHandshake, WebSocketException, EOFError) as error:
+            raise unavailable(f"cannot reach the hub at {self._url}: {error or type(error).__name__}") from error
+
+    # -- what the hub asks for -------------------------------------------------------------------------------
+
+    async def serve(self, header: dict[str, Any], stream: Stream) -> None:
+        """One stream that the hub has opened. An error's text becomes the reason of its reset."""
+        kind = header.get("type")
+        where, pod, container = (str(header.get(k) or "") for k in ("namespace", "pod", "container"))
+        try:
+            if kind == "log":
+                await self._log(header, stream, where, pod, container)
+            elif kind == "exec":
+                await self._exec(header, stream, where, pod, container)
+            elif kind == "attach":
+                await self._attach(stream, where, pod, container)
+            elif kind == "dial":
+                await self._dial(stream, where, pod, int(header.get("port") or 0))
+            else:
+                raise ApiError(400, "BadRequest", f"this agent knows no stream of type {kind!r}; is it older than the hub?")
+        except ApiError as error:
+            await stream.reset(error.message)
+
+    async def _log(self, header: dict[str, Any], stream: Stream, where: str, pod: str, container: str) -> None:
+        tail = header.get("tail")
+        lines = self._pods.logs(
+            where,
+            pod,
+            container,
+            follow=bool(header.get("follow")),
+            tail=None if tail is None else int(tail),
+            previous=bool(header.get("previous")),
+        )
+        await stream.accept()
+        await _until_closed(stream, _write_all(stream, lines))
+
+    async def _attach(self, stream: Stream, where: str, pod: str, container: str) -> None:
+        """The output from now on. Containers have no standard input here, so none is taken."""
+        lines = self._pods.logs(where, pod, container, follow=True, tail=0)
+        await stream.accept()
+        await _until_closed(stream, _write_all(stream, lines, bytes((STDOUT,))))
+
+    async def _dial(self, stream: Stream, where: str, pod: str, port: int) -> None:
+        target = await self._pods.connect(where, pod, port)
+        try:
+            await stream.accept()
+            await relay_stream(target, stream)
+        finally:
+            target.close()
+
+    async def _exec(self, header: dict[str, Any], stream: Stream, where: str, pod: str, container: str) -> None:
+        command = [str(part) for part in header.get("command") or ()]
+        process = await self._pods.exec(
+            where, pod, container, command, stdin=bool(header.get("stdin")), tty=bool(header.get("tty"))
+        )
+        feeding = asyncio.ensure_future(_feed(process, stream))
+        try:
+            await stream.accept()
+            await _until_closed(stream, _exec_output(process, stream))
+        finally:
+            feeding.cancel()
+            with suppress(OSError):
+                await process.kill()
+            await asyncio.gather(feeding, return_exceptions=True)
+
+
+async def _write_all(stream: Stream, chunks: AsyncIterator[bytes], prefix: bytes = b"") -> None:
+    async for chunk in chunks:
+        for start in range(0, len(chunk), MAX_DATA - 1):
+            await stream.write(prefix + chunk[start : start + MAX_DATA - 1])
+
+
+async def _until_closed(stream: Stream, work: Any) -> None:
+    """Do ``work``, but no longer than the stream lives (nobody reads the log any more)."""
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(stream.wait_closed())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _feed(process: Exec, stream: Stream) -> None:
+    """Channels 0 (standard input), 4 (terminal size) and 255 (end of a channel)."""
+    with suppress(OSError, ValueError):
+        while message := await stream.read():
+            channel, data = message[0], message[1:]
+            if channel == STDIN and data:
+                await process.write(data)
+            elif channel == RESIZE:
+                size = json.loads(data)
+                await process.resize(int(size.get("Width") or 80), int(size.get("Height") or 24))
+            elif channel == CLOSE and data[:1] == bytes((STDIN,)):
+                await process.write(b"")
+        await process.write(b"")
+
+
+async def _exec_output(process: Exec, stream: Stream) -> None:
+    async for channel, data in process.output():
+        for start in range(0, len(data), MAX_DATA - 1):
+            await stream.write(bytes((channel,)) + data[start : start + MAX_DATA - 1])
+    await stream.write(bytes((ERROR,)) + json.dumps(exit_status(await process.wait())).encode())
+
+
+def exit_status(code: int) -> dict[str, Any]:
+    """The ``Status`` on channel 3 that ends an exec."""
+    if code == 0:
+        return {"metadata": {}, "status": "Success"}
+    return {
+        "metadata": {},
+        "status": "Failure",
+        "reason": "NonZeroExitCode",
+        "message": f"command terminated with non-zero exit code: exit status {code}",
+        "details": {"causes": [{"reason": "ExitCode", "message": str(code)}]},
+    }

@@ -1,0 +1,141 @@
+"""What this site reports about its Works: one status per manifest, written when it differs from what the hub has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
+from typing import Any
+
+from metaos.agent.contact import Contact
+from metaos.agent.sync import Works
+from metaos.agent.turns import Turns
+from metaos.client import Client
+from metaos.clock import Clock
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import Obj, ObjectRef, generation, namespace, ref, uid, with_condition
+from metaos.resources.scheme import WORK
+from metaos.resources.workload import replicas
+
+#: Changes within this time become one write.
+COALESCE_SECONDS = 0.2
+#: Writes under way at the same time.
+WORKERS = 2
+
+StatusOf = Callable[[ObjectRef], Obj | None]
+
+
+class WorkReports:
+    """``status_of`` gives an object's local status, ``None`` where this site does not run it (yet)."""
+
+    def __init__(
+        self,
+        client: Client,
+        contact: Contact,
+        clock: Clock,
+        random: Random,
+        works: Works,
+        status_of: StatusOf,
+        site_namespace: str,
+    ) -> None:
+        self._client, self._clock = client, clock
+        self._works, self._status_of, self._namespace = works, status_of, site_namespace
+        self._turns: Turns[str] = Turns(contact, clock, random, self._report, "Work", WORKERS)
+        #: What was written and what the hub made of it: where it normalises something, that is no reason to write again.
+        self._acknowledged: dict[str, tuple[Obj, Obj]] = {}
+        contact.on_return(self.refresh)
+        works.on_change(self.refresh)
+
+    def refresh(self) -> None:
+        """Something may have changed: look at every Work again, soon."""
+        for key in self._works.names():
+            self._turns.add(key, COALESCE_SECONDS)
+
+    async def run(self) -> None:
+        """Never returns."""
+        await self._turns.run()
+
+    async def _report(self, key: str) -> None:
+        work = self._works.get(key)
+        if work is None:
+            self._acknowledged.pop(key, None)
+            return
+        old: dict[str, Any] = work.get("status") or {}
+        new = work_status(work, old, self._status_of, fenced=self._works.fenced(key), now=self._clock.now())
+        if new == old or self._acknowledged.get(key) == (new, old):
+            return
+        patch = {"status": merge_patch(old, new)}
+        try:
+            answer = await self._client.patch(WORK, key, self._namespace, patch, subresource="status", field_manager="nemo-agent")
+        except ApiError as error:
+            if error.code == 404:
+                return  # the Work is gone; the news of it is on the way
+            raise
+        work["status"] = answer.get("status") or {}
+        self._acknowledged[key] = (new, work["status"])
+
+
+def work_status(work: Obj, old: dict[str, Any], status_of: StatusOf, *, fenced: bool, now: float) -> dict[str, Any]:
+    """A Work's status as this site sees it. Pure, ``status_of`` apart."""
+    entries, missing, waiting = [], [], []
+    for manifest in (work.get("spec") or {}).get("manifests") or ():
+        status = status_of(ref(manifest))
+        label = f"{manifest.get('kind')} {namespace(manifest)}/{ref(manifest).name}"
+        if status is None:
+            missing.append(label)
+        elif not available(manifest, status):
+            waiting.append(label)
+        entries.append(
+            {
+                "apiVersion": manifest.get("apiVersion", ""),
+                "kind": manifest.get("kind", ""),
+                "namespace": namespace(manifest),
+                "name": ref(manifest).name,
+                "uid": uid(manifest),
+                "observedGeneration": generation(manifest) if status is not None else 0,
+                "status": status or {},
+            }
+        )
+    conditions = old.get("conditions") or []
+    if fenced:
+        why = "this site stopped it because it could not renew its lease in time"
+        conditions = with_condition(conditions, "Applied", "False", "Fenced", why, now)
+    elif missing:
+        conditions = with_condition(conditions, "Applied", "False", "NotApplied", "not applied yet: " + ", ".join(missing), now)
+    else:
+        conditions = with_condition(conditions, "Applied", "True", "Applied", "", now)
+    if fenced or missing or waiting:
+        said = "waiting for " + ", ".join(missing + waiting) if missing or waiting else "fenced"
+        conditions = with_condition(conditions, "Available", "False", "NotAvailable", said, now)
+    else:
+        conditions = with_condition(conditions, "Available", "True", "Available", "", now)
+    return {"observedGeneration": generation(work), "conditions": conditions, "manifests": entries}
+
+
+def available(manifest: Obj, status: Obj) -> bool:
+    """Whether an object does what it is for: as many ready pods as wanted, a Job that has not failed."""
+    kind = manifest.get("kind")
+    if kind in ("Deployment", "StatefulSet", "ReplicaSet"):
+        return int(status.get("availableReplicas") or 0) >= replicas(manifest)
+    if kind == "DaemonSet":
+        wanted = status.get("desiredNumberScheduled")
+        return int(status.get("numberAvailable") or 0) >= (1 if wanted is None else int(wanted))
+    conditions = {c.get("type"): c.get("status") for c in status.get("conditions") or ()}
+    if kind == "Job":
+        started = int(status.get("ready") or 0) or int(status.get("succeeded") or 0) or conditions.get("Complete") == "True"
+        return bool(started) and conditions.get("Failed") != "True"
+    if kind == "Pod":
+        return conditions.get("Ready") == "True" or status.get("phase") == "Succeeded"
+    return True
+
+
+def merge_patch(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """RFC 7386: what turns ``old`` into ``new``."""
+    patch: dict[str, Any] = {key: None for key in old if key not in new}
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            if nested := merge_patch(before, value):
+                patch[key] = nested
+        elif key not in old or value != before:
+            patch[key] = value
+    return patch

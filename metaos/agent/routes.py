@@ -1,0 +1,264 @@
+"""Which names and addresses the pods of a site see, and where a connection to them may go. Pure functions.
+
+Every pod has its own loopback. Each Service gets one loopback address of the site, each endpoint of a headless Service
+another; names stand in ``/etc/hosts``. Addresses are local to the site and mean nothing elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from metaos.resources import meta
+from metaos.resources.meta import DRAINING, SERVICE_NAME_LABEL, Obj, labels, name, namespace, uid
+from metaos.resources.workload import service_selects
+
+#: Site-local addresses: 127.64.0.0/10.
+FIRST_ADDRESS = (127 << 24) | (64 << 16)
+ADDRESSES = 1 << 22
+
+Hosts = tuple[tuple[str, tuple[str, ...]], ...]
+#: (loopback address, port)
+Listener = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalEndpoint:
+    """A pod of this site, by uid, and the port that it listens on."""
+
+    pod: str
+    port: int
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteEndpoint:
+    """A pod of another site."""
+
+    cluster: str
+    pod: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where connections to one port of a Service may go: local ones first."""
+
+    namespace: str
+    service: str
+    local: tuple[LocalEndpoint, ...] = ()
+    remote: tuple[RemoteEndpoint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NamespacePlan:
+    """What every pod of one namespace sees."""
+
+    hosts: Hosts = ()
+    routes: Mapping[Listener, Route] = field(default_factory=dict)
+
+
+class Addresses:
+    """Loopback addresses by key. Deterministic: a key's hash, or the next free one after it where that is taken."""
+
+    def __init__(self, known: Mapping[str, str] | None = None) -> None:
+        self.known: dict[str, str] = dict(known or {})
+        self._taken = set(self.known.values())
+
+    def of(self, key: str) -> str:
+        if key not in self.known:
+            number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
+            while (address := _dotted(number)) in self._taken:
+                number += 1
+            self.known[key] = address
+            self._taken.add(address)
+        return self.known[key]
+
+    def keep(self, keys: set[str]) -> None:
+        """Give back all others."""
+        self.known = {key: address for key, address in self.known.items() if key in keys}
+        self._taken = set(self.known.values())
+
+
+def _dotted(number: int) -> str:
+    value = FIRST_ADDRESS + number % ADDRESSES
+    return ".".join(str(value >> shift & 255) for shift in (24, 16, 8, 0))
+
+
+def service_key(namespace: str, service: str) -> str:
+    return f"service/{namespace}/{service}"
+
+
+def pod_key(cluster: str, namespace: str, pod: str) -> str:
+    return f"pod/{cluster}/{namespace}/{pod}"
+
+
+def plan(manifests: Iterable[Obj], pods: Iterable[Obj], addresses: Addresses, site: str) -> dict[str, NamespacePlan]:
+    """Namespace → what its pods see. ``manifests``: this site's Services, EndpointSlices and workloads (a draining one is
+    annotated so); ``pods``: its local pods."""
+    services: list[Obj] = []
+    slices: dict[tuple[str, str], list[Obj]] = {}
+    draining: set[str] = set()
+    for manifest in manifests:
+        kind = manifest.get("kind")
+        if kind == "Service":
+            services.append(manifest)
+        elif kind == "EndpointSlice":
+            slices.setdefault((namespace(manifest), labels(manifest).get(SERVICE_NAME_LABEL, "")), []).append(manifest)
+        elif DRAINING in meta.annotations(manifest):
+            draining.add(uid(manifest))
+    by_namespace: dict[str, list[Obj]] = {}
+    for pod in sorted(pods, key=lambda p: (name(p), uid(p))):
+        by_namespace.setdefault(namespace(pod), []).append(pod)
+    found: dict[str, tuple[dict[str, list[str]], dict[Listener, Route]]] = {}
+    for service in sorted(services, key=lambda s: (namespace(s), name(s))):
+        where = namespace(service)
+        hosts, routes = found.setdefault(where, ({}, {}))
+        _add_service(
+            service, by_namespace.get(where, []), slices.get((where, name(service)), []), draining, addresses, site, hosts, routes
+        )
+    return {
+        where: NamespacePlan(tuple((address, tuple(names)) for address, names in sorted(hosts.items())), routes)
+        for where, (hosts, routes) in found.items()
+    }
+
+
+def _add_service(
+    service: Obj,
+    pods: list[Obj],
+    slices: list[Obj],
+    draining: set[str],
+    addresses: Addresses,
+    site: str,
+    hosts: dict[str, list[str]],
+    routes: dict[Listener, Route],
+) -> None:
+    where, spec = namespace(service), service.get("spec") or {}
+    if spec.get("type") == "ExternalName":
+        return
+    early = bool(spec.get("publishNotReadyAddresses"))
+    chosen = [pod for pod in pods if service_selects(service, labels(pod)) and usable(pod, not_ready=early)]
+    headless = spec.get("clusterIP") == "None"
+    if not headless:
+        address = addresses.of(service_key(where, name(service)))
+        hosts.setdefault(address, []).extend(service_names(where, name(service)))
+    for port in spec.get("ports") or ():
+        if port.get("protocol", "TCP") != "TCP":
+            continue
+        local = [
+            (pod, LocalEndpoint(uid(pod), number, _drains(pod, draining)))
+            for pod in chosen
+            if (number := target_port(port, pod)) is not None
+        ]
+        remote = list(_remote(slices, str(port.get("name") or ""), site, early))
+        if not headless:
+            routes[(address, int(port["port"]))] = Route(
+                where, name(service), tuple(e for _, e in local), tuple(e for _, e in remote)
+            )
+            continue
+        for pod, endpoint in local:
+            _add_headless(
+                service, site, name(pod), endpoint.port, Route(where, name(service), (endpoint,)), addresses, hosts, routes
+            )
+        for pod_name, far in remote:
+            _add_headless(
+                service, far.cluster, pod_name, far.port, Route(where, name(service), (), (far,)), addresses, hosts, routes
+            )
+
+
+def _add_headless(
+    service: Obj,
+    cluster: str,
+    pod: str,
+    port: int,
+    route: Route,
+    addresses: Addresses,
+    hosts: dict[str, list[str]],
+    routes: dict[Listener, Route],
+) -> None:
+    """One endpoint of a headless Service: its own address, under the Service's name and under its own."""
+    where = namespace(service)
+    address = addresses.of(pod_key(cluster, where, pod))
+    names = hosts.setdefault(address, [])
+    for each in (*service_names(where, f"{pod}.{name(service)}"), *service_names(where, name(service))):
+        if each not in names:
+            names.append(each)
+    routes[(address, port)] = route
+
+
+def service_names(namespace: str, service: str) -> tuple[str, ...]:
+    return (service, f"{service}.{namespace}", f"{service}.{namespace}.svc", f"{service}.{namespace}.svc.cluster.local")
+
+
+def _remote(slices: list[Obj], port: str, site: str, early: bool) -> Iterable[tuple[str, RemoteEndpoint]]:
+    found: dict[tuple[str, str], RemoteEndpoint] = {}
+    for each in slices:
+        for offered in each.get("ports") or ():
+            if str(offered.get("name") or "") != port or offered.get("port") is None:
+                continue
+            for endpoint in each.get("endpoints") or ():
+                pod = (endpoint.get("targetRef") or {}).get("name")
+                cluster = endpoint.get("nodeName") or labels(each).get(meta.CLUSTER_LABEL, "")
+                ready = (endpoint.get("conditions") or {}).get("ready")
+                if pod and cluster and cluster != site and (early or ready is not False):
+                    found[(cluster, pod)] = RemoteEndpoint(cluster, pod, int(offered["port"]))
+    return [(pod, found[(cluster, pod)]) for cluster, pod in sorted(found)]
+
+
+def usable(pod: Obj, *, not_ready: bool = False) -> bool:
+    """Whether new connections may go to a pod."""
+    if meta.deleting(pod) or (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+        return False
+    return not_ready or meta.is_true(pod, "Ready")
+
+
+def target_port(port: Obj, pod: Obj) -> int | None:
+    """The number of a Service port at a pod; ``None`` where the pod has no port of that name."""
+    target = port.get("targetPort")
+    if target is None or target == "":
+        return int(port["port"])
+    if isinstance(target, int) or str(target).isdigit():
+        return int(target)
+    for container in (pod.get("spec") or {}).get("containers") or ():
+        for offered in container.get("ports") or ():
+            if offered.get("name") == target:
+                return int(offered["containerPort"])
+    return None
+
+
+def own_ports(pod: Obj, services: Iterable[Obj]) -> set[int]:
+    """Ports that a pod's own processes will most likely listen on: nothing else may listen there, on any address, or
+    they could not (a wildcard socket and another address of the same port exclude each other)."""
+    spec = pod.get("spec") or {}
+    found = set()
+    for container in [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]:
+        found |= {int(p["containerPort"]) for p in container.get("ports") or () if p.get("containerPort")}
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            asked = container.get(probe) or {}
+            port = (asked.get("httpGet") or asked.get("tcpSocket") or {}).get("port")
+            if port is not None and str(port).isdigit():
+                found.add(int(port))
+    for service in services:
+        if namespace(service) == namespace(pod) and service_selects(service, labels(pod)):
+            found |= {p for port in (service.get("spec") or {}).get("ports") or () if (p := target_port(port, pod)) is not None}
+    return found
+
+
+def _drains(pod: Obj, draining: set[str]) -> bool:
+    return any(owner.get("uid") in draining for owner in pod["metadata"].get("ownerReferences") or ())
+
+
+def choices(route: Route, turn: int) -> list[LocalEndpoint | RemoteEndpoint]:
+    """Endpoints in the order to try: local ones, remote ones, and draining ones only where nothing else is left. ``turn``
+    rotates each group, so that connections spread."""
+    groups: tuple[tuple[LocalEndpoint | RemoteEndpoint, ...], ...] = (
+        tuple(e for e in route.local if not e.draining),
+        route.remote,
+        tuple(e for e in route.local if e.draining),
+    )
+    found: list[LocalEndpoint | RemoteEndpoint] = []
+    for group in groups:
+        start = turn % len(group) if group else 0
+        found += group[start:] + group[:start]
+    return found

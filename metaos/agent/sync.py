@@ -1,0 +1,224 @@
+"""Desired state: the Works of this site, as last heard of, on disk, and fenced where the agreement says so.
+
+A Work is kept as one private file, so that a site needs the hub for nothing but news. Work that must not run twice
+(``spec.fencing.afterSeconds``) is left out of what is desired once the lease could not be renewed for so long, and comes
+back only when the hub, reached again, still lists it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from metaos.agent.contact import Contact, Follower, sleep_or
+from metaos.agent.join import write_private
+from metaos.client import Client, WatchEvent
+from metaos.clock import Clock
+from metaos.resources import meta
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import DRAINING, Obj, cluster_namespace, name, uid
+from metaos.resources.scheme import WORK
+
+log = logging.getLogger(__name__)
+
+
+class WorkFiles:
+    """One file per Work in a private directory. A file that cannot be read is set aside, not trusted."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def load(self) -> list[Obj]:
+        found = []
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                found.append(json.loads(path.read_text()))
+            except ValueError:
+                log.error("%s is damaged; set aside as %s.damaged until the hub sends it again", path, path.name)
+                path.replace(path.with_name(path.name + ".damaged"))
+        return found
+
+    def save(self, work: Obj) -> None:
+        write_private(self._path(work), json.dumps(work, separators=(",", ":")))
+
+    def remove(self, work: Obj) -> None:
+        self._path(work).unlink(missing_ok=True)
+
+    def _path(self, work: Obj) -> Path:
+        # Names may have 253 characters, which with a suffix is too long for a file.
+        found = name(work)
+        short = found if len(found) <= 200 else found[:180] + hashlib.sha256(found.encode()).hexdigest()[:16]
+        return self._folder / f"{short}.json"
+
+
+class Works:
+    """The Works of one site. ``on_change`` is called after every change of what is desired."""
+
+    def __init__(self, client: Client, contact: Contact, clock: Clock, files: WorkFiles, site: str) -> None:
+        self._client, self._contact, self._clock, self._files = client, contact, clock, files
+        self._namespace = cluster_namespace(site)
+        self._works: dict[str, Obj] = {name(work): work for work in files.load()}
+        self._fenced: set[str] = set()
+        self._listeners: list[Callable[[], None]] = []
+        self._changed = asyncio.Event()
+        self._agree()
+        self._fence()
+        contact.on_renewal(self._renewed)
+        self.follower = Follower(client, contact, WORK, self._namespace, on_list=self.replace_all, on_event=self.apply_event)
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        self._listeners.append(listener)
+
+    def get(self, work: str) -> Obj | None:
+        return self._works.get(work)
+
+    def names(self) -> list[str]:
+        return sorted(self._works)
+
+    def fenced(self, work: str) -> bool:
+        return work in self._fenced
+
+    def desired(self) -> list[Obj]:
+        """Every manifest that this site shall have now. A draining Work's carry its annotation."""
+        found = []
+        for key in sorted(self._works):
+            if key in self._fenced:
+                continue
+            work = self._works[key]
+            draining = meta.annotations(work).get(DRAINING)
+            for manifest in (work.get("spec") or {}).get("manifests") or ():
+                if draining:
+                    metadata = manifest.get("metadata") or {}
+                    marked = (metadata.get("annotations") or {}) | {DRAINING: draining}
+                    manifest = manifest | {"metadata": metadata | {"annotations": marked}}
+                found.append(manifest)
+        return found
+
+    # -- news from the hub -----------------------------------------------------------------------------------
+
+    def replace_all(self, works: list[Obj]) -> None:
+        """A complete list: what is not in it is gone, and what was fenced may run again if it is."""
+        before = self._snapshot()
+        present = {name(work) for work in works}
+        for gone in [key for key in self._works if key not in present]:
+            self._drop(gone)
+        for work in works:
+            self._keep(work)
+        if self._lease_holds():
+            self._fenced.clear()
+        self._settle(before)
+
+    def apply_event(self, event: WatchEvent) -> None:
+        before = self._snapshot()
+        if event.type == "DELETED":
+            self._drop(name(event.object))
+        else:
+            self._keep(event.object)
+        self._settle(before)
+
+    def forget_all(self) -> None:
+        """This site is no member any more."""
+        before = self._snapshot()
+        for key in list(self._works):
+            self._drop(key)
+        self._settle(before)
+
+    def _keep(self, work: Obj) -> None:
+        found = self._works.get(name(work))
+        if found is not None and uid(found) != uid(work):
+            self._fenced.discard(name(work))
+        lean = {"metadata": _lean(work), "spec": work.get("spec") or {}, "status": work.get("status") or {}}
+        self._works[name(work)] = {"apiVersion": WORK.api_version, "kind": WORK.kind} | lean
+        if found is None or _wanted(found) != _wanted(lean):
+            self._files.save(self._works[name(work)])
+
+    def _drop(self, key: str) -> None:
+        gone = self._works.pop(key, None)
+        self._fenced.discard(key)
+        if gone is not None:
+            self._files.remove(gone)
+
+    def _snapshot(self) -> tuple[dict[str, object], set[str]]:
+        return {key: _wanted(work) for key, work in self._works.items()}, set(self._fenced)
+
+    def _settle(self, before: tuple[dict[str, object], set[str]]) -> None:
+        self._agree()
+        self._fence()
+        if before != self._snapshot():
+            self._changed.set()
+            for listener in self._listeners:
+                listener()
+
+    # -- fencing ---------------------------------------------------------------------------------------------
+
+    def _agree(self) -> None:
+        self._contact.persistent = any(_fence_seconds(work) for work in self._works.values())
+
+    def _lease_holds(self) -> bool:
+        """Whether the youngest agreement is still kept."""
+        limits = [s for work in self._works.values() if (s := _fence_seconds(work))]
+        return self._contact.silent_seconds < min(limits, default=float("inf"))
+
+    def _fence(self) -> set[str]:
+        silent = self._contact.silent_seconds
+        due = {key for key, work in self._works.items() if (s := _fence_seconds(work)) and silent >= s} - self._fenced
+        self._fenced |= due
+        return due
+
+    async def keep_fences(self) -> None:
+        """Never returns. Fences in time, and asks the hub again once the lease has been renewed."""
+        failures = 0
+        while True:
+            self._changed.clear()
+            before = self._snapshot()
+            fenced = self._fence()
+            if fenced:
+                log.warning(
+                    "no heartbeat was confirmed for %.0f s: stopping what must not run twice (%s) until the hub is back",
+                    self._contact.silent_seconds,
+                    ", ".join(sorted(fenced)),
+                )
+                self._settle(before)
+            if self._fenced and self._lease_holds():
+                try:
+                    self.replace_all((await self._client.list(WORK, self._namespace)).items)
+                    failures = 0
+                    continue
+                except ApiError as error:
+                    failures += 1
+                    self._contact.missed(error)
+                    await self._contact.pause(failures)
+                    continue
+            await self._until_due()
+
+    async def _until_due(self) -> None:
+        silent = self._contact.silent_seconds
+        waits = [s - silent for key, work in self._works.items() if key not in self._fenced and (s := _fence_seconds(work))]
+        if waits:
+            await sleep_or(self._clock, max(min(waits), 0.05), self._changed)
+        else:
+            await self._changed.wait()
+
+    def _renewed(self) -> None:
+        if self._fenced:
+            self._changed.set()
+
+
+def _lean(work: Obj) -> dict[str, object]:
+    metadata = meta.meta(work)
+    return {k: metadata[k] for k in ("name", "namespace", "uid", "generation", "annotations", "labels") if k in metadata}
+
+
+def _wanted(work: Obj) -> object:
+    """What decides: a new status or resourceVersion is no change of what is desired."""
+    metadata = work["metadata"]
+    return metadata.get("uid"), metadata.get("generation"), metadata.get("annotations"), work.get("spec")
+
+
+def _fence_seconds(work: Obj) -> float:
+    return float(((work.get("spec") or {}).get("fencing") or {}).get("afterSeconds") or 0)
