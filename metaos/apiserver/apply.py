@@ -225,9 +225,12 @@ def applied(node: Node, current: Obj, config: Obj, manager: Manager, now: str, f
     if mine is not None:
         dropped = mine.paths - wanted.keys()
         kept = set(wanted).union(*(entry.paths for entry in others))
-        for path in sorted(dropped, key=len, reverse=True):
+        # Whole items first: with them goes what was defaulted in them, which nobody owns.
+        for path in sorted(dropped, key=len):
             if not any(path == other[: len(path)] for other in kept):
                 _remove(node, result, path)
+        if dropped:
+            result = _merged(node, result, config)  # An applied empty map stays, even though its last key went.
     if mine is None:
         mine = Owned(manager, now)
         held.append(mine)

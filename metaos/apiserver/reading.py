@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 
 import orjson
@@ -232,14 +233,15 @@ class Reading:
             after = now
             if initial_events:
                 yield _bookmark(kind, now, initial=True)
-        async for change in self.cache.changes(resource, after):
-            if isinstance(change, int):
-                if bookmarks:
-                    yield _bookmark(kind, change)
-                continue
-            event = _event(kind, change, where, matches)
-            if event is not None:
-                yield event
+        async with contextlib.aclosing(self.cache.changes(resource, after)) as changes:
+            async for change in changes:
+                if isinstance(change, int):
+                    if bookmarks:
+                        yield _bookmark(kind, change)
+                    continue
+                event = _event(kind, change, where, matches)
+                if event is not None:
+                    yield event
 
 
 def _event(kind: Kind, change: Change, namespace: str, matches: Test) -> EncodedEvent | None:

@@ -1,0 +1,74 @@
+"""NEMO's own admission rule: a warning for every field that no member can honour. A plugin as any other.
+
+The fields are data: ``unsupported.yaml``. A field that is not in the table is honoured, or is harmless where it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from metaos.apiserver.schema import Node, node_of
+from metaos.resources import scheme
+from metaos.resources.meta import Obj
+
+#: Kinds that users write. What agents and controllers report is not warned about.
+_KINDS = frozenset(kind.kind for kind in (*scheme.WORKLOADS, scheme.REPLICA_SET, scheme.SERVICE, scheme.PERSISTENT_VOLUME_CLAIM))
+
+
+@cache
+def table() -> Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]:
+    """Definition → field → rules: ``message``, and ``is`` or ``isNot`` (a value or a list of values) where it depends."""
+    found = yaml.safe_load((resources.files(__package__) / "unsupported.yaml").read_text("utf-8"))
+    return {
+        f"io.k8s.api.{name}": {
+            field: rule if isinstance(rule, list) else [{"message": rule} if isinstance(rule, str) else rule]
+            for field, rule in fields.items()
+        }
+        for name, fields in found.items()
+    }
+
+
+class UnsupportedFields:
+    """Accepts everything, and says what will not be honoured."""
+
+    def admit(self, operation: str, obj: Obj, old: Obj | None) -> tuple[Obj, Sequence[str]]:
+        kind = scheme.by_kind(str(obj.get("apiVersion")), str(obj.get("kind")))
+        if kind is None or kind.kind not in _KINDS or operation == "DELETE":
+            return obj, ()
+        spec = obj.get("spec") or {}
+        if old is not None and spec == old.get("spec"):
+            return obj, ()
+        if kind is scheme.POD and spec.get("nodeName"):
+            return obj, ()  # A mirror of what runs already.
+        return obj, list(_found(node_of(kind).child("spec"), spec, "spec", table()))
+
+
+def _found(node: Node, value: Any, path: str, rules: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Iterator[str]:
+    if node.kind == "object" and isinstance(value, dict):
+        limited = rules.get(node.name, {})
+        for key, child in value.items():
+            for rule in limited.get(key, ()):
+                if _applies(rule, child):
+                    yield f"{path}.{key}: {rule['message']}"
+            schema = node.properties.get(key)
+            if schema is not None and schema.kind in ("object", "array"):
+                yield from _found(schema, child, f"{path}.{key}", rules)
+    elif node.kind == "array" and node.item is not None and isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _found(node.item, item, f"{path}[{i}]", rules)
+
+
+def _applies(rule: Mapping[str, Any], value: Any) -> bool:
+    if value in (None, False, "", [], {}):
+        return False
+    if "is" in rule:
+        wanted = rule["is"] if isinstance(rule["is"], list) else [rule["is"]]
+        return any(value == one or (isinstance(value, list) and one in value) for one in wanted)
+    if "isNot" in rule:
+        return value not in (rule["isNot"] if isinstance(rule["isNot"], list) else [rule["isNot"]])
+    return True
