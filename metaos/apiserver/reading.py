@@ -16,11 +16,14 @@ from metaos.client import ObjList
 from metaos.resources import errors, scheme
 from metaos.resources.meta import Obj, cluster_namespace, parse_selector
 from metaos.resources.scheme import Kind
-from metaos.security.authz import Attributes, Decision, UserInfo, cluster_of
+from metaos.security.authz import MASTERS, Attributes, Decision, UserInfo, read_problem
 from metaos.store.log import Compacted, Store
 
 Authorizer = Callable[[UserInfo, Attributes], Decision]
 Test = Callable[[Version], bool]
+
+#: Kinds of which some may read only what is their own.
+_PARTLY_READ = (scheme.POD, scheme.CERTIFICATE_SIGNING_REQUEST)
 
 
 class Reading:
@@ -76,9 +79,12 @@ class Reading:
         version = self.cache.get(key_of(stored_kind(kind), namespace, name))
         if version is None:
             raise errors.not_found(kind.group, kind.plural, name)
-        member = cluster_of(user)
-        if member is not None and kind is scheme.POD and version.field_values()["spec.nodeName"] != member:
-            raise errors.forbidden("", "pods", name, f"the agent of {member} may read the pods of its own site only")
+        if (
+            MASTERS not in user.groups
+            and kind in _PARTLY_READ
+            and (problem := read_problem(user, kind.resource, version.object()))
+        ):
+            raise errors.forbidden(kind.group, kind.plural, name, problem)
         return version
 
     # -- list ----------------------------------------------------------------------------------------------

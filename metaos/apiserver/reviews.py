@@ -13,7 +13,18 @@ from metaos.apiserver.reading import Authorizer
 from metaos.resources import errors, scheme
 from metaos.resources.meta import Obj, cluster_namespace, namespace
 from metaos.resources.scheme import Kind
-from metaos.security.authz import MASTERS, Attributes, Decision, Roles, Rule, UserInfo, cluster_of, decide_agent
+from metaos.security.authz import (
+    MASTERS,
+    Attributes,
+    Decision,
+    Roles,
+    Rule,
+    UserInfo,
+    cluster_of,
+    decide_agent,
+    decide_bootstrap,
+    is_bootstrap,
+)
 
 _RBAC = (scheme.ROLE, scheme.CLUSTER_ROLE, scheme.ROLE_BINDING, scheme.CLUSTER_ROLE_BINDING)
 
@@ -45,6 +56,8 @@ class StoredAuthorizer:
         member = cluster_of(user)
         if member is not None:
             return decide_agent(member, asked, _Works(self._cache, member))
+        if is_bootstrap(user):
+            return decide_bootstrap(asked)
         return self.roles().decide(user, asked)
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 from cronsim import CronSim, CronSimError
 
+from metaos.apiserver import own
 from metaos.apiserver.metadata import label_causes
 from metaos.apiserver.schema import Node, duplicate, forbidden, invalid, node_of, required, unsupported
-from metaos.resources import scheme
+from metaos.resources import quantity, scheme
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj, format_time, label_selector
 from metaos.resources.scheme import Kind
@@ -137,8 +138,6 @@ def _container(container: Obj, path: str, volumes: set[Any]) -> Iterator[Cause]:
 
 
 def _amounts(wanted: Obj, path: str) -> Iterator[Cause]:
-    from metaos.resources import quantity
-
     limits = wanted.get("limits") or {}
     for field in ("limits", "requests"):
         for key, value in (wanted.get(field) or {}).items():
@@ -409,105 +408,6 @@ def _role(obj: Obj, old: Obj | None) -> Iterator[Cause]:
             yield required(f"rules[{i}].verbs", "verbs must contain at least one value")
 
 
-# -- NEMO's kinds ------------------------------------------------------------------------------------------
-
-
-def _intent(obj: Obj, old: Obj | None) -> Iterator[Cause]:
-    spec = obj.get("spec") or {}
-    if not spec.get("expectations"):
-        yield required("spec.expectations", "say what is wanted, for example verb Ensure with a target latency")
-    yield from _selector(spec.get("workloads"), "spec.workloads.selector")
-    for i, expectation in enumerate(spec.get("expectations") or ()):
-        if not expectation.get("targets"):
-            yield required(f"spec.expectations[{i}].targets", "an expectation needs at least one target")
-        for j, target in enumerate(expectation.get("targets") or ()):
-            yield from _target(target, f"spec.expectations[{i}].targets[{j}]")
-
-
-_UNITS = {"latency": r"(ms|s)\Z", "carbonIntensity": r"gCO2eq/kWh\Z", "energy": r"k?W\Z", "cost": r"[A-Z]{3}/(h|d|mo)\Z"}
-
-
-def _target(target: Obj, path: str) -> Iterator[Cause]:
-    name, condition, value = target.get("name"), target.get("condition") or "", target.get("value")
-    many = condition in (
-        "IsOneOf",
-        "IsNotOneOf",
-        "IsEqualToOneOf",
-        "IsNotEqualToOneOf",
-        "IsAllOf",
-        "IsWithinRange",
-        "IsOutsideRange",
-    )
-    if condition in ("Minimize", "Maximize"):
-        if value is not None:
-            yield invalid(
-                f"{path}.value", value, f"{condition} takes no value: leave it out, or compare with IsLessThan or IsGreaterThan"
-            )
-    elif value is None:
-        yield required(f"{path}.value", f"{condition} compares with a value")
-    elif many and not isinstance(value, list):
-        yield invalid(f"{path}.value", value, f"{condition} takes a list, for example [EU, ES]")
-    elif name == "residency":
-        if condition not in ("IsOneOf", "IsNotOneOf", "IsEqualTo", "IsEqualToOneOf", "IsNotEqualToOneOf", "IsAllOf"):
-            yield invalid(
-                f"{path}.condition", condition, "residency compares jurisdictions: use IsOneOf with a list, for example [EU]"
-            )
-    elif not many and (isinstance(value, bool) or not isinstance(value, int | float)):
-        yield invalid(f"{path}.value", value, f"{name} is a number; write it without its unit, which goes into `unit`")
-    elif name == "availability" and isinstance(value, int | float) and not 0 <= value <= 1:
-        yield invalid(f"{path}.value", value, "availability is a fraction between 0 and 1, for example 0.999")
-    unit = target.get("unit")
-    if unit and name in _UNITS and not re.match(_UNITS[name], unit):
-        shown = {"latency": "ms", "carbonIntensity": "gCO2eq/kWh", "energy": "W", "cost": "EUR/h"}[name]
-        yield invalid(f"{path}.unit", unit, f"the unit of {name} is {shown}")
-
-
-def _selector(workloads: Obj | None, path: str) -> Iterator[Cause]:
-    selector = (workloads or {}).get("selector")
-    if selector is not None:
-        try:
-            label_selector(selector)({})
-        except (ValueError, KeyError) as wrong:
-            yield invalid(path, selector, str(wrong))
-
-
-def _policy(obj: Obj, old: Obj | None) -> Iterator[Cause]:
-    spec = obj.get("spec") or {}
-    yield from _selector(spec.get("workloads"), "spec.workloads.selector")
-    yield from _selector({"selector": spec.get("clusterSelector")}, "spec.clusterSelector")
-    for key, weight in ((spec.get("division") or {}).get("weights") or {}).items():
-        if weight < 0:
-            yield invalid(f"spec.division.weights.{key}", weight, "must not be negative; 0 keeps replicas away from this site")
-    for i, override in enumerate(spec.get("overrides") or ()):
-        touched = {"kind", "apiVersion"} & set(override.get("patch") or ())
-        if touched:
-            yield forbidden(f"spec.overrides[{i}].patch.{sorted(touched)[0]}", "an override may not change what an object is")
-
-
-def _cluster(obj: Obj, old: Obj | None) -> Iterator[Cause]:
-    from metaos.resources import quantity
-
-    spec = obj.get("spec") or {}
-    for key, value in (spec.get("capacity") or {}).items():
-        if quantity.parse(value) < 0:
-            yield invalid(
-                f"spec.capacity.{key}", value, "must not be negative; leave it out for no limit beyond the machine's own"
-            )
-    power = spec.get("power") or {}
-    if power.get("maxWatts") is not None and power.get("idleWatts", 0) > power["maxWatts"]:
-        yield invalid("spec.power.idleWatts", power["idleWatts"], f"must not exceed maxWatts ({power['maxWatts']}); swap them?")
-    for i, path in enumerate(spec.get("hostPaths") or ()):
-        if not path.startswith("/") or ".." in path.split("/"):
-            yield invalid(f"spec.hostPaths[{i}]", path, "must be an absolute path without '..', for example /srv/data")
-    seen: set[tuple[Any, Any]] = set()
-    for i, taint in enumerate(spec.get("taints") or ()):
-        yield from label_causes({taint.get("key") or "": taint.get("value") or ""}, f"spec.taints[{i}]")
-        pair = (taint.get("key"), taint.get("effect"))
-        if pair in seen:
-            yield duplicate(f"spec.taints[{i}]", taint)
-        seen.add(pair)
-
-
 #: Kinds and their rules. Another rule joins here.
 RULES: Mapping[str, tuple[Rule, ...]] = {
     scheme.POD.kind: (_pod,),
@@ -525,7 +425,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     scheme.CLUSTER_ROLE_BINDING.kind: (_role_binding,),
     scheme.ROLE.kind: (_role,),
     scheme.CLUSTER_ROLE.kind: (_role,),
-    scheme.INTENT.kind: (_intent,),
-    scheme.PLACEMENT_POLICY.kind: (_policy,),
-    scheme.CLUSTER.kind: (_cluster,),
+    scheme.INTENT.kind: (own.intent_causes,),
+    scheme.PLACEMENT_POLICY.kind: (own.policy_causes,),
+    scheme.CLUSTER.kind: (own.cluster_causes,),
 }

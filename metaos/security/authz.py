@@ -16,6 +16,8 @@ MASTERS = "system:masters"
 #: The agents' group; a member's agent is the user ``system:cluster:NAME``.
 CLUSTERS = "system:clusters"
 CLUSTER_USER_PREFIX = "system:cluster:"
+#: The bearer of a join token is the user ``system:bootstrap:ID``; it may ask for one certificate, and look at its request.
+BOOTSTRAP_USER_PREFIX = "system:bootstrap:"
 AUTHENTICATED = "system:authenticated"
 UNAUTHENTICATED = "system:unauthenticated"
 
@@ -210,11 +212,8 @@ def decide_agent(member: str, asked: Attributes, namespaces: Container[str]) -> 
     elif what == (GROUP, "clusters"):
         allowed = _own_cluster(member, asked)
     elif what == ("certificates.k8s.io", "certificatesigningrequests"):
-        # Names of renewals are the member's, so that nobody reads another's.
-        allowed = not asked.subresource and (
-            (verb == "create" and (not asked.name or asked.name.startswith(f"{member}-")))
-            or (verb in {"get", "watch"} and asked.name.startswith(f"{member}-"))
-        )
+        # Whose request it is, is seen on the object (read_problem).
+        allowed = not asked.subresource and verb in {"create", "get"} and asked.name.startswith(f"{member}-")
     elif what == ("", _MIRRORS):
         allowed = _own_pods(member, asked, namespaces)
     elif what in (("", "events"), ("events.k8s.io", "events")):
@@ -247,6 +246,29 @@ def _own_pods(member: str, asked: Attributes, namespaces: Container[str]) -> boo
         return not asked.subresource and asked.namespace in namespaces
     # Whether the pod is its own is seen on the object; a namespace that it has left may still hold its last pods.
     return asked.verb in {"get", "update", "patch"} or (asked.verb == "delete" and not asked.subresource)
+
+
+def decide_bootstrap(asked: Attributes) -> Decision:
+    """What the bearer of a join token may ask for."""
+    if asked.path:
+        return ALLOWED if asked.verb == "get" else Decision(False)
+    requests = (asked.group, asked.resource, asked.subresource) == ("certificates.k8s.io", "certificatesigningrequests", "")
+    allowed = requests and asked.verb in {"create", "get"}
+    return Decision(allowed, "" if allowed else "a join token is good for one certificate request and nothing else")
+
+
+def read_problem(user: UserInfo, resource: str, obj: Obj) -> str:
+    """Why an agent or the bearer of a join token may not read this object, which the URL alone did not show."""
+    member = cluster_of(user)
+    if member is not None and resource == "pods" and (obj.get("spec") or {}).get("nodeName") != member:
+        return f"the agent of {member} may read the pods of its own site only"
+    if resource == "certificatesigningrequests.certificates.k8s.io" and (member is not None or is_bootstrap(user)):
+        return "" if (obj.get("spec") or {}).get("username") == user.name else "this request is another's"
+    return ""
+
+
+def is_bootstrap(user: UserInfo) -> bool:
+    return user.name.startswith(BOOTSTRAP_USER_PREFIX) and MASTERS not in user.groups
 
 
 def agent_write_problem(member: str, resource: str, obj: Obj | None, old: Obj | None, namespaces: Container[str]) -> str:

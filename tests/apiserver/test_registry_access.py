@@ -147,6 +147,13 @@ async def test_certificate_requests(registry: Registry) -> None:
     assert made["spec"]["username"] == AGENT.name and made["spec"]["groups"] == list(AGENT.groups)
     made["status"] = {"conditions": [{"type": "Approved", "status": "True", "reason": "Renewal"}]}
     await refused(registry.update(AGENT, made, subresource="approval"))
+    bearer = UserInfo("system:bootstrap:abc")
+    await refused(registry.get(bearer, scheme.CERTIFICATE_SIGNING_REQUEST, "edge-1"))
+    first = await registry.create(bearer, request | {"metadata": {"name": "edge-0"}})
+    assert (await registry.get(bearer, scheme.CERTIFICATE_SIGNING_REQUEST, "edge-0")) == first
+    await refused(registry.get(AGENT, scheme.CERTIFICATE_SIGNING_REQUEST, "edge-0"))
+    await refused(registry.get(bearer, scheme.SECRET, "x", "default"))
+    await refused(registry.list(bearer, scheme.CLUSTER))
     approved = await registry.update(ADMIN, made, subresource="approval")
     approved["status"]["conditions"] = [{"type": "Denied", "status": "True"}]
     await refused(registry.update(ADMIN, approved, subresource="approval"), 422)
