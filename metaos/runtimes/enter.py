@@ -86,6 +86,22 @@ def _started(pid: int) -> int:
         return int(file.read().rpartition(b")")[2].split()[19])
 
 
+def _execute(command: list[bytes], env: dict[bytes, bytes]) -> None:
+    """As ``os.execvpe``, which would import something: our own library is not there any more."""
+    paths = [command[0]]
+    if b"/" not in command[0]:
+        paths = [place + b"/" + command[0] for place in env.get(b"PATH", b"/usr/bin:/bin").split(b":")]
+    refused: OSError | None = None
+    for path in paths:
+        try:
+            os.execve(path, command, env)  # noqa: S606
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            refused = error
+    raise refused or FileNotFoundError(2, "not found")
+
+
 def run(data: bytes) -> int:
     words = data.split(b"\0")
     pid, start, tty, directory = int(words[0]), int(words[1]), bool(words[2]), words[3]
@@ -120,7 +136,7 @@ def run(data: bytes) -> int:
             _drop_capabilities()
             _libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
             os.chdir(directory or b"/")
-            os.execvpe(command[0], command, env)  # noqa: S606
+            _execute(command, env)
         except OSError as error:
             missing = isinstance(error, FileNotFoundError)
             os.write(2, f"cannot run {os.fsdecode(command[0])}: {error.strerror or error}\n".encode())

@@ -23,12 +23,13 @@ _CHUNK = 32 << 10
 class Execution:
     """Close it with :meth:`kill`, or by reading :meth:`output` to its end and :meth:`wait`."""
 
-    def __init__(self, watch: Watch, stdin: int, outputs: dict[int, int], terminal: bool) -> None:
+    def __init__(self, watch: Watch, stdin: int, outputs: dict[int, int], *, terminal: bool, waits: bool) -> None:
         self._watch = watch
         self._stdin = stdin
         #: Descriptor → channel (1 stdout, 2 stderr).
         self._outputs = outputs
         self._terminal = terminal
+        self._waits = waits
         self._reading = False
 
     @classmethod
@@ -50,7 +51,7 @@ class Execution:
         for fd in (out, err, into):
             if fd >= 0:
                 os.set_blocking(fd, False)
-        return cls(Watch(who, lambda: None), into, {out: 1, err: 2}, False)
+        return cls(Watch(who, lambda: None), into, {out: 1, err: 2}, terminal=False, waits=launch.waits)
 
     @classmethod
     def terminal(cls, launch: Launch, master: int, slave: int) -> Execution:
@@ -63,7 +64,7 @@ class Execution:
         finally:
             os.close(slave)
         os.set_blocking(master, False)
-        return cls(Watch(who, lambda: None), master, {master: 1}, True)
+        return cls(Watch(who, lambda: None), master, {master: 1}, terminal=True, waits=launch.waits)
 
     @property
     def running(self) -> bool:
@@ -122,12 +123,16 @@ class Execution:
     async def kill(self) -> None:
         """It and what it has started, unless that made itself a session of its own."""
         helper = self._watch.identity
-        if helper.alive():
-            sessions = {helper.pid, *process.children(helper.pid)}
-            for each in process.everyone():
-                if each.session in sessions:
-                    process.Identity(each.pid, each.start).kill()
+        below = process.children(helper.pid) if self._waits and helper.alive() else []
+        if not below:
             helper.kill()
+        # One of them may have started another meanwhile. Who only waits for the command lives on, to collect it.
+        while members := process.in_sessions(below or [helper.pid]):
+            for each in members:
+                each.kill()
+            await asyncio.gather(*(process.ended(each) for each in members if each != helper))
+            if not below:
+                await self._watch.ended.wait()
         await self._watch.ended.wait()
         if not self._reading:
             self._release()

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -192,6 +190,8 @@ class ImageStore:
         """Keeps an imported image's files for as long as the directory ``user`` exists (a container's own)."""
         if image.rootfs is None:
             return
+        import hashlib
+
         users = os.path.join(os.path.dirname(image.rootfs), "users")
         with self._locked():
             os.makedirs(users, exist_ok=True)
@@ -200,6 +200,8 @@ class ImageStore:
 
     def import_archive(self, path: str, name: str | None = None) -> list[str]:
         """Takes in a docker archive or an OCI layout (file or directory); the full names that it has now."""
+        import shutil
+
         from metaos.runtimes import archive
 
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
@@ -233,6 +235,8 @@ class ImageStore:
 
     def _sweep(self) -> None:
         """Removes images without a name that no container uses, and what an interrupted import left. Only under the lock."""
+        import shutil
+
         named = set(self._names().values())
         for entry in os.listdir(self._directory):
             place = os.path.join(self._directory, entry)

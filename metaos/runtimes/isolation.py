@@ -53,6 +53,8 @@ class Launch:
     env: dict[str, str]
     fds: list[int] = field(default_factory=list)
     directory: str = "/"
+    #: Whether the command is a child of what is started, which then only waits for it.
+    waits: bool = False
 
     def spawn(
         self, *, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.DEVNULL, stderr: int = subprocess.DEVNULL
@@ -98,12 +100,6 @@ class Isolation(Protocol):
     def conditions(self) -> list[tuple[str, str]]:
         """(type, why it does not hold)."""
         ...
-
-
-def _session(monitor: Identity) -> list[Identity]:
-    return [
-        Identity(each.pid, each.start) for each in process.everyone() if each.session == monitor.pid and each.state not in "ZX"
-    ]
 
 
 class Bubblewrap:
@@ -230,7 +226,8 @@ class Bubblewrap:
         """bwrap's process 1 of the container. That it is still the same shows in its session, which the monitor leads."""
         pid = self._records(directory).get("child-pid")
         found = process.stat(pid) if pid else None
-        if found is None or found.session != monitor.pid or found.state in "ZX":
+        leader = process.stat(monitor.pid)
+        if found is None or found.session != monitor.pid or found.state in "ZX" or (leader and leader.start != monitor.start):
             return None
         return Identity(found.pid, found.start)
 
@@ -245,7 +242,7 @@ class Bubblewrap:
     def members(self, pod: str, monitor: Identity, directory: str) -> list[Identity]:
         init = self._init(monitor, directory)
         # The end of process 1 ends everything in the container. Before it is there, only the session tells.
-        return [init] if init else _session(monitor)
+        return [init] if init else process.session_of(monitor)
 
     def enter(
         self, pod: str, main: Identity, directory: str, command: Sequence[str], env: Sequence[tuple[str, str]], terminal: str
@@ -261,7 +258,7 @@ class Bubblewrap:
         request = bubblewrap.exec_request(
             pid=main.pid, start=main.start, tty=bool(terminal), directory=working_dir, cgroups=groups, env=env, command=command
         )
-        return Launch(bubblewrap.enter_command("exec", str(request)), {}, [request])
+        return Launch(bubblewrap.enter_command("exec", str(request)), {}, [request], waits=True)
 
     def conditions(self) -> list[tuple[str, str]]:
         result = [("UserIds", "each container has one user id: programs that switch to another user inside it fail")]
@@ -323,7 +320,7 @@ class Plain:
         return int(text) if text.endswith("\n") else None
 
     def members(self, pod: str, monitor: Identity, directory: str) -> list[Identity]:
-        found = {each.pid: each for each in _session(monitor)}
+        found = {each.pid: each for each in process.session_of(monitor)}
         root = os.path.join(directory, "root")
         for each in process.everyone():
             if each.pid not in found and each.state not in "ZX":

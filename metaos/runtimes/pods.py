@@ -74,6 +74,7 @@ class Container:
                 "image": image,
                 "workingDir": working_dir,
                 "cgroups": list(cgroups),
+                "monitor": None if self.monitor is None else [self.monitor.pid, self.monitor.start],
             },
         )
 
@@ -88,8 +89,11 @@ class Container:
     def load(cls, name: str, directory: str) -> Container | None:
         """As recorded; ``None`` if it was never started."""
         known = read_json(os.path.join(directory, "container.json"))
-        monitor = _monitor(directory)
-        if known is None or (monitor is None and not os.path.exists(os.path.join(directory, "end.json"))):
+        if known is None:
+            return None
+        # Its own word stands in where we ended between starting it and writing that down.
+        monitor = Identity(*known["monitor"]) if known["monitor"] else _monitor(directory)
+        if monitor is None and not os.path.exists(os.path.join(directory, "end.json")):
             return None
         found = cls(
             name, directory, known["startTime"], known["attempt"], f"{name}-{os.path.basename(directory)}", monitor=monitor

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -101,6 +101,20 @@ def children(pid: int) -> list[int]:
             return [int(word) for word in file.read().split()]
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def in_sessions(sessions: Collection[int]) -> list[Identity]:
+    """Everything that runs in one of these sessions (numbered by their leaders)."""
+    if not sessions:
+        return []
+    return [Identity(each.pid, each.start) for each in everyone() if each.session in sessions and each.state not in "ZX"]
+
+
+def session_of(leader: Identity) -> list[Identity]:
+    """Everything that runs in the session that this process led, itself too. The kernel does not give a number out again
+    while it is a session's: if somebody else has it now, nothing of the session is left."""
+    found = stat(leader.pid)
+    return [] if found is not None and found.start != leader.start else in_sessions({leader.pid})
 
 
 def trees(roots: Sequence[int]) -> dict[int, list[Stat]]:

