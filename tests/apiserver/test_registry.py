@@ -265,3 +265,48 @@ async def test_delete_collection_and_client(registry: Registry) -> None:
     assert [o["metadata"]["name"] for o in (await client.list(scheme.CONFIG_MAP)).items] == ["b"]
     await client.patch(scheme.CONFIG_MAP, "b", "default", [{"op": "add", "path": "/data/x", "value": "y"}], type=PatchType.JSON)
     assert (await client.get(scheme.CONFIG_MAP, "b", "default"))["data"] == {"key": "value", "x": "y"}
+
+
+async def test_watches_have_no_gap_and_never_go_back(registry: Registry) -> None:
+    """Sixteen writers on a few objects; what a watcher replays is what a list shows."""
+    random = Random(3)
+    start = (await registry.list(ADMIN, scheme.CONFIG_MAP)).resource_version
+    models: dict[str, dict[str, int]] = {"": {}, "g=1": {}}
+
+    async def follow(labels: str) -> None:
+        model, last = models[labels], 0
+        async for event in registry.watch(ADMIN, scheme.CONFIG_MAP, resource_version=start, labels=labels):
+            metadata = event.object["metadata"]
+            version, name = int(metadata["resourceVersion"]), metadata["name"]
+            assert version > last
+            assert (event.type == "ADDED") == (name not in model)
+            last = version
+            if event.type == "DELETED":
+                del model[name]
+            else:
+                model[name] = version
+
+    async def write() -> None:
+        for _ in range(40):
+            name, labels, chance = f"c{random.randrange(9)}", {"g": str(random.randrange(2))}, random.random()
+            try:
+                if chance < 0.4:
+                    obj = config_map(name)
+                    await registry.create(ADMIN, obj | {"metadata": obj["metadata"] | {"labels": labels}})
+                elif chance < 0.8:
+                    patch = {"metadata": {"labels": labels}, "data": {"x": str(chance)}}
+                    await registry.patch(ADMIN, scheme.CONFIG_MAP, name, "default", patch)
+                else:
+                    await registry.delete(ADMIN, scheme.CONFIG_MAP, name, "default")
+            except ApiError as refused:
+                assert refused.code in (404, 409)
+
+    followers = [asyncio.create_task(follow(labels)) for labels in models]
+    await asyncio.gather(*(write() for _ in range(16)))
+    shown = {}
+    for labels in models:
+        found = await registry.list(ADMIN, scheme.CONFIG_MAP, labels=labels)
+        shown[labels] = {o["metadata"]["name"]: int(o["metadata"]["resourceVersion"]) for o in found.items}
+    await registry.stop()  # Ends the watches, after all that has happened was delivered.
+    await asyncio.wait_for(asyncio.gather(*followers), 5)
+    assert models == shown
