@@ -1,0 +1,62 @@
+"""The intent controller: status by measurement, events on transitions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metaos.controllers import intent as controller
+from metaos.controllers import placement
+from metaos.resources import scheme
+from tests.controllers.continuum import cluster, deployment, events, intent, running, until
+from tests.fake_client import FakeClient
+
+
+def latency(value: float) -> dict[str, Any]:
+    contexts = [{"name": "usersIn", "value": "x"}]
+    return {"name": "latency", "condition": "IsLessThan", "value": value, "unit": "ms", "hard": True, "contexts": contexts}
+
+
+def status(client: FakeClient) -> dict[str, Any]:
+    return (client.find(scheme.INTENT, "wish", "shop") or {}).get("status") or {}
+
+
+NEAR = [{"region": "x", "milliseconds": 12}]
+
+
+async def test_it_says_fulfilled_once_the_workload_is_placed() -> None:
+    objects = cluster("a", latencies=NEAR), intent(latency(40)), deployment()
+    async with running(placement.setup, controller.setup, objects=objects) as (client, clock):
+        await until(clock, lambda: status(client).get("fulfilment") == "Fulfilled")
+        await until(clock, lambda: "Fulfilled" in events(client))
+        assert status(client)["targets"][0]["value"] == 12.0
+
+
+async def test_what_cannot_be_met_comes_with_the_nearest_offer() -> None:
+    objects = cluster("a", latencies=NEAR), intent(latency(1)), deployment()
+    async with running(placement.setup, controller.setup, objects=objects) as (client, clock):
+        await until(clock, lambda: status(client).get("targets"))
+        await clock.advance(1)
+        assert status(client)["fulfilment"] == "NotFulfilled"
+        assert status(client)["targets"][0]["nearest"] == {"cluster": "a", "value": 12.0, "gap": 11.0}
+
+
+async def test_a_site_that_gets_slower_changes_it_and_since() -> None:
+    objects = cluster("a", latencies=NEAR), intent(latency(40) | {"hard": False}), deployment()
+    async with running(placement.setup, controller.setup, objects=objects) as (client, clock):
+        await until(clock, lambda: status(client).get("fulfilment") == "Fulfilled")
+        since = status(client)["since"]
+        await clock.advance(60)
+        client.seed(cluster("a", latencies=[{"region": "x", "milliseconds": 90}]))
+        await until(clock, lambda: status(client).get("fulfilment") == "Degraded")
+        assert status(client)["since"] > since
+
+
+async def test_a_settled_status_is_not_written_again() -> None:
+    objects = cluster("a", latencies=NEAR), intent(latency(40)), deployment()
+    async with running(placement.setup, controller.setup, objects=objects) as (client, clock):
+        await until(clock, lambda: status(client).get("fulfilment") == "Fulfilled")
+        await clock.advance(1)
+        before = len(client.calls)
+        client.seed(cluster("a", latencies=NEAR, status={"usage": {"cpu": "1"}}))
+        await clock.advance(30)
+        assert client.calls[before:] == []

@@ -1,0 +1,118 @@
+"""The placement controller: what makes it decide, what it writes, and what it leaves alone."""
+
+from __future__ import annotations
+
+from metaos.controllers import placement
+from metaos.resources import scheme
+from metaos.resources.meta import EVICTED, Obj, condition, format_time
+from tests.controllers.continuum import cluster, deployment, events, intent, places, running, until
+
+CLEAN = {"name": "carbonIntensity", "condition": "Minimize"}
+IN_EU = {"name": "residency", "condition": "IsOneOf", "value": ["EU"]}
+
+
+async def test_a_workload_is_placed_with_scores_reasons_and_an_event() -> None:
+    sites = cluster("a"), cluster("uk", jurisdictions=["GB"])
+    async with running(placement.setup, objects=(*sites, intent(IN_EU), deployment())) as (client, clock):
+        await until(clock, lambda: events(client) == ["Placed"])
+        found = client.find(scheme.PLACEMENT, "deployment-web", "shop") or {}
+    assert places(client) == {"a": 1}
+    assert found["metadata"]["ownerReferences"][0]["kind"] == "Deployment"
+    assert [s["cluster"] for s in found["status"]["scores"]] == ["a"]
+    assert [r["cluster"] for r in found["status"]["rejected"]] == ["uk"]
+    assert found["status"]["intents"] == ["wish"]
+    assert (condition(found, "Scheduled") or {})["status"] == "True"
+
+
+async def test_without_a_site_it_says_so_and_places_it_when_one_joins() -> None:
+    async with running(placement.setup, objects=(deployment(),)) as (client, clock):
+        await until(clock, lambda: events(client) == ["Unplaceable"])
+        client.seed(cluster("a"))
+        await until(clock, lambda: places(client) == {"a": 1})
+
+
+async def test_a_heartbeat_leads_to_no_write() -> None:
+    async with running(placement.setup, objects=(cluster("a"), deployment())) as (client, clock):
+        await until(clock, lambda: events(client) == ["Placed"])
+        before = len(client.calls)
+        client.seed(cluster("a", status={"usage": {"cpu": "120m"}}))
+        await clock.advance(5)
+        assert client.calls[before:] == []
+
+
+async def test_a_lost_site_is_replaced() -> None:
+    async with running(placement.setup, objects=(cluster("a"), deployment())) as (client, clock):
+        await until(clock, lambda: places(client) == {"a": 1})
+        taint = {"key": "meta-os.eu/unreachable", "effect": "NoExecute", "timeAdded": format_time(clock.now())}
+        client.seed(cluster("b"), cluster("a", ready=False, taints=[taint]))
+        await until(clock, lambda: places(client) == {"b": 1})
+        await until(clock, lambda: "Moved" in events(client))
+
+
+async def test_carbon_that_turns_moves_it_and_the_budget_remembers() -> None:
+    sites = cluster("a", electricity={"carbonIntensity": 50}), cluster("b", electricity={"carbonIntensity": 400})
+    async with running(placement.setup, objects=(*sites, intent(CLEAN), deployment())) as (client, clock):
+        await until(clock, lambda: places(client) == {"a": 1})
+        client.seed(cluster("a", electricity={"carbonIntensity": 500}), cluster("b", electricity={"carbonIntensity": 40}))
+        await until(clock, lambda: places(client) == {"b": 1})
+        await until(clock, lambda: "Moved" in events(client))
+        found = client.find(scheme.PLACEMENT, "deployment-web", "shop") or {}
+        assert len(found["status"]["moves"]) == 1 and "points better" in found["spec"]["reason"]
+
+
+async def test_an_edited_intent_is_followed() -> None:
+    async with running(placement.setup, objects=(cluster("a", jurisdictions=["GB"]), deployment())) as (client, clock):
+        await until(clock, lambda: places(client) == {"a": 1})
+        client.seed(cluster("z"), intent(IN_EU))
+        await until(clock, lambda: places(client) == {"z": 1})
+
+
+async def test_a_drained_site_is_left() -> None:
+    async with running(placement.setup, objects=(cluster("a"), deployment())) as (client, clock):
+        await until(clock, lambda: places(client) == {"a": 1})
+        owner = client.find(scheme.DEPLOYMENT, "web", "shop") or {}
+        reference = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": owner["metadata"]["uid"]}
+        mirror: Obj = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": "web-1",
+                "namespace": "shop",
+                "ownerReferences": [reference | {"controller": True}],
+                "annotations": {EVICTED: "now"},
+            },
+            "spec": {"nodeName": "a"},
+        }
+        client.seed(cluster("b"), cluster("a", unschedulable=True), mirror)
+        await until(clock, lambda: places(client) == {"b": 1})
+
+
+async def test_room_is_not_given_away_twice() -> None:
+    works = [deployment(f"w{i}", cpu="1") for i in range(6)]
+    sites = [cluster(n, capacity={"cpu": "3", "memory": "8Gi", "pods": "40"}) for n in ("a", "b")]
+    async with running(placement.setup, objects=(*sites, *works)) as (client, clock):
+        await until(clock, lambda: all(places(client, f"deployment-w{i}") for i in range(6)))
+        used = [name for i in range(6) for name in places(client, f"deployment-w{i}")]
+    assert (used.count("a"), used.count("b")) == (3, 3)
+
+
+async def test_what_is_not_the_users_to_place_is_left_alone() -> None:
+    mirror: Obj = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "shop"}, "spec": {"nodeName": "a"}}
+    own = deployment("own", "nemo-system")
+    async with running(placement.setup, objects=(cluster("a"), mirror, own)) as (client, clock):
+        await clock.advance(2)
+        assert client.objects(scheme.PLACEMENT) == []
+
+
+async def test_a_deleted_placement_is_made_again() -> None:
+    async with running(placement.setup, objects=(cluster("a"), deployment())) as (client, clock):
+        await until(clock, lambda: places(client) == {"a": 1})
+        client.drop(scheme.PLACEMENT, "deployment-web", "shop")
+        await until(clock, lambda: places(client) == {"a": 1})
+
+
+async def test_a_conflict_is_tried_again() -> None:
+    async with running(placement.setup, objects=(cluster("a"), deployment())) as (client, clock):
+        await until(clock, lambda: events(client) == ["Placed"])
+        client.seed(deployment(replicas=3))
+        await until(clock, lambda: places(client) == {"a": 3})

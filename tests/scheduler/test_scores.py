@@ -1,0 +1,65 @@
+"""Scores: values in units, points from 0 to 100, weights from intents."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+
+from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Target, WorkloadInfo
+from metaos.scheduler.scores import SCORES, evaluate, points, weight
+from tests.scheduler.worlds import clusters, site, workload, workloads
+
+BY_NAME = {s.name: s for s in SCORES}
+
+
+@given(clusters(), workloads())
+def test_points_and_totals_stay_between_0_and_100(found: tuple[ClusterInfo, ...], what: WorkloadInfo) -> None:
+    for cluster in found:
+        total, terms = evaluate(what, cluster)
+        assert 0 <= total <= 100 + 1e-9 and all(0 <= t.points <= 100 and t.weight > 0 for t in terms)
+        assert total == pytest.approx(sum(t.weight * t.points for t in terms) / sum(t.weight for t in terms))
+
+
+@pytest.mark.parametrize("name", ["latency", "carbon", "energy", "cost"])
+def test_less_is_better_and_the_reference_earns_half(name: str) -> None:
+    score = BY_NAME[name]
+    assert points(score, score.reference) == 50
+    assert points(score, 0.0) == 100 > points(score, score.reference / 2) > points(score, score.reference * 2)
+
+
+def test_what_is_not_known_earns_nothing() -> None:
+    _, terms = evaluate(workload(), site("a", carbon=None, cpu_hour=None))
+    unknown = {t.name: t for t in terms if t.value is None}
+    assert set(unknown) == {"carbon", "cost"} and not any(t.points for t in unknown.values())
+
+
+def test_an_intent_raises_the_weight_of_what_it_names_by_its_priority() -> None:
+    def carbon(priority: int) -> float:
+        return weight(BY_NAME["carbon"], workload(targets=(Target("carbonIntensity", "Minimize", priority=priority),)))
+
+    assert weight(BY_NAME["carbon"], workload()) == 1
+    assert (carbon(0), carbon(100)) == (2, 11)
+
+
+def test_latency_counts_only_where_an_intent_names_users() -> None:
+    assert "latency" not in {t.name for t in evaluate(workload(), site("a"))[1]}
+    what = workload(targets=(Target("latency", "IsLessThan", 40, users_in=("x", "y")),))
+    term = next(t for t in evaluate(what, site("a", latencies={"x": 10.0, "y": 25.0}))[1] if t.name == "latency")
+    assert (term.value, term.unit) == (25.0, "ms")
+
+
+def test_the_hours_to_come_count_as_much_as_this_one() -> None:
+    where = site("a", carbon=100.0, forecast=(100.0, 300.0, 300.0, 300.0, 300.0, 999.0))
+    term = next(t for t in evaluate(workload(), where)[1] if t.name == "carbon")
+    assert (term.value, term.unit) == (200.0, "gCO2eq/kWh")
+
+
+def test_power_follows_the_sites_model_and_its_cooling() -> None:
+    where = site("a", idle_watts=20.0, max_watts=100.0, capacity_cpu=4000, pue=1.5)
+    term = next(t for t in evaluate(workload(replicas=2, cpu=500), where)[1] if t.name == "energy")
+    assert term.value == pytest.approx((100 - 20) * 1000 / 4000 * 1.5) and term.unit == "W"
+
+
+def test_an_operators_preference_decides_between_equals() -> None:
+    what = workload(policy=PolicyInfo(preferred=frozenset("b")))
+    assert evaluate(what, site("b"))[0] > evaluate(what, site("a"))[0]
