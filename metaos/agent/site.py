@@ -1,0 +1,134 @@
+"""What an agent starts from: its settings, its site file, its data directory, its membership and its runtime."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
+from typing import Any, Protocol
+
+from metaos.agent.contact import Contact
+from metaos.agent.join import Identity, JoinError, Membership, identity_process, register
+from metaos.agent.network import ServiceNetwork
+from metaos.agent.remote import PodAccess
+from metaos.clock import Clock
+from metaos.http import HttpClient
+from metaos.plugins import registry
+from metaos.plugins.points import PodConfig, Runtime
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import Obj, ObjectRef, name
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """What ``nemo agent`` was asked to do."""
+
+    hub: str
+    data: Path
+    site_file: Path
+    token_file: Path | None = None
+    heartbeat_seconds: float = 10.0
+
+
+class Pods(PodAccess, Protocol):
+    """What runs and heals this site's pods (:class:`metaos.agent.supervisor.Supervisor`)."""
+
+    def set_desired(self, objects: list[Obj]) -> None:
+        """Everything that this site shall have; what is not in it goes."""
+        ...
+
+    def pods(self) -> list[Obj]: ...
+
+    def status_of(self, ref: ObjectRef) -> Obj | None: ...
+
+    def on_change(self, callback: Callable[[], None]) -> None: ...
+
+    async def delete_pod(self, namespace: str, name: str, grace_seconds: float | None = None) -> None: ...
+
+    async def run(self) -> None: ...
+
+
+class Attached:
+    """A runtime whose pods get their service network as soon as they have a sandbox, before a container starts."""
+
+    def __init__(self, runtime: Runtime, network: ServiceNetwork, find: Callable[[str], Obj | None]) -> None:
+        self._runtime, self._network, self._find = runtime, network, find
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._runtime, attribute)
+
+    async def start_pod(self, pod: PodConfig) -> None:
+        await self._runtime.start_pod(pod)
+        found = self._find(pod.uid)
+        metadata = {"uid": pod.uid, "namespace": pod.namespace, "name": pod.name, "labels": dict(pod.labels)}
+        await self._network.attach(found or {"metadata": metadata})
+
+    async def stop_pod(self, uid: str) -> None:
+        self._network.detach(uid)
+        await self._runtime.stop_pod(uid)
+
+
+async def enter(config: AgentConfig, site: Obj, clock: Clock, random: Random) -> Identity:
+    """This site's identity, joining first where it has none; waits for a hub that is away. Raises ``JoinError``."""
+    membership = Membership(config.hub, config.data / "identity", name(site), clock, random)
+    contact = Contact(clock, random, config.data / "renewed")
+    registered = config.data / "registered"
+    failures = 0
+    while True:
+        try:
+            identity = await membership.join(config.token_file)
+            if not registered.exists():
+                client = HttpClient(config.hub, context=identity.context(), clock=clock, random=random)
+                try:
+                    await register(client, site)
+                finally:
+                    await client.close()
+                registered.touch(mode=0o600)
+                log.info("site %s is a member of %s", name(site), config.hub)
+            return identity
+        except ApiError as error:
+            if error.code < 500 and error.code not in (404, 409, 429):
+                raise JoinError(f"site {name(site)!r} cannot join {config.hub}: {error.message}") from error
+            failures += 1
+            contact.missed(error)
+            await contact.pause(failures)
+
+
+async def read_site(path: Path) -> Obj:
+    """The site file. Raises ``JoinError`` saying what is wrong with it."""
+    site: Obj = json.loads(await identity_process("site", str(path)))
+    return site
+
+
+def lock(data: Path, stack: ExitStack) -> None:
+    """One agent per data directory. Raises ``JoinError``."""
+    file = stack.enter_context((data / "lock").open("w"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        raise JoinError(f"another agent uses {data}: end it first, or choose another --data directory") from error
+
+
+def make_runtime(site: Obj, data: Path, clock: Clock) -> Runtime:
+    """The runtime that the site file names."""
+    spec: Mapping[str, Any] = site.get("spec") or {}
+    found: Runtime = registry.provision(
+        "metaos.runtime",
+        str(spec.get("runtime") or "sandbox"),
+        str(data / "runtime"),
+        clock=clock,
+        isolation=str(spec.get("isolation") or "bubblewrap"),
+        host_images=spec.get("hostImages") or (),
+        host_paths=spec.get("hostPaths") or (),
+    )
+    return found

@@ -1,0 +1,299 @@
+"""Service connections of pods: what is planned, and what really flows."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metaos.agent.network import ServiceNetwork
+from metaos.agent.routes import Addresses, LocalEndpoint, RemoteEndpoint, Route, choices, own_ports, plan
+from metaos.resources.meta import DRAINING, Obj
+from metaos.tunnel import Stream, Tunnel, TunnelError
+from tests.agent.fakes import FakeRuntime
+from tests.agent.hub import until
+
+
+def pod(name: str, app: str = "api", *, ready: bool = True, owner: str = "d1", ports: Any = (), uid: str = "") -> Obj:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": "shop",
+            "uid": uid or f"uid-{name}",
+            "labels": {"app": app},
+            "ownerReferences": [{"uid": owner, "controller": True}],
+        },
+        "spec": {"containers": [{"name": "c", "ports": list(ports)}]},
+        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": str(ready)}]},
+    }
+
+
+def service(name: str = "api", port: int = 80, target: Any = 8000, **spec: Any) -> Obj:
+    ports = [{"name": "http", "port": port, "targetPort": target}]
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "shop", "uid": f"s-{name}"},
+        "spec": {"selector": {"app": name}, "ports": ports} | spec,
+    }
+
+
+def endpoint_slice(cluster: str, *pods: str, name: str = "api", port: int = 8000, ready: bool = True) -> Obj:
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": f"{name}-{cluster}",
+            "namespace": "shop",
+            "labels": {"kubernetes.io/service-name": name, "meta-os.eu/cluster": cluster},
+        },
+        "ports": [{"name": "http", "port": port, "protocol": "TCP"}],
+        "endpoints": [
+            {
+                "addresses": [f"{cluster}/{p}"],
+                "nodeName": cluster,
+                "conditions": {"ready": ready},
+                "targetRef": {"kind": "Pod", "name": p, "namespace": "shop"},
+            }
+            for p in pods
+        ],
+    }
+
+
+def only(found: Any) -> Any:
+    (one,) = found
+    return one
+
+
+# -- what is planned ----------------------------------------------------------------------------------------
+
+
+def test_a_service_has_one_address_its_names_and_its_ready_endpoints() -> None:
+    pods = [pod("a"), pod("b", ready=False), pod("c", "web"), pod("d", ports=[{"name": "http", "containerPort": 9000}])]
+    found = plan([service(target="http"), endpoint_slice("far", "z"), endpoint_slice("here", "a")], pods, Addresses(), "here")[
+        "shop"
+    ]
+    address, names = only(found.hosts)
+    assert address.startswith("127.") and names == ("api", "api.shop", "api.shop.svc", "api.shop.svc.cluster.local")
+    route = found.routes[(address, 80)]
+    assert route.local == (LocalEndpoint("uid-d", 9000),), "only the pod that has a port of that name"
+    assert route.remote == (RemoteEndpoint("far", "z", 8000),), "this site's own slices are not remote"
+
+
+def test_a_headless_service_names_each_pod() -> None:
+    headless = service("api", 7000, 7000, clusterIP="None")
+    found = plan([headless, endpoint_slice("far", "api-1", port=7000)], [pod("api-0")], Addresses(), "here")["shop"]
+    names = {name: address for address, listed in found.hosts for name in listed}
+    assert names["api-0.api"] == names["api-0.api.shop.svc.cluster.local"] != names["api-1.api"] == names["api-1.api.shop"]
+    assert found.routes[(names["api-0.api"], 7000)].local == (LocalEndpoint("uid-api-0", 7000),)
+    assert found.routes[(names["api-1.api"], 7000)].remote == (RemoteEndpoint("far", "api-1", 7000),)
+    assert sum("api" in listed for _, listed in found.hosts) == 2, "the Service's own name stands for each of them"
+
+
+def test_what_is_not_ready_draining_or_not_tcp() -> None:
+    early = service(publishNotReadyAddresses=True)
+    found = plan([early, endpoint_slice("far", "z", ready=False)], [pod("a", ready=False)], Addresses(), "here")["shop"]
+    route = only(found.routes.values())
+    assert route.local and route.remote
+    deployment = {
+        "kind": "Deployment",
+        "metadata": {"name": "api", "namespace": "shop", "uid": "d1", "annotations": {DRAINING: "t"}},
+    }
+    found = plan([service(), deployment, endpoint_slice("far", "z")], [pod("a"), pod("b", owner="d2")], Addresses(), "here")[
+        "shop"
+    ]
+    route = only(found.routes.values())
+    assert [getattr(e, "pod", "") for e in choices(route, 0)] == ["uid-b", "z", "uid-a"], "a draining one is the last resort"
+    udp = service() | {"spec": {"selector": {"app": "api"}, "ports": [{"port": 53, "protocol": "UDP"}]}}
+    assert not plan([udp], [pod("a")], Addresses(), "here")["shop"].routes
+    assert not plan([service(type="ExternalName")], [pod("a")], Addresses(), "here")["shop"].hosts
+
+
+def test_ports_that_the_pod_itself_will_use() -> None:
+    probed = pod("a")
+    probed["spec"]["containers"].append(
+        {"name": "x", "ports": [{"containerPort": 9}], "livenessProbe": {"httpGet": {"port": 10}}}
+    )
+    assert own_ports(probed, [service(), service("web", 1, 2)]) == {8000, 9, 10}
+
+
+@given(st.lists(st.text("abc", min_size=1, max_size=3), max_size=60), st.data())
+def test_addresses_are_unique_stable_and_survive_a_restart(keys: list[str], data: st.DataObject) -> None:
+    first = Addresses()
+    given = {key: first.of(key) for key in keys}
+    assert len(set(given.values())) == len(given)
+    again = Addresses(first.known)
+    for key in data.draw(st.permutations(keys)):
+        assert again.of(key) == given[key]
+    again.keep(set(keys[:3]))
+    assert {key: again.of(key) for key in keys[:3]} == {key: given[key] for key in keys[:3]}
+
+
+def test_colliding_addresses_move_on() -> None:
+    addresses = Addresses()
+    taken = Addresses().of("x")
+    addresses.known["other"] = taken
+    assert Addresses(addresses.known).of("x") != taken
+
+
+@given(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5), st.integers(0, 10_000))
+def test_every_endpoint_is_tried_once_local_ones_first(local: int, remote: int, draining: int, turn: int) -> None:
+    route = Route(
+        "ns",
+        "s",
+        tuple(LocalEndpoint(str(i), 1, i >= local) for i in range(local + draining)),
+        tuple(RemoteEndpoint("c", str(i), 1) for i in range(remote)),
+    )
+    found = choices(route, turn)
+    kinds = [(isinstance(e, RemoteEndpoint), getattr(e, "draining", False)) for e in found]
+    assert kinds == [(False, False)] * local + [(True, False)] * remote + [(False, True)] * draining
+    assert len(set(found)) == len(found)
+    if local > 1:
+        assert choices(route, turn)[0] != choices(route, turn + 1)[0], "connections spread"
+
+
+# -- what flows ----------------------------------------------------------------------------------------------
+
+
+class World:
+    """One site with real sockets; other sites answer through a tunnel pair."""
+
+    def __init__(self, folder: Path) -> None:
+        self.runtime = FakeRuntime()
+        self.dialled: list[dict[str, Any]] = []
+        self.far: Tunnel | None = None
+        self.network = ServiceNetwork(self.runtime.as_runtime(), "here", folder / "addresses.json", self.dial)
+
+    async def dial(self, header: dict[str, Any]) -> Stream:
+        self.dialled.append(header)
+        if self.far is None:
+            raise TunnelError("the hub is away")
+        return await self.far.open(header)
+
+    async def connect_tunnel(self, pod: str) -> None:
+        """Every dialled stream is answered as the pod ``pod`` of another site."""
+
+        async def answer(header: dict[str, Any], stream: Stream) -> None:
+            await stream.accept()
+            await stream.write(f"{header['pod']}@{header['cluster']}:{header['port']} ".encode())
+            while message := await stream.read():
+                await stream.write(message)
+            await stream.write(b"|end")
+
+        near: list[Tunnel] = []
+
+        async def to_far(message: bytes) -> None:
+            await other.receive(message)
+
+        async def to_near(message: bytes) -> None:
+            await near[0].receive(message)
+
+        other = self.other = Tunnel(to_near, answer, client=False)
+        self.far = Tunnel(to_far, answer, client=True)
+        near.append(self.far)
+
+    async def attached(self, name: str, app: str = "client") -> Obj:
+        found = pod(name, app, owner="other")
+        self.runtime.sandboxes.add(found["metadata"]["uid"])
+        await self.network.attach(found)
+        return found
+
+    def address(self, pod_uid: str, service: str = "api", port: int = 80) -> tuple[str, int]:
+        address = next(a for a, names in self.runtime.hosts[pod_uid] if service in names)
+        return address, self.runtime.listeners[(pod_uid, address, port)]
+
+    async def call(self, pod_uid: str, payload: bytes = b"x", **more: Any) -> bytes:
+        reader, writer = await asyncio.open_connection(*self.address(pod_uid, **more))
+        try:
+            writer.write(payload)
+            writer.write_eof()
+            return await asyncio.wait_for(reader.read(), 10)
+        finally:
+            writer.close()
+
+    async def close(self) -> None:
+        await self.network.close()
+        for tunnel in (self.far, getattr(self, "other", None)):
+            if tunnel is not None:
+                await tunnel.close()
+        await self.runtime.close()
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    found = World(tmp_path)
+    yield found
+    await found.close()
+
+
+async def test_local_endpoints_take_turns_and_half_close_is_kept(world: World) -> None:
+    servers = [pod("a"), pod("b")]
+    for each in servers:
+        await world.runtime.serve(each["metadata"]["uid"], 8000, each["metadata"]["name"].encode() + b" ")
+    world.network.update([service()], servers)
+    client = await world.attached("client")
+    large = bytes(range(256)) * 4000
+    answers = [await world.call("uid-client", large) for _ in range(4)]
+    assert sorted(a[:2] for a in answers) == [b"a ", b"a ", b"b ", b"b "]
+    assert all(a[2:] == large + b"|end" for a in answers), "what comes after our end still arrives"
+    world.network.update([service()], [*servers, client])
+    await until(lambda: {"uid-a", "uid-b"} <= world.runtime.hosts.keys())
+
+
+async def test_endpoints_change_without_touching_listeners_and_remote_ones_are_used_when_needed(world: World) -> None:
+    client = await world.attached("client")
+    await world.connect_tunnel("z")
+    world.network.update([service(), endpoint_slice("far", "z")], [client])
+    await until(lambda: world.runtime.listeners)
+    before = world.address("uid-client")
+    assert await world.call("uid-client", b"hello") == b"z@far:8000 hello|end"
+    assert world.dialled[0] == {"type": "dial", "cluster": "far", "namespace": "shop", "service": "api", "pod": "z", "port": 8000}
+    await world.runtime.serve("uid-a", 8000, b"local ")
+    world.network.update([service(), endpoint_slice("far", "z")], [client, pod("a")])
+    assert (await world.call("uid-client")).startswith(b"local ") and world.address("uid-client") == before
+    world.runtime.servers[("uid-a", 8000)].close()
+    assert (await world.call("uid-client")).startswith(b"z@far"), "a local one that refuses is passed over"
+    world.network.update([service(), endpoint_slice("far", "z")], [client, pod("a", ready=False)])
+    assert (await world.call("uid-client")).startswith(b"z@far")
+
+
+async def test_with_no_endpoint_the_caller_sees_a_reset(world: World) -> None:
+    client = await world.attached("client")
+    world.network.update([service(), endpoint_slice("far", "z")], [client])
+    await until(lambda: world.runtime.listeners)
+    with pytest.raises(ConnectionResetError):
+        await world.call("uid-client")
+
+
+async def test_names_and_listeners_are_there_when_attach_returns(world: World) -> None:
+    world.network.update([service()], [])
+    await world.attached("client")
+    assert world.runtime.hosts["uid-client"] == world.network.hosts("shop")
+    assert only(world.runtime.listeners)[2] == 80
+    world.network.update([], [pod("client", "client")])
+    await until(lambda: world.runtime.hosts["uid-client"] == ())
+    world.network.update([], [])
+    assert not world.network.attached("uid-client")
+
+
+async def test_a_pod_keeps_its_own_ports_and_says_so(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.network.update([service(port=8000), service("web", 8000, 9000), service("db", 5, 5)], [pod("a")])
+    world.runtime.sandboxes.add("uid-a")
+    world.runtime.busy.add(5)
+    await world.network.attach(pod("a"))
+    assert not world.runtime.listeners
+    assert "cannot reach Service web" in caplog.text and "cannot reach Service api" not in caplog.text
+    assert "port 5 is taken" in caplog.text
+
+
+async def test_addresses_survive_a_restart(world: World, tmp_path: Path) -> None:
+    world.network.update([service()], [pod("a")])
+    again = ServiceNetwork(world.runtime.as_runtime(), "here", tmp_path / "addresses.json", world.dial)
+    again.update([service()], [])
+    assert again.hosts("shop") == world.network.hosts("shop")
+    assert again.pod_address("shop", "a") == world.network.pod_address("shop", "a")
