@@ -73,8 +73,8 @@ class Isolation(Protocol):
 
     async def check(self) -> None: ...
 
-    async def hold(self, hostname: str) -> Identity | None:
-        """Starts the process that holds a pod's namespaces; ``None`` where there are none."""
+    async def hold(self, hostname: str, directory: str) -> Identity | None:
+        """Starts the process that holds a pod's namespaces; ``None`` where there are none. ``directory``: the pod's."""
         ...
 
     def container(self, start: Start) -> Launch: ...
@@ -102,6 +102,15 @@ class Isolation(Protocol):
         ...
 
 
+def _copy(program: str, target: str) -> None:
+    """bwrap is process 1 of its containers, so they reach its file as ``/proc/1/exe``, and as its owner they may change its
+    mode: each pod has a copy of its own to spoil."""
+    with open(program, "rb") as original, open(target + ".new", "wb") as file:
+        file.write(original.read())
+        os.fchmod(file.fileno(), 0o500)
+    os.rename(target + ".new", target)
+
+
 class Bubblewrap:
     """Namespaces, no capabilities, no new privileges."""
 
@@ -111,28 +120,39 @@ class Bubblewrap:
         self._directory = directory
         self._bwrap = ""
         self._nsenter = ""
+        self._libraries = ""
         #: Whether a container may have an overlay of its own on its image; found out by :meth:`check`.
         self.overlay = True
 
     def _programs(self) -> tuple[str, str]:
         if not self._bwrap:
             self._bwrap, self._nsenter = bubblewrap.find_bwrap(), bubblewrap.find_nsenter()
+            # Where a wheel keeps what its program is linked to.
+            self._libraries = os.path.dirname(os.path.dirname(self._bwrap)) + ".libs"
         return self._bwrap, self._nsenter
 
     async def check(self) -> None:
-        bwrap, _ = self._programs()
-        holder = await self.hold("check")
+        self._programs()
+        place = os.path.join(self._directory, f"check-{os.getpid()}")
+        os.makedirs(place, mode=0o700, exist_ok=True)
         try:
-            view = ["--unshare-user", "--disable-userns", "--unshare-pid", "--cap-drop", "ALL"]
+            await self._check(place)
+        finally:
+            if os.path.exists(os.path.join(place, "bwrap")):
+                os.unlink(os.path.join(place, "bwrap"))
+            os.rmdir(place)
+
+    async def _check(self, place: str) -> None:
+        holder = await self.hold("check", place)
+        try:
+            view = [os.path.join(place, "bwrap"), "--unshare-user", "--disable-userns", "--unshare-pid", "--cap-drop", "ALL"]
             for path in system_paths():
                 view += bubblewrap.show(path)
             view += ["--proc", "/proc", "--dev", "/dev"]
-            code, said = await self._try([*self._join(holder), bwrap, *view, "true"])
+            code, said = await self._try([*self._join(holder), *view, "true"])
             if code != 0:
                 raise RuntimeUnavailable(bubblewrap.remedy(said))
-            code, _ = await self._try(
-                [*self._join(holder), bwrap, *view, "--overlay-src", "/usr", "--tmp-overlay", "/mnt", "true"]
-            )
+            code, _ = await self._try([*self._join(holder), *view, "--overlay-src", "/usr", "--tmp-overlay", "/mnt", "true"])
             self.overlay = code == 0
         finally:
             holder.kill()
@@ -142,7 +162,7 @@ class Bubblewrap:
         ours, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             try:
-                child = process.spawn(argv, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, stderr=theirs)
+                child = process.spawn(argv, env=self._outside(), stderr=theirs)
             finally:
                 os.close(theirs)
             said = await process.read_all(ours)
@@ -150,8 +170,13 @@ class Bubblewrap:
         finally:
             os.close(ours)
 
-    async def hold(self, hostname: str) -> Identity:
+    def _outside(self) -> dict[str, str]:
+        """The environment of the programs that make a container, not of the container."""
+        return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LD_LIBRARY_PATH": self._libraries}
+
+    async def hold(self, hostname: str, directory: str) -> Identity:
         bwrap, _ = self._programs()
+        _copy(bwrap, os.path.join(directory, "bwrap"))
         ours, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         status, records = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -188,7 +213,7 @@ class Bubblewrap:
         return [nsenter, "-t", str(holder.pid), "-U", "-n", "-i", "-u", "--preserve-credentials", "--"]
 
     def container(self, start: Start) -> Launch:
-        bwrap, _ = self._programs()
+        self._programs()
         assert start.holder is not None
         view = bubblewrap.container(
             start.image,
@@ -208,8 +233,9 @@ class Bubblewrap:
         arguments = bubblewrap.packed(view)
         status = os.open(os.path.join(start.directory, "status"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         argv = ["/bin/sh", "-c", bubblewrap.LAUNCH, "nemo", os.path.join(start.directory, "pid"), ":".join(start.cgroups)]
-        argv += [*self._join(start.holder), bwrap, "--args", str(arguments), "--json-status-fd", str(status), "--", *start.argv]
-        return Launch(argv, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, [arguments, status])
+        argv += [*self._join(start.holder), os.path.join(os.path.dirname(start.etc), "bwrap")]
+        argv += ["--args", str(arguments), "--json-status-fd", str(status), "--", *start.argv]
+        return Launch(argv, self._outside(), [arguments, status])
 
     def _records(self, directory: str) -> dict[str, int]:
         merged: dict[str, int] = {}
@@ -279,7 +305,7 @@ class Plain:
     async def check(self) -> None:
         """Nothing is needed but a shell."""
 
-    async def hold(self, hostname: str) -> None:
+    async def hold(self, hostname: str, directory: str) -> None:
         return None
 
     def _links(self) -> str:

@@ -20,7 +20,7 @@ from metaos.runtimes.cgroups import Cgroups
 from metaos.runtimes.execution import Execution
 from metaos.runtimes.images import DEFAULT_PATH, Image, ImageStore
 from metaos.runtimes.isolation import Isolation, Start, isolated, signal_name
-from metaos.runtimes.pods import Container, End, Pod, checked
+from metaos.runtimes.pods import Container, End, Pod, checked, remove_tree
 from metaos.runtimes.process import Watch
 
 #: Processes started by exec that run at once, on the whole site.
@@ -95,7 +95,7 @@ class SandboxRuntime:
                 place = os.path.join(self._directory, "pods", entry)
                 pod = Pod.load(place, boot)
                 if pod is None:
-                    _remove_tree(place)  # a start or a removal that was interrupted
+                    remove_tree(place)  # a start or a removal that was interrupted
                 else:
                     self._pods[pod.uid] = pod
                     self._adopt(pod, boot)
@@ -153,7 +153,7 @@ class SandboxRuntime:
                 try:
                     await self._hold(found)
                 except BaseException:
-                    _remove_tree(place)
+                    remove_tree(place)
                     raise
                 known[pod.uid] = found
             elif found.holder is None or not found.holder.alive():
@@ -161,7 +161,7 @@ class SandboxRuntime:
 
     async def _hold(self, pod: Pod) -> None:
         """Starts the pod's holder, and records it."""
-        pod.holder = await self._isolation.hold(pod.hostname)
+        pod.holder = await self._isolation.hold(pod.hostname, pod.directory)
         pod.boot = process.boot_id()
         pod.record()
         if pod.sockets is not None:
@@ -196,9 +196,9 @@ class SandboxRuntime:
                 await pod.watch.ended.wait()
                 pod.watch.close()
             if any(os.path.isdir(os.path.join(each.directory, "upper")) for each in pod.containers.values()):
-                await asyncio.get_running_loop().run_in_executor(None, _remove_tree, pod.directory)
+                await asyncio.get_running_loop().run_in_executor(None, remove_tree, pod.directory)
             else:
-                _remove_tree(pod.directory)
+                remove_tree(pod.directory)
             self._known().pop(uid, None)
         self._locks.pop(uid, None)
         self._changed.set()
@@ -269,7 +269,7 @@ class SandboxRuntime:
                 started.record(container.image, working_dir, groups)
             except BaseException:
                 self._group().remove(uid, started.group)
-                _remove_tree(started.directory)
+                remove_tree(started.directory)
                 raise
             pod.containers[container.name] = started
             self._watch_container(pod, started)
@@ -304,10 +304,10 @@ class SandboxRuntime:
         sequence = 1 + max((int(entry) for entry in os.listdir(place)), default=-1)
         for entry in os.listdir(place):
             if before is None or entry != os.path.basename(before.directory):
-                _remove_tree(os.path.join(place, entry))
+                remove_tree(os.path.join(place, entry))
         if before is not None:
             for name in ("upper", "work", "root"):
-                _remove_tree(os.path.join(before.directory, name))
+                remove_tree(os.path.join(before.directory, name))
         directory = os.path.join(place, str(sequence))
         os.mkdir(directory, 0o700)
         self._images.hold(image, directory)
@@ -533,25 +533,3 @@ def _key(directory: str) -> str:
     import hashlib
 
     return hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
-
-
-def _remove_tree(path: str) -> None:
-    """Also what an overlay left without permissions (its work directory has mode 0)."""
-    try:
-        entries = list(os.scandir(path))
-    except FileNotFoundError:
-        return
-    except NotADirectoryError:
-        os.unlink(path)
-        return
-    except PermissionError:
-        os.chmod(path, 0o700)
-        entries = list(os.scandir(path))
-    if entries and not os.access(path, os.W_OK | os.X_OK):
-        os.chmod(path, 0o700)
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            _remove_tree(entry.path)
-        else:
-            os.unlink(entry.path)
-    os.rmdir(path)

@@ -340,7 +340,7 @@ def test_no_path_leaves_the_root(names: list[str], link: str) -> None:
 def shell_layer() -> bytes:
     """A root file system that can run: this machine's shell and its libraries, copied."""
     entries: dict[str, Any] = {"opt/empty": None, "lib": "usr/lib"}
-    for program in ("sh", "cat", "touch", "ls", "id"):
+    for program in ("sh", "cat", "touch", "ls", "id", "sleep"):
         path = shutil.which(program)
         assert path is not None
         entries[f"bin/{program}"] = Path(path).read_bytes()
@@ -382,7 +382,7 @@ async def test_an_imported_image_runs(runtime: SandboxRuntime, tmp_path: Path) -
     assert (await until_ended(runtime, pod().uid)).exit_code == 0
     assert await log(runtime, pod().uid) == b"default\n"
     script = "echo $COLOUR; pwd; id -u; id -g; cat /etc/hostname; ls /usr/bin/python3; touch /opt/x /bin/y"
-    script += "; ls /opt; echo ready; cat /dev/zero"
+    script += "; ls /opt; echo ready; sleep 100"
     await runtime.start_container(pod().uid, shell(script, read_only_root=False))
     said = (await until_logged(runtime, pod().uid, b"ready")).decode().splitlines()
     assert [line for line in said if "python3" not in line] == ["red", "/opt/empty", "70", "71", "web-0", "empty", "x", "ready"]

@@ -1,0 +1,63 @@
+"""Where cgroups are, and what is written into them; version 2 on plain files, version 1 for real in ``test_sandbox``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from metaos.runtimes.cgroups import Cgroups, Measured, locate
+
+V1 = """25 20 0:22 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+26 20 0:23 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
+27 20 0:24 /docker/abc /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids
+28 20 0:25 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+"""
+V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
+
+
+def test_version_1_wins_where_it_has_the_controllers() -> None:
+    version, roots = locate(V1, "4:memory:/box\n3:cpu,cpuacct:/\n2:pids:/docker/abc/x\n0::/\n")
+    cpu = "/sys/fs/cgroup/cpu,cpuacct"
+    assert (version, roots) == (
+        1,
+        {"memory": "/sys/fs/cgroup/memory/box", "cpu": cpu, "cpuacct": cpu, "pids": "/sys/fs/cgroup/pids/x"},
+    )
+
+
+def test_version_2() -> None:
+    assert locate(V2, "0::/user.slice/agent.service\n") == (2, {"": "/sys/fs/cgroup/user.slice/agent.service"})
+    assert locate("", "0::/\n") == (0, {})
+
+
+def test_limits_of_version_2(tmp_path: Path) -> None:
+    groups = Cgroups("key", 2, {"": str(tmp_path)})
+    assert groups.problem == ""
+    (place,) = groups.create("pod", "main-0", cpu=250, memory=64 << 20)
+    assert place == str(tmp_path / "nemo/key/pod/main-0")
+    written = {name: Path(place, name).read_text() for name in os.listdir(place)}
+    assert written == {"pids.max": "4096", "memory.max": str(64 << 20), "memory.oom.group": "1", "cpu.max": "25000 100000"}
+    assert (tmp_path / "nemo/key/pod/cgroup.subtree_control").read_text() == "+memory +cpu +pids"
+    for name, text in {
+        "cpu.stat": "usage_usec 1500000\nuser_usec 1\n",
+        "memory.current": "3000\n",
+        "memory.stat": "anon 1\ninactive_file 1000\n",
+        "memory.events": "oom 2\noom_kill 1\n",
+    }.items():
+        Path(place, name).write_text(text)
+    assert groups.measure("pod", "main-0") == Measured(1.5, 2000, 1)
+    assert groups.measure("pod", "other") is None
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_without_permission_nothing_is_done_and_the_reason_is_said() -> None:
+    groups = Cgroups("key", 2, {"": "/proc"})
+    assert "Delegate=yes" in groups.problem
+
+
+def test_where_there_are_none_nothing_is_done_and_the_reason_is_said() -> None:
+    groups = Cgroups("key", 0, {})
+    assert "mounts no cgroups" in groups.problem
+    assert groups.create("pod", "main-0", cpu=1, memory=1) == [] and groups.measure("pod", "main-0") is None
+    assert groups.kill("pod", "main-0") == [] and groups.remove("pod", "main-0")
