@@ -1,0 +1,130 @@
+"""Who calls: client certificates, bearer tokens, and the local unix socket.
+
+A verified certificate's common name is the user, its organisations are the groups, as in Kubernetes. TLS checks the
+validity only once per connection, so it is looked at again for every request and while watches last.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from aiohttp import web
+
+from metaos.clock import Clock
+from metaos.resources import errors
+from metaos.security.authz import AUTHENTICATED, UNAUTHENTICATED, UserInfo
+
+ANONYMOUS = UserInfo("system:anonymous", (UNAUTHENTICATED,))
+#: Whoever may open the hub's unix socket is its administrator.
+LOCAL_ADMIN = UserInfo("admin", ("system:masters",))
+MAX_TOKEN = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What a verified client certificate says. ``serial`` is upper-case hex; times are seconds since the epoch."""
+
+    name: str
+    organizations: tuple[str, ...]
+    serial: str
+    not_before: float
+    not_after: float
+
+    @classmethod
+    def of(cls, peer: dict[str, Any]) -> Certificate:
+        """From ``ssl.SSLSocket.getpeercert()``."""
+        parts = [pair for rdn in peer.get("subject") or () for pair in rdn]
+        name = next((value for key, value in parts if key == "commonName"), "")
+        return cls(
+            name,
+            tuple(value for key, value in parts if key == "organizationName"),
+            str(peer.get("serialNumber") or ""),
+            ssl.cert_time_to_seconds(peer["notBefore"]),
+            ssl.cert_time_to_seconds(peer["notAfter"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """An authenticated caller; ``valid`` says whether it still is one."""
+
+    user: UserInfo
+    valid: Callable[[], bool] = lambda: True
+
+
+class Authenticator(Protocol):
+    """Turns a request into who sent it."""
+
+    async def authenticate(self, request: web.BaseRequest) -> Identity | None:
+        """``None``: nobody said who they are. Raises ``ApiError`` 401 where what they said is not so."""
+        ...
+
+
+#: A bearer token's user, or ``None`` where it is not one of ours.
+Tokens = Callable[[str], Awaitable[UserInfo | None]]
+
+
+class HubAuthenticator:
+    """``revoked`` says whether a certificate has been withdrawn; ``unix_user`` is who comes through a unix socket."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        revoked: Callable[[Certificate], bool] = lambda certificate: False,
+        tokens: Tokens | None = None,
+        unix_user: UserInfo | None = None,
+    ) -> None:
+        self._clock = clock
+        self._revoked = revoked
+        self._tokens = tokens
+        self._unix_user = unix_user
+        self._known: WeakKeyDictionary[Any, tuple[Certificate, UserInfo]] = WeakKeyDictionary()
+
+    async def authenticate(self, request: web.BaseRequest) -> Identity | None:
+        transport = request.transport
+        if transport is None:
+            return None
+        peer = transport.get_extra_info("peercert")
+        if peer:
+            return self._certified(transport, peer)
+        header = request.headers.get("Authorization", "")
+        if header:
+            return await self._bearer(header)
+        connection = transport.get_extra_info("socket")
+        if self._unix_user is not None and connection is not None and connection.family == socket.AF_UNIX:
+            return Identity(_authenticated(self._unix_user))
+        return None
+
+    def _certified(self, transport: Any, peer: dict[str, Any]) -> Identity:
+        found = self._known.get(transport)
+        if found is None:
+            certificate = Certificate.of(peer)
+            user = UserInfo(certificate.name, certificate.organizations)
+            found = self._known[transport] = certificate, _authenticated(user)
+        certificate, user = found
+        if not certificate.name:
+            raise errors.unauthorized("the client certificate has no common name")
+        if self._clock.now() > certificate.not_after:
+            raise errors.unauthorized("the client certificate has expired; get a new one")
+        if self._revoked(certificate):
+            raise errors.unauthorized(f"the certificate of {certificate.name} has been revoked")
+        return Identity(user, lambda: self._clock.now() <= certificate.not_after and not self._revoked(certificate))
+
+    async def _bearer(self, header: str) -> Identity:
+        scheme, _, token = header.partition(" ")
+        user = None
+        if scheme.lower() == "bearer" and self._tokens is not None and 0 < len(token) <= MAX_TOKEN:
+            user = await self._tokens(token.strip())
+        if user is None:
+            raise errors.unauthorized()
+        return Identity(_authenticated(user))
+
+
+def _authenticated(user: UserInfo) -> UserInfo:
+    return UserInfo(user.name, (*user.groups, AUTHENTICATED), user.uid)

@@ -1,0 +1,529 @@
+"""The values in tables that are more than a field: what ``kubectl get`` shows of each kind. Pure.
+
+Source: ``k8s.io/kubernetes/pkg/printers/internalversion/printers.go`` and ``apimachinery/pkg/util/duration``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from metaos.resources import quantity
+from metaos.resources.meta import Obj, condition, deleting, is_true, labels, name, parse_time
+
+Cell = Callable[[Obj, float], Any]
+NONE = "<none>"
+UNKNOWN = "<unknown>"
+
+
+def human_duration(seconds: float) -> str:
+    """As Kubernetes writes it: two units at most, coarser the longer it is."""
+    s = int(seconds)
+    if s < -1:
+        return "<invalid>"
+    if s < 0:
+        return "0s"
+    if s < 120:
+        return f"{s}s"
+    minutes, hours, days = s // 60, s // 3600, s // 86400
+    if minutes < 10:
+        return f"{minutes}m" + (f"{s % 60}s" if s % 60 else "")
+    if minutes < 180:
+        return f"{minutes}m"
+    if hours < 8:
+        return f"{hours}h" + (f"{minutes % 60}m" if minutes % 60 else "")
+    if hours < 48:
+        return f"{hours}h"
+    if hours < 192:
+        return f"{days}d" + (f"{hours % 24}h" if hours % 24 else "")
+    if hours < 365 * 24 * 2:
+        return f"{days}d"
+    if hours < 365 * 24 * 8:
+        rest = days % 365
+        return f"{days // 365}y" + (f"{rest}d" if rest else "")
+    return f"{days // 365}y"
+
+
+def since(text: Any, now: float) -> str:
+    """How long ago a time of the API is."""
+    try:
+        return human_duration(now - parse_time(str(text))) if text else UNKNOWN
+    except ValueError:
+        return UNKNOWN
+
+
+def spec(obj: Obj) -> Obj:
+    return obj.get("spec") or {}
+
+
+def status(obj: Obj) -> Obj:
+    return obj.get("status") or {}
+
+
+def age(obj: Obj, now: float) -> str:
+    return since(obj["metadata"].get("creationTimestamp"), now)
+
+
+def ratio(part: Any, whole: Any) -> str:
+    return f"{part or 0}/{whole or 0}"
+
+
+def joined(values: Any) -> str:
+    return ",".join(str(v) for v in values or ()) or NONE
+
+
+def selector_text(selector: Any) -> str:
+    """A LabelSelector, or a plain map of labels, in one line."""
+    selector = selector or {}
+    plain = selector.get("matchLabels", {}) if {"matchLabels", "matchExpressions"} & selector.keys() else selector
+    parts = [f"{key}={value}" for key, value in sorted((plain or {}).items())]
+    for rule in selector.get("matchExpressions") or () if plain is not selector else ():
+        values = ",".join(rule.get("values") or ())
+        operator = rule.get("operator", "")
+        texts = {"Exists": rule.get("key", ""), "DoesNotExist": f"!{rule.get('key', '')}"}
+        parts.append(texts.get(operator, f"{rule.get('key', '')} {operator.lower()} ({values})"))
+    return ",".join(parts) or NONE
+
+
+# -- pods --------------------------------------------------------------------------------------------------
+
+
+def _containers(pod: Obj, key: str) -> list[Obj]:
+    return list(status(pod).get(key) or ())
+
+
+def pod_ready(pod: Obj, now: float) -> str:
+    return ratio(sum(bool(c.get("ready")) for c in _containers(pod, "containerStatuses")), len(spec(pod).get("containers") or ()))
+
+
+def pod_status(pod: Obj, now: float) -> str:
+    state = status(pod)
+    reason = str(state.get("reason") or state.get("phase") or "Unknown")
+    starting, first_reason = False, ""
+    inits = _containers(pod, "initContainerStatuses")
+    for number, container in enumerate(inits):
+        now_in = container.get("state") or {}
+        ended = now_in.get("terminated")
+        if ended and ended.get("exitCode") == 0:
+            continue
+        if container.get("started") and container.get("ready"):
+            continue  # A sidecar that runs.
+        starting = True
+        if ended:
+            first_reason = f"Init:{ended.get('reason') or 'ExitCode:' + str(ended.get('exitCode', 0))}"
+        elif (now_in.get("waiting") or {}).get("reason", "PodInitializing") != "PodInitializing":
+            first_reason = f"Init:{now_in['waiting']['reason']}"
+        else:
+            first_reason = f"Init:{number}/{len(spec(pod).get('initContainers') or inits)}"
+        break
+    if starting:
+        reason = first_reason
+    else:
+        reason = _running_reason(pod, reason)
+    if deleting(pod):
+        return "Unknown" if state.get("reason") == "NodeLost" else "Terminating" if _alive(state) else reason
+    ready = condition(pod, "Ready")
+    if ready and ready.get("status") == "Unknown" and _alive(state):
+        return "Unknown"
+    return reason
+
+
+def _alive(state: Obj) -> bool:
+    return state.get("phase") not in ("Succeeded", "Failed")
+
+
+def _running_reason(pod: Obj, reason: str) -> str:
+    running = False
+    for container in reversed(_containers(pod, "containerStatuses")):
+        state = container.get("state") or {}
+        waiting, ended = state.get("waiting") or {}, state.get("terminated")
+        if waiting.get("reason"):
+            reason = waiting["reason"]
+        elif ended:
+            reason = ended.get("reason") or (
+                f"Signal:{ended['signal']}" if ended.get("signal") else f"ExitCode:{ended.get('exitCode', 0)}"
+            )
+        elif container.get("ready") and state.get("running"):
+            running = True
+    if reason == "Completed" and running:
+        return "Running" if is_true(pod, "Ready") else "NotReady"
+    return str(reason)
+
+
+def pod_restarts(pod: Obj, now: float) -> str:
+    everything = _containers(pod, "containerStatuses") + _containers(pod, "initContainerStatuses")
+    count = sum(int(c.get("restartCount") or 0) for c in everything)
+    last = [(c.get("lastState") or {}).get("terminated", {}).get("finishedAt") for c in everything]
+    times = sorted(str(t) for t in last if t)
+    return f"{count} ({since(times[-1], now)} ago)" if count and times else str(count)
+
+
+def readiness_gates(pod: Obj, now: float) -> str:
+    gates = [g.get("conditionType", "") for g in spec(pod).get("readinessGates") or ()]
+    return ratio(sum(is_true(pod, g) for g in gates), len(gates)) if gates else NONE
+
+
+# -- workloads ---------------------------------------------------------------------------------------------
+
+
+def _template(obj: Obj) -> Obj:
+    found: Obj = spec(obj).get("template") or (spec(obj).get("jobTemplate") or {}).get("spec", {}).get("template") or {}
+    return found
+
+
+def container_names(obj: Obj, now: float) -> str:
+    return joined(c.get("name") for c in spec(_template(obj)).get("containers") or ())
+
+
+def images(obj: Obj, now: float) -> str:
+    return joined(c.get("image") for c in spec(_template(obj)).get("containers") or ())
+
+
+def workload_selector(obj: Obj, now: float) -> str:
+    return selector_text(spec(obj).get("selector"))
+
+
+def replicas_ready(obj: Obj, now: float) -> str:
+    return ratio(status(obj).get("readyReplicas"), spec(obj).get("replicas", 1))
+
+
+def _counted(key: str) -> Cell:
+    return lambda obj, now: int(status(obj).get(key) or 0)
+
+
+def job_status(job: Obj, now: float) -> str:
+    for kind, text in (("Complete", "Complete"), ("Failed", "Failed"), ("Suspended", "Suspended"), ("FailureTarget", "Failing")):
+        if is_true(job, kind):
+            return text
+    return "Terminating" if deleting(job) else "Running"
+
+
+def job_completions(job: Obj, now: float) -> str:
+    done = status(job).get("succeeded") or 0
+    if spec(job).get("completions") is not None:
+        return ratio(done, spec(job)["completions"])
+    parallel = spec(job).get("parallelism") or 1
+    return f"{done}/1 of {parallel}" if parallel > 1 else f"{done}/1"
+
+
+def job_duration(job: Obj, now: float) -> str:
+    state = status(job)
+    if not state.get("startTime"):
+        return ""
+    end = parse_time(state["completionTime"]) if state.get("completionTime") else now
+    return human_duration(end - parse_time(state["startTime"]))
+
+
+def cron_last(job: Obj, now: float) -> str:
+    last = status(job).get("lastScheduleTime")
+    return since(last, now) if last else NONE
+
+
+def cron_active(job: Obj, now: float) -> int:
+    return len(status(job).get("active") or ())
+
+
+def cron_suspend(job: Obj, now: float) -> str:
+    return "True" if spec(job).get("suspend") else "False"
+
+
+# -- services and configuration ----------------------------------------------------------------------------
+
+
+def external_ip(service: Obj, now: float) -> str:
+    if spec(service).get("type") == "ExternalName":
+        return str(spec(service).get("externalName") or NONE)
+    return joined(spec(service).get("externalIPs"))
+
+
+def service_ports(service: Obj, now: float) -> str:
+    return joined(
+        f"{p.get('port')}{':' + str(p['nodePort']) if p.get('nodePort') else ''}/{p.get('protocol', 'TCP')}"
+        for p in spec(service).get("ports") or ()
+    )
+
+
+def data_count(obj: Obj, now: float) -> int:
+    return len(obj.get("data") or ()) + len(obj.get("binaryData") or ())
+
+
+def secrets_count(obj: Obj, now: float) -> int:
+    return len(obj.get("secrets") or ())
+
+
+def slice_ports(obj: Obj, now: float) -> str:
+    return joined(p.get("port", "*") for p in obj.get("ports") or ())
+
+
+def slice_endpoints(obj: Obj, now: float) -> str:
+    found = [a for e in obj.get("endpoints") or () for a in e.get("addresses") or ()]
+    shown = ",".join(found[:3])
+    return (shown + (f" + {len(found) - 3} more..." if len(found) > 3 else "")) or "<unset>"
+
+
+def access_modes(claim: Obj, now: float) -> str:
+    short = {"ReadWriteOnce": "RWO", "ReadOnlyMany": "ROX", "ReadWriteMany": "RWX", "ReadWriteOncePod": "RWOP"}
+    modes = status(claim).get("accessModes") or spec(claim).get("accessModes") or ()
+    return ",".join(short.get(m, m) for m in modes)
+
+
+def claim_capacity(claim: Obj, now: float) -> str:
+    return str((status(claim).get("capacity") or {}).get("storage") or "")
+
+
+# -- events, leases, requests, roles -----------------------------------------------------------------------
+
+
+def last_seen(event: Obj, now: float) -> str:
+    series = event.get("series") or {}
+    times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"), event.get("firstTimestamp"))
+    return since(next((t for t in times if t), event["metadata"].get("creationTimestamp")), now)
+
+
+def first_seen(event: Obj, now: float) -> str:
+    return since(event.get("firstTimestamp") or event.get("eventTime"), now)
+
+
+def event_object(event: Obj, now: float) -> str:
+    about = event.get("involvedObject") or {}
+    return f"{str(about.get('kind') or '').lower()}/{about.get('name') or ''}"
+
+
+def event_source(event: Obj, now: float) -> str:
+    source = event.get("source") or {}
+    component = source.get("component") or event.get("reportingComponent") or ""
+    host = source.get("host") or event.get("reportingInstance") or ""
+    return ", ".join(part for part in (component, host) if part)
+
+
+def event_count(event: Obj, now: float) -> int:
+    return int((event.get("series") or {}).get("count") or event.get("count") or 1)
+
+
+def event_message(event: Obj, now: float) -> str:
+    return str(event.get("message") or "").strip()
+
+
+def csr_condition(request: Obj, now: float) -> str:
+    found = [c.get("type", "") for c in status(request).get("conditions") or ()]
+    verdict = "Denied" if "Denied" in found else "Approved" if "Approved" in found else "Pending"
+    parts = [verdict] + (["Failed"] if "Failed" in found else [])
+    return ",".join(parts + (["Issued"] if status(request).get("certificate") else []))
+
+
+def csr_duration(request: Obj, now: float) -> str:
+    seconds = spec(request).get("expirationSeconds")
+    return human_duration(seconds) if seconds is not None else NONE
+
+
+def role_ref(binding: Obj, now: float) -> str:
+    to = binding.get("roleRef") or {}
+    return f"{to.get('kind', '')}/{to.get('name', '')}"
+
+
+def _subjects(kind: str) -> Cell:
+    def cell(binding: Obj, now: float) -> str:
+        found = [s for s in binding.get("subjects") or () if s.get("kind") == kind]
+        return ", ".join(f"{s['namespace']}/{s['name']}" if s.get("namespace") else str(s.get("name")) for s in found)
+
+    return cell
+
+
+def owner(obj: Obj, now: float) -> str:
+    found = next((o for o in obj["metadata"].get("ownerReferences") or () if o.get("controller")), None)
+    return f"{str(found.get('kind')).lower()}/{found.get('name')}" if found else NONE
+
+
+# -- sites -------------------------------------------------------------------------------------------------
+
+
+def _health(obj: Obj) -> str:
+    ready = condition(obj, "Ready")
+    return {"True": "Ready", "False": "NotReady"}.get(str((ready or {}).get("status")), "Unknown")
+
+
+def node_status(node: Obj, now: float) -> str:
+    return _health(node) + (",SchedulingDisabled" if spec(node).get("unschedulable") else "")
+
+
+def node_roles(node: Obj, now: float) -> str:
+    prefix = "node-role.kubernetes.io/"
+    return joined(sorted(key.removeprefix(prefix) for key in labels(node) if key.startswith(prefix)))
+
+
+def node_address(node: Obj, now: float) -> str:
+    found = [a.get("address") for a in status(node).get("addresses") or () if a.get("type") == "InternalIP"]
+    return str(found[0]) if found else NONE
+
+
+def cluster_ready(cluster: Obj, now: float) -> str:
+    found = condition(cluster, "Ready")
+    shown = str(found.get("status")) if found else "Unknown"
+    if deleting(cluster):
+        return f"{shown},Leaving"
+    return f"{shown},SchedulingDisabled" if spec(cluster).get("unschedulable") else shown
+
+
+def region(cluster: Obj, now: float) -> str:
+    return str((spec(cluster).get("location") or {}).get("region") or NONE)
+
+
+def zone(cluster: Obj, now: float) -> str:
+    return str((spec(cluster).get("electricity") or {}).get("zone") or NONE)
+
+
+def carbon(cluster: Obj, now: float) -> str:
+    """Grams per kWh now, else what the site file says."""
+    found = (status(cluster).get("carbon") or {}).get("intensity")
+    if found is None:
+        found = (spec(cluster).get("electricity") or {}).get("carbonIntensity")
+    return NONE if found is None else f"{float(found):.0f} g/kWh"
+
+
+def _of_amounts(cluster: Obj, resource: str) -> str:
+    used = (status(cluster).get("usage") or {}).get(resource)
+    held = (status(cluster).get("allocatable") or status(cluster).get("capacity") or spec(cluster).get("capacity") or {}).get(
+        resource
+    )
+    return f"{_short(used)}/{_short(held)}" if used is not None or held is not None else NONE
+
+
+def _short(amount: Any) -> str:
+    if amount is None:
+        return "-"
+    try:
+        return f"{float(quantity.parse(amount)):.3g}"
+    except ValueError:
+        return str(amount)
+
+
+def cluster_pods(cluster: Obj, now: float) -> str:
+    return _of_amounts(cluster, "pods")
+
+
+def cluster_cpu(cluster: Obj, now: float) -> str:
+    return _of_amounts(cluster, "cpu")
+
+
+def cluster_country(cluster: Obj, now: float) -> str:
+    return str((spec(cluster).get("location") or {}).get("country") or NONE)
+
+
+def cluster_agent(cluster: Obj, now: float) -> str:
+    return str((status(cluster).get("nodeInfo") or {}).get("agentVersion") or NONE)
+
+
+# -- intents, placements, works ----------------------------------------------------------------------------
+
+
+def intent_targets(intent: Obj, now: float) -> str:
+    """``met/all``, as the status counts them; before that, how many are wanted."""
+    told = status(intent).get("targets")
+    if told:
+        return ratio(sum(t.get("fulfilment") == "Fulfilled" for t in told), len(told))
+    return f"-/{sum(len(e.get('targets') or ()) for e in spec(intent).get('expectations') or ())}"
+
+
+def placement_clusters(placement: Obj, now: float) -> str:
+    found = spec(placement).get("clusters") or ()
+    return joined(f"{c.get('name')}({c['replicas']})" if c.get("replicas", 1) != 1 else c.get("name") for c in found)
+
+
+def placement_score(placement: Obj, now: float) -> str:
+    chosen = {c.get("name") for c in spec(placement).get("clusters") or ()}
+    found = [s for s in status(placement).get("scores") or () if s.get("cluster") in chosen] or []
+    return f"{float(found[0].get('total') or 0):.3g}" if found else NONE
+
+
+def placement_rejected(placement: Obj, now: float) -> int:
+    return len(status(placement).get("rejected") or ())
+
+
+def _holds(kind: str) -> Cell:
+    def cell(obj: Obj, now: float) -> str:
+        found = condition(obj, kind)
+        return str(found.get("status")) if found else "Unknown"
+
+    return cell
+
+
+def policy_selector(policy: Obj, now: float) -> str:
+    return selector_text((spec(policy).get("workloads") or {}).get("selector")).replace(NONE, "<all>")
+
+
+def policy_clusters(policy: Obj, now: float) -> str:
+    """Named sites, else the labels that sites must have."""
+    named = (spec(policy).get("clusters") or {}).get("allowed")
+    return joined(named) if named else selector_text(spec(policy).get("clusterSelector")).replace(NONE, "<all>")
+
+
+#: What ``fn`` may say in ``tables.yaml``.
+CELLS: dict[str, Cell] = {
+    "name": lambda obj, now: name(obj),
+    "age": age,
+    "pod_ready": pod_ready,
+    "pod_status": pod_status,
+    "pod_restarts": pod_restarts,
+    "readiness_gates": readiness_gates,
+    "container_names": container_names,
+    "images": images,
+    "selector": workload_selector,
+    "replicas_ready": replicas_ready,
+    "updated": _counted("updatedReplicas"),
+    "available": _counted("availableReplicas"),
+    "replicas": _counted("replicas"),
+    "ready_replicas": _counted("readyReplicas"),
+    "desired_scheduled": _counted("desiredNumberScheduled"),
+    "current_scheduled": _counted("currentNumberScheduled"),
+    "number_ready": _counted("numberReady"),
+    "updated_scheduled": _counted("updatedNumberScheduled"),
+    "number_available": _counted("numberAvailable"),
+    "node_selector": lambda obj, now: selector_text(spec(_template(obj)).get("nodeSelector")),
+    "job_status": job_status,
+    "job_completions": job_completions,
+    "job_duration": job_duration,
+    "cron_last": cron_last,
+    "cron_active": cron_active,
+    "cron_suspend": cron_suspend,
+    "external_ip": external_ip,
+    "service_ports": service_ports,
+    "data_count": data_count,
+    "secrets_count": secrets_count,
+    "slice_ports": slice_ports,
+    "slice_endpoints": slice_endpoints,
+    "access_modes": access_modes,
+    "claim_capacity": claim_capacity,
+    "last_seen": last_seen,
+    "first_seen": first_seen,
+    "event_object": event_object,
+    "event_source": event_source,
+    "event_count": event_count,
+    "event_message": event_message,
+    "csr_condition": csr_condition,
+    "csr_duration": csr_duration,
+    "role_ref": role_ref,
+    "users": _subjects("User"),
+    "groups": _subjects("Group"),
+    "service_accounts": _subjects("ServiceAccount"),
+    "owner": owner,
+    "node_status": node_status,
+    "node_roles": node_roles,
+    "node_address": node_address,
+    "cluster_ready": cluster_ready,
+    "region": region,
+    "zone": zone,
+    "carbon": carbon,
+    "cluster_pods": cluster_pods,
+    "cluster_cpu": cluster_cpu,
+    "country": cluster_country,
+    "agent_version": cluster_agent,
+    "intent_targets": intent_targets,
+    "placement_clusters": placement_clusters,
+    "placement_score": placement_score,
+    "placement_rejected": placement_rejected,
+    "placement_healthy": _holds("Healthy"),
+    "work_applied": _holds("Applied"),
+    "work_available": _holds("Available"),
+    "policy_selector": policy_selector,
+    "policy_clusters": policy_clusters,
+}

@@ -1,0 +1,211 @@
+"""Logs, commands and ports of pods on any site, over the connection that the site's agent opened."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+import orjson
+from aiohttp import WSMsgType, web
+
+from metaos.apiserver.tunnels import Streams
+from metaos.resources.errors import ApiError, bad_request
+from metaos.resources.meta import Obj
+from metaos.tunnel import MAX_DATA, Stream, StreamReset
+
+CHANNEL_PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
+PORT_PROTOCOLS = ("v4.channel.k8s.io",)
+STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
+
+
+def site_of(pod: Obj) -> str:
+    """Where a pod runs. Raises ``ApiError`` where it has no place yet."""
+    site = (pod.get("spec") or {}).get("nodeName")
+    if not site:
+        raise bad_request(f"pod {pod['metadata']['name']!r} does not have a host assigned")
+    return str(site)
+
+
+def container_of(pod: Obj, asked: str) -> str:
+    """The container that is meant: the asked-for one, the annotated default, or the only one."""
+    spec = pod.get("spec") or {}
+    known = [c["name"] for c in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))]
+    if asked:
+        if asked not in known:
+            raise bad_request(f"container {asked} is not valid for pod {pod['metadata']['name']}")
+        return asked
+    default = (pod["metadata"].get("annotations") or {}).get("kubectl.kubernetes.io/default-container")
+    containers = [c["name"] for c in spec.get("containers") or ()]
+    if default in containers:
+        return str(default)
+    if len(containers) > 1:
+        names = " ".join(containers)
+        raise bad_request(f"a container name must be specified for pod {pod['metadata']['name']}, choose one of: [{names}]")
+    return str(containers[0])
+
+
+def _number(query: Any, word: str) -> int | None:
+    text = query.get(word)
+    if text is None or text == "":
+        return None
+    if not text.isdigit():
+        raise bad_request(f"query parameter {word}={text!r} must be a whole number of at least 0")
+    return int(text)
+
+
+async def log(request: web.Request, streams: Streams, pod: Obj) -> web.StreamResponse:
+    """``GET …/pods/NAME/log``."""
+    query = request.query
+    header = {
+        "type": "log",
+        "namespace": pod["metadata"]["namespace"],
+        "pod": pod["metadata"]["name"],
+        "container": container_of(pod, query.get("container", "")),
+        "follow": query.get("follow") in ("true", "1"),
+        "previous": query.get("previous") in ("true", "1"),
+        "tail": _number(query, "tailLines"),
+    }
+    limit = _number(query, "limitBytes")
+    try:
+        stream = await streams.open(site_of(pod), header)
+    except ApiError as error:
+        # What the agent refuses about a container is the caller's mistake, as a kubelet says it.
+        if error.reason == "BadGateway":
+            raise bad_request(error.message) from None
+        raise
+    response = web.StreamResponse(headers={"Content-Type": "text/plain"})
+    await response.prepare(request)
+    try:
+        while data := await stream.read():
+            if limit is not None:
+                data, limit = data[:limit], limit - len(data)
+            await response.write(data)
+            if limit is not None and limit <= 0:
+                break
+    except StreamReset:
+        pass
+    finally:
+        await stream.close()
+    await response.write_eof()
+    return response
+
+
+def _flag(query: Any, *words: str) -> bool:
+    return any(query.get(w) in ("true", "1") for w in words)
+
+
+async def execute(request: web.Request, streams: Streams, pod: Obj, kind: str) -> web.StreamResponse:
+    """``exec`` and ``attach`` over a WebSocket with channels (``v5.channel.k8s.io``, ``v4.channel.k8s.io``)."""
+    query = request.query
+    command = query.getall("command", [])
+    if kind == "exec" and not command:
+        raise bad_request("you must specify at least one command for the container")
+    header = {
+        "type": kind,
+        "namespace": pod["metadata"]["namespace"],
+        "pod": pod["metadata"]["name"],
+        "container": container_of(pod, query.get("container", "")),
+        "command": command,
+        **{word: _flag(query, word) for word in ("stdin", "stdout", "stderr", "tty")},
+    }
+    _require_websocket(request)
+    site = site_of(pod)
+    socket = web.WebSocketResponse(protocols=CHANNEL_PROTOCOLS, max_msg_size=1 << 20, heartbeat=30, compress=False)
+    await socket.prepare(request)
+    try:
+        stream = await streams.open(site, header)
+    except ApiError as error:
+        await socket.send_bytes(bytes((ERROR,)) + orjson.dumps(error.status()))
+        await socket.close()
+        return socket
+    up = asyncio.create_task(_up(socket, stream))
+    try:
+        while data := await stream.read():
+            await socket.send_bytes(data)
+    except StreamReset as error:
+        with suppress(ConnectionError):
+            failure = ApiError(500, "InternalError", str(error)).status()
+            await socket.send_bytes(bytes((ERROR,)) + orjson.dumps(failure))
+    except ConnectionError:
+        pass
+    finally:
+        up.cancel()
+        await asyncio.gather(up, return_exceptions=True)
+        await stream.close()
+        await socket.close()
+    return socket
+
+
+async def _up(socket: web.WebSocketResponse, stream: Stream) -> None:
+    """From the client's channels to the site. Large messages are cut, each part on the same channel."""
+    with suppress(ConnectionError):
+        async for message in socket:
+            if message.type is WSMsgType.BINARY and message.data:
+                channel, data = message.data[:1], message.data[1:]
+                for start in range(0, max(1, len(data)), MAX_DATA - 1):
+                    await stream.write(channel + data[start : start + MAX_DATA - 1])
+        await stream.write_eof()
+
+
+def _require_websocket(request: web.Request) -> None:
+    if "websocket" not in request.headers.get("Upgrade", "").lower():
+        raise bad_request("this needs a WebSocket: use kubectl 1.31 or newer, or a client that speaks v5.channel.k8s.io")
+
+
+async def port_forward(request: web.Request, streams: Streams, pod: Obj) -> web.StreamResponse:
+    """``portforward`` over a WebSocket: SPDY/3.1 inside it as kubectl does it, or two channels a port (``v4.channel.k8s.io``)."""
+    from metaos.apiserver.spdy import PORTFORWARD, SpdyForward
+
+    _require_websocket(request)
+    site = site_of(pod)
+    where, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
+
+    async def dial(port: int) -> Stream:
+        return await streams.open(site, {"type": "dial", "namespace": where, "pod": name, "port": port})
+
+    socket = web.WebSocketResponse(protocols=(PORTFORWARD, *PORT_PROTOCOLS), max_msg_size=1 << 20, heartbeat=30, compress=False)
+    await socket.prepare(request)
+    if socket.ws_protocol == PORTFORWARD:
+        await SpdyForward(socket, dial).run()
+        return socket
+    ports = [int(p) for text in request.query.getall("ports", []) for p in text.split(",") if p.isdigit()]
+    await _forward_channels(socket, dial, ports)
+    return socket
+
+
+async def _forward_channels(socket: web.WebSocketResponse, dial: Any, ports: list[int]) -> None:
+    """Channel 2n carries data of the n-th port, 2n + 1 its errors; both begin with the port number, little endian."""
+    opened: dict[int, Stream] = {}
+    tasks: list[asyncio.Task[None]] = []
+
+    async def down(index: int, stream: Stream) -> None:
+        with suppress(ConnectionError):
+            while data := await stream.read():
+                await socket.send_bytes(bytes((2 * index,)) + data)
+            await socket.close()
+
+    try:
+        for index, port in enumerate(ports[:32]):
+            number = port.to_bytes(2, "little")
+            await socket.send_bytes(bytes((2 * index,)) + number)
+            await socket.send_bytes(bytes((2 * index + 1,)) + number)
+            try:
+                opened[index] = await dial(port)
+            except ApiError as error:
+                await socket.send_bytes(bytes((2 * index + 1,)) + error.message.encode())
+                continue
+            tasks.append(asyncio.create_task(down(index, opened[index])))
+        async for message in socket:
+            if message.type is WSMsgType.BINARY and message.data:
+                stream = opened.get(message.data[0] // 2)
+                if stream is not None and message.data[0] % 2 == 0:
+                    with suppress(ConnectionError):
+                        await stream.write(message.data[1:])
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for stream in opened.values():
+            await stream.close()
+        await socket.close()

@@ -1,0 +1,134 @@
+"""The hub's end of the tunnels: which sites are connected, and streams to them and between them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
+
+from aiohttp import WSMsgType, web
+
+from metaos.resources.errors import ApiError, unavailable
+from metaos.tunnel import MAX_DATA, SUBPROTOCOL, Stream, StreamReset, Tunnel, TunnelError
+
+log = logging.getLogger(__name__)
+
+#: How long a site may take to accept a stream (a dial that connects).
+ACCEPT_SECONDS = 10.0
+HEARTBEAT_SECONDS = 20.0
+
+
+class Streams(Protocol):
+    """Opens streams to sites. Raises ``ApiError`` 503 where the site is not connected or refuses."""
+
+    async def open(self, cluster: str, header: dict[str, Any]) -> Stream: ...
+
+
+#: Whether site ``source`` may dial (namespace, service, pod, port) on site ``target``: a reason why not, or nothing.
+DialCheck = Callable[[str, str, dict[str, Any]], str | None]
+
+
+class Tunnels:
+    """One tunnel for each connected site; a second one of the same site replaces the first."""
+
+    def __init__(self, may_dial: DialCheck) -> None:
+        self._tunnels: dict[str, Tunnel] = {}
+        self._may_dial = may_dial
+
+    def connected(self) -> list[str]:
+        return sorted(self._tunnels)
+
+    async def open(self, cluster: str, header: dict[str, Any]) -> Stream:
+        tunnel = self._tunnels.get(cluster)
+        if tunnel is None:
+            raise unavailable(f"site {cluster!r} is not connected: its agent is away, or has no way to this hub")
+        try:
+            stream = await tunnel.open(header)
+        except TunnelError as error:
+            raise unavailable(f"site {cluster!r}: {error}") from None
+        try:
+            async with asyncio.timeout(ACCEPT_SECONDS):
+                await stream.accepted()
+        except StreamReset as error:
+            raise ApiError(502, "BadGateway", f"site {cluster!r}: {error}") from None
+        except TimeoutError:
+            await stream.reset("the hub waited in vain for the site's answer")
+            raise unavailable(f"site {cluster!r} did not answer within {ACCEPT_SECONDS:g} s") from None
+        return stream
+
+    async def serve(self, cluster: str, request: web.Request) -> web.WebSocketResponse:
+        """Accepts a site's WebSocket and serves it until it ends."""
+        socket = web.WebSocketResponse(
+            protocols=(SUBPROTOCOL,), heartbeat=HEARTBEAT_SECONDS, max_msg_size=MAX_DATA + 1024, compress=False
+        )
+        await socket.prepare(request)
+
+        async def relay(header: dict[str, Any], stream: Stream) -> None:
+            await self._relay(cluster, header, stream)
+
+        tunnel = Tunnel(socket.send_bytes, relay, client=False)
+        before = self._tunnels.get(cluster)
+        self._tunnels[cluster] = tunnel
+        if before is not None:
+            await before.close("the site has opened another tunnel")
+        log.info("site %s is connected", cluster)
+        try:
+            async for message in socket:
+                if message.type is WSMsgType.BINARY:
+                    await tunnel.receive(message.data)
+        except (TunnelError, ConnectionError) as error:
+            log.warning("tunnel of site %s: %s", cluster, error)
+        finally:
+            if self._tunnels.get(cluster) is tunnel:
+                del self._tunnels[cluster]
+                log.info("site %s is not connected any more", cluster)
+            await tunnel.close("the connection to the site broke")
+        return socket
+
+    async def _relay(self, source: str, header: dict[str, Any], stream: Stream) -> None:
+        """A stream from one site to a pod of another, where a Service leads there."""
+        target = str(header.get("cluster") or "")
+        if header.get("type") != "dial":
+            await stream.reset(f"a site may open streams of type 'dial' only, not {header.get('type')!r}")
+            return
+        refusal = self._may_dial(source, target, header)
+        if refusal is not None:
+            await stream.reset(refusal)
+            return
+        passed = {"type": "dial", **{k: header.get(k) for k in ("namespace", "pod", "port")}}
+        try:
+            far = await self.open(target, passed)
+        except ApiError as error:
+            await stream.reset(error.message)
+            return
+        await stream.accept()
+        await join(stream, far)
+
+    async def close(self) -> None:
+        for tunnel in list(self._tunnels.values()):
+            await tunnel.close("the hub stops")
+
+
+async def join(one: Stream, other: Stream) -> None:
+    """Carries data both ways until both have ended; a reset of one resets the other."""
+
+    async def carry(source: Stream, sink: Stream) -> None:
+        while data := await source.read():
+            await sink.write(data)
+        await sink.write_eof()
+
+    tasks = [asyncio.create_task(carry(one, other)), asyncio.create_task(carry(other, one))]
+    try:
+        await asyncio.gather(*tasks)
+        await one.close()
+        await other.close()
+    except ConnectionError as error:
+        await one.reset(str(error))
+        await other.reset(str(error))
+    finally:
+        for task in tasks:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks, return_exceptions=True)
