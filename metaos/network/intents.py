@@ -199,7 +199,7 @@ def validate_intent(obj: Obj) -> list[Cause]:
     for e, expectation in enumerate(spec.get("expectations") or ()):
         for t, target in enumerate(expectation.get("targets") or ()):
             field = f"spec.expectations[{e}].targets[{t}]"
-            causes += _target_causes(field, target)
+            causes += _target_causes(field, target, expectation.get("contexts") or ())
             if index < len(targets):
                 parsed = targets[index]
                 key = (parsed.name, parsed.users_in)
@@ -215,7 +215,15 @@ def validate_intent(obj: Obj) -> list[Cause]:
     return causes
 
 
-def _target_causes(field: str, target: Mapping[str, Any]) -> list[Cause]:
+def _finite(value: float) -> bool:
+    """Also of whole numbers that no float can hold."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _target_causes(field: str, target: Mapping[str, Any], shared: Sequence[Mapping[str, Any]] = ()) -> list[Cause]:
     name, value, unit = target.get("name"), target.get("value"), target.get("unit")
     condition = target.get("condition", "IsLessThan")
 
@@ -226,15 +234,21 @@ def _target_causes(field: str, target: Mapping[str, Any]) -> list[Cause]:
         return wrong("name", name, f"must be one of {', '.join(KNOWN)}")
     if condition not in CONDITIONS:
         return wrong("condition", condition, f"must be one of {', '.join(CONDITIONS)}")
-    if condition in ("Minimize", "Maximize"):
-        return []
+    contexts = [*shared, *(target.get("contexts") or ())]
+    if name == "latency" and not any(c.get("name") == "usersIn" and c.get("value") for c in contexts):
+        remedy = "latency is counted from users: add a context, for example {name: usersIn, value: europe-west1}"
+        return wrong("contexts", target.get("contexts"), remedy)
     if name in ("residency", "trust"):
+        if condition != "IsOneOf":
+            return wrong("condition", condition, f"must be IsOneOf for {name}")
         good = (isinstance(value, str) and value) or (
             isinstance(value, list) and value and all(isinstance(v, str) for v in value)
         )
         example = "[EU]" if name == "residency" else "[high]"
         return [] if good else wrong("value", value, f"must be a list of names, for example {example}")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    if condition in ("Minimize", "Maximize"):
+        return []
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value) or value < 0:
         return wrong("value", value, "must be a finite number of at least 0")
     if unit not in (None, "") and unit not in UNITS[str(name)]:
         return wrong("unit", unit, f"must be one of {', '.join(u or 'no unit' for u in UNITS[str(name)])}")

@@ -350,7 +350,10 @@ def targets_of(intent: Obj) -> list[Target]:
             texts = tuple(str(v) for v in raw) if isinstance(raw, list) else ()
             factor = UNITS.get(kind, {}).get(str(target.get("unit") or base_unit(kind)), 1.0)
             contexts = [*(expectation.get("contexts") or ()), *(target.get("contexts") or ())]
-            number = float(raw) * factor if isinstance(raw, int | float) else math.nan
+            try:
+                number = float(raw) * factor if isinstance(raw, int | float) else math.nan
+            except OverflowError:
+                number = math.inf
             found.append(
                 Target(
                     name=kind,

@@ -189,6 +189,13 @@ def room(workload: WorkloadInfo, cluster: ClusterInfo) -> int:
     return min(fits)
 
 
+def closed(workload: WorkloadInfo, cluster: ClusterInfo) -> bool:
+    """Whether a site keeps what it has and takes nothing new: cordoned, silent, or tainted NoSchedule."""
+    if cluster.unschedulable or cluster.deleting or not cluster.ready:
+        return True
+    return any(t.effect == "NoSchedule" and not tolerated(t, workload.tolerations, 0.0) for t in cluster.taints)
+
+
 #: In the order in which reasons are worth hearing; the first one that rejects is the site's reason.
 FILTERS: tuple[tuple[str, Filter], ...] = (
     ("Residency", residency),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo
 from metaos.scheduler import scores as scoring
-from metaos.scheduler.filters import FILTERS, Filter
+from metaos.scheduler.filters import FILTERS, Filter, closed, room
 from metaos.scheduler.scores import SCORES, Score, Term
 from metaos.scheduler.solver import Choice, choose, distribute
 
@@ -72,10 +72,10 @@ def decide(
     scored.sort(key=lambda s: (-s.total, s.cluster))
     totals = {s.cluster: s.total for s in scored}
     best = choose(workload, feasible, totals)
-    runner_up = _runner_up(workload, feasible, totals, best)
-    difference = best.mean(totals) - runner_up.mean(totals) if runner_up.clusters else 0.0
 
     def plan(choice: Choice, reason: str, *, migrates: bool = False) -> Plan:
+        runner_up = _runner_up(workload, feasible, totals, choice)
+        difference = choice.mean(totals) - runner_up.mean(totals) if runner_up.clusters else 0.0
         # What was chosen comes first, then the others by their totals.
         order = sorted(scored, key=lambda s: (s.cluster not in choice.clusters, -s.total, s.cluster))
         return Plan(
@@ -91,7 +91,9 @@ def decide(
 
     if not workload.current:
         if not best.clusters:
-            return plan(best, _nowhere(rejected))
+            return plan(best, _nowhere(rejected, workload, feasible))
+        if not best.complete:
+            return plan(best, f"first placement, not of all replicas: {_nowhere(rejected, workload, feasible)}")
         return plan(best, best.why or "first placement: best score")
     return _reconsider(snapshot, workload, feasible, totals, best, rejected, plan)
 
@@ -115,19 +117,21 @@ def _reconsider(
         if not choice.clusters:
             # Nowhere to go: what may still run there, runs on. Residency alone takes it away.
             staying = {c: n for c, n in workload.current.items() if _may_stay(c, rejected)}
-            return make(Choice(staying, False), f"must leave {why}; but {_nowhere(rejected)}")
+            return make(Choice(staying, False), f"must leave {why}; but {_nowhere(rejected, workload, feasible)}")
         return make(choice, f"had to leave {why}", migrates=True)
     kept = [c for c in feasible if c.name in workload.current]
     stay = distribute(workload, kept, kept if workload.mode != "Everywhere" else feasible, totals)
     if workload.mode == "Everywhere":
         return make(stay, "every site that matches")
-    if not stay.complete or not stay.satisfies:
+    if not stay.complete or (not stay.satisfies and best.satisfies):
         if best.complete or len(best.clusters) > len(stay.clusters):
             grown = distribute(workload, kept, feasible, totals)
             if grown.complete and grown.satisfies:
                 return make(grown, "more room is needed than its sites have")
             return make(best, "its sites no longer suffice", migrates=set(best.clusters) != set(workload.current))
-        return make(stay, f"not all replicas have a place: {_nowhere(rejected)}")
+        # Whole work that outgrew every site goes on with what it has: it is never stopped for want of more.
+        kept_on = stay if stay.clusters else Choice(dict(workload.current), False)
+        return make(kept_on, f"not all replicas have a place: {_nowhere(rejected, workload, feasible)}")
     if set(best.clusters) == set(stay.clusters):
         return make(stay, "still the best choice")
     gain = best.mean(totals) - stay.mean(totals)
@@ -149,7 +153,11 @@ def _may_stay(cluster: str, rejected: Sequence[Rejection]) -> bool:
     return not any(r.cluster == cluster and r.filter == "Residency" for r in rejected)
 
 
-def _nowhere(rejected: Sequence[Rejection]) -> str:
+def _nowhere(rejected: Sequence[Rejection], workload: WorkloadInfo, feasible: Sequence[ClusterInfo]) -> str:
+    if feasible:
+        rooms = ", ".join(f"{c.name} has room for {0 if closed(workload, c) else room(workload, c)}" for c in feasible)
+        others = f"; {_nowhere(rejected, workload, ())}" if rejected else ""
+        return f"{workload.replicas} replicas are wanted, and {rooms}{others}"
     if not rejected:
         return "there is no site yet: join one with 'nemo join-token NAME' and 'nemo agent'"
     counted: dict[str, list[str]] = {}
@@ -162,10 +170,10 @@ def _first(rejected: Sequence[Rejection], cluster: str) -> str:
     return next(r.reason for r in rejected if r.cluster == cluster)
 
 
-def _runner_up(workload: WorkloadInfo, feasible: Sequence[ClusterInfo], totals: dict[str, float], best: Choice) -> Choice:
-    """The best choice without the best one's first site."""
-    if not best.clusters or workload.mode == "Everywhere":
+def _runner_up(workload: WorkloadInfo, feasible: Sequence[ClusterInfo], totals: dict[str, float], chosen: Choice) -> Choice:
+    """The best choice without the chosen one's first site."""
+    if not chosen.clusters or workload.mode == "Everywhere":
         return Choice({}, False)
-    first = max(best.clusters, key=lambda c: (totals[c], c))
+    first = max(chosen.clusters, key=lambda c: (totals.get(c, 0.0), c))
     others = [c for c in feasible if c.name != first]
     return choose(workload, others, totals)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from metaos.resources.snapshot import ClusterInfo, WorkloadInfo
-from metaos.scheduler.filters import room
+from metaos.scheduler.filters import closed, room
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +42,22 @@ def distribute(
         return Choice({homes[0].name: 0} if homes else {}, bool(homes))
     held = {c.name for c in kept}
     ranked = [*_ranked(kept, totals), *(c for c in _ranked(feasible, totals) if c.name not in held)]
-    spaces = {c.name: max(room(workload, c), workload.current.get(c.name, 0)) for c in ranked}
+    has = workload.current
+    spaces = {c.name: max(0 if closed(workload, c) else room(workload, c), has.get(c.name, 0)) for c in ranked}
     if workload.mode == "Whole":
-        for cluster in ranked:
-            if spaces[cluster.name] >= workload.replicas:
-                return Choice({cluster.name: workload.replicas}, True)
+        fitting = [c for c in ranked if spaces[c.name] >= workload.replicas]
+        wanted = _availability_wanted(workload)
+        good = [c for c in fitting if availability([c]) > wanted]
+        for cluster in good or fitting:
+            return Choice({cluster.name: workload.replicas}, True, bool(good))
         return Choice({}, False)
     sites, satisfies = _sites(workload, ranked, spaces, len(held))
-    return _fill(workload, sites, spaces, satisfies)
+    choice = _fill(workload, sites, spaces, satisfies)
+    if satisfies and not choice.satisfies and workload.policy.spread:
+        # The fewest sites cannot be filled evenly: more sites may.
+        wider = _fill(workload, [c for c in ranked if spaces[c.name] > 0], spaces, True)
+        return wider if wider.satisfies else choice
+    return choice
 
 
 def _ranked(clusters: Sequence[ClusterInfo], totals: Mapping[str, float]) -> list[ClusterInfo]:
@@ -72,7 +80,7 @@ def _sites(
     workload: WorkloadInfo, ranked: Sequence[ClusterInfo], spaces: Mapping[str, int], held: int
 ) -> tuple[list[ClusterInfo], bool]:
     """The shortest run of good sites that has the room, the groups and the availability that are asked for."""
-    wanted = max((t.value for t in workload.targets if t.name == "availability" and t.hard), default=0.0)
+    wanted = _availability_wanted(workload)
     chosen: list[ClusterInfo] = []
     usable = [c for c in ranked if spaces[c.name] > 0]
 
@@ -103,6 +111,11 @@ def _sites(
     return chosen, not lacks()
 
 
+def _availability_wanted(workload: WorkloadInfo) -> float:
+    """The highest hard bound; below zero, which every site exceeds, where there is none."""
+    return max((t.value for t in workload.targets if t.name == "availability" and t.hard), default=-1.0)
+
+
 def availability(sites: Sequence[ClusterInfo]) -> float:
     """The probability that at least one site is up, were they independent."""
     down = 1.0
@@ -125,7 +138,28 @@ def _fill(workload: WorkloadInfo, sites: Sequence[ClusterInfo], spaces: Mapping[
         open_sites = [c for c in sites if spaces[c.name] > result.get(c.name, 0)]
         if not open_sites:
             break
-        target = min(open_sites, key=lambda c: result[c.name]) if workload.policy.spread else open_sites[0]
-        result[target.name] += 1
+        target = min(open_sites, key=lambda c: _load(workload, c, sites, result)) if workload.policy.spread else open_sites[0]
+        result[target.name] = result.get(target.name, 0) + 1
         left -= 1
-    return Choice(result, left == 0, satisfies and left == 0)
+    return Choice(result, left == 0, satisfies and left == 0 and _even(workload, sites, result))
+
+
+def _count(by: str, of: str, sites: Sequence[ClusterInfo], result: Mapping[str, int]) -> int:
+    return sum(result.get(c.name, 0) for c in sites if group(c, by) == of)
+
+
+def _load(
+    workload: WorkloadInfo, cluster: ClusterInfo, sites: Sequence[ClusterInfo], result: Mapping[str, int]
+) -> tuple[list[int], int]:
+    """What the groups of a site hold already, by the policy's order, and then the site itself."""
+    held = [_count(s.by, group(cluster, s.by), sites, result) for s in workload.policy.spread]
+    return held, result.get(cluster.name, 0)
+
+
+def _even(workload: WorkloadInfo, sites: Sequence[ClusterInfo], result: Mapping[str, int]) -> bool:
+    """Whether no group holds more than ``max_skew`` replicas over another one that is used."""
+    for spread in workload.policy.spread:
+        counts = [_count(spread.by, name, sites, result) for name in {group(c, spread.by) for c in sites}]
+        if spread.max_skew and counts and max(counts) - min(counts) > spread.max_skew:
+            return False
+    return True
