@@ -206,6 +206,7 @@ class RuntimeConformance:
     async def test_exec(self, runtime: Runtime) -> None:
         await runtime.start_pod(pod())
         await runtime.start_container(pod().uid, container("sleep", "100", env={"COLOUR": "blue"}, working_dir="/tmp"))
+        code, out, err = -1, b"", b""
         async with asyncio.timeout(DEADLINE):  # until the command itself is there
             while True:
                 with contextlib.suppress(LookupError):
