@@ -209,7 +209,10 @@ class Membership:
             await client.create(waiting)
         except ApiError as error:
             if error.reason == "AlreadyExists":
-                return name(waiting)
+                found = await client.get(CERTIFICATE_SIGNING_REQUEST, name(waiting))
+                if (found.get("spec") or {}).get("request") == waiting["spec"]["request"]:
+                    return name(waiting)
+                self._discard()  # someone else's of the same name: try another name
             if error.code in (400, 422):
                 self._discard()
             if error.code in (401, 403):

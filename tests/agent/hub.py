@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from aiohttp import WSMsgType, web
 
@@ -27,7 +27,7 @@ from tests.fake_client import FakeClient
 T = TypeVar("T")
 
 
-async def until(condition: Callable[[], T], seconds: float = 10.0) -> T:
+async def until(condition: Callable[[], T | Literal[False] | None], seconds: float = 10.0) -> T:
     """What ``condition`` returns, once that is true. Raises ``TimeoutError``."""
     async with asyncio.timeout(seconds):
         while not (found := condition()):

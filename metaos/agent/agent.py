@@ -1,0 +1,268 @@
+"""The agent: where the parts of a site are put together. It needs the hub for nothing but news.
+
+Pods outlive this process: it may be stopped, killed or upgraded at any time, and finds them again when it comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import ssl
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from random import Random, SystemRandom  # noqa: TID251  (a composition root)
+from typing import Any
+
+from metaos.agent import inventory
+from metaos.agent.contact import Contact
+from metaos.agent.events import SiteEvents
+from metaos.agent.join import Identity, JoinError, Membership
+from metaos.agent.mirror import PodMirrors
+from metaos.agent.network import ServiceNetwork
+from metaos.agent.presence import Presence, Removed
+from metaos.agent.remote import Remote
+from metaos.agent.report import WorkReports
+from metaos.agent.site import AgentConfig, Attached, Pods, enter, lock, make_runtime, read_site
+from metaos.agent.sync import WorkFiles, Works
+from metaos.clock import Clock, SystemClock
+from metaos.config import DataVersionError, open_data
+from metaos.http import HttpClient
+from metaos.plugins.points import Runtime, RuntimeUnavailable
+from metaos.plugins.registry import UnknownPlugin
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import Obj, ObjectRef, cluster_namespace, name, uid
+from metaos.resources.scheme import WORKLOADS
+
+log = logging.getLogger(__name__)
+
+#: Exit codes. ``REMOVED``: the hub has removed this site; ``REFUSED``: it cannot join; ``UNUSABLE``: this machine, its data
+#: directory or the site file cannot be used.
+REMOVED, REFUSED, UNUSABLE = 3, 4, 5
+#: Changes at this site within this time are handled together.
+COALESCE_SECONDS = 0.05
+#: How long a removed site waits for its pods to end.
+FAREWELL_SECONDS = 90.0
+#: Certificates are looked at so often, at least.
+ROTATION_CHECK_SECONDS = 3600.0
+
+
+class Agent:
+    """One site, ready to run. ``make_pods`` is given the runtime with the network attached, the function that gives a
+    pod's address, and the one that records events."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        site: Obj,
+        identity: Identity,
+        runtime: Runtime,
+        make_pods: Callable[[Runtime, ServiceNetwork, Callable[[Obj, str, str, str], None]], Pods],
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        self._config, self._site, self._identity, self._runtime = config, site, identity, runtime
+        self._clock, self._random = clock, random
+        self._name = name(site)
+        self._context: ssl.SSLContext = identity.context()
+        self.client = HttpClient(config.hub, context=self._context, clock=clock, random=random)
+        self.contact = Contact(clock, random, config.data / "renewed")
+        self.works = Works(self.client, self.contact, clock, WorkFiles(config.data / "works"), self._name)
+        self.remote = Remote(config.hub, self._name, lambda: self._context, self.contact, clock, self)
+        self.network = ServiceNetwork(runtime, self._name, config.data / "addresses.json", self.remote.dial)
+        self.events = SiteEvents(
+            self.client, self.contact, clock, random, self._name, lambda ns, pod: self.mirrors.uid_of(ns, pod)
+        )
+        attached: Any = Attached(runtime, self.network, self._find)
+        self.pods = make_pods(attached, self.network, self.events.record)
+        self.mirrors = PodMirrors(self.client, self.contact, clock, random, self._name, self.pods.pods, self.pods.delete_pod)
+        self.reports = WorkReports(
+            self.client, self.contact, clock, random, self.works, self._status_of, cluster_namespace(self._name)
+        )
+        self.presence = Presence(self.client, self.contact, clock, self._name, config.heartbeat_seconds, self.measure)
+        self._changed = asyncio.Event()
+        self.works.on_change(self._changed.set)
+        self.pods.on_change(self._changed.set)
+
+    # ``PodAccess`` for the tunnel, which is made before the pods are.
+
+    def logs(self, *arguments: Any, **more: Any) -> Any:
+        return self.pods.logs(*arguments, **more)
+
+    async def exec(self, *arguments: Any, **more: Any) -> Any:
+        return await self.pods.exec(*arguments, **more)
+
+    async def connect(self, namespace: str, pod: str, port: int) -> Any:
+        return await self.pods.connect(namespace, pod, port)
+
+    def _find(self, pod_uid: str) -> Obj | None:
+        return next((pod for pod in self.pods.pods() if uid(pod) == pod_uid), None)
+
+    def _status_of(self, ref: ObjectRef) -> Obj | None:
+        """Only workloads have a status here; what they refer to is there when it is desired."""
+        return self.pods.status_of(ref) if ref.kind in _WORKLOAD_KINDS else {}
+
+    async def run(self) -> None:
+        """Never returns. Raises ``Removed`` after this site's pods have been stopped and its membership forgotten."""
+        log.info("site %s: %d works on disk, hub at %s", self._name, len(self.works.names()), self._config.hub)
+        self._apply()
+        parts: list[Coroutine[Any, Any, Any]] = [
+            self.pods.run(),
+            self._follow_changes(),
+            self.works.follower.run(),
+            self.works.keep_fences(),
+            self.reports.run(),
+            self.mirrors.follower.run(),
+            self.mirrors.run(),
+            self.events.run(),
+            self.presence.keep_lease(),
+            self.presence.keep_status(),
+            self.remote.run(),
+            self._rotate(),
+        ]
+        removed: Removed | None = None
+        tasks = [asyncio.create_task(part) for part in parts]
+        gc.collect()
+        gc.freeze()
+        try:
+            try:
+                await _first_failure(tasks)
+            except Removed as error:
+                removed = error
+                log.error("%s: site %s stops its pods and ends; to join again it needs a new token", error, self._name)
+                await self._farewell()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.network.close()
+            await self.client.close()
+            await self._runtime.close()
+        if removed is not None:
+            raise removed
+
+    def _apply(self) -> None:
+        """Names and routes first, so that they are there before a container starts."""
+        desired = self.works.desired()
+        self.network.update(desired, self.pods.pods())
+        self.pods.set_desired(desired)
+
+    async def _follow_changes(self) -> None:
+        desired: list[Obj] | None = None
+        while True:
+            await self._changed.wait()
+            await self._clock.sleep(COALESCE_SECONDS)
+            self._changed.clear()
+            wanted = self.works.desired()
+            self.network.update(wanted, self.pods.pods())
+            if wanted != desired:
+                desired = wanted
+                self.pods.set_desired(wanted)
+            self.mirrors.refresh()
+            self.reports.refresh()
+
+    async def measure(self) -> dict[str, Any]:
+        """The agent's part of ``Cluster.status``."""
+        has, free = inventory.capacity(self._site, inventory.measure())
+        isolation = str((self._site.get("spec") or {}).get("isolation") or "bubblewrap")
+        used = dict(await self._runtime.usage())
+        for pod in self.pods.pods():
+            if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+                used.pop(uid(pod), None)
+        return {
+            "capacity": has.quantities(),
+            "allocatable": free.quantities(),
+            "usage": inventory.usage(used),
+            "nodeInfo": inventory.node_info(isolation, str((self._site.get("spec") or {}).get("runtime") or "sandbox")),
+            "images": [dict(image) for image in await self._runtime.images()],
+            "agentConditions": inventory.condition_list(self._runtime.conditions()),
+        }
+
+    async def _rotate(self) -> None:
+        """Never returns. A new certificate before the present one ends."""
+        membership = Membership(self._config.hub, self._config.data / "identity", self._name, self._clock, self._random)
+        failures = 0
+        while True:
+            # Spread by a hundredth of the lifetime, so that sites that joined together do not renew together.
+            spread = (self._identity.not_after - self._identity.not_before) / 100 * self._random.random()
+            wait = self._identity.renew_time + spread - self._clock.now()
+            if wait > 0:
+                await self._clock.sleep(min(wait, ROTATION_CHECK_SECONDS))
+                continue
+            try:
+                self._identity = await membership.renew(self.client, self._identity)
+                self._context = self._identity.context()
+                self.client.use(self._context)
+                failures = 0
+                log.info("the certificate of site %s was renewed", self._name)
+            except (ApiError, JoinError) as error:
+                failures += 1
+                if isinstance(error, ApiError):
+                    self.contact.missed(error)
+                if failures in (3, 30) or isinstance(error, JoinError):
+                    log.warning("the certificate of site %s could not be renewed yet: %s", self._name, error)
+                await self.contact.pause(failures)
+                if isinstance(error, JoinError):
+                    await self._clock.sleep(ROTATION_CHECK_SECONDS / 60)
+
+    async def _farewell(self) -> None:
+        """Stop everything and forget the membership, so that nothing of it comes back."""
+        self.works.forget_all()
+        self._apply()
+        deadline = self._clock.monotonic() + FAREWELL_SECONDS
+        while self.pods.pods() and self._clock.monotonic() < deadline:
+            await self._clock.sleep(0.2)
+        for left in ("identity/identity.json", "identity/agent.pem", "identity/ca.pem", "registered", "renewed"):
+            (self._config.data / left).unlink(missing_ok=True)
+
+
+_WORKLOAD_KINDS = {kind.kind for kind in WORKLOADS}
+
+
+async def _first_failure(tasks: list[asyncio.Task[Any]]) -> None:
+    """None of these returns; raise what the first one raised."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+    raise RuntimeError("a part of the agent ended by itself")
+
+
+async def run_agent(config: AgentConfig) -> int:
+    """Runs a site until it is told to end (SIGTERM, SIGINT) or is removed; the exit code. Its pods run on."""
+    clock, random = SystemClock(), SystemRandom()
+    with ExitStack() as stack:
+        try:
+            site = await read_site(config.site_file)
+            open_data(config.data)
+            lock(config.data, stack)
+            runtime = make_runtime(site, config.data, clock)
+            await runtime.check()
+        except (RuntimeUnavailable, DataVersionError, UnknownPlugin, JoinError, OSError) as error:
+            log.error("%s", error)
+            return UNUSABLE
+        running = asyncio.current_task()
+        assert running is not None
+        loop = asyncio.get_running_loop()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(each, running.cancel)
+        try:
+            identity = await enter(config, site, clock, random)
+            await Agent(config, site, identity, runtime, make_pods, clock, random).run()
+        except JoinError as error:
+            log.error("%s", error)
+            return REFUSED
+        except Removed:
+            return REMOVED
+        except asyncio.CancelledError:
+            log.info("site %s: the agent ends, its pods run on", name(site))
+            return 0
+        finally:
+            for each in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(each)
+    return 0
+
+
+def main(config: AgentConfig) -> int:
+    """For the command line: the exit code."""
+    return asyncio.run(run_agent(config))
