@@ -365,7 +365,9 @@ class Tunnel:
 
     async def receive(self, message: bytes) -> None:
         """Take one message from the transport; never waits for it. Raises ``TunnelError`` where the peer breaks the
-        protocol or does not read: close the transport then."""
+        protocol or does not read, or where the tunnel was closed: close the transport then."""
+        if self._closed is not None:
+            raise TunnelError(self._closed)
         event = self._core.receive(message)
         self._control.extend(self._core.outbox)
         self._core.outbox.clear()

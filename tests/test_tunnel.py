@@ -250,6 +250,8 @@ async def test_closing_the_tunnel_fails_every_stream_and_ends_what_it_served() -
             await reading
         with pytest.raises(TunnelError):
             await pair.hub.open({})
+        with pytest.raises(TunnelError):
+            await pair.hub.receive(bytes((Frame.PING, 0, 0, 0, 0)))
     assert cancelled
 
 
