@@ -116,10 +116,7 @@ def pod_status(pod: Obj, now: float) -> str:
         else:
             first_reason = f"Init:{number}/{len(spec(pod).get('initContainers') or inits)}"
         break
-    if starting:
-        reason = first_reason
-    else:
-        reason = _running_reason(pod, reason)
+    reason = first_reason if starting else _running_reason(pod, reason)
     if deleting(pod):
         return "Unknown" if state.get("reason") == "NodeLost" else "Terminating" if _alive(state) else reason
     ready = condition(pod, "Ready")

@@ -1,141 +1,317 @@
-"""OpenAPI documents of what is served, made once from the schemas that validation uses.
+"""OpenAPI documents of every served kind, made from the same schemas that validate. Built on first use, kept compressed.
 
-Version 3 by group, as kubectl reads it (``kubectl explain``, field validation, merge keys); version 2 as one JSON document.
+``/openapi/v3`` is an index of one document per group and version; ``/openapi/v2`` is all in one. kubectl reads v3: for
+``explain``, for the merge strategy of ``apply``, and to see that ``fieldValidation`` is understood.
+Source: https://spec.openapis.org/oas/v3.0.3, ``k8s.io/kube-openapi``.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
-import re
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import orjson
 
-from metaos.apiserver.discovery import groups, version
-from metaos.apiserver.schema import definition_name, definitions, own_definitions
+from metaos import __version__
+from metaos.apiserver.discovery import MAJOR, MINOR, group_versions, kinds_of
+from metaos.apiserver.schema import KUBERNETES, definition_name, definitions
+from metaos.client import PatchType
 from metaos.resources.scheme import Kind
 
-_V3, _V2 = "#/components/schemas/", "#/definitions/"
-_REF = re.compile(r"#/\$defs/")
-_QUERY = (
-    ("fieldManager", "string"),
-    ("fieldValidation", "string"),
-    ("dryRun", "string"),
-    ("pretty", "string"),
-)
+_SOURCE_REF = "#/$defs/"
+_V3_REF = "#/components/schemas/"
+_V2_REF = "#/definitions/"
+_INT_OR_STRING = "io.k8s.apimachinery.pkg.util.intstr.IntOrString"
+_QUANTITY = "io.k8s.apimachinery.pkg.api.resource.Quantity"
+_META = "io.k8s.apimachinery.pkg.apis.meta.v1."
+_SCALE = "io.k8s.api.autoscaling.v1.Scale"
+_EVICTION = "io.k8s.api.policy.v1.Eviction"
+
+Documents = Mapping[str, dict[str, Any]]
 
 
-@cache
-def index() -> bytes:
-    """``/openapi/v3``: where each group's document is, with a hash for caching."""
-    paths = {}
-    for group, version_name in groups():
-        path = f"apis/{group}/{version_name}" if group else f"api/{version_name}"
-        digest = hashlib.sha256(document(group, version_name)).hexdigest()[:32].upper()
-        paths[path] = {"serverRelativeURL": f"/openapi/v3/{path}?hash={digest}"}
-    return orjson.dumps({"paths": paths})
+def name_of(group: str, version: str) -> str:
+    """The key of a group and version in the index: ``api/v1``, ``apis/apps/v1``."""
+    return f"apis/{group}/{version}" if group else f"api/{version}"
 
 
-@cache
-def document(group: str, version_name: str) -> bytes:
-    """``/openapi/v3/apis/GROUP/VERSION``."""
-    kinds = groups()[(group, version_name)]
-    schemas = _closure([definition_name(k) for k in kinds], _V3)
-    for kind in kinds:
-        own = schemas[definition_name(kind)]
-        own["x-kubernetes-group-version-kind"] = [{"group": kind.group, "version": kind.version, "kind": kind.kind}]
-    paths: dict[str, Any] = {}
-    for kind in kinds:
-        paths |= _paths(kind, _V3)
-    body = {
-        "openapi": "3.0.0",
-        "info": {"title": "NEMO", "version": version()["gitVersion"]},
-        "paths": paths,
-        "components": {"schemas": schemas},
-    }
-    return orjson.dumps(body)
+class OpenApi:
+    """The documents, each as gzip-compressed JSON (about 300 kB in all)."""
+
+    def __init__(self) -> None:
+        self._built: dict[str, bytes] = {}
+        # What the documents are made from: equal inputs, equal hash, also after a restart.
+        self._tag = hashlib.sha256(f"{__version__}/{KUBERNETES}".encode()).hexdigest()[:32].upper()
+
+    @property
+    def tag(self) -> str:
+        """Hash and ETag."""
+        return self._tag
+
+    def index(self) -> dict[str, Any]:
+        """``/openapi/v3``."""
+        names = [name_of(group, version) for group, version in group_versions()]
+        return {"paths": {name: {"serverRelativeURL": f"/openapi/v3/{name}?hash={self._tag}"} for name in names}}
+
+    def v3(self, name: str) -> bytes | None:
+        """The compressed document of one group and version, ``None`` where it is not served."""
+        if name not in self._built:
+            if name not in {name_of(*each) for each in group_versions()}:
+                return None
+            raw = definitions()
+            for group, version in group_versions():
+                self._built[name_of(group, version)] = _packed(_v3_document(kinds_of(group, version), raw))
+        return self._built[name]
+
+    def v2(self) -> bytes:
+        """The compressed document of everything."""
+        if "v2" not in self._built:
+            self._built["v2"] = _packed(_v2_document(definitions()))
+        return self._built["v2"]
 
 
-@cache
-def document_v2() -> bytes:
-    """``/openapi/v2``."""
+def _packed(document: Any) -> bytes:
+    return gzip.compress(orjson.dumps(document), compresslevel=6, mtime=0)
+
+
+# -- schemas -----------------------------------------------------------------------------------------------
+
+
+def converted(schema: Any, prefix: str) -> Any:
+    """A definition as OpenAPI knows it: no type ``null`` (Kubernetes reads null as left out), references with
+    company wrapped in ``allOf`` (elsewhere their neighbours would not count)."""
+    if isinstance(schema, list):
+        return [converted(each, prefix) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
     found: dict[str, Any] = {}
-    paths: dict[str, Any] = {}
-    for kinds in groups().values():
-        found |= _closure([definition_name(k) for k in kinds], _V2)
-        for kind in kinds:
-            found[definition_name(kind)]["x-kubernetes-group-version-kind"] = [
-                {"group": kind.group, "version": kind.version, "kind": kind.kind}
-            ]
-            paths |= _paths(kind, _V2)
-    return orjson.dumps(
-        {"swagger": "2.0", "info": {"title": "NEMO", "version": version()["gitVersion"]}, "paths": paths, "definitions": found}
-    )
-
-
-def _closure(names: list[str], prefix: str) -> dict[str, Any]:
-    """The named definitions and all that they refer to, in the form of OpenAPI."""
-    known = definitions() | own_definitions()
-    result: dict[str, Any] = {}
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name in result or name not in known:
+    for key, value in schema.items():
+        if key == "$ref":
             continue
-        text = orjson.dumps(known[name]).decode()
-        waiting += re.findall(r'"#/\$defs/([^"]+)"', text)
-        result[name] = _plain(orjson.loads(_REF.sub(prefix, text)))
-    return dict(sorted(result.items()))
-
-
-def _plain(node: Any) -> Any:
-    """JSON Schema as OpenAPI 3.0 has it: no ``null`` among types, quantities and ports as Kubernetes publishes them."""
-    if isinstance(node, list):
-        return [_plain(n) for n in node]
-    if not isinstance(node, dict):
-        return node
-    found = {k: _plain(v) for k, v in node.items()}
-    kind = found.get("type")
-    if isinstance(kind, list):
-        kinds = [k for k in kind if k != "null"]
-        found["type"] = kinds[0] if kinds else "object"
-    if "oneOf" in found and {o.get("type") for o in found["oneOf"]} <= {"string", "integer", "number"}:
-        del found["oneOf"]
-        found["type"] = "string"
-        found["format"] = "int-or-string"
-    if "$ref" in found and len(found) > 1:
-        # Siblings of a reference are ignored in 3.0, so the reference is wrapped.
-        reference = found.pop("$ref")
-        found["allOf"] = [{"$ref": reference}]
+        if key == "type" and isinstance(value, list):
+            kinds = [kind for kind in value if kind != "null"]
+            if len(kinds) == 1:
+                found["type"] = kinds[0]
+            elif kinds:
+                found["oneOf"] = [{"type": kind} for kind in kinds]
+        elif key == "properties":
+            found[key] = {name: converted(each, prefix) for name, each in value.items()}
+        elif key == "enum" and isinstance(value, list):
+            found[key] = [each for each in value if each is not None]
+        elif key in ("items", "additionalProperties", "allOf", "oneOf", "anyOf", "not"):
+            found[key] = converted(value, prefix)
+        elif key in ("const", "$schema", "$id"):
+            continue
+        else:
+            found[key] = value
+    if "$ref" in schema:
+        reference = {"$ref": prefix + schema["$ref"].removeprefix(_SOURCE_REF)}
+        if not found:
+            return reference
+        found["allOf"] = [reference]
     return found
 
 
-def _paths(kind: Kind, prefix: str) -> dict[str, Any]:
-    """The operations of one kind, as far as clients look at them: which kind, which parameters."""
-    root = f"/apis/{kind.group}/{kind.version}" if kind.group else f"/api/{kind.version}"
-    collection = f"{root}/namespaces/{{namespace}}/{kind.plural}" if kind.namespaced else f"{root}/{kind.plural}"
-    gvk = {"group": kind.group, "version": kind.version, "kind": kind.kind}
-    reference = {"$ref": prefix + definition_name(kind)}
+def _definition(name: str, raw: Documents, prefix: str) -> dict[str, Any]:
+    found: dict[str, Any]
+    if name == _INT_OR_STRING:
+        found = {"description": "A whole number or text.", "format": "int-or-string"}
+        return found | ({"type": "string"} if prefix == _V2_REF else {"oneOf": [{"type": "integer"}, {"type": "string"}]})
+    if name == _QUANTITY:
+        found = {"description": "An amount with an optional suffix, for example 500m or 1.5Gi."}
+        return found | ({"type": "string"} if prefix == _V2_REF else {"oneOf": [{"type": "string"}, {"type": "number"}]})
+    found = converted(raw[name], prefix)
+    if "x-kubernetes-group-version-kind" in found:
+        for key in ("apiVersion", "kind"):
+            # Whose apiVersion and kind these are is said by the extension; a list of one value would only be noise.
+            found.get("properties", {}).get(key, {}).pop("enum", None)
+    return found
 
-    def operation(action: str, verb: str) -> dict[str, Any]:
-        if prefix == _V2:
-            parameters: list[dict[str, Any]] = [{"name": n, "in": "query", "type": t} for n, t in _QUERY]
-            answer: dict[str, Any] = {"description": "OK", "schema": reference}
+
+def _reachable(names: Iterable[str], raw: Documents) -> list[str]:
+    found: dict[str, None] = {}
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in found and name in raw:
+            found[name] = None
+            if name not in (_INT_OR_STRING, _QUANTITY):
+                waiting.extend(_references(raw[name]))
+    return sorted(found)
+
+
+def _references(schema: Any) -> Iterator[str]:
+    if isinstance(schema, dict):
+        target = schema.get("$ref")
+        if isinstance(target, str):
+            yield target.removeprefix(_SOURCE_REF)
+        for value in schema.values():
+            yield from _references(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from _references(value)
+
+
+def _list_schema(kind: Kind, prefix: str) -> dict[str, Any]:
+    return {
+        "description": f"{kind.kind}List is a list of {kind.kind} objects.",
+        "type": "object",
+        "required": ["items"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"allOf": [{"$ref": f"{prefix}{_META}ListMeta"}]},
+            "items": {"type": "array", "items": {"allOf": [{"$ref": prefix + definition_name(kind)}]}},
+        },
+        "x-kubernetes-group-version-kind": [_gvk(kind, "List")],
+    }
+
+
+def _schemas(kinds: list[Kind], raw: Documents, prefix: str) -> dict[str, Any]:
+    names = [definition_name(kind) for kind in kinds]
+    names += [_META + part for part in ("ListMeta", "DeleteOptions", "Status", "Patch", "WatchEvent")]
+    if any("scale" in kind.subresources for kind in kinds):
+        names.append(_SCALE)
+    if any("eviction" in kind.subresources for kind in kinds):
+        names.append(_EVICTION)
+    found = {name: _definition(name, raw, prefix) for name in _reachable(names, raw)}
+    for kind in kinds:
+        if "list" in kind.verbs:
+            found.setdefault(definition_name(kind) + "List", _list_schema(kind, prefix))
+    return found
+
+
+# -- paths -------------------------------------------------------------------------------------------------
+
+
+def _gvk(kind: Kind, suffix: str = "") -> dict[str, str]:
+    return {"group": kind.group, "version": kind.version, "kind": kind.kind + suffix}
+
+
+#: Query parameter → its JSON type, by kind of operation.
+_WRITE = {"dryRun": "string", "fieldManager": "string", "fieldValidation": "string"}
+_READ = {
+    "allowWatchBookmarks": "boolean",
+    "continue": "string",
+    "fieldSelector": "string",
+    "labelSelector": "string",
+    "limit": "integer",
+    "resourceVersion": "string",
+    "resourceVersionMatch": "string",
+    "sendInitialEvents": "boolean",
+    "timeoutSeconds": "integer",
+    "watch": "boolean",
+}
+_DELETE = {"dryRun": "string", "gracePeriodSeconds": "integer", "orphanDependents": "boolean", "propagationPolicy": "string"}
+_ACTIONS = {
+    "list": ("get", "list", _READ),
+    "create": ("post", "post", _WRITE),
+    "deletecollection": ("delete", "deletecollection", _DELETE | _READ),
+    "get": ("get", "get", {}),
+    "update": ("put", "put", _WRITE),
+    "patch": ("patch", "patch", _WRITE | {"force": "boolean"}),
+    "delete": ("delete", "delete", _DELETE),
+}
+
+
+def _paths(kinds: list[Kind], v3: bool) -> dict[str, Any]:
+    paths: dict[str, Any] = {}
+    for kind in kinds:
+        root = f"/apis/{kind.group}/{kind.version}" if kind.group else f"/api/{kind.version}"
+        collection = f"{root}/namespaces/{{namespace}}/{kind.plural}" if kind.namespaced else f"{root}/{kind.plural}"
+        where = ["namespace"] if kind.namespaced else []
+        paths[collection] = _item(kind, ("list", "create", "deletecollection"), where, v3, kind.verbs)
+        if "get" in kind.verbs:
+            one = _item(kind, ("get", "update", "patch", "delete"), [*where, "name"], v3, kind.verbs)
+            paths[f"{collection}/{{name}}"] = one
+        if kind.namespaced:
+            paths[f"{root}/{kind.plural}"] = _item(kind, ("list",), [], v3, kind.verbs)
+        for subresource in kind.subresources:
+            if subresource in ("status", "scale", "approval"):
+                body = _SCALE if subresource == "scale" else definition_name(kind)
+                item = _item(kind, ("get", "update", "patch"), [*where, "name"], v3, kind.verbs, body=body, part=subresource)
+                paths[f"{collection}/{{name}}/{subresource}"] = item
+    return paths
+
+
+def _item(
+    kind: Kind,
+    actions: Iterable[str],
+    where: list[str],
+    v3: bool,
+    verbs: Iterable[str],
+    *,
+    body: str = "",
+    part: str = "",
+) -> dict[str, Any]:
+    item: dict[str, Any] = {
+        "parameters": [_parameter(each, "path", "string", v3) for each in where] + [_parameter("pretty", "query", "string", v3)]
+    }
+    for action in actions:
+        if action in verbs:
+            method, name, query = _ACTIONS[action]
+            item[method] = _operation(kind, action, name, query, bool(where[:1] == ["namespace"]), v3, body, part)
+    return item
+
+
+def _operation(
+    kind: Kind, action: str, name: str, query: Mapping[str, str], namespaced: bool, v3: bool, body: str, part: str
+) -> dict[str, Any]:
+    prefix = _V3_REF if v3 else _V2_REF
+    subject = body or definition_name(kind)
+    answer = subject + "List" if action == "list" else _META + "Status" if action.startswith("delete") else subject
+    group = "".join(word.capitalize() for word in (kind.group.removesuffix(".k8s.io") or "core").replace("-", ".").split("."))
+    scope = "Namespaced" if namespaced else ""
+    operation: dict[str, Any] = {
+        "operationId": f"{action}{group}{kind.version.capitalize()}{scope}{kind.kind}{part.capitalize()}",
+        "description": f"{action} {kind.kind} objects" + (f" ({part})" if part else ""),
+        "tags": [f"{kind.group or 'core'}_{kind.version}"],
+        "parameters": [_parameter(each, "query", type_, v3) for each, type_ in sorted(query.items())],
+        "x-kubernetes-action": name,
+        "x-kubernetes-group-version-kind": _gvk(kind),
+    }
+    reference = {"$ref": prefix + answer}
+    good: dict[str, Any] = {"description": "OK"}
+    good |= {"content": {"application/json": {"schema": reference}}} if v3 else {"schema": reference}
+    operation["responses"] = {"200": good, "401": {"description": "Unauthorized"}}
+    sent = {"patch": _META + "Patch", "delete": _META + "DeleteOptions", "deletecollection": _META + "DeleteOptions"}
+    if action in ("create", "update", *sent):
+        media: list[str] = [*PatchType] if action == "patch" else ["application/json", "application/yaml"]
+        schema = {"$ref": prefix + sent.get(action, subject)}
+        if v3:
+            operation["requestBody"] = {"content": {str(each): {"schema": schema} for each in media}}
         else:
-            parameters = [{"name": n, "in": "query", "schema": {"type": t}} for n, t in _QUERY]
-            answer = {"description": "OK", "content": {"application/json": {"schema": reference}}}
-        return {
-            "operationId": f"{verb}{kind.group.title().replace('.', '')}{kind.version.title()}{kind.kind}",
-            "parameters": parameters,
-            "responses": {"200": answer},
-            "x-kubernetes-action": action,
-            "x-kubernetes-group-version-kind": gvk,
-        }
+            operation["consumes"] = [str(each) for each in media]
+            operation["parameters"].append({"name": "body", "in": "body", "schema": schema})
+    return operation
 
-    one = {"get": operation("get", "read"), "put": operation("put", "replace"), "patch": operation("patch", "patch")}
-    one["delete"] = operation("delete", "delete")
-    many = {"get": operation("list", "list"), "post": operation("post", "create")}
-    if "list" not in kind.verbs:
-        return {collection: {"post": many["post"]}}
-    return {collection: many, f"{collection}/{{name}}": one}
+
+def _parameter(name: str, place: str, type_: str, v3: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": name, "in": place} | ({"required": True} if place == "path" else {})
+    return found | ({"schema": {"type": type_}} if v3 else {"type": type_, "uniqueItems": True})
+
+
+# -- documents ---------------------------------------------------------------------------------------------
+
+_INFO = {"title": "NEMO", "version": f"v{MAJOR}.{MINOR}.0+nemo-{__version__}"}
+
+
+def _v3_document(kinds: list[Kind], raw: Documents) -> dict[str, Any]:
+    return {
+        "openapi": "3.0.0",
+        "info": _INFO,
+        "paths": _paths(kinds, True),
+        "components": {"schemas": _schemas(kinds, raw, _V3_REF)},
+    }
+
+
+def _v2_document(raw: Documents) -> dict[str, Any]:
+    paths: dict[str, Any] = {}
+    schemas: dict[str, Any] = {}
+    for group, version in group_versions():
+        kinds = kinds_of(group, version)
+        paths |= _paths(kinds, False)
+        schemas |= _schemas(kinds, raw, _V2_REF)
+    return {"swagger": "2.0", "info": _INFO, "paths": paths, "definitions": schemas}

@@ -124,7 +124,8 @@ def agent(hub: str, token_file: Path | None, data: Path | None, site: Path, hear
       nemo join-token edge-1 > token
       nemo agent --hub https://hub:6443 --token-file token --data ./edge-1 --site examples/sites/edge-madrid.yaml
     """
-    from metaos.agent.agent import AgentConfig, main
+    from metaos.agent.agent import main
+    from metaos.agent.site import AgentConfig
     from metaos.config import set_up_logging
 
     set_up_logging(verbose=verbose)

@@ -1,7 +1,7 @@
 """Certificates: signs what sites may have, and nothing else.
 
-A join token is worth one certificate for the site that it names: it is marked as used, under its resource version, before
-anything is signed. A site renews its own. Everything else is denied, and says so.
+A join token is worth one request for the site that it names (``apiserver/jointokens.py`` holds that). A site renews its own
+certificate. Everything else is denied, and says so.
 """
 
 import base64
@@ -15,7 +15,7 @@ from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, ObjectRef, format_time, parse_time, ref, with_condition
+from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, ObjectRef, ref, with_condition
 from metaos.security.authz import CLUSTER_USER_PREFIX, CLUSTERS
 from metaos.security.identity import SIGNER
 
@@ -53,7 +53,7 @@ class CertificateReconciler:
             return DONE
         now = self._clock.now()
         try:
-            site = await self._entitled(str(request["spec"].get("username") or ""), now)
+            site = await self._entitled(str(request["spec"].get("username") or ""))
             certificate = self._settings.sign(
                 base64.b64decode(request["spec"].get("request") or ""),
                 common_name=CLUSTER_USER_PREFIX + site,
@@ -71,27 +71,14 @@ class CertificateReconciler:
         await self._client.update(approved | {"status": found}, subresource="status")
         return DONE
 
-    async def _entitled(self, user: str, now: float) -> str:
+    async def _entitled(self, user: str) -> str:
         """The site that a caller may have a certificate for. Raises :class:`Denied`."""
         if user.startswith(CLUSTER_USER_PREFIX):
             return user.removeprefix(CLUSTER_USER_PREFIX)
         if not user.startswith(BOOTSTRAP_USER_PREFIX):
             raise Denied(f"user {user!r} is neither a site nor the bearer of a join token")
-        token_name = f"join-token-{user.removeprefix(BOOTSTRAP_USER_PREFIX)}"
-        try:
-            token = await self._client.get(scheme.SECRET, token_name, SYSTEM_NAMESPACE)
-        except ApiError as error:
-            if error.code == 404:
-                raise Denied("the join token is not known any more: make another with 'nemo join-token NAME'") from None
-            raise
-        site = secret_text(token, "cluster")
-        if secret_text(token, "used"):
-            raise Denied(f"the join token for {site} has been used: make another with 'nemo join-token {site}'")
-        if parse_time(secret_text(token, "expiration")) < now:
-            raise Denied(f"the join token for {site} has expired: make another with 'nemo join-token {site}'")
-        used = (token.get("data") or {}) | {"used": base64.b64encode(format_time(now).encode()).decode()}
-        # With its resource version: of two requests with one token, one gets a conflict, and is denied on the next look.
-        await self._client.update(token | {"data": used})
+        # Who brings a join token was admitted for one request only, for the site that the token names.
+        site = user.removeprefix(BOOTSTRAP_USER_PREFIX)
         await self._readmit(site)
         return site
 

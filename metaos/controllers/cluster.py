@@ -221,16 +221,14 @@ class ClusterReconciler:
         return DONE
 
     async def _revoke(self, site: str) -> None:
-        """The site's certificate is worth nothing from now on. A site that joins anew gets another name's worth: its uid is new,
-        and joining takes the entry away (see the certificate controller)."""
+        """The site's certificates are worth nothing from now on, until the name joins anew (see the certificate controller)."""
+        entry = {"stringData": {site: format_time(self._clock.now())}}
         try:
-            await self._client.patch(
-                scheme.SECRET, REVOKED, SYSTEM_NAMESPACE, {"stringData": {site: format_time(self._clock.now())}}
-            )
+            await self._client.patch(scheme.SECRET, REVOKED, SYSTEM_NAMESPACE, entry)
         except ApiError as error:
             if error.code != 404:
                 raise
-            secret: Obj = {**scheme.SECRET.empty(REVOKED, SYSTEM_NAMESPACE), "stringData": {site: format_time(self._clock.now())}}
+            secret: Obj = {**scheme.SECRET.empty(REVOKED, SYSTEM_NAMESPACE), **entry}
             await self._client.create(secret)
 
     async def _gone(self, kind: scheme.Kind, what: str, where: str, grace: int | None = None) -> None:

@@ -150,13 +150,11 @@ class StatusReconciler:
     async def _claim(self, obj: Obj, bound: bool) -> Result:
         """Claims are local directories at their site: bound as soon as a site has them."""
         phase = "Bound" if bound else "Pending"
-        status = {"phase": phase}
+        status: dict[str, Any] = {"phase": phase}
         if bound:
             spec = obj.get("spec") or {}
-            status |= {
-                "accessModes": spec.get("accessModes") or [],
-                "capacity": (spec.get("resources") or {}).get("requests") or {},
-            }
+            status["accessModes"] = spec.get("accessModes") or []
+            status["capacity"] = (spec.get("resources") or {}).get("requests") or {}
         if (obj.get("status") or {}).get("phase") != phase:
             await self._client.update(obj | {"status": status}, subresource="status")
         return DONE

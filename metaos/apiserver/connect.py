@@ -1,0 +1,56 @@
+"""What lasts or reaches a site: logs, commands, ports, proxies and the tunnels themselves. Authorised by the caller."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from metaos.apiserver import streams
+from metaos.apiserver.proxy import ServiceProxy
+from metaos.apiserver.registry import SELF, Registry
+from metaos.apiserver.routing import proxied_name
+from metaos.apiserver.tunnels import Tunnels
+from metaos.apiserver.verbs import Call
+from metaos.resources import scheme
+from metaos.resources.errors import ApiError, bad_request
+from metaos.resources.meta import Obj
+
+DEFAULT_PORT = 80
+
+
+class Connections:
+    """Serves one such call after another; see ``app.Connect``."""
+
+    def __init__(self, registry: Registry, tunnels: Tunnels, proxy: ServiceProxy) -> None:
+        self._registry, self._tunnels, self._proxy = registry, tunnels, proxy
+
+    async def __call__(self, call: Call) -> web.StreamResponse:
+        target, request = call.target, call.request
+        if target.subresource == "tunnel":
+            return await self._tunnels.serve(target.name, request)
+        _, name, port = proxied_name(target.name) if target.subresource == "proxy" else ("", target.name, "")
+        # Whether the caller may stream has been decided; looking the object up is the hub's own business.
+        obj = await self._registry.get(SELF, target.kind, name, target.namespace)
+        if target.subresource == "proxy":
+            query = request.rel_url.raw_query_string
+            path = (target.rest or "/") + (f"?{query}" if query else "")
+            if target.kind is scheme.SERVICE:
+                return await self._proxy.serve(request, obj, port, path)
+            if target.kind is scheme.POD:
+                return await self._proxy.serve_pod(request, obj, _pod_port(obj, port), path)
+        elif target.kind is scheme.POD and target.subresource == "log":
+            return await streams.log(request, self._tunnels, obj)
+        elif target.kind is scheme.POD and target.subresource in ("exec", "attach"):
+            return await streams.execute(request, self._tunnels, obj, target.subresource)
+        elif target.kind is scheme.POD and target.subresource == "portforward":
+            return await streams.port_forward(request, self._tunnels, obj)
+        raise ApiError(404, "NotFound", f"{target.kind.plural} have no {target.subresource} here")
+
+
+def _pod_port(pod: Obj, port: str) -> int:
+    """The port of a pod that is meant: the asked-for one, its first one, or 80."""
+    if not port:
+        containers = (pod.get("spec") or {}).get("containers") or ()
+        return int(next((p["containerPort"] for c in containers for p in c.get("ports") or ()), DEFAULT_PORT))
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise bad_request(f"port {port!r} must be a number from 1 to 65535")
+    return int(port)

@@ -1,0 +1,310 @@
+"""The verbs over HTTP: from a request to a call of the registry, and from what it returned to an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random  # noqa: TID251 - the type of the source that is handed in
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from metaos.apiserver import bodies, table, watch
+from metaos.apiserver.addressing import key_of, stored_kind
+from metaos.apiserver.authn import Identity
+from metaos.apiserver.bodies import WriteOptions
+from metaos.apiserver.deletion import DeleteOptions
+from metaos.apiserver.negotiation import JSON, Accepted, Form, accepted, encoded
+from metaos.apiserver.reading import selector
+from metaos.apiserver.registry import EncodedEvent, Registry
+from metaos.apiserver.routing import Target
+from metaos.client import PatchType
+from metaos.clock import Clock
+from metaos.resources import errors
+from metaos.resources.meta import Obj
+from metaos.security.authz import UserInfo
+
+#: Warnings that one answer may carry, and the length of each.
+MAX_WARNINGS = 50
+MAX_WARNING = 256
+
+
+@dataclass(slots=True)
+class Call:
+    """One request on its way through. ``warnings`` become ``Warning`` headers of the answer."""
+
+    request: web.Request
+    identity: Identity
+    target: Target
+    headers: dict[str, str]
+    warnings: list[str] = field(default_factory=list)
+    dry_run: bool = False
+
+    @property
+    def user(self) -> UserInfo:
+        return self.identity.user
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        return self.request.query
+
+
+def warning_headers(warnings: list[str]) -> list[tuple[str, str]]:
+    """RFC 9111's predecessor, RFC 7234, section 5.5, code 299; the form that Kubernetes clients read."""
+    found = []
+    for text in warnings[:MAX_WARNINGS]:
+        plain = "".join(c if c.isprintable() else " " for c in text)[:MAX_WARNING]
+        escaped = plain.replace("\\", "\\\\").replace('"', '\\"')
+        found.append(("Warning", f'299 - "{escaped}"'))
+    return found
+
+
+class Verbs:
+    """The resource verbs. Everything that lasts or reaches a site is elsewhere."""
+
+    def __init__(self, registry: Registry, clock: Clock, random: Random) -> None:
+        self._registry, self._clock, self._random = registry, clock, random
+        self._by_verb: dict[str, Callable[[Call], Any]] = {
+            "get": self._get,
+            "list": self._list,
+            "watch": self._watch,
+            "create": self._create,
+            "update": self._update,
+            "patch": self._patch,
+            "delete": self._delete,
+            "deletecollection": self._delete_collection,
+        }
+
+    async def serve(self, call: Call) -> web.StreamResponse:
+        answer: web.StreamResponse = await self._by_verb[call.target.verb](call)
+        return answer
+
+    # -- answers -------------------------------------------------------------------------------------------
+
+    def _answer(self, call: Call, obj: Obj, status: int = 200) -> web.Response:
+        form = accepted(call.request.headers.get("Accept", ""))
+        if form.form is not Form.OBJECT and obj.get("kind") not in ("Status", "Scale"):
+            obj = self._shown(call, form, obj)
+        else:
+            form = Accepted(form.media)
+        return self._raw(call, encoded(obj, form.media, pretty=bodies.flag(call.query, "pretty")), form.content_type, status)
+
+    def _raw(self, call: Call, body: bytes, content_type: str = JSON, status: int = 200) -> web.Response:
+        headers = [*call.headers.items(), ("Content-Type", content_type), *warning_headers(call.warnings)]
+        return web.Response(body=body, status=status, headers=headers)
+
+    def _shown(self, call: Call, form: Accepted, obj: Obj, *, header: bool = True) -> Obj:
+        if form.form is Form.METADATA:
+            return table.partial(obj, form.version)
+        metadata = {"resourceVersion": obj["metadata"].get("resourceVersion", "")}
+        include = call.query.get("includeObject", "")
+        return table.table(
+            call.target.kind, [obj], self._clock.now(), metadata=metadata, include=include, version=form.version, header=header
+        )
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    async def _get(self, call: Call) -> web.Response:
+        t = call.target
+        form = accepted(call.request.headers.get("Accept", ""))
+        if form == Accepted() and t.subresource in ("", "status") and not bodies.flag(call.query, "pretty"):
+            if t.subresource:
+                self._registry.check(call.user, t.attributes)
+            return self._raw(call, await self._registry.get_encoded(call.user, t.kind, t.name, t.namespace))
+        return self._answer(call, await self._registry.get(call.user, t.kind, t.name, t.namespace, subresource=t.subresource))
+
+    async def _list(self, call: Call) -> web.Response:
+        t, query = call.target, call.query
+        form = accepted(call.request.headers.get("Accept", ""))
+        asked: dict[str, Any] = {
+            "labels": query.get("labelSelector", ""),
+            "fields": query.get("fieldSelector", ""),
+            "limit": bodies.number(query, "limit") or 0,
+            "continue_token": query.get("continue", ""),
+            "resource_version": query.get("resourceVersion", ""),
+            "resource_version_match": query.get("resourceVersionMatch", ""),
+        }
+        body = await self._registry.list_encoded(call.user, t.kind, t.namespace, **asked)
+        if form == Accepted() and not bodies.flag(query, "pretty"):
+            return self._raw(call, body)
+        listed: Obj = orjson.loads(body)
+        if form.form is Form.TABLE:
+            listed = table.table(
+                t.kind,
+                listed["items"],
+                self._clock.now(),
+                metadata=listed["metadata"],
+                include=query.get("includeObject", ""),
+                version=form.version,
+            )
+        elif form.form is Form.METADATA:
+            listed = {
+                "kind": "PartialObjectMetadataList",
+                "apiVersion": f"meta.k8s.io/{form.version}",
+                "metadata": listed["metadata"],
+                "items": [table.partial(item, form.version) for item in listed["items"]],
+            }
+        return self._raw(call, encoded(listed, form.media, pretty=bodies.flag(query, "pretty")), form.content_type)
+
+    async def _watch(self, call: Call) -> web.StreamResponse:
+        t, query = call.target, call.query
+        form = accepted(call.request.headers.get("Accept", "").replace(";stream=watch", ""))
+        fields = query.get("fieldSelector", "")
+        if t.name:
+            fields = f"metadata.name={t.name}" + (f",{fields}" if fields else "")
+        labels = query.get("labelSelector", "")
+        # Refusals that are known now are answers, not events.
+        self._registry.check(call.user, t.attributes)
+        selector(t.kind, labels, fields)
+        asked = bodies.number(query, "timeoutSeconds")
+        seconds = asked or watch.DEFAULT_SECONDS + self._random.randrange(watch.DEFAULT_SECONDS)
+        events = self._registry.watch(
+            call.user,
+            t.kind,
+            t.namespace,
+            resource_version=query.get("resourceVersion", ""),
+            labels=labels,
+            fields=fields,
+            bookmarks=bodies.flag(query, "allowWatchBookmarks"),
+            initial_events=bodies.flag(query, "sendInitialEvents"),
+        )
+        response = web.StreamResponse(headers={**call.headers, "Content-Type": form.content_type})
+        return await watch.stream(
+            call.request, response, events, seconds=seconds, valid=call.identity.valid, line=self._line_of(call, form)
+        )
+
+    def _line_of(self, call: Call, form: Accepted) -> Callable[[EncodedEvent], bytes]:
+        if form.form is Form.OBJECT:
+            return lambda event: event.line
+        first = True
+
+        def line(event: EncodedEvent) -> bytes:
+            nonlocal first
+            if event.type == "BOOKMARK" and form.form is Form.TABLE:
+                shown = table.table(
+                    call.target.kind, [], 0.0, metadata=event.object["metadata"], version=form.version, header=False
+                )
+            else:
+                shown = self._shown(call, form, event.object, header=first)
+                first = False
+            return watch.line_of(event.type, shown)
+
+        return line
+
+    # -- writing -------------------------------------------------------------------------------------------
+
+    async def _body(self, call: Call) -> Any:
+        return bodies.decoded(await call.request.read(), call.request.headers.get("Content-Type", ""))
+
+    def _options(self, call: Call, *, named_only: bool = False) -> WriteOptions:
+        options = WriteOptions.of(call.query, call.request.headers.get("User-Agent", ""), named_only=named_only)
+        call.dry_run = options.dry_run
+        return options
+
+    async def _create(self, call: Call) -> web.Response:
+        t = call.target
+        options, body = self._options(call), await self._body(call)
+        if t.subresource:
+            self._check_dry_run_of(call, body)
+            made = await self._registry.create_subresource(
+                call.user, t.kind, t.name, t.namespace, t.subresource, body, dry_run=call.dry_run, warnings=call.warnings
+            )
+            return self._answer(call, made, 201)
+        made = await self._registry.create(
+            call.user,
+            body,
+            kind=t.kind,
+            namespace=t.namespace,
+            field_manager=options.field_manager,
+            dry_run=options.dry_run,
+            field_validation=options.field_validation,
+            warnings=call.warnings,
+        )
+        return self._answer(call, made, 201)
+
+    @staticmethod
+    def _check_dry_run_of(call: Call, body: Any) -> None:
+        """An Eviction carries its DeleteOptions within."""
+        if not isinstance(body, dict):
+            raise errors.bad_request("the body must be an object")
+        _, dry = bodies.delete_options(call.query, body.get("deleteOptions"))
+        call.dry_run = call.dry_run or dry
+
+    async def _update(self, call: Call) -> web.Response:
+        t = call.target
+        options, body = self._options(call), await self._body(call)
+        if not isinstance(body, dict):
+            raise errors.bad_request("the body must be an object")
+        if t.subresource == "scale":
+            body.setdefault("metadata", {})
+        made = await self._registry.update(
+            call.user,
+            body,
+            kind=t.kind,
+            name=t.name,
+            namespace=t.namespace,
+            subresource=t.subresource,
+            field_manager=options.field_manager,
+            dry_run=options.dry_run,
+            field_validation=options.field_validation,
+            warnings=call.warnings,
+        )
+        return self._answer(call, made)
+
+    async def _patch(self, call: Call) -> web.Response:
+        t = call.target
+        kind, patch = bodies.patch(await call.request.read(), call.request.headers.get("Content-Type", ""))
+        options = self._options(call, named_only=kind is PatchType.APPLY)
+        known = kind is not PatchType.APPLY or self._registry.cache.get(key_of(stored_kind(t.kind), t.namespace, t.name))
+        made = await self._registry.patch(
+            call.user,
+            t.kind,
+            t.name,
+            t.namespace,
+            patch,
+            type=kind,
+            subresource=t.subresource,
+            field_manager=options.field_manager,
+            force=options.force,
+            dry_run=options.dry_run,
+            field_validation=options.field_validation,
+            warnings=call.warnings,
+        )
+        return self._answer(call, made, 200 if known else 201)
+
+    async def _deletion(self, call: Call) -> DeleteOptions:
+        sent = await call.request.read()
+        body = bodies.decoded(sent, call.request.headers.get("Content-Type", "")) if sent else None
+        options, call.dry_run = bodies.delete_options(call.query, body)
+        return options
+
+    async def _delete(self, call: Call) -> web.Response:
+        t, options = call.target, await self._deletion(call)
+        left = await self._registry.delete(
+            call.user,
+            t.kind,
+            t.name,
+            t.namespace,
+            uid=options.uid,
+            resource_version=options.resource_version,
+            propagation=options.propagation,
+            grace_period_seconds=options.grace_period_seconds,
+            dry_run=call.dry_run,
+            warnings=call.warnings,
+        )
+        return self._answer(call, left)
+
+    async def _delete_collection(self, call: Call) -> web.Response:
+        t, options = call.target, await self._deletion(call)
+        await self._registry.delete_collection(
+            call.user,
+            t.kind,
+            t.namespace,
+            labels=call.query.get("labelSelector", ""),
+            fields=call.query.get("fieldSelector", ""),
+            propagation=options.propagation,
+            grace_period_seconds=options.grace_period_seconds,
+            dry_run=call.dry_run,
+        )
+        return self._answer(call, {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})

@@ -1,0 +1,330 @@
+"""Composition root of the hub: state, registry, controllers, HTTPS and, unless told otherwise, a local site.
+
+The data directory is private to its owner and holds ``state.db`` (the store), ``keys.json`` (encryption at rest), ``pki/``
+(authority, server's and administrator's certificates), ``admin.kubeconfig``, ``audit.log`` and ``version``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import ssl
+import sys
+from collections import deque
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from random import SystemRandom
+from typing import Any
+
+from aiohttp import web
+
+from metaos.accounting.carbon import StaticCarbonSource, TraceCarbonSource
+from metaos.apiserver.addressing import sealed
+from metaos.apiserver.app import make_app
+from metaos.apiserver.audit import AuditLog
+from metaos.apiserver.authn import Certificate, HubAuthenticator
+from metaos.apiserver.connect import Connections
+from metaos.apiserver.jointokens import JoinTokens
+from metaos.apiserver.metrics import Metrics
+from metaos.apiserver.proxy import ServiceProxy, service_slices
+from metaos.apiserver.registry import Registry
+from metaos.apiserver.tunnels import Tunnels
+from metaos.client import Client
+from metaos.clock import Clock, SystemClock
+from metaos.config import Address, HubConfig, open_data
+from metaos.controllers import all_setups
+from metaos.controllers.carbon import ensure_replay
+from metaos.controllers.cluster import REVOKED
+from metaos.controllers.settings import Settings
+from metaos.pki import ADMIN, Pki, render_kubeconfig, write_private
+from metaos.plugins.points import CarbonSource
+from metaos.plugins.registry import names, provision
+from metaos.reconcile.informer import Informer
+from metaos.reconcile.manager import Manager
+from metaos.resources import scheme
+from metaos.resources.meta import CLUSTER_LABEL, SYSTEM_NAMESPACE, Obj, format_time, labels
+from metaos.security.authz import CLUSTER_USER_PREFIX, MASTERS, UserInfo
+from metaos.security.identity import TOKEN_TYPE, JoinToken, token_hash
+from metaos.store.seal import Keyring, SealedStore
+from metaos.store.sqlite import SqliteStore
+
+log = logging.getLogger("nemo.hub")
+
+CONTROLLERS = UserInfo("system:controller-manager", (MASTERS,))
+#: History is kept this long for watches that reconnect.
+HISTORY_SECONDS, COMPACT_SECONDS = 300.0, 60.0
+#: Connections that may wait to be accepted.
+BACKLOG = 1024
+LOCAL_SITE = "local"
+RESTART_SECONDS = (1.0, 60.0)
+
+
+class Hub:
+    """One hub. Use as an asynchronous context manager; ``url`` is set once it serves."""
+
+    def __init__(self, config: HubConfig, clock: Clock, random: SystemRandom) -> None:
+        self.config, self._clock, self._random = config, clock, random
+        self.url = ""
+        self.client: Client | None = None
+        self._stack = AsyncExitStack()
+        self._ready = False
+
+    async def __aenter__(self) -> Hub:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._ready = False
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        data, clock, stack = self.config.data, self._clock, self._stack
+        open_data(data)
+        pki = Pki(data / "pki", self._random, clock.now())
+        store = SealedStore(await SqliteStore.open(data / "state.db"), Keyring.open(data / "keys.json"), sealed=sealed)
+        stack.push_async_callback(store.close)
+        admission = [provision("metaos.admission", name) for name in names("metaos.admission")]
+        registry = Registry(store, clock, self._random, admission=admission)
+        await registry.start()
+        stack.push_async_callback(registry.stop)
+        client = self.client = registry.client(CONTROLLERS)
+
+        carbon = _carbon_source(self.config, clock)
+        if isinstance(carbon, TraceCarbonSource):
+            await ensure_replay(client, self.config.carbon_start_hour, self.config.carbon_speed)
+        settings = Settings(
+            sign=pki.authority.sign_csr,
+            carbon=carbon,
+            lease_duration=self.config.lease_duration_seconds,
+            drain=self.config.drain_seconds,
+        )
+        manager = Manager(client, clock, self._random)
+        for setup in all_setups():
+            setup(manager, client, clock, settings)
+        stack.push_async_callback(manager.stop)
+        await manager.start()
+
+        tunnels = Tunnels(_DialRule(manager))
+        stack.push_async_callback(tunnels.close)
+        slices = manager.informer(scheme.ENDPOINT_SLICE)
+        proxy = ServiceProxy(tunnels, lambda where, name: service_slices(slices.list(where), name), clock.monotonic)
+        secrets = manager.informer(scheme.SECRET, SYSTEM_NAMESPACE)
+        await secrets.synced()
+        audit = AuditLog(data / "audit.log")
+        stack.callback(audit.close)
+        tokens = JoinTokens(client, clock)
+        app = make_app(
+            registry,
+            authenticator=HubAuthenticator(clock, revoked=_Revocations(secrets), tokens=tokens.user_of),
+            clock=clock,
+            random=self._random,
+            connect=Connections(registry, tunnels, proxy),
+            audit=audit,
+            metrics=_metrics(manager, tunnels),
+            join_tokens=tokens,
+            ca=pki.authority.pair.certificate,
+            ready=lambda: "" if self._ready else "the hub is starting",
+        )
+        await self._serve(app, pki)
+        task = asyncio.create_task(self._compact(store), name="compaction")
+        stack.push_async_callback(_cancelled, task)
+        self._ready = True
+        log.info("the hub serves on %s", self.url)
+
+    async def _serve(self, app: web.Application, pki: Pki) -> None:
+        listen = self.config.listen
+        hosts = tuple(
+            dict.fromkeys((*self.config.names, "localhost", "127.0.0.1", "::1", _plain(listen.host), socket.gethostname()))
+        )
+        pki.server(hosts)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(pki.path("server", "crt"), pki.path("server", "key"))
+        context.load_verify_locations(pki.path("ca", "crt"))
+        # Optional: those who join have a token instead.
+        context.verify_mode = ssl.CERT_OPTIONAL
+        runner = web.AppRunner(app, shutdown_timeout=2)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, listen.host, listen.port, ssl_context=context, backlog=BACKLOG)
+        await site.start()
+        port = runner.addresses[0][1]
+        host = "127.0.0.1" if listen.host in ("0.0.0.0", "::") else listen.host
+        self.url = f"https://{Address(host, port)}"
+        admin = pki.admin()
+        text = render_kubeconfig(self.url, pki.authority.pair.certificate, admin.certificate, admin.key, ADMIN)
+        write_private(self.config.data / "admin.kubeconfig", text.encode())
+
+    async def _compact(self, store: SealedStore) -> None:
+        """Forgets history that no watch needs any more."""
+        seen: deque[tuple[float, int]] = deque()
+        while True:
+            await self._clock.sleep(COMPACT_SECONDS)
+            now = self._clock.monotonic()
+            seen.append((now, await store.revision()))
+            while len(seen) > 1 and seen[1][0] <= now - HISTORY_SECONDS:
+                seen.popleft()
+            if seen[0][0] <= now - HISTORY_SECONDS:
+                try:
+                    await store.compact(seen[0][1])
+                except Exception:
+                    log.exception("compaction failed; it is tried again in %g s", COMPACT_SECONDS)
+
+    async def join_token(self, site: str) -> str:
+        """A token for the local site, made without the network."""
+        assert self.client is not None
+        pki = Pki(self.config.data / "pki", self._random, self._clock.now())
+        token = JoinToken.create(self._random, pki.authority.fingerprint)
+        secret: Obj = dict(scheme.SECRET.empty(token.secret_name, SYSTEM_NAMESPACE))
+        secret["type"] = TOKEN_TYPE
+        expiration = format_time(self._clock.now() + 3600)
+        secret["stringData"] = {"cluster": site, "expiration": expiration, "hash": token_hash(token.secret)}
+        await self.client.create(secret)
+        return str(token)
+
+
+class _DialRule:
+    """A site may dial a pod on another site if a Service leads there, in a namespace in which it has work."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._slices = manager.informer(scheme.ENDPOINT_SLICE)
+        self._works = manager.informer(scheme.WORK)
+
+    def __call__(self, source: str, target: str, header: dict[str, Any]) -> str | None:
+        where, pod = str(header.get("namespace") or ""), str(header.get("pod") or "")
+        port = header.get("port")
+        if not any(labels(w).get(CLUSTER_LABEL) == source for w in self._works.by_index("workloadNamespace", where)):
+            return f"site {source} has no work in namespace {where}"
+        for found in self._slices.list(where):
+            if port not in [p.get("port") for p in found.get("ports") or ()]:
+                continue
+            for endpoint in found.get("endpoints") or ():
+                if endpoint.get("nodeName") == target and (endpoint.get("targetRef") or {}).get("name") == pod:
+                    return None
+        return f"no service in namespace {where} leads to port {port} of pod {pod} on site {target}"
+
+
+class _Revocations:
+    """Certificates of sites that were removed."""
+
+    def __init__(self, secrets: Informer) -> None:
+        self._secrets = secrets
+
+    def __call__(self, certificate: Certificate) -> bool:
+        revoked = (self._secrets.get(REVOKED, SYSTEM_NAMESPACE) or {}).get("data") or {}
+        return certificate.name.removeprefix(CLUSTER_USER_PREFIX) in revoked
+
+
+def _metrics(manager: Manager, tunnels: Tunnels) -> Metrics:
+    """What this process counts beyond requests."""
+    metrics = Metrics()
+    metrics.gauges["nemo_tunnels"] = ("Sites that are connected.", lambda: float(len(tunnels.connected())))
+
+    def total(word: str) -> float:
+        return float(sum(counts[word] for counts in manager.metrics.values()))
+
+    for word, text in (
+        ("reconciles", "Reconciles since the start."),
+        ("errors", "Reconciles that failed."),
+        ("depth", "Keys that wait."),
+    ):
+        metrics.gauges[f"nemo_controllers_{word}"] = (text, lambda word=word: total(word))  # type: ignore[misc]
+    return metrics
+
+
+def _plain(host: str) -> str:
+    return "localhost" if host in ("0.0.0.0", "::") else host
+
+
+def _carbon_source(config: HubConfig, clock: Clock) -> CarbonSource:
+    if config.carbon_trace is None:
+        return StaticCarbonSource()
+    return TraceCarbonSource(
+        config.carbon_trace.read_text(),
+        start_time=clock.now(),
+        start_hour=config.carbon_start_hour,
+        speed=config.carbon_speed,
+        name=config.carbon_trace.name,
+    )
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+# -- the local site ----------------------------------------------------------------------------------------
+
+
+def local_site() -> Obj:
+    """The site that ``nemo up`` makes of this machine."""
+    return {
+        **scheme.CLUSTER.empty(LOCAL_SITE),
+        "spec": {"runtime": "sandbox", "tier": "edge", "trust": "high", "owner": "local"},
+    }
+
+
+async def run_local_site(hub: Hub, clock: Clock) -> None:
+    """Keeps an agent process for this machine; started again with back-off when it ends."""
+    import yaml
+
+    data = hub.config.data / "local"
+    data.mkdir(mode=0o700, exist_ok=True)
+    site, token = data / "site.yaml", data / "token"
+    if not site.exists():
+        site.write_text(yaml.safe_dump(local_site()))
+    if not token.exists():
+        write_private(token, (await hub.join_token(LOCAL_SITE)).encode())
+    wait = RESTART_SECONDS[0]
+    while True:
+        arguments = ["--hub", hub.url, "--site", str(site), "--token-file", str(token), "--data", str(data / "agent")]
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "metaos", "agent", *arguments)
+        started = clock.monotonic()
+        try:
+            code = await process.wait()
+        except asyncio.CancelledError:
+            process.terminate()
+            await process.wait()
+            raise
+        wait = RESTART_SECONDS[0] if clock.monotonic() - started > 60 else min(wait * 2, RESTART_SECONDS[1])
+        log.error("the local site's agent ended with %d; it is started again in %g s", code, wait)
+        await clock.sleep(wait)
+
+
+def run_hub(config: HubConfig, *, local: bool) -> int:
+    """Runs until interrupted. The exit code."""
+    # Secrets are written with the process's own mask as a second line of defence.
+    os.umask(0o077)
+    clock, random = SystemClock(), SystemRandom()
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        async with Hub(config, clock, random) as hub:
+            site = asyncio.create_task(run_local_site(hub, clock)) if local else None
+            print(f"NEMO serves on {hub.url}\nkubeconfig: {Path(config.data / 'admin.kubeconfig').resolve()}", flush=True)
+            await stop.wait()
+            if site is not None:
+                await _cancelled(site)
+
+    try:
+        asyncio.run(run())
+    except Exception as error:
+        from metaos.config import DataVersionError
+        from metaos.store.log import StoreFailed
+
+        if isinstance(error, DataVersionError | StoreFailed | OSError | ValueError):
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        raise
+    return 0
