@@ -12,10 +12,12 @@ import signal
 import ssl
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
+from importlib import import_module
 from random import Random, SystemRandom  # noqa: TID251  (a composition root)
 from typing import Any
 
 from metaos.agent import inventory
+from metaos.agent.cache import Cache
 from metaos.agent.contact import Contact
 from metaos.agent.events import SiteEvents
 from metaos.agent.join import Identity, JoinError, Membership
@@ -25,12 +27,12 @@ from metaos.agent.presence import Presence, Removed
 from metaos.agent.remote import Remote
 from metaos.agent.report import WorkReports
 from metaos.agent.site import AgentConfig, Attached, Pods, enter, lock, make_runtime, read_site
+from metaos.agent.supervisor import Supervisor
 from metaos.agent.sync import WorkFiles, Works
 from metaos.clock import Clock, SystemClock
 from metaos.config import DataVersionError, open_data
 from metaos.http import HttpClient
 from metaos.plugins.points import Runtime, RuntimeUnavailable
-from metaos.plugins.registry import UnknownPlugin
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, ObjectRef, cluster_namespace, name, uid
 from metaos.resources.scheme import WORKLOADS
@@ -48,9 +50,14 @@ FAREWELL_SECONDS = 90.0
 ROTATION_CHECK_SECONDS = 3600.0
 
 
+#: (object, ``Normal`` or ``Warning``, reason, message)
+Record = Callable[[Obj, str, str, str], None]
+MakePods = Callable[[Runtime, ServiceNetwork, Record], Pods]
+
+
 class Agent:
-    """One site, ready to run. ``make_pods`` is given the runtime with the network attached, the function that gives a
-    pod's address, and the one that records events."""
+    """One site, ready to run. ``make_pods`` is given the runtime with the network attached, the network (a pod's address
+    is its ``pod_address``), and what records events."""
 
     def __init__(
         self,
@@ -58,7 +65,7 @@ class Agent:
         site: Obj,
         identity: Identity,
         runtime: Runtime,
-        make_pods: Callable[[Runtime, ServiceNetwork, Callable[[Obj, str, str, str], None]], Pods],
+        make_pods: MakePods,
         clock: Clock,
         random: Random,
     ) -> None:
@@ -138,7 +145,6 @@ class Agent:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.network.close()
             await self.client.close()
-            await self._runtime.close()
         if removed is not None:
             raise removed
 
@@ -233,12 +239,12 @@ async def run_agent(config: AgentConfig) -> int:
     clock, random = SystemClock(), SystemRandom()
     with ExitStack() as stack:
         try:
-            site = await read_site(config.site_file)
+            site, plugin = await read_site(config.site_file)
             open_data(config.data)
             lock(config.data, stack)
-            runtime = make_runtime(site, config.data, clock)
+            runtime = make_runtime(site, plugin, config.data, clock)
             await runtime.check()
-        except (RuntimeUnavailable, DataVersionError, UnknownPlugin, JoinError, OSError) as error:
+        except (RuntimeUnavailable, DataVersionError, JoinError, OSError) as error:
             log.error("%s", error)
             return UNUSABLE
         running = asyncio.current_task()
@@ -248,7 +254,24 @@ async def run_agent(config: AgentConfig) -> int:
             loop.add_signal_handler(each, running.cancel)
         try:
             identity = await enter(config, site, clock, random)
-            await Agent(config, site, identity, runtime, make_pods, clock, random).run()
+            cache = Cache(config.data / "records.db")
+            stack.callback(cache.close)
+
+            def make_pods(attached: Runtime, network: ServiceNetwork, record: Callable[[Obj, str, str, str], None]) -> Pods:
+                return Supervisor(
+                    attached,
+                    cache,
+                    clock,
+                    random,
+                    site=name(site),
+                    # Below the runtime's own directory: what may be mounted lies there.
+                    directory=config.data / "runtime",
+                    address=network.pod_address,
+                    record=record,
+                    host_paths=(site.get("spec") or {}).get("hostPaths") or (),
+                )
+
+            await Agent(config, site, identity, runtime, supervised(config, site, clock, random), clock, random).run()
         except JoinError as error:
             log.error("%s", error)
             return REFUSED
@@ -260,7 +283,27 @@ async def run_agent(config: AgentConfig) -> int:
         finally:
             for each in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(each)
+            await runtime.close()
     return 0
+
+
+def supervised(config: AgentConfig, site: Obj, clock: Clock, random: Random) -> MakePods:
+    """What runs and heals pods at a site without Kubernetes. Found by name: it comes as one module beside this one."""
+    supervisor = import_module("metaos.agent.supervisor").Supervisor
+
+    def make(runtime: Runtime, network: ServiceNetwork, record: Record) -> Pods:
+        found: Pods = supervisor(
+            runtime,
+            config.data,
+            clock=clock,
+            random=random,
+            site=name(site),
+            pod_address=network.pod_address,
+            record=record,
+        )
+        return found
+
+    return make
 
 
 def main(config: AgentConfig) -> int:

@@ -2,7 +2,8 @@
 
 The agent stays small by not importing ``cryptography`` itself. ``request KEY_FILE NAME`` writes a new private key
 (0600, never shown) and prints a certificate signing request; ``describe`` reads certificates (PEM) on standard input and
-prints what the first says, as JSON; ``site FILE`` prints a site file as JSON (the YAML parser stays out of the agent too).
+prints what the first says, as JSON; ``site FILE`` prints a site file, and where its runtime plugin is, as JSON: the YAML
+parser and the search for entry points (5 MB together) stay out of the agent too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from metaos.resources.meta import API_VERSION
 from metaos.security.authz import CLUSTER_USER_PREFIX, CLUSTERS
@@ -63,7 +65,7 @@ def describe(pem: bytes) -> dict[str, float | str]:
     }
 
 
-def read_site(path: Path) -> dict[str, object]:
+def read_site(path: Path) -> dict[str, Any]:
     """The one Cluster manifest in a YAML file. Raises ``ValueError`` saying what is wrong with it."""
     import yaml
 
@@ -73,7 +75,7 @@ def read_site(path: Path) -> dict[str, object]:
         raise ValueError(f"site file {path} is not YAML: {' '.join(str(error).split())}") from error
     if len(documents) != 1 or not isinstance(documents[0], dict):
         raise ValueError(f"site file {path} must hold one Cluster manifest")
-    site: dict[str, object] = documents[0]
+    site: dict[str, Any] = documents[0]
     metadata = site.get("metadata")
     if site.get("apiVersion") != API_VERSION or site.get("kind") != "Cluster" or not isinstance(metadata, dict):
         raise ValueError(
@@ -87,6 +89,15 @@ def read_site(path: Path) -> dict[str, object]:
     return site
 
 
+def runtime_of(site: dict[str, Any]) -> str:
+    """``module:Class`` of the runtime plugin that a site file names. Raises ``LookupError`` listing those installed."""
+    from metaos.plugins import registry
+
+    wanted = str((site.get("spec") or {}).get("runtime") or "sandbox")
+    found = registry.load("metaos.runtime", wanted)
+    return f"{found.__module__}:{found.__qualname__}"
+
+
 def main(arguments: list[str]) -> int:
     match arguments:
         case ["request", key_file, name]:
@@ -95,8 +106,9 @@ def main(arguments: list[str]) -> int:
             json.dump(describe(sys.stdin.buffer.read()), sys.stdout)
         case ["site", path]:
             try:
-                json.dump(read_site(Path(path)), sys.stdout, default=str)
-            except (OSError, ValueError) as error:
+                site = read_site(Path(path))
+                json.dump({"site": site, "runtime": runtime_of(site)}, sys.stdout, default=str)
+            except (OSError, ValueError, LookupError) as error:
                 sys.stderr.write(f"{error}\n")
                 return 1
         case _:

@@ -290,5 +290,5 @@ async def identity_process(*arguments: str, stdin: bytes = b"") -> bytes:
     out, err = await process.communicate(stdin)
     if process.returncode:
         lines = err.decode(errors="replace").strip().splitlines()
-        raise JoinError(f"making this site's key failed: {lines[-1] if lines else f'exit code {process.returncode}'}")
+        raise JoinError(lines[-1] if lines else f"{arguments[0]}: the process ended with {process.returncode}")
     return out

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 from typing import Any, Protocol
@@ -19,7 +20,6 @@ from metaos.agent.network import ServiceNetwork
 from metaos.agent.remote import PodAccess
 from metaos.clock import Clock
 from metaos.http import HttpClient
-from metaos.plugins import registry
 from metaos.plugins.points import PodConfig, Runtime
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, ObjectRef, name
@@ -102,10 +102,10 @@ async def enter(config: AgentConfig, site: Obj, clock: Clock, random: Random) ->
             await contact.pause(failures)
 
 
-async def read_site(path: Path) -> Obj:
-    """The site file. Raises ``JoinError`` saying what is wrong with it."""
-    site: Obj = json.loads(await identity_process("site", str(path)))
-    return site
+async def read_site(path: Path) -> tuple[Obj, str]:
+    """The site file, and where its runtime plugin is (``module:Class``). Raises ``JoinError`` saying what is wrong."""
+    found = json.loads(await identity_process("site", str(path)))
+    return found["site"], found["runtime"]
 
 
 def lock(data: Path, stack: ExitStack) -> None:
@@ -119,16 +119,18 @@ def lock(data: Path, stack: ExitStack) -> None:
         raise JoinError(f"another agent uses {data}: end it first, or choose another --data directory") from error
 
 
-def make_runtime(site: Obj, data: Path, clock: Clock) -> Runtime:
-    """The runtime that the site file names."""
+def make_runtime(site: Obj, plugin: str, data: Path, clock: Clock) -> Runtime:
+    """The runtime that the site file names, found by entry point (see :func:`read_site`)."""
+    module, _, attribute = plugin.partition(":")
     spec: Mapping[str, Any] = site.get("spec") or {}
-    found: Runtime = registry.provision(
-        "metaos.runtime",
-        str(spec.get("runtime") or "sandbox"),
+    found: Runtime = getattr(import_module(module), attribute)(
         str(data / "runtime"),
         clock=clock,
         isolation=str(spec.get("isolation") or "bubblewrap"),
         host_images=spec.get("hostImages") or (),
         host_paths=spec.get("hostPaths") or (),
     )
+    validate = getattr(found, "validate", None)
+    if validate is not None:
+        validate()
     return found

@@ -1,0 +1,89 @@
+"""What a site says about its Works, and the patches that say it."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metaos.agent.report import available, merge_patch, work_status
+from metaos.resources.meta import Obj
+
+values = st.recursive(
+    st.integers(0, 3) | st.booleans(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=12,
+)
+objects = st.dictionaries(st.sampled_from("abcd"), values, max_size=4)
+
+
+def apply(target: Any, patch: Any) -> Any:
+    """RFC 7386, section 2."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = apply(result.get(key), value)
+    return result
+
+
+@given(objects, objects)
+def test_a_patch_turns_the_old_into_the_new_and_is_empty_when_they_are_equal(old: Obj, new: Obj) -> None:
+    assert apply(old, merge_patch(old, new)) == new
+    assert merge_patch(new, new) == {}
+
+
+def manifest(kind: str, **spec: Any) -> Obj:
+    return {
+        "apiVersion": "apps/v1",
+        "kind": kind,
+        "metadata": {"name": "x", "namespace": "ns", "uid": "u", "generation": 2},
+        "spec": spec,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "status", "expected"),
+    [
+        ("Deployment", {"replicas": 2}, {"availableReplicas": 2}, True),
+        ("Deployment", {"replicas": 2}, {"availableReplicas": 1}, False),
+        ("Deployment", {}, {}, False),
+        ("StatefulSet", {"replicas": 0}, {}, True),
+        ("DaemonSet", {}, {"desiredNumberScheduled": 1, "numberAvailable": 1}, True),
+        ("DaemonSet", {}, {}, False),
+        ("Job", {}, {"ready": 1}, True),
+        ("Job", {}, {"succeeded": 1, "conditions": [{"type": "Complete", "status": "True"}]}, True),
+        ("Job", {}, {"ready": 1, "conditions": [{"type": "Failed", "status": "True"}]}, False),
+        ("Job", {}, {}, False),
+        ("Pod", {}, {"conditions": [{"type": "Ready", "status": "True"}]}, True),
+        ("Pod", {}, {"phase": "Succeeded"}, True),
+        ("Pod", {}, {"phase": "Pending"}, False),
+        ("ConfigMap", {}, {}, True),
+        ("CronJob", {}, {}, True),
+    ],
+)
+def test_when_an_object_does_what_it_is_for(kind: str, spec: Obj, status: Obj, expected: bool) -> None:
+    assert available(manifest(kind, **spec), status) is expected
+
+
+def test_a_works_status_says_what_is_missing_what_is_awaited_and_what_is_fenced() -> None:
+    work = {
+        "metadata": {"name": "w", "generation": 4},
+        "spec": {"manifests": [manifest("Deployment", replicas=1), manifest("Secret")]},
+    }
+
+    def said(statuses: dict[str, Obj | None], **more: Any) -> dict[str, tuple[str, str]]:
+        found = work_status(work, more.pop("old", {}), lambda ref: statuses[ref.kind], now=0.0, **({"fenced": False} | more))
+        assert found["observedGeneration"] == 4 and len(found["manifests"]) == 2
+        return {c["type"]: (c["status"], c["reason"]) for c in found["conditions"]}
+
+    assert said({"Deployment": None, "Secret": {}})["Applied"] == ("False", "NotApplied")
+    assert said({"Deployment": {}, "Secret": {}}) == {"Applied": ("True", "Applied"), "Available": ("False", "NotAvailable")}
+    done: dict[str, Obj | None] = {"Deployment": {"availableReplicas": 1}, "Secret": {}}
+    assert said(done)["Available"] == ("True", "Available")
+    assert said(done, fenced=True) == {"Applied": ("False", "Fenced"), "Available": ("False", "NotAvailable")}
+    first = work_status(work, {}, lambda ref: done[ref.kind], fenced=False, now=1.0)
+    assert work_status(work, first, lambda ref: done[ref.kind], fenced=False, now=99.0) == first, "nothing new, nothing to write"

@@ -1,0 +1,161 @@
+"""Works on disk, and fences in (virtual) time."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from metaos.agent.contact import Contact, Follower
+from metaos.agent.sync import WorkFiles, Works
+from metaos.client import WatchEvent
+from metaos.resources import errors, scheme
+from metaos.resources.meta import Obj, name
+from tests.clock import FakeClock
+from tests.fake_client import FakeClient
+
+HERE = "nemo-cluster-a"
+
+
+def work(key: str, fence: float = 0.0, **metadata: Any) -> Obj:
+    found: Any = scheme.WORK.empty(key, HERE)
+    found["metadata"] |= metadata
+    manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": key, "namespace": "ns", "uid": key}}
+    return {**found, "spec": {"manifests": [manifest]} | ({"fencing": {"afterSeconds": fence}} if fence else {})}
+
+
+class Site:
+    def __init__(self, folder: Path, client: FakeClient, clock: FakeClock) -> None:
+        self.client, self.clock = client, clock
+        self.contact = Contact(clock, Random(1), folder / "renewed")
+        self.works = Works(client, self.contact, clock, WorkFiles(folder / "works"), "a")
+
+    def desired(self) -> list[str]:
+        return [name(o) for o in self.works.desired()]
+
+    def renew(self) -> None:
+        self.contact.renewed(self.clock.monotonic())
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Site]:
+    clock = FakeClock()
+    site = Site(tmp_path, FakeClient(clock), clock)
+    tasks = [asyncio.create_task(site.works.keep_fences())]
+    yield site
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_each_work_is_fenced_at_its_own_time_and_lifted_only_by_the_hub(running: Site) -> None:
+    running.renew()
+    running.client.seed(work("plain"), work("short", 10), work("long", 30))
+    running.works.replace_all(running.client.objects(scheme.WORK))
+    assert running.desired() == ["long", "plain", "short"]
+    await running.clock.advance(9)
+    running.renew()
+    await running.clock.advance(9.9)
+    assert running.desired() == ["long", "plain", "short"], "a renewal counts from its beginning"
+    await running.clock.advance(0.2)
+    assert running.desired() == ["long", "plain"] and running.works.fenced("short")
+    await running.clock.advance(20)
+    assert running.desired() == ["plain"]
+    running.client.drop(scheme.WORK, "long", HERE)
+    running.client.fail("list", errors.unavailable("not yet"), times=2)
+    running.renew()
+    await running.clock.settle()
+    assert running.desired() == ["plain"], "a heartbeat alone does not lift a fence"
+    for _ in range(6):
+        running.renew()
+        await running.clock.advance(1)
+    assert running.desired() == ["plain", "short"] and running.works.names() == ["plain", "short"]
+
+
+async def test_a_list_from_before_the_return_does_not_lift_a_fence(running: Site) -> None:
+    running.renew()
+    running.works.replace_all([work("short", 10)])
+    await running.clock.advance(11)
+    running.works.replace_all([work("short", 10)])
+    running.works.apply_event(WatchEvent("MODIFIED", work("short", 10, generation=2)))
+    assert running.desired() == []
+
+
+async def test_the_time_of_the_last_renewal_survives_a_restart(tmp_path: Path) -> None:
+    clock = FakeClock()
+    first = Site(tmp_path, FakeClient(clock), clock)
+    first.works.replace_all([work("db", 10)])
+    assert first.desired() == [], "without any confirmed heartbeat it does not start"
+    first.renew()
+    first.works.replace_all([work("db", 10)])
+    assert first.desired() == ["db"]
+    await clock.advance(6)
+    assert Site(tmp_path, FakeClient(clock), clock).desired() == ["db"]
+    await clock.advance(5)
+    assert Site(tmp_path, FakeClient(clock), clock).desired() == []
+    assert Site(tmp_path, FakeClient(clock), FakeClock(now=clock.now() - 1000)).desired() == [], "a clock put back proves nothing"
+
+
+async def test_works_survive_a_restart_and_damage_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    site = Site(tmp_path, FakeClient(clock), clock)
+    long = "deployment." + "n" * 63 + "." + "x" * 170
+    site.works.replace_all([work("a"), work("b"), work(long)])
+    (tmp_path / "works" / "b.json").write_text('{"half')
+    again = Site(tmp_path, FakeClient(clock), clock)
+    assert again.desired() == ["a", long] and "set aside" in caplog.text
+    again.works.replace_all([work("a")])
+    assert Site(tmp_path, FakeClient(clock), clock).desired() == ["a"]
+
+
+async def test_only_what_matters_is_a_change(tmp_path: Path) -> None:
+    clock = FakeClock()
+    site = Site(tmp_path, FakeClient(clock), clock)
+    seen: list[int] = []
+    site.works.on_change(lambda: seen.append(1))
+    site.works.replace_all([work("a", generation=1)])
+    site.works.apply_event(WatchEvent("MODIFIED", work("a", generation=1) | {"status": {"observedGeneration": 1}}))
+    assert len(seen) == 1
+    site.works.apply_event(WatchEvent("MODIFIED", work("a", generation=1, annotations={"meta-os.eu/draining": "t"})))
+    site.works.apply_event(WatchEvent("DELETED", work("a")))
+    assert len(seen) == 3 and site.desired() == []
+
+
+async def test_a_follower_survives_errors_gone_history_and_ended_watches(tmp_path: Path) -> None:
+    clock = FakeClock()
+    client = FakeClient(clock)
+    contact = Contact(clock, Random(1), tmp_path / "renewed")
+    lists: list[list[str]] = []
+    events: list[str] = []
+    follower = Follower(
+        client,
+        contact,
+        scheme.WORK,
+        HERE,
+        on_list=lambda works: lists.append([name(w) for w in works]),
+        on_event=lambda event: events.append(f"{event.type} {name(event.object)}"),
+    )
+    client.fail("list", errors.unavailable("away"), times=3)
+    task = asyncio.create_task(follower.run())
+    await clock.advance(10)
+    assert lists == [[]] and contact.reachable
+    client.seed(work("a"))
+    await clock.settle()
+    client.end_watches()
+    client.seed(work("b"))
+    await clock.advance(2)
+    assert events == ["ADDED a", "ADDED b"] and len(lists) == 1, "a watch goes on where it ended"
+    client.fail("watch", errors.expired("too old"))
+    client.end_watches()
+    await clock.advance(5)
+    assert lists[1:] == [["a", "b"]]
+    calls = client.watchers
+    client.fail("watch", errors.unavailable("away"), times=1000)
+    client.end_watches()
+    await clock.advance(600)
+    assert 600 / 15 / 2 < 1000 - len(client._failures["watch"]) < 120, "no busy loop"
+    assert calls == 1
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
