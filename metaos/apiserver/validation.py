@@ -68,12 +68,12 @@ def _values(node: Node, value: Any, path: str, table: Mapping[str, Mapping[str, 
 # -- pods --------------------------------------------------------------------------------------------------
 
 
-def pod_causes(spec: Obj, path: str) -> Iterator[Cause]:
-    """A pod's spec: containers, volumes and what refers to what."""
+def pod_causes(spec: Obj, path: str, claims: Iterable[str] = ()) -> Iterator[Cause]:
+    """A pod's spec: containers, volumes and what refers to what. ``claims``: volumes that a StatefulSet's templates add."""
     containers = spec.get("containers") or []
     if not containers:
         yield required(f"{path}.containers")
-    volumes = {v.get("name") for v in spec.get("volumes") or ()}
+    volumes = {v.get("name") for v in spec.get("volumes") or ()} | set(claims)
     for i, volume in enumerate(spec.get("volumes") or ()):
         if not _NAME.match(volume.get("name") or ""):
             yield invalid(f"{path}.volumes[{i}].name", volume.get("name"), _DNS)
@@ -205,7 +205,8 @@ def _template(spec: Obj, policies: tuple[str, ...], path: str = "spec.template")
     template = spec.get("template") or {}
     yield from label_causes((template.get("metadata") or {}).get("labels"), f"{path}.metadata.labels")
     pod = template.get("spec") or {}
-    yield from pod_causes(pod, f"{path}.spec")
+    claims = [str((c.get("metadata") or {}).get("name")) for c in spec.get("volumeClaimTemplates") or ()]
+    yield from pod_causes(pod, f"{path}.spec", claims)
     if pod.get("restartPolicy") not in policies:
         yield unsupported(f"{path}.spec.restartPolicy", pod.get("restartPolicy"), policies)
 
