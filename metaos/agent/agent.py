@@ -12,7 +12,6 @@ import signal
 import ssl
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
-from importlib import import_module
 from random import Random, SystemRandom  # noqa: TID251  (a composition root)
 from typing import Any
 
@@ -256,22 +255,8 @@ async def run_agent(config: AgentConfig) -> int:
             identity = await enter(config, site, clock, random)
             cache = Cache(config.data / "records.db")
             stack.callback(cache.close)
-
-            def make_pods(attached: Runtime, network: ServiceNetwork, record: Callable[[Obj, str, str, str], None]) -> Pods:
-                return Supervisor(
-                    attached,
-                    cache,
-                    clock,
-                    random,
-                    site=name(site),
-                    # Below the runtime's own directory: what may be mounted lies there.
-                    directory=config.data / "runtime",
-                    address=network.pod_address,
-                    record=record,
-                    host_paths=(site.get("spec") or {}).get("hostPaths") or (),
-                )
-
-            await Agent(config, site, identity, runtime, supervised(config, site, clock, random), clock, random).run()
+            make_pods = supervised(config, site, cache, clock, random)
+            await Agent(config, site, identity, runtime, make_pods, clock, random).run()
         except JoinError as error:
             log.error("%s", error)
             return REFUSED
@@ -287,21 +272,22 @@ async def run_agent(config: AgentConfig) -> int:
     return 0
 
 
-def supervised(config: AgentConfig, site: Obj, clock: Clock, random: Random) -> MakePods:
-    """What runs and heals pods at a site without Kubernetes. Found by name: it comes as one module beside this one."""
-    supervisor = import_module("metaos.agent.supervisor").Supervisor
+def supervised(config: AgentConfig, site: Obj, cache: Cache, clock: Clock, random: Random) -> MakePods:
+    """What runs and heals pods at a site without Kubernetes."""
 
     def make(runtime: Runtime, network: ServiceNetwork, record: Record) -> Pods:
-        found: Pods = supervisor(
+        return Supervisor(
             runtime,
-            config.data,
-            clock=clock,
-            random=random,
+            cache,
+            clock,
+            random,
             site=name(site),
-            pod_address=network.pod_address,
+            # Below the runtime's own directory: what may be mounted lies there.
+            directory=config.data / "runtime",
+            address=network.pod_address,
             record=record,
+            host_paths=(site.get("spec") or {}).get("hostPaths") or (),
         )
-        return found
 
     return make
 
