@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random  # noqa: TID251 - the type of the source that is handed in
 from typing import Any
 
@@ -155,7 +155,7 @@ class Verbs:
             fields = f"metadata.name={t.name}" + (f",{fields}" if fields else "")
         labels = query.get("labelSelector", "")
         # Refusals that are known now are answers, not events.
-        self._registry.check(call.user, t.attributes)
+        self._registry.check(call.user, replace(t.attributes, fields=call.query.get("fieldSelector", "")))
         selector(t.kind, labels, fields)
         asked = bodies.number(query, "timeoutSeconds")
         seconds = asked or watch.DEFAULT_SECONDS + self._random.randrange(watch.DEFAULT_SECONDS)
