@@ -26,6 +26,8 @@ FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 15.0
 #: A retry is not sooner than this after the last one, also when the hub is back for others.
 LEAST_RETRY_SECONDS = 0.2
+#: A watch that lasted so long was good: the next one is not delayed as after a failure.
+STEADY_SECONDS = 30.0
 
 
 class Contact:
@@ -128,6 +130,7 @@ class Follower:
         self,
         client: Client,
         contact: Contact,
+        clock: Clock,
         kind: Kind,
         namespace: str = "",
         *,
@@ -135,35 +138,36 @@ class Follower:
         on_list: Callable[[list[Obj]], None],
         on_event: Callable[[WatchEvent], None],
     ) -> None:
-        self._client, self._contact = client, contact
+        self._client, self._contact, self._clock = client, contact, clock
         self._kind, self._namespace, self._fields = kind, namespace, fields
         self._on_list, self._on_event = on_list, on_event
         self._version = ""
 
     async def run(self) -> None:
         """Never returns; errors only slow it down."""
-        failures = 0
+        failures, said = 0, ""
         while True:
+            started = self._clock.monotonic()
             try:
                 if not self._version:
                     found = await self._client.list(self._kind, self._namespace, fields=self._fields)
                     self._on_list(found.items)
                     self._version = found.resource_version
                     self._contact.reached()
-                    failures = 0
                 async for event in self._client.watch(
                     self._kind, self._namespace, resource_version=self._version, fields=self._fields
                 ):
-                    failures = 0
+                    failures, said = 0, ""
                     self._version = resource_version(event.object) or self._version
                     if event.type != "BOOKMARK":
                         self._on_event(event)
-                failures += 1  # the server ended it; a server that always ends at once shall not make us spin
             except ApiError as error:
-                failures += 1
                 self._contact.missed(error)
                 if error.code != 503:
                     self._version = ""  # 410 above all: what happened since is not known any more
-                if error.code not in (404, 410, 503):
-                    log.warning("%s cannot be followed: %s", self._kind.resource, error.message)
+                if error.code not in (404, 410, 503) and error.message != said:
+                    said = error.message
+                    log.warning("%s cannot be followed: %s", self._kind.resource, said)
+            # Servers end watches as a matter of course; one that always ends at once shall not make us spin.
+            failures = 1 if self._clock.monotonic() - started > STEADY_SECONDS else failures + 1
             await self._contact.pause(failures)

@@ -69,7 +69,9 @@ class Works:
         self._agree()
         self._fence()
         contact.on_renewal(self._renewed)
-        self.follower = Follower(client, contact, WORK, self._namespace, on_list=self.replace_all, on_event=self.apply_event)
+        self.follower = Follower(
+            client, contact, clock, WORK, self._namespace, on_list=self.replace_all, on_event=self.apply_event
+        )
 
     def on_change(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)

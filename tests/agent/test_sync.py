@@ -132,6 +132,7 @@ async def test_a_follower_survives_errors_gone_history_and_ended_watches(tmp_pat
     follower = Follower(
         client,
         contact,
+        clock,
         scheme.WORK,
         HERE,
         on_list=lambda works: lists.append([name(w) for w in works]),
