@@ -17,7 +17,7 @@ from examples.demo.load import Load, StableUrl
 SITES = ("cloud-frankfurt", "cloud-hamina", "edge-paris", "edge-london", "gateway-brussels")
 URL = "/api/v1/namespaces/shop/services/{}/proxy{}"
 #: The carbon replay: rows of examples/data/carbon-week.csv.
-CLEAN_HOUR, DIRTY_HOUR = 70, 77
+CLEAN_HOUR, DIRTY_HOUR = 60, 76
 
 
 class Story:
@@ -35,16 +35,16 @@ class Story:
         self.console.print(f"\n[bold cyan]{time.monotonic() - self.begin:5.0f} s  {text}[/]")
 
     def say(self, text: str) -> None:
-        self.console.print(f"         {text}", highlight=False)
+        self.console.print(f"         {text}", highlight=False, soft_wrap=True)
 
     def show(self, text: str, limit: int = 40) -> None:
         for line in text.rstrip().splitlines()[:limit]:
-            self.console.print("         │ " + line, highlight=False, markup=False)
+            self.console.print("         │ " + line, highlight=False, markup=False, soft_wrap=True)
 
     def check(self, holds: Any, text: str) -> None:
         if not holds:
             raise DemoFailed(f"this should hold and does not: {text}")
-        self.console.print(f"       [green]✔[/] {text}", highlight=False)
+        self.console.print(f"       [green]✔[/] {text}", highlight=False, soft_wrap=True)
 
     # -- looking --------------------------------------------------------------------------------------------
 
@@ -75,7 +75,6 @@ class Story:
         self.continuum.start_hub("--carbon-trace", str(trace), "--carbon-start-hour", str(CLEAN_HOUR))
         for name in SITES:
             self.continuum.add_site(ROOT / "examples/sites" / f"{name}.yaml")
-        self.continuum.kubectl("wait", "--for=condition=Ready", "clusters", "--all", "--timeout=60s")
         wait_for("all sites to be known", lambda: len((self.continuum.get("clusters") or {}).get("items") or ()) == len(SITES))
         self.continuum.kubectl("wait", "--for=condition=Ready", "clusters", "--all", "--timeout=60s")
         self.show(self.continuum.kubectl("get", "clusters"))

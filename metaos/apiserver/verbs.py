@@ -155,7 +155,7 @@ class Verbs:
             fields = f"metadata.name={t.name}" + (f",{fields}" if fields else "")
         labels = query.get("labelSelector", "")
         # Refusals that are known now are answers, not events.
-        self._registry.check(call.user, replace(t.attributes, fields=call.query.get("fieldSelector", "")))
+        self._registry.check(call.user, replace(t.attributes, fields=fields))
         selector(t.kind, labels, fields)
         asked = bodies.number(query, "timeoutSeconds")
         seconds = asked or watch.DEFAULT_SECONDS + self._random.randrange(watch.DEFAULT_SECONDS)

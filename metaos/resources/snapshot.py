@@ -225,7 +225,8 @@ def cluster_info(obj: Obj, requested: tuple[int, int, int] = (0, 0, 0)) -> Clust
     electricity, carbon = spec.get("electricity") or {}, status.get("carbon") or {}
     room = status.get("allocatable") or status.get("capacity") or spec.get("capacity") or {}
     tier = str(spec.get("tier") or "")
-    capacity = (status.get("capacity") or {}).get("cpu") or (spec.get("capacity") or {}).get("cpu") or 0
+    # The power model is of the machine that the site's owner describes, so the declared size comes first.
+    capacity = (spec.get("capacity") or {}).get("cpu") or (status.get("capacity") or {}).get("cpu") or 0
     found = carbon.get("intensity", electricity.get("carbonIntensity"))
     return ClusterInfo(
         name=name(obj),
