@@ -9,7 +9,8 @@ from typing import Any
 
 from metaos.agent.site import Pods
 from metaos.plugins.points import Runtime
-from metaos.resources.meta import Obj, ObjectRef, name, namespace, ref, uid
+from metaos.resources.meta import Obj, ObjectRef, name, namespace, owner_reference, ref, uid
+from metaos.resources.workload import pod_spec
 
 
 class FakeRuntime:
@@ -115,10 +116,11 @@ class FakePods:
             "namespace": namespace(owner),
             "uid": f"local-{self._count}",
             "labels": {"app": name(owner)},
-            "ownerReferences": [{"kind": owner["kind"], "name": name(owner), "uid": uid(owner), "controller": True}],
+            "ownerReferences": [owner_reference(owner)],
         }
+        spec = pod_spec(owner) or {"containers": [{"name": "c", "image": "python:3"}]}
         status = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": []}, "status": status}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": status}
         self.here[(namespace(owner), str(metadata["name"]))] = pod
 
     def changed(self) -> None:
@@ -132,7 +134,8 @@ class FakePods:
         for owner in self.desired:
             if ref(owner) == wanted:
                 ready = len([p for p in self.here.values() if p["metadata"]["ownerReferences"][0]["uid"] == uid(owner)])
-                return {"replicas": ready, "availableReplicas": ready}
+                counts = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
+                return {"observedGeneration": owner["metadata"].get("generation", 0), **dict.fromkeys(counts, ready)}
         return None
 
     def on_change(self, callback: Callable[[], None]) -> None:
