@@ -150,10 +150,11 @@ class Story:
         with Load(self.url, URL.format("web", "/api/articles")) as load:
             wait_for("requests to flow", lambda: len(load.answers) > 10, 20)
             self.replay(CLEAN_HOUR, speed=3600.0 * 2)
-            moved = wait_for("the API to be placed elsewhere", lambda: self._moved("api", before), 40)
+            wait_for("the API to be placed elsewhere", lambda: self._moved("api", before), 40)
             self.replay(DIRTY_HOUR, speed=1.0)
             seen = len(load.answers)
-            wait_for("more requests", lambda: len(load.answers) > seen + 20, 20)
+            wait_for("more requests", lambda: len(load.answers) > seen + 40, 20)
+            moved = wait_for("the API to have settled", lambda: self._moved("api", before), 40)
         self.show(self.continuum.kubectl("get", "clusters"))
         self.check(moved, f"make before break: it now runs on {', '.join(moved)}")
         self.check(not load.failed, f"none of {len(load.answers)} requests failed during the migration")
@@ -162,7 +163,8 @@ class Story:
 
     def _moved(self, app: str, before: list[str]) -> list[str]:
         sites = self.ready_sites(app)
-        return sites if sites and not set(sites) & set(before) and len(self.pods(app)) == len(sites) else []
+        settled = sites and sites == self.clusters_of(f"deployment-{app}") and len(self.pods(app)) == len(sites)
+        return sites if settled and not set(sites) & set(before) else []
 
     def replay(self, hour: float, *, speed: float) -> None:
         """Moves the carbon replay: from ``hour`` on at ``speed`` trace hours per hour."""
