@@ -18,7 +18,7 @@ from aiohttp import web
 from metaos.apiserver import discovery
 from metaos.apiserver.audit import Audit, no_audit
 from metaos.apiserver.authn import ANONYMOUS, Authenticator, Identity
-from metaos.apiserver.bodies import MAX_BODY, flag
+from metaos.apiserver.bodies import MAX_BODY, decoded, flag
 from metaos.apiserver.jointokens import BOOTSTRAPPERS, JoinTokens
 from metaos.apiserver.metrics import Metrics, resident_bytes
 from metaos.apiserver.negotiation import JSON, encoded, not_acceptable, ranges
@@ -30,7 +30,7 @@ from metaos.clock import Clock
 from metaos.resources import errors, scheme
 from metaos.resources.errors import ApiError
 from metaos.security import audit
-from metaos.security.authz import Attributes, UserInfo
+from metaos.security.authz import Attributes, UserInfo, cluster_of
 from metaos.store.log import StoreFailed
 
 log = logging.getLogger(__name__)
@@ -148,6 +148,9 @@ class Api:
                 if target.verb == "watch":
                     return await self._verbs.serve(call)
                 self._registry.check(call.user, target.attributes)
+                if target.subresource == "tunnel" and cluster_of(call.user) != target.name:
+                    kind = target.kind
+                    raise errors.forbidden(kind.group, kind.plural, target.name, "only a site's own agent opens its tunnel")
                 if self._connect is None:
                     raise errors.unavailable("this hub carries no connections to sites")
                 return await self._connect(call)
@@ -161,8 +164,7 @@ class Api:
             return  # Left to the roles, which grant nothing else.
         name = target.name
         if target.verb == "create":
-            body = await call.request.read()
-            name = _name_in(body)
+            name = _name_in(decoded(await call.request.read(), call.request.headers.get("Content-Type", "")))
         if self._join_tokens is not None:
             await self._join_tokens.admit(call.user, target.verb, name)
 
@@ -298,13 +300,9 @@ def _json(exchange: _Exchange, value: Any, content_type: str = JSON) -> web.Resp
     return web.Response(body=encoded(value), headers={**exchange.headers, "Content-Type": content_type, "Vary": "Accept"})
 
 
-def _name_in(body: bytes) -> str:
-    import orjson
-
-    try:
-        return str((orjson.loads(body).get("metadata") or {}).get("name") or "")
-    except (ValueError, AttributeError):
-        raise errors.bad_request("the body of the request is not a JSON object") from None
+def _name_in(body: Any) -> str:
+    metadata = body.get("metadata") if isinstance(body, dict) else None
+    return str(metadata.get("name") or "") if isinstance(metadata, dict) else ""
 
 
 def make_app(

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 import yaml
 
+from metaos.apiserver import protobuf
 from metaos.apiserver.deletion import DeleteOptions
 from metaos.client import PatchType
 from metaos.resources import errors
@@ -31,15 +32,17 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def decoded(body: bytes, content_type: str) -> Any:
-    """A JSON or YAML body. Raises ``ApiError`` 400 or 415."""
+    """A JSON, YAML or protobuf body. Raises ``ApiError`` 400 or 415."""
     media = content_type.partition(";")[0].strip().lower()
     if media in _JSON:
         return _json(body)
     if media in _YAML:
         return _yaml(body)
+    if media == protobuf.MEDIA:
+        return protobuf.decoded(body)
     raise errors.unsupported_media_type(
         f"the body of the request was in an unknown format - accepted media types include: application/json, "
-        f"application/yaml (it was {media!r})"
+        f"application/yaml, {protobuf.MEDIA} (it was {media!r})"
     )
 
 
