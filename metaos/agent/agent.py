@@ -16,7 +16,7 @@ from random import Random, SystemRandom  # noqa: TID251  (a composition root)
 from typing import Any
 
 from metaos.agent import inventory
-from metaos.agent.cache import Cache
+from metaos.agent.cache import Cache, NewerCache
 from metaos.agent.contact import Contact
 from metaos.agent.events import SiteEvents
 from metaos.agent.join import Identity, JoinError, Membership
@@ -82,7 +82,7 @@ class Agent:
         )
         attached: Any = Attached(runtime, self.network, self._find)
         self.pods = make_pods(attached, self.network, self.events.record)
-        self.mirrors = PodMirrors(self.client, self.contact, clock, random, self._name, self.pods.pods, self.pods.delete_pod)
+        self.mirrors = PodMirrors(self.client, self.contact, clock, random, self._name, self.pods.delete_pod)
         self.reports = WorkReports(
             self.client, self.contact, clock, random, self.works, self._status_of, cluster_namespace(self._name)
         )
@@ -113,6 +113,7 @@ class Agent:
         """Never returns. Raises ``Removed`` after this site's pods have been stopped and its membership forgotten."""
         log.info("site %s: %d works on disk, hub at %s", self._name, len(self.works.names()), self._config.hub)
         self._apply()
+        self._changed.set()
         parts: list[Coroutine[Any, Any, Any]] = [
             self.pods.run(),
             self._follow_changes(),
@@ -142,6 +143,7 @@ class Agent:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.mirrors.close()
             await self.network.close()
             await self.client.close()
         if removed is not None:
@@ -149,9 +151,10 @@ class Agent:
 
     def _apply(self) -> None:
         """Names and routes first, so that they are there before a container starts."""
-        desired = self.works.desired()
-        self.network.update(desired, self.pods.pods())
-        self.pods.set_desired(desired)
+        pods = self.pods.pods()
+        self.network.update(self.works.desired(mark_draining=True), pods)
+        self.mirrors.refresh(pods)
+        self.pods.set_desired(self.works.desired())
 
     async def _follow_changes(self) -> None:
         desired: list[Obj] | None = None
@@ -159,12 +162,12 @@ class Agent:
             await self._changed.wait()
             await self._clock.sleep(COALESCE_SECONDS)
             self._changed.clear()
-            wanted = self.works.desired()
-            self.network.update(wanted, self.pods.pods())
+            pods, wanted = self.pods.pods(), self.works.desired()
+            self.network.update(self.works.desired(mark_draining=True), pods)
             if wanted != desired:
                 desired = wanted
                 self.pods.set_desired(wanted)
-            self.mirrors.refresh()
+            self.mirrors.refresh(pods)
             self.reports.refresh()
 
     async def measure(self) -> dict[str, Any]:
@@ -241,9 +244,11 @@ async def run_agent(config: AgentConfig) -> int:
             site, plugin = await read_site(config.site_file)
             open_data(config.data)
             lock(config.data, stack)
+            cache = Cache(config.data / "records.db")
+            stack.callback(cache.close)
             runtime = make_runtime(site, plugin, config.data, clock)
             await runtime.check()
-        except (RuntimeUnavailable, DataVersionError, JoinError, OSError) as error:
+        except (RuntimeUnavailable, DataVersionError, NewerCache, JoinError, OSError) as error:
             log.error("%s", error)
             return UNUSABLE
         running = asyncio.current_task()
@@ -253,8 +258,6 @@ async def run_agent(config: AgentConfig) -> int:
             loop.add_signal_handler(each, running.cancel)
         try:
             identity = await enter(config, site, clock, random)
-            cache = Cache(config.data / "records.db")
-            stack.callback(cache.close)
             make_pods = supervised(config, site, cache, clock, random)
             await Agent(config, site, identity, runtime, make_pods, clock, random).run()
         except JoinError as error:

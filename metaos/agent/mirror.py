@@ -7,6 +7,7 @@ deleted there has its pod stopped first.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
@@ -33,8 +34,11 @@ Key = tuple[str, str]
 
 
 class PodMirrors:
-    """``pods`` gives the local pods (with ``metadata.uid``, ``spec``, ``status`` and hub-side ``ownerReferences``);
-    ``stop`` is asked to delete one, with its grace period in seconds (``None``: the pod's own)."""
+    """``stop`` is asked to delete a pod, with its grace period in seconds (``None``: the pod's own); it may take that long.
+
+    Most mirrors are made here and carry ``LOCAL_UID``. A Pod that a user made by itself is the hub's: it has one uid at the
+    hub and here, and only its status is written.
+    """
 
     def __init__(
         self,
@@ -43,14 +47,16 @@ class PodMirrors:
         clock: Clock,
         random: Random,
         site: str,
-        pods: Callable[[], Iterable[Obj]],
         stop: Callable[[str, str, float | None], Awaitable[None]],
     ) -> None:
         self._client, self._contact, self._site = client, contact, site
-        self._pods, self._stop = pods, stop
+        self._stop = stop
+        self._local: dict[Key, Obj] = {}
         self._hub: dict[Key, Obj] = {}
         self._listed = False
-        self._stopping: set[str] = set()
+        #: Pods that are being stopped, by uid, with the grace period asked for.
+        self._stopping: dict[str, float | None] = {}
+        self._stops: set[asyncio.Task[None]] = set()
         #: Per mirror: what was written and what the hub made of it.
         self._acknowledged: dict[Key, tuple[Obj, Obj]] = {}
         self._turns: Turns[Key] = Turns(contact, clock, random, self._sync, "pod")
@@ -64,16 +70,22 @@ class PodMirrors:
         found = self._hub.get((where, pod))
         return uid(found) if found else ""
 
-    def refresh(self) -> None:
-        """Something may have changed at this site."""
-        for pod in self._pods():
-            self._turns.add((namespace(pod), name(pod)), COALESCE_SECONDS)
-        for key in self._hub:
+    def refresh(self, pods: Iterable[Obj] | None = None) -> None:
+        """``pods``: all local pods (with ``uid``, ``spec``, ``status`` and hub-side ``ownerReferences``), where they changed."""
+        if pods is not None:
+            # Of two with one name the older is on its way out.
+            self._local = {(namespace(pod), name(pod)): pod for pod in sorted(pods, key=meta.deleting, reverse=True)}
+        for key in self._local.keys() | self._hub.keys():
             self._turns.add(key, COALESCE_SECONDS)
 
     async def run(self) -> None:
         """Never returns."""
         await self._turns.run()
+
+    async def close(self) -> None:
+        for task in self._stops:
+            task.cancel()
+        await asyncio.gather(*self._stops, return_exceptions=True)
 
     # -- news from the hub -----------------------------------------------------------------------------------
 
@@ -95,26 +107,37 @@ class PodMirrors:
     async def _sync(self, key: Key) -> None:
         if not self._listed:
             return
-        local = next((pod for pod in self._pods() if (namespace(pod), name(pod)) == key), None)
-        hub = self._hub.get(key)
+        local, hub = self._local.get(key), self._hub.get(key)
         if hub is None:
             self._acknowledged.pop(key, None)
-            if local is not None:
+            # A user's own Pod that is gone at the hub goes here with its Work.
+            if local is not None and local["metadata"].get("ownerReferences"):
                 await self._create(key, local)
             return
-        same = local is not None and meta.annotations(hub).get(LOCAL_UID) == uid(local)
-        if local is None or not same:
-            await self._delete(key, hub)
+        made_here = meta.annotations(hub).get(LOCAL_UID)
+        if local is None or uid(local) not in (made_here, uid(hub)):
+            if made_here or (local is None and meta.deleting(hub)):
+                await self._delete(key, hub)
         elif meta.deleting(hub):
-            if uid(local) not in self._stopping:
-                self._stopping.add(uid(local))
-                grace = hub["metadata"].get("deletionGracePeriodSeconds")
-                try:
-                    await self._stop(*key, None if grace is None else float(grace))
-                finally:
-                    self._stopping.discard(uid(local))
+            grace = hub["metadata"].get("deletionGracePeriodSeconds")
+            self._begin_stop(key, uid(local), None if grace is None else float(grace))
         else:
             await self._update(key, local, hub)
+
+    def _begin_stop(self, key: Key, pod: str, grace: float | None) -> None:
+        if pod in self._stopping and self._stopping[pod] == grace:
+            return
+        self._stopping[pod] = grace
+
+        async def stop() -> None:
+            try:
+                await self._stop(*key, grace)
+            finally:
+                self._stopping.pop(pod, None)
+
+        task = asyncio.create_task(stop())
+        self._stops.add(task)
+        task.add_done_callback(self._stops.discard)
 
     async def _create(self, key: Key, local: Obj) -> None:
         wanted = mirror_of(local, self._site)
@@ -124,6 +147,8 @@ class PodMirrors:
 
     async def _update(self, key: Key, local: Obj, hub: Obj) -> None:
         wanted = mirror_of(local, self._site)
+        if uid(hub) == uid(local):
+            wanted["metadata"] = {}
         parts = {k: wanted["metadata"].get(k) or {} for k in ("labels", "annotations")}
         # Others may label and annotate a mirror too (eviction does): only what this site says is compared.
         changed = {

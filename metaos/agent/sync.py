@@ -85,14 +85,14 @@ class Works:
     def fenced(self, work: str) -> bool:
         return work in self._fenced
 
-    def desired(self) -> list[Obj]:
-        """Every manifest that this site shall have now. A draining Work's carry its annotation."""
+    def desired(self, *, mark_draining: bool = False) -> list[Obj]:
+        """Every manifest that this site shall have now. With ``mark_draining`` a draining Work's carry its annotation."""
         found = []
         for key in sorted(self._works):
             if key in self._fenced:
                 continue
             work = self._works[key]
-            draining = meta.annotations(work).get(DRAINING)
+            draining = meta.annotations(work).get(DRAINING) if mark_draining else None
             for manifest in (work.get("spec") or {}).get("manifests") or ():
                 if draining:
                     metadata = manifest.get("metadata") or {}

@@ -99,15 +99,24 @@ class FakePods:
     def set_desired(self, objects: list[Obj]) -> None:
         self.desired = objects
         self.history.append(sorted(name(o) for o in objects))
-        wanted: dict[str, Obj] = {uid(o): o for o in objects if o["kind"] in ("Deployment", "StatefulSet")}
+        wanted: dict[str, Obj] = {uid(o): o for o in objects if o["kind"] in ("Deployment", "StatefulSet", "Pod")}
         for key, pod in list(self.here.items()):
-            if pod["metadata"]["ownerReferences"][0]["uid"] not in wanted:
+            if self._owner(pod) not in wanted:
                 del self.here[key]
         for owner in wanted.values():
-            have = [p for p in self.here.values() if p["metadata"]["ownerReferences"][0]["uid"] == uid(owner)]
+            if owner["kind"] == "Pod":
+                status = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+                self.here.setdefault((namespace(owner), name(owner)), owner | {"status": status})
+                continue
+            have = [p for p in self.here.values() if self._owner(p) == uid(owner)]
             for _ in range(owner["spec"]["replicas"] - len(have)):
                 self._start(owner)
         self.changed()
+
+    @staticmethod
+    def _owner(pod: Obj) -> str:
+        owners = pod["metadata"].get("ownerReferences")
+        return str(owners[0]["uid"]) if owners else uid(pod)
 
     def _start(self, owner: Obj) -> None:
         self._count += 1
@@ -133,7 +142,7 @@ class FakePods:
     def status_of(self, wanted: ObjectRef) -> Obj | None:
         for owner in self.desired:
             if ref(owner) == wanted:
-                ready = len([p for p in self.here.values() if p["metadata"]["ownerReferences"][0]["uid"] == uid(owner)])
+                ready = len([p for p in self.here.values() if self._owner(p) == uid(owner)])
                 counts = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
                 return {"observedGeneration": owner["metadata"].get("generation", 0), **dict.fromkeys(counts, ready)}
         return None
@@ -144,8 +153,8 @@ class FakePods:
     async def delete_pod(self, namespace: str, name: str, grace_seconds: float | None = None) -> None:
         self.deleted.append((namespace, name, grace_seconds))
         pod = self.here.pop((namespace, name))
-        owner = next((o for o in self.desired if uid(o) == pod["metadata"]["ownerReferences"][0]["uid"]), None)
-        if owner is not None:
+        owner = next((o for o in self.desired if uid(o) == self._owner(pod)), None)
+        if owner is not None and owner["kind"] != "Pod":
             self._start(owner)
         self.changed()
 

@@ -11,6 +11,7 @@ import pytest
 
 from metaos.agent import contact, presence, turns
 from metaos.agent.agent import Agent
+from metaos.agent.mirror import LOCAL_UID
 from metaos.agent.presence import Removed
 from metaos.agent.site import AgentConfig, enter
 from metaos.clock import SystemClock
@@ -174,6 +175,7 @@ async def test_a_mirror_follows_its_pod_and_only_its_pod(hub: Hub, member: Membe
     hub.client.drop(scheme.POD, name, "shop")
     await until(lambda: member.mirrors() and member.mirrors()[0].get("status") == pod["status"])
     orphan: Any = scheme.POD.empty("orphan", "shop")
+    orphan["metadata"]["annotations"] = {LOCAL_UID: "gone"}
     hub.client.seed(orphan | {"spec": {"nodeName": "edge-a"}}, {**scheme.POD.empty("other", "shop"), "spec": {"nodeName": "b"}})
     await until(lambda: [m["metadata"]["name"] for m in member.mirrors()] == ["other", name])
 
@@ -185,6 +187,23 @@ async def test_deleting_a_mirror_stops_the_pod_and_its_site_starts_another(hub: 
     (new,) = await until(lambda: len(m := member.mirrors()) == 1 and m[0]["metadata"]["name"] != mirror["metadata"]["name"] and m)
     assert member.pods.deleted == [("shop", mirror["metadata"]["name"], 4.0)]
     assert not new["metadata"].get("deletionTimestamp")
+
+
+async def test_a_users_own_pod_is_the_hubs_and_only_its_status_is_written(hub: Hub, member: Member) -> None:
+    own: Any = scheme.POD.empty("own", "shop")
+    own["metadata"]["uid"] = "p-own"
+    own["spec"] = {"nodeName": "edge-a", "containers": []}
+    hub.client.seed(own)
+    waiting: Any = scheme.POD.empty("waiting", "shop")
+    hub.client.seed(waiting | {"spec": {"nodeName": "edge-a", "containers": []}}, work(deployment(replicas=1)))
+    hub.client.seed(work(own, name="pod.shop.own"))
+    found = await until(lambda: (p := hub.client.find(scheme.POD, "own", "shop")) and "status" in p and p)
+    assert found["status"]["phase"] == "Running" and "labels" not in found["metadata"] and "annotations" not in found["metadata"]
+    await until(lambda: len(member.mirrors()) == 3)
+    assert hub.client.find(scheme.POD, "waiting", "shop"), "bound to this site, its Work still on the way"
+    await hub.client.delete(scheme.POD, "own", "shop")
+    await until(lambda: not hub.client.find(scheme.POD, "own", "shop"))
+    assert member.pods.deleted == [("shop", "own", 30.0)]
 
 
 async def test_work_that_must_not_run_twice_is_fenced_and_comes_back_only_when_confirmed(hub: Hub, member: Member) -> None:
@@ -221,7 +240,8 @@ async def test_a_draining_work_is_marked_for_the_network(hub: Hub, member: Membe
     draining["metadata"]["annotations"] = {DRAINING: "2026-01-01T00:00:00Z"}
     hub.client.seed(draining)
     await until(lambda: member.pods.desired)
-    assert DRAINING in member.pods.desired[0]["metadata"]["annotations"]
+    assert DRAINING in member.agent.works.desired(mark_draining=True)[0]["metadata"]["annotations"]
+    assert "annotations" not in member.pods.desired[0]["metadata"], "its pods are not touched by it"
 
 
 async def test_events_count_up_and_name_the_mirror(hub: Hub, member: Member) -> None:
