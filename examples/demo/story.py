@@ -139,8 +139,14 @@ class Story:
         self.say(f"{victim} is switched on again")
         self.continuum.start_site(self.continuum.sites[victim])
         self.continuum.kubectl("wait", "--for=condition=Ready", f"cluster/{victim}", "--timeout=60s")
-        wait_for("its leftovers to be gone", lambda: len(self.ready_sites("web")) == 2, 40)
-        self.check(len(self.pods("web")) == 2, "the healed site's leftovers are gone, good work was not deleted")
+        wait_for("its leftovers to be gone", lambda: self._as_decided("web", 2), 40)
+        self.check(len(self.ready_sites("web")) == 2, "the healed site's leftovers are gone, good work was not deleted")
+
+    def _as_decided(self, app: str, replicas: int) -> bool:
+        """Whether exactly the decided pods are there, all of them ready, and nothing is left elsewhere."""
+        sites = [p["spec"]["nodeName"] for p in self.pods(app)]
+        decided = set(self.clusters_of(f"deployment-{app}"))
+        return len(sites) == len(self.ready_sites(app)) == replicas and set(sites) == decided
 
     def migrate(self) -> None:
         before = self.clusters_of("deployment-api")

@@ -1,0 +1,180 @@
+"""The whole way: applied → running; a site killed → service restored; requests lost in a migration; what an agent costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from bench.api import resident_mb
+from bench.results import Figure, figure, percentile, write
+from examples.demo.continuum import ROOT, Continuum, wait_for
+from examples.demo.load import Load, StableUrl
+from examples.demo.story import Story
+
+DEPLOYMENTS, PODS, IDLE_SECONDS = 20, 10, 20.0
+
+
+def manifest(name: str, replicas: int = 1) -> dict[str, object]:
+    container = {"name": "main", "image": "python:3", "command": ["sleep", "3600"]}
+    spec = {"containers": [container], "terminationGracePeriodSeconds": 0}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {"metadata": {"labels": {"app": name}}, "spec": spec},
+        },
+    }
+
+
+def ready(continuum: Continuum, name: str, replicas: int = 1) -> bool:
+    found = continuum.get("deployment", name) or {}
+    return int((found.get("status") or {}).get("availableReplicas") or 0) >= replicas
+
+
+def applied_to_running(continuum: Continuum, url: StableUrl) -> list[float]:
+    """Milliseconds from the POST of a Deployment until its status says available, one at a time, asked every 2 ms."""
+    path = "/apis/apps/v1/namespaces/default/deployments"
+    found = []
+    for number in range(DEPLOYMENTS):
+        name = f"quick-{number}"
+        started = time.monotonic()
+        url.call(path, method="POST", body=json.dumps(manifest(name)).encode())
+        while True:
+            status = json.loads(url.call(f"{path}/{name}").body).get("status") or {}
+            if status.get("availableReplicas"):
+                break
+            if time.monotonic() - started > 20:
+                raise TimeoutError(f"{name} did not become available within 20 s")
+            time.sleep(0.002)
+        found.append((time.monotonic() - started) * 1000)
+        url.call(f"{path}/{name}", method="DELETE")
+    return found
+
+
+def process_start() -> list[float]:
+    """The floor: a plain process of the same command, milliseconds until it runs."""
+    found = []
+    for _ in range(10):
+        started = time.monotonic()
+        process = subprocess.Popen(["sleep", "3600"])
+        found.append((time.monotonic() - started) * 1000)
+        process.kill()
+        process.wait()
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def agent_cost(continuum: Continuum) -> list[Figure]:
+    """Memory with ten pods, and what ten idle pods cost in CPU and traffic."""
+    continuum.kubectl("create", "deployment", "crowd", "--image=python:3", f"--replicas={PODS}", "--", "sleep", "3600")
+    wait_for("ten pods", lambda: ready(continuum, "crowd", PODS), 60)
+    placed = continuum.get("placement", "deployment-crowd")["spec"]["clusters"][0]["name"]
+    site = continuum.sites[placed]
+    pid = continuum.agent_pid(site)
+    time.sleep(3)
+    cpu, moved = cpu_seconds(pid), _io(pid)
+    time.sleep(IDLE_SECONDS)
+    share = (cpu_seconds(pid) - cpu) / IDLE_SECONDS * 100
+    traffic = (_io(pid) - moved) / IDLE_SECONDS * 3600 / 1e6
+    return [
+        figure("agent: memory with 10 pods", [resident_mb(pid)], "MB", aim=43),
+        figure("agent: CPU with 10 idle pods (heartbeat 1 s)", [share], "% core", aim=1),
+        figure("agent: read and written, all files and sockets", [traffic], "MB/h"),
+    ]
+
+
+def _io(pid: int) -> int:
+    fields = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+    return int(fields["rchar"]) + int(fields["wchar"])
+
+
+def main() -> None:
+    continuum = Continuum(Path(tempfile.mkdtemp(prefix="nemo-bench-")), isolated=True)
+    try:
+        continuum.start_hub()
+        for name in ("edge-paris", "edge-london"):
+            continuum.add_site(ROOT / "examples/sites" / f"{name}.yaml")
+        story = Story.__new__(Story)
+        story.continuum = continuum
+        wait_for(
+            "two sites",
+            lambda: (
+                "False" not in continuum.kubectl("get", "clusters", check=False).split()
+                and len(continuum.get("clusters")["items"]) == 2
+            ),
+        )
+        continuum.kubectl("wait", "--for=condition=Ready", "clusters", "--all", "--timeout=30s")
+        url = StableUrl(continuum.kubeconfig)
+        starts = applied_to_running(continuum, url)
+        figures = [
+            figure("continuum: applied to available, p50", [percentile(starts, 0.5)], "ms", baseline=process_start()),
+            figure("continuum: applied to available, p99", [percentile(starts, 0.99)], "ms", baseline=process_start()),
+            *agent_cost(continuum),
+        ]
+        continuum.kubectl("apply", "-f", str(ROOT / "examples/shop/00-namespace.yaml"))
+        continuum.kubectl("apply", "-f", str(ROOT / "examples/shop"))
+        wait_for("the front", lambda: len(story.ready_sites("web")) == 2, 60)
+        path = "/api/v1/namespaces/shop/services/web/proxy/"
+        figures += migration(continuum, story, url, path)
+        figures.append(failover(continuum, story, url, path))
+        write("continuum", figures)
+    finally:
+        continuum.stop()
+
+
+def migration(continuum: Continuum, story: Story, url: StableUrl, path: str) -> list[Figure]:
+    """Requests lost while the front moves to the other site and back, because an operator says so."""
+    lost, asked = [], 0
+    for site in ("edge-london", "edge-paris"):
+        policy = {
+            "apiVersion": "meta-os.eu/v1alpha1",
+            "kind": "PlacementPolicy",
+            "metadata": {"name": "where", "namespace": "shop"},
+            "spec": {"workloads": {"refs": [{"kind": "Deployment", "name": "web"}]}, "clusters": {"allowed": [site]}},
+        }
+        file = continuum.directory / "policy.json"
+        file.write_text(json.dumps(policy))
+        with Load(url, path, 0.01) as load:
+            wait_for("requests", lambda load=load: len(load.answers) > 20, 20)  # type: ignore[misc]
+            continuum.kubectl("apply", "-f", str(file))
+            wait_for("the move", lambda site=site: story.ready_sites("web") == [site, site], 60)  # type: ignore[misc]
+            wait_for("the old pods to go", lambda: len(story.pods("web")) == 2, 60)
+        lost.append(float(len(load.failed)))
+        asked += len(load.answers)
+    return [
+        figure("continuum: requests lost in a migration", lost, "", aim=0),
+        figure("continuum: requests sent during the migrations", [float(asked)], ""),
+    ]
+
+
+def failover(continuum: Continuum, story: Story, url: StableUrl, path: str) -> Figure:
+    """Seconds from the SIGKILL of the front's site until requests succeed again (lease of 5 s)."""
+    continuum.kubectl("delete", "placementpolicy", "where", "-n", "shop")
+    victim = story.ready_sites("web")[0]
+    with Load(url, path, 0.02) as load:
+        wait_for("requests", lambda: len(load.answers) > 20, 20)
+        killed = time.monotonic()
+        continuum.kill_site(victim)
+        wait_for("the replacement", lambda: len([s for s in story.ready_sites("web") if s != victim]) == 2, 60)
+        wait_for("requests to succeed", lambda: load.good_since(killed + 3), 30)
+        good = [
+            a.start
+            for a in load.answers
+            if a.start > killed and a.status == 200 and not any(b.start > a.start for b in load.failed)
+        ]
+    return figure("continuum: SIGKILL of a site to service restored", [min(good) - killed], "s")
+
+
+if __name__ == "__main__":
+    main()
