@@ -31,7 +31,8 @@ from metaos.agent.routes import (
     pod_key,
 )
 from metaos.plugins.points import Runtime
-from metaos.resources.meta import Obj, name, namespace, uid
+from metaos.resources.meta import Obj, labels, name, namespace, uid
+from metaos.resources.workload import service_selects
 from metaos.tunnel import Stream
 
 log = logging.getLogger(__name__)
@@ -54,10 +55,15 @@ class _Pod:
         self.uid, self.namespace = uid(pod), namespace(pod)
         self.label = f"{namespace(pod)}/{name(pod)}"
         self.own_ports: set[int] = set()
+        self.own_services: set[str] = set()
         self.sockets: dict[Listener, socket.socket] = {}
         self.hosts: Hosts | None = None
         self.said: set[Listener] = set()
         self.lock = asyncio.Lock()
+
+    def look_at(self, pod: Obj, services: list[Obj]) -> None:
+        self.own_ports = own_ports(pod, services)
+        self.own_services = {name(s) for s in services if namespace(s) == self.namespace and service_selects(s, labels(pod))}
 
     def close(self, loop: asyncio.AbstractEventLoop) -> None:
         for listener in list(self.sockets):
@@ -110,7 +116,7 @@ class ServiceNetwork:
         for pod in local:
             # Pods that outlived the agent are found here; where the sandbox is still to come, the next try succeeds.
             known = self._pods.setdefault(uid(pod), _Pod(pod))
-            known.own_ports = own_ports(pod, self._services)
+            known.look_at(pod, self._services)
             if known.hosts is None or not known.lock.locked():
                 task = asyncio.get_running_loop().create_task(self._set_up(known))
                 self._setups.add(task)
@@ -120,7 +126,7 @@ class ServiceNetwork:
         """A pod's sandbox has just been made: names and listeners are there when this returns."""
         self.detach(uid(pod))
         known = self._pods[uid(pod)] = _Pod(pod)
-        known.own_ports = own_ports(pod, self._services)
+        known.look_at(pod, self._services)
         await self._set_up(known)
 
     def detach(self, pod_uid: str) -> None:
@@ -171,7 +177,7 @@ class ServiceNetwork:
     def _may_listen(self, pod: _Pod, listener: Listener, route: Route) -> bool:
         if listener[1] not in pod.own_ports:
             return True
-        if all(e.pod != pod.uid for e in route.local) and listener not in pod.said:
+        if route.service not in pod.own_services and listener not in pod.said:
             pod.said.add(listener)
             log.warning(
                 "pod %s listens on port %d itself, so it cannot reach Service %s on that port: give the Service another port",
