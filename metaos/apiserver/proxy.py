@@ -17,6 +17,7 @@ from aiohttp import web
 from metaos.apiserver.tunnels import Streams
 from metaos.resources.errors import ApiError, not_found, unavailable
 from metaos.resources.meta import SERVICE_NAME_LABEL, Obj, labels
+from metaos.resources.workload import usable
 from metaos.tunnel import Stream, StreamReset
 
 ATTEMPTS = 4
@@ -71,13 +72,14 @@ def endpoints(service: Obj, slices: list[Obj], port: str) -> list[Endpoint]:
         known = ", ".join(str(p.get("name") or p.get("port")) for p in ports)
         name = service["metadata"]["name"]
         raise unavailable(f"service {name!r} has no port {port!r}: it has {known or 'none'}")
+    word = usable(slices)
     for part in slices:
         number = next((p["port"] for p in part.get("ports") or () if (p.get("name") or "") == (wanted.get("name") or "")), None)
         if number is None:
             continue
         for endpoint in part.get("endpoints") or ():
             target = endpoint.get("targetRef") or {}
-            if (endpoint.get("conditions") or {}).get("ready") and target.get("kind") == "Pod":
+            if (endpoint.get("conditions") or {}).get(word) and target.get("kind") == "Pod":
                 found.append(Endpoint(endpoint["nodeName"], target["namespace"], target["name"], int(number)))
     return found
 

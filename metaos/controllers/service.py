@@ -3,7 +3,8 @@
 An endpoint is known by (site, pod, port), never by address: addresses are local to a site and may overlap.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from metaos.client import Client
@@ -30,7 +31,7 @@ from metaos.resources.meta import (
     ref,
     uid,
 )
-from metaos.resources.workload import service_selects
+from metaos.resources.workload import service_selects, usable
 
 NAME = "service"
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
@@ -52,9 +53,19 @@ def target_port(port: dict[str, Any], pod: Obj) -> int | None:
     return None
 
 
-def slices(service: Obj, pods: Iterable[Obj], serving: dict[str, bool]) -> list[Obj]:
-    """EndpointSlices, one for each site and set of port numbers. ``serving``: pod uid → whether its site serves it (is
-    reachable and is not being left)."""
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a pod's site stands: ``reachable`` at all, and ``draining``: being left by the pod's workload."""
+
+    reachable: bool
+    draining: bool
+
+
+_LOST = Standing(False, False)
+
+
+def slices(service: Obj, pods: Iterable[Obj], standing: Mapping[str, Standing]) -> list[Obj]:
+    """EndpointSlices, one for each site and set of port numbers. ``standing``: of pods, by uid."""
     spec = service.get("spec") or {}
     grouped: dict[tuple[str, tuple[tuple[str, int], ...]], list[Obj]] = {}
     for pod in sorted(pods, key=name):
@@ -75,18 +86,23 @@ def slices(service: Obj, pods: Iterable[Obj], serving: dict[str, bool]) -> list[
         obj["metadata"]["labels"] = {SERVICE_NAME_LABEL: name(service), CLUSTER_LABEL: site, MANAGED_BY: MANAGER}
         obj["metadata"]["ownerReferences"] = [owner_reference(service)]
         obj["addressType"] = "IPv4"
-        obj["endpoints"] = [_endpoint(service, pod, site, serving.get(uid(pod), False)) for pod in found[:ENDPOINTS_LIMIT]]
+        obj["endpoints"] = [_endpoint(service, pod, site, standing.get(uid(pod), _LOST)) for pod in found[:ENDPOINTS_LIMIT]]
         obj["ports"] = [{"name": word, "port": number, "protocol": protocols[word]} for word, number in numbers]
         result.append(obj)
     return result
 
 
-def _endpoint(service: Obj, pod: Obj, site: str, serving: bool) -> dict[str, Any]:
+def _endpoint(service: Obj, pod: Obj, site: str, standing: Standing) -> dict[str, Any]:
     early = bool((service.get("spec") or {}).get("publishNotReadyAddresses"))
-    ready = is_true(pod, "Ready") and not deleting(pod)
+    works = is_true(pod, "Ready") and standing.reachable
+    leaving = deleting(pod) or standing.draining
     endpoint: dict[str, Any] = {
         "addresses": [str((pod.get("status") or {}).get("podIP") or "127.0.0.1")],
-        "conditions": {"ready": (ready or early) and serving, "serving": ready, "terminating": deleting(pod) or not serving},
+        "conditions": {
+            "ready": (works or (early and standing.reachable)) and not leaving,
+            "serving": works,
+            "terminating": leaving,
+        },
         "nodeName": site,
         "targetRef": {"kind": "Pod", "name": name(pod), "namespace": namespace(pod), "uid": uid(pod)},
     }
@@ -121,22 +137,22 @@ class ServiceReconciler:
             return DONE
         if (service.get("spec") or {}).get("selector"):
             pods = self._pods.list(about.namespace)
-            await self._write_slices(service, slices(service, pods, {uid(p): self._serving(p) for p in pods}))
+            await self._write_slices(service, slices(service, pods, {uid(p): self._standing(p) for p in pods}))
         await self._write_works(service)
         return DONE
 
-    def _serving(self, pod: Obj) -> bool:
-        """Whether requests may be sent to a pod: its site answers, and is not being left by the pod's workload."""
+    def _standing(self, pod: Obj) -> Standing:
+        """Whether the pod's site answers, and whether the pod's workload leaves it."""
         site = str((pod.get("spec") or {}).get("nodeName") or "")
         cluster = self._clusters.get(site)
         if cluster is None or not is_true(cluster, "Ready"):
-            return False
+            return _LOST
         owner = controller_of(pod)
         for found in self._works.by_index("workloadUid", str((owner or {}).get("uid") or uid(pod))):
             if cluster_of(found) == site:
-                return not is_draining(found) and not deleting(found)
-        # Its Work has gone: it is about to stop. A CronJob's pods are owned by nothing that has a Work.
-        return owner is None
+                return Standing(True, is_draining(found) or deleting(found))
+        # Its Work has gone: it is about to stop.
+        return Standing(True, owner is not None)
 
     async def _write_slices(self, service: Obj, wanted: list[Obj]) -> None:
         existing = {name(s): s for s in self._mine(service)}
@@ -164,8 +180,9 @@ class ServiceReconciler:
         everywhere = sorted(self._slices.by_index("service", f"{about.namespace}/{about.name}"), key=name)
         sites = {cluster_of(w) for w in self._works.by_index("workloadNamespace", about.namespace) if not deleting(w)}
         existing = {cluster_of(w): w for w in self._works.by_index("source", source_label(about))}
+        word = usable(everywhere)
         for site in sorted(sites):
-            foreign = [_told(s) for s in everywhere if labels(s).get(CLUSTER_LABEL) != site]
+            foreign = [_told(s, word) for s in everywhere if labels(s).get(CLUSTER_LABEL) != site]
             wanted = work(about, site, [manifest(service), *foreign])
             present = existing.get(site)
             if present is None:
@@ -190,11 +207,12 @@ class ServiceReconciler:
                 raise
 
 
-def _told(found: Obj) -> Obj:
+def _told(found: Obj, word: str) -> Obj:
     """A slice as another site gets it: only endpoints that may be used."""
     result = manifest(found)
     result["metadata"].pop("generation", None)
-    result["endpoints"] = [e for e in result.get("endpoints") or () if (e.get("conditions") or {}).get("ready")]
+    chosen = [e for e in result.get("endpoints") or () if (e.get("conditions") or {}).get(word)]
+    result["endpoints"] = [e | {"conditions": {"ready": True}} for e in chosen]
     return result
 
 

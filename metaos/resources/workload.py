@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from metaos.resources import quantity
@@ -125,6 +125,13 @@ def template_hash(obj: Obj) -> str:
     """Ten characters that change when the pod template does (``pod-template-hash``)."""
     text = json.dumps(pod_template(obj), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def usable(slices: Iterable[Obj]) -> str:
+    """Which condition makes an endpoint of a Service usable: ``ready``; where none is, ``serving``: those that are about to end
+    serve on until others are known (as Kubernetes' proxies do it, KEP-1669)."""
+    endpoints = [e for found in slices for e in found.get("endpoints") or ()]
+    return "ready" if any((e.get("conditions") or {}).get("ready") for e in endpoints) else "serving"
 
 
 def service_selects(service: Obj, pod_labels: dict[str, str]) -> bool:
