@@ -119,10 +119,12 @@ async def served(folder: Path, clock: Clock) -> AsyncIterator[ServedHub]:
     finally:
         await tunnels.close()
         await registry.stop()
+        # Without TLS's goodbye, for which some client might keep us waiting.
+        for connection in runner.server.connections if runner.server else ():
+            if connection.transport is not None:
+                connection.transport.abort()
         await runner.cleanup()
         await store.close()
-        # TLS connections say goodbye in their own time.
-        await asyncio.sleep(0.05)
 
 
 @asynccontextmanager

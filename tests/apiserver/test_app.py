@@ -40,7 +40,7 @@ async def post(client: HttpClient, path: str, body: Any, **more: Any) -> Respons
 async def test_a_client_of_ours_speaks_to_it(hub: ServedHub, client: HttpClient) -> None:
     made = await client.create(config_map("a"))
     seen = client.watch(scheme.CONFIG_MAP, "default", resource_version=made["metadata"]["resourceVersion"])
-    waiting = asyncio.ensure_future(anext(seen))  # type: ignore[arg-type]
+    waiting = asyncio.ensure_future(anext(seen))
     made["data"]["x"] = "y"
     await client.update(made)
     assert (await asyncio.wait_for(waiting, 5)).object["data"]["x"] == "y"

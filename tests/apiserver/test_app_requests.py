@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -111,7 +112,8 @@ def test_delete_options() -> None:
     assert (options.uid, options.propagation, options.grace_period_seconds, dry) == ("u", "Foreground", 0, True)
     assert bodies.delete_options({"gracePeriodSeconds": "5"}, None)[0].grace_period_seconds == 5
     assert bodies.delete_options({}, {"orphanDependents": True})[0].propagation == "Orphan"
-    for wrong in ([], {"kind": "Pod"}, {"gracePeriodSeconds": "x"}, {"dryRun": ["Some"]}):
+    refused: list[Any] = [[], {"kind": "Pod"}, {"gracePeriodSeconds": "x"}, {"dryRun": ["Some"]}]
+    for wrong in refused:
         with pytest.raises(ApiError):
             bodies.delete_options({}, wrong)
 
