@@ -316,6 +316,7 @@ def run_hub(config: HubConfig, *, local: bool) -> int:
             await stop.wait()
             if site is not None:
                 await _cancelled(site)
+                print("The local site's containers run on; the next 'nemo up' finds them again.", flush=True)
 
     try:
         asyncio.run(run())

@@ -289,7 +289,7 @@ class _Exchange:
 
     def __init__(self, id: str) -> None:
         self.id = id
-        self.headers = {"Audit-Id": id, "Cache-Control": "no-cache, private"}
+        self.headers = {"Audit-Id": id, "Cache-Control": "no-cache, private", "Server": "nemo"}
         self.user = ANONYMOUS
         self.impersonated: UserInfo | None = None
         self.target: Target | None = None

@@ -51,7 +51,7 @@ class CarbonReconciler:
             # A zone that the source does not know: what the site states itself, and saying so.
             found = {"intensity": float(electricity["carbonIntensity"]), "forecast": [], "source": "stated by the site"}
         else:
-            found = {"source": f"unknown zone: {self._source.describe()}"}
+            found = {"source": "not known: the site file names no electricity zone and no carbonIntensity"}
         old = (cluster.get("status") or {}).get("carbon") or {}
         if {k: v for k, v in old.items() if k != "time"} != found:
             patch = {"status": {"carbon": found | {"time": format_time(now)}}}

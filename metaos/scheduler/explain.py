@@ -123,5 +123,6 @@ def _table(scores: list[dict[str, Any]], chosen: set[str]) -> list[str]:
 def _cell(term: dict[str, Any] | None) -> str:
     if term is None:
         return "-"
-    value = "unknown" if term["value"] is None else f"{term['value']:.4g}"
+    # Nothing is kept of a value that is not known.
+    value = "unknown" if term.get("value") is None else f"{term['value']:.4g}"
     return f"{value} ({term['points']:.0f}x{term['weight']:.3g})"
