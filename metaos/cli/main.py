@@ -253,7 +253,7 @@ def image() -> None:
     """Images of this machine's site.
 
     \b
-    Example: nemo image list
+    Example: nemo image import web.tar
     """
 
 

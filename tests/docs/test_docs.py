@@ -1,0 +1,60 @@
+"""The documentation is true: generated pages are current, examples are valid, commands and links exist."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from docs.generate import PAGES, commands
+from metaos.apiserver.metadata import prepare_create
+from metaos.apiserver.shaping import shape, validate
+from metaos.cli.main import nemo
+from metaos.resources import scheme
+
+ROOT = Path(__file__).parents[2]
+PAGES_BY_HAND = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_generated_pages_are_current(name: str) -> None:
+    assert (ROOT / "docs/reference" / name).read_text() == PAGES[name](), "run 'make docs'"
+
+
+def manifests() -> Iterator[tuple[str, dict[str, object]]]:
+    for page in PAGES_BY_HAND:
+        for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.S):
+            for document in yaml.safe_load_all(block):
+                yield page.name, document
+    for file in sorted((ROOT / "examples").rglob("*.yaml")):
+        for document in yaml.safe_load_all(file.read_text()):
+            yield file.name, document
+
+
+@pytest.mark.parametrize(("where", "manifest"), list(manifests()))
+def test_every_example_is_valid(where: str, manifest: dict[str, object]) -> None:
+    kind = scheme.kind_of(manifest)
+    found = shape(kind, manifest, None, "Strict", [])
+    prepare_create(kind, found, "00000000-0000-4000-8000-000000000000", "2026-01-01T00:00:00Z")
+    validate(kind, found, None)
+
+
+def test_every_command_that_is_mentioned_exists() -> None:
+    known = {path for path, _ in commands(nemo, "nemo")}
+    for page in PAGES_BY_HAND:
+        for words in re.findall(
+            r"\bnemo ((?:[a-z][a-z-]*)(?: [a-z][a-z-]*)?)", " ".join(re.findall(r"`+[^`]+`+", page.read_text()))
+        ):
+            first, _, second = words.partition(" ")
+            assert f"nemo {first}" in known, f"{page.name}: nemo {words}"
+            group = nemo.commands[first]
+            if isinstance(group, click.Group) and second:
+                assert f"nemo {words}" in known, f"{page.name}: nemo {words}"
+
+
+@pytest.mark.parametrize("page", PAGES_BY_HAND, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
