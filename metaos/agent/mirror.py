@@ -98,6 +98,11 @@ class PodMirrors:
         key = (namespace(event.object), name(event.object))
         if event.type == "DELETED":
             self._hub.pop(key, None)
+            local = self._local.get(key)
+            # A pod that has run to its end goes with its mirror; one that lives is shown again.
+            if local is not None and (local.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+                self._begin_stop(key, uid(local), 0.0)
+                return
         else:
             self._hub[key] = _lean(event.object)
         self._turns.add(key, 0.0)

@@ -432,7 +432,8 @@ class Registry(Reading):
         mutate = subresources.posted(kind, subresource, obj, format_time(self._clock.now()))
         internal = Write(SELF, user.name, dry_run, "Ignore", warnings if warnings is not None else [])
         evicted = await self._modify(internal, kind, name, namespace, mutate)
-        if subresource == "eviction" and not (evicted.get("spec") or {}).get("nodeName"):
+        unplaced = not (evicted.get("spec") or {}).get("nodeName")
+        if subresource == "eviction" and (unplaced or subresources.ended(evicted)):
             await self.delete(SELF, kind, name, namespace, dry_run=dry_run)
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
 

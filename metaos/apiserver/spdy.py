@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import zlib
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,11 @@ FLAG_FIN = 1
 MAX_FRAME = 1 << 20
 MAX_STREAMS = 512
 CHUNK = 16 * 1024
+#: Per stream; kubectl's side knows no flow control, so beyond it the whole connection waits, for a while.
+INBOX_BYTES = 1 << 20
+STALL_SECONDS = 10.0
+#: Status codes of RST_STREAM.
+REFUSED, CANCEL = 3, 5
 
 _WORDS = (
     "options head post put delete trace accept accept-charset accept-encoding accept-language accept-ranges age allow "
@@ -115,6 +121,55 @@ def frames(buffer: bytearray) -> list[tuple[int, int, int, bytes]]:
     return found
 
 
+class Inbox:
+    """What a client has sent on one stream and the site has not taken yet; bounded by ``INBOX_BYTES``."""
+
+    def __init__(self) -> None:
+        self._parts: deque[bytes] = deque()
+        self._size = 0
+        self._ended = self._closed = False
+        self._changed = asyncio.Event()
+
+    async def put(self, data: bytes) -> bool:
+        """Waits for room, but no longer than ``STALL_SECONDS``: one stream that is stuck must not hold up the others for
+        ever. ``False`` where it did not come. After :meth:`close` everything is dropped."""
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                while self._size > INBOX_BYTES and not self._closed:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        if not self._closed:
+            self._parts.append(data)
+            self._size += len(data)
+            self._changed.set()
+        return True
+
+    def end(self) -> None:
+        """The client sends no more."""
+        self._ended = True
+        self._changed.set()
+
+    def close(self) -> None:
+        """Nobody reads any more."""
+        self._closed = True
+        self._parts.clear()
+        self._changed.set()
+
+    async def get(self) -> bytes:
+        """The next part; ``b""`` at the end."""
+        while not self._parts:
+            if self._ended or self._closed:
+                return b""
+            self._changed.clear()
+            await self._changed.wait()
+        part = self._parts.popleft()
+        self._size -= len(part)
+        self._changed.set()
+        return part
+
+
 @dataclass(slots=True)
 class _Pair:
     """One forwarded connection."""
@@ -122,7 +177,7 @@ class _Pair:
     port: int
     error: int = 0
     data: int = 0
-    inbox: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(256))
+    inbox: Inbox = field(default_factory=Inbox)
 
 
 class SpdyForward:
@@ -157,16 +212,21 @@ class SpdyForward:
             pair = self._by_stream.get(stream)
             if pair is not None and stream == pair.data:
                 if payload:
-                    await pair.inbox.put(payload)
+                    if not await pair.inbox.put(payload):
+                        pair.inbox.close()
+                        await self._socket.send_bytes(control(RST_STREAM, 0, struct.pack(">II", stream, CANCEL)))
+                        return
                     await self._window(stream, len(payload))
                 if flags & FLAG_FIN:
-                    await pair.inbox.put(b"")
+                    pair.inbox.end()
         elif kind == SYN_STREAM:
             await self._open(payload)
         elif kind == RST_STREAM:
-            pair = self._by_stream.get(struct.unpack(">I", payload[:4])[0] & 0x7FFFFFFF)
+            if len(payload) < 8:
+                raise SpdyError("RST_STREAM is cut short")
+            pair = self._by_stream.get(struct.unpack_from(">I", payload)[0] & 0x7FFFFFFF)
             if pair is not None:
-                await pair.inbox.put(b"")
+                pair.inbox.close()
         elif kind == PING:
             await self._socket.send_bytes(control(PING, 0, payload))
 
@@ -179,11 +239,11 @@ class SpdyForward:
         stream = struct.unpack_from(">I", payload)[0] & 0x7FFFFFFF
         headers = self._headers.decode(payload[10:])
         if len(self._by_stream) >= 2 * MAX_STREAMS:
-            await self._socket.send_bytes(control(RST_STREAM, 0, struct.pack(">II", stream, 3)))
+            await self._socket.send_bytes(control(RST_STREAM, 0, struct.pack(">II", stream, REFUSED)))
             return
         port = headers.get("port", "")
-        if not port.isdigit():
-            raise SpdyError(f"port {port!r} is no number")
+        if not port.isdecimal() or not 0 < int(port[:6]) < 65536:
+            raise SpdyError(f"port {port!r} is no number from 1 to 65535")
         key = headers.get("requestid") or f"{port}/{stream // 4}"
         pair = self._pairs.setdefault(key, _Pair(int(port)))
         self._by_stream[stream] = pair
@@ -210,6 +270,7 @@ class SpdyForward:
                 problem = str(error).encode()
             finally:
                 await stream.close()
+        pair.inbox.close()
         with suppress(ConnectionError):
             if problem:
                 await self._socket.send_bytes(data_frame(pair.error, problem))

@@ -10,13 +10,16 @@ import orjson
 from aiohttp import WSMsgType, web
 
 from metaos.apiserver.tunnels import Streams
+from metaos.apiserver.verbs import warning_headers
 from metaos.resources.errors import ApiError, bad_request
 from metaos.resources.meta import Obj
 from metaos.tunnel import MAX_DATA, Stream, StreamReset
 
 CHANNEL_PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 PORT_PROTOCOLS = ("v4.channel.k8s.io",)
-STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
+ERROR = 3
+#: Of one ``v4.channel.k8s.io`` port forward: its channels are numbered in one byte, two to a port.
+MAX_PORTS = 32
 
 
 def site_of(pod: Obj) -> str:
@@ -75,6 +78,8 @@ async def log(request: web.Request, streams: Streams, pod: Obj) -> web.StreamRes
             raise bad_request(error.message) from None
         raise
     response = web.StreamResponse(headers={"Content-Type": "text/plain"})
+    for name, text in warning_headers(_not_honoured(query)):
+        response.headers.add(name, text)
     await response.prepare(request)
     try:
         while data := await stream.read():
@@ -84,11 +89,21 @@ async def log(request: web.Request, streams: Streams, pod: Obj) -> web.StreamRes
             if limit is not None and limit <= 0:
                 break
     except StreamReset:
-        pass
+        # The site went away: the reader must see that this is not the end.
+        if request.transport is not None:
+            request.transport.abort()
+        return response
     finally:
         await stream.close()
     await response.write_eof()
     return response
+
+
+def _not_honoured(query: Any) -> list[str]:
+    """Sites keep lines without their times."""
+    asked = [word for word in ("sinceSeconds", "sinceTime") if query.get(word)]
+    asked += ["timestamps"] if _flag(query, "timestamps") else []
+    return [f"log option {word} is not honoured: sites keep lines without their times" for word in asked]
 
 
 def _flag(query: Any, *words: str) -> bool:
@@ -109,7 +124,7 @@ async def execute(request: web.Request, streams: Streams, pod: Obj, kind: str) -
         "command": command,
         **{word: _flag(query, word) for word in ("stdin", "stdout", "stderr", "tty")},
     }
-    _require_websocket(request)
+    _require_websocket(request, CHANNEL_PROTOCOLS)
     site = site_of(pod)
     socket = web.WebSocketResponse(protocols=CHANNEL_PROTOCOLS, max_msg_size=1 << 20, heartbeat=30, compress=False)
     await socket.prepare(request)
@@ -148,16 +163,18 @@ async def _up(socket: web.WebSocketResponse, stream: Stream) -> None:
         await stream.write_eof()
 
 
-def _require_websocket(request: web.Request) -> None:
-    if "websocket" not in request.headers.get("Upgrade", "").lower():
-        raise bad_request("this needs a WebSocket: use kubectl 1.31 or newer, or a client that speaks v5.channel.k8s.io")
+def _require_websocket(request: web.Request, protocols: tuple[str, ...]) -> None:
+    offered = [word.strip() for value in request.headers.getall("Sec-WebSocket-Protocol", ()) for word in value.split(",")]
+    if request.headers.get("Upgrade", "").lower() != "websocket" or not set(offered) & set(protocols):
+        raise bad_request(f"this needs a WebSocket with one of the protocols {', '.join(protocols)}: use kubectl 1.31 or newer")
 
 
 async def port_forward(request: web.Request, streams: Streams, pod: Obj) -> web.StreamResponse:
     """``portforward`` over a WebSocket: SPDY/3.1 inside it as kubectl does it, or two channels a port (``v4.channel.k8s.io``)."""
     from metaos.apiserver.spdy import PORTFORWARD, SpdyForward
 
-    _require_websocket(request)
+    _require_websocket(request, (PORTFORWARD, *PORT_PROTOCOLS))
+    ports = _ports(request.query)
     site = site_of(pod)
     where, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
 
@@ -169,9 +186,16 @@ async def port_forward(request: web.Request, streams: Streams, pod: Obj) -> web.
     if socket.ws_protocol == PORTFORWARD:
         await SpdyForward(socket, dial).run()
         return socket
-    ports = [int(p) for text in request.query.getall("ports", []) for p in text.split(",") if p.isdigit()]
     await _forward_channels(socket, dial, ports)
     return socket
+
+
+def _ports(query: Any) -> list[int]:
+    """Raises ``ApiError`` 400."""
+    found = [part for text in query.getall("ports", []) for part in text.split(",")]
+    if len(found) > MAX_PORTS or not all(p.isdecimal() and 0 < int(p[:6]) < 65536 for p in found):
+        raise bad_request(f"ports must be at most {MAX_PORTS} numbers from 1 to 65535")
+    return [int(p) for p in found]
 
 
 async def _forward_channels(socket: web.WebSocketResponse, dial: Any, ports: list[int]) -> None:
@@ -186,7 +210,7 @@ async def _forward_channels(socket: web.WebSocketResponse, dial: Any, ports: lis
             await socket.close()
 
     try:
-        for index, port in enumerate(ports[:32]):
+        for index, port in enumerate(ports):
             number = port.to_bytes(2, "little")
             await socket.send_bytes(bytes((2 * index,)) + number)
             await socket.send_bytes(bytes((2 * index + 1,)) + number)

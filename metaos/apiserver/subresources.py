@@ -99,6 +99,11 @@ def _decide_once(kind: Kind, current: Obj, conditions: list[Obj]) -> None:
         raise errors.invalid(kind.group, kind.kind, name(current), causes)
 
 
+def ended(pod: Obj) -> bool:
+    """Whether a pod has run to its end: evicting it only tidies up."""
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
 def posted(kind: Kind, subresource: str, body: Obj, now: str) -> Callable[[Obj], Obj]:
     """What a POST of ``eviction`` or ``binding`` does to its Pod."""
     if kind is not scheme.POD or subresource not in ("eviction", "binding"):
@@ -110,6 +115,10 @@ def posted(kind: Kind, subresource: str, body: Obj, now: str) -> Callable[[Obj],
         wanted = ((body.get("deleteOptions") or {}).get("preconditions") or {}).get("uid")
         if wanted and wanted != pod["metadata"].get("uid"):
             raise errors.conflict("", "pods", name(pod), f"the UID in the precondition ({wanted}) is not this pod's")
+        if any(v.get("persistentVolumeClaim") for v in (pod.get("spec") or {}).get("volumes") or ()) and not ended(pod):
+            site = (pod.get("spec") or {}).get("nodeName") or "its site"
+            remedy = "delete the pod to restart it there, or its workload to give it up"
+            raise errors.forbidden("", "pods", name(pod), f"its data is on {site} and does not move with it; {remedy}")
         changed = copy.deepcopy(pod)
         changed["metadata"].pop("resourceVersion", None)
         noted = changed["metadata"].setdefault("annotations", {})

@@ -58,8 +58,8 @@ class Tunnels:
             raise unavailable(f"site {cluster!r} did not answer within {ACCEPT_SECONDS:g} s") from None
         return stream
 
-    async def serve(self, cluster: str, request: web.Request) -> web.WebSocketResponse:
-        """Accepts a site's WebSocket and serves it until it ends."""
+    async def serve(self, cluster: str, request: web.Request, valid: Callable[[], bool] = lambda: True) -> web.WebSocketResponse:
+        """Accepts a site's WebSocket and serves it until it ends, or the site is no longer ``valid`` (it was removed)."""
         socket = web.WebSocketResponse(
             protocols=(SUBPROTOCOL,), heartbeat=HEARTBEAT_SECONDS, max_msg_size=MAX_DATA + 1024, compress=False
         )
@@ -75,9 +75,15 @@ class Tunnels:
             await before.close("the site has opened another tunnel")
         log.info("site %s is connected", cluster)
         try:
-            async for message in socket:
+            while valid():
+                try:
+                    message = await socket.receive(timeout=HEARTBEAT_SECONDS)
+                except TimeoutError:
+                    continue
                 if message.type is WSMsgType.BINARY:
                     await tunnel.receive(message.data)
+                elif message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
+                    break
         except (TunnelError, ConnectionError) as error:
             log.warning("tunnel of site %s: %s", cluster, error)
         finally:
@@ -85,6 +91,7 @@ class Tunnels:
                 del self._tunnels[cluster]
                 log.info("site %s is not connected any more", cluster)
             await tunnel.close("the connection to the site broke")
+            await socket.close()
         return socket
 
     async def _relay(self, source: str, header: dict[str, Any], stream: Stream) -> None:
