@@ -1,5 +1,6 @@
 """SPDY/3.1 framing, against the published dictionary and a peer that is written here."""
 
+import asyncio
 import struct
 import zlib
 
@@ -7,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaos.apiserver.spdy import DICTIONARY, MAX_FRAME, SYN_STREAM, Headers, SpdyError, control, data_frame, frames
+from metaos.apiserver import spdy
+from metaos.apiserver.spdy import DICTIONARY, MAX_FRAME, SYN_STREAM, Headers, Inbox, SpdyError, control, data_frame, frames
 
 names = st.text("abcdefghijklmnopqrstuvwxyz-", min_size=1, max_size=12)
 values = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30)
@@ -43,3 +45,24 @@ def test_what_is_too_long_or_damaged_is_refused() -> None:
         frames(bytearray(struct.pack(">II", 1, MAX_FRAME + 1)))
     with pytest.raises(SpdyError):
         Headers().decode(b"not zlib")
+
+
+async def test_a_stream_that_is_stuck_holds_nobody_up_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spdy, "STALL_SECONDS", 0.01)
+    inbox = Inbox()
+    assert await inbox.put(bytes(spdy.INBOX_BYTES + 1))
+    assert not await inbox.put(b"x")
+    monkeypatch.setattr(spdy, "STALL_SECONDS", 10)
+    waiting = asyncio.create_task(inbox.put(b"y"))
+    await asyncio.sleep(0)
+    inbox.close()
+    assert await asyncio.wait_for(waiting, 1)
+    assert await inbox.get() == b""
+
+
+async def test_what_was_put_comes_out_before_the_end() -> None:
+    inbox = Inbox()
+    await inbox.put(b"a")
+    await inbox.put(b"b")
+    inbox.end()
+    assert [await inbox.get() for _ in range(3)] == [b"a", b"b", b""]
