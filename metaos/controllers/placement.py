@@ -11,6 +11,7 @@ from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
+from metaos.plugins.registry import load_all
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme, workload
@@ -35,7 +36,9 @@ from metaos.resources.meta import (
 )
 from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo, cluster_info, workload_info
 from metaos.scheduler.explain import placement_status
+from metaos.scheduler.filters import FILTERS
 from metaos.scheduler.framework import Plan, decide
+from metaos.scheduler.scores import SCORES
 
 NAME = "placement"
 MOVES_KEPT = 20
@@ -73,6 +76,8 @@ class PlacementReconciler:
         self._clusters = manager.informer(scheme.CLUSTER)
         self._intents = manager.informer(scheme.INTENT)
         self._policies = manager.informer(scheme.PLACEMENT_POLICY)
+        self._filters = load_all("metaos.filter", [name for name, _ in FILTERS])
+        self._scores = [score for _, score in load_all("metaos.score", [score.name for score in SCORES])]
         # Decisions that the informer may not show yet, so that room is not given away twice. Bounded by the workloads.
         self._decided: dict[ObjectRef, dict[str, int]] = {}
 
@@ -89,7 +94,7 @@ class PlacementReconciler:
             return DONE
         found = self._workload(obj, placement)
         now = self._clock.now()
-        plan = decide(Snapshot(now, self._sites(about)), found)
+        plan = decide(Snapshot(now, self._sites(about)), found, self._filters, self._scores)
         await self._write(obj, placement, found, plan, now)
         return self._again(found, now)
 

@@ -6,6 +6,7 @@ and ``close()`` at the end, which is the caller's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -31,6 +32,12 @@ def load(group: str, name: str) -> Any:
     if point is None:
         raise UnknownPlugin(f"no plugin {name!r} in {group}: installed are {', '.join(names(group)) or 'none'}")
     return point.load()
+
+
+def load_all(group: str, first: Sequence[str] = ()) -> list[tuple[str, Any]]:
+    """All plugins of a group by name: those in ``first`` in that order, then the others, sorted."""
+    rank = {name: index for index, name in enumerate(first)}
+    return [(name, load(group, name)) for name in sorted(names(group), key=lambda n: (rank.get(n, len(rank)), n))]
 
 
 def provision(group: str, name: str, *arguments: Any, **settings: Any) -> Any:

@@ -196,7 +196,8 @@ def closed(workload: WorkloadInfo, cluster: ClusterInfo) -> bool:
     return any(t.effect == "NoSchedule" and not tolerated(t, workload.tolerations, 0.0) for t in cluster.taints)
 
 
-#: In the order in which reasons are worth hearing; the first one that rejects is the site's reason.
+#: The built-in ones, in the order in which reasons are worth hearing: the first one that rejects is the site's reason. A hub
+#: runs whatever is registered under ``metaos.filter``, unknown ones last.
 FILTERS: tuple[tuple[str, Filter], ...] = (
     ("Residency", residency),
     ("LocalData", local_data),

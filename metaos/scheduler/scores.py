@@ -87,15 +87,16 @@ def _preferred(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
     return 100.0 if cluster.name in workload.policy.preferred else 0.0
 
 
-SCORES: tuple[Score, ...] = (
-    Score("latency", "ms", _latency, 30.0, 0.0, "latency"),
-    Score("carbon", "gCO2eq/kWh", _carbon, 150.0, 1.0, "carbonIntensity"),
-    Score("energy", "W", _energy, 5.0, 0.5, "energy"),
-    Score("cost", "EUR/h", _cost, 0.02, 1.0, "cost"),
-    Score("availability", "%", _availability, 0.0, 0.5, "availability", True),
-    Score("free", "%", _free, 0.0, 0.5, "", True),
-    Score("preferred", "%", _preferred, 0.0, 0.0, "", True),
-)
+LATENCY = Score("latency", "ms", _latency, 30.0, 0.0, "latency")
+CARBON = Score("carbon", "gCO2eq/kWh", _carbon, 150.0, 1.0, "carbonIntensity")
+ENERGY = Score("energy", "W", _energy, 5.0, 0.5, "energy")
+COST = Score("cost", "EUR/h", _cost, 0.02, 1.0, "cost")
+AVAILABILITY = Score("availability", "%", _availability, 0.0, 0.5, "availability", True)
+FREE = Score("free", "%", _free, 0.0, 0.5, "", True)
+PREFERRED = Score("preferred", "%", _preferred, 0.0, 0.0, "", True)
+
+#: The built-in ones; a hub runs whatever is registered under ``metaos.score``.
+SCORES: tuple[Score, ...] = (LATENCY, CARBON, ENERGY, COST, AVAILABILITY, FREE, PREFERRED)
 
 
 def weight(score: Score, workload: WorkloadInfo) -> float:
