@@ -82,7 +82,7 @@ def docker_archive(place: Path, layers: Sequence[bytes], names: Sequence[str], *
 
 def oci_files(layers: Sequence[bytes], name: str, **settings: Any) -> dict[str, bytes]:
     config = config_of(layers, **settings)
-    packed = [gzip.compress(each) for each in layers]
+    packed = [gzip.compress(each, mtime=0) for each in layers]
     manifest = json.dumps(
         {
             "schemaVersion": 2,
@@ -303,7 +303,7 @@ def test_what_unpacks_is_bounded(store: ImageStore, tmp_path: Path, monkeypatch:
         store.import_archive(str(docker_archive(tmp_path, [layer({str(n): b"" for n in range(4)})], ["a:1"])))
 
 
-@pytest.mark.parametrize("data", [b"", b"not a tar at all", gzip.compress(b"nothing")[:15]])
+@pytest.mark.parametrize("data", [b"", b"not a tar at all", gzip.compress(b"nothing", mtime=0)[:15]])
 def test_damaged_files_are_named(store: ImageStore, tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.tar").write_bytes(data)
     with pytest.raises(ImageError, match=r"x\.tar"):
