@@ -45,7 +45,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 
 
 def test_a_secret_is_on_no_site_outside_its_residency_and_nowhere_in_clear(story: Story) -> None:
-    assert story.ready_sites("store") == ["edge-paris"], "London is outside the EU"
+    wait_for("the store, in Paris: London is outside the EU", lambda: story.ready_sites("store") == ["edge-paris"], 30)
     continuum = story.continuum
     for place in (continuum.sites["edge-london"].data, continuum.data):
         found = subprocess.run(
