@@ -27,6 +27,9 @@ PACKAGES = {
     "authentication.v1": "authentication/v1",
     "policy.v1": "policy/v1",
     "autoscaling.v1": "autoscaling/v1",
+    "autoscaling.v2": "autoscaling/v2",
+    "networking.v1": "networking/v1",
+    "storage.v1": "storage/v1",
 }
 #: Kinds whose bodies clients send beside those that are stored.
 EXTRA = ("meta.v1.DeleteOptions", "autoscaling.v1.Scale", "policy.v1.Eviction")

@@ -6,14 +6,16 @@ import copy
 
 import orjson
 
+from metaos.apiserver import views
 from metaos.resources import errors, scheme
 from metaos.resources.meta import Obj, name
 from metaos.resources.scheme import Kind
 
 
 def stored_kind(kind: Kind) -> Kind:
-    """The kind that is kept for a served one: a Node is a view of its Cluster."""
-    return scheme.CLUSTER if kind is scheme.NODE else kind
+    """The kind that is kept for a served one, which may be a view of it."""
+    view = views.of(kind)
+    return view.stored if view is not None else kind
 
 
 def key_of(kind: Kind, namespace: str, name: str) -> str:

@@ -17,7 +17,13 @@ from metaos.resources import scheme
 from metaos.resources.meta import Obj
 
 #: Kinds that users write. What agents and controllers report is not warned about.
-_KINDS = frozenset(kind.kind for kind in (*scheme.WORKLOADS, scheme.REPLICA_SET, scheme.SERVICE, scheme.PERSISTENT_VOLUME_CLAIM))
+_KINDS = frozenset(
+    (
+        *scheme.WORKLOADS,
+        *(scheme.REPLICA_SET, scheme.SERVICE, scheme.PERSISTENT_VOLUME_CLAIM, scheme.PERSISTENT_VOLUME),
+        *(scheme.INGRESS, scheme.INGRESS_CLASS, scheme.STORAGE_CLASS),
+    )
+)
 
 
 @cache
@@ -38,14 +44,15 @@ class UnsupportedFields:
 
     def admit(self, operation: str, obj: Obj, old: Obj | None) -> tuple[Obj, Sequence[str]]:
         kind = scheme.by_kind(str(obj.get("apiVersion")), str(obj.get("kind")))
-        if kind is None or kind.kind not in _KINDS or operation == "DELETE":
+        if kind is None or kind not in _KINDS or operation == "DELETE":
             return obj, ()
         spec = obj.get("spec") or {}
-        if old is not None and spec == old.get("spec"):
+        written = {k: v for k, v in obj.items() if k not in ("apiVersion", "kind", "metadata", "status")}
+        if old is not None and all(old.get(k) == v for k, v in written.items()):
             return obj, ()
         if kind is scheme.POD and spec.get("nodeName"):
             return obj, ()  # A mirror of what runs already.
-        return obj, list(_found(node_of(kind).child("spec"), spec, "spec", table()))
+        return obj, list(_found(node_of(kind), written, "", table()))
 
 
 def _found(node: Node, value: Any, path: str, rules: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Iterator[str]:
@@ -54,10 +61,10 @@ def _found(node: Node, value: Any, path: str, rules: Mapping[str, Mapping[str, S
         for key, child in value.items():
             for rule in limited.get(key, ()):
                 if _applies(rule, child):
-                    yield f"{path}.{key}: {rule['message']}"
+                    yield f"{path}.{key}: {rule['message']}" if path else f"{key}: {rule['message']}"
             schema = node.properties.get(key)
             if schema is not None and schema.kind in ("object", "array"):
-                yield from _found(schema, child, f"{path}.{key}", rules)
+                yield from _found(schema, child, f"{path}.{key}" if path else key, rules)
     elif node.kind == "array" and node.item is not None and isinstance(value, list):
         for i, item in enumerate(value):
             yield from _found(node.item, item, f"{path}[{i}]", rules)

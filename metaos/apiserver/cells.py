@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from metaos.apiserver import cells_beyond
 from metaos.resources import quantity
 from metaos.resources.meta import Obj, condition, deleting, is_true, labels, name, parse_time
 
@@ -523,4 +524,6 @@ CELLS: dict[str, Cell] = {
     "work_available": _holds("Available"),
     "policy_selector": policy_selector,
     "policy_clusters": policy_clusters,
+    "policy_pods": lambda obj, now: selector_text(spec(obj).get("podSelector")),
+    **cells_beyond.CELLS,
 }

@@ -136,6 +136,33 @@ def _service(value: Obj) -> None:
         value.setdefault("externalTrafficPolicy", "Cluster")
 
 
+def _network_policy(value: Obj) -> None:
+    if not value.get("policyTypes"):
+        value["policyTypes"] = ["Ingress", "Egress"] if value.get("egress") else ["Ingress"]
+
+
+def _autoscaler(value: Obj) -> None:
+    """``pkg/apis/autoscaling/v2/defaults.go``."""
+    if not value.get("metrics"):
+        target = {"type": "Utilization", "averageUtilization": 80}
+        value["metrics"] = [{"type": "Resource", "resource": {"name": "cpu", "target": target}}]
+    behavior = value.get("behavior")
+    if behavior is not None:
+        for field, rules in _SCALING.items():
+            for key, default in rules.items():
+                behavior.setdefault(field, {}).setdefault(key, copy.deepcopy(default))
+
+
+_SCALING: dict[str, dict[str, Any]] = {
+    "scaleUp": {
+        "stabilizationWindowSeconds": 0,
+        "selectPolicy": "Max",
+        "policies": [{"type": "Pods", "value": 4, "periodSeconds": 15}, {"type": "Percent", "value": 100, "periodSeconds": 15}],
+    },
+    "scaleDown": {"selectPolicy": "Max", "policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}]},
+}
+
+
 def _stateful_claims(value: Obj) -> None:
     for claim in value.get("volumeClaimTemplates") or ():
         claim["apiVersion"], claim["kind"] = "v1", "PersistentVolumeClaim"
@@ -143,6 +170,8 @@ def _stateful_claims(value: Obj) -> None:
 
 
 _SPECIAL = {
+    "io.k8s.api.networking.v1.NetworkPolicySpec": _network_policy,
+    "io.k8s.api.autoscaling.v2.HorizontalPodAutoscalerSpec": _autoscaler,
     "io.k8s.api.core.v1.Container": _container,
     "io.k8s.api.core.v1.PodSpec": _pod_spec,
     "io.k8s.api.apps.v1.DeploymentStrategy": _deployment_strategy,

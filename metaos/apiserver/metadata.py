@@ -16,7 +16,7 @@ from metaos.resources.meta import Obj
 from metaos.resources.scheme import Kind
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?\Z")
-_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")
+SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")
 _QUALIFIED = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]\Z")
 _VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?\Z")
 _ANNOTATIONS_BYTES = 256 * 1024
@@ -26,16 +26,16 @@ _PATH_NAMES = frozenset({"Role", "RoleBinding", "ClusterRole", "ClusterRoleBindi
 #: Native kinds that have no generation; a change of them is seen by resourceVersion.
 _NO_GENERATION = _PATH_NAMES | {
     *("Namespace", "ConfigMap", "Secret", "ServiceAccount", "Event", "Node", "ControllerRevision", "Lease"),
-    "CertificateSigningRequest",
+    *("CertificateSigningRequest", "StorageClass", "PersistentVolume", "PersistentVolumeClaim", "HorizontalPodAutoscaler"),
 }
 
 NAME_SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
 
-_DNS_LABEL = (
+DNS_LABEL = (
     "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an "
     "alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
 )
-_DNS_SUBDOMAIN = (
+DNS_SUBDOMAIN = (
     "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end "
     "with an alphanumeric character (e.g. 'example.com', regex used for validation is "
     "'[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
@@ -55,9 +55,9 @@ def name_causes(kind: Kind, name: str) -> list[Cause]:
         bad = name in (".", "..") or "/" in name or "%" in name
         return [invalid(path, name, "may not be '.' or '..' or contain '/' or '%'")] if bad else []
     if kind.kind in _LABEL_NAMES:
-        longest, pattern, text = 63, _LABEL, _DNS_LABEL
+        longest, pattern, text = 63, _LABEL, DNS_LABEL
     else:
-        longest, pattern, text = 253, _SUBDOMAIN, _DNS_SUBDOMAIN
+        longest, pattern, text = 253, SUBDOMAIN, DNS_SUBDOMAIN
     if kind.kind == "Cluster":
         longest = 50  # "nemo-cluster-NAME" must be a namespace.
     found = []
@@ -70,8 +70,8 @@ def name_causes(kind: Kind, name: str) -> list[Cause]:
 
 def _key_problem(key: str) -> str:
     prefix, slash, name = key.rpartition("/")
-    if slash and (len(prefix) > 253 or not _SUBDOMAIN.match(prefix)):
-        return f"prefix part {_DNS_SUBDOMAIN}"
+    if slash and (len(prefix) > 253 or not SUBDOMAIN.match(prefix)):
+        return f"prefix part {DNS_SUBDOMAIN}"
     if len(name) > 63:
         return "name part must be no more than 63 characters"
     if not _QUALIFIED.match(name):
@@ -143,11 +143,11 @@ def prepare_create(kind: Kind, obj: Obj, uid: str, now: str) -> None:
     elif kind is scheme.POD:
         obj.setdefault("status", {}).setdefault("phase", "Pending")
         obj["status"].setdefault("qosClass", _quality(obj.get("spec", {})))
-    elif kind is scheme.PERSISTENT_VOLUME_CLAIM:
+    elif kind in (scheme.PERSISTENT_VOLUME_CLAIM, scheme.PERSISTENT_VOLUME):
         obj["status"] = {"phase": "Pending"}
     elif kind is scheme.JOB:
         _select_by_uid(obj, uid)
-    elif kind is scheme.SERVICE:
+    elif kind in (scheme.SERVICE, scheme.INGRESS):
         obj["status"] = {"loadBalancer": {}}
 
 

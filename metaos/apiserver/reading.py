@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 
 import orjson
 
-from metaos.apiserver import nodes, subresources
+from metaos.apiserver import subresources, views
 from metaos.apiserver.addressing import key_of, stored_kind
 from metaos.apiserver.cache import FIELDS, Change, EncodedEvent, Version, WatchCache, with_revision
 from metaos.client import ObjList
@@ -64,8 +64,9 @@ class Reading:
         """``subresource``: ``status``, or ``scale`` (answers an autoscaling/v1 Scale)."""
         version = await self._get(user, kind, name, namespace, subresource)
         obj = version.object()
-        if kind is scheme.NODE:
-            return nodes.show(obj)
+        view = views.of(kind)
+        if view is not None:
+            return view.show(obj)
         return subresources.scale(kind, obj) if subresource == "scale" else obj
 
     async def get_encoded(self, user: UserInfo, kind: Kind, name: str, namespace: str = "") -> bytes:
@@ -264,7 +265,8 @@ def _event(kind: Kind, change: Change, namespace: str, matches: Test) -> Encoded
 
 
 def _encoded(kind: Kind, encoded: bytes) -> bytes:
-    return orjson.dumps(nodes.show(orjson.loads(encoded))) if kind is scheme.NODE else encoded
+    view = views.of(kind)
+    return encoded if view is None else orjson.dumps(view.show(orjson.loads(encoded)))
 
 
 def _bookmark(kind: Kind, revision: int, *, initial: bool = False) -> EncodedEvent:
@@ -293,11 +295,13 @@ def selector(kind: Kind, labels: str, fields: str) -> Test:
     if by_label is None and by_field is None:
         return lambda version: True
 
+    view = views.of(kind)
+
     def matches(version: Version) -> bool:
         shown: Mapping[str, str] = version.labels
         if by_label is not None:
-            if kind is scheme.NODE:
-                shown = nodes.show(version.object())["metadata"]["labels"]
+            if view is not None and view.changes_labels:
+                shown = view.show(version.object())["metadata"]["labels"]
             if not by_label(shown):
                 return False
         return by_field is None or by_field(version.field_values())

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from metaos.apiserver import deletion, nodes, reviews, subresources
+from metaos.apiserver import deletion, reviews, subresources, views
 from metaos.apiserver.addressing import addressed, encode, gone, key_of, same_identity, sealed, stored_kind
 from metaos.apiserver.apply import Manager, applied, first_fields, tracked
 from metaos.apiserver.cache import EncodedEvent, Version, WatchCache
@@ -131,10 +131,14 @@ class Registry(Reading):
         where = str(obj["metadata"].get("namespace") or "")
         named = str(obj["metadata"].get("name") or "")
         self.check(user, Attributes("create", kind.group, kind.plural, "", where, named))
-        if kind is scheme.NODE:
-            raise nodes.refuse_create()
         await self.cache.fresh()
-        return await self._create(write, kind, obj)
+        view = views.of(kind)
+        if view is None:
+            return await self._create(write, kind, obj)
+        if view.refuse_create is not None:
+            raise view.refuse_create()
+        shaped = shape(kind, obj, None, write.field_validation, write.warnings)
+        return view.show(await self._create(write, view.stored, view.write_back(shaped, {})))
 
     async def _create(self, write: Write, kind: Kind, obj: Obj, fields: list[dict[str, Any]] | None = None) -> Obj:
         obj = shape(kind, obj, None, write.field_validation, write.warnings)
@@ -293,11 +297,17 @@ class Registry(Reading):
         _, wanted = addressed(patch, kind, name, namespace)
         if wanted["metadata"].get("managedFields"):
             raise errors.bad_request("metadata.managedFields must be nil")
+        view = views.of(kind)
+        if view is not None and view.refuse_create is None:
+            shaped = shape(kind, wanted, None, write.field_validation, write.warnings, defaults=False)
+            kept = view.write_back(shaped, {})
+            return view.show(await self._apply(write, view.stored, name, namespace, kept, subresource, force))
         manager = Manager(write.manager, "Apply", subresource, kind.api_version)
         now = format_time(self._clock.now())
         shaped = shape(kind, wanted, None, write.field_validation, write.warnings, defaults=False)
         await self.cache.fresh()
-        if self.cache.get(key_of(stored_kind(kind), namespace, name)) is None and not subresource and kind is not scheme.NODE:
+        unknown = self.cache.get(key_of(stored_kind(kind), namespace, name)) is None
+        if unknown and not subresource and view is None:
             self.check(write.user, Attributes("create", kind.group, kind.plural, "", namespace, name))
             try:
                 return await self._create(write, kind, wanted, first_fields(node_of(kind), shaped, manager, now))
@@ -360,10 +370,11 @@ class Registry(Reading):
         self, write: Write, kind: Kind, current: Obj, mutate: Mutation, subresource: str, manager: Manager | None
     ) -> Obj | None:
         """The object to store; ``None``: its last finalizer went, remove it."""
-        if kind is scheme.NODE:
-            wanted = nodes.write_back(mutate(nodes.show(current)), current)
-            kind = scheme.CLUSTER
-            if subresource:
+        view = views.of(kind)
+        if view is not None:
+            wanted = view.write_back(mutate(view.show(current)), current)
+            kind = view.stored
+            if subresource and view.read_only:
                 return current  # A Node's status is shown, not written.
         elif subresource == "scale":
             wanted = subresources.rescaled(kind, current, mutate(subresources.scale(kind, current)))
@@ -411,8 +422,9 @@ class Registry(Reading):
         return wanted
 
     def _show(self, kind: Kind, obj: Obj, subresource: str) -> Obj:
-        if kind is scheme.NODE:
-            return nodes.show(obj)
+        view = views.of(kind)
+        if view is not None:
+            return view.show(obj)
         return subresources.scale(kind, obj) if subresource == "scale" else obj
 
     async def create_subresource(

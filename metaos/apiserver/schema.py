@@ -108,6 +108,8 @@ _PACKAGES = {
     "rbac.authorization.k8s.io": "rbac",
     "authorization.k8s.io": "authorization",
     "authentication.k8s.io": "authentication",
+    "networking.k8s.io": "networking",
+    "storage.k8s.io": "storage",
 }
 
 

@@ -17,6 +17,7 @@ from cronsim import CronSim, CronSimError
 
 from metaos.apiserver import own
 from metaos.apiserver.metadata import label_causes
+from metaos.apiserver.rules import network, scaling, storage
 from metaos.apiserver.schema import Node, duplicate, forbidden, invalid, node_of, required, unsupported
 from metaos.resources import quantity, scheme
 from metaos.resources.errors import Cause
@@ -55,8 +56,11 @@ def _values(node: Node, value: Any, path: str, table: Mapping[str, Mapping[str, 
         limited = table.get(node.name)
         if limited is not None:
             for key, allowed in limited.items():
-                if value.get(key) is not None and value[key] not in allowed:
-                    yield unsupported(f"{path}.{key}" if path else key, value[key], allowed)
+                where, held = f"{path}.{key}" if path else key, value.get(key)
+                if isinstance(held, list):
+                    yield from (unsupported(f"{where}[{i}]", each, allowed) for i, each in enumerate(held) if each not in allowed)
+                elif held is not None and held not in allowed:
+                    yield unsupported(where, held, allowed)
         for key, child in node.properties.items():
             if child.kind in ("object", "array") and key in value and (path or key not in ("metadata", "status")):
                 yield from _values(child, value[key], f"{path}.{key}" if path else key, table)
@@ -379,15 +383,6 @@ def _secret(obj: Obj, old: Obj | None) -> Iterator[Cause]:
             yield required(f"data[{key}]")
 
 
-def _claim(obj: Obj, old: Obj | None) -> Iterator[Cause]:
-    spec = obj.get("spec") or {}
-    if not spec.get("accessModes"):
-        yield required("spec.accessModes", "at least 1 access mode is required")
-    if not ((spec.get("resources") or {}).get("requests") or {}).get("storage"):
-        yield required("spec.resources[storage]")
-    yield from _immutable(obj, old, "accessModes", "selector", "storageClassName", "volumeMode")
-
-
 def _role_binding(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     role = obj.get("roleRef") or {}
     if role.get("kind") not in ("Role", "ClusterRole"):
@@ -421,11 +416,18 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     scheme.SERVICE.kind: (_service,),
     scheme.CONFIG_MAP.kind: (_data,),
     scheme.SECRET.kind: (_secret,),
-    scheme.PERSISTENT_VOLUME_CLAIM.kind: (_claim,),
+    scheme.PERSISTENT_VOLUME_CLAIM.kind: (storage.claim,),
     scheme.ROLE_BINDING.kind: (_role_binding,),
     scheme.CLUSTER_ROLE_BINDING.kind: (_role_binding,),
     scheme.ROLE.kind: (_role,),
     scheme.CLUSTER_ROLE.kind: (_role,),
+    scheme.INGRESS.kind: (network.ingress,),
+    scheme.INGRESS_CLASS.kind: (network.ingress_class,),
+    scheme.NETWORK_POLICY.kind: (network.network_policy,),
+    scheme.POD_DISRUPTION_BUDGET.kind: (scaling.disruption_budget,),
+    scheme.HORIZONTAL_POD_AUTOSCALER.kind: (scaling.autoscaler,),
+    scheme.STORAGE_CLASS.kind: (storage.storage_class,),
+    scheme.PERSISTENT_VOLUME.kind: (storage.volume,),
     scheme.INTENT.kind: (own.intent_causes,),
     scheme.PLACEMENT_POLICY.kind: (own.policy_causes,),
     scheme.CLUSTER.kind: (own.cluster_causes,),

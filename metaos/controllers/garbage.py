@@ -17,8 +17,8 @@ from metaos.resources.meta import Obj, ObjectRef, deleting, name, namespace, ref
 NAME = "garbage"
 FOREGROUND, ORPHAN = "foregroundDeletion", "orphan"
 #: Kinds that neither own nor are owned, or come too often to be looked at.
-_APART = {"Event", "Lease", "Node", "SelfSubjectAccessReview", "SelfSubjectReview"}
-WATCHED = tuple(k for k in scheme.KINDS if k.kind not in _APART and "list" in k.verbs)
+_APART = {"Event", "Lease", "SelfSubjectAccessReview", "SelfSubjectReview"}
+WATCHED = tuple(k for k in scheme.KINDS if k.kind not in _APART and k not in scheme.VIEWS and "list" in k.verbs)
 
 
 class GarbageReconciler:

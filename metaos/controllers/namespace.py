@@ -13,7 +13,8 @@ NAME = "namespace"
 FINALIZER = "kubernetes"
 #: Workloads first: what they use stays until they have gone.
 _ORDER = sorted(
-    (k for k in scheme.KINDS if k.namespaced and "deletecollection" in k.verbs), key=lambda k: k not in scheme.WORKLOADS
+    (k for k in scheme.KINDS if k.namespaced and k not in scheme.VIEWS and "deletecollection" in k.verbs),
+    key=lambda k: k not in scheme.WORKLOADS,
 )
 
 

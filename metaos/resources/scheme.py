@@ -91,6 +91,20 @@ ROLE = Kind(_RBAC, "v1", "Role", "roles")
 ROLE_BINDING = Kind(_RBAC, "v1", "RoleBinding", "rolebindings")
 CLUSTER_ROLE = Kind(_RBAC, "v1", "ClusterRole", "clusterroles", False)
 CLUSTER_ROLE_BINDING = Kind(_RBAC, "v1", "ClusterRoleBinding", "clusterrolebindings", False)
+_NET = "networking.k8s.io"
+INGRESS = Kind(_NET, "v1", "Ingress", "ingresses", True, ("ing",), (), _STATUS)
+INGRESS_CLASS = Kind(_NET, "v1", "IngressClass", "ingressclasses", False)
+NETWORK_POLICY = Kind(_NET, "v1", "NetworkPolicy", "networkpolicies", True, ("netpol",))
+POD_DISRUPTION_BUDGET = Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets", True, ("pdb",), (), _STATUS)
+STORAGE_CLASS = Kind("storage.k8s.io", "v1", "StorageClass", "storageclasses", False, ("sc",))
+PERSISTENT_VOLUME = Kind("", "v1", "PersistentVolume", "persistentvolumes", False, ("pv",), (), _STATUS)
+HORIZONTAL_POD_AUTOSCALER = Kind(
+    "autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers", True, ("hpa",), ("all",), _STATUS
+)
+#: A view: the same objects in the form of the older version.
+HORIZONTAL_POD_AUTOSCALER_V1 = Kind(
+    "autoscaling", "v1", "HorizontalPodAutoscaler", "horizontalpodautoscalers", True, ("hpa",), ("all",), _STATUS
+)
 SELF_SUBJECT_ACCESS_REVIEW = Kind(
     "authorization.k8s.io", "v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews", False, verbs=("create",)
 )
@@ -110,6 +124,7 @@ KINDS: tuple[Kind, ...] = (
     SECRET,
     SERVICE_ACCOUNT,
     PERSISTENT_VOLUME_CLAIM,
+    PERSISTENT_VOLUME,
     EVENT,
     NODE,
     DEPLOYMENT,
@@ -126,6 +141,13 @@ KINDS: tuple[Kind, ...] = (
     ROLE_BINDING,
     CLUSTER_ROLE,
     CLUSTER_ROLE_BINDING,
+    INGRESS,
+    INGRESS_CLASS,
+    NETWORK_POLICY,
+    POD_DISRUPTION_BUDGET,
+    STORAGE_CLASS,
+    HORIZONTAL_POD_AUTOSCALER,
+    HORIZONTAL_POD_AUTOSCALER_V1,
     SELF_SUBJECT_ACCESS_REVIEW,
     SELF_SUBJECT_REVIEW,
     CLUSTER,
@@ -134,6 +156,9 @@ KINDS: tuple[Kind, ...] = (
     PLACEMENT,
     WORK,
 )
+
+#: Kinds that show the objects of another kind (see ``metaos/apiserver/views.py``): who follows all objects passes them over.
+VIEWS: tuple[Kind, ...] = (NODE, HORIZONTAL_POD_AUTOSCALER_V1)
 
 #: What NEMO places. Everything else that a workload needs follows it.
 WORKLOADS: tuple[Kind, ...] = (DEPLOYMENT, STATEFUL_SET, DAEMON_SET, JOB, CRON_JOB, POD)

@@ -1,0 +1,103 @@
+"""Cells of the kinds around workloads: networking, policy, storage, autoscaling. See ``cells``, whose table has them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from metaos.resources.meta import Obj
+
+Cell = Callable[[Obj, float], str | int]
+_NONE = "<none>"
+
+
+def _spec(obj: Obj) -> Obj:
+    return obj.get("spec") or {}
+
+
+def _listed(values: list[str]) -> str:
+    return ",".join(values[:3]) + (f" + {len(values) - 3} more..." if len(values) > 3 else "")
+
+
+def ingress_hosts(ingress: Obj, now: float) -> str:
+    return _listed([r["host"] for r in _spec(ingress).get("rules") or () if r.get("host")]) or "*"
+
+
+def ingress_ports(ingress: Obj, now: float) -> str:
+    return "80, 443" if _spec(ingress).get("tls") else "80"
+
+
+def load_balancer(obj: Obj, now: float) -> str:
+    found = ((obj.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
+    return ",".join(str(i.get("ip") or i.get("hostname") or "") for i in found)
+
+
+def class_parameters(ingress_class: Obj, now: float) -> str:
+    found = _spec(ingress_class).get("parameters")
+    if not found:
+        return _NONE
+    kind = f"{found.get('kind')}.{found['apiGroup']}" if found.get("apiGroup") else found.get("kind")
+    return f"{kind}/{found.get('name')}"
+
+
+def expansion(storage_class: Obj, now: float) -> str:
+    return "true" if storage_class.get("allowVolumeExpansion") else "false"
+
+
+def volume_capacity(volume: Obj, now: float) -> str:
+    return str((_spec(volume).get("capacity") or {}).get("storage") or "")
+
+
+def volume_claim(volume: Obj, now: float) -> str:
+    claim = _spec(volume).get("claimRef")
+    return f"{claim.get('namespace', '')}/{claim.get('name', '')}" if claim else ""
+
+
+def scale_target(scaler: Obj, now: float) -> str:
+    target = _spec(scaler).get("scaleTargetRef") or {}
+    return f"{target.get('kind', '')}/{target.get('name', '')}"
+
+
+def scale_metrics(scaler: Obj, now: float) -> str:
+    """Each metric as ``name: now/wanted``."""
+    measured = {_metric_name(m): _amount(m, "current") for m in (scaler.get("status") or {}).get("currentMetrics") or ()}
+    found = []
+    for metric in _spec(scaler).get("metrics") or ():
+        name = _metric_name(metric)
+        found.append(f"{name}: {measured.get(name) or '<unknown>'}/{_amount(metric, 'target')}")
+    percent = _spec(scaler).get("targetCPUUtilizationPercentage")
+    if percent is not None:
+        now_used = (scaler.get("status") or {}).get("currentCPUUtilizationPercentage")
+        found.append(f"cpu: {'<unknown>' if now_used is None else f'{now_used}%'}/{percent}%")
+    return _listed(found) or _NONE
+
+
+def _source(metric: Obj) -> Obj:
+    kind = str(metric.get("type") or "")
+    found: Any = metric.get(kind[:1].lower() + kind[1:])
+    return found or {}
+
+
+def _metric_name(metric: Obj) -> str:
+    source = _source(metric)
+    return str(source.get("name") or (source.get("metric") or {}).get("name") or "")
+
+
+def _amount(metric: Obj, key: str) -> str:
+    amount = _source(metric).get(key) or {}
+    if amount.get("averageUtilization") is not None:
+        return f"{amount['averageUtilization']}%"
+    return str(amount.get("averageValue") or amount.get("value") or "")
+
+
+CELLS: Mapping[str, Cell] = {
+    "ingress_hosts": ingress_hosts,
+    "ingress_ports": ingress_ports,
+    "load_balancer": load_balancer,
+    "class_parameters": class_parameters,
+    "expansion": expansion,
+    "volume_capacity": volume_capacity,
+    "volume_claim": volume_claim,
+    "scale_target": scale_target,
+    "scale_metrics": scale_metrics,
+}
