@@ -49,7 +49,7 @@ def addressed(obj: Obj, kind: Kind | None, name: str, namespace: str) -> tuple[K
     for key, wanted in (("apiVersion", kind.api_version), ("kind", kind.kind)):
         if obj.get(key) not in (None, "", wanted):
             raise errors.bad_request(
-                f"{obj.get('kind')} in version {obj.get('apiVersion')!r} cannot be handled as a {kind.kind} in {kind.api_version}"
+                f'{obj.get("kind")} in version "{obj.get("apiVersion")}" cannot be handled as a {kind.kind} in {kind.api_version}'
             )
     metadata = obj.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
@@ -61,7 +61,9 @@ def addressed(obj: Obj, kind: Kind | None, name: str, namespace: str) -> tuple[K
         said = metadata.get("namespace")
         if said and namespace and said != namespace:
             raise errors.bad_request(
-                f"the namespace of the provided object does not match the namespace sent on the request: {said!r}, {namespace!r}"
+                f"the namespace of the object ({said}) does not match the namespace on the request ({namespace})"
+                if name
+                else "the namespace of the provided object does not match the namespace sent on the request"
             )
         metadata["namespace"] = said or namespace
         if not metadata["namespace"]:

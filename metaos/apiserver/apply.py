@@ -2,8 +2,9 @@
 
 Source: Kubernetes, "Server-Side Apply", and sigs.k8s.io/structured-merge-diff (FieldsV1). A field set is a mapping from
 path to value; path elements are ``f:NAME``, ``k:{KEYS}`` (an item of a list map) and ``v:VALUE`` (an item of a list
-set). As in Kubernetes, ownership is recorded from an object's first apply on; what was there before belongs to
-``before-first-apply``, or to ``kubectl-client-side-apply`` where its annotation says so.
+set). Ownership is recorded from an object's creation on. Objects that NEMO itself made have no record until they are
+applied; what was there before belongs to ``before-first-apply``, or to ``kubectl-client-side-apply`` where its
+annotation says so.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import orjson
 
+from metaos.apiserver.messages import message_of
 from metaos.apiserver.schema import ANY, Node
 from metaos.resources import errors, meta
 from metaos.resources.meta import Obj
@@ -28,11 +31,15 @@ _BEFORE = "before-first-apply"
 #: Never owned: identity, and what the server keeps.
 _UNOWNED = frozenset(
     (
-        *("name", "namespace", "uid", "generateName", "generation", "resourceVersion", "selfLink", "managedFields"),
+        *("name", "namespace", "uid", "generation", "resourceVersion", "selfLink", "managedFields"),
         *("creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"),
     )
 )
+#: Stands for the value of what has parts of its own: an item of a list map; in updates also maps and objects.
 _ITEM = object()
+#: Managers of updates that an object remembers, and who stands for the older ones, as in Kubernetes.
+MAX_UPDATERS = 10
+_ANCIENT = "ancient-changes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +75,40 @@ class Owned:
 # -- sets --------------------------------------------------------------------------------------------------
 
 
-def fields_of(node: Node, obj: Obj, *, status: bool) -> Fields:
-    """The leaves of an object. ``status``: only those below ``status``, otherwise all others."""
+def fields_of(node: Node, obj: Obj, *, status: bool, whole: bool = False) -> Fields:
+    """The leaves of an object. ``status``: only those below ``status``, otherwise all others. ``whole``: also the maps,
+    objects and lists that have parts, as updates own them and applies do not."""
     found: Fields = {}
     for key, value in obj.items():
         if key == "metadata" and not status:
             child = node.child("metadata")
             for name, part in value.items():
                 if name not in _UNOWNED:
-                    _leaves(child.child(name), part, ("f:metadata", f"f:{name}"), found)
+                    _leaves(child.child(name), part, ("f:metadata", f"f:{name}"), found, whole)
         elif key not in ("apiVersion", "kind", "metadata") and (key == "status") == status:
-            _leaves(node.child(key), value, (f"f:{key}",), found)
+            _leaves(node.child(key), value, (f"f:{key}",), found, whole)
     return found
+
+
+@cache
+def always_there(node: Node) -> frozenset[Path]:
+    """What every object of a native kind has, empty, in Kubernetes' own representation, so that nobody adds it: objects
+    that are no pointers, and required lists."""
+    found: set[Path] = set()
+    waiting: list[tuple[Node, Path]] = [(node, ())]
+    while waiting:
+        holder, path = waiting.pop()
+        message = message_of(holder.name)
+        for name, (kind, flags) in message.items():
+            child = holder.properties.get(name)
+            if child is None:
+                continue
+            if child.kind == "object" and "." in kind and not set(flags) & {"p", "r", "m"}:
+                found.add((*path, f"f:{name}"))
+                waiting.append((child, (*path, f"f:{name}")))
+            elif child.kind == "array" and name in holder.required:
+                found.add((*path, f"f:{name}"))
+    return frozenset(found)
 
 
 def _granular(node: Node, value: Any) -> bool:
@@ -89,12 +118,15 @@ def _granular(node: Node, value: Any) -> bool:
     return isinstance(value, list) and node.list_type in ("map", "set")
 
 
-def _leaves(node: Node, value: Any, path: Path, found: Fields) -> None:
+def _leaves(node: Node, value: Any, path: Path, found: Fields, whole: bool) -> None:
     if not value or not _granular(node, value):
         found[path] = value
-    elif isinstance(value, dict):
+        return
+    if whole:
+        found[path] = _ITEM
+    if isinstance(value, dict):
         for key, child in value.items():
-            _leaves(node.child(key), child, (*path, f"f:{key}"), found)
+            _leaves(node.child(key), child, (*path, f"f:{key}"), found, whole)
     elif node.list_type == "set":
         for item in value:
             found[(*path, "v:" + _json(item))] = item
@@ -104,7 +136,7 @@ def _leaves(node: Node, value: Any, path: Path, found: Fields) -> None:
             below = (*path, _key(node, item))
             found[below] = _ITEM
             for key, child in item.items():
-                _leaves(item_node.child(key), child, (*below, f"f:{key}"), found)
+                _leaves(item_node.child(key), child, (*below, f"f:{key}"), found, whole)
 
 
 def _json(value: Any) -> str:
@@ -122,14 +154,17 @@ def _key(node: Node, item: Any) -> str:
 
 
 def fields_v1(paths: set[Path]) -> dict[str, Any]:
-    """A set in its wire form, a trie; ``.`` marks an item that is itself in the set."""
+    """A set in its wire form, a trie; ``.`` marks what is itself in the set where parts of it are too."""
     root: dict[str, Any] = {}
     for path in sorted(paths):
         place = root
-        for element in path:
-            place = place.setdefault(element, {})
-        if path[-1].startswith("k:"):
-            place["."] = {}
+        for depth, element in enumerate(path, 1):
+            below = place.get(element)
+            if below is None:
+                below = place[element] = {}
+            elif not below and depth < len(path):
+                below["."] = {}  # It ended here before: the shorter of two paths comes first.
+            place = below
     return root
 
 
@@ -164,10 +199,23 @@ def _same(one: Manager, other: Manager) -> bool:
 
 
 def _store(obj: Obj, held: list[Owned]) -> None:
-    kept = [entry.encode() for entry in held if entry.paths]
+    kept = _bounded([entry for entry in held if entry.paths])
+    kept.sort(key=lambda e: (e.manager.operation, e.time, e.manager.name, e.manager.api_version, e.manager.subresource))
     obj["metadata"].pop("managedFields", None)
     if kept:
-        obj["metadata"]["managedFields"] = kept
+        obj["metadata"]["managedFields"] = [entry.encode() for entry in kept]
+
+
+def _bounded(held: list[Owned]) -> list[Owned]:
+    """At most ``MAX_UPDATERS`` that update: the oldest become one."""
+    updaters = [entry for entry in held if entry.manager.operation == "Update"]
+    if len(updaters) <= MAX_UPDATERS:
+        return held
+    updaters.sort(key=lambda entry: entry.time)
+    oldest = updaters[: len(updaters) - MAX_UPDATERS + 1]
+    last = oldest[-1]
+    ancient = Owned(Manager(_ANCIENT, "Update", "", last.manager.api_version), last.time, set().union(*(e.paths for e in oldest)))
+    return [*(entry for entry in held if entry not in oldest), ancient]
 
 
 # -- operations --------------------------------------------------------------------------------------------
@@ -176,6 +224,14 @@ def _store(obj: Obj, held: list[Owned]) -> None:
 def first_fields(node: Node, applied_obj: Obj, manager: Manager, now: str) -> list[dict[str, Any]]:
     """``managedFields`` of an object that an apply creates."""
     return [Owned(manager, now, set(fields_of(node, applied_obj, status=manager.subresource == "status"))).encode()]
+
+
+def created_fields(node: Node, obj: Obj, manager: Manager, now: str) -> list[dict[str, Any]]:
+    """``managedFields`` of an object that was created otherwise: all of it belongs to ``manager``."""
+    paths = fields_of(node, obj, status=False, whole=True).keys() - always_there(node)
+    if "status" in obj:
+        paths |= fields_of(node, {"status": obj["status"]}, status=True, whole=True).keys() - always_there(node)
+    return [Owned(manager, now, set(paths)).encode()] if paths else []
 
 
 def tracked(node: Node, obj: Obj, old: Obj, manager: Manager, now: str) -> Obj:
@@ -189,8 +245,8 @@ def tracked(node: Node, obj: Obj, old: Obj, manager: Manager, now: str) -> Obj:
         return result
     held = owners(result)
     status = manager.subresource == "status"
-    before, after = fields_of(node, old, status=status), fields_of(node, obj, status=status)
-    changed = {path for path, value in after.items() if path not in before or before[path] != value}
+    before, after = (fields_of(node, each, status=status, whole=True) for each in (old, obj))
+    changed = {path for path, value in after.items() if path not in before or before[path] != value} - always_there(node)
     removed = before.keys() - after.keys()
     if changed or removed:
         mine = next((entry for entry in held if _same(entry.manager, manager)), None)

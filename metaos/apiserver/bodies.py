@@ -11,9 +11,11 @@ import yaml
 
 from metaos.apiserver import protobuf
 from metaos.apiserver.deletion import DeleteOptions
+from metaos.apiserver.schema import forbidden, invalid, required, unsupported
+from metaos.apiserver.shaping import FIELD_VALIDATION
 from metaos.client import PatchType
 from metaos.resources import errors
-from metaos.resources.errors import ApiError
+from metaos.resources.errors import Cause
 
 #: The longest body of an API request (Kubernetes' own bound).
 MAX_BODY = 3 * 1024 * 1024
@@ -83,11 +85,13 @@ def flag(query: Mapping[str, str], name: str) -> bool:
     return value is not None and value.lower() in ("", "1", "t", "true")
 
 
-def number(query: Mapping[str, str], name: str) -> int | None:
+def number(query: Mapping[str, str], name: str, *, negative: bool = False) -> int | None:
     """A count. Raises ``ApiError`` 400."""
     value = query.get(name)
     if value is None or value == "":
         return None
+    if negative and value[:1] == "-" and value[1:].isdecimal() and len(value) <= 15:
+        return int(value)
     if not value.isdecimal() or len(value) > 15:
         raise errors.bad_request(f"query parameter {name} must be a number of at least 0, not {value!r}")
     return int(value)
@@ -103,24 +107,65 @@ class WriteOptions:
     field_validation: str
 
     @classmethod
-    def of(cls, query: Mapping[str, str], user_agent: str, *, named_only: bool = False) -> WriteOptions:
-        manager = query.get("fieldManager", "")
-        if len(manager) > 128 or not manager.isprintable():
-            raise errors.bad_request("fieldManager must be printable and have at most 128 characters")
-        if not manager and not named_only:
+    def of(cls, query: Mapping[str, str], user_agent: str, kind: str, *, apply: bool = False) -> WriteOptions:
+        """``kind``: CreateOptions, UpdateOptions or PatchOptions. Raises ``ApiError`` 422."""
+        manager, validation = query.get("fieldManager", ""), query.get("fieldValidation", "")
+        causes = _dry_run_causes(query)
+        if apply and not manager:
+            causes.append(required("fieldManager", "is required for apply patch"))
+        if len(manager) > 128:
+            causes.append(Cause("FieldValueTooLong", "fieldManager", "Too long: may not be longer than 128"))
+        for position, character in enumerate(manager):
+            if not character.isprintable():
+                text = f"invalid character U+{ord(character):04X} (at position {position})"
+                causes.append(invalid("fieldManager", manager, text))
+        if "force" in query and not apply:
+            causes.append(forbidden("force", "may not be specified for non-apply patch"))
+        if validation and validation not in FIELD_VALIDATION:
+            causes.append(unsupported("fieldValidation", validation, FIELD_VALIDATION))
+        _refuse(kind, causes)
+        if not manager:
             manager = user_agent.partition("/")[0].strip()[:128]
-        return cls(dry_run(query), manager, flag(query, "force"), query.get("fieldValidation") or "Warn")
+        return cls(dry_run(query), manager, flag(query, "force"), validation or "Warn")
+
+
+def _refuse(kind: str, causes: list[Cause]) -> None:
+    if causes:
+        raise errors.invalid("meta.k8s.io", kind, "", causes)
+
+
+def _dry_run_causes(query: Mapping[str, str]) -> list[Cause]:
+    value = query.get("dryRun")
+    return [unsupported("dryRun", value, ("All",))] if value not in (None, "", "All") else []
 
 
 def dry_run(query: Mapping[str, str]) -> bool:
-    value = query.get("dryRun")
-    if value not in (None, "", "All"):
-        raise _bad_dry_run(value)
-    return value == "All"
+    return query.get("dryRun") == "All"
 
 
-def _bad_dry_run(value: Any) -> ApiError:
-    return errors.bad_request(f'dryRun: Unsupported value: "{value}": supported values: "All"')
+def check_list_options(query: Mapping[str, str], *, watch: bool) -> None:
+    """What cannot be asked together. Source: ``apimachinery/pkg/apis/internalversion/validation``. Raises ``ApiError`` 422."""
+    match, revision = query.get("resourceVersionMatch", ""), query.get("resourceVersion", "")
+    streamed, path = "sendInitialEvents" in query, "resourceVersionMatch"
+    causes: list[Cause] = []
+    if watch and streamed:
+        if match != "NotOlderThan":
+            text = f"{path} must be set to NotOlderThan when sendInitialEvents is set"
+            causes.append(forbidden(path, text) if not match else unsupported(path, match, ("NotOlderThan",)))
+    elif streamed:
+        causes.append(forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"))
+    elif match and watch:
+        causes.append(forbidden(path, f"{path} is forbidden for watch unless sendInitialEvents is provided"))
+    elif match:
+        if not revision:
+            causes.append(forbidden(path, f"{path} is forbidden unless resourceVersion is provided"))
+        if query.get("continue"):
+            causes.append(forbidden(path, f"{path} is forbidden when continue is provided"))
+        if match not in ("Exact", "NotOlderThan"):
+            causes.append(unsupported(path, match, ("Exact", "NotOlderThan", "")))
+        elif match == "Exact" and revision == "0":
+            causes.append(forbidden(path, f'{path} "Exact" is forbidden for resourceVersion "0"'))
+    _refuse("ListOptions", causes)
 
 
 def delete_options(query: Mapping[str, str], body: Any) -> tuple[DeleteOptions, bool]:
@@ -136,11 +181,17 @@ def delete_options(query: Mapping[str, str], body: Any) -> tuple[DeleteOptions, 
         raise errors.bad_request("gracePeriodSeconds must be a number of seconds")
     propagation = sent.get("propagationPolicy") or query.get("propagationPolicy") or ""
     orphan = sent.get("orphanDependents")
+    causes = _dry_run_causes(query)
+    if propagation and orphan is not None:
+        causes.append(invalid("propagationPolicy", propagation, "orphanDependents and deletionPropagation cannot be both set"))
+    elif propagation and propagation not in ("Orphan", "Background", "Foreground"):
+        causes.append(unsupported("propagationPolicy", propagation, ("Foreground", "Background", "Orphan", "nil")))
     if not propagation and orphan is not None:
         propagation = "Orphan" if orphan else "Background"
     runs = sent.get("dryRun") or []
     if any(run != "All" for run in runs):
-        raise _bad_dry_run(runs[0])
+        causes.append(unsupported("dryRun", runs[0], ("All",)))
+    _refuse("DeleteOptions", causes)
     options = DeleteOptions(
         str(conditions.get("uid") or ""), str(conditions.get("resourceVersion") or ""), str(propagation), grace
     )

@@ -38,17 +38,18 @@ def delete(kind: Kind, obj: Obj, options: DeleteOptions, now: float) -> Obj | No
     if options.uid and options.uid != metadata.get("uid"):
         raise errors.conflict(
             kind.group,
-            kind.plural,
+            kind.kind,
             name(obj),
-            f"Precondition failed: UID in precondition: {options.uid}, UID in object meta: {metadata.get('uid')}",
+            f"the UID in the precondition ({options.uid}) does not match the UID in record ({metadata.get('uid')}). "
+            "The object might have been deleted and then recreated",
         )
     if options.resource_version and options.resource_version != metadata.get("resourceVersion"):
         raise errors.conflict(
             kind.group,
-            kind.plural,
+            kind.kind,
             name(obj),
-            f"Precondition failed: ResourceVersion in precondition: {options.resource_version}, "
-            f"ResourceVersion in object meta: {metadata.get('resourceVersion')}",
+            f"the ResourceVersion in the precondition ({options.resource_version}) does not match the ResourceVersion in record "
+            f"({metadata.get('resourceVersion')}). The object might have been modified",
         )
     left = copy.deepcopy(obj)
     metadata = left["metadata"]

@@ -29,6 +29,8 @@ _NO_GENERATION = _PATH_NAMES | {
     *("CertificateSigningRequest", "StorageClass", "PersistentVolume", "PersistentVolumeClaim", "HorizontalPodAutoscaler"),
 }
 
+#: Finalizers that need no domain.
+_FINALIZERS = frozenset(("orphan", "foregroundDeletion", "kubernetes"))
 NAME_SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
 
 DNS_LABEL = (
@@ -46,9 +48,8 @@ def has_generation(kind: Kind) -> bool:
     return kind.kind not in _NO_GENERATION
 
 
-def name_causes(kind: Kind, name: str) -> list[Cause]:
+def name_causes(kind: Kind, name: str, path: str = "metadata.name") -> list[Cause]:
     """Why ``name`` cannot name an object of ``kind``."""
-    path = "metadata.name"
     if not name:
         return [required(path, "name or generateName is required")]
     if kind.kind in _PATH_NAMES:
@@ -77,7 +78,8 @@ def _key_problem(key: str) -> str:
     if not _QUALIFIED.match(name):
         return (
             "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric "
-            "character (e.g. 'MyName',  or 'my.name',  or '123-abc')"
+            "character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is "
+            "'([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')"
         )
     return ""
 
@@ -95,7 +97,8 @@ def label_causes(labels: Mapping[str, str] | None, path: str) -> list[Cause]:
                     path,
                     value,
                     "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must "
-                    "start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345')",
+                    "start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for "
+                    "validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')",
                 )
             )
     return found
@@ -115,10 +118,13 @@ def metadata_causes(metadata: Mapping[str, Any]) -> list[Cause]:
     for i, finalizer in enumerate(metadata.get("finalizers") or ()):
         if problem := _key_problem(finalizer):
             found.append(invalid(f"metadata.finalizers[{i}]", finalizer, problem))
+        elif "/" not in finalizer and finalizer not in _FINALIZERS:
+            text = "name is neither a standard finalizer name nor is it fully qualified"
+            found.append(invalid(f"metadata.finalizers[{i}]", finalizer, text))
     owners = metadata.get("ownerReferences") or ()
-    for i, owner in enumerate(owners):
+    for owner in owners:
         found.extend(
-            required(f"metadata.ownerReferences[{i}].{key}", "must not be empty")
+            invalid(f"metadata.ownerReferences.{key}", "", f"{'version' if key == 'apiVersion' else key} must not be empty")
             for key in ("apiVersion", "kind", "name", "uid")
             if not owner.get(key)
         )

@@ -13,11 +13,11 @@ import struct
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
-from importlib import resources
 from typing import Any
 
 import orjson
 
+from metaos.apiserver.messages import messages
 from metaos.apiserver.schema import definition_name
 from metaos.resources import errors
 from metaos.resources.meta import Obj
@@ -27,18 +27,9 @@ MEDIA = "application/vnd.kubernetes.protobuf"
 MAGIC = b"k8s\x00"
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
-#: Number → (JSON name, type, flags). Flags: p pointer (a zero is meant), r repeated, m map of strings to the type, i inline.
-Fields = dict[int, tuple[str, str, str]]
-
 
 class _Malformed(ValueError):
     pass
-
-
-@cache
-def _messages() -> dict[str, Fields]:
-    raw = orjson.loads((resources.files(__package__) / "protobuf.json").read_bytes())
-    return {name: {int(n): (f[0], f[1], f[2]) for n, f in fields.items()} for name, fields in raw.items()}
 
 
 @cache
@@ -121,7 +112,7 @@ def _integer(value: int | bytes) -> int:
 
 
 def _message(name: str, data: bytes) -> Obj:
-    fields, found = _messages()[name], Obj()
+    fields, found = messages()[name], Obj()
     for number, raw in _fields(data):
         known = fields.get(number)
         if known is None:

@@ -111,7 +111,7 @@ class Reading:
         """Encoded items, their revision, the token of the next page, and how many are left (-1: not counted)."""
         self.check(user, Attributes("list", kind.group, kind.plural, "", namespace, fields=fields))
         await self.cache.fresh()
-        asked = _number(resource_version)
+        asked = revision_number(resource_version)
         if asked > self.cache.revision:
             raise errors.ApiError(
                 504,
@@ -229,7 +229,7 @@ class Reading:
         where = namespace if kind.namespaced else ""
         resource = stored_kind(kind).resource
         await self.cache.fresh()
-        after = _number(resource_version)
+        after = revision_number(resource_version)
         if after > self.cache.revision:
             raise errors.expired(f"resource version {after} lies ahead of this server's {self.cache.revision}; list again")
         if initial_events or not after:
@@ -288,10 +288,9 @@ def selector(kind: Kind, labels: str, fields: str) -> Test:
         for part in fields.split(","):
             asked = part.replace("==", "=").replace("!=", "=").partition("=")[0].strip()
             if asked and asked not in known:
-                raise errors.bad_request(
-                    f'Unable to find "{kind.api_version}, Kind={kind.kind}" that match field selector: '
-                    f"field label not supported: {asked}"
-                )
+                if kind.resource in FIELDS:
+                    raise errors.bad_request(f"field label not supported: {asked}")
+                raise errors.bad_request(f'"{asked}" is not a known field selector: only "metadata.name", "metadata.namespace"')
     if by_label is None and by_field is None:
         return lambda version: True
 
@@ -309,7 +308,8 @@ def selector(kind: Kind, labels: str, fields: str) -> Test:
     return matches
 
 
-def _number(resource_version: str) -> int:
+def revision_number(resource_version: str) -> int:
+    """A ``resourceVersion`` that a caller named; 0 for none. Raises ``ApiError`` 400."""
     if not resource_version:
         return 0
     if not resource_version.isdecimal():

@@ -19,7 +19,7 @@ import orjson
 
 from metaos.apiserver import deletion, reviews, subresources, views
 from metaos.apiserver.addressing import addressed, encode, gone, key_of, same_identity, sealed, stored_kind
-from metaos.apiserver.apply import Manager, applied, first_fields, tracked
+from metaos.apiserver.apply import Manager, applied, created_fields, first_fields, tracked
 from metaos.apiserver.cache import EncodedEvent, Version, WatchCache
 from metaos.apiserver.local import RegistryClient
 from metaos.apiserver.metadata import NAME_SUFFIX, changed, has_generation, name_causes, prepare_create, prepare_update
@@ -45,6 +45,8 @@ ATTEMPTS = 20
 BOOKMARK_SECONDS = 60.0
 #: Namespaces that begin so are NEMO's own.
 RESERVED_PREFIX = "nemo-"
+#: Who makes objects whose fields nobody else will claim: ownership of these is recorded from their first apply on.
+UNTRACKED = ("system:controller:", "system:cluster:", "system:apiserver")
 #: The API server's own identity, for what it makes at start.
 SELF = UserInfo("system:apiserver", (MASTERS,))
 
@@ -143,12 +145,17 @@ class Registry(Reading):
     async def _create(self, write: Write, kind: Kind, obj: Obj, fields: list[dict[str, Any]] | None = None) -> Obj:
         obj = shape(kind, obj, None, write.field_validation, write.warnings)
         metadata = obj["metadata"]
+        if metadata.get("resourceVersion") and not write.user.name.startswith(UNTRACKED):
+            raise errors.bad_request("resourceVersion should not be set on objects to be created")
         generate = str(metadata.get("generateName") or "")
         chosen = bool(metadata.get("name"))
         for _ in range(8):
             if not chosen and generate:
                 metadata["name"] = generate[:58] + "".join(self._random.choices(NAME_SUFFIX, k=5))
-            if causes := name_causes(kind, metadata.get("name") or ""):
+            causes = name_causes(kind, metadata.get("name") or "")
+            if generate and not chosen:
+                causes = [*name_causes(kind, generate.rstrip("-") or "-", "metadata.generateName"), *causes]
+            if causes:
                 raise errors.invalid(kind.group, kind.kind, metadata.get("name") or "", causes)
             key = key_of(kind, metadata.get("namespace") or "", metadata["name"])
             if self.cache.get(key) is None:
@@ -166,7 +173,10 @@ class Registry(Reading):
         obj = self._admit(write, "CREATE", obj, None)
         validate(kind, obj, None)
         self._check_author(write.user, kind, obj, None)
-        if fields is not None:
+        if fields is None and not write.user.name.startswith(UNTRACKED):
+            by = Manager(write.manager or write.user.name, "Update", "", kind.api_version)
+            fields = created_fields(node_of(kind), obj, by, now)
+        if fields:
             obj["metadata"]["managedFields"] = fields
         if write.dry_run:
             return obj
@@ -349,14 +359,13 @@ class Registry(Reading):
             step = Write(write.user, write.manager, write.dry_run, write.field_validation, said)
             wanted = self._changed(step, kind, current, mutate, subresource, manager)
             write.warnings.extend(text for text in said if text not in write.warnings)
-            if wanted is not None and wanted == current:
-                return self._show(kind, current, subresource)
-            if write.dry_run:
-                return self._show(kind, wanted or current, subresource)
+            done = deletion.finished(stored, wanted)
+            if write.dry_run or (wanted == current and not done):
+                return self._show(kind, wanted, subresource)
             try:
-                if wanted is None:
-                    self.cache.written(await self._store.delete(key, expected=version.revision))
-                    return self._show(kind, current, subresource)
+                if done:
+                    revision = await self._store.delete(key, expected=version.revision)
+                    return self._show(kind, self._answer(wanted, revision), subresource)
                 revision = await self._store.update(key, encode(wanted), expected=version.revision)
             except Conflict as met:
                 if pinned:
@@ -368,8 +377,8 @@ class Registry(Reading):
 
     def _changed(
         self, write: Write, kind: Kind, current: Obj, mutate: Mutation, subresource: str, manager: Manager | None
-    ) -> Obj | None:
-        """The object to store; ``None``: its last finalizer went, remove it."""
+    ) -> Obj:
+        """The object to store, or to remove where its last finalizer went."""
         view = views.of(kind)
         if view is not None:
             wanted = view.write_back(mutate(view.show(current)), current)
@@ -417,8 +426,6 @@ class Registry(Reading):
                 write.manager or write.user.name, "Update", "" if subresource == "scale" else subresource, kind.api_version
             )
             wanted = tracked(node_of(kind), wanted, current, by, format_time(self._clock.now()))
-        if deletion.finished(kind, wanted):
-            return None
         return wanted
 
     def _show(self, kind: Kind, obj: Obj, subresource: str) -> Obj:
@@ -508,11 +515,13 @@ class Registry(Reading):
         propagation: str = "",
         grace_period_seconds: int | None = None,
         dry_run: bool = False,
-    ) -> None:
+    ) -> list[Obj]:
+        """The objects as they were."""
         self.check(user, Attributes("deletecollection", kind.group, kind.plural, "", namespace, fields=fields))
         await self.cache.fresh()
-        for version in list(self.selected(kind, namespace, labels, fields)):
-            self._check_author(user, kind, None, version.object())
+        found = [(version, version.object()) for version in self.selected(kind, namespace, labels, fields)]
+        for version, obj in found:
+            self._check_author(user, kind, None, obj)
             try:
                 await self.delete(
                     SELF,
@@ -526,6 +535,7 @@ class Registry(Reading):
             except errors.ApiError as refused:
                 if refused.code != 404:  # Gone meanwhile: as wanted.
                     raise
+        return [self._show(kind, obj, "") for _, obj in found]
 
 
 def _names_revision(body: Any) -> bool:

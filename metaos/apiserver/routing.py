@@ -81,7 +81,8 @@ def parse(method: str, raw_path: str, *, watch: bool = False) -> Target | None:
         raise errors.ApiError(404, "NotFound", "the server could not find the requested resource")
     verb = _verb(method, kind, name, subresource, watch)
     if kind.namespaced and not namespace and (name or verb in ("create", "deletecollection")):
-        raise errors.bad_request(f"{kind.plural} are in namespaces: ask at …/namespaces/NAMESPACE/{kind.plural}")
+        why = f"{kind.plural} are in namespaces: ask at …/namespaces/NAMESPACE/{kind.plural}"
+        raise errors.ApiError(404, "NotFound", why) if name else errors.method_not_allowed(why)
     return Target(verb, kind, namespace, name, subresource, "/" + "/".join(below) if below else "")
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 import yaml
 
+from metaos.apiserver.messages import message_of
 from metaos.resources import quantity
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj
@@ -54,6 +55,8 @@ class Node:
     int32: bool = False
     default: Any = None
     keep_unknown: bool = False
+    #: Fields that are left out where they are empty, as Go's ``omitempty`` does.
+    omit: frozenset[str] = frozenset()
     list_type: str = "atomic"
     keys: tuple[str, ...] = ()
     atomic: bool = False
@@ -132,6 +135,10 @@ _SPECIAL = {
 }
 
 
+#: Kinds of values that Go takes for empty; a struct that is no pointer never is.
+_EMPTY = frozenset(("string", "array", "map", "integer", "boolean", "number", "bytes"))
+
+
 class _Compiler:
     def __init__(self, documents: Mapping[str, dict[str, Any]]) -> None:
         self._documents = documents
@@ -190,6 +197,12 @@ class _Compiler:
         if document.get("x-kubernetes-int-or-string"):
             node.kind = "quantity" if form == "quantity" else "intOrString"
         self._extensions(node, document)
+        message = message_of(node.name) if node.kind == "object" else {}
+        node.omit = frozenset(
+            name
+            for name, (_, flags) in message.items()
+            if name in node.properties and "p" not in flags and name not in node.required and node.properties[name].kind in _EMPTY
+        )
 
     @staticmethod
     def _extensions(node: Node, document: Mapping[str, Any]) -> None:
@@ -226,14 +239,23 @@ class Findings:
     malformed: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     causes: list[Cause] = field(default_factory=list)
+    omit_empty: bool = True
 
 
 def required(path: str, detail: str = "") -> Cause:
     return Cause("FieldValueRequired", path, f"Required value: {detail}" if detail else "Required value")
 
 
+def quoted(value: Any) -> str:
+    """Text as Go's ``%q`` writes it, all else as JSON."""
+    if not isinstance(value, str):
+        return orjson.dumps(value).decode()
+    known = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+    return '"' + "".join(known.get(c) or (c if c.isprintable() else f"\\x{ord(c):02x}") for c in value) + '"'
+
+
 def invalid(path: str, value: Any, detail: str) -> Cause:
-    shown = f'"{value}"' if isinstance(value, str) else orjson.dumps(value).decode()
+    shown = quoted(value)
     return Cause("FieldValueInvalid", path, f"Invalid value: {shown}: {detail}")
 
 
@@ -243,26 +265,27 @@ def unsupported(path: str, value: Any, allowed: tuple[Any, ...] | list[str]) -> 
 
 
 def duplicate(path: str, value: Any) -> Cause:
-    shown = f'"{value}"' if isinstance(value, str) else orjson.dumps(value).decode()
-    return Cause("FieldValueDuplicate", path, f"Duplicate value: {shown}")
+    return Cause("FieldValueDuplicate", path, f"Duplicate value: {quoted(value)}")
 
 
 def forbidden(path: str, detail: str) -> Cause:
     return Cause("FieldValueForbidden", path, f"Forbidden: {detail}")
 
 
-def conform(kind: Kind, obj: Obj) -> tuple[Obj, Findings]:
+def conform(kind: Kind, obj: Obj, *, omit_empty: bool = True) -> tuple[Obj, Findings]:
     """A copy of ``obj`` without unknown fields and nulls, and what was wrong with it. Below ``status`` nothing is
-    required: whoever writes it reports what they know."""
-    return conform_node(node_of(kind), obj)
+    required: whoever writes it reports what they know. ``omit_empty``: without what Kubernetes leaves out when empty."""
+    return conform_node(node_of(kind), obj, omit_empty=omit_empty)
 
 
-def conform_node(node: Node, obj: Obj) -> tuple[Obj, Findings]:
-    findings = Findings()
+def conform_node(node: Node, obj: Obj, *, omit_empty: bool = True) -> tuple[Obj, Findings]:
+    findings = Findings(omit_empty=omit_empty)
     shaped = _object(node, obj, "", findings, True)
     return shaped, findings
 
 
+#: Whoever writes a status reports what they know; what metadata needs has rules of its own.
+_UNREQUIRED = ("status", "metadata")
 _JSON_NAMES = {str: "string", bool: "bool", int: "number", float: "number", list: "array", dict: "object"}
 
 
@@ -275,7 +298,7 @@ def _mismatch(node: Node, value: Any, path: str, findings: Findings) -> None:
 def _object(node: Node, value: Any, path: str, findings: Findings, strict: bool) -> Any:
     if not isinstance(value, dict):
         return _mismatch(node, value, path, findings)
-    properties = node.properties
+    properties, omit = node.properties, node.omit
     result: Obj = {}
     for key, child in value.items():
         schema = properties.get(key)
@@ -286,8 +309,8 @@ def _object(node: Node, value: Any, path: str, findings: Findings, strict: bool)
                 findings.unknown.append(f"{path}.{key}" if path else key)
         elif child is not None:
             below = f"{path}.{key}" if path else key
-            shaped = _value(schema, child, below, findings, strict and below != "status")
-            if shaped is not None:
+            shaped = _value(schema, child, below, findings, strict and below not in _UNREQUIRED)
+            if shaped is not None and (shaped or not findings.omit_empty or key not in omit):
                 result[key] = shaped
     if strict:
         for name in node.required:

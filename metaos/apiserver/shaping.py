@@ -23,7 +23,7 @@ def shape(kind: Kind, obj: Obj, old: Obj | None, field_validation: str, warnings
         raise errors.bad_request(f"fieldValidation {field_validation!r} must be one of Strict, Warn, Ignore")
     if kind is scheme.SECRET and obj.get("stringData"):
         obj = _folded(obj)
-    shaped, findings = conform(kind, obj)
+    shaped, findings = conform(kind, obj, omit_empty=defaults)
     _report(kind, obj, findings, field_validation, warnings)
     shaped.setdefault("metadata", {})
     if old is None:
@@ -39,15 +39,14 @@ def shape(kind: Kind, obj: Obj, old: Obj | None, field_validation: str, warnings
 def _report(kind: Kind, obj: Obj, findings: Findings, field_validation: str, warnings: list[str]) -> None:
     if findings.malformed:
         raise errors.bad_request(
-            f"{kind.kind} in version {kind.api_version.rpartition('/')[2]!r} cannot be handled as a {kind.kind}: "
-            + ", ".join(findings.malformed)
+            f'{kind.kind} in version "{kind.version}" cannot be handled as a {kind.kind}: ' + ", ".join(findings.malformed)
         )
     if not findings.unknown:
         return
     texts = [f'unknown field "{path}"' for path in findings.unknown]
     if field_validation == "Strict":
         raise errors.bad_request(
-            f"{kind.kind} in version {kind.api_version.rpartition('/')[2]!r} cannot be handled as a {kind.kind}: "
+            f'{kind.kind} in version "{kind.version}" cannot be handled as a {kind.kind}: '
             f"strict decoding error: {', '.join(texts)}"
         )
     if field_validation in ("", "Warn"):

@@ -16,7 +16,7 @@ from metaos.apiserver.authn import Identity
 from metaos.apiserver.bodies import WriteOptions
 from metaos.apiserver.deletion import DeleteOptions
 from metaos.apiserver.negotiation import JSON, Accepted, Form, accepted, encoded
-from metaos.apiserver.reading import selector
+from metaos.apiserver.reading import revision_number, selector
 from metaos.apiserver.registry import EncodedEvent, Registry
 from metaos.apiserver.routing import Target
 from metaos.client import PatchType
@@ -117,10 +117,11 @@ class Verbs:
     async def _list(self, call: Call) -> web.Response:
         t, query = call.target, call.query
         form = accepted(call.request.headers.get("Accept", ""))
+        bodies.check_list_options(query, watch=False)
         asked: dict[str, Any] = {
             "labels": query.get("labelSelector", ""),
             "fields": query.get("fieldSelector", ""),
-            "limit": bodies.number(query, "limit") or 0,
+            "limit": max(0, bodies.number(query, "limit", negative=True) or 0),
             "continue_token": query.get("continue", ""),
             "resource_version": query.get("resourceVersion", ""),
             "resource_version_match": query.get("resourceVersionMatch", ""),
@@ -157,6 +158,8 @@ class Verbs:
         # Refusals that are known now are answers, not events.
         self._registry.check(call.user, replace(t.attributes, fields=fields))
         selector(t.kind, labels, fields)
+        bodies.check_list_options(query, watch=True)
+        revision_number(query.get("resourceVersion", ""))
         asked = bodies.number(query, "timeoutSeconds")
         seconds = asked or watch.DEFAULT_SECONDS + self._random.randrange(watch.DEFAULT_SECONDS)
         events = self._registry.watch(
@@ -197,14 +200,14 @@ class Verbs:
     async def _body(self, call: Call) -> Any:
         return bodies.decoded(await call.request.read(), call.request.headers.get("Content-Type", ""))
 
-    def _options(self, call: Call, *, named_only: bool = False) -> WriteOptions:
-        options = WriteOptions.of(call.query, call.request.headers.get("User-Agent", ""), named_only=named_only)
+    def _options(self, call: Call, kind: str, *, apply: bool = False) -> WriteOptions:
+        options = WriteOptions.of(call.query, call.request.headers.get("User-Agent", ""), kind, apply=apply)
         call.dry_run = options.dry_run
         return options
 
     async def _create(self, call: Call) -> web.Response:
         t = call.target
-        options, body = self._options(call), await self._body(call)
+        options, body = self._options(call, "CreateOptions"), await self._body(call)
         if t.subresource:
             self._check_dry_run_of(call, body)
             made = await self._registry.create_subresource(
@@ -233,7 +236,7 @@ class Verbs:
 
     async def _update(self, call: Call) -> web.Response:
         t = call.target
-        options, body = self._options(call), await self._body(call)
+        options, body = self._options(call, "UpdateOptions"), await self._body(call)
         if not isinstance(body, dict):
             raise errors.bad_request("the body must be an object")
         if t.subresource == "scale":
@@ -255,7 +258,7 @@ class Verbs:
     async def _patch(self, call: Call) -> web.Response:
         t = call.target
         kind, patch = bodies.patch(await call.request.read(), call.request.headers.get("Content-Type", ""))
-        options = self._options(call, named_only=kind is PatchType.APPLY)
+        options = self._options(call, "PatchOptions", apply=kind is PatchType.APPLY)
         known = kind is not PatchType.APPLY or self._registry.cache.get(key_of(stored_kind(t.kind), t.namespace, t.name))
         made = await self._registry.patch(
             call.user,
@@ -297,7 +300,7 @@ class Verbs:
 
     async def _delete_collection(self, call: Call) -> web.Response:
         t, options = call.target, await self._deletion(call)
-        await self._registry.delete_collection(
+        gone = await self._registry.delete_collection(
             call.user,
             t.kind,
             t.namespace,
@@ -307,4 +310,10 @@ class Verbs:
             grace_period_seconds=options.grace_period_seconds,
             dry_run=call.dry_run,
         )
-        return self._answer(call, {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})
+        body = {
+            "kind": f"{t.kind.kind}List",
+            "apiVersion": t.kind.api_version,
+            "metadata": {"resourceVersion": str(self._registry.cache.revision)},
+            "items": gone,
+        }
+        return self._raw(call, encoded(body))

@@ -15,6 +15,7 @@ from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj
 from metaos.resources.scheme import Kind
+from metaos.security.authz import UserInfo
 from tests.apiserver.conftest import ADMIN
 from tests.apiserver.objects import config_map, deployment
 
@@ -72,12 +73,32 @@ async def test_updates_take_ownership(registry: Registry) -> None:
     assert kept["spec"]["replicas"] == 5
 
 
+async def test_creators_own_all_that_they_wrote(registry: Registry) -> None:
+    made = await registry.create(ADMIN, deployment(), field_manager="creator")
+    [entry] = made["metadata"]["managedFields"]
+    assert (entry["manager"], entry["operation"]) == ("creator", "Update")
+    spec = entry["fieldsV1"]["f:spec"]
+    assert "." not in spec and spec["f:selector"] == {} and spec["f:strategy"]["f:rollingUpdate"]["."] == {}
+    assert spec["f:template"]["f:metadata"] == {"f:labels": {".": {}, "f:app": {}}}
+    assert "." not in spec["f:template"]["f:spec"]["f:containers"]
+    with pytest.raises(ApiError, match=r'conflict with "creator" using apps/v1: \.spec\.replicas'):
+        await apply(registry, deployment(replicas=3))
+
+
+async def test_old_updaters_are_remembered_as_one(registry: Registry) -> None:
+    await registry.create(ADMIN, config_map("c", k="v"))
+    for i in range(15):
+        changed = await registry.patch(ADMIN, scheme.CONFIG_MAP, "c", "default", {"data": {f"k{i}": "v"}}, field_manager=f"m{i}")
+    found = {e["manager"]: e["fieldsV1"]["f:data"] for e in changed["metadata"]["managedFields"]}
+    assert len(found) == 10 and set(found["ancient-changes"]) >= {".", "f:k", "f:k0"} and found["m14"] == {"f:k14": {}}
+
+
 async def test_apply_after_client_side_apply(registry: Registry) -> None:
     made = deployment()
     made["metadata"]["annotations"] = {"kubectl.kubernetes.io/last-applied-configuration": "{}"}
-    await registry.create(ADMIN, made)
+    await registry.create(UserInfo("system:controller:work", ("system:masters",)), made)
     taken = await apply(registry, deployment())
-    assert [e["manager"] for e in taken["metadata"]["managedFields"]] == ["kubectl-client-side-apply", "me"]
+    assert [e["manager"] for e in taken["metadata"]["managedFields"]] == ["me", "kubectl-client-side-apply"]
     changed = deployment()
     changed["spec"]["template"]["spec"]["containers"][0]["image"] = "python:4"
     with pytest.raises(ApiError, match=r'containers\[name="web"\]\.image'):

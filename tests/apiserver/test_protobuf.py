@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaos.apiserver import protobuf
+from metaos.apiserver.messages import messages as messages_of_all
 from metaos.apiserver.protobuf import MAGIC, decoded
 from metaos.apiserver.schema import definitions
 from metaos.resources import scheme
@@ -48,7 +49,7 @@ def encode(kind: str, value: Any) -> tuple[int, bytes]:
 
 def message(name: str, obj: dict[str, Any]) -> bytes:
     out = b""
-    for number, (key, kind, flags) in protobuf._messages()[name].items():
+    for number, (key, kind, flags) in messages_of_all()[name].items():
         if "i" in flags:
             inner = message(kind, obj)
             out += octets(number, inner) if inner else b""
@@ -146,7 +147,7 @@ def test_delete_options_and_kinds_without_numbers() -> None:
 def test_numbers_and_schemas_agree() -> None:
     """The JSON names of the data are those of the schemas; only alpha fields may be missing."""
     schemas = definitions()
-    messages = protobuf._messages()
+    messages = messages_of_all()
 
     def names(message: str) -> set[str]:
         found: set[str] = set()

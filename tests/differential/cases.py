@@ -78,7 +78,7 @@ class Step:
             or (len(parts) == 3 and parts[2] != "status")
         ):
             return self.body
-        found = {"apiVersion": self.kind.api_version, "kind": self.kind.kind} | self.body
+        found: dict[str, Any] = {"apiVersion": self.kind.api_version, "kind": self.kind.kind} | self.body
         metadata = found.get("metadata", {})
         if len(parts) > 1 and isinstance(metadata, dict):
             found["metadata"] = {"name": parts[1]} | metadata

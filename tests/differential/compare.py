@@ -13,11 +13,17 @@ from typing import Any
 
 import yaml
 
+from tests.differential.cases import Step
 from tests.differential.peers import Answer
 
 KNOWN = Path(__file__).with_name("known.yaml")
 ABSENT = "<absent>"
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+#: Names that the server makes from a generateName; the cases' own begin so.
+_MADE = re.compile(r"\b([Mm]ade[-_])[a-z0-9]{5}\b")
+_SUPPORTED = re.compile(r"(supported values: )((?:\"[^\"]*\"(?:, )?)+)")
+#: Revisions in texts.
+_RECORD = re.compile(r"\(\d+\)")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z\Z")
 
 
@@ -53,7 +59,8 @@ def normal(value: Any, namespace: str, now: datetime, *, path: str = "") -> Any:
     if isinstance(value, str):
         if _TIME.match(value) and abs(datetime.fromisoformat(value.replace("Z", "+00:00")) - now) < timedelta(hours=1):
             return "TIME"
-        return _UUID.sub("UID", value).replace(namespace, "NS")
+        value = _SUPPORTED.sub(lambda m: m[1] + ", ".join(sorted(m[2].split(", "))), _RECORD.sub("(N)", value))
+        return _MADE.sub(r"\1*", _UUID.sub("UID", value)).replace(namespace, "NS")
     return value
 
 
@@ -72,14 +79,46 @@ def _differences(nemo: Any, kubernetes: Any, path: str) -> Iterator[tuple[str, s
         yield path, repr(nemo), repr(kubernetes)
 
 
-def differences(where: str, nemo: Answer, kubernetes: Answer, namespace: str) -> list[Difference]:
+#: What controllers write meanwhile: their names in managedFields, annotations, and kinds whose status they keep.
+_CONTROLLERS = ("kube-controller-manager", "kube-scheduler")
+_KEPT = ("Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "Job", "CronJob", "PersistentVolumeClaim", "PersistentVolume",
+         "PodDisruptionBudget", "HorizontalPodAutoscaler", "Pod", "Namespace")  # fmt: skip
+_REVISION = "deployment.kubernetes.io/revision"
+
+
+def settled(body: Any, kind: str, *, status: bool) -> Any:
+    """An object, a list or events without what only controllers write, which run beside one of the servers."""
+    if isinstance(body, list):
+        return [{**event, "object": settled(event.get("object"), kind, status=status)} for event in body]
+    if not isinstance(body, dict):
+        return body
+    if isinstance(body.get("items"), list):
+        return {**body, "items": [settled(item, kind, status=status) for item in body["items"]]}
+    if body.get("kind", kind) != kind or not isinstance(body.get("metadata"), dict):
+        return body
+    body = {**body, "metadata": dict(body["metadata"])}
+    metadata = body["metadata"]
+    if "managedFields" in metadata:
+        metadata["managedFields"] = [e for e in metadata["managedFields"] if e.get("manager") not in _CONTROLLERS]
+    if _REVISION in metadata.get("annotations", {}):
+        metadata["annotations"] = {k: v for k, v in metadata["annotations"].items() if k != _REVISION}
+        if not metadata["annotations"]:
+            del metadata["annotations"]
+    if kind in _KEPT and not status:
+        body.pop("status", None)
+    return body
+
+
+def differences(step: Step, nemo: Answer, kubernetes: Answer, namespace: str) -> list[Difference]:
     """All, known ones too."""
+    where, kind = str(step), step.kind.kind if step.kind else ""
+    status = "/status" in step.path
     now = datetime.now(UTC)
     found = []
     if nemo.code != kubernetes.code:
         found.append(("code", f"{nemo.code} {_message(nemo)}", f"{kubernetes.code} {_message(kubernetes)}"))
     else:
-        ours, theirs = (_sorted(normal(a.body, namespace, now)) for a in (nemo, kubernetes))
+        ours, theirs = (_sorted(normal(settled(a.body, kind, status=status), namespace, now)) for a in (nemo, kubernetes))
         found = list(_differences(ours, theirs, "body"))
     return [Difference(where, path, one, other) for path, one, other in found]
 
@@ -95,9 +134,10 @@ def _sorted(body: Any) -> Any:
     causes = (body.get("details") or {}).get("causes")
     if not causes:
         return body
-    ordered = sorted(causes, key=lambda c: (c.get("field", ""), c.get("reason", ""), c.get("message", "")))
+    # Kubernetes says some things twice.
+    ordered = [dict(c) for c in sorted({tuple(sorted(c.items())) for c in causes})]
     found = {**body, "details": {**body["details"], "causes": ordered}}
-    if body.get("reason") == "Invalid" and len(causes) > 1:
+    if body.get("reason") == "Invalid":
         # The message lists the same causes in the server's own order.
         found["message"] = body["message"].partition(" is invalid: ")[0]
     return found

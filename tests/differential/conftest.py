@@ -47,7 +47,7 @@ class Pair:
         found: list[Difference] = []
         for step in case.steps:
             ours, theirs = await step.run(self.nemo), await step.run(self.kubernetes)
-            found += differences(str(step), ours, theirs, namespace)
+            found += differences(step, ours, theirs, namespace)
             self.requests += 1
         return found
 
