@@ -92,8 +92,11 @@ def same_identity(kind: Kind, wanted: Obj, current: Obj) -> None:
         if before is None:
             holder.pop(key, None)
         elif holder.get(key) not in (None, "", before):
+            if holder is metadata:
+                where = "the name on the URL" if key == "name" else "the namespace on the request"
+                raise errors.bad_request(f"the {key} of the object ({holder[key]}) does not match {where} ({before})")
             raise errors.bad_request(
-                f"{kind.kind} {name(current)!r}: {key} may not be changed from {before!r} to {holder.get(key)!r}"
+                f"{kind.kind} {name(current)!r}: {key} may not be changed from {before!r} to {holder[key]!r}"
             )
         else:
             holder[key] = before

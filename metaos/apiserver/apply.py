@@ -271,7 +271,7 @@ def applied(node: Node, current: Obj, config: Obj, manager: Manager, now: str, f
     held = owners(current)
     if not held:
         name = _CLIENT_SIDE if _LAST_APPLIED in meta.annotations(current) else _BEFORE
-        everything = set(fields_of(node, current, status=False))
+        everything = set(fields_of(node, current, status=False, whole=True)) - always_there(node)
         held = [Owned(Manager(name, "Update", "", manager.api_version), now, everything)]
     wanted, live = fields_of(node, config, status=status), fields_of(node, current, status=status)
     mine = next((entry for entry in held if _same(entry.manager, manager)), None)

@@ -106,17 +106,19 @@ def _value(target: Any, value: Any, node: Node) -> Any:
         if "replace" in node.strategy or node.kind == "any":
             return {k: v for k, v in value.items() if k != "$patch"} if node is not ANY else merge(target, value)
         return strategic(target if isinstance(target, dict) else {}, value, node)
-    if isinstance(value, list) and "merge" in node.strategy:
-        return _list(target if isinstance(target, list) else [], value, node)
+    if isinstance(value, list) and "merge" in node.strategy and isinstance(target, list):
+        return _list(target, value, node)
     if isinstance(value, list):
-        return [strategic({}, v, node.item or ANY) if isinstance(v, dict) else v for v in value]
+        # What is new or replaced is taken as it stands, without directives.
+        items = [v for v in value if not (isinstance(v, dict) and v.get("$patch") in ("delete", "replace"))]
+        return [strategic({}, v, node.item or ANY) if isinstance(v, dict) else v for v in items]
     return value
 
 
 def _list(target: list[Any], patch: list[Any], node: Node) -> list[Any]:
     key, item = node.merge_key, node.item or ANY
     if not key or not all(isinstance(v, dict) for v in patch):
-        return [*target, *(v for v in patch if v not in target)]
+        return _ordered([*target, *(v for v in patch if v not in target)], patch, target, "")
     if any(v.get("$patch") == "replace" for v in patch):
         return [strategic({}, v, item) for v in patch if v.get("$patch") != "replace"]
     result = list(target)
@@ -130,24 +132,24 @@ def _list(target: list[Any], patch: list[Any], node: Node) -> list[Any]:
             result[matching[0]] = strategic(result[matching[0]], value, item)
         else:
             result.append(strategic({}, value, item))
-    return result
+    return _ordered(result, [v for v in patch if v.get("$patch") != "delete"], target, key)
 
 
 def _ordered(items: list[Any], order: list[Any], before: list[Any], key: str) -> list[Any]:
-    """``items`` in the wanted order; those that the order does not name stay in front of what followed them before."""
+    """``items`` as Kubernetes sorts a merged list: those of ``order`` in its order; each other one in front of the next of
+    them that it stood in front of ``before``, all else behind."""
 
     def identity(value: Any) -> Any:
         return value.get(key) if key and isinstance(value, dict) else value
 
-    wanted = [identity(v) for v in order]
-    named = sorted((v for v in items if identity(v) in wanted), key=lambda v: wanted.index(identity(v)))
-    result = list(named)
-    was = [identity(v) for v in before]
-    for value in items:
-        mine = identity(value)
-        if mine in wanted:
-            continue
-        after = was[was.index(mine) + 1 :] if mine in was else []
-        place = next((i for i, v in enumerate(result) if identity(v) in after), len(result))
-        result.insert(place, value)
-    return result
+    def place(values: list[Any], value: Any) -> int:
+        return values.index(identity(value)) if identity(value) in values else -1
+
+    wanted, was = [identity(v) for v in order], [identity(v) for v in before]
+    named = sorted((v for v in items if identity(v) in wanted), key=lambda v: place(wanted, v))
+    others = sorted((v for v in items if identity(v) not in wanted), key=lambda v: place(was, v))
+    result: list[Any] = []
+    while named and others:
+        left, right = place(was, others[0]), place(was, named[0])
+        result.append(others.pop(0) if -1 < left < right else named.pop(0))
+    return [*result, *named, *others]

@@ -25,7 +25,7 @@ from metaos.apiserver.local import RegistryClient
 from metaos.apiserver.metadata import NAME_SUFFIX, changed, has_generation, name_causes, prepare_create, prepare_update
 from metaos.apiserver.patch import apply_patch
 from metaos.apiserver.reading import Authorizer, Reading
-from metaos.apiserver.schema import node_of
+from metaos.apiserver.schema import invalid, node_of
 from metaos.apiserver.shaping import shape, validate
 from metaos.client import Client, PatchType
 from metaos.clock import Clock
@@ -165,6 +165,9 @@ class Registry(Reading):
         self._check_place(write, kind, obj)
         if "status" in kind.subresources and cluster_of(write.user) is None:
             obj.pop("status", None)
+        if fields is None and not write.user.name.startswith(UNTRACKED):
+            by = Manager(write.manager or write.user.name, "Update", "", kind.api_version)
+            fields = created_fields(node_of(kind), obj, by, format_time(self._clock.now()))
         uid = str(uuid.UUID(int=self._random.getrandbits(128), version=4))
         now = format_time(self._clock.now())
         prepare_create(kind, obj, uid, now)
@@ -173,9 +176,6 @@ class Registry(Reading):
         obj = self._admit(write, "CREATE", obj, None)
         validate(kind, obj, None)
         self._check_author(write.user, kind, obj, None)
-        if fields is None and not write.user.name.startswith(UNTRACKED):
-            by = Manager(write.manager or write.user.name, "Update", "", kind.api_version)
-            fields = created_fields(node_of(kind), obj, by, now)
         if fields:
             obj["metadata"]["managedFields"] = fields
         if write.dry_run:
@@ -292,7 +292,7 @@ class Registry(Reading):
             kind,
             name,
             namespace,
-            lambda current: apply_patch(type, current, patch, node),
+            lambda current: _same_uid(kind, apply_patch(type, current, patch, node), current),
             subresource,
             pinned=_names_revision(patch),
         )
@@ -536,6 +536,13 @@ class Registry(Reading):
                 if refused.code != 404:  # Gone meanwhile: as wanted.
                     raise
         return [self._show(kind, obj, "") for _, obj in found]
+
+
+def _same_uid(kind: Kind, patched: Obj, current: Obj) -> Obj:
+    wanted = (patched.get("metadata") or {}).get("uid") if isinstance(patched.get("metadata"), dict) else None
+    if wanted and wanted != current["metadata"].get("uid"):
+        raise errors.invalid(kind.group, kind.kind, name(current), [invalid("metadata.uid", wanted, "field is immutable")])
+    return patched
 
 
 def _names_revision(body: Any) -> bool:

@@ -57,6 +57,8 @@ class Node:
     keep_unknown: bool = False
     #: Fields that are left out where they are empty, as Go's ``omitempty`` does.
     omit: frozenset[str] = frozenset()
+    #: Objects that native kinds always have, though maybe empty.
+    structs: frozenset[str] = frozenset()
     list_type: str = "atomic"
     keys: tuple[str, ...] = ()
     atomic: bool = False
@@ -198,6 +200,14 @@ class _Compiler:
             node.kind = "quantity" if form == "quantity" else "intOrString"
         self._extensions(node, document)
         message = message_of(node.name) if node.kind == "object" else {}
+        node.structs = frozenset(
+            name
+            for name, (kind, flags) in message.items()
+            if name in node.properties
+            and "." in kind
+            and not set(flags) & {"p", "r", "m"}
+            and node.properties[name].kind == "object"
+        )
         node.omit = frozenset(
             name
             for name, (_, flags) in message.items()
@@ -314,7 +324,13 @@ def _object(node: Node, value: Any, path: str, findings: Findings, strict: bool)
                 result[key] = shaped
     if strict:
         for name in node.required:
-            if name not in result:
+            if name in result:
+                continue
+            if name in node.structs:
+                # In Go it is there, empty: what is missing is missing in it.
+                below = f"{path}.{name}" if path else name
+                result[name] = _object(properties[name], {}, below, findings, True)
+            else:
                 findings.causes.append(required(f"{path}.{name}" if path else name))
     return result
 

@@ -32,7 +32,9 @@ def shape(kind: Kind, obj: Obj, old: Obj | None, field_validation: str, warnings
     if defaults:
         apply_defaults(kind, shaped)
         if findings.causes:
-            raise errors.invalid(kind.group, kind.kind, name(obj), findings.causes)
+            said = {cause.field for cause in findings.causes}
+            more = [cause for cause in validation.causes(kind, shaped, old) if cause.field not in said]
+            raise errors.invalid(kind.group, kind.kind, name(obj), [*findings.causes, *more])
     return shaped
 
 

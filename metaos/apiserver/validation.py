@@ -16,24 +16,21 @@ import yaml
 from cronsim import CronSim, CronSimError
 
 from metaos.apiserver import own
-from metaos.apiserver.metadata import label_causes
+from metaos.apiserver.metadata import DNS_LABEL, label_causes
 from metaos.apiserver.rules import network, scaling, storage
+from metaos.apiserver.rules.pods import NAME as _NAME
+from metaos.apiserver.rules.pods import pod_causes, port_name_causes
+from metaos.apiserver.rules.selecting import selector_causes
 from metaos.apiserver.schema import Node, duplicate, forbidden, invalid, node_of, required, unsupported
-from metaos.resources import quantity, scheme
+from metaos.resources import scheme
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj, format_time, label_selector
 from metaos.resources.scheme import Kind
 
 Rule = Callable[[Obj, Obj | None], Iterable[Cause]]
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 _KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}\Z")
-_PORT_NAME = re.compile(r"(?=.{1,15}\Z)(?=.*[a-z])[a-z0-9]([a-z0-9]|-(?!-))*[a-z0-9]\Z|[a-z]\Z")
 _DATA_BYTES = 1 << 20
-_DNS = (
-    "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an "
-    "alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
-)
 
 
 @cache
@@ -72,99 +69,6 @@ def _values(node: Node, value: Any, path: str, table: Mapping[str, Mapping[str, 
 # -- pods --------------------------------------------------------------------------------------------------
 
 
-def pod_causes(spec: Obj, path: str, claims: Iterable[str] = ()) -> Iterator[Cause]:
-    """A pod's spec: containers, volumes and what refers to what. ``claims``: volumes that a StatefulSet's templates add."""
-    containers = spec.get("containers") or []
-    if not containers:
-        yield required(f"{path}.containers")
-    volumes = {v.get("name") for v in spec.get("volumes") or ()} | set(claims)
-    for i, volume in enumerate(spec.get("volumes") or ()):
-        if not _NAME.match(volume.get("name") or ""):
-            yield invalid(f"{path}.volumes[{i}].name", volume.get("name"), _DNS)
-        sources = [k for k in volume if k != "name"]
-        if len(sources) > 1:
-            yield forbidden(f"{path}.volumes[{i}].{sources[1]}", "may not specify more than 1 volume type")
-        elif not sources:
-            yield required(f"{path}.volumes[{i}]", "must specify a volume type")
-    names: set[str] = set()
-    for field in ("initContainers", "containers"):
-        for i, container in enumerate(spec.get(field) or ()):
-            where = f"{path}.{field}[{i}]"
-            if field == "containers" and container.get("name") in names:
-                yield duplicate(f"{where}.name", container.get("name"))
-            names.add(container.get("name") or "")
-            yield from _container(container, where, volumes)
-    grace = spec.get("terminationGracePeriodSeconds")
-    if grace is not None and grace < 0:
-        yield invalid(f"{path}.terminationGracePeriodSeconds", grace, "must be greater than or equal to 0")
-
-
-def _container(container: Obj, path: str, volumes: set[Any]) -> Iterator[Cause]:
-    name = container.get("name") or ""
-    if not _NAME.match(name):
-        yield invalid(f"{path}.name", name, _DNS) if name else required(f"{path}.name")
-    if not (container.get("image") or "").strip():
-        yield required(f"{path}.image")
-    ports: set[str] = set()
-    for i, port in enumerate(container.get("ports") or ()):
-        where = f"{path}.ports[{i}]"
-        number = port.get("containerPort")
-        if number is None:
-            yield required(f"{where}.containerPort")
-        elif not 0 < number < 65536:
-            yield invalid(f"{where}.containerPort", number, "must be between 1 and 65535, inclusive")
-        if port.get("name"):
-            if not _PORT_NAME.match(port["name"]):
-                yield invalid(
-                    f"{where}.name",
-                    port["name"],
-                    "must be at most 15 lower case alphanumeric characters or '-', with at least one letter",
-                )
-            if port["name"] in ports:
-                yield duplicate(f"{where}.name", port["name"])
-            ports.add(port["name"])
-    for i, env in enumerate(container.get("env") or ()):
-        if not env.get("name") or "=" in env["name"]:
-            yield invalid(f"{path}.env[{i}].name", env.get("name") or "", "must not be empty or contain '='")
-        if env.get("value") and env.get("valueFrom"):
-            yield invalid(f"{path}.env[{i}].valueFrom", "", "may not be specified when `value` is not empty")
-    seen: set[str] = set()
-    for i, mount in enumerate(container.get("volumeMounts") or ()):
-        if mount.get("name") not in volumes:
-            yield Cause("FieldValueNotFound", f"{path}.volumeMounts[{i}].name", f'Not found: "{mount.get("name")}"')
-        if mount.get("mountPath") in seen:
-            yield invalid(f"{path}.volumeMounts[{i}].mountPath", mount.get("mountPath"), "must be unique")
-        seen.add(mount.get("mountPath") or "")
-    yield from _amounts(container.get("resources") or {}, f"{path}.resources")
-    for field in ("livenessProbe", "readinessProbe", "startupProbe"):
-        if container.get(field):
-            yield from _probe(container[field], f"{path}.{field}", field)
-
-
-def _amounts(wanted: Obj, path: str) -> Iterator[Cause]:
-    limits = wanted.get("limits") or {}
-    for field in ("limits", "requests"):
-        for key, value in (wanted.get(field) or {}).items():
-            amount = quantity.parse(value)
-            if amount < 0:
-                yield invalid(f"{path}.{field}[{key}]", value, "must be greater than or equal to 0")
-            elif field == "requests" and key in limits and amount > quantity.parse(limits[key]):
-                yield invalid(f"{path}.requests", value, f"must be less than or equal to {key} limit of {limits[key]}")
-
-
-def _probe(probe: Obj, path: str, field: str) -> Iterator[Cause]:
-    actions = [k for k in ("exec", "httpGet", "tcpSocket", "grpc") if k in probe]
-    if not actions:
-        yield required(path, "must specify a handler type")
-    elif len(actions) > 1:
-        yield forbidden(f"{path}.{actions[1]}", "may not specify more than 1 handler type")
-    for key in ("initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"):
-        if (probe.get(key) or 0) < 0:
-            yield invalid(f"{path}.{key}", probe[key], "must be greater than or equal to 0")
-    if field != "readinessProbe" and probe.get("successThreshold", 1) not in (0, 1):
-        yield invalid(f"{path}.successThreshold", probe["successThreshold"], "must be 1")
-
-
 def _pod(obj: Obj, old: Obj | None) -> Iterable[Cause]:
     if old is None:
         return list(pod_causes(obj.get("spec") or {}, "spec"))
@@ -177,6 +81,14 @@ _POD_MUTABLE = ("activeDeadlineSeconds", "tolerations", "terminationGracePeriodS
 def _pod_change(obj: Obj, old: Obj) -> Iterator[Cause]:
     """A pod's spec is fixed but for images, deadlines and added tolerations; a site is set once."""
     now, before = dict(obj.get("spec") or {}), dict(old.get("spec") or {})
+    if len(now.get("containers") or ()) != len(before.get("containers") or ()):
+        yield forbidden("spec.containers", "pod updates may not add or remove containers")
+        return
+    deadline, was = now.get("activeDeadlineSeconds"), before.get("activeDeadlineSeconds")
+    if was is not None and deadline is None:
+        yield invalid("spec.activeDeadlineSeconds", None, "must not update from a positive integer to nil value")
+    elif was is not None and deadline > was:
+        yield invalid("spec.activeDeadlineSeconds", deadline, "must be less than or equal to previous value")
     if before.get("nodeName") and now.get("nodeName") != before["nodeName"]:
         yield forbidden(
             "spec.nodeName", "a pod stays on its site; delete it, or move its workload by an Intent or a PlacementPolicy"
@@ -216,33 +128,57 @@ def _template(spec: Obj, policies: tuple[str, ...], path: str = "spec.template")
 
 
 def _selected(spec: Obj) -> Iterator[Cause]:
-    selector = spec.get("selector") or {}
-    if not selector.get("matchLabels") and not selector.get("matchExpressions"):
-        yield invalid("spec.selector", selector, "empty selector is invalid for this workload")
-        return
+    """A workload's selector, and that it fits the template. Where it is missing, the schema says so."""
+    selector = spec.get("selector")
     labels = ((spec.get("template") or {}).get("metadata") or {}).get("labels") or {}
-    try:
-        fits = label_selector(selector)(labels)
-    except ValueError as wrong:
-        yield invalid("spec.selector", selector, str(wrong))
-        return
-    if not fits:
+    if selector is not None:
+        found = list(selector_causes(selector, "spec.selector"))
+        yield from found
+        if found:
+            return
+        if not selector.get("matchLabels") and not selector.get("matchExpressions"):
+            yield invalid("spec.selector", selector, "empty selector is invalid for this workload")
+            return
+    if not label_selector(selector)(labels):
         yield invalid("spec.template.metadata.labels", labels, "`selector` does not match template `labels`")
 
 
 def _workload(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     spec = obj.get("spec") or {}
     yield from _count(spec, "replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds")
+    deadline = spec.get("progressDeadlineSeconds")
+    if deadline is not None and 0 <= deadline <= (spec.get("minReadySeconds") or 0):
+        yield invalid("spec.progressDeadlineSeconds", deadline, "must be greater than minReadySeconds")
     yield from _selected(spec)
     yield from _template(spec, ("Always",))
     yield from _immutable(obj, old, "selector")
-    strategy = spec.get("strategy") or spec.get("updateStrategy") or {}
+
+
+def _deployment(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    yield from _workload(obj, old)
+    yield from _strategy(obj.get("spec") or {}, "strategy", ("Recreate", "RollingUpdate"))
+
+
+def _daemon(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    yield from _workload(obj, old)
+    yield from _strategy(obj.get("spec") or {}, "updateStrategy", ("OnDelete", "RollingUpdate"))
+
+
+def _strategy(spec: Obj, field: str, types: tuple[str, ...]) -> Iterator[Cause]:
+    strategy, path = spec.get(field) or {}, f"spec.{field}.rollingUpdate"
+    if strategy.get("type") not in (*types, None):
+        yield unsupported(f"spec.{field}", strategy["type"], types)
     rolling = strategy.get("rollingUpdate") or {}
-    if strategy.get("type") in ("Recreate", "OnDelete") and rolling:
-        yield forbidden("spec.strategy.rollingUpdate", f"may not be specified when strategy `type` is '{strategy['type']}'")
+    if strategy.get("type") == "Recreate" and rolling:
+        yield forbidden(path, "may not be specified when strategy `type` is 'Recreate'")
+    if strategy.get("type") != "RollingUpdate":
+        return
     surge, down = rolling.get("maxSurge"), rolling.get("maxUnavailable")
+    yield from scaling.amount_causes(down, f"{path}.maxUnavailable")
+    yield from scaling.amount_causes(surge, f"{path}.maxSurge")
     if surge in (0, "0%") and down in (0, "0%"):
-        yield invalid("spec.strategy.rollingUpdate.maxUnavailable", down, "may not be 0 when `maxSurge` is 0")
+        yield invalid(f"{path}.maxUnavailable", down, "may not be 0 when `maxSurge` is 0")
+    yield from scaling.share_causes(down, f"{path}.maxUnavailable")
 
 
 def _immutable(obj: Obj, old: Obj | None, *fields: str) -> Iterator[Cause]:
@@ -272,6 +208,14 @@ def _stateful(obj: Obj, old: Obj | None) -> Iterator[Cause]:
         yield forbidden("spec", f"updates to statefulset spec for fields other than {listed} and 'minReadySeconds' are forbidden")
         return
     yield from _workload(obj, None)
+    strategy, policy = now.get("updateStrategy") or {}, now.get("podManagementPolicy")
+    if policy not in (None, "OrderedReady", "Parallel"):
+        yield invalid("spec.podManagementPolicy", policy, "must be 'OrderedReady' or 'Parallel'")
+    if strategy.get("type") not in (None, "OnDelete", "RollingUpdate"):
+        yield invalid("spec.updateStrategy", strategy, "must be 'RollingUpdate' or 'OnDelete'")
+    partition = (strategy.get("rollingUpdate") or {}).get("partition") or 0
+    if partition < 0:
+        yield invalid("spec.updateStrategy.rollingUpdate.partition", partition, "must be greater than or equal to 0")
 
 
 def _job(obj: Obj, old: Obj | None) -> Iterator[Cause]:
@@ -338,13 +282,13 @@ def _service(obj: Obj, old: Obj | None) -> Iterator[Cause]:
         target = port.get("targetPort")
         if isinstance(target, int) and not 0 < target < 65536:
             yield invalid(f"{path}.targetPort", target, "must be between 1 and 65535, inclusive")
-        elif isinstance(target, str) and not _PORT_NAME.match(target):
-            yield invalid(f"{path}.targetPort", target, "must be a port number or the name of a container port")
+        elif isinstance(target, str):
+            yield from port_name_causes(target, f"{path}.targetPort")
         name = port.get("name") or ""
         if len(ports) > 1 and not name:
             yield required(f"{path}.name")
         elif name and not _NAME.match(name):
-            yield invalid(f"{path}.name", name, _DNS)
+            yield invalid(f"{path}.name", name, DNS_LABEL)
         if name in names and name:
             yield duplicate(f"{path}.name", name)
         if (port.get("port"), port.get("protocol")) in pairs:
@@ -368,9 +312,9 @@ def _data(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     if size > _DATA_BYTES:
         yield Cause("FieldValueTooLong", "data", f"Too long: may not be more than {_DATA_BYTES} bytes")
     if old is not None and old.get("immutable"):
-        changed = any(obj.get(f) != old.get(f) for f in ("data", "binaryData")) or not obj.get("immutable")
-        if changed:
-            yield forbidden("data", "field is immutable when `immutable` is set")
+        changed = [f for f in ("data", "binaryData") if obj.get(f) != old.get(f)]
+        for field in ["immutable", *changed] if not obj.get("immutable") else changed:
+            yield forbidden(field, "field is immutable when `immutable` is set")
 
 
 def _secret(obj: Obj, old: Obj | None) -> Iterator[Cause]:
@@ -407,9 +351,9 @@ def _role(obj: Obj, old: Obj | None) -> Iterator[Cause]:
 #: Kinds and their rules. Another rule joins here.
 RULES: Mapping[str, tuple[Rule, ...]] = {
     scheme.POD.kind: (_pod,),
-    scheme.DEPLOYMENT.kind: (_workload,),
+    scheme.DEPLOYMENT.kind: (_deployment,),
     scheme.REPLICA_SET.kind: (_workload,),
-    scheme.DAEMON_SET.kind: (_workload,),
+    scheme.DAEMON_SET.kind: (_daemon,),
     scheme.STATEFUL_SET.kind: (_stateful,),
     scheme.JOB.kind: (_job,),
     scheme.CRON_JOB.kind: (_cron_job,),

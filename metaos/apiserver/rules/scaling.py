@@ -25,6 +25,11 @@ def amount_causes(value: Any, path: str) -> Iterator[Cause]:
         yield invalid(path, value, "must be greater than or equal to 0")
 
 
+def share_causes(value: Any, path: str) -> Iterator[Cause]:
+    if isinstance(value, str) and _PERCENT.match(value) and int(value[:-1]) > 100:
+        yield invalid(path, value, "must not be greater than 100%")
+
+
 def disruption_budget(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     spec = obj.get("spec") or {}
     if spec.get("minAvailable") is not None and spec.get("maxUnavailable") is not None:
@@ -32,8 +37,7 @@ def disruption_budget(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     for field in ("minAvailable", "maxUnavailable"):
         value = spec.get(field)
         yield from amount_causes(value, f"spec.{field}")
-        if isinstance(value, str) and _PERCENT.match(value) and int(value[:-1]) > 100:
-            yield invalid(f"spec.{field}", value, "must not be greater than 100%")
+        yield from share_causes(value, f"spec.{field}")
     yield from selector_causes(spec.get("selector"), "spec.selector")
 
 
