@@ -103,7 +103,7 @@ def always_there(node: Node) -> frozenset[Path]:
             child = holder.properties.get(name)
             if child is None:
                 continue
-            if child.kind == "object" and "." in kind and not set(flags) & {"p", "r", "m"}:
+            if child.kind == "object" and not child.atomic and "." in kind and not set(flags) & {"p", "r", "m"}:
                 found.add((*path, f"f:{name}"))
                 waiting.append((child, (*path, f"f:{name}")))
             elif child.kind == "array" and name in holder.required:
@@ -114,7 +114,8 @@ def always_there(node: Node) -> frozenset[Path]:
 def _granular(node: Node, value: Any) -> bool:
     """Whether parts of this value can have different owners."""
     if isinstance(value, dict):
-        return not node.atomic and node.kind in ("object", "map", "any")
+        # "any" with a name is a native kind's raw extension, of which nobody knows the parts.
+        return not node.atomic and (node.kind in ("object", "map") or (node.kind == "any" and not node.name))
     return isinstance(value, list) and node.list_type in ("map", "set")
 
 

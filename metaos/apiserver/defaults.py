@@ -93,6 +93,23 @@ def _container(value: Obj) -> None:
         value["resources"]["requests"] = {**limits, **(value["resources"].get("requests") or {})}
 
 
+def _volume(value: Obj) -> None:
+    if set(value) == {"name"}:
+        value["emptyDir"] = {}
+
+
+def _role_ref(value: Obj) -> None:
+    value.setdefault("apiGroup", _RBAC)
+
+
+def _subject(value: Obj) -> None:
+    if value.get("kind") in ("User", "Group"):
+        value.setdefault("apiGroup", _RBAC)
+
+
+_RBAC = "rbac.authorization.k8s.io"
+
+
 def _pod_spec(value: Obj) -> None:
     account = value.get("serviceAccountName") or value.get("serviceAccount")
     if account:
@@ -170,6 +187,9 @@ def _stateful_claims(value: Obj) -> None:
 
 
 _SPECIAL = {
+    "io.k8s.api.core.v1.Volume": _volume,
+    "io.k8s.api.rbac.v1.RoleRef": _role_ref,
+    "io.k8s.api.rbac.v1.Subject": _subject,
     "io.k8s.api.networking.v1.NetworkPolicySpec": _network_policy,
     "io.k8s.api.autoscaling.v2.HorizontalPodAutoscalerSpec": _autoscaler,
     "io.k8s.api.core.v1.Container": _container,

@@ -33,6 +33,11 @@ _NO_GENERATION = _PATH_NAMES | {
 _FINALIZERS = frozenset(("orphan", "foregroundDeletion", "kubernetes"))
 NAME_SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
 
+_LETTER_FIRST = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?\Z")
+_DNS_1035 = (
+    "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end "
+    "with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')"
+)
 DNS_LABEL = (
     "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an "
     "alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
@@ -53,10 +58,13 @@ def name_causes(kind: Kind, name: str, path: str = "metadata.name") -> list[Caus
     if not name:
         return [required(path, "name or generateName is required")]
     if kind.kind in _PATH_NAMES:
-        bad = name in (".", "..") or "/" in name or "%" in name
-        return [invalid(path, name, "may not be '.' or '..' or contain '/' or '%'")] if bad else []
+        if name in (".", ".."):
+            return [invalid(path, name, f"may not be '{name}'")]
+        return [invalid(path, name, f"may not contain '{bad}'") for bad in ("/", "%") if bad in name]
     if kind.kind in _LABEL_NAMES:
         longest, pattern, text = 63, _LABEL, DNS_LABEL
+        if kind.kind == "Service":
+            pattern, text = _LETTER_FIRST, _DNS_1035
     else:
         longest, pattern, text = 253, SUBDOMAIN, DNS_SUBDOMAIN
     if kind.kind == "Cluster":

@@ -313,6 +313,10 @@ class Registry(Reading):
             kept = view.write_back(shaped, {})
             return view.show(await self._apply(write, view.stored, name, namespace, kept, subresource, force))
         manager = Manager(write.manager, "Apply", subresource, kind.api_version)
+        named = wanted["metadata"].get("uid")
+        known = self.cache.get(key_of(stored_kind(kind), namespace, name))
+        if named and (known is None or known.object()["metadata"].get("uid") != named):
+            raise errors.invalid(kind.group, kind.kind, name, [invalid("metadata.uid", named, "field is immutable")])
         now = format_time(self._clock.now())
         shaped = shape(kind, wanted, None, write.field_validation, write.warnings, defaults=False)
         await self.cache.fresh()

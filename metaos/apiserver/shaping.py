@@ -32,9 +32,10 @@ def shape(kind: Kind, obj: Obj, old: Obj | None, field_validation: str, warnings
     if defaults:
         apply_defaults(kind, shaped)
         if findings.causes:
-            said = {cause.field for cause in findings.causes}
-            more = [cause for cause in validation.causes(kind, shaped, old) if cause.field not in said]
-            raise errors.invalid(kind.group, kind.kind, name(obj), [*findings.causes, *more])
+            found = validation.causes(kind, shaped, old)
+            said = {cause.field for cause in found}
+            missing = [cause for cause in findings.causes if cause.field not in said]
+            raise errors.invalid(kind.group, kind.kind, name(obj), [*missing, *found])
     return shaped
 
 

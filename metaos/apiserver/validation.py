@@ -6,18 +6,21 @@ allowed values are data: ``values.yaml``.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
+from ipaddress import ip_address
 from typing import Any
 
+import orjson
 import yaml
 from cronsim import CronSim, CronSimError
 
 from metaos.apiserver import own
-from metaos.apiserver.metadata import DNS_LABEL, label_causes
-from metaos.apiserver.rules import network, scaling, storage
+from metaos.apiserver.metadata import DNS_LABEL, DNS_SUBDOMAIN, SUBDOMAIN, label_causes
+from metaos.apiserver.rules import access, network, scaling, storage
 from metaos.apiserver.rules.pods import NAME as _NAME
 from metaos.apiserver.rules.pods import pod_causes, port_name_causes
 from metaos.apiserver.rules.selecting import selector_causes
@@ -123,8 +126,11 @@ def _template(spec: Obj, policies: tuple[str, ...], path: str = "spec.template")
     pod = template.get("spec") or {}
     claims = [str((c.get("metadata") or {}).get("name")) for c in spec.get("volumeClaimTemplates") or ()]
     yield from pod_causes(pod, f"{path}.spec", claims)
-    if pod.get("restartPolicy") not in policies:
-        yield unsupported(f"{path}.spec.restartPolicy", pod.get("restartPolicy"), policies)
+    policy = pod.get("restartPolicy", "Always")
+    if policy not in policies and policies == ("Always",):
+        yield unsupported(f"{path}.spec.restartPolicy", policy, policies)
+    elif policy not in policies:
+        yield required(f"{path}.spec.restartPolicy", 'valid values: "OnFailure", "Never"')
 
 
 def _selected(spec: Obj) -> Iterator[Cause]:
@@ -135,6 +141,7 @@ def _selected(spec: Obj) -> Iterator[Cause]:
         found = list(selector_causes(selector, "spec.selector"))
         yield from found
         if found:
+            yield invalid("spec.selector", selector, "invalid label selector")
             return
         if not selector.get("matchLabels") and not selector.get("matchExpressions"):
             yield invalid("spec.selector", selector, "empty selector is invalid for this workload")
@@ -264,12 +271,26 @@ _EPOCH = _epoch()
 # -- services, configuration -------------------------------------------------------------------------------
 
 
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _service(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     spec = obj.get("spec") or {}
+    yield from label_causes(spec.get("selector"), "spec.selector")
     if spec.get("type") == "ExternalName":
         if not spec.get("externalName"):
             yield required("spec.externalName")
+        elif not SUBDOMAIN.match(spec["externalName"].removesuffix(".")):
+            yield invalid("spec.externalName", spec["externalName"], DNS_SUBDOMAIN)
         return
+    address = spec.get("clusterIP") or ""
+    if address not in ("", "None") and not _is_address(address):
+        yield invalid("spec.clusterIPs[0]", address, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)")
     ports = spec.get("ports") or []
     if not ports and spec.get("clusterIP") != "None":
         yield required("spec.ports")
@@ -321,31 +342,52 @@ def _secret(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     yield from _data(obj, old)
     if old is not None and obj.get("type") != old.get("type"):
         yield invalid("type", obj.get("type"), "field is immutable")
-    needed = {"kubernetes.io/dockerconfigjson": (".dockerconfigjson",), "kubernetes.io/tls": ("tls.crt", "tls.key")}
-    for key in needed.get(obj.get("type") or "", ()):
-        if key not in (obj.get("data") or {}):
-            yield required(f"data[{key}]")
+    kind, data = obj.get("type") or "", obj.get("data") or {}
+    yield from (required(f"data[{key}]") for key in _SECRET_KEYS.get(kind, ()) if key not in data)
+    # The names of these fields are Kubernetes' own.
+    if kind == "kubernetes.io/basic-auth" and not data.keys() & {"username", "password"}:
+        yield from (required(f"data[%s][{key}]") for key in ("username", "password"))
+    if kind == "kubernetes.io/ssh-auth" and not data.get("ssh-privatekey"):
+        yield required("data[%s][ssh-privatekey]")
+    for key in (".dockerconfigjson", ".dockercfg"):
+        if key in _SECRET_KEYS.get(kind, ()) and key in data and not _is_json(data[key]):
+            yield invalid(f"data[{key}]", "<secret contents redacted>", "must be JSON")
 
 
-def _role_binding(obj: Obj, old: Obj | None) -> Iterator[Cause]:
-    role = obj.get("roleRef") or {}
-    if role.get("kind") not in ("Role", "ClusterRole"):
-        yield unsupported("roleRef.kind", role.get("kind"), ["Role", "ClusterRole"])
-    if not role.get("name"):
-        yield required("roleRef.name")
-    if old is not None and role != old.get("roleRef"):
-        yield invalid("roleRef", role, "cannot change roleRef")
-    for i, subject in enumerate(obj.get("subjects") or ()):
-        if not subject.get("name"):
-            yield required(f"subjects[{i}].name")
-        if subject.get("kind") not in ("User", "Group", "ServiceAccount"):
-            yield unsupported(f"subjects[{i}].kind", subject.get("kind"), ["User", "Group", "ServiceAccount"])
+_SECRET_KEYS = {
+    "kubernetes.io/dockerconfigjson": (".dockerconfigjson",),
+    "kubernetes.io/dockercfg": (".dockercfg",),
+    "kubernetes.io/tls": ("tls.crt", "tls.key"),
+}
 
 
-def _role(obj: Obj, old: Obj | None) -> Iterator[Cause]:
-    for i, rule in enumerate(obj.get("rules") or ()):
-        if not rule.get("verbs"):
-            yield required(f"rules[{i}].verbs", "verbs must contain at least one value")
+def _is_json(encoded: str) -> bool:
+    try:
+        orjson.loads(base64.b64decode(encoded))
+    except ValueError:
+        return False
+    return True
+
+
+def _lease(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    spec = obj.get("spec") or {}
+    if spec.get("leaseDurationSeconds") is not None and spec["leaseDurationSeconds"] <= 0:
+        yield invalid("spec.leaseDurationSeconds", spec["leaseDurationSeconds"], "must be greater than 0")
+    if (spec.get("leaseTransitions") or 0) < 0:
+        yield invalid("spec.leaseTransitions", spec["leaseTransitions"], "must be greater than or equal to 0")
+
+
+def _event(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    about = (obj.get("involvedObject") or {}).get("namespace") or ""
+    if about and about != obj["metadata"].get("namespace"):
+        yield invalid("involvedObject.namespace", about, "does not match event.namespace")
+
+
+def _controller_revision(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    if (obj.get("revision") or 0) < 0:
+        yield invalid("revision", obj["revision"], "must be greater than or equal to 0")
+    if old is not None and obj.get("data") != old.get("data"):
+        yield invalid("data", obj.get("data"), "field is immutable")
 
 
 #: Kinds and their rules. Another rule joins here.
@@ -361,10 +403,13 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     scheme.CONFIG_MAP.kind: (_data,),
     scheme.SECRET.kind: (_secret,),
     scheme.PERSISTENT_VOLUME_CLAIM.kind: (storage.claim,),
-    scheme.ROLE_BINDING.kind: (_role_binding,),
-    scheme.CLUSTER_ROLE_BINDING.kind: (_role_binding,),
-    scheme.ROLE.kind: (_role,),
-    scheme.CLUSTER_ROLE.kind: (_role,),
+    scheme.ROLE_BINDING.kind: (access.binding,),
+    scheme.CLUSTER_ROLE_BINDING.kind: (access.binding,),
+    scheme.ROLE.kind: (access.role,),
+    scheme.CLUSTER_ROLE.kind: (access.role,),
+    scheme.LEASE.kind: (_lease,),
+    scheme.EVENT.kind: (_event,),
+    scheme.CONTROLLER_REVISION.kind: (_controller_revision,),
     scheme.INGRESS.kind: (network.ingress,),
     scheme.INGRESS_CLASS.kind: (network.ingress_class,),
     scheme.NETWORK_POLICY.kind: (network.network_policy,),

@@ -122,7 +122,7 @@ async def test_an_autoscaler_in_both_versions(registry: Registry) -> None:
             {"spec": {"capacity": {"storage": "0"}, "accessModes": ["Sometimes"]}},
             {
                 "spec.capacity[storage]": "must be greater than zero",
-                "spec.accessModes[0]": "supported values",
+                "spec.accessModes": "supported values",
                 "spec": "volume type",
             },
         ),

@@ -93,7 +93,7 @@ def _backend(backend: Obj, path: str) -> Iterator[Cause]:
         elif port.get("number") and not 0 < port["number"] < 65536:
             yield invalid(f"{path}.service.port.number", port["number"], PORT_RANGE)
     elif resource is None:
-        yield required(path, "resource or service backend is required")
+        yield invalid(path, "", "resource or service backend is required")
 
 
 def ingress_class(obj: Obj, old: Obj | None) -> Iterator[Cause]:

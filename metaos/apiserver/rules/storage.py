@@ -24,6 +24,7 @@ def storage_class(obj: Obj, old: Obj | None) -> Iterator[Cause]:
 
 
 #: Fields of a PersistentVolume's spec that are no volume source.
+ACCESS_MODES = ("ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod")
 _BESIDE = frozenset(
     (
         *("capacity", "accessModes", "claimRef", "persistentVolumeReclaimPolicy", "storageClassName", "mountOptions"),
@@ -32,10 +33,15 @@ _BESIDE = frozenset(
 )
 
 
+def _modes(spec: Obj) -> Iterator[Cause]:
+    yield from (unsupported("spec.accessModes", m, ACCESS_MODES) for m in spec.get("accessModes") or () if m not in ACCESS_MODES)
+
+
 def volume(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     spec = obj.get("spec") or {}
     if not spec.get("accessModes"):
         yield required("spec.accessModes")
+    yield from _modes(spec)
     capacity = spec.get("capacity") or {}
     if not capacity:
         yield required("spec.capacity")
@@ -71,6 +77,7 @@ def claim(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     if old is None:
         if not spec.get("accessModes"):
             yield required("spec.accessModes", "at least 1 access mode is required")
+        yield from _modes(spec)
         wanted = ((spec.get("resources") or {}).get("requests") or {}).get("storage")
         if wanted is None:
             yield required("spec.resources[storage]")
