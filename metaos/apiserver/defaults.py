@@ -6,6 +6,7 @@ Source: ``pkg/apis/*/v1/defaults.go`` of Kubernetes. NEMO's own kinds carry thei
 from __future__ import annotations
 
 import copy
+import re
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -82,11 +83,15 @@ def _fill(node: Node, value: Any, rules: dict[str, dict[str, Any]]) -> None:
 # -- defaults that depend on other fields ------------------------------------------------------------------
 
 
+#: The last part of an image's name, with its tag; what is none has no tag "latest" either.
+_IMAGE = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?::[\w][\w.-]{0,127})?\Z")
+
+
 def _container(value: Obj) -> None:
     image = value.get("image") or ""
     if "imagePullPolicy" not in value:
         tag = image.rpartition("/")[2].partition("@")
-        latest = not tag[1] and tag[0].partition(":")[2] in ("", "latest")
+        latest = not tag[1] and tag[0].partition(":")[2] in ("", "latest") and _IMAGE.match(tag[0]) is not None
         value["imagePullPolicy"] = "Always" if latest else "IfNotPresent"
     limits = (value.get("resources") or {}).get("limits")
     if limits:
@@ -147,6 +152,8 @@ def _service_port(value: Obj) -> None:
 def _service(value: Obj) -> None:
     if value.get("type", "ClusterIP") == "ExternalName":
         return
+    if value.get("sessionAffinity", "None") == "None":
+        value.pop("sessionAffinityConfig", None)
     if value.get("sessionAffinity") == "ClientIP":
         value.setdefault("sessionAffinityConfig", {}).setdefault("clientIP", {}).setdefault("timeoutSeconds", 10800)
     if value.get("type") in ("NodePort", "LoadBalancer"):

@@ -77,26 +77,31 @@ def name_causes(kind: Kind, name: str, path: str = "metadata.name") -> list[Caus
     return found
 
 
-def _key_problem(key: str) -> str:
+def key_problems(key: str) -> list[str]:
+    """Why ``key`` is no qualified name."""
     prefix, slash, name = key.rpartition("/")
-    if slash and (len(prefix) > 253 or not SUBDOMAIN.match(prefix)):
-        return f"prefix part {DNS_SUBDOMAIN}"
-    if len(name) > 63:
-        return "name part must be no more than 63 characters"
+    found: list[str] = []
+    if slash and not prefix:
+        found.append("prefix part must be non-empty")
+    elif slash and (len(prefix) > 253 or not SUBDOMAIN.match(prefix)):
+        found.append(f"prefix part {DNS_SUBDOMAIN}")
+    if not name:
+        found.append("name part must be non-empty")
+    elif len(name) > 63:
+        found.append("name part must be no more than 63 characters")
     if not _QUALIFIED.match(name):
-        return (
+        found.append(
             "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric "
             "character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is "
             "'([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')"
         )
-    return ""
+    return found
 
 
 def label_causes(labels: Mapping[str, str] | None, path: str) -> list[Cause]:
-    found = []
+    found: list[Cause] = []
     for key, value in (labels or {}).items():
-        if problem := _key_problem(key):
-            found.append(invalid(path, key, problem))
+        found.extend(invalid(path, key, problem) for problem in key_problems(key))
         if len(value) > 63:
             found.append(invalid(path, value, "must be no more than 63 characters"))
         elif not _VALUE.match(value):
@@ -117,16 +122,15 @@ def metadata_causes(metadata: Mapping[str, Any]) -> list[Cause]:
     found = label_causes(metadata.get("labels"), "metadata.labels")
     annotations: Mapping[str, str] = metadata.get("annotations") or {}
     for key in annotations:
-        if problem := _key_problem(key.lower()):
-            found.append(invalid("metadata.annotations", key, problem))
+        found.extend(invalid("metadata.annotations", key, problem) for problem in key_problems(key.lower()))
     if sum(len(k) + len(v) for k, v in annotations.items()) > _ANNOTATIONS_BYTES:
         found.append(
             Cause("FieldValueTooLong", "metadata.annotations", f"Too long: may not be more than {_ANNOTATIONS_BYTES} bytes")
         )
     for i, finalizer in enumerate(metadata.get("finalizers") or ()):
-        if problem := _key_problem(finalizer):
-            found.append(invalid(f"metadata.finalizers[{i}]", finalizer, problem))
-        elif "/" not in finalizer and finalizer not in _FINALIZERS:
+        problems = key_problems(finalizer)
+        found.extend(invalid(f"metadata.finalizers[{i}]", finalizer, problem) for problem in problems)
+        if not problems and "/" not in finalizer and finalizer not in _FINALIZERS:
             text = "name is neither a standard finalizer name nor is it fully qualified"
             found.append(invalid(f"metadata.finalizers[{i}]", finalizer, text))
     owners = metadata.get("ownerReferences") or ()

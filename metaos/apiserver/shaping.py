@@ -21,7 +21,7 @@ def shape(kind: Kind, obj: Obj, old: Obj | None, field_validation: str, warnings
     unknown fields with ``Strict``; 422 where required fields are missing. ``Warn`` appends to ``warnings``."""
     if field_validation and field_validation not in FIELD_VALIDATION:
         raise errors.bad_request(f"fieldValidation {field_validation!r} must be one of Strict, Warn, Ignore")
-    if kind is scheme.SECRET and obj.get("stringData"):
+    if kind is scheme.SECRET and obj.get("stringData") and isinstance(obj.get("data") or {}, dict):
         obj = _folded(obj)
     shaped, findings = conform(kind, obj, omit_empty=defaults)
     _report(kind, obj, findings, field_validation, warnings)

@@ -122,18 +122,20 @@ def _count(spec: Obj, *fields: str) -> Iterator[Cause]:
 
 def _template(spec: Obj, policies: tuple[str, ...], path: str = "spec.template") -> Iterator[Cause]:
     template = spec.get("template") or {}
-    yield from label_causes((template.get("metadata") or {}).get("labels"), f"{path}.metadata.labels")
+    yield from label_causes((template.get("metadata") or {}).get("labels"), f"{path}.labels")
     pod = template.get("spec") or {}
     claims = [str((c.get("metadata") or {}).get("name")) for c in spec.get("volumeClaimTemplates") or ()]
     yield from pod_causes(pod, f"{path}.spec", claims)
     policy = pod.get("restartPolicy", "Always")
     if policy not in policies and policies == ("Always",):
         yield unsupported(f"{path}.spec.restartPolicy", policy, policies)
-    elif policy not in policies:
+    elif policy == "Always" and policies != ("Always",):
         yield required(f"{path}.spec.restartPolicy", 'valid values: "OnFailure", "Never"')
+    elif policy not in policies:
+        yield unsupported(f"{path}.spec.restartPolicy", policy, policies)
 
 
-def _selected(spec: Obj) -> Iterator[Cause]:
+def _selected(spec: Obj, kind: str = "deployment") -> Iterator[Cause]:
     """A workload's selector, and that it fits the template. Where it is missing, the schema says so."""
     selector = spec.get("selector")
     labels = ((spec.get("template") or {}).get("metadata") or {}).get("labels") or {}
@@ -144,7 +146,7 @@ def _selected(spec: Obj) -> Iterator[Cause]:
             yield invalid("spec.selector", selector, "invalid label selector")
             return
         if not selector.get("matchLabels") and not selector.get("matchExpressions"):
-            yield invalid("spec.selector", selector, "empty selector is invalid for this workload")
+            yield invalid("spec.selector", selector, f"empty selector is invalid for {kind}")
             return
     if not label_selector(selector)(labels):
         yield invalid("spec.template.metadata.labels", labels, "`selector` does not match template `labels`")
@@ -156,8 +158,9 @@ def _workload(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     deadline = spec.get("progressDeadlineSeconds")
     if deadline is not None and 0 <= deadline <= (spec.get("minReadySeconds") or 0):
         yield invalid("spec.progressDeadlineSeconds", deadline, "must be greater than minReadySeconds")
-    yield from _selected(spec)
-    yield from _template(spec, ("Always",))
+    yield from _selected(spec, "deployment" if obj.get("kind") == "ReplicaSet" else str(obj.get("kind")).lower())
+    if not any(selector_causes(spec.get("selector"), "")):  # As Kubernetes: first the one, then the other.
+        yield from _template(spec, ("Always",))
     yield from _immutable(obj, old, "selector")
 
 
@@ -230,7 +233,8 @@ def _job(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     yield from _count(spec, "parallelism", "completions", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
     if old is None:
         yield from _template(spec, ("OnFailure", "Never"))
-        yield from _selected(spec)
+        if spec.get("selector") is not None:
+            yield from _selected(spec)
     elif not (old.get("spec") or {}).get("suspend"):
         yield from _immutable(obj, old, "template")
     yield from _immutable(obj, old, "selector", "completionMode", "manualSelector")
@@ -288,6 +292,10 @@ def _service(obj: Obj, old: Obj | None) -> Iterator[Cause]:
         elif not SUBDOMAIN.match(spec["externalName"].removesuffix(".")):
             yield invalid("spec.externalName", spec["externalName"], DNS_SUBDOMAIN)
         return
+    seconds = ((spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}).get("timeoutSeconds")
+    if seconds is not None and not 0 < seconds <= 86400:
+        where = "spec.sessionAffinityConfig.clientIP.timeoutSeconds"
+        yield invalid(where, seconds, "must be greater than 0 and less than 86400")
     address = spec.get("clusterIP") or ""
     if address not in ("", "None") and not _is_address(address):
         yield invalid("spec.clusterIPs[0]", address, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)")
@@ -299,7 +307,7 @@ def _service(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     for i, port in enumerate(ports):
         path = f"spec.ports[{i}]"
         if not isinstance(port.get("port"), int) or not 0 < port["port"] < 65536:
-            yield invalid(f"{path}.port", port.get("port"), "must be between 1 and 65535, inclusive")
+            yield invalid(f"{path}.port", port.get("port") or 0, "must be between 1 and 65535, inclusive")
         target = port.get("targetPort")
         if isinstance(target, int) and not 0 < target < 65536:
             yield invalid(f"{path}.targetPort", target, "must be between 1 and 65535, inclusive")

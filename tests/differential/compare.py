@@ -22,6 +22,8 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 #: Names that the server makes from a generateName; the cases' own begin so.
 _MADE = re.compile(r"\b([Mm]ade[-_])[a-z0-9]{5}\b")
 _SUPPORTED = re.compile(r"(supported values: )((?:\"[^\"]*\"(?:, )?)+)")
+#: Values in texts that are no plain words: Go's notation, or JSON.
+_GO = re.compile(r"((?:Invalid|Unsupported) )value: (?:[\[{]|&?\*?\w+\.\w+\{|map\[|\[\]\w)[^\n]*?[\]})]: (?=[^\"]|$)")
 #: Revisions in texts.
 _RECORD = re.compile(r"\(\d+\)")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z\Z")
@@ -59,6 +61,7 @@ def normal(value: Any, namespace: str, now: datetime, *, path: str = "") -> Any:
     if isinstance(value, str):
         if _TIME.match(value) and abs(datetime.fromisoformat(value.replace("Z", "+00:00")) - now) < timedelta(hours=1):
             return "TIME"
+        value = _GO.sub(r"\1value: …: ", value)
         value = _SUPPORTED.sub(lambda m: m[1] + ", ".join(sorted(m[2].split(", "))), _RECORD.sub("(N)", value))
         return _MADE.sub(r"\1*", _UUID.sub("UID", value)).replace(namespace, "NS")
     return value

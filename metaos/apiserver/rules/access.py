@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from metaos.apiserver.metadata import DNS_SUBDOMAIN, SUBDOMAIN
 from metaos.apiserver.schema import invalid, required, unsupported
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj
@@ -40,19 +41,21 @@ def binding(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     if not ref.get("name"):
         yield required("roleRef.name")
     for i, subject in enumerate(obj.get("subjects") or ()):
-        yield from _subject(subject, f"subjects[{i}]", kinds)
+        yield from _subject(subject, f"subjects[{i}]", namespaced="Role" in kinds)
     if old is not None and ref != old.get("roleRef"):
         yield invalid("roleRef", ref, "cannot change roleRef")
 
 
-def _subject(subject: Obj, path: str, kinds: tuple[str, ...]) -> Iterator[Cause]:
+def _subject(subject: Obj, path: str, *, namespaced: bool) -> Iterator[Cause]:
     kind = subject.get("kind") or ""
     if not subject.get("name"):
         yield required(f"{path}.name")
     if kind == "ServiceAccount":
+        if subject.get("name") and not SUBDOMAIN.match(subject["name"]):
+            yield invalid(f"{path}.name", subject["name"], DNS_SUBDOMAIN)
         if subject.get("apiGroup"):
             yield unsupported(f"{path}.apiGroup", subject["apiGroup"], ("",))
-        if not subject.get("namespace"):
+        if not namespaced and not subject.get("namespace"):
             yield required(f"{path}.namespace")
     elif kind in ("User", "Group"):
         if subject.get("apiGroup", GROUP) != GROUP:

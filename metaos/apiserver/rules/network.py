@@ -8,21 +8,21 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from metaos.apiserver.metadata import DNS_SUBDOMAIN, SUBDOMAIN
+from metaos.apiserver.rules.pods import PORT_RANGE, port_name_causes
 from metaos.apiserver.rules.selecting import selector_causes
 from metaos.apiserver.schema import forbidden, invalid, required
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj
 
-PORT_RANGE = "must be between 1 and 65535, inclusive"
 _WILDCARD = re.compile(r"\*\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")
 
 
 def ingress(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     spec = obj.get("spec") or {}
     rules = spec.get("rules") or []
-    if not rules and not spec.get("defaultBackend"):
+    if not rules and spec.get("defaultBackend") is None:
         yield invalid("spec", rules, "either `defaultBackend` or `rules` must be specified")
-    if spec.get("defaultBackend"):
+    if spec.get("defaultBackend") is not None:
         yield from _backend(spec["defaultBackend"], "spec.defaultBackend")
     for i, rule in enumerate(rules):
         path = f"spec.rules[{i}]"
@@ -90,7 +90,9 @@ def _backend(backend: Obj, path: str) -> Iterator[Cause]:
             yield invalid(path, "", "cannot set both port name & port number")
         elif not port.get("name") and not port.get("number"):
             yield required(path, "port name or number is required")
-        elif port.get("number") and not 0 < port["number"] < 65536:
+        elif port.get("name"):
+            yield from port_name_causes(port["name"], f"{path}.service.port.name")
+        elif not 0 < port["number"] < 65536:
             yield invalid(f"{path}.service.port.number", port["number"], PORT_RANGE)
     elif resource is None:
         yield invalid(path, "", "resource or service backend is required")
@@ -124,8 +126,8 @@ def _port(port: Obj, path: str) -> Iterator[Cause]:
     number, end = port.get("port"), port.get("endPort")
     if isinstance(number, int) and not 0 < number < 65536:
         yield invalid(f"{path}.port", number, PORT_RANGE)
-    elif isinstance(number, str) and not re.match(r"(?=.*[a-z])[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?\Z", number):
-        yield invalid(f"{path}.port", number, "must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)")
+    elif isinstance(number, str):
+        yield from port_name_causes(number, f"{path}.port")
     if end is not None:
         if number is None or isinstance(number, str):
             yield invalid(f"{path}.endPort", end, "may not be specified when `port` is not a number")

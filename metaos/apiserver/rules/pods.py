@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from metaos.apiserver.metadata import DNS_LABEL, label_causes
+from metaos.apiserver.metadata import DNS_LABEL, DNS_SUBDOMAIN, label_causes
 from metaos.apiserver.schema import duplicate, forbidden, invalid, required, unsupported
 from metaos.resources import quantity
 from metaos.resources.errors import Cause
@@ -44,10 +44,12 @@ def pod_causes(spec: Obj, path: str, claims: Iterable[str] = ()) -> Iterator[Cau
         yield required(f"{path}.containers")
     volumes: set[Any] = set()
     for i, volume in enumerate(spec.get("volumes") or ()):
-        yield from _volume(volume, f"{path}.volumes[{i}]")
+        found = list(_volume(volume, f"{path}.volumes[{i}]"))
+        yield from found
         if volume.get("name") in volumes:
             yield duplicate(f"{path}.volumes[{i}].name", volume.get("name"))
-        volumes.add(volume.get("name"))
+        elif not found:
+            volumes.add(volume.get("name"))
     volumes |= set(claims)
     names: set[str] = set()
     for field in ("containers", "initContainers"):
@@ -124,8 +126,8 @@ def _container(container: Obj, path: str, volumes: set[Any]) -> Iterator[Cause]:
         where = f"{path}.volumeMounts[{i}]"
         if not mount.get("name"):
             yield required(f"{where}.name")
-        elif mount["name"] not in volumes:
-            yield Cause("FieldValueNotFound", f"{where}.name", f'Not found: "{mount["name"]}"')
+        if mount.get("name") not in volumes:
+            yield Cause("FieldValueNotFound", f"{where}.name", f'Not found: "{mount.get("name") or ""}"')
         if not mount.get("mountPath"):
             yield required(f"{where}.mountPath")
         elif mount["mountPath"] in seen:
@@ -182,7 +184,10 @@ def _env(env: Obj, path: str) -> Iterator[Cause]:
         yield invalid(f"{path}.valueFrom", "", "may not be specified when `value` is not empty")
     for field in ("configMapKeyRef", "secretKeyRef"):
         if source.get(field) is not None:
-            yield from (required(f"{path}.valueFrom.{field}.{key}") for key in ("name", "key") if not source[field].get(key))
+            if not source[field].get("name"):
+                yield invalid(f"{path}.valueFrom.{field}.name", "", DNS_SUBDOMAIN)
+            if not source[field].get("key"):
+                yield required(f"{path}.valueFrom.{field}.key")
     if source.get("fieldRef") is not None:
         asked = source["fieldRef"].get("fieldPath") or ""
         where = f"{path}.valueFrom.fieldRef.fieldPath"

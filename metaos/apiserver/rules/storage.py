@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from metaos.apiserver.metadata import DNS_SUBDOMAIN, SUBDOMAIN
 from metaos.apiserver.rules.selecting import selector_causes
 from metaos.apiserver.schema import forbidden, invalid, required, unsupported
 from metaos.resources import quantity
@@ -37,6 +38,12 @@ def _modes(spec: Obj) -> Iterator[Cause]:
     yield from (unsupported("spec.accessModes", m, ACCESS_MODES) for m in spec.get("accessModes") or () if m not in ACCESS_MODES)
 
 
+def _class(spec: Obj) -> Iterator[Cause]:
+    wanted = spec.get("storageClassName")
+    if wanted and not SUBDOMAIN.match(wanted):
+        yield invalid("spec.storageClassName", wanted, DNS_SUBDOMAIN)
+
+
 def volume(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     spec = obj.get("spec") or {}
     if not spec.get("accessModes"):
@@ -45,11 +52,16 @@ def volume(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     capacity = spec.get("capacity") or {}
     if not capacity:
         yield required("spec.capacity")
-    elif set(capacity) != {"storage"}:
+    if set(capacity) != {"storage"}:
         yield unsupported("spec.capacity", capacity, ["storage"])
     for key, value in capacity.items():
         if quantity.parse(value) <= 0:
             yield invalid(f"spec.capacity[{key}]", value, "must be greater than zero")
+        if quantity.parse(value) < 0:
+            yield Cause(
+                "FieldValueInvalid", f"spec.capacity[{key}]", f"Invalid value: {value}: must be a valid resource quantity"
+            )
+    yield from _class(spec)
     sources = [field for field in spec if field not in _BESIDE]
     if not sources:
         yield required("spec", "must specify a volume type")
@@ -83,6 +95,7 @@ def claim(obj: Obj, old: Obj | None) -> Iterator[Cause]:
             yield required("spec.resources[storage]")
         elif quantity.parse(wanted) <= 0:
             yield invalid("spec.resources[storage]", wanted, "must be greater than zero")
+        yield from _class(spec)
         yield from selector_causes(spec.get("selector"), "spec.selector")
         return
     before = old.get("spec") or {}
