@@ -99,7 +99,7 @@ def _container(value: Obj) -> None:
 
 
 def _volume(value: Obj) -> None:
-    if set(value) == {"name"}:
+    if value.keys() <= {"name"}:
         value["emptyDir"] = {}
 
 
@@ -146,7 +146,7 @@ def _daemon_strategy(value: Obj) -> None:
 
 def _service_port(value: Obj) -> None:
     if value.get("targetPort") in (None, "", 0):
-        value["targetPort"] = value.get("port")
+        value["targetPort"] = value.get("port") or 0
 
 
 def _service(value: Obj) -> None:

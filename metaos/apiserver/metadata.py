@@ -33,8 +33,8 @@ _NO_GENERATION = _PATH_NAMES | {
 _FINALIZERS = frozenset(("orphan", "foregroundDeletion", "kubernetes"))
 NAME_SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
 
-_LETTER_FIRST = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?\Z")
-_DNS_1035 = (
+LETTER_FIRST = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?\Z")
+DNS_1035 = (
     "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end "
     "with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')"
 )
@@ -64,7 +64,7 @@ def name_causes(kind: Kind, name: str, path: str = "metadata.name") -> list[Caus
     if kind.kind in _LABEL_NAMES:
         longest, pattern, text = 63, _LABEL, DNS_LABEL
         if kind.kind == "Service":
-            pattern, text = _LETTER_FIRST, _DNS_1035
+            pattern, text = LETTER_FIRST, DNS_1035
     else:
         longest, pattern, text = 253, SUBDOMAIN, DNS_SUBDOMAIN
     if kind.kind == "Cluster":
@@ -75,6 +75,12 @@ def name_causes(kind: Kind, name: str, path: str = "metadata.name") -> list[Caus
     if not pattern.match(name):
         found.append(invalid(path, name, text))
     return found
+
+
+def dns_label_causes(name: str, path: str) -> list[Cause]:
+    """Why ``name`` is no RFC 1123 label."""
+    found = [invalid(path, name, "must be no more than 63 characters")] if len(name) > 63 else []
+    return found if _LABEL.match(name) else [*found, invalid(path, name, DNS_LABEL)]
 
 
 def key_problems(key: str) -> list[str]:

@@ -389,8 +389,8 @@ def _array(node: Node, value: Any, path: str, findings: Findings, strict: bool) 
     if item.kind == "object" and item.name:
         value = [{} if child is None else child for child in value]  # As Go reads it.
     shaped = [_value(item, child, f"{path}[{i}]", findings, strict) for i, child in enumerate(value) if child is not None]
-    # Native lists of ports are maps by port and protocol, but Kubernetes itself only warns about duplicates there.
-    if node.list_type == "map" and strict and node.keys == ("name",):
+    # Of native lists the rules of their kinds say where doubles are refused.
+    if node.list_type == "map" and strict and node.keys == ("name",) and not item.name:
         seen: set[str] = set()
         for i, child in enumerate(shaped):
             key = child.get("name") if isinstance(child, dict) else None

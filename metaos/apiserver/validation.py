@@ -19,9 +19,8 @@ import yaml
 from cronsim import CronSim, CronSimError
 
 from metaos.apiserver import own
-from metaos.apiserver.metadata import DNS_LABEL, DNS_SUBDOMAIN, SUBDOMAIN, label_causes
+from metaos.apiserver.metadata import DNS_SUBDOMAIN, SUBDOMAIN, dns_label_causes, label_causes
 from metaos.apiserver.rules import access, network, scaling, storage
-from metaos.apiserver.rules.pods import NAME as _NAME
 from metaos.apiserver.rules.pods import pod_causes, port_name_causes
 from metaos.apiserver.rules.selecting import selector_causes
 from metaos.apiserver.schema import Node, duplicate, forbidden, invalid, node_of, required, unsupported
@@ -142,7 +141,8 @@ def _selected(spec: Obj, kind: str = "deployment") -> Iterator[Cause]:
     if selector is not None:
         found = list(selector_causes(selector, "spec.selector"))
         yield from found
-        if found:
+        values = [v for rule in selector.get("matchExpressions") or () for v in rule.get("values") or ()]
+        if found or any(label_causes({"key": value}, "") for value in values):
             yield invalid("spec.selector", selector, "invalid label selector")
             return
         if not selector.get("matchLabels") and not selector.get("matchExpressions"):
@@ -159,7 +159,9 @@ def _workload(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     if deadline is not None and 0 <= deadline <= (spec.get("minReadySeconds") or 0):
         yield invalid("spec.progressDeadlineSeconds", deadline, "must be greater than minReadySeconds")
     yield from _selected(spec, "deployment" if obj.get("kind") == "ReplicaSet" else str(obj.get("kind")).lower())
-    if not any(selector_causes(spec.get("selector"), "")):  # As Kubernetes: first the one, then the other.
+    if not any(
+        cause.message.endswith("invalid label selector") for cause in _selected(spec)
+    ):  # As Kubernetes: first the one, then the other.
         yield from _template(spec, ("Always",))
     yield from _immutable(obj, old, "selector")
 
@@ -316,8 +318,8 @@ def _service(obj: Obj, old: Obj | None) -> Iterator[Cause]:
         name = port.get("name") or ""
         if len(ports) > 1 and not name:
             yield required(f"{path}.name")
-        elif name and not _NAME.match(name):
-            yield invalid(f"{path}.name", name, DNS_LABEL)
+        elif name:
+            yield from dns_label_causes(name, f"{path}.name")
         if name in names and name:
             yield duplicate(f"{path}.name", name)
         if (port.get("port"), port.get("protocol")) in pairs:

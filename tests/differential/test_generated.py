@@ -10,7 +10,7 @@ from tests.differential.conftest import Pair
 from tests.differential.generated import requests
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
-PER_KIND = 25
+PER_KIND = 40
 
 
 @pytest.mark.parametrize(("plural", "steps"), list(requests(PER_KIND)), ids=[plural for plural, _ in requests(1)])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from metaos.apiserver.metadata import DNS_SUBDOMAIN, SUBDOMAIN
+from metaos.apiserver.metadata import DNS_1035, DNS_SUBDOMAIN, LETTER_FIRST, SUBDOMAIN
 from metaos.apiserver.rules.pods import PORT_RANGE, port_name_causes
 from metaos.apiserver.rules.selecting import selector_causes
 from metaos.apiserver.schema import forbidden, invalid, required
@@ -35,6 +35,8 @@ def ingress(obj: Obj, old: Obj | None) -> Iterator[Cause]:
         for j, each in enumerate(http.get("paths") or ()):
             yield from _path(each, f"{path}.http.paths[{j}]")
     for i, tls in enumerate(spec.get("tls") or ()):
+        if tls.get("secretName") and not SUBDOMAIN.match(tls["secretName"]):
+            yield invalid(f"spec.tls[{i}].secretName", tls["secretName"], DNS_SUBDOMAIN)
         for j, host in enumerate(tls.get("hosts") or ()):
             yield from _host(host, f"spec.tls[{i}].hosts[{j}]")
 
@@ -85,6 +87,8 @@ def _backend(backend: Obj, path: str) -> Iterator[Cause]:
     elif service is not None:
         if not service.get("name"):
             yield required(f"{path}.service.name")
+        elif not LETTER_FIRST.match(service["name"]):
+            yield invalid(f"{path}.service.name", service["name"], DNS_1035)
         port = service.get("port") or {}
         if port.get("name") and port.get("number"):
             yield invalid(path, "", "cannot set both port name & port number")

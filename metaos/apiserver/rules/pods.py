@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from metaos.apiserver.metadata import DNS_LABEL, DNS_SUBDOMAIN, label_causes
+from metaos.apiserver.metadata import DNS_SUBDOMAIN, dns_label_causes, label_causes
 from metaos.apiserver.schema import duplicate, forbidden, invalid, required, unsupported
 from metaos.resources import quantity
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj
 
-NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 PORT_RANGE = "must be between 1 and 65535, inclusive"
 NOT_NEGATIVE = "must be greater than or equal to 0"
 BACKSTEPS = "must not contain '..'"
@@ -66,8 +65,8 @@ def pod_causes(spec: Obj, path: str, claims: Iterable[str] = ()) -> Iterator[Cau
         yield invalid(f"{path}.activeDeadlineSeconds", deadline, "must be between 1 and 2147483647, inclusive")
     yield from label_causes(spec.get("nodeSelector"), f"{path}.nodeSelector")
     for field in ("hostname", "subdomain"):
-        if spec.get(field) and not NAME.match(spec[field]):
-            yield invalid(f"{path}.{field}", spec[field], DNS_LABEL)
+        if spec.get(field):
+            yield from dns_label_causes(spec[field], f"{path}.{field}")
     yield from _user(spec.get("securityContext") or {}, f"{path}.securityContext")
     for i, toleration in enumerate(spec.get("tolerations") or ()):
         yield from _toleration(toleration, f"{path}.tolerations[{i}]")
@@ -81,8 +80,8 @@ def _volume(volume: Obj, path: str) -> Iterator[Cause]:
     name = volume.get("name") or ""
     if not name:
         yield required(f"{path}.name")
-    elif not NAME.match(name):
-        yield invalid(f"{path}.name", name, DNS_LABEL)
+    else:
+        yield from dns_label_causes(name, f"{path}.name")
     sources = [field for field in volume if field != "name"]
     if not sources:
         yield required(path, "must specify a volume type")
@@ -97,6 +96,11 @@ def _volume(volume: Obj, path: str) -> Iterator[Cause]:
         source = volume.get(field)
         if source is not None and not source.get(key):
             yield required(f"{path}.{field}.{key}")
+    for field in ("secret", "configMap", "downwardAPI", "projected"):
+        mode = (volume.get(field) or {}).get("defaultMode")
+        if mode is not None and not 0 <= mode <= 0o777:
+            text = "must be a number between 0 and 0777 (octal), both inclusive"
+            yield invalid(f"{path}.{field}.defaultMode", mode, text)
     for field in ("secret", "configMap"):
         for i, item in enumerate((volume.get(field) or {}).get("items") or ()):
             where = f"{path}.{field}.items[{i}]"
@@ -109,8 +113,10 @@ def _volume(volume: Obj, path: str) -> Iterator[Cause]:
 
 def _container(container: Obj, path: str, volumes: set[Any]) -> Iterator[Cause]:
     name, image = container.get("name") or "", container.get("image") or ""
-    if not NAME.match(name):
-        yield invalid(f"{path}.name", name, DNS_LABEL) if name else required(f"{path}.name")
+    if not name:
+        yield required(f"{path}.name")
+    else:
+        yield from dns_label_causes(name, f"{path}.name")
     if not image.strip():
         yield required(f"{path}.image")
     elif image != image.strip():
@@ -118,9 +124,11 @@ def _container(container: Obj, path: str, volumes: set[Any]) -> Iterator[Cause]:
     yield from _ports(container.get("ports") or (), f"{path}.ports")
     for i, env in enumerate(container.get("env") or ()):
         yield from _env(env, f"{path}.env[{i}]")
-    for source in container.get("envFrom") or ():
-        if not source.get("configMapRef") and not source.get("secretRef"):
+    for i, source in enumerate(container.get("envFrom") or ()):
+        refs = [field for field in ("configMapRef", "secretRef") if source.get(field) is not None]
+        if not refs:
             yield invalid(f"{path}.envFrom", "", "must specify one of: `configMapRef` or `secretRef`")
+        yield from (required(f"{path}.envFrom[{i}].{field}.name") for field in refs if not source[field].get("name"))
     seen: set[str] = set()
     for i, mount in enumerate(container.get("volumeMounts") or ()):
         where = f"{path}.volumeMounts[{i}]"

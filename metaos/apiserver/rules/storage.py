@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from metaos.apiserver.metadata import DNS_SUBDOMAIN, SUBDOMAIN
+from metaos.apiserver.metadata import DNS_SUBDOMAIN, SUBDOMAIN, key_problems
 from metaos.apiserver.rules.selecting import selector_causes
 from metaos.apiserver.schema import forbidden, invalid, required, unsupported
 from metaos.resources import quantity
@@ -15,6 +15,8 @@ from metaos.resources.meta import Obj
 def storage_class(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     if not obj.get("provisioner"):
         yield required("provisioner")
+    elif old is None:
+        yield from (invalid("provisioner", obj["provisioner"], text) for text in key_problems(obj["provisioner"].lower()))
     if old is None:
         return
     for field in ("parameters", "provisioner", "reclaimPolicy"):
