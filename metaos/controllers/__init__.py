@@ -22,10 +22,25 @@ def all_setups() -> list[Setup]:
         migration,
         namespace,
         placement,
+        revisions,
         service,
         status,
         work,
     )
 
-    modules = (cluster, certificate, placement, work, migration, status, service, intent, carbon, namespace, garbage, event)
+    modules = (
+        cluster,
+        certificate,
+        placement,
+        work,
+        migration,
+        status,
+        service,
+        intent,
+        carbon,
+        namespace,
+        garbage,
+        event,
+        revisions,
+    )
     return [module.setup for module in modules]

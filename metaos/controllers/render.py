@@ -10,6 +10,7 @@ from metaos.resources.meta import (
     ANNOTATION_PREFIX,
     CLUSTER_LABEL,
     DRAINING,
+    REVISION,
     SOURCE_LABEL,
     Obj,
     ObjectRef,
@@ -42,7 +43,9 @@ def manifest(obj: Obj) -> Obj:
     metadata = obj.get("metadata") or {}
     kept = {k: metadata[k] for k in ("name", "namespace", "labels", "uid", "generation") if k in metadata}
     said = {
-        k: v for k, v in (metadata.get("annotations") or {}).items() if k != LAST_APPLIED and not k.startswith(ANNOTATION_PREFIX)
+        k: v
+        for k, v in (metadata.get("annotations") or {}).items()
+        if k not in (LAST_APPLIED, REVISION) and not k.startswith(ANNOTATION_PREFIX)
     }
     if said:
         kept["annotations"] = said

@@ -23,6 +23,8 @@ ANNOTATION_PREFIX = "meta-os.eu/"
 DRAINING = "meta-os.eu/draining"
 #: On a Pod mirror: it was evicted (``kubectl drain``); its site is to be left.
 EVICTED = "meta-os.eu/evicted"
+#: On a Deployment and the ReplicaSets of its history: the number of the revision.
+REVISION = "deployment.kubernetes.io/revision"
 #: On anything that NEMO made for a site: the site's name.
 CLUSTER_LABEL = "meta-os.eu/cluster"
 #: On Works and rendered manifests: what they were rendered from, ``KIND.NAMESPACE.NAME`` in lower case.
