@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,47 @@ def _json(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError as wrong:
         raise errors.bad_request(f"the body of the request is not JSON: {wrong}") from None
+
+
+def duplicates(body: bytes, value: Any) -> list[str]:
+    """Paths of fields that a JSON body has more than once; ``value`` is what it was decoded to. The body is read again only
+    where it seems to hold more fields than the value."""
+    if body.count(b'":') == _fields(value):
+        return []
+    found: list[str] = []
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[Any, Any]:
+        result: dict[Any, Any] = {}
+        for key, each in items:
+            if key in result:
+                result.setdefault(_DOUBLES, []).append(key)
+            result[key] = each
+        return result
+
+    def walk(part: Any, path: str) -> None:
+        if isinstance(part, dict):
+            found.extend(f"{path}.{key}" if path else key for key in part.pop(_DOUBLES, ()))
+            for key, each in part.items():
+                walk(each, f"{path}.{key}" if path else key)
+        elif isinstance(part, list):
+            for i, each in enumerate(part):
+                walk(each, f"{path}[{i}]")
+
+    try:
+        walk(json.loads(body, object_pairs_hook=pairs), "")
+    except (ValueError, RecursionError):
+        return []
+    return list(dict.fromkeys(found))
+
+
+#: No text, so no field of a body has this name.
+_DOUBLES = object()
+
+
+def _fields(value: Any) -> int:
+    if isinstance(value, dict):
+        return len(value) + sum(_fields(each) for each in value.values() if isinstance(each, dict | list))
+    return sum(_fields(each) for each in value if isinstance(each, dict | list)) if isinstance(value, list) else 0
 
 
 def _yaml(body: bytes) -> Any:
@@ -154,6 +196,8 @@ def check_list_options(query: Mapping[str, str], *, watch: bool) -> None:
             causes.append(forbidden(path, text) if not match else unsupported(path, match, ("NotOlderThan",)))
     elif streamed:
         causes.append(forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"))
+    elif query.get("continue") and revision not in ("", "0"):
+        raise errors.bad_request("specifying resource version is not allowed when using continue")
     elif match and watch:
         causes.append(forbidden(path, f"{path} is forbidden for watch unless sendInitialEvents is provided"))
     elif match:

@@ -197,8 +197,17 @@ class Verbs:
 
     # -- writing -------------------------------------------------------------------------------------------
 
-    async def _body(self, call: Call) -> Any:
-        return bodies.decoded(await call.request.read(), call.request.headers.get("Content-Type", ""))
+    async def _body(self, call: Call, field_validation: str) -> Any:
+        sent, media = await call.request.read(), call.request.headers.get("Content-Type", "")
+        value = bodies.decoded(sent, media)
+        if field_validation != "Ignore" and sent[:1] == b"{":
+            texts = [f'duplicate field "{path}"' for path in bodies.duplicates(sent, value)]
+            if texts and field_validation == "Strict":
+                kind = call.target.kind
+                what = f'{kind.kind} in version "{kind.version}" cannot be handled as a {kind.kind}'
+                raise errors.bad_request(f"{what}: strict decoding error: {', '.join(texts)}")
+            call.warnings.extend(texts)
+        return value
 
     def _options(self, call: Call, kind: str, *, apply: bool = False) -> WriteOptions:
         options = WriteOptions.of(call.query, call.request.headers.get("User-Agent", ""), kind, apply=apply)
@@ -207,7 +216,8 @@ class Verbs:
 
     async def _create(self, call: Call) -> web.Response:
         t = call.target
-        options, body = self._options(call, "CreateOptions"), await self._body(call)
+        options = self._options(call, "CreateOptions")
+        body = await self._body(call, options.field_validation)
         if t.subresource:
             self._check_dry_run_of(call, body)
             made = await self._registry.create_subresource(
@@ -236,7 +246,8 @@ class Verbs:
 
     async def _update(self, call: Call) -> web.Response:
         t = call.target
-        options, body = self._options(call, "UpdateOptions"), await self._body(call)
+        options = self._options(call, "UpdateOptions")
+        body = await self._body(call, options.field_validation)
         if not isinstance(body, dict):
             raise errors.bad_request("the body must be an object")
         if t.subresource == "scale":

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from metaos.apiserver.bodies import duplicates
 from metaos.clock import SystemClock
 from metaos.http import HttpClient, Response
 from metaos.resources import scheme
@@ -282,3 +283,46 @@ async def test_metrics_count(hub: ServedHub, client: HttpClient) -> None:
     assert 'apiserver_request_total{verb="get",group="",resource="pods",code="200"} 1' in text
     assert 'apiserver_request_duration_seconds_count{verb="get",resource="pods"} 1' in text
     assert "nemo_store_revision " in text and "process_resident_memory_bytes " in text
+
+
+@pytest.mark.parametrize(
+    ("body", "doubles"),
+    [
+        (b'{"a": 1, "b": {"c": 1}}', []),
+        (b'{"a":1,"a":2}', ["a"]),
+        (b'{"a" : 1, "b": [{"c": 1, "c": 1}], "b2": {"d": {"e": 1, "e": 2, "e": 3}}}', ["b[0].c", "b2.d.e"]),
+        (b'{"a": "\\"x\\": 1"}', []),
+        (b"[1, 2]", []),
+    ],
+)
+def test_doubles_of_fields_are_found(body: bytes, doubles: list[str]) -> None:
+    assert duplicates(body, json.loads(body)) == doubles
+
+
+async def test_doubles_of_fields_are_named(client: HttpClient) -> None:
+    body = b'{"metadata":{"name":"a"},"data":{"k":"v","k":"w"}}'
+    strict = await client.request("POST", CONFIG_MAPS, body, query={"fieldValidation": "Strict"})
+    assert strict.status == 400 and 'strict decoding error: duplicate field "data.k"' in strict.json()["message"]
+    warned = await client.request("POST", CONFIG_MAPS, body)
+    assert warned.status == 201 and warned.header("warning") == '299 - "duplicate field \\"data.k\\""'
+    ignored = await client.request("PUT", f"{CONFIG_MAPS}/a", body, query={"fieldValidation": "Ignore"})
+    assert ignored.status == 200 and not ignored.header("warning")
+    odd = await client.request("POST", CONFIG_MAPS, body, query={"fieldValidation": "Sometimes"})
+    assert odd.status == 422
+
+
+async def test_a_streamed_list_over_http(hub: ServedHub, client: HttpClient) -> None:
+    await hub.make(config_map("a"), config_map("b"))
+    asked = {"watch": "1", "sendInitialEvents": "true", "allowWatchBookmarks": "true", "timeoutSeconds": "1"}
+    refused = await client.request("GET", CONFIG_MAPS, query=asked)
+    assert refused.status == 422 and "resourceVersionMatch" in refused.json()["message"]
+    answer = await client.request("GET", CONFIG_MAPS, query=asked | {"resourceVersionMatch": "NotOlderThan"})
+    events = [json.loads(line) for line in answer.body.splitlines()]
+    assert [e["type"] for e in events[:3]] == ["ADDED", "ADDED", "BOOKMARK"]
+    assert events[2]["object"]["metadata"]["annotations"] == {"k8s.io/initial-events-end": "true"}
+
+
+async def test_a_collection_that_was_deleted_is_shown(hub: ServedHub, client: HttpClient) -> None:
+    await hub.make(config_map("a"), config_map("b"))
+    gone = (await client.request("DELETE", CONFIG_MAPS, query={"fieldSelector": "metadata.name=a"})).json()
+    assert gone["kind"] == "ConfigMapList" and [o["metadata"]["name"] for o in gone["items"]] == ["a"]

@@ -93,6 +93,19 @@ async def test_list_pages_are_of_one_revision(registry: Registry) -> None:
     assert body["kind"] == "ConfigMapList" and body["metadata"]["remainingItemCount"] == 4
 
 
+async def test_a_page_that_is_too_old_is_refused(registry: Registry, store: SqliteStore) -> None:
+    for i in range(4):
+        await registry.create(ADMIN, config_map(f"c{i}"))
+    first = await registry.list(ADMIN, scheme.CONFIG_MAP, "default", limit=2)
+    made = await registry.create(ADMIN, config_map("c9"))
+    second = await registry.list(ADMIN, scheme.CONFIG_MAP, "default", limit=2, continue_token=first.continue_token)
+    assert [o["metadata"]["name"] for o in second.items] == ["c2", "c3"] and second.resource_version == first.resource_version
+    await store.compact(int(made["metadata"]["resourceVersion"]))
+    with pytest.raises(ApiError) as expired:
+        await registry.list(ADMIN, scheme.CONFIG_MAP, "default", limit=2, continue_token=first.continue_token)
+    assert (expired.value.code, expired.value.reason) == (410, "Expired")
+
+
 async def test_selectors(registry: Registry) -> None:
     await registry.create(ADMIN, pod("a", nodeName="edge"))
     await registry.create(ADMIN, pod("b"))
