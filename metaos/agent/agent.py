@@ -87,6 +87,8 @@ class Agent:
             self.client, self.contact, clock, random, self.works, self._status_of, cluster_namespace(self._name)
         )
         self.presence = Presence(self.client, self.contact, clock, self._name, config.heartbeat_seconds, self.measure)
+        #: When (monotonic) the pods were last measured, since when, and what they used.
+        self._used: tuple[float, float, dict[str, Any]] | None = None
         self._changed = asyncio.Event()
         self.works.on_change(self._changed.set)
         self.pods.on_change(self._changed.set)
@@ -101,6 +103,13 @@ class Agent:
 
     async def connect(self, namespace: str, pod: str, port: int) -> Any:
         return await self.pods.connect(namespace, pod, port)
+
+    async def usage(self) -> dict[str, Any]:
+        if self._used is None:
+            await self.measure()
+        assert self._used is not None
+        measured, window, used = self._used
+        return {"age": self._clock.monotonic() - measured, "window": window, "pods": inventory.by_pod(used, self.pods.pods())}
 
     def _find(self, pod_uid: str) -> Obj | None:
         return next((pod for pod in self.pods.pods() if uid(pod) == pod_uid), None)
@@ -178,6 +187,8 @@ class Agent:
         for pod in self.pods.pods():
             if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
                 used.pop(uid(pod), None)
+        now = self._clock.monotonic()
+        self._used = now, now - self._used[0] if self._used else 0.0, used
         return {
             "capacity": has.quantities(),
             "allocatable": free.quantities(),

@@ -15,7 +15,7 @@ from typing import Any
 
 from metaos import __version__
 from metaos.resources import quantity
-from metaos.resources.meta import Obj
+from metaos.resources.meta import Obj, name, namespace, uid
 
 #: Pods that a site takes where its owner says nothing.
 DEFAULT_PODS = 110
@@ -137,15 +137,27 @@ def node_info(isolation: str, runtime: str, root: Path = Path("/")) -> dict[str,
     }
 
 
-def usage(measured: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+def usage(measured: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, str]:
     """``Cluster.status.usage`` from :meth:`Runtime.usage`. Rounded (10 m, 1 Mi), so that noise is no news."""
-    cpu = sum(pod.get("cpu", 0.0) for pod in measured.values())
-    memory = sum(pod.get("memory", 0.0) for pod in measured.values())
+    used = [container for pod in measured.values() for container in pod.values()]
+    cpu = sum(container.get("cpu", 0.0) for container in used)
+    memory = sum(container.get("memory", 0.0) for container in used)
     return {
         "cpu": quantity.format_milli(round(cpu * 100) * 10),
         "memory": f"{round(memory / 1024**2)}Mi",
         "pods": str(len(measured)),
     }
+
+
+def by_pod(measured: Mapping[str, Mapping[str, Mapping[str, float]]], pods: Sequence[Obj]) -> list[dict[str, Any]]:
+    """The same by name, for the hub's ``metrics.k8s.io``. CPU in cores, memory in bytes."""
+    found = []
+    for pod in pods:
+        containers = measured.get(uid(pod))
+        if containers:
+            used = {n: {"cpu": round(c["cpu"], 6), "memory": round(c["memory"])} for n, c in containers.items()}
+            found.append({"namespace": namespace(pod), "name": name(pod), "containers": used})
+    return found
 
 
 def worth_telling(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """This site's end of the tunnel: the agent dials the hub, and the hub asks for logs, commands and connections.
 
-Streams of the hub: ``log``, ``exec``, ``attach`` and ``dial`` (see :mod:`metaos.tunnel` for the framing). ``exec`` and
+Streams of the hub: ``log``, ``exec``, ``attach``, ``usage`` and ``dial`` (see :mod:`metaos.tunnel` for the framing). ``exec`` and
 ``attach`` carry messages as in the Kubernetes subprotocol ``v5.channel.k8s.io``: the first byte is the channel.
 """
 
@@ -47,11 +47,19 @@ class PodAccess(Protocol):
     async def connect(self, namespace: str, pod: str, port: int) -> socket.socket: ...
 
 
+class SiteAccess(PodAccess, Protocol):
+    """The same, and what is measured."""
+
+    async def usage(self) -> dict[str, Any]:
+        """What the pods use: ``age`` and ``window`` of the measurement in seconds, ``pods`` as ``inventory.by_pod``."""
+        ...
+
+
 class Remote:
     """Keeps the tunnel of ``site`` open. ``context`` gives the TLS context with the present certificate."""
 
     def __init__(
-        self, hub: str, site: str, context: Callable[[], ssl.SSLContext], contact: Contact, clock: Clock, pods: PodAccess
+        self, hub: str, site: str, context: Callable[[], ssl.SSLContext], contact: Contact, clock: Clock, pods: SiteAccess
     ) -> None:
         self._url = "ws" + hub.removeprefix("http").rstrip("/") + path_of(CLUSTER, "", site, "tunnel")
         self._context, self._contact, self._clock, self._pods = context, contact, clock, pods
@@ -135,6 +143,8 @@ class Remote:
                 await self._exec(header, stream, where, pod, container)
             elif kind == "attach":
                 await self._attach(stream, where, pod, container)
+            elif kind == "usage":
+                await self._usage(stream)
             elif kind == "dial":
                 await self._dial(stream, where, pod, int(header.get("port") or 0))
             else:
@@ -160,6 +170,12 @@ class Remote:
         lines = self._pods.logs(where, pod, container, follow=True, tail=0)
         await stream.accept()
         await _until_closed(stream, _write_all(stream, lines, bytes((STDOUT,))))
+
+    async def _usage(self, stream: Stream) -> None:
+        data = json.dumps(await self._pods.usage()).encode()
+        await stream.accept()
+        for start in range(0, len(data), MAX_DATA):
+            await stream.write(data[start : start + MAX_DATA])
 
     async def _dial(self, stream: Stream, where: str, pod: str, port: int) -> None:
         target = await self._pods.connect(where, pod, port)

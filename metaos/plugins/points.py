@@ -151,8 +151,8 @@ class Runtime(Protocol):
         """``{"names": [...], "sizeBytes": n, "host": bool}``: what ``Node.status.images`` shows."""
         ...
 
-    async def usage(self) -> Mapping[str, Mapping[str, float]]:
-        """Pod uid → ``{"cpu": cores in use, "memory": bytes}``, measured."""
+    async def usage(self) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
+        """Pod uid → container → ``{"cpu": cores in use, "memory": bytes}``, measured. Pods without a running container too."""
         ...
 
     def conditions(self) -> Sequence[Mapping[str, str]]:

@@ -50,6 +50,8 @@ class Container:
     monitor: Identity | None = None
     watch: Watch | None = None
     end: End | None = None
+    #: (monotonic seconds, CPU seconds) of the last measurement.
+    sample: tuple[float, float] | None = None
 
     def state(self, uid: str) -> ContainerState:
         end = self.end
@@ -126,8 +128,6 @@ class Pod:
     watch: Watch | None = None
     sockets: Sockets | None = None
     containers: dict[str, Container] = field(default_factory=dict)
-    #: (monotonic seconds, CPU seconds) of the last measurement.
-    sample: tuple[float, float] | None = None
     stopping: bool = False
 
     @property

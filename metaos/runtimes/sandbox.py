@@ -491,33 +491,31 @@ class SandboxRuntime:
     async def remove_image(self, image: str) -> None:
         self._images.remove(image)
 
-    async def usage(self) -> Mapping[str, Mapping[str, float]]:
-        """By cgroup where there are some, otherwise by process. CPU is the mean since the last call."""
+    async def usage(self) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
+        """By cgroup where there are some, otherwise by process. CPU is the mean since the last call, or since the start."""
         known = self._known()
-        now = self._clock.monotonic()
-        totals: dict[str, tuple[float, float]] = {}
-        walked: list[tuple[str, int]] = []
+        now, wall = self._clock.monotonic(), self._clock.now()
+        totals: dict[tuple[str, str], tuple[float, float]] = {}
+        walked: list[tuple[tuple[str, str], int]] = []
         for uid, pod in known.items():
-            cpu = memory = 0.0
             for container in pod.containers.values():
                 if container.end is not None or container.monitor is None:
                     continue
                 logs.rotate(container.directory)
                 measured = self._group().measure(uid, container.group)
                 if measured is None:
-                    walked.append((uid, container.monitor.pid))
+                    walked.append(((uid, container.name), container.monitor.pid))
                 else:
-                    cpu, memory = cpu + measured.cpu, memory + measured.memory
-            totals[uid] = cpu, memory
-        for (uid, _), members in zip(walked, process.trees([pid for _, pid in walked]).values(), strict=True) if walked else ():
-            cpu, memory = totals[uid]
-            totals[uid] = cpu + sum(each.cpu for each in members), memory + sum(each.memory for each in members)
-        result: dict[str, Mapping[str, float]] = {}
-        for uid, (cpu, memory) in totals.items():
-            pod = known[uid]
-            since, before = pod.sample or (now, cpu)
-            pod.sample = now, cpu
-            result[uid] = {"cpu": max(0.0, cpu - before) / (now - since) if now > since else 0.0, "memory": memory}
+                    totals[uid, container.name] = measured.cpu, measured.memory
+        if walked:
+            for (key, _), members in zip(walked, process.trees([pid for _, pid in walked]).values(), strict=True):
+                totals[key] = sum(each.cpu for each in members), sum(each.memory for each in members)
+        result: dict[str, dict[str, Mapping[str, float]]] = {uid: {} for uid in known}
+        for (uid, name), (cpu, memory) in totals.items():
+            container = known[uid].containers[name]
+            since, before = container.sample or (now - max(0.0, wall - container.start_time), 0.0)
+            container.sample = now, cpu
+            result[uid][name] = {"cpu": max(0.0, cpu - before) / (now - since) if now > since else 0.0, "memory": memory}
         return result
 
     def conditions(self) -> Sequence[Mapping[str, str]]:

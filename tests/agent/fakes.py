@@ -66,8 +66,8 @@ class FakeRuntime:
 
     async def check(self) -> None: ...
 
-    async def usage(self) -> dict[str, dict[str, float]]:
-        return {pod: {"cpu": 0.1, "memory": 2.0**20} for pod in self.sandboxes}
+    async def usage(self) -> dict[str, dict[str, dict[str, float]]]:
+        return {pod: {"c": {"cpu": 0.1, "memory": 2.0**20}} for pod in self.sandboxes}
 
     async def images(self) -> list[dict[str, Any]]:
         return [{"names": ["docker.io/library/python:3"], "sizeBytes": 1, "host": True}]

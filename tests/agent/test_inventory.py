@@ -79,7 +79,7 @@ def test_capacity_is_never_more_than_measured_or_allowed(
 
 
 def test_a_little_usage_is_no_news() -> None:
-    old = {"capacity": {"cpu": "4"}, "usage": usage({"a": {"cpu": 0.5, "memory": 300e6}, "b": {"cpu": 0.1}})}
+    old = {"capacity": {"cpu": "4"}, "usage": usage({"a": {"c": {"cpu": 0.5, "memory": 300e6}}, "b": {"c": {"cpu": 0.1}}})}
     assert old["usage"] == {"cpu": "600m", "memory": "286Mi", "pods": "2"}
     assert not worth_telling(old, old | {"usage": {"cpu": "620m", "memory": "290Mi", "pods": "2"}})
     assert worth_telling(old, old | {"usage": {"cpu": "700m", "memory": "286Mi", "pods": "2"}})

@@ -326,7 +326,7 @@ class RuntimeConformance:
         config = container("python3", "-c", script)
         await runtime.start_container(pod().uid, config)
         await until_logged(runtime, pod().uid, b"full")
-        usage = (await runtime.usage())[pod().uid]
+        usage = (await runtime.usage())[pod().uid][config.name]
         assert usage["memory"] > 40 << 20 and usage["cpu"] > 0
 
     async def test_conditions_are_complete_sentences(self, runtime: Runtime) -> None:
