@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import orjson
@@ -59,6 +59,8 @@ class Owned:
     manager: Manager
     time: str
     paths: set[Path] = field(default_factory=set)
+    #: As it was read, so that what stays need not be written anew.
+    read: tuple[frozenset[Path], dict[str, Any]] | None = None
 
     def encode(self) -> dict[str, Any]:
         entry = {
@@ -67,7 +69,7 @@ class Owned:
             "apiVersion": self.manager.api_version,
             "time": self.time,
             "fieldsType": "FieldsV1",
-            "fieldsV1": fields_v1(self.paths),
+            "fieldsV1": self.read[1] if self.read and self.paths == self.read[0] else fields_v1(self.paths),
         }
         return entry | ({"subresource": self.manager.subresource} if self.manager.subresource else {})
 
@@ -181,6 +183,12 @@ def _paths(trie: Mapping[str, Any], path: Path = ()) -> set[Path]:
     return found
 
 
+@lru_cache(maxsize=512)
+def _paths_of(trie: bytes) -> frozenset[Path]:
+    """Objects of one kind often have the same fields, and a writer comes again."""
+    return frozenset(_paths(orjson.loads(trie)))
+
+
 def owners(obj: Obj) -> list[Owned]:
     """Decodes ``metadata.managedFields``."""
     found = []
@@ -191,7 +199,9 @@ def owners(obj: Obj) -> list[Owned]:
             str(entry.get("subresource") or ""),
             str(entry.get("apiVersion") or ""),
         )
-        found.append(Owned(manager, str(entry.get("time") or ""), _paths(entry.get("fieldsV1") or {})))
+        trie = entry.get("fieldsV1") or {}
+        paths = _paths_of(orjson.dumps(trie))
+        found.append(Owned(manager, str(entry.get("time") or ""), set(paths), (paths, trie)))
     return found
 
 
@@ -244,11 +254,13 @@ def tracked(node: Node, obj: Obj, old: Obj, manager: Manager, now: str) -> Obj:
     elif not any(entry for entry in sent):
         result["metadata"].pop("managedFields")  # An emptied list ends the tracking, as in Kubernetes.
         return result
-    held = owners(result)
     status = manager.subresource == "status"
-    before, after = (fields_of(node, each, status=status, whole=True) for each in (old, obj))
+    before, after = (fields_of(node, each, status=status, whole=True) for each in _changed_parts(old, obj))
     changed = {path for path, value in after.items() if path not in before or before[path] != value} - always_there(node)
     removed = before.keys() - after.keys()
+    if not changed and not removed and sent in (None, old["metadata"].get("managedFields")):
+        return result
+    held = owners(result)
     if changed or removed:
         mine = next((entry for entry in held if _same(entry.manager, manager)), None)
         if mine is None and changed:
@@ -263,6 +275,21 @@ def tracked(node: Node, obj: Obj, old: Obj, manager: Manager, now: str) -> Obj:
             mine.time = now
     _store(result, held)
     return result
+
+
+def _changed_parts(old: Obj, obj: Obj) -> tuple[Obj, Obj]:
+    """Both without the parts that are equal: most writes change little, and only what changes can change owners."""
+    parts: tuple[Obj, Obj] = ({}, {})
+    for key in old.keys() | obj.keys():
+        if key == "metadata":
+            fields = [k for k in old[key].keys() | obj[key].keys() if old[key].get(k) != obj[key].get(k)]
+            for part, whole in zip(parts, (old, obj), strict=True):
+                part[key] = {k: whole[key][k] for k in fields if k in whole[key]}
+        elif old.get(key) != obj.get(key):
+            for part, whole in zip(parts, (old, obj), strict=True):
+                if key in whole:
+                    part[key] = whole[key]
+    return parts
 
 
 def applied(node: Node, current: Obj, config: Obj, manager: Manager, now: str, force: bool) -> Obj:
