@@ -176,7 +176,7 @@ def _paths(trie: Mapping[str, Any], path: Path = ()) -> set[Path]:
     for element, below in trie.items():
         if element == ".":
             found.add(path)
-        elif not below:
+        elif not below or not isinstance(below, dict):
             found.add((*path, element))
         else:
             found |= _paths(below, (*path, element))
@@ -199,7 +199,9 @@ def owners(obj: Obj) -> list[Owned]:
             str(entry.get("subresource") or ""),
             str(entry.get("apiVersion") or ""),
         )
-        trie = entry.get("fieldsV1") or {}
+        trie = entry.get("fieldsV1")
+        if not isinstance(trie, dict):  # Whatever a writer sent.
+            trie = {}
         paths = _paths_of(orjson.dumps(trie))
         found.append(Owned(manager, str(entry.get("time") or ""), set(paths), (paths, trie)))
     return found

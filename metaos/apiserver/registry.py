@@ -385,14 +385,14 @@ class Registry(Reading):
         """The object to store, or to remove where its last finalizer went."""
         view = views.of(kind)
         if view is not None:
-            wanted = view.write_back(mutate(view.show(current)), current)
+            wanted = view.write_back(_with_metadata(mutate(view.show(current))), current)
             kind = view.stored
             if subresource and view.read_only:
                 return current  # A Node's status is shown, not written.
         elif subresource == "scale":
-            wanted = subresources.rescaled(kind, current, mutate(subresources.scale(kind, current)))
+            wanted = subresources.rescaled(kind, current, _with_metadata(mutate(subresources.scale(kind, current))))
         else:
-            wanted = mutate(current)
+            wanted = _with_metadata(mutate(current))
         if wanted is current:
             wanted = orjson.loads(orjson.dumps(current))
         metadata = wanted.setdefault("metadata", {})
@@ -542,6 +542,13 @@ class Registry(Reading):
         return [self._show(kind, obj, "") for _, obj in found]
 
 
+def _with_metadata(obj: Obj) -> Obj:
+    """What the schema will check later is needed before."""
+    if not isinstance(obj.setdefault("metadata", {}), dict):
+        raise errors.bad_request("metadata must be an object")
+    return obj
+
+
 def _same_uid(kind: Kind, patched: Obj, current: Obj) -> Obj:
     wanted = (patched.get("metadata") or {}).get("uid") if isinstance(patched.get("metadata"), dict) else None
     if wanted and wanted != current["metadata"].get("uid"):
@@ -553,4 +560,5 @@ def _names_revision(body: Any) -> bool:
     """Whether an object or a patch says which revision it is about."""
     if isinstance(body, list):
         return any(isinstance(step, dict) and step.get("path") == "/metadata/resourceVersion" for step in body)
-    return bool((body.get("metadata") or {}).get("resourceVersion")) if isinstance(body, dict) else False
+    metadata = body.get("metadata") if isinstance(body, dict) else None
+    return bool(metadata.get("resourceVersion")) if isinstance(metadata, dict) else False
