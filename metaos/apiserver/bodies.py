@@ -116,8 +116,10 @@ def _yaml(body: bytes) -> Any:
         # Aliases of aliases make a small text stand for an endless object.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(body, Loader=_Loader)):
             raise errors.bad_request("the body of the request uses YAML aliases: write out what they stand for")
-        return yaml.load(body, Loader=_Loader)  # noqa: S506 - a safe loader
-    except (yaml.YAMLError, ValueError) as wrong:
+        value = yaml.load(body, Loader=_Loader)  # noqa: S506 - a safe loader
+        orjson.dumps(value)  # Numbers and keys that only YAML knows end here.
+        return value
+    except (yaml.YAMLError, ValueError, TypeError) as wrong:
         raise errors.bad_request(f"the body of the request is not YAML: {wrong}") from None
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
+from metaos.resources import quantity
 from metaos.resources.meta import Obj
 
 Cell = Callable[[Obj, float], str | int]
@@ -90,6 +92,18 @@ def _amount(metric: Obj, key: str) -> str:
     return str(amount.get("averageValue") or amount.get("value") or "")
 
 
+def _used(measurement: Obj, resource: str) -> Fraction:
+    return sum((quantity.parse(c["usage"].get(resource, 0)) for c in measurement.get("containers") or ()), Fraction(0))
+
+
+def pod_cpu(measurement: Obj, now: float) -> str:
+    return quantity.format_milli(round(_used(measurement, "cpu") * 1000))
+
+
+def pod_memory(measurement: Obj, now: float) -> str:
+    return f"{round(_used(measurement, 'memory') / 2**20)}Mi"
+
+
 CELLS: Mapping[str, Cell] = {
     "ingress_hosts": ingress_hosts,
     "ingress_ports": ingress_ports,
@@ -100,4 +114,6 @@ CELLS: Mapping[str, Cell] = {
     "volume_claim": volume_claim,
     "scale_target": scale_target,
     "scale_metrics": scale_metrics,
+    "pod_cpu": pod_cpu,
+    "pod_memory": pod_memory,
 }

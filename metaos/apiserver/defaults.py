@@ -133,8 +133,11 @@ def _deployment_strategy(value: Obj) -> None:
 
 
 def _stateful_strategy(value: Obj) -> None:
-    if value.get("type", "RollingUpdate") == "RollingUpdate":
-        value.setdefault("rollingUpdate", {}).setdefault("partition", 0)
+    if not value.get("type"):
+        value["type"] = "RollingUpdate"
+        value.setdefault("rollingUpdate", {})
+    if value["type"] == "RollingUpdate" and "rollingUpdate" in value:
+        value["rollingUpdate"].setdefault("partition", 0)
 
 
 def _daemon_strategy(value: Obj) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from metaos.apiserver.messages import messages
-from metaos.apiserver.schema import definition_name
+from metaos.apiserver.schema import OWN, definition_name
 from metaos.resources import errors
 from metaos.resources.meta import Obj
 from metaos.resources.scheme import KINDS
@@ -34,7 +34,7 @@ class _Malformed(ValueError):
 
 @cache
 def _message_names() -> dict[tuple[str, str], str]:
-    found = {(k.api_version, k.kind): definition_name(k).removeprefix("io.k8s.api.") for k in KINDS if k.group != "meta-os.eu"}
+    found = {(k.api_version, k.kind): definition_name(k).removeprefix("io.k8s.api.") for k in KINDS if k.group not in OWN}
     return found | {("autoscaling/v1", "Scale"): "autoscaling.v1.Scale", ("policy/v1", "Eviction"): "policy.v1.Eviction"}
 
 

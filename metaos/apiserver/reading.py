@@ -6,6 +6,7 @@ import base64
 import binascii
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from typing import Protocol
 
 import orjson
 
@@ -22,6 +23,15 @@ from metaos.store.log import Compacted, Store
 Authorizer = Callable[[UserInfo, Attributes], Decision]
 Test = Callable[[Version], bool]
 
+
+class Source(Protocol):
+    """Where the objects of a kind come from that is not stored (``metrics.k8s.io``)."""
+
+    async def get(self, name: str, namespace: str) -> Obj | None: ...
+
+    async def list(self, namespace: str) -> list[Obj]: ...
+
+
 #: Kinds of which some may read only what is their own.
 _PARTLY_READ = (scheme.POD, scheme.CERTIFICATE_SIGNING_REQUEST)
 
@@ -33,6 +43,7 @@ class Reading:
         self.cache = cache
         self._source = store
         self._authorizer = authorizer
+        self.sources: dict[Kind, Source] = {}
 
     # -- who may -------------------------------------------------------------------------------------------
 
@@ -78,6 +89,9 @@ class Reading:
         self.check(user, Attributes("get", kind.group, kind.plural, subresource, namespace, name))
         await self.cache.fresh()
         version = self.cache.get(key_of(stored_kind(kind), namespace, name))
+        source = self.sources.get(kind)
+        if source is not None and (obj := await source.get(name, namespace)):
+            version = _made(kind, obj, self.cache.revision)
         if version is None:
             raise errors.not_found(kind.group, kind.plural, name)
         if (
@@ -111,6 +125,11 @@ class Reading:
         """Encoded items, their revision, the token of the next page, and how many are left (-1: not counted)."""
         self.check(user, Attributes("list", kind.group, kind.plural, "", namespace, fields=fields))
         await self.cache.fresh()
+        source = self.sources.get(kind)
+        if source is not None:
+            matches, revision = selector(kind, labels, fields), self.cache.revision
+            made = (_made(kind, obj, revision) for obj in await source.list(namespace))
+            return [version.encoded for version in made if matches(version)], revision, "", 0
         asked = revision_number(resource_version)
         if asked > self.cache.revision:
             raise errors.ApiError(
@@ -249,6 +268,11 @@ class Reading:
                 event = _event(kind, change, where, matches)
                 if event is not None:
                     yield event
+
+
+def _made(kind: Kind, obj: Obj, revision: int) -> Version:
+    metadata = obj["metadata"]
+    return Version(key_of(kind, metadata.get("namespace") or "", metadata["name"]), orjson.dumps(obj), revision)
 
 
 def _event(kind: Kind, change: Change, namespace: str, matches: Test) -> EncodedEvent | None:

@@ -129,7 +129,7 @@ class Registry(Reading):
         write = Write(user, field_manager, dry_run, field_validation, warnings if warnings is not None else [])
         kind, obj = addressed(obj, kind, "", namespace)
         if "list" not in kind.verbs:
-            return reviews.review(user, kind, obj, self.authorize)
+            return reviews.review(user, kind, obj, self.authorize, self._roles.rules)
         where = str(obj["metadata"].get("namespace") or "")
         named = str(obj["metadata"].get("name") or "")
         self.check(user, Attributes("create", kind.group, kind.plural, "", where, named))

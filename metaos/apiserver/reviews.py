@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
@@ -29,6 +30,14 @@ from metaos.security.authz import (
 _RBAC = (scheme.ROLE, scheme.CLUSTER_ROLE, scheme.ROLE_BINDING, scheme.CLUSTER_ROLE_BINDING)
 
 
+#: What everybody may ask.
+_ABOUT_SELF: Obj = {
+    "verbs": ["create"],
+    "apiGroups": ["authentication.k8s.io", "authorization.k8s.io"],
+    "resources": ["selfsubjectaccessreviews", "selfsubjectreviews", "selfsubjectrulesreviews"],
+}
+
+
 class StoredAuthorizer:
     """Masters, then the agents' rules, then RBAC as it is in the cache; decoded anew only when it changed."""
 
@@ -49,6 +58,22 @@ class StoredAuthorizer:
         found = scheme.ROLE if kind == "Role" else scheme.CLUSTER_ROLE
         version = self._cache.get(key_of(found, where, name))
         return version.object() if version else None
+
+    def rules(self, user: UserInfo, where: str) -> Obj:
+        """The status of a SelfSubjectRulesReview."""
+        resources, paths = [_ABOUT_SELF], []
+        for rule, _ in self.roles().rules_of(user, where):
+            shown = {"verbs": sorted(rule.verbs)}
+            if rule.paths:
+                paths.append(shown | {"nonResourceURLs": sorted(rule.paths)})
+            else:
+                named = {"resourceNames": sorted(rule.resource_names)} if rule.resource_names else {}
+                resources.append(shown | {"apiGroups": sorted(rule.groups), "resources": sorted(rule.resources)} | named)
+        status: Obj = {"resourceRules": resources, "nonResourceRules": paths, "incomplete": False}
+        if cluster_of(user) is not None or is_bootstrap(user):
+            why = "what a site's agent may do depends on the object: ask with 'kubectl auth can-i VERB RESOURCE'"
+            status |= {"incomplete": True, "evaluationError": why}
+        return status
 
     def decide(self, user: UserInfo, asked: Attributes) -> Decision:
         if MASTERS in user.groups:
@@ -104,14 +129,19 @@ def bootstrap() -> list[Obj]:
     return [obj for obj in yaml.safe_load_all(text) if obj]
 
 
-def review(user: UserInfo, kind: Kind, obj: Obj, authorize: Authorizer) -> Obj:
-    """The answer to a SelfSubjectAccessReview or SelfSubjectReview. Everybody may ask about themselves."""
+def review(user: UserInfo, kind: Kind, obj: Obj, authorize: Authorizer, rules: Callable[[UserInfo, str], Obj]) -> Obj:
+    """The answer to a SelfSubjectAccessReview, SelfSubjectRulesReview or SelfSubjectReview. Everybody may ask about themselves."""
     answer: dict[str, Any] = {**obj, "metadata": {"creationTimestamp": None}}
     if kind is scheme.SELF_SUBJECT_REVIEW:
         info = {"username": user.name, "groups": list(user.groups)}
         answer["status"] = {"userInfo": info | ({"uid": user.uid} if user.uid else {})}
         return answer
     spec = obj.get("spec") or {}
+    if kind is scheme.SELF_SUBJECT_RULES_REVIEW:
+        if not spec.get("namespace"):
+            raise errors.bad_request("no namespace on request")
+        answer["status"] = rules(user, str(spec["namespace"]))
+        return answer
     asked, path = spec.get("resourceAttributes"), spec.get("nonResourceAttributes")
     if (asked is None) == (path is None):
         raise errors.bad_request("spec: exactly one of resourceAttributes and nonResourceAttributes must be given")

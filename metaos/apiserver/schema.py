@@ -29,7 +29,8 @@ from metaos.resources.scheme import KINDS, Kind
 KUBERNETES = "v1.37.0"
 _REF = "#/$defs/"
 _META = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
-_OWN_PREFIX = "eu.meta-os.v1alpha1."
+#: Groups whose schemas lie in ``metaos/resources/schemas`` → how the names of their definitions begin.
+OWN = {"meta-os.eu": "eu.meta-os.v1alpha1.", "metrics.k8s.io": "io.k8s.metrics.v1beta1."}
 SCALE = "io.k8s.api.autoscaling.v1.Scale"
 EVICTION = "io.k8s.api.policy.v1.Eviction"
 #: libyaml where it is there: ten times faster at start-up.
@@ -86,10 +87,10 @@ def definitions() -> dict[str, dict[str, Any]]:
 
 
 def own_definitions() -> dict[str, dict[str, Any]]:
-    """The definitions of group ``meta-os.eu``, each made whole with type and metadata fields."""
+    """The definitions of the groups in ``OWN``, each made whole with type and metadata fields."""
     found: dict[str, dict[str, Any]] = {}
     for kind in KINDS:
-        if kind.group != "meta-os.eu":
+        if kind.group not in OWN:
             continue
         text = (resources.files("metaos.resources") / "schemas" / f"{kind.kind.lower()}.yaml").read_text("utf-8")
         document: dict[str, Any] = yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe loader
@@ -101,7 +102,7 @@ def own_definitions() -> dict[str, dict[str, Any]]:
         document["properties"] = properties | document["properties"]
         document["type"] = "object"
         document["x-kubernetes-group-version-kind"] = [{"group": kind.group, "kind": kind.kind, "version": kind.version}]
-        found[_OWN_PREFIX + kind.kind] = document
+        found[definition_name(kind)] = document
     return found
 
 
@@ -120,8 +121,8 @@ _PACKAGES = {
 
 def definition_name(kind: Kind) -> str:
     """The name of a kind's definition in :func:`definitions`."""
-    if kind.group == "meta-os.eu":
-        return _OWN_PREFIX + kind.kind
+    if kind.group in OWN:
+        return OWN[kind.group] + kind.kind
     return f"io.k8s.api.{_PACKAGES.get(kind.group, kind.group)}.{kind.version}.{kind.kind}"
 
 

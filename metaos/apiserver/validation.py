@@ -113,10 +113,10 @@ def _pod_change(obj: Obj, old: Obj) -> Iterator[Cause]:
 # -- workloads ---------------------------------------------------------------------------------------------
 
 
-def _count(spec: Obj, *fields: str) -> Iterator[Cause]:
+def _count(spec: Obj, *fields: str, path: str = "spec") -> Iterator[Cause]:
     for field in fields:
         if (spec.get(field) or 0) < 0:
-            yield invalid(f"spec.{field}", spec[field], "must be greater than or equal to 0")
+            yield invalid(f"{path}.{field}", spec[field], "must be greater than or equal to 0")
 
 
 def _template(spec: Obj, policies: tuple[str, ...], path: str = "spec.template") -> Iterator[Cause]:
@@ -230,9 +230,12 @@ def _stateful(obj: Obj, old: Obj | None) -> Iterator[Cause]:
         yield invalid("spec.updateStrategy.rollingUpdate.partition", partition, "must be greater than or equal to 0")
 
 
+_JOB_COUNTS = ("parallelism", "completions", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
+
+
 def _job(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     spec = obj.get("spec") or {}
-    yield from _count(spec, "parallelism", "completions", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
+    yield from _count(spec, *_JOB_COUNTS)
     if old is None:
         yield from _template(spec, ("OnFailure", "Never"))
         if spec.get("selector") is not None:
@@ -262,6 +265,7 @@ def _cron_job(obj: Obj, old: Obj | None) -> Iterator[Cause]:
         yield invalid("spec.schedule", schedule, "must be five fields or @hourly, @daily, @weekly, @monthly or @yearly")
     job = (spec.get("jobTemplate") or {}).get("spec") or {}
     yield from _template(job, ("OnFailure", "Never"), "spec.jobTemplate.spec.template")
+    yield from _count(job, *_JOB_COUNTS, path="spec.jobTemplate.spec")
     yield from _count(spec, "startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit")
 
 

@@ -18,6 +18,7 @@ from metaos.apiserver.app import make_app
 from metaos.apiserver.authn import Certificate, HubAuthenticator
 from metaos.apiserver.connect import Connections
 from metaos.apiserver.jointokens import JoinTokens
+from metaos.apiserver.measured import Sites, sources
 from metaos.apiserver.metrics import Metrics
 from metaos.apiserver.proxy import ServiceProxy, service_slices
 from metaos.apiserver.registry import Registry
@@ -87,6 +88,8 @@ async def served(folder: Path, clock: Clock) -> AsyncIterator[ServedHub]:
     authority = Authority.create(Random(2), clock.now())
     pair = authority.issue_server(("127.0.0.1", "localhost"), clock.now())
     tunnels = Tunnels(lambda source, target, header: None if header.get("port") == 80 else "no service leads there")
+    sites = Sites(tunnels, clock)
+    registry.sources.update(sources(registry.cache, sites))
     hub = ServedHub(registry, tunnels, authority, clock, [], set())
     proxy = ServiceProxy(tunnels, lambda where, name: service_slices(hub.slices(where), name), clock.monotonic)
     tokens = JoinTokens(registry.client(ADMIN), clock)
@@ -117,6 +120,7 @@ async def served(folder: Path, clock: Clock) -> AsyncIterator[ServedHub]:
     try:
         yield hub
     finally:
+        await sites.close()
         await tunnels.close()
         await registry.stop()
         # Without TLS's goodbye, for which some client might keep us waiting.

@@ -299,6 +299,12 @@ def test_doubles_of_fields_are_found(body: bytes, doubles: list[str]) -> None:
     assert duplicates(body, json.loads(body)) == doubles
 
 
+async def test_what_only_yaml_knows_is_refused(client: HttpClient) -> None:
+    for text in (b"data: {1: a}", b"data: {a: 1" + b"0" * 30 + b"}", b"data: !!set {a}"):
+        answer = await client.request("POST", CONFIG_MAPS, b"metadata: {name: a}\n" + text, content_type="application/yaml")
+        assert answer.status == 400
+
+
 async def test_doubles_of_fields_are_named(client: HttpClient) -> None:
     body = b'{"metadata":{"name":"a"},"data":{"k":"v","k":"w"}}'
     strict = await client.request("POST", CONFIG_MAPS, body, query={"fieldValidation": "Strict"})

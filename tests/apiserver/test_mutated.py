@@ -26,7 +26,7 @@ def damaged(value: Any, random: Random) -> Any:
     if isinstance(value, list) and value and random.random() < 0.85:
         i = random.randrange(len(value))
         return [*value[:i], damaged(value[i], random), *value[i + 1 :]]
-    return random.choice([None, "text", "", 7, -1, 1.5, True, [], {}, [None], [[]], {"a": None}, {"": 1}, "1" * 300, 10**30])
+    return random.choice([None, "text", "", 7, -1, 1.5, True, [], {}, [None], [[]], {"a": None}, {"": 1}, "1" * 300, 1e30])
 
 
 def wrong(plural: str, seed: int) -> Obj:

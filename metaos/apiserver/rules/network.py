@@ -67,6 +67,7 @@ def _path(each: Obj, path: str) -> Iterator[Cause]:
     kind = each.get("pathType")
     if not kind:
         yield required(f"{path}.pathType", "pathType must be specified")
+        return
     text = each.get("path") or ""
     if kind in ("Exact", "Prefix") or (kind == "ImplementationSpecific" and text):
         if not text.startswith("/"):
