@@ -28,6 +28,7 @@ from metaos.apiserver.audit import AuditLog
 from metaos.apiserver.authn import Certificate, HubAuthenticator
 from metaos.apiserver.connect import Connections
 from metaos.apiserver.jointokens import JoinTokens
+from metaos.apiserver.measured import Sites, sources
 from metaos.apiserver.metrics import Metrics
 from metaos.apiserver.proxy import ServiceProxy, service_slices
 from metaos.apiserver.registry import Registry
@@ -113,6 +114,9 @@ class Hub:
 
         tunnels = Tunnels(_DialRule(manager))
         stack.push_async_callback(tunnels.close)
+        sites = Sites(tunnels, clock)
+        stack.push_async_callback(sites.close)
+        registry.sources.update(sources(registry.cache, sites))
         slices = manager.informer(scheme.ENDPOINT_SLICE)
         proxy = ServiceProxy(tunnels, lambda where, name: service_slices(slices.list(where), name), clock.monotonic)
         secrets = manager.informer(scheme.SECRET, SYSTEM_NAMESPACE)

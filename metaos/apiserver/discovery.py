@@ -30,6 +30,7 @@ _SUBRESOURCES: dict[str, tuple[tuple[str, ...], str, str, str]] = {
     PROXY: (("create", "delete", "get", "patch", "update"), "", "", ""),
     "eviction": (("create",), "policy", "v1", "Eviction"),
     "binding": (("create",), "", "v1", "Binding"),
+    "ephemeralcontainers": (("get", "patch", "update"), "", "", ""),
     "tunnel": (("get",), "", "", ""),
 }
 _PROXY_OPTIONS = {"Pod": "PodProxyOptions", "Service": "ServiceProxyOptions", "Node": "NodeProxyOptions"}

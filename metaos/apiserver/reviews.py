@@ -130,7 +130,7 @@ def bootstrap() -> list[Obj]:
 
 
 def review(user: UserInfo, kind: Kind, obj: Obj, authorize: Authorizer, rules: Callable[[UserInfo, str], Obj]) -> Obj:
-    """The answer to a SelfSubjectAccessReview, SelfSubjectRulesReview or SelfSubjectReview. Everybody may ask about themselves."""
+    """The answer to one of the SelfSubject… reviews. Everybody may ask about themselves."""
     answer: dict[str, Any] = {**obj, "metadata": {"creationTimestamp": None}}
     if kind is scheme.SELF_SUBJECT_REVIEW:
         info = {"username": user.name, "groups": list(user.groups)}

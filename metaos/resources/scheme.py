@@ -47,6 +47,7 @@ class Kind:
 
 _SCALE = ("status", "scale")
 _STATUS = ("status",)
+_READ = ("get", "list", "watch")
 
 NAMESPACE = Kind("", "v1", "Namespace", "namespaces", False, ("ns",), subresources=("status", "finalize"))
 POD = Kind(
@@ -57,7 +58,7 @@ POD = Kind(
     True,
     ("po",),
     ("all",),
-    ("status", "log", "exec", "attach", "portforward", "proxy", "eviction", "binding"),
+    ("status", "log", "exec", "attach", "portforward", "proxy", "eviction", "binding", "ephemeralcontainers"),
 )
 SERVICE = Kind("", "v1", "Service", "services", True, ("svc",), ("all",), ("status", "proxy"))
 CONFIG_MAP = Kind("", "v1", "ConfigMap", "configmaps", True, ("cm",))
@@ -67,6 +68,9 @@ PERSISTENT_VOLUME_CLAIM = Kind("", "v1", "PersistentVolumeClaim", "persistentvol
 EVENT = Kind("", "v1", "Event", "events", True, ("ev",))
 #: A view: every Cluster is shown as a Node too, so that ``kubectl cordon|drain|taint`` work on sites.
 NODE = Kind("", "v1", "Node", "nodes", False, ("no",), subresources=("status", "proxy"))
+#: Served, never there: clients look through them (``kubectl apply --prune``). EndpointSlices and Deployments took their place.
+ENDPOINTS = Kind("", "v1", "Endpoints", "endpoints", True, ("ep",), verbs=_READ)
+REPLICATION_CONTROLLER = Kind("", "v1", "ReplicationController", "replicationcontrollers", True, ("rc",), verbs=_READ)
 DEPLOYMENT = Kind("apps", "v1", "Deployment", "deployments", True, ("deploy",), ("all",), _SCALE)
 REPLICA_SET = Kind("apps", "v1", "ReplicaSet", "replicasets", True, ("rs",), ("all",), _SCALE)
 STATEFUL_SET = Kind("apps", "v1", "StatefulSet", "statefulsets", True, ("sts",), ("all",), _SCALE)
@@ -108,7 +112,13 @@ HORIZONTAL_POD_AUTOSCALER_V1 = Kind(
 SELF_SUBJECT_ACCESS_REVIEW = Kind(
     "authorization.k8s.io", "v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews", False, verbs=("create",)
 )
+SELF_SUBJECT_RULES_REVIEW = Kind(
+    "authorization.k8s.io", "v1", "SelfSubjectRulesReview", "selfsubjectrulesreviews", False, verbs=("create",)
+)
 SELF_SUBJECT_REVIEW = Kind("authentication.k8s.io", "v1", "SelfSubjectReview", "selfsubjectreviews", False, verbs=("create",))
+#: What pods and sites use, measured by the agents and asked for when somebody looks; never stored.
+POD_METRICS = Kind("metrics.k8s.io", "v1beta1", "PodMetrics", "pods", verbs=("get", "list"))
+NODE_METRICS = Kind("metrics.k8s.io", "v1beta1", "NodeMetrics", "nodes", False, verbs=("get", "list"))
 
 CLUSTER = Kind(GROUP, VERSION, "Cluster", "clusters", False, ("site", "sites"), ("nemo",), ("status", "tunnel"))
 PLACEMENT_POLICY = Kind(GROUP, VERSION, "PlacementPolicy", "placementpolicies", True, ("pp",), ("nemo",))
@@ -126,6 +136,8 @@ KINDS: tuple[Kind, ...] = (
     PERSISTENT_VOLUME_CLAIM,
     PERSISTENT_VOLUME,
     EVENT,
+    ENDPOINTS,
+    REPLICATION_CONTROLLER,
     NODE,
     DEPLOYMENT,
     REPLICA_SET,
@@ -149,7 +161,10 @@ KINDS: tuple[Kind, ...] = (
     HORIZONTAL_POD_AUTOSCALER,
     HORIZONTAL_POD_AUTOSCALER_V1,
     SELF_SUBJECT_ACCESS_REVIEW,
+    SELF_SUBJECT_RULES_REVIEW,
     SELF_SUBJECT_REVIEW,
+    POD_METRICS,
+    NODE_METRICS,
     CLUSTER,
     PLACEMENT_POLICY,
     INTENT,
@@ -157,8 +172,9 @@ KINDS: tuple[Kind, ...] = (
     WORK,
 )
 
-#: Kinds that show the objects of another kind (see ``metaos/apiserver/views.py``): who follows all objects passes them over.
-VIEWS: tuple[Kind, ...] = (NODE, HORIZONTAL_POD_AUTOSCALER_V1)
+#: Kinds that show the objects of another kind (see ``metaos/apiserver/views.py``) or have none stored: who follows all objects
+#: passes them over.
+VIEWS: tuple[Kind, ...] = (NODE, HORIZONTAL_POD_AUTOSCALER_V1, POD_METRICS, NODE_METRICS, ENDPOINTS, REPLICATION_CONTROLLER)
 
 #: What NEMO places. Everything else that a workload needs follows it.
 WORKLOADS: tuple[Kind, ...] = (DEPLOYMENT, STATEFUL_SET, DAEMON_SET, JOB, CRON_JOB, POD)
