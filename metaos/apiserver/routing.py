@@ -15,6 +15,9 @@ from metaos.security.authz import Attributes
 _VERBS = {"GET": "get", "HEAD": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 #: Subresources that connect to something that runs; the verb is ``create`` unless the method itself says more.
 CONNECT = frozenset({"exec", "attach", "portforward"})
+#: Verbs of subresources, where they are others than ``create``.
+_OFFERED = {part: ("get", "update", "patch") for part in ("status", "scale", "approval", "finalize")}
+_OFFERED |= {"log": ("get",), "tunnel": ("get",)}
 #: A part of the URL below these belongs to what is connected to.
 PROXY = "proxy"
 
@@ -98,6 +101,8 @@ def _verb(method: str, kind: Kind, name: str, subresource: str, watch: bool) -> 
         verb = "deletecollection"
     if subresource == PROXY and verb:
         return verb
+    if subresource and verb not in _OFFERED.get(subresource, ("create",)):
+        verb = ""  # Not least: to delete a part is not to delete the object.
     on_one = verb in ("get", "update", "patch", "delete")
     fits = bool(verb) and (verb in kind.verbs or bool(subresource)) and (bool(name) or not on_one)
     if not fits or (verb == "create" and name and not subresource):
