@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed-$(shell sha256sum requirements-dev.txt pyproject.to
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check bench docs recording lock clean
+.PHONY: help demo up test slow check bench docs recording lock clean
 
 help: ## Show this help
 	@echo "NEMO, a meta operating system for the IoT-edge-cloud continuum"; echo
@@ -31,11 +31,15 @@ test: $(STAMP) ## The tests (under 5 minutes on 2 cores)
 	@echo "==> running the tests"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
+slow: $(STAMP) ## The long tests: faults by the hundred, a real kube-apiserver beside ours where KUBECONFIG names one
+	@echo "==> running the long tests"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow --timeout 900 $(ARGS)
+
 check: $(STAMP) ## ruff, mypy --strict, import-linter, and the unit tests with warnings as errors
 	@echo "==> ruff";           $(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@echo "==> mypy --strict";  $(BIN)/mypy
 	@echo "==> import-linter";  $(BIN)/lint-imports
-	@echo "==> unit tests";     $(BIN)/python -m pytest -n 2 --dist loadfile -W error -m "not system"
+	@echo "==> unit tests";     $(BIN)/python -m pytest -n 2 --dist loadfile -W error -m "not system and not slow"
 
 bench: $(STAMP) ## Benchmarks (ONLY=word picks some); tables here, JSON in bench/results
 	@$(BIN)/python -m bench $(ONLY)

@@ -16,7 +16,7 @@ _VERBS = {"GET": "get", "HEAD": "get", "POST": "create", "PUT": "update", "PATCH
 #: Subresources that connect to something that runs; the verb is ``create`` unless the method itself says more.
 CONNECT = frozenset({"exec", "attach", "portforward"})
 #: Verbs of subresources, where they are others than ``create``.
-_OFFERED = {part: ("get", "update", "patch") for part in ("status", "scale", "approval", "finalize")}
+_OFFERED: dict[str, tuple[str, ...]] = {part: ("get", "update", "patch") for part in ("status", "scale", "approval", "finalize")}
 _OFFERED |= {"log": ("get",), "tunnel": ("get",)}
 #: A part of the URL below these belongs to what is connected to.
 PROXY = "proxy"
