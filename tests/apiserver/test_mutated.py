@@ -37,10 +37,9 @@ def wrong(plural: str, seed: int) -> Obj:
     return obj | found if isinstance(found, dict) else obj
 
 
-@pytest.mark.parametrize("plural", SEEDED)
-async def test_wrong_objects(registry: Registry, plural: str) -> None:
+async def refused_or_taken(registry: Registry, plural: str, seeds: range) -> None:
     kind = BY_PLURAL[plural]
-    for seed in range(60):
+    for seed in seeds:
         obj = wrong(plural, seed)
         for type in (None, PatchType.APPLY):
             try:
@@ -51,6 +50,17 @@ async def test_wrong_objects(registry: Registry, plural: str) -> None:
                     await registry.patch(ADMIN, kind, "x", where, obj, type=type, field_manager="m", force=True, dry_run=True)
             except ApiError as refused:
                 assert 400 <= refused.code < 500, (obj, refused)
+
+
+@pytest.mark.parametrize("plural", SEEDED)
+async def test_wrong_objects(registry: Registry, plural: str) -> None:
+    await refused_or_taken(registry, plural, range(60))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plural", SEEDED)
+async def test_many_wrong_objects(registry: Registry, plural: str) -> None:
+    await refused_or_taken(registry, plural, range(60, 600))
 
 
 @pytest.mark.parametrize("type", [PatchType.STRATEGIC, PatchType.MERGE, PatchType.APPLY])
