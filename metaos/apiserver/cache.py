@@ -338,17 +338,26 @@ class WatchCache:
         return self.resource(key.partition("/")[0]).objects.get(key)
 
     def range(self, resource: str, namespace: str = "", *, after: str = "") -> Iterator[Version]:
-        """In key order: of one namespace or of all, after key ``after``."""
+        """In key order: of one namespace or of all, after key ``after``. To be consumed before anything is awaited."""
         held = self.resource(resource)
+        start, end = self._bounds(held, resource, namespace, after)
+        return map(held.objects.__getitem__, held.keys[start:end])
+
+    def count(self, resource: str, namespace: str = "", *, after: str = "") -> int:
+        """How many :meth:`range` has."""
+        start, end = self._bounds(self.resource(resource), resource, namespace, after)
+        return end - start
+
+    @staticmethod
+    def _bounds(held: Resource, resource: str, namespace: str, after: str) -> tuple[int, int]:
         keys = held.keys
         start, end = 0, len(keys)
         if namespace:
             start = bisect_left(keys, f"{resource}/{namespace}/")
             end = bisect_left(keys, f"{resource}/{namespace}0", lo=start)  # "0" follows "/"
         if after:
-            start = bisect_right(keys, after, lo=start)
-        objects = held.objects
-        return iter([objects[key] for key in keys[start:end]])
+            start = min(bisect_right(keys, after, lo=start), end)
+        return start, end
 
     def tick(self) -> None:
         """Lets watchers that asked for bookmarks send one."""

@@ -152,7 +152,7 @@ class Reading:
         revision = revision if continue_token or exact else self.cache.revision
         for version in self.selected(kind, namespace, labels, fields, after=after):
             if limit and len(items) == limit:
-                left = -1 if labels or fields else sum(1 for _ in self.selected(kind, namespace, "", "", after=last))
+                left = -1 if labels or fields else self.cache.count(stored, namespace if kind.namespaced else "", after=last)
                 return items, revision, _token(revision, last), left
             items.append(_encoded(kind, version.encoded))
             last = version.key
