@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-BENCHMARKS = ("store", "api", "continuum")
+BENCHMARKS = ("store", "api", "continuum", "agent")
 
 
 def main() -> int:

@@ -1,21 +1,19 @@
-"""The whole way: applied → running; a site killed → service restored; requests lost in a migration; what an agent costs."""
+"""The whole way: applied → running; a site killed → service restored; requests lost in a migration."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-from bench.api import resident_mb
 from bench.results import Figure, figure, percentile, write
 from examples.demo.continuum import ROOT, Continuum, wait_for
 from examples.demo.load import Load, StableUrl
 from examples.demo.story import Story
 
-DEPLOYMENTS, PODS, IDLE_SECONDS = 20, 10, 20.0
+DEPLOYMENTS = 20
 
 
 def manifest(name: str, replicas: int = 1) -> dict[str, object]:
@@ -70,35 +68,6 @@ def process_start() -> list[float]:
     return found
 
 
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def agent_cost(continuum: Continuum) -> list[Figure]:
-    """Memory with ten pods, and what ten idle pods cost in CPU and traffic."""
-    continuum.kubectl("create", "deployment", "crowd", "--image=python:3", f"--replicas={PODS}", "--", "sleep", "3600")
-    wait_for("ten pods", lambda: ready(continuum, "crowd", PODS), 60)
-    placed = continuum.get("placement", "deployment-crowd")["spec"]["clusters"][0]["name"]
-    site = continuum.sites[placed]
-    pid = continuum.agent_pid(site)
-    time.sleep(3)
-    cpu, moved = cpu_seconds(pid), _io(pid)
-    time.sleep(IDLE_SECONDS)
-    share = (cpu_seconds(pid) - cpu) / IDLE_SECONDS * 100
-    traffic = (_io(pid) - moved) / IDLE_SECONDS * 3600 / 1e6
-    return [
-        figure("agent: memory with 10 pods", [resident_mb(pid)], "MB", aim=43),
-        figure("agent: CPU with 10 idle pods (heartbeat 1 s)", [share], "% core", aim=1),
-        figure("agent: read and written, all files and sockets", [traffic], "MB/h"),
-    ]
-
-
-def _io(pid: int) -> int:
-    fields = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
-    return int(fields["rchar"]) + int(fields["wchar"])
-
-
 def main() -> None:
     continuum = Continuum(Path(tempfile.mkdtemp(prefix="nemo-bench-")), isolated=True)
     try:
@@ -120,7 +89,6 @@ def main() -> None:
         figures = [
             figure("continuum: applied to available, p50", [percentile(starts, 0.5)], "ms", baseline=process_start()),
             figure("continuum: applied to available, p99", [percentile(starts, 0.99)], "ms", baseline=process_start()),
-            *agent_cost(continuum),
         ]
         continuum.kubectl("apply", "-f", str(ROOT / "examples/shop/00-namespace.yaml"))
         continuum.kubectl("apply", "-f", str(ROOT / "examples/shop"))

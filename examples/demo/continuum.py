@@ -78,9 +78,17 @@ def _unshare() -> list[str]:
 class Continuum:
     """A hub and its sites below one directory, which goes at the end together with every process."""
 
-    def __init__(self, directory: Path, *, isolated: bool) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        isolated: bool,
+        lease_seconds: float = LEASE_SECONDS,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+    ) -> None:
         self.directory = directory
         self.isolated = isolated
+        self.lease_seconds, self.heartbeat_seconds = lease_seconds, heartbeat_seconds
         self.machines = namespaces_work()
         self.port = free_port()
         self.hub: subprocess.Popen[bytes] | None = None
@@ -93,7 +101,7 @@ class Continuum:
 
     def start_hub(self, *arguments: str) -> None:
         hub = [sys.executable, "-m", "metaos", "up", "--no-local", "--data", str(self.data), "--listen", f"127.0.0.1:{self.port}"]
-        hub += ["--lease-duration", str(LEASE_SECONDS), "--drain", "2", *arguments]
+        hub += ["--lease-duration", str(self.lease_seconds), "--drain", "2", *arguments]
         self.hub = self._spawn(self.directory / "hub.log", hub)
         wait_for("the hub to be ready", self._hub_ready, 30)
 
@@ -135,7 +143,7 @@ class Continuum:
             str(site.data),
         ]
         agent += ["--site", str(site.file), "--token-file", str(self.directory / f"{site.name}.token")]
-        agent += ["--heartbeat", str(HEARTBEAT_SECONDS)]
+        agent += ["--heartbeat", str(self.heartbeat_seconds)]
         init = ["sh", "-c", f'while [ -d "{site.data}" ]; do "$@"; sleep 0.3; done', "init", *agent]
         site.process = self._spawn(site.log, [*_unshare(), *init] if self.machines else init)
 

@@ -18,6 +18,8 @@ class Link:
         self._lock = threading.Lock()
         self._cut = False
         self._closed = False
+        #: Bytes that have passed, both ways together.
+        self.carried = 0
         threading.Thread(target=self._serve, daemon=True).start()
 
     def cut(self) -> None:
@@ -58,17 +60,18 @@ class Link:
             with far:
                 with self._lock:
                     self._open |= {near, far}
-                back = threading.Thread(target=_pump, args=(far, near), daemon=True)
+                back = threading.Thread(target=self._pump, args=(far, near), daemon=True)
                 back.start()
-                _pump(near, far)
+                self._pump(near, far)
                 back.join()
                 with self._lock:
                     self._open -= {near, far}
 
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-    with contextlib.suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+                with self._lock:
+                    self.carried += len(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)

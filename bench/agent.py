@@ -1,0 +1,111 @@
+"""What an agent costs: memory, CPU and traffic with ten pods at the default settings, before and after a day's churn.
+
+The day is accelerated: the rollouts that one every ten minutes would make in 24 hours come one after another, each of ten
+pods with a changed ConfigMap. What a rollout leaks shows as it would after a day; what time alone leaks does not.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from bench.api import resident_mb
+from bench.results import Figure, figure, write
+from examples.demo.continuum import ROOT, Continuum, Site, wait_for
+
+PODS, IDLE_SECONDS = 10, 60.0
+#: The agent's own defaults, as ``nemo up`` and ``nemo agent`` have them.
+LEASE_SECONDS, HEARTBEAT_SECONDS = 40.0, 10.0
+ROLLOUTS = 24 * 6
+#: The first rollouts fill caches and pools once; growth is counted after them.
+WARM = 14
+
+MANIFEST = """
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: crowd, namespace: default}}
+data: {{turn: "{turn}"}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: crowd, namespace: default}}
+spec:
+  replicas: {pods}
+  selector: {{matchLabels: {{app: crowd}}}}
+  strategy: {{rollingUpdate: {{maxSurge: 100%, maxUnavailable: 100%}}}}
+  template:
+    metadata: {{labels: {{app: crowd}}, annotations: {{turn: "{turn}"}}}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers:
+      - name: main
+        image: python:3
+        command: [sleep, "86400"]
+        envFrom: [{{configMapRef: {{name: crowd}}}}]
+"""
+
+
+def roll(continuum: Continuum, turn: int) -> None:
+    """One rollout of all ten pods, waited for."""
+    file = continuum.directory / "crowd.yaml"
+    file.write_text(MANIFEST.format(turn=turn, pods=PODS))
+    continuum.kubectl("apply", "-f", str(file))
+    continuum.kubectl("rollout", "status", "deployment/crowd", "--timeout=60s")
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def open_files(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def idle(site: Site, pid: int, when: str) -> list[Figure]:
+    """CPU and bytes over the link of an agent with nothing to do but look after its pods."""
+    cpu, carried = cpu_seconds(pid), site.link.carried
+    time.sleep(IDLE_SECONDS)
+    share = (cpu_seconds(pid) - cpu) / IDLE_SECONDS * 100
+    traffic = (site.link.carried - carried) / IDLE_SECONDS * 3600 / 1e6
+    return [
+        figure(f"agent: CPU with 10 idle pods, {when}", [share], "% core", aim=1),
+        figure(f"agent: over the link with 10 idle pods, {when}", [traffic], "MB/h"),
+    ]
+
+
+def main() -> None:
+    directory = Path(tempfile.mkdtemp(prefix="nemo-bench-"))
+    continuum = Continuum(directory, isolated=True, lease_seconds=LEASE_SECONDS, heartbeat_seconds=HEARTBEAT_SECONDS)
+    try:
+        continuum.start_hub()
+        site = continuum.add_site(ROOT / "examples/sites/edge-paris.yaml")
+        wait_for("the site to be known", lambda: (continuum.get("clusters") or {}).get("items"))
+        continuum.kubectl("wait", "--for=condition=Ready", "clusters", "--all", "--timeout=30s")
+        pid = continuum.agent_pid(site)
+        bare = resident_mb(pid)
+        roll(continuum, 0)
+        figures = [figure("agent: memory with 10 pods", [resident_mb(pid)], "MB", baseline=[bare], aim=43)]
+        figures += idle(site, pid, "fresh")
+        for turn in range(1, WARM + 1):
+            roll(continuum, turn)
+        warm, files = resident_mb(pid), open_files(pid)
+        for turn in range(WARM + 1, ROLLOUTS + 1):
+            roll(continuum, turn)
+            if turn % 26 == 0:
+                print(f"    {turn} of {ROLLOUTS} rollouts, {resident_mb(pid):.1f} MB", flush=True)
+        wait_for("the old pods to go", lambda: len((continuum.get("pods") or {}).get("items") or ()) == PODS, 60)
+        figures += [
+            figure("agent: memory after 24 h of churn, accelerated", [resident_mb(pid)], "MB", baseline=[warm], aim=43),
+            figure("agent: open files after 24 h of churn, accelerated", [float(open_files(pid))], "", baseline=[float(files)]),
+            *idle(site, pid, "after the churn"),
+        ]
+        write("agent", figures)
+    finally:
+        continuum.stop()
+
+
+if __name__ == "__main__":
+    main()
