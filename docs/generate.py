@@ -78,7 +78,29 @@ def differences_page() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-PAGES = {"cli.md": cli_page, "kinds.md": kinds_page, "differences.md": differences_page}
+def fields_page() -> str:
+    """Fields of native kinds that have no effect at NEMO's sites."""
+    ignored = yaml.safe_load((ROOT.parent / "metaos/apiserver/unsupported.yaml").read_text())
+    honoured = yaml.safe_load((ROOT.parent / "tests/apiserver/honoured.yaml").read_text())
+    parts = ["# Fields without effect", "", "Generated from the code by `make docs`.", ""]
+    parts += ["Native kinds keep their schemas. A field that no site honours is accepted, and the answer carries a `Warning`"]
+    parts += ["that names it. A test walks the schemas: every other field is honoured.", ""]
+    parts += ["## Warned about", ""]
+    for name, rules in sorted(ignored.items()):
+        for field, found in rules.items():
+            for rule in found if isinstance(found, list) else [found]:
+                rule = {"message": rule} if isinstance(rule, str) else rule
+                values = rule.get("is", rule.get("isNot"))
+                listed = ", ".join(f"`{v}`" for v in (values if isinstance(values, list) else [values]))
+                when = f" (where it is {'not ' if 'isNot' in rule else ''}{listed})" if values is not None else ""
+                parts.append(f"- `{name}.{field}`{when}: {rule['message']}")
+    parts += ["", "## Without effect by their nature, without a warning", ""]
+    for name, each in sorted(honoured.items()):
+        parts += [f"- `{name}.{field}`: {reason}" for field, reason in each.items() if reason]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+PAGES = {"cli.md": cli_page, "kinds.md": kinds_page, "differences.md": differences_page, "fields.md": fields_page}
 
 
 def main() -> None:

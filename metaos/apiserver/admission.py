@@ -17,7 +17,7 @@ from metaos.resources import scheme
 from metaos.resources.meta import Obj
 
 #: Kinds that users write. What agents and controllers report is not warned about.
-_KINDS = frozenset(
+KINDS = frozenset(
     (
         *scheme.WORKLOADS,
         *(scheme.REPLICA_SET, scheme.SERVICE, scheme.PERSISTENT_VOLUME_CLAIM, scheme.PERSISTENT_VOLUME),
@@ -44,7 +44,7 @@ class UnsupportedFields:
 
     def admit(self, operation: str, obj: Obj, old: Obj | None) -> tuple[Obj, Sequence[str]]:
         kind = scheme.by_kind(str(obj.get("apiVersion")), str(obj.get("kind")))
-        if kind is None or kind not in _KINDS or operation == "DELETE":
+        if kind is None or kind not in KINDS or operation == "DELETE":
             return obj, ()
         spec = obj.get("spec") or {}
         written = {k: v for k, v in obj.items() if k not in ("apiVersion", "kind", "metadata", "status")}
