@@ -23,20 +23,21 @@ def always_warned(definition: str, field: str) -> bool:
 def reachable() -> Iterator[tuple[str, str]]:
     """Definition and field of all that lies below the kinds that users write, but for what only warnings lead to."""
     seen: set[str] = set()
-    waiting: list[tuple[Node, bool]] = [(node_of(kind), True) for kind in KINDS]
+    waiting: list[Node] = [node_of(kind) for kind in KINDS]
+    tops = {node.name for node in waiting}
     while waiting:
-        node, top = waiting.pop()
+        node = waiting.pop()
         while node.item is not None and node.kind in ("array", "map"):
             node = node.item
         if node.kind != "object" or node.name in seen or not node.name.startswith("io.k8s.api."):
             continue
         seen.add(node.name)
         for field, child in node.properties.items():
-            if field == "metadata" or (top and field in ("apiVersion", "kind", "status")):
+            if field == "metadata" or (node.name in tops and field in ("apiVersion", "kind", "status")):
                 continue
             yield node.name, field
             if not always_warned(node.name, field):
-                waiting.append((child, False))
+                waiting.append(child)
 
 
 def test_every_field_is_honoured_or_warned_about() -> None:
