@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from metaos.files import make_private, write_private
+
 #: Layout of the hub's and the agent's data directories. Older ones are migrated on start, newer ones refused.
 DATA_VERSION = 1
 
@@ -60,7 +62,7 @@ class DataVersionError(Exception):
 
 def open_data(path: Path) -> None:
     """Makes a private data directory, or checks and migrates an existing one. Raises ``DataVersionError``."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(path)
     stamp = path / "version"
     if stamp.exists():
         found = int(stamp.read_text() or 0)
@@ -68,7 +70,7 @@ def open_data(path: Path) -> None:
             raise DataVersionError(path, found)
         if found == DATA_VERSION:
             return
-    stamp.write_text(f"{DATA_VERSION}\n")
+    write_private(stamp, f"{DATA_VERSION}\n")
 
 
 def set_up_logging(*, verbose: bool = False) -> None:

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import base64
-import os
 from pathlib import Path
 
 from cryptography import x509
 
+from metaos.files import make_private, write_private
 from metaos.security.authz import MASTERS
 from metaos.security.identity import SERVER_LIFETIME_SECONDS, Authority, KeyPair, Random
 
 ADMIN = "admin"
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """Replaces a file atomically and durably; only its owner can read it."""
-    temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 class Pki:
     """Authority, server and administrator key pairs below one private directory."""
 
     def __init__(self, directory: Path, random: Random, now: float) -> None:
-        directory.mkdir(mode=0o700, exist_ok=True)
+        make_private(directory)
         self.directory = directory
         self._now = now
         found = self._read("ca")
@@ -62,7 +51,8 @@ class Pki:
         return KeyPair(certificate.read_bytes(), key.read_bytes())
 
     def _write(self, name: str, pair: KeyPair) -> KeyPair:
-        # The certificate comes last: a pair with only a key is made anew.
+        # The old certificate goes first and the new one comes last: a pair with only a key is made anew.
+        self.path(name, "crt").unlink(missing_ok=True)
         write_private(self.path(name, "key"), pair.key)
         write_private(self.path(name, "crt"), pair.certificate)
         return pair

@@ -40,7 +40,8 @@ from metaos.controllers import all_setups
 from metaos.controllers.carbon import ensure_replay
 from metaos.controllers.cluster import REVOKED
 from metaos.controllers.settings import Settings
-from metaos.pki import ADMIN, Pki, render_kubeconfig, write_private
+from metaos.files import write_private
+from metaos.pki import ADMIN, Pki, render_kubeconfig
 from metaos.plugins.points import CarbonSource
 from metaos.plugins.registry import names, provision
 from metaos.reconcile.informer import Informer

@@ -12,7 +12,6 @@ import base64
 import hashlib
 import json
 import logging
-import os
 import ssl
 import sys
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from random import Random  # noqa: TID251  (the type of the seeded source that i
 
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.files import write_private
 from metaos.http import HttpClient, tls_context, unverified_context
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, name
@@ -99,17 +99,6 @@ class Token:
                 f"{path} holds no join token (its form is {TOKEN_PREFIX}.ID.SECRET.PIN): make one with 'nemo join-token NAME'"
             )
         return cls(".".join(parts[:3]), parts[3].lower())
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replaces a file atomically and durably; only its owner can read it."""
-    temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 async def fetch_authority(hub: str, pin: str, clock: Clock, random: Random) -> str:

@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from metaos.agent.join import write_private
 from metaos.agent.relay import refuse, relay_sockets, relay_stream
 from metaos.agent.routes import (
     Addresses,
@@ -30,6 +29,7 @@ from metaos.agent.routes import (
     plan,
     pod_key,
 )
+from metaos.files import write_private
 from metaos.plugins.points import Runtime
 from metaos.resources.meta import Obj, labels, name, namespace, uid
 from metaos.resources.workload import service_selects

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from metaos.agent.contact import Contact, Follower, sleep_or
-from metaos.agent.join import write_private
 from metaos.client import Client, WatchEvent
 from metaos.clock import Clock
+from metaos.files import write_private
 from metaos.resources import meta
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import DRAINING, Obj, cluster_namespace, name, uid

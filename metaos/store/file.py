@@ -10,9 +10,12 @@ import os
 import sqlite3
 from pathlib import Path
 
+from metaos.files import sync_directory
 from metaos.store.log import StoreFailed
 
 READERS = 2
+#: Every commit is synced before it is acknowledged.
+SYNCHRONOUS = "FULL"
 
 #: "NEMO": says whose file it is (``PRAGMA application_id``).
 APPLICATION_ID = 0x4E454D4F
@@ -62,12 +65,12 @@ def prepare(path: Path, connections: list[sqlite3.Connection]) -> int:
     """Fill ``connections`` with the writer and the readers, migrate, and return the latest revision."""
     # Values may be confidential even where they are not sealed.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
     try:
         writer = connect(path)
         connections.append(writer)
         _migrate(writer, path)
-        writer.execute("PRAGMA synchronous=FULL")
+        writer.execute(f"PRAGMA synchronous={SYNCHRONOUS}")
         writer.execute("PRAGMA journal_size_limit=67108864")
         for _ in range(READERS):
             reader = connect(path)
@@ -76,15 +79,6 @@ def prepare(path: Path, connections: list[sqlite3.Connection]) -> int:
         return bounds(writer)[1]
     except sqlite3.Error as error:
         raise StoreFailed(f"{path} cannot be opened as a store: {error}") from error
-
-
-def _sync_directory(directory: Path) -> None:
-    """A new file is durable only once its directory is."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from metaos.files import make_private, write_private
 from metaos.store.log import Conflict, Entry, Listing, LogEvent, Store, StoreFailed
 
 MAGIC = b"\x00nemo1\x00"
@@ -100,20 +101,8 @@ class Keyring:
 
     def _save(self) -> None:
         content = {"current": self.current, "keys": {name: base64.b64encode(key).decode() for name, key in self._keys.items()}}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_name(self._path.name + ".new")
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as stream:
-            json.dump(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, self._path)
-        directory = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        make_private(self._path.parent)
+        write_private(self._path, json.dumps(content))
 
 
 class SealedStore:
