@@ -130,7 +130,7 @@ class Hub:
             authenticator=HubAuthenticator(clock, revoked=_Revocations(secrets), tokens=tokens.user_of),
             clock=clock,
             random=self._random,
-            connect=Connections(registry, tunnels, proxy),
+            connect=Connections(registry, tunnels, proxy, clock),
             audit=audit,
             metrics=_metrics(manager, tunnels),
             join_tokens=tokens,

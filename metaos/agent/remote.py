@@ -37,8 +37,18 @@ class PodAccess(Protocol):
     """What the tunnel may do at this site. Raises ``ApiError``, or ``OSError`` where a connection fails."""
 
     def logs(
-        self, namespace: str, pod: str, container: str, *, follow: bool = False, tail: int | None = None, previous: bool = False
-    ) -> AsyncIterator[bytes]: ...
+        self,
+        namespace: str,
+        pod: str,
+        container: str,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        previous: bool = False,
+        newest_seconds: float | None = None,
+    ) -> AsyncIterator[bytes]:
+        """``newest_seconds``: what is older than so many seconds is left out."""
+        ...
 
     async def exec(
         self, namespace: str, pod: str, container: str, command: Sequence[str], *, stdin: bool = False, tty: bool = False
@@ -153,7 +163,7 @@ class Remote:
             await stream.reset(error.message)
 
     async def _log(self, header: dict[str, Any], stream: Stream, where: str, pod: str, container: str) -> None:
-        tail = header.get("tail")
+        tail, newest = header.get("tail"), header.get("newestSeconds")
         lines = self._pods.logs(
             where,
             pod,
@@ -161,6 +171,7 @@ class Remote:
             follow=bool(header.get("follow")),
             tail=None if tail is None else int(tail),
             previous=bool(header.get("previous")),
+            newest_seconds=None if newest is None else float(newest),
         )
         await stream.accept()
         await _until_closed(stream, _write_all(stream, lines))

@@ -391,10 +391,19 @@ class Supervisor:
         return worker.record.uid, container
 
     def logs(
-        self, namespace: str, pod: str, container: str, *, follow: bool = False, tail: int | None = None, previous: bool = False
+        self,
+        namespace: str,
+        pod: str,
+        container: str,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        previous: bool = False,
+        newest_seconds: float | None = None,
     ) -> AsyncIterator[bytes]:
         pod_uid, found = self._container(namespace, pod, container, running=False)
-        return self.runtime.logs(pod_uid, found, follow=follow, tail=tail, previous=previous)
+        since = None if newest_seconds is None else self.clock.now() - newest_seconds
+        return self.runtime.logs(pod_uid, found, follow=follow, tail=tail, previous=previous, since=since)
 
     async def exec(
         self, namespace: str, pod: str, container: str, command: Sequence[str], *, stdin: bool = False, tty: bool = False

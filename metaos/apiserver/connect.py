@@ -10,6 +10,7 @@ from metaos.apiserver.registry import SELF, Registry
 from metaos.apiserver.routing import proxied_name
 from metaos.apiserver.tunnels import Tunnels
 from metaos.apiserver.verbs import Call
+from metaos.clock import Clock
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError, bad_request
 from metaos.resources.meta import Obj
@@ -20,8 +21,8 @@ DEFAULT_PORT = 80
 class Connections:
     """Serves one such call after another; see ``app.Connect``."""
 
-    def __init__(self, registry: Registry, tunnels: Tunnels, proxy: ServiceProxy) -> None:
-        self._registry, self._tunnels, self._proxy = registry, tunnels, proxy
+    def __init__(self, registry: Registry, tunnels: Tunnels, proxy: ServiceProxy, clock: Clock) -> None:
+        self._registry, self._tunnels, self._proxy, self._clock = registry, tunnels, proxy, clock
 
     async def __call__(self, call: Call) -> web.StreamResponse:
         target, request = call.target, call.request
@@ -38,7 +39,7 @@ class Connections:
             if target.kind is scheme.POD:
                 return await self._proxy.serve_pod(request, obj, _pod_port(obj, port), path)
         elif target.kind is scheme.POD and target.subresource == "log":
-            return await streams.log(request, self._tunnels, obj)
+            return await streams.log(request, self._tunnels, obj, self._clock.now())
         elif target.kind is scheme.POD and target.subresource in ("exec", "attach"):
             return await streams.execute(request, self._tunnels, obj, target.subresource)
         elif target.kind is scheme.POD and target.subresource == "portforward":

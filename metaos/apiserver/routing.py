@@ -18,6 +18,11 @@ CONNECT = frozenset({"exec", "attach", "portforward"})
 #: Verbs of subresources, where they are others than ``create``.
 _OFFERED: dict[str, tuple[str, ...]] = {part: ("get", "update", "patch") for part in ("status", "scale", "approval", "finalize")}
 _OFFERED |= {"log": ("get",), "tunnel": ("get",)}
+#: Subresources that are there to say why they cannot be used.
+_REFUSED = {
+    "ephemeralcontainers": "sites add no container to a running pod, so 'kubectl debug POD' cannot: "
+    "use 'kubectl exec -it POD -- sh', or 'kubectl debug POD --copy-to=NAME'"
+}
 #: A part of the URL below these belongs to what is connected to.
 PROXY = "proxy"
 
@@ -105,6 +110,8 @@ def _verb(method: str, kind: Kind, name: str, subresource: str, watch: bool) -> 
         verb = ""  # Not least: to delete a part is not to delete the object.
     on_one = verb in ("get", "update", "patch", "delete")
     fits = bool(verb) and (verb in kind.verbs or bool(subresource)) and (bool(name) or not on_one)
+    if subresource in _REFUSED:
+        raise errors.method_not_allowed(_REFUSED[subresource])
     if not fits or (verb == "create" and name and not subresource):
         raise errors.method_not_allowed("the server does not allow this method on the requested resource")
     return verb

@@ -12,7 +12,7 @@ from aiohttp import WSMsgType, web
 from metaos.apiserver.tunnels import Streams
 from metaos.apiserver.verbs import warning_headers
 from metaos.resources.errors import ApiError, bad_request
-from metaos.resources.meta import Obj
+from metaos.resources.meta import Obj, format_time, parse_time
 from metaos.tunnel import MAX_DATA, Stream, StreamReset
 
 CHANNEL_PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
@@ -57,7 +57,22 @@ def _number(query: Any, word: str) -> int | None:
     return int(text)
 
 
-async def log(request: web.Request, streams: Streams, pod: Obj) -> web.StreamResponse:
+def _newest_seconds(query: Any, now: float) -> float | None:
+    """How far back a log is wanted: ``sinceSeconds`` or ``sinceTime``. Sites get an age: their clocks differ."""
+    seconds, time = _number(query, "sinceSeconds"), query.get("sinceTime") or ""
+    if seconds is not None and time:
+        raise bad_request("at most one of sinceTime or sinceSeconds may be specified")
+    if seconds is not None and seconds < 1:
+        raise bad_request("query parameter sinceSeconds must be greater than 0")
+    if not time:
+        return None if seconds is None else float(seconds)
+    try:
+        return max(0.0, now - parse_time(time))
+    except ValueError:
+        raise bad_request(f"query parameter sinceTime={time!r} must be a time like {format_time(now)}") from None
+
+
+async def log(request: web.Request, streams: Streams, pod: Obj, now: float) -> web.StreamResponse:
     """``GET …/pods/NAME/log``."""
     query = request.query
     header = {
@@ -68,6 +83,7 @@ async def log(request: web.Request, streams: Streams, pod: Obj) -> web.StreamRes
         "follow": query.get("follow") in ("true", "1"),
         "previous": query.get("previous") in ("true", "1"),
         "tail": _number(query, "tailLines"),
+        "newestSeconds": _newest_seconds(query, now),
     }
     limit = _number(query, "limitBytes")
     try:
@@ -100,9 +116,7 @@ async def log(request: web.Request, streams: Streams, pod: Obj) -> web.StreamRes
 
 
 def _not_honoured(query: Any) -> list[str]:
-    """Sites keep lines without their times."""
-    asked = [word for word in ("sinceSeconds", "sinceTime") if query.get(word)]
-    asked += ["timestamps"] if _flag(query, "timestamps") else []
+    asked = ["timestamps"] if _flag(query, "timestamps") else []
     return [f"log option {word} is not honoured: sites keep lines without their times" for word in asked]
 
 

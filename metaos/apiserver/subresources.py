@@ -72,10 +72,6 @@ def narrowed(kind: Kind, subresource: str, wanted: Obj, current: Obj) -> Obj:
         _decide_once(kind, current, status["conditions"])
     elif subresource == "finalize":
         result["spec"] = {k: v for k, v in (wanted.get("spec") or {}).items() if k == "finalizers"}
-    elif subresource == "ephemeralcontainers":
-        raise errors.method_not_allowed(
-            "sites add no container to a running pod, so 'kubectl debug' cannot: use 'kubectl exec', or 'kubectl debug --copy-to'"
-        )
     else:
         raise errors.method_not_allowed(f"{kind.plural}/{subresource} cannot be replaced")
     if wanted["metadata"].get("managedFields") is not None:

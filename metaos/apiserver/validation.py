@@ -26,7 +26,7 @@ from metaos.apiserver.rules.selecting import selector_causes
 from metaos.apiserver.schema import Node, duplicate, forbidden, invalid, node_of, required, unsupported
 from metaos.resources import scheme
 from metaos.resources.errors import Cause
-from metaos.resources.meta import Obj, format_time, label_selector
+from metaos.resources.meta import CLUSTER_LABEL, Obj, format_time, label_selector, labels
 from metaos.resources.scheme import Kind
 
 Rule = Callable[[Obj, Obj | None], Iterable[Cause]]
@@ -73,8 +73,19 @@ def _values(node: Node, value: Any, path: str, table: Mapping[str, Mapping[str, 
 
 def _pod(obj: Obj, old: Obj | None) -> Iterable[Cause]:
     if old is None:
-        return list(pod_causes(obj.get("spec") or {}, "spec"))
+        return [*pod_causes(obj.get("spec") or {}, "spec"), *_unbound(obj)]
     return list(_pod_change(obj, old))
+
+
+def _unbound(obj: Obj) -> Iterator[Cause]:
+    """Nobody goes round placement, and with it residency. A mirror carries its site's label as well."""
+    site = (obj.get("spec") or {}).get("nodeName")
+    if site and labels(obj).get(CLUSTER_LABEL) != site:
+        yield forbidden(
+            "spec.nodeName",
+            f"sites are chosen by placement: ask for one with spec.nodeSelector {{kubernetes.io/hostname: {site}}}; "
+            "a site's own machine cannot be entered, so 'kubectl debug node/…' cannot either",
+        )
 
 
 _POD_MUTABLE = ("activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds", "nodeName", "schedulingGates")

@@ -130,8 +130,17 @@ class Runtime(Protocol):
         ...
 
     def logs(
-        self, uid: str, container: str, *, follow: bool = False, tail: int | None = None, previous: bool = False
-    ) -> AsyncIterator[bytes]: ...
+        self,
+        uid: str,
+        container: str,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        previous: bool = False,
+        since: float | None = None,
+    ) -> AsyncIterator[bytes]:
+        """``since``: seconds since the epoch; lines that are surely older are left out."""
+        ...
 
     async def exec(self, uid: str, container: str, command: Sequence[str], *, stdin: bool = False, tty: bool = False) -> Exec: ...
 

@@ -208,7 +208,7 @@ class SandboxRuntime:
         for uid, pod in self._known().items():
             for container in pod.containers.values():
                 if container.end is None:
-                    logs.rotate(container.directory)
+                    self._look_at_log(container)
             result[uid] = [container.state(uid) for container in pod.containers.values()]
         return result
 
@@ -410,24 +410,36 @@ class SandboxRuntime:
         await self._clean(pod, container)
 
     async def logs(
-        self, uid: str, container: str, *, follow: bool = False, tail: int | None = None, previous: bool = False
+        self,
+        uid: str,
+        container: str,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        previous: bool = False,
+        since: float | None = None,
     ) -> AsyncIterator[bytes]:
-        """Raises ``LookupError``. ``tail``: lines; of a restarted container ``previous`` is the start before."""
+        """Raises ``LookupError``. ``tail``: lines; of a restarted container ``previous`` is the start before; ``since``: seconds
+        since the epoch, exact to the pace at which this runtime is looked at."""
         found = self._container(uid, container)
-        logs.rotate(found.directory)
+        self._look_at_log(found)
         if previous:
             place = os.path.dirname(found.directory)
             before = os.path.join(place, str(int(os.path.basename(found.directory)) - 1))
             if not os.path.isdir(before):
                 raise LookupError(f"container {container} of pod {uid} has no previous start")
-            for block in logs.read(before, tail):
+            for block in logs.read(before, tail, since=since):
                 yield block
         elif follow and found.watch is not None:
-            async for block in logs.follow(found.directory, tail, found.watch.ended):
+            async for block in logs.follow(found.directory, tail, found.watch.ended, since):
                 yield block
         else:
-            for block in logs.read(found.directory, tail):
+            for block in logs.read(found.directory, tail, since=since):
                 yield block
+
+    def _look_at_log(self, container: Container) -> None:
+        logs.rotate(container.directory)
+        logs.note(container.directory, self._clock.now())
 
     async def exec(
         self, uid: str, container: str, command: Sequence[str], *, stdin: bool = False, tty: bool = False
@@ -501,7 +513,7 @@ class SandboxRuntime:
             for container in pod.containers.values():
                 if container.end is not None or container.monitor is None:
                     continue
-                logs.rotate(container.directory)
+                self._look_at_log(container)
                 measured = self._group().measure(uid, container.group)
                 if measured is None:
                     walked.append(((uid, container.name), container.monitor.pid))

@@ -159,9 +159,17 @@ class FakePods:
         self.changed()
 
     async def logs(
-        self, namespace: str, pod: str, container: str, *, follow: bool = False, tail: int | None = None, previous: bool = False
+        self,
+        namespace: str,
+        pod: str,
+        container: str,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        previous: bool = False,
+        newest_seconds: float | None = None,
     ) -> AsyncIterator[bytes]:
-        yield f"{namespace}/{pod}/{container} {follow} {tail} {previous}\n".encode()
+        yield f"{namespace}/{pod}/{container} {follow} {tail} {previous} {newest_seconds}\n".encode()
         while follow:
             await asyncio.Event().wait()
 

@@ -258,8 +258,10 @@ async def test_events_count_up_and_name_the_mirror(hub: Hub, member: Member) -> 
 
 async def test_logs_commands_and_refusals_through_the_tunnel(hub: Hub, member: Member) -> None:
     tunnel = await until(lambda: hub.tunnels.get("edge-a"))
-    log = await tunnel.open({"type": "log", "namespace": "ns", "pod": "p", "container": "c", "tail": 5, "previous": True})
-    assert await log.read() == b"ns/p/c False 5 True\n" and await log.read() == b""
+    log = await tunnel.open(
+        {"type": "log", "namespace": "ns", "pod": "p", "container": "c", "tail": 5, "previous": True, "newestSeconds": 9}
+    )
+    assert await log.read() == b"ns/p/c False 5 True 9.0\n" and await log.read() == b""
     follow = await tunnel.open({"type": "log", "namespace": "ns", "pod": "p", "container": "c", "follow": True})
     assert (await follow.read()).startswith(b"ns/p/c True")
     await follow.reset("enough")

@@ -42,10 +42,12 @@ def cluster(name: str = "edge", **spec: Any) -> Obj:
 
 
 def pod(name: str = "web-1", namespace: str = "default", **spec: Any) -> Obj:
+    """With ``nodeName`` it is the mirror of one that runs on a site."""
+    mirror = {"meta-os.eu/cluster": spec["nodeName"]} if "nodeName" in spec else {}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "namespace": namespace, "labels": {"app": "web"}},
+        "metadata": {"name": name, "namespace": namespace, "labels": {"app": "web"} | mirror},
         "spec": {"containers": [{"name": "web", "image": "python:3"}]} | spec,
     }
 

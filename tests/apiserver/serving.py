@@ -102,7 +102,7 @@ async def served(folder: Path, clock: Clock) -> AsyncIterator[ServedHub]:
         authenticator=HubAuthenticator(clock, revoked=revoked, tokens=tokens.user_of),
         clock=clock,
         random=Random(3),
-        connect=Connections(registry, tunnels, proxy),
+        connect=Connections(registry, tunnels, proxy, clock),
         audit=hub.audit.append,
         metrics=Metrics(),
         join_tokens=tokens,

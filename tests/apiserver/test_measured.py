@@ -50,7 +50,7 @@ async def test_pods_and_sites_are_measured(hub: ServedHub) -> None:
         # Site a speaks for its own pods only; site b measured nothing; site c is away.
         assert [p["metadata"]["name"] for p in found] == ["one"]
         assert found[0]["containers"] == [{"name": "web", "usage": {"cpu": "250000000n", "memory": "65536Ki"}}]
-        assert found[0]["window"] == "10.000s" and found[0]["metadata"]["labels"] == {"app": "web"}
+        assert found[0]["window"] == "10.000s" and found[0]["metadata"]["labels"] == {"app": "web", "meta-os.eu/cluster": "a"}
         assert (await client.get(scheme.POD_METRICS, "one", "default"))["containers"] == found[0]["containers"]
         assert (await client.list(scheme.POD_METRICS, "default", labels="app=none")).items == []
         sites = (await client.list(scheme.NODE_METRICS)).items

@@ -62,3 +62,41 @@ def test_identity_is_more_than_a_pid() -> None:
     assert not other.alive()
     other.kill()  # hits nobody
     assert identity(2**22 + 1) is None
+
+
+def test_what_is_surely_older_is_left_out(tmp_path: Path) -> None:
+    place = str(tmp_path)
+    log = logs.open_log(place)
+
+    def since(time: float) -> bytes:
+        return b"".join(logs.read(place, None, since=time))
+
+    assert since(0) == b""
+    logs.note(place, 10)
+    os.write(log, b"one\ntw")
+    logs.note(place, 20)
+    os.write(log, b"o\nthree\n")
+    for time in (30, 40, 50):
+        logs.note(place, time)
+    assert since(5) == since(15) == b"one\ntwo\nthree\n"
+    # The line that was begun by then came to its end later.
+    assert since(25) == b"two\nthree\n" and since(35) == since(60) == b""
+    assert b"".join(logs.read(place, 1, since=15)) == b"three\n"
+    os.write(log, b"four\n")
+    assert since(60) == b"four\n"
+    logs.note(place, 70)
+    assert logs.rotate(place, bound=10)
+    os.write(log, b"five\n")
+    os.close(log)
+    assert since(5) == b"hree\nfour\nfive\n"
+    assert since(45) == since(55) == b"four\nfive\n" and since(75) == b"five\n"
+
+
+def test_the_times_of_a_log_are_bounded(tmp_path: Path) -> None:
+    log = logs.open_log(str(tmp_path))
+    for time in range(3 * logs.MAX_ENTRIES):
+        os.write(log, b"x\n")
+        logs.note(str(tmp_path), time)
+    os.close(log)
+    assert (tmp_path / "log.times").stat().st_size <= (logs.MAX_ENTRIES + 1) * 16
+    assert b"".join(logs.read(str(tmp_path), None, since=3 * logs.MAX_ENTRIES - 10)).count(b"x") < 20
