@@ -66,6 +66,8 @@ def open_files(pid: int) -> int:
 
 def idle(site: Site, pid: int, when: str) -> list[Figure]:
     """CPU and bytes over the link of an agent with nothing to do but look after its pods."""
+    # What the last rollout still has to tell is not idle traffic.
+    wait_for("the link to fall silent", lambda: _silent(site, 5.0), 60)
     cpu, carried = cpu_seconds(pid), site.link.carried
     time.sleep(IDLE_SECONDS)
     share = (cpu_seconds(pid) - cpu) / IDLE_SECONDS * 100
@@ -74,6 +76,12 @@ def idle(site: Site, pid: int, when: str) -> list[Figure]:
         figure(f"agent: CPU with 10 idle pods, {when}", [share], "% core", aim=1),
         figure(f"agent: over the link with 10 idle pods, {when}", [traffic], "MB/h"),
     ]
+
+
+def _silent(site: Site, seconds: float) -> bool:
+    carried = site.link.carried
+    time.sleep(seconds)
+    return site.link.carried == carried
 
 
 def main() -> None:
