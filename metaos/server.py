@@ -28,6 +28,7 @@ from metaos.apiserver.audit import AuditLog
 from metaos.apiserver.authn import Certificate, HubAuthenticator
 from metaos.apiserver.connect import Connections
 from metaos.apiserver.jointokens import JoinTokens
+from metaos.apiserver.listening import Room, Site, listeners
 from metaos.apiserver.measured import Sites, sources
 from metaos.apiserver.metrics import Metrics
 from metaos.apiserver.proxy import ServiceProxy, service_slices
@@ -58,8 +59,6 @@ log = logging.getLogger("nemo.hub")
 CONTROLLERS = UserInfo("system:controller-manager", (MASTERS,))
 #: History is kept this long for watches that reconnect.
 HISTORY_SECONDS, COMPACT_SECONDS = 300.0, 60.0
-#: Connections that may wait to be accepted.
-BACKLOG = 1024
 LOCAL_SITE = "local"
 RESTART_SECONDS = (1.0, 60.0)
 
@@ -72,6 +71,7 @@ class Hub:
         self.url = ""
         self.client: Client | None = None
         self._stack = AsyncExitStack()
+        self._metrics = Metrics()
         self._ready = False
 
     async def __aenter__(self) -> Hub:
@@ -125,6 +125,7 @@ class Hub:
         audit = AuditLog(data / "audit.log")
         stack.callback(audit.close)
         tokens = JoinTokens(client, clock)
+        _measure(self._metrics, manager, tunnels)
         app = make_app(
             registry,
             authenticator=HubAuthenticator(clock, revoked=_Revocations(secrets), tokens=tokens.user_of),
@@ -132,7 +133,7 @@ class Hub:
             random=self._random,
             connect=Connections(registry, tunnels, proxy, clock),
             audit=audit,
-            metrics=_metrics(manager, tunnels),
+            metrics=self._metrics,
             join_tokens=tokens,
             ca=pki.authority.pair.certificate,
             ready=lambda: "" if self._ready else "the hub is starting",
@@ -158,8 +159,14 @@ class Hub:
         runner = web.AppRunner(app, shutdown_timeout=2)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, listen.host, listen.port, ssl_context=context, backlog=BACKLOG)
-        await site.start()
+        room = Room.of_process()
+        self._metrics.gauges["nemo_connections"] = ("Open connections.", lambda: float(room.open))
+        self._metrics.gauges["nemo_connections_refused"] = (
+            "Connections closed at once, of too many.",
+            lambda: float(room.refused),
+        )
+        for listener in listeners(listen.host, listen.port, room):
+            await Site(runner, listener, context).start()
         port = runner.addresses[0][1]
         host = "127.0.0.1" if listen.host in ("0.0.0.0", "::") else listen.host
         self.url = f"https://{Address(host, port)}"
@@ -227,9 +234,8 @@ class _Revocations:
         return certificate.name.removeprefix(CLUSTER_USER_PREFIX) in revoked
 
 
-def _metrics(manager: Manager, tunnels: Tunnels) -> Metrics:
+def _measure(metrics: Metrics, manager: Manager, tunnels: Tunnels) -> None:
     """What this process counts beyond requests."""
-    metrics = Metrics()
     metrics.gauges["nemo_tunnels"] = ("Sites that are connected.", lambda: float(len(tunnels.connected())))
 
     def total(word: str) -> float:
@@ -241,7 +247,6 @@ def _metrics(manager: Manager, tunnels: Tunnels) -> Metrics:
         ("depth", "Keys that wait."),
     ):
         metrics.gauges[f"nemo_controllers_{word}"] = (text, lambda word=word: total(word))  # type: ignore[misc]
-    return metrics
 
 
 def _plain(host: str) -> str:

@@ -16,15 +16,19 @@ from typing import Any
 from aiohttp import web
 
 from metaos.apiserver import discovery
+from metaos.apiserver.addressing import stored_kind
 from metaos.apiserver.audit import Audit, no_audit
 from metaos.apiserver.authn import ANONYMOUS, Authenticator, Identity
 from metaos.apiserver.bodies import MAX_BODY, decoded, flag
+from metaos.apiserver.fairness import classify, width
+from metaos.apiserver.gates import SMALL_BYTES, Gates
 from metaos.apiserver.jointokens import BOOTSTRAPPERS, JoinTokens
 from metaos.apiserver.metrics import Metrics, resident_bytes
 from metaos.apiserver.negotiation import JSON, encoded, not_acceptable, ranges
 from metaos.apiserver.openapi import OpenApi
 from metaos.apiserver.registry import Registry
 from metaos.apiserver.routing import Target, parse
+from metaos.apiserver.transfer import announced, in_parts
 from metaos.apiserver.verbs import Call, Verbs, warning_headers
 from metaos.clock import Clock
 from metaos.resources import errors, scheme
@@ -35,15 +39,14 @@ from metaos.store.log import StoreFailed
 
 log = logging.getLogger(__name__)
 
-#: Requests that end by themselves: so many at a time, so long each.
-MAX_REQUESTS = 512
+#: So long may a request take that ends by itself, once it has its seats; its body must have arrived within this time, too.
 REQUEST_SECONDS = 60.0
-#: Watches, logs and connections at a time.
-MAX_LONG_RUNNING = 8192
 #: A connection on which nothing was asked for so long is closed (clients keep theirs for at most 90 s).
 IDLE_SECONDS = 120.0
-#: The request line and each header; ``exec`` carries its command in the URL.
-MAX_LINE = 64 * 1024
+#: The request line (``exec`` carries its command in the URL), each header, and how many of them.
+MAX_LINE, MAX_FIELD, MAX_FIELDS = 64 * 1024, 16 * 1024, 128
+#: So many times the work of a list of encoded objects is one that decodes them.
+DECODED_COSTS = 4
 PUBLIC = frozenset({"/version", "/livez", "/readyz", "/healthz", "/cacerts"})
 
 #: What serves a call that lasts or reaches a site.
@@ -77,7 +80,8 @@ class Api:
         self._ready = ready
         self._verbs = Verbs(registry, clock, random)
         self._openapi = OpenApi()
-        self._short = self._long = 0
+        self._gates = Gates(clock)
+        metrics.parts.append(self._gates.render)
 
     # -- one request ---------------------------------------------------------------------------------------
 
@@ -117,45 +121,61 @@ class Api:
         identity = await self._authenticator.authenticate(request)
         target = parse(request.method, path, watch=flag(request.query, "watch"))
         if target is None:
-            return await self._document(request, path.rstrip("/") or "/", identity, exchange)
+            return await self._serve_document(request, path.rstrip("/") or "/", identity, exchange)
         exchange.target = target
         if identity is None:
             raise errors.unauthorized()
         exchange.user = identity.user
+        level, flow = classify(identity.user, target.kind.resource, target.subresource, request.remote or "")
+        self._gates.connected(flow, request.transport)
         identity = self._impersonated(request, identity, exchange)
         call = Call(request, identity, target, exchange.headers, dry_run="dryRun" in request.query)
         exchange.call = call
-        if self._join_tokens is not None and BOOTSTRAPPERS in identity.user.groups:
-            await self._admit_joining(call)
         if target.long_running:
-            return await self._serve_long(call)
-        if self._short >= MAX_REQUESTS:
-            raise errors.too_many_requests("the hub serves as many requests as it can; try again")
-        self._short += 1
-        try:
-            async with asyncio.timeout(REQUEST_SECONDS):
-                return await self._verbs.serve(call)
-        finally:
-            self._short -= 1
+            with self._gates.lasting(flow):
+                return await self._serve_long(call)
+        with self._gates.holding(flow, announced(request)):
+            if request.can_read_body:
+                async with asyncio.timeout(REQUEST_SECONDS):
+                    await request.read()
+            if self._join_tokens is not None and BOOTSTRAPPERS in identity.user.groups:
+                await self._admit_joining(call)
+            async with self._gates.of(level).seats(flow, width(level, self._work(call))), asyncio.timeout(REQUEST_SECONDS):
+                answer = await self._verbs.serve(call)
+        return await self._sent(request, answer, flow)
+
+    def _work(self, call: Call) -> int:
+        """Objects that a request goes through."""
+        target = call.target
+        if target.verb not in ("list", "deletecollection"):
+            return 0
+        objects = self._registry.cache.count(stored_kind(target.kind).resource, target.namespace)
+        limit = call.query.get("limit", "")
+        if limit.isdecimal() and 0 < len(limit) < 8 and not ("labelSelector" in call.query or "fieldSelector" in call.query):
+            objects = min(objects, int(limit) or objects)
+        # To show objects in another form they are decoded.
+        return objects * DECODED_COSTS if ";as=" in call.request.headers.get("Accept", "") else objects
+
+    async def _sent(self, request: web.Request, answer: web.StreamResponse, flow: str) -> web.StreamResponse:
+        """A large answer goes out in parts, so that what is held for a slow reader is bounded."""
+        body = answer.body if isinstance(answer, web.Response) else None
+        if not isinstance(body, bytes) or len(body) <= SMALL_BYTES:
+            return answer
+        with self._gates.holding(flow, len(body)):
+            return await in_parts(request, answer, body)
 
     async def _serve_long(self, call: Call) -> web.StreamResponse:
-        if self._long >= MAX_LONG_RUNNING:
-            raise errors.too_many_requests("the hub carries as many watches and connections as it can; try again", 5)
-        self._long += 1
         target = call.target
-        try:
-            with self._metrics.running(target.subresource or target.verb):
-                if target.verb == "watch":
-                    return await self._verbs.serve(call)
-                self._registry.check(call.user, target.attributes)
-                if target.subresource == "tunnel" and cluster_of(call.user) != target.name:
-                    kind = target.kind
-                    raise errors.forbidden(kind.group, kind.plural, target.name, "only a site's own agent opens its tunnel")
-                if self._connect is None:
-                    raise errors.unavailable("this hub carries no connections to sites")
-                return await self._connect(call)
-        finally:
-            self._long -= 1
+        with self._metrics.running(target.subresource or target.verb):
+            if target.verb == "watch":
+                return await self._verbs.serve(call)
+            self._registry.check(call.user, target.attributes)
+            if target.subresource == "tunnel" and cluster_of(call.user) != target.name:
+                kind = target.kind
+                raise errors.forbidden(kind.group, kind.plural, target.name, "only a site's own agent opens its tunnel")
+            if self._connect is None:
+                raise errors.unavailable("this hub carries no connections to sites")
+            return await self._connect(call)
 
     async def _admit_joining(self, call: Call) -> None:
         """What a join token's holder may do depends on what the token was used for, which no role can say."""
@@ -183,6 +203,17 @@ class Api:
         return Identity(exchange.impersonated, identity.valid)
 
     # -- what is no kind -----------------------------------------------------------------------------------
+
+    async def _serve_document(
+        self, request: web.Request, path: str, identity: Identity | None, exchange: _Exchange
+    ) -> web.StreamResponse:
+        if path in PUBLIC:
+            return await self._document(request, path, identity, exchange)
+        level, flow = classify(identity.user if identity else ANONYMOUS, "", "", request.remote or "")
+        self._gates.connected(flow, request.transport)
+        async with self._gates.of(level).seats(flow, 1), asyncio.timeout(REQUEST_SECONDS):
+            answer = await self._document(request, path, identity, exchange)
+        return await self._sent(request, answer, flow)
 
     async def _document(
         self, request: web.Request, path: str, identity: Identity | None, exchange: _Exchange
@@ -344,7 +375,8 @@ def make_app(
             "auto_decompress": False,
             "keepalive_timeout": IDLE_SECONDS,
             "max_line_size": MAX_LINE,
-            "max_field_size": MAX_LINE,
+            "max_field_size": MAX_FIELD,
+            "max_headers": MAX_FIELDS,
             "access_log": None,
         },
     )

@@ -29,15 +29,24 @@ class Histogram:
         self.counts[bisect_left(BUCKETS, seconds)] += 1
         self.total += seconds
 
+    def lines(self, name: str, labels: Mapping[str, str]) -> list[str]:
+        """Its samples in text form."""
+        lines, seen = [], 0
+        for bound, count in zip((*(f"{b:g}" for b in BUCKETS), "+Inf"), self.counts, strict=True):
+            seen += count
+            lines.append(f"{name}_bucket{_labels({**labels, 'le': bound})} {seen}")
+        return [*lines, f"{name}_sum{_labels(labels)} {self.total:.6f}", f"{name}_count{_labels(labels)} {seen}"]
+
 
 class Metrics:
-    """``gauges``: name → (help, function that measures now); asked at every scrape."""
+    """``gauges``: name → (help, function that measures now); asked at every scrape, as are ``parts``, which give lines."""
 
     def __init__(self) -> None:
         self._requests: dict[tuple[str, str, str, str, int], int] = {}
         self._latency: dict[tuple[str, str], Histogram] = {}
         self._running: dict[str, int] = {}
         self.gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+        self.parts: list[Callable[[], list[str]]] = []
 
     def request(self, verb: str, group: str, resource: str, code: int, seconds: float | None) -> None:
         """One request has ended. ``seconds`` is ``None`` for those that last as long as their caller likes."""
@@ -68,7 +77,7 @@ class Metrics:
             "# TYPE apiserver_request_duration_seconds histogram",
         ]
         for (verb, resource), histogram in sorted(self._latency.items()):
-            lines += _histogram("apiserver_request_duration_seconds", {"verb": verb, "resource": resource}, histogram)
+            lines += histogram.lines("apiserver_request_duration_seconds", {"verb": verb, "resource": resource})
         lines += [
             "# HELP apiserver_longrunning_requests Watches and connections that are open now.",
             "# TYPE apiserver_longrunning_requests gauge",
@@ -78,6 +87,8 @@ class Metrics:
         ]
         for name, (text, measure) in sorted(self.gauges.items()):
             lines += [f"# HELP {name} {text}", f"# TYPE {name} gauge", f"{name} {measure():g}"]
+        for render in self.parts:
+            lines += render()
         return "\n".join(lines) + "\n"
 
 
@@ -85,12 +96,14 @@ def _labels(values: Mapping[str, str]) -> str:
     return "{" + ",".join(f'{key}="{value}"' for key, value in values.items()) + "}"
 
 
-def _histogram(name: str, labels: Mapping[str, str], histogram: Histogram) -> list[str]:
-    lines, seen = [], 0
-    for bound, count in zip((*(f"{b:g}" for b in BUCKETS), "+Inf"), histogram.counts, strict=True):
-        seen += count
-        lines.append(f"{name}_bucket{_labels({**labels, 'le': bound})} {seen}")
-    return [*lines, f"{name}_sum{_labels(labels)} {histogram.total:.6f}", f"{name}_count{_labels(labels)} {seen}"]
+def labelled(labels: Mapping[str, str], value: float) -> str:
+    """One sample, without the name of its metric."""
+    return f"{_labels(labels) if labels else ''} {value}"
+
+
+def lines_of(name: str, kind: str, text: str, samples: list[str]) -> list[str]:
+    """A metric (``kind``: counter or gauge) with its samples."""
+    return [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *(f"{name}{sample}" for sample in samples)]
 
 
 def resident_bytes() -> float:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import orjson
@@ -30,6 +31,29 @@ class Source(Protocol):
     async def get(self, name: str, namespace: str) -> Obj | None: ...
 
     async def list(self, namespace: str) -> list[Obj]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a list, encoded. ``token`` leads to the next; ``left``: how many are there (-1: not counted)."""
+
+    items: list[bytes]
+    revision: int
+    token: str
+    left: int
+
+    def metadata(self) -> Obj:
+        found: Obj = {"resourceVersion": str(self.revision)}
+        if self.token:
+            found["continue"] = self.token
+            if self.left >= 0:
+                found["remainingItemCount"] = self.left
+        return found
+
+    def encoded(self, kind: Kind) -> bytes:
+        """The whole ``…List``."""
+        head = f'{{"kind":"{kind.kind}List","apiVersion":"{kind.api_version}","metadata":'.encode()
+        return b"".join((head, orjson.dumps(self.metadata()), b',"items":[', b",".join(self.items), b"]}"))
 
 
 #: Kinds of which some may read only what is their own.
@@ -201,7 +225,7 @@ class Reading:
         )
         return ObjList([orjson.loads(item) for item in items], str(revision), token)
 
-    async def list_encoded(
+    async def list_page(
         self,
         user: UserInfo,
         kind: Kind,
@@ -213,18 +237,12 @@ class Reading:
         continue_token: str = "",
         resource_version: str = "",
         resource_version_match: str = "",
-    ) -> bytes:
-        """The whole ``…List`` body as JSON, without decoding the objects."""
-        items, revision, token, left = await self._page(
+    ) -> Page:
+        """The encoded objects, without decoding them."""
+        found = await self._page(
             user, kind, namespace, labels, fields, limit, continue_token, resource_version, resource_version_match
         )
-        metadata: dict[str, object] = {"resourceVersion": str(revision)}
-        if token:
-            metadata["continue"] = token
-            if left >= 0:
-                metadata["remainingItemCount"] = left
-        head = f'{{"kind":"{kind.kind}List","apiVersion":"{kind.api_version}","metadata":'.encode()
-        return b"".join((head, orjson.dumps(metadata), b',"items":[', b",".join(items), b"]}"))
+        return Page(*found)
 
     # -- watch ---------------------------------------------------------------------------------------------
 

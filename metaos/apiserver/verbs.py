@@ -15,8 +15,8 @@ from metaos.apiserver.addressing import key_of, stored_kind
 from metaos.apiserver.authn import Identity
 from metaos.apiserver.bodies import WriteOptions
 from metaos.apiserver.deletion import DeleteOptions
-from metaos.apiserver.negotiation import JSON, Accepted, Form, accepted, encoded
-from metaos.apiserver.reading import revision_number, selector
+from metaos.apiserver.negotiation import JSON, YAML, Accepted, Form, accepted, encoded
+from metaos.apiserver.reading import Page, revision_number, selector
 from metaos.apiserver.registry import EncodedEvent, Registry
 from metaos.apiserver.routing import Target
 from metaos.client import PatchType
@@ -28,6 +28,8 @@ from metaos.security.authz import UserInfo
 #: Warnings that one answer may carry, and the length of each.
 MAX_WARNINGS = 50
 MAX_WARNING = 256
+#: Objects that are shown in another form in one turn of the event loop, 5 ms; of YAML, which is slow, fewer.
+TURN_OBJECTS, TURN_YAML = 64, 4
 
 
 @dataclass(slots=True)
@@ -126,27 +128,37 @@ class Verbs:
             "resource_version": query.get("resourceVersion", ""),
             "resource_version_match": query.get("resourceVersionMatch", ""),
         }
-        body = await self._registry.list_encoded(call.user, t.kind, t.namespace, **asked)
-        if form == Accepted() and not bodies.flag(query, "pretty"):
-            return self._raw(call, body)
-        listed: Obj = orjson.loads(body)
+        page = await self._registry.list_page(call.user, t.kind, t.namespace, **asked)
+        pretty = bodies.flag(query, "pretty")
+        if form == Accepted() and not pretty:
+            return self._raw(call, page.encoded(t.kind))
+        body = await self._listed(call, form, page, pretty=pretty)
+        return self._raw(call, body, form.content_type)
+
+    async def _listed(self, call: Call, form: Accepted, page: Page, *, pretty: bool) -> bytes:
+        """A list in another form than the stored one, made in turns: others are served meanwhile."""
+        kind, now, include = call.target.kind, self._clock.now(), call.query.get("includeObject", "")
+        yaml, parts = form.media == YAML, []
+        for i, item in enumerate(page.items, 1):
+            shown: Obj = orjson.loads(item)
+            if form.form is Form.TABLE:
+                shown = table.row(kind, shown, now, include)
+            elif form.form is Form.METADATA:
+                shown = table.partial(shown, form.version)
+            parts.append(encoded([shown], YAML) if yaml else encoded(shown))
+            if not i % (TURN_YAML if yaml else TURN_OBJECTS):
+                await self._clock.sleep(0)
+        head: Obj = {"kind": f"{kind.kind}List", "apiVersion": kind.api_version, "metadata": page.metadata()}
+        what = "items"
         if form.form is Form.TABLE:
-            listed = table.table(
-                t.kind,
-                listed["items"],
-                self._clock.now(),
-                metadata=listed["metadata"],
-                include=query.get("includeObject", ""),
-                version=form.version,
-            )
+            head, what = table.table(kind, (), now, metadata=page.metadata(), version=form.version), "rows"
+            head.pop(what)
         elif form.form is Form.METADATA:
-            listed = {
-                "kind": "PartialObjectMetadataList",
-                "apiVersion": f"meta.k8s.io/{form.version}",
-                "metadata": listed["metadata"],
-                "items": [table.partial(item, form.version) for item in listed["items"]],
-            }
-        return self._raw(call, encoded(listed, form.media, pretty=bodies.flag(query, "pretty")), form.content_type)
+            head |= {"kind": "PartialObjectMetadataList", "apiVersion": f"meta.k8s.io/{form.version}"}
+        if yaml:
+            return b"".join((encoded(head, YAML), what.encode(), b":\n" if parts else b": []\n", *parts))
+        body = b"".join((encoded(head)[:-1], b',"', what.encode(), b'":[', b",".join(parts), b"]}"))
+        return encoded(orjson.loads(body), pretty=True) if pretty else body
 
     async def _watch(self, call: Call) -> web.StreamResponse:
         t, query = call.target, call.query

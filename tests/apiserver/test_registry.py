@@ -89,7 +89,7 @@ async def test_list_pages_are_of_one_revision(registry: Registry) -> None:
     assert second.resource_version == first.resource_version
     last = await registry.list(ADMIN, scheme.CONFIG_MAP, "default", limit=3, continue_token=second.continue_token)
     assert [o["metadata"]["name"] for o in last.items] == ["c6"] and not last.continue_token
-    body = orjson.loads(await registry.list_encoded(ADMIN, scheme.CONFIG_MAP, limit=2))
+    body = orjson.loads((await registry.list_page(ADMIN, scheme.CONFIG_MAP, limit=2)).encoded(scheme.CONFIG_MAP))
     assert body["kind"] == "ConfigMapList" and body["metadata"]["remainingItemCount"] == 4
 
 
