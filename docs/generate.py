@@ -100,7 +100,82 @@ def fields_page() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-PAGES = {"cli.md": cli_page, "kinds.md": kinds_page, "differences.md": differences_page, "fields.md": fields_page}
+def amount(count: float) -> str:
+    """Bytes with their unit."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:g} {unit}"
+    return f"{count:g} bytes"
+
+
+def limits_page() -> str:
+    """The bounds of the hub's API, from the constants that hold them."""
+    from metaos.apiserver import app, bodies, fairness, gates, listening, transfer, watch
+
+    rows = [
+        (
+            "Open connections",
+            f"{listening.CONNECTIONS}, or as many as the process may have open files",
+            "closed before TLS begins",
+        ),
+        ("Open connections of one address (of IPv6: of one /64)", "half of these", "closed before TLS begins"),
+        ("Open connections of one caller", gates.CONNECTIONS_EACH, "429"),
+        ("Connections accepted in one turn; waiting", f"{listening.ACCEPTED_AT_ONCE}; {listening.BACKLOG}", "they wait"),
+        ("Time of a TLS handshake", f"{listening.HANDSHAKE_SECONDS:g} s", "closed"),
+        ("A connection on which nothing is asked for", f"{app.IDLE_SECONDS:g} s", "closed"),
+        ("Request line; one header; headers", f"{amount(app.MAX_LINE)}; {amount(app.MAX_FIELD)}; {app.MAX_FIELDS}", "400"),
+        ("Body of a request", amount(bodies.MAX_BODY), "413"),
+        ("Time for the body to arrive; for the request itself", f"{app.REQUEST_SECONDS:g} s each", "504"),
+        ("Time that a request waits for its turn", f"{gates.QUEUE_SECONDS:g} s", "429 with Retry-After"),
+        (
+            f"Bodies over {amount(gates.SMALL_BYTES)} on their way: of one caller; of all",
+            f"{amount(gates.BODIES_EACH)}; {amount(gates.BODIES_TOTAL)}",
+            "429 with Retry-After",
+        ),
+        (
+            "Time for a large answer to be read",
+            f"{transfer.FIRST_SECONDS:g} s and 1 s for each {amount(transfer.SLOWEST_BYTES)}",
+            "the connection is reset",
+        ),
+        (
+            "Watches, logs and connections to pods: of one caller; of all",
+            f"{gates.LONG_RUNNING_EACH}; {gates.LONG_RUNNING_TOTAL}",
+            "429 with Retry-After",
+        ),
+        (
+            "Time of a watch without timeoutSeconds",
+            f"{watch.DEFAULT_SECONDS} to {2 * watch.DEFAULT_SECONDS} s",
+            "it ends; clients begin a new one",
+        ),
+    ]
+    parts = ["# Limits of the API", "", "Generated from the code by `make docs`.", ""]
+    parts += ["| what | bound | beyond it |", "|---|---|---|"]
+    parts += [f"| {what} | {bound} | {beyond} |" for what, bound, beyond in rows]
+    parts += ["", "## Priority levels", ""]
+    parts += ["Each request belongs to a level, by who asks and for what, and within it to its caller. Levels share no seats."]
+    parts += ["Within a level callers take turns, so who sends hundreds of requests waits for themselves. A list takes one seat,"]
+    parts += [f"and another for every {fairness.OBJECTS_PER_SEAT} objects that it goes through, up to half of its level's."]
+    parts += ["`/metrics` shows all of it as `apiserver_flowcontrol_*`.", ""]
+    parts += ["| level | whose | seats | waiting of one caller | waiting |", "|---|---|---|---|---|"]
+    whose = {
+        "system": "agents: leases, status, certificates",
+        "controllers": "controllers outside the hub's process",
+        "workload-high": "agents: all else; administrators",
+        "global-default": "all other users",
+        "catch-all": "who has no identity, or only a join token; a caller is an address",
+    }
+    parts += [f"| {v.name} | {whose[v.name]} | {v.seats} | {v.waiting_of_flow} | {v.waiting} |" for v in fairness.LEVELS]
+    parts += ["", "`/livez`, `/readyz`, `/healthz`, `/version` and `/cacerts` are always served."]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+PAGES = {
+    "cli.md": cli_page,
+    "kinds.md": kinds_page,
+    "differences.md": differences_page,
+    "fields.md": fields_page,
+    "limits.md": limits_page,
+}
 
 
 def main() -> None:

@@ -1,0 +1,125 @@
+"""Bounds of the HTTP form: sizes, times, large answers, and how much one caller may have open."""
+
+import asyncio
+import gzip
+import json
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from metaos.apiserver import app, gates, transfer
+from metaos.clock import SystemClock
+from tests.apiserver.objects import config_map
+from tests.apiserver.serving import ServedHub, served
+
+CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
+
+
+@pytest.fixture
+async def hub(tmp_path: Path) -> AsyncIterator[ServedHub]:
+    async with served(tmp_path, SystemClock()) as running:
+        yield running
+
+
+@asynccontextmanager
+async def raw(hub: ServedHub) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection of the administrator, for requests as they should not be."""
+    context: ssl.SSLContext = hub.context("admin", "system:masters")
+    reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(hub.url).port, ssl=context)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def answered(hub: ServedHub, request: bytes) -> tuple[int, dict[str, str], bytes]:
+    async with asyncio.timeout(10), raw(hub) as (reader, writer):
+        writer.write(request)
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in head[1:] if line)}
+        return int(head[0].split()[1]), headers, await reader.readexactly(int(headers["content-length"]))
+
+
+async def test_lines_and_headers_are_bounded(hub: ServedHub) -> None:
+    fine = b"GET /version HTTP/1.1\r\nHost: h\r\n"
+    for wrong in (
+        b"GET /version?" + b"x" * (app.MAX_LINE + 1) + b" HTTP/1.1\r\nHost: h\r\n",
+        fine + b"X: " + b"x" * (app.MAX_FIELD + 1) + b"\r\n",
+        fine + b"".join(b"X-%d: x\r\n" % i for i in range(app.MAX_FIELDS + 1)),
+    ):
+        assert (await answered(hub, wrong + b"\r\n"))[0] == 400
+    assert (await answered(hub, fine + b"\r\n"))[0] == 200
+
+
+async def test_a_body_that_does_not_come_ends_the_request_and_holds_no_seat(
+    hub: ServedHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "REQUEST_SECONDS", 0.1)
+    head = f"POST {CONFIG_MAPS} HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n".encode()
+    code, _, body = await answered(hub, head + b'{"kind": ')
+    assert code == 504 and json.loads(body)["reason"] == "Timeout"
+
+
+async def test_a_large_answer_is_compressed_for_who_accepts_it(hub: ServedHub) -> None:
+    await hub.make(*(config_map(f"c{i}", k="x" * 2000) for i in range(100)))
+    client = hub.client()
+    plain = await client.request("GET", CONFIG_MAPS)
+    assert len(plain.body) > transfer.GZIP_BYTES and not plain.header("content-encoding")
+    request = f"GET {CONFIG_MAPS} HTTP/1.1\r\nHost: h\r\nAccept-Encoding: deflate, gzip\r\n\r\n"
+    _, headers, body = await answered(hub, request.encode())
+    assert headers["content-encoding"] == "gzip" and "Accept-Encoding" in headers["vary"]
+    assert gzip.decompress(body) == plain.body and len(body) < len(plain.body) / 4
+    small = await answered(hub, request.replace("configmaps ", "configmaps?limit=2 ").encode())
+    assert "content-encoding" not in small[1]
+    # The same objects in a form that is made in turns.
+    listed = yaml.safe_load((await client.request("GET", CONFIG_MAPS, accept="application/yaml")).body)
+    assert listed == plain.json()
+    assert yaml.safe_load((await client.request("GET", "/api/v1/secrets", accept="application/yaml")).body)["items"] == []
+    await client.close()
+
+
+async def test_a_reader_that_does_not_read_is_cut_off(hub: ServedHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "FIRST_SECONDS", 0.2)
+    monkeypatch.setattr(transfer, "SLOWEST_BYTES", 1 << 40)
+    for i in range(8):
+        await hub.make(config_map(f"c{i}", k="x" * 1_000_000))
+    async with asyncio.timeout(10), raw(hub) as (reader, writer):
+        writer.write(f"GET {CONFIG_MAPS} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+        client = hub.client()
+        while "nemo_bodies_bytes 0\n" in (await client.request("GET", "/metrics")).body.decode():
+            await asyncio.sleep(0.01)
+        while "nemo_bodies_bytes 0\n" not in (await client.request("GET", "/metrics")).body.decode():
+            await asyncio.sleep(0.01)
+        got = 0
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            while True:
+                got += len(await reader.readexactly(1 << 16))
+        assert got < 8_000_000
+        await client.close()
+
+
+async def test_one_caller_has_so_many_watches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "LONG_RUNNING_EACH", 2)
+    async with served(tmp_path, SystemClock()) as hub:
+        watch = f"GET {CONFIG_MAPS}?watch=1 HTTP/1.1\r\nHost: h\r\n\r\n".encode()
+        async with raw(hub) as (one, first), raw(hub) as (other, second):
+            for reader, writer in ((one, first), (other, second)):
+                writer.write(watch)
+                assert b" 200 " in await reader.readline()
+            code, headers, body = await answered(hub, watch)
+            assert code == 429 and headers["retry-after"] == "5" and "watches" in json.loads(body)["message"]
+            # Somebody else may.
+            reader_of = hub.client("reader", "system:masters")
+            seen = reader_of.lines(CONFIG_MAPS, {"watch": "1", "timeoutSeconds": "1"})
+            await hub.make(config_map("a"))
+            assert b"ADDED" in await anext(seen)
+            await seen.aclose()
+            await reader_of.close()
+        async with asyncio.timeout(5):
+            while (await answered(hub, watch.replace(b"watch=1", b"watch=1&fieldSelector=x%3Dy")))[0] == 429:
+                await asyncio.sleep(0.01)
