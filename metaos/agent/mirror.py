@@ -126,6 +126,11 @@ class PodMirrors:
         elif meta.deleting(hub):
             grace = hub["metadata"].get("deletionGracePeriodSeconds")
             self._begin_stop(key, uid(local), None if grace is None else float(grace))
+            await self._update(key, local, hub)
+        elif made_here and meta.deleting(local):
+            # Those who look see that it ends, before it has.
+            grace = int(local["metadata"].get("deletionGracePeriodSeconds") or 0)
+            await self._delete(key, hub, max(1, grace))
         else:
             await self._update(key, local, hub)
 
@@ -171,12 +176,14 @@ class PodMirrors:
         self._hub[key] = hub = _lean(answer)
         self._acknowledged[key] = (new, hub.get("status") or {})
 
-    async def _delete(self, key: Key, hub: Obj) -> None:
+    async def _delete(self, key: Key, hub: Obj, grace_seconds: int = 0) -> None:
         try:
-            await self._client.delete(POD, key[1], key[0], uid=uid(hub), grace_period_seconds=0)
+            await self._client.delete(POD, key[1], key[0], uid=uid(hub), grace_period_seconds=grace_seconds)
         except ApiError as error:
             if error.code not in (404, 409):
                 raise
+        if grace_seconds:
+            return  # The hub tells what it made of it.
         if self._hub.get(key) is hub:
             del self._hub[key]
         self._turns.add(key, 0.0)  # a new pod of the same name may be waiting for its mirror

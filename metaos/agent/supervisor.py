@@ -402,6 +402,8 @@ class Supervisor:
         newest_seconds: float | None = None,
     ) -> AsyncIterator[bytes]:
         pod_uid, found = self._container(namespace, pod, container, running=False)
+        if previous and not (self._worker(namespace, pod).record.value.get("restarts") or {}).get(found):
+            raise bad_request(f'previous terminated container "{found}" in pod "{pod}" not found')
         since = None if newest_seconds is None else self.clock.now() - newest_seconds
         return self.runtime.logs(pod_uid, found, follow=follow, tail=tail, previous=previous, since=since)
 

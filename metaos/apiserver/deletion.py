@@ -16,6 +16,7 @@ FOREGROUND = "foregroundDeletion"
 ORPHAN = "orphan"
 PROPAGATION = ("", "Background", "Foreground", "Orphan")
 DEFAULT_GRACE_SECONDS = 30
+_PODS_FOLLOW = (scheme.DEPLOYMENT, scheme.STATEFUL_SET, scheme.DAEMON_SET, scheme.JOB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,9 @@ def delete(kind: Kind, obj: Obj, options: DeleteOptions, now: float) -> Obj | No
             f"the ResourceVersion in the precondition ({options.resource_version}) does not match the ResourceVersion in record "
             f"({metadata.get('resourceVersion')}). The object might have been modified",
         )
+    if options.propagation == "Orphan" and kind in _PODS_FOLLOW:
+        why = "its pods cannot outlive it: sites run what stands at the hub; to keep them, keep it and change it in place"
+        raise errors.forbidden(kind.group, kind.plural, name(obj), f"propagationPolicy Orphan is not possible: {why}")
     left = copy.deepcopy(obj)
     metadata = left["metadata"]
     finalizers = [f for f in metadata.get("finalizers") or () if f not in (FOREGROUND, ORPHAN) or not options.propagation]

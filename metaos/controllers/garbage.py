@@ -12,7 +12,7 @@ from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import Obj, ObjectRef, deleting, name, namespace, ref, uid
+from metaos.resources.meta import Obj, ObjectRef, deleting, is_true, name, namespace, ref, uid
 
 NAME = "garbage"
 FOREGROUND, ORPHAN = "foregroundDeletion", "orphan"
@@ -82,17 +82,24 @@ class GarbageReconciler:
         waiting = False
         for dependent in list(self._dependents(obj)):
             mirror = dependent.get("kind") == "Pod" and (dependent.get("spec") or {}).get("nodeName")
+            if mirror and not self._present(mirror):
+                continue
             blocks = any(
                 o.get("uid") == uid(obj) and o.get("blockOwnerDeletion")
                 for o in dependent["metadata"].get("ownerReferences") or ()
             )
-            waiting = waiting or (blocks and not mirror)
+            waiting = waiting or blocks
             if not deleting(dependent) and not mirror:
                 await self._delete(dependent, "Foreground")
         if waiting:
             return Result(requeue_after=0.2)
         await self._unfinalize(obj, FOREGROUND)
         return DONE
+
+    def _present(self, site: str) -> bool:
+        """Whether a site can end its pods now; of one that is away nothing is waited for."""
+        cluster = self._informers[(scheme.CLUSTER.group, scheme.CLUSTER.kind)].get(site)
+        return cluster is not None and is_true(cluster, "Ready")
 
     async def _orphan(self, obj: Obj) -> Result:
         for dependent in list(self._dependents(obj)):

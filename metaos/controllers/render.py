@@ -60,6 +60,16 @@ def with_replicas(obj: Obj, replicas: int) -> Obj:
     return obj
 
 
+def paused(obj: Obj) -> bool:
+    """Whether changes of its pod template wait (``kubectl rollout pause``)."""
+    return obj.get("kind") == "Deployment" and bool((obj.get("spec") or {}).get("paused"))
+
+
+def template_of(found: Obj) -> Any:
+    """The pod template that a Work tells its site to run."""
+    return (found["spec"]["manifests"][0].get("spec") or {}).get("template")
+
+
 def merge(target: Any, patch: Any) -> Any:
     """RFC 7396 JSON merge patch, for the overrides of policies."""
     if not isinstance(patch, Mapping):

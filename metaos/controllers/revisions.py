@@ -11,7 +11,7 @@ from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
-from metaos.controllers.render import LAST_APPLIED
+from metaos.controllers.render import LAST_APPLIED, paused
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
@@ -68,6 +68,12 @@ class Plan:
 def plan(workload: Obj, history: Sequence[Obj]) -> Plan:
     """What the history of ``workload`` shall be. Pure."""
     spec, digest = workload.get("spec") or {}, template_hash(workload)
+    waits = paused(workload) and not any(hash_of(r) == digest for r in history)
+    if waits:
+        # The template that runs is the newest one until the rollout is resumed.
+        if not history:
+            return Plan((), (), 0)
+        digest = hash_of(max(history, key=lambda r: (number(r), name(r))))
     newest = max((number(r) for r in history if hash_of(r) != digest), default=0)
     present = next((r for r in history if hash_of(r) == digest), None)
     revision = number(present) if present is not None and number(present) > newest else newest + 1
@@ -79,6 +85,10 @@ def plan(workload: Obj, history: Sequence[Obj]) -> Plan:
     status = workload.get("status") or {}
     updated = int(status.get("updatedReplicas") or 0) if int(status.get("observedGeneration") or 0) >= generation(workload) else 0
     total, ready, available = (int(status.get(word) or 0) for word in ("replicas", "readyReplicas", "availableReplicas"))
+    if waits:
+        assert present is not None
+        wanted = present["spec"] | {"replicas": replicas(workload)}
+        return Plan((present | {"spec": wanted, "status": _counts((total, ready, available))},), tuple(old[:surplus]), revision)
     records = [
         _replica_set(workload, digest, revision, replicas(workload), (updated, min(ready, updated), min(available, updated)))
     ]
@@ -163,7 +173,7 @@ class RevisionsReconciler:
             await self._write(held.get(name(record)), record)
         for record in wanted.remove:
             await self._remove(record)
-        if about.kind == "Deployment" and annotations(workload).get(REVISION) != str(wanted.revision):
+        if about.kind == "Deployment" and wanted.revision and annotations(workload).get(REVISION) != str(wanted.revision):
             patch = {"metadata": {"uid": uid(workload), "annotations": {REVISION: str(wanted.revision)}}}
             await self._client.patch(scheme.DEPLOYMENT, about.name, about.namespace, patch)
         return DONE

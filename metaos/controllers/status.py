@@ -10,7 +10,7 @@ from typing import Any
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.placement import placement_name
-from metaos.controllers.render import available, cluster_of, reported, source_label, source_of
+from metaos.controllers.render import available, cluster_of, paused, reported, source_label, source_of, template_of
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
@@ -95,6 +95,10 @@ def _conditions(obj: Obj, statuses: Sequence[Mapping[str, Any]], status: Mapping
             holds = "True"
         old = [c for c in before if c.get("type") == kind]
         result += with_condition(old, kind, holds, str(some.get("reason") or kind), str(some.get("message") or ""), now)
+    if paused(obj):
+        was = [c for c in before if c.get("type") == "Progressing"]
+        result = [c for c in result if c["type"] != "Progressing"]
+        result += with_condition(was, "Progressing", "Unknown", "DeploymentPaused", "Deployment is paused", now)
     for condition in result:
         if obj.get("kind") == "Deployment":
             condition.setdefault("lastUpdateTime", condition["lastTransitionTime"])
@@ -126,6 +130,12 @@ class StatusReconciler:
             return DONE
         sites = [c["name"] for c in placement["spec"].get("clusters") or ()]
         chosen = {site: self._entry(works.get(site), site) for site in sites}
+        if paused(obj):
+            for site, entry in chosen.items():
+                if entry.get("status") and template_of(works[site]) != obj["spec"].get("template"):
+                    # What it runs is not yet what the user wants.
+                    status = {k: v for k, v in entry["status"].items() if k != "updatedReplicas"}
+                    chosen[site] = {**entry, "status": status}
         healthy = bool(sites) and all(site in works and self._ready(site) and available(works[site]) for site in sites)
         left = [] if healthy else [self._entry(w, site) for site, w in works.items() if site not in chosen]
         status = rolled_up(obj, chosen, left, self._clock.now())

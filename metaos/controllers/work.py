@@ -4,13 +4,25 @@ What a workload refers to follows it to exactly the sites where a Work of a depe
 keeps its Work until the migration controller takes it down; when the user's object goes, its Works go at once.
 """
 
+import copy
 from collections.abc import Iterable
 
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.migration import may_start
 from metaos.controllers.placement import placement_name
-from metaos.controllers.render import cluster_of, manifest, overridden, source_label, source_of, with_replicas, work, work_name
+from metaos.controllers.render import (
+    cluster_of,
+    manifest,
+    overridden,
+    paused,
+    source_label,
+    source_of,
+    template_of,
+    with_replicas,
+    work,
+    work_name,
+)
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
@@ -90,6 +102,13 @@ class WorkReconciler:
             return DONE
         policies = [p for p in self._policies.list(about.namespace) if concerns(p, obj)]
         fence = fencing(obj, policies, self._settings.fencing_after)
+        body = manifest(obj)
+        if paused(obj):
+            # Sites go on with the template that they have; of one that was paused from the beginning nothing is started.
+            held = [existing[site] for site in sorted(existing) if not deleting(existing[site])]
+            if not held:
+                return DONE
+            body["spec"] = body["spec"] | {"template": template_of(held[0])}
         again: list[float] = []
         for choice in spec.get("clusters") or ():
             site = choice["name"]
@@ -106,7 +125,7 @@ class WorkReconciler:
                 if waits:
                     again.append(max(waits))
                     continue
-            rendered = overridden(with_replicas(manifest(obj), int(choice.get("replicas", 1))), site, policies)
+            rendered = overridden(with_replicas(copy.deepcopy(body), int(choice.get("replicas", 1))), site, policies)
             await self._apply(existing.get(site), work(about, site, [rendered], fence))
             if about.kind == "Pod" and not (obj.get("spec") or {}).get("nodeName"):
                 await self._client.patch(scheme.POD, about.name, about.namespace, {"spec": {"nodeName": site}})

@@ -189,6 +189,22 @@ async def test_deleting_a_mirror_stops_the_pod_and_its_site_starts_another(hub: 
     assert not new["metadata"].get("deletionTimestamp")
 
 
+async def test_a_pod_that_ends_is_shown_as_ending(hub: Hub, member: Member) -> None:
+    hub.client.seed(work(deployment(replicas=1)))
+    (mirror,) = await until(lambda: (m := member.mirrors()) and "status" in m[0] and m)
+    name, seen = mirror["metadata"]["name"], []
+    pod = member.pods.here[("shop", name)]
+    pod["metadata"] |= {"deletionTimestamp": "2026-01-01T00:00:07Z", "deletionGracePeriodSeconds": 7}
+    member.pods.changed()
+
+    def replaced() -> bool:
+        seen.extend(m["metadata"].get("deletionGracePeriodSeconds") for m in member.mirrors() if m["metadata"]["name"] == name)
+        return name not in [m["metadata"]["name"] for m in member.mirrors()]
+
+    await until(replaced)
+    assert member.pods.deleted == [("shop", name, 7.0)] and 7 in seen
+
+
 async def test_a_users_own_pod_is_the_hubs_and_only_its_status_is_written(hub: Hub, member: Member) -> None:
     own: Any = scheme.POD.empty("own", "shop")
     own["metadata"]["uid"] = "p-own"

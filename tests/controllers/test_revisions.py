@@ -74,6 +74,20 @@ def test_counts_of_a_rollout_under_way() -> None:
     assert plan(now, old).records[0]["status"] == {"replicas": 0}, "what was said about an earlier generation is not counted"
 
 
+def test_a_paused_deployment_gets_no_new_revision() -> None:
+    first = plan(workload(image="a"), []).records
+    waiting = workload(image="b") | {"status": {"replicas": 2, "readyReplicas": 2, "availableReplicas": 1}}
+    waiting["spec"] |= {"paused": True, "replicas": 3}
+    found = plan(waiting, first)
+    assert found.revision == 1 and not found.remove
+    (record,) = found.records
+    assert hash_of(record) == hash_of(first[0]) and record["spec"]["template"] == first[0]["spec"]["template"]
+    assert record["spec"]["replicas"] == 3 and record["status"]["readyReplicas"] == 2
+    assert plan(waiting, []).records == () and plan(waiting, []).revision == 0
+    waiting["spec"]["paused"] = False
+    assert plan(waiting, first).revision == 2
+
+
 def causes(client: FakeClient) -> dict[int, str]:
     records = [*client.objects(scheme.REPLICA_SET), *client.objects(scheme.CONTROLLER_REVISION)]
     return {number(r): r["metadata"]["annotations"]["kubernetes.io/change-cause"] for r in records}

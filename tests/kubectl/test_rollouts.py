@@ -1,0 +1,139 @@
+"""kubectl rollout on real pods, for each kind that has a history; and sites that are cordoned and drained."""
+
+from typing import Any
+
+import pytest
+
+from tests.kubectl.conftest import Real, deployment, until
+
+pytestmark = pytest.mark.system
+
+CHANGE = "kubernetes.io/change-cause"
+
+
+def other(kind: str, name: str, **spec: Any) -> dict[str, Any]:
+    """A StatefulSet or DaemonSet."""
+    found = deployment(name, "exec sleep 3600", env=[{"name": "V", "value": "1"}])
+    del found["spec"]["replicas"]
+    return found | {"kind": kind, "spec": found["spec"] | spec}
+
+
+def change(real: Real, workload: str, value: str) -> None:
+    real("set", "env", workload, f"V={value}")
+    real("annotate", workload, f"{CHANGE}=V is {value}", "--overwrite")
+    real.rolled_out(workload)
+
+
+def history(real: Real, workload: str) -> list[tuple[int, str]]:
+    """(revision, cause) of each."""
+    lines = real("rollout", "history", workload).splitlines()
+    place = next(i for i, line in enumerate(lines) if line.startswith("REVISION")) + 1
+    return [(int(line.split()[0]), line.split(None, 1)[1].strip()) for line in lines[place:] if line.strip()]
+
+
+def value(real: Real, workload: str) -> str:
+    return real("exec", workload, "--", "sh", "-c", "echo $V").strip()
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        deployment("dep", "exec sleep 3600", 2, env=[{"name": "V", "value": "1"}]),
+        other("StatefulSet", "set", replicas=2, serviceName="set"),
+        other("DaemonSet", "dae"),
+    ],
+    ids=lambda m: str(m["kind"]),
+)
+def test_history_and_undo(real: Real, manifest: dict[str, Any]) -> None:
+    workload = f"{manifest['kind'].lower()}/{manifest['metadata']['name']}"
+    manifest["metadata"]["annotations"] = {CHANGE: "V is 1"}
+    real.apply(manifest)
+    real.rolled_out(workload)
+    change(real, workload, "2")
+    change(real, workload, "3")
+    until("three revisions", lambda: history(real, workload) == [(1, "V is 1"), (2, "V is 2"), (3, "V is 3")])
+    assert "V:\t1" in real("rollout", "history", workload, "--revision=1")
+    assert value(real, workload) == "3"
+    real("rollout", "undo", workload, "--to-revision=1")
+    real.rolled_out(workload)
+    assert value(real, workload) == "1"
+    until("the first revision to be the newest", lambda: [n for n, _ in history(real, workload)] == [2, 3, 4])
+    real("rollout", "undo", workload)
+    real.rolled_out(workload)
+    assert value(real, workload) == "3"
+    code, _, err = real.run("rollout", "undo", workload, "--to-revision=77")
+    assert code == 1 and "unable to find specified revision 77" in err
+    before = real("get", "pods", "-l", f"app={manifest['metadata']['name']}", "-o", "name")
+    real("rollout", "restart", workload)
+    real.rolled_out(workload)
+    after = real("get", "pods", "-l", f"app={manifest['metadata']['name']}", "-o", "jsonpath={.items[*].metadata.uid}")
+    assert before and after
+    assert "restartedAt" in real("get", workload, "-o", "jsonpath={.spec.template.metadata.annotations}")
+
+
+def test_replica_sets_count_as_kubectl_shows_them(real: Real) -> None:
+    real.apply(deployment("counted", "exec sleep 3600", 3))
+    real.rolled_out("deploy/counted")
+    real("set", "resources", "deploy/counted", "--limits=memory=64Mi")
+    real.rolled_out("deploy/counted")
+
+    def counts() -> list[list[str]]:
+        columns = "custom-columns=D:.spec.replicas,C:.status.replicas,R:.status.readyReplicas"
+        return sorted(line.split() for line in real("get", "rs", "-l", "app=counted", "--no-headers", "-o", columns).splitlines())
+
+    until("the new one to have all", lambda: [c[0] for c in counts()] == ["0", "3"] and counts()[1] == ["3", "3", "3"])
+    said = real("describe", "deploy", "counted")
+    assert "3 desired | 3 updated | 3 total | 3 available" in said and "NewReplicaSet:   counted-" in said
+    assert "(3/3 replicas created)" in said
+
+
+def test_pause_and_resume(real: Real) -> None:
+    real.apply(deployment("paused", "exec sleep 3600"))
+    real.rolled_out("deploy/paused")
+    real("rollout", "pause", "deploy/paused")
+    image = real("get", "pods", "-l", "app=paused", "-o", "name")
+    real("set", "image", "deploy/paused", "main=docker.io/library/python:3")
+    code, _, err = real.run("rollout", "undo", "deploy/paused")
+    assert code == 1 and "paused" in err
+    code, out, _ = real.run("rollout", "status", "deploy/paused", "--timeout=1s")
+    assert code == 1 and real("get", "pods", "-l", "app=paused", "-o", "name") == image, out
+    real("rollout", "resume", "deploy/paused")
+    real.rolled_out("deploy/paused")
+    assert real("get", "pods", "-l", "app=paused", "-o", "jsonpath={.items[*].spec.containers[0].image}").split()[-1] == (
+        "docker.io/library/python:3"
+    )
+
+
+def test_a_rollout_that_fails_says_so(real: Real) -> None:
+    wrong = deployment("wrong", "exec sleep 3600")
+    wrong["spec"]["progressDeadlineSeconds"] = 2
+    wrong["spec"]["template"]["spec"]["containers"][0]["image"] = "no-such-image:1"
+    real.apply(wrong)
+    code, out, err = real.run("rollout", "status", "deploy/wrong", "--timeout=30s")
+    assert code == 1 and "exceeded its progress deadline" in out + err
+    assert "ErrImagePull" in (pods := real("get", "pods", "-l", "app=wrong")) or "ImagePullBackOff" in pods
+    assert "no-such-image:1" in real("events", "--types=Warning")
+
+
+def test_cordon_drain_and_uncordon(real: Real) -> None:
+    real.apply(deployment("moves", "exec sleep 3600", 2))
+    real.rolled_out("deploy/moves")
+    node = real("get", "pods", "-l", "app=moves", "-o", "jsonpath={.items[0].spec.nodeName}")
+    real("cordon", node)
+    assert "SchedulingDisabled" in real("get", "node", node)
+    code, _, err = real.run("drain", node, "--pod-selector=app=dae", "--timeout=5s")
+    assert code == 1 and "--ignore-daemonsets" in err
+    out = real("drain", node, "--ignore-daemonsets", "--pod-selector=app=moves", "--timeout=40s")
+    assert f"node/{node} drained" in out
+    places = real("get", "pods", "-l", "app=moves", "-o", "jsonpath={.items[*].spec.nodeName}").split()
+    assert len(places) == 2 and node not in places
+    real("uncordon", node)
+    assert "SchedulingDisabled" not in real("get", "node", node)
+
+
+def test_a_taint_and_back(real: Real) -> None:
+    real("taint", "node", "edge-paris", "maintenance=soon:PreferNoSchedule")
+    assert "maintenance=soon:PreferNoSchedule" in real("describe", "node", "edge-paris")
+    real("taint", "node", "edge-paris", "maintenance=now:PreferNoSchedule", "--overwrite")
+    real("taint", "node", "edge-paris", "maintenance-")
+    assert "maintenance" not in real("get", "cluster", "edge-paris", "-o", "yaml")
