@@ -265,6 +265,11 @@ def container_config(pod: Obj, container: Mapping[str, Any], find: Find, volumes
     user, group = security.get("runAsUser"), security.get("runAsGroup")
     if security.get("runAsNonRoot") and user == 0:
         raise ConfigError("container has runAsNonRoot and the image or pod says user 0")
+    profile = security.get("seccompProfile") or {}
+    if profile.get("type") == "Localhost":
+        raise ConfigError(
+            f"seccompProfile Localhost ({profile.get('localhostProfile')}): this site has no profiles of its own; use RuntimeDefault"
+        )
     return ContainerConfig(
         name=str(container["name"]),
         image=str(container["image"]),

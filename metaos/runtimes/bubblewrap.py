@@ -126,9 +126,13 @@ def packed(arguments: Iterable[str]) -> int:
         raise ValueError(
             f"the container needs {len(words)} arguments for its environment and mounts; {MAX_ARGUMENTS} are possible"
         )
-    fd = os.memfd_create("arguments")
+    return readable(b"\0".join(os.fsencode(word) for word in words))
+
+
+def readable(data: bytes) -> int:
+    """A descriptor from which a program that inherits it reads these bytes. The caller closes it."""
+    fd = os.memfd_create("nemo")
     try:
-        data = b"\0".join(os.fsencode(word) for word in words)
         while data:
             data = data[os.write(fd, data) :]
         os.lseek(fd, 0, os.SEEK_SET)
@@ -144,24 +148,15 @@ def exec_request(
     start: int,
     tty: bool,
     directory: str,
+    seccomp: bytes,
     cgroups: Sequence[str],
     env: Sequence[tuple[str, str]],
     command: Sequence[str],
 ) -> int:
     """A descriptor from which ``enter.py exec`` reads what to run: nothing of it stands in an argument. The caller closes it."""
-    words = [str(pid), str(start), "1" if tty else "", directory, str(len(cgroups)), *cgroups, str(len(env))]
+    words = [str(pid), str(start), "1" if tty else "", directory, seccomp.hex(), str(len(cgroups)), *cgroups, str(len(env))]
     words += [f"{name}={value}" for name, value in env]
-    words += command
-    fd = os.memfd_create("request")
-    try:
-        data = b"\0".join(os.fsencode(word) for word in words)
-        while data:
-            data = data[os.write(fd, data) :]
-        os.lseek(fd, 0, os.SEEK_SET)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    return readable(b"\0".join(os.fsencode(word) for word in [*words, *command]))
 
 
 def enter_command(*arguments: str) -> list[str]:

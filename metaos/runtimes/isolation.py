@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from metaos.plugins.points import RuntimeUnavailable
-from metaos.runtimes import bubblewrap, process
+from metaos.runtimes import bubblewrap, process, seccomp
 from metaos.runtimes.images import Image, python_program, system_paths
 from metaos.runtimes.process import Identity
 
@@ -112,7 +113,7 @@ def _copy(program: str, target: str) -> None:
 
 
 class Bubblewrap:
-    """Namespaces, no capabilities, no new privileges."""
+    """Namespaces, no capabilities, no new privileges, a seccomp filter."""
 
     name = "bubblewrap"
 
@@ -123,6 +124,7 @@ class Bubblewrap:
         self._libraries = ""
         #: Whether a container may have an overlay of its own on its image; found out by :meth:`check`.
         self.overlay = True
+        self._filter = seccomp.program()
 
     def _programs(self) -> tuple[str, str]:
         if not self._bwrap:
@@ -149,6 +151,8 @@ class Bubblewrap:
             for path in system_paths():
                 view += bubblewrap.show(path)
             view += ["--proc", "/proc", "--dev", "/dev"]
+            if self._filter and await self._filtered([*self._join(holder), *view]) != 0:
+                self._filter = b""  # unless it was not the filter that failed, which the next attempt shows
             code, said = await self._try([*self._join(holder), *view, "true"])
             if code != 0:
                 raise RuntimeUnavailable(bubblewrap.remedy(said))
@@ -158,11 +162,19 @@ class Bubblewrap:
             holder.kill()
             await process.ended(holder)
 
-    async def _try(self, argv: list[str]) -> tuple[int, str]:
+    async def _filtered(self, argv: list[str]) -> int:
+        fd = bubblewrap.readable(self._filter)
+        try:
+            code, _ = await self._try([*argv, "--seccomp", str(fd), "true"], fd)
+        finally:
+            os.close(fd)
+        return code
+
+    async def _try(self, argv: list[str], *fds: int) -> tuple[int, str]:
         ours, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             try:
-                child = process.spawn(argv, env=self._outside(), stderr=theirs)
+                child = process.spawn(argv, env=self._outside(), stderr=theirs, pass_fds=fds)
             finally:
                 os.close(theirs)
             said = await process.read_all(ours)
@@ -234,8 +246,12 @@ class Bubblewrap:
         status = os.open(os.path.join(start.directory, "status"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         argv = ["/bin/sh", "-c", bubblewrap.LAUNCH, "nemo", os.path.join(start.directory, "pid"), ":".join(start.cgroups)]
         argv += [*self._join(start.holder), os.path.join(os.path.dirname(start.etc), "bwrap")]
-        argv += ["--args", str(arguments), "--json-status-fd", str(status), "--", *start.argv]
-        return Launch(argv, self._outside(), [arguments, status])
+        argv += ["--args", str(arguments), "--json-status-fd", str(status)]
+        fds = [arguments, status]
+        if self._filter:
+            fds.append(bubblewrap.readable(self._filter))
+            argv += ["--seccomp", str(fds[-1])]
+        return Launch([*argv, "--", *start.argv], self._outside(), fds)
 
     def _records(self, directory: str) -> dict[str, int]:
         merged: dict[str, int] = {}
@@ -282,7 +298,14 @@ class Bubblewrap:
         except FileNotFoundError:
             working_dir = "/"
         request = bubblewrap.exec_request(
-            pid=main.pid, start=main.start, tty=bool(terminal), directory=working_dir, cgroups=groups, env=env, command=command
+            pid=main.pid,
+            start=main.start,
+            tty=bool(terminal),
+            directory=working_dir,
+            seccomp=self._filter,
+            cgroups=groups,
+            env=env,
+            command=command,
         )
         return Launch(bubblewrap.enter_command("exec", str(request)), {}, [request], waits=True)
 
@@ -290,6 +313,9 @@ class Bubblewrap:
         result = [("UserIds", "each container has one user id: programs that switch to another user inside it fail")]
         if not self.overlay:
             result.append(("WritableRoot", "this kernel allows no overlay in a user namespace: imported images are read-only"))
+        if not self._filter:
+            why = "this kernel takes no seccomp filter" if seccomp.program() else f"none is known for {platform.machine()}"
+            result.append(("Seccomp", f"containers may make every system call that their missing rights allow: {why}"))
         return result
 
 
