@@ -6,11 +6,11 @@ Raises :class:`ConfigError` (``CreateContainerConfigError`` to users) where some
 import base64
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from metaos import trees
 from metaos.plugins.points import ContainerConfig
 from metaos.resources import quantity, workload
 from metaos.resources.meta import Obj, ObjectRef, annotations, labels, name, namespace, uid
@@ -140,7 +140,7 @@ class Volumes:
         return self._directory / "claims" / where / claim
 
     def remove(self, pod_uid: str) -> None:
-        shutil.rmtree(self.pod_directory(pod_uid), ignore_errors=True)
+        trees.remove(str(self.pod_directory(pod_uid)))
 
     def mounts(self, pod: Obj, container: Mapping[str, Any]) -> tuple[tuple[str, str, bool], ...]:
         """(host path, path in the container, read-only), made and filled where they have to be."""
@@ -157,7 +157,10 @@ class Volumes:
                 if not inner.is_relative_to(path.resolve()):
                     raise ConfigError(f"subPath {sub!r} leads out of volume {mount['name']!r}")
                 if not inner.exists() and not read_only:
-                    inner.mkdir(parents=True)
+                    try:
+                        inner = Path(trees.make_below(str(path), str(inner.relative_to(path.resolve()))))
+                    except OSError as error:
+                        raise ConfigError(f"subPath {sub!r} of volume {mount['name']!r}: {error.strerror}") from error
                 path = inner
             result.append((str(path), str(mount["mountPath"]), bool(mount.get("readOnly")) or read_only))
         return tuple(result)
@@ -268,7 +271,7 @@ def container_config(pod: Obj, container: Mapping[str, Any], find: Find, volumes
     profile = security.get("seccompProfile") or {}
     if profile.get("type") == "Localhost":
         raise ConfigError(
-            f"seccompProfile Localhost ({profile.get('localhostProfile')}): this site has no profiles of its own; use RuntimeDefault"
+            f"seccompProfile Localhost {profile.get('localhostProfile')!r}: this site has no profiles; use RuntimeDefault"
         )
     return ContainerConfig(
         name=str(container["name"]),

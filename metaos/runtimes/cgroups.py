@@ -13,8 +13,10 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-#: Processes and threads of one container.
+#: Processes and threads of one pod.
 MAX_PIDS = 4096
+#: Of those that the machine can have, the part that all pods of a site may have.
+PIDS_PART = 0.75
 _PERIOD_US = 100_000
 _CONTROLLERS = ("memory", "cpu", "cpuacct", "pids")
 
@@ -131,20 +133,24 @@ class Cgroups:
             place = places[""]
             for level in (self._parents[""], os.path.join(self._parents[""], self._key), os.path.dirname(place)):
                 _write(level, "cgroup.subtree_control", "+memory +cpu +pids")
-            _write(place, "pids.max", str(MAX_PIDS))
+            self._bound(os.path.dirname(place))
             if memory:
                 _write(place, "memory.max", str(memory))
                 _write(place, "memory.oom.group", "1")
             if cpu:
                 _write(place, "cpu.max", f"{max(1000, cpu * _PERIOD_US // 1000)} {_PERIOD_US}")
             return [place]
-        _write(places["pids"], "pids.max", str(MAX_PIDS))
+        self._bound(os.path.dirname(places["pids"]))
         if memory:
             _write(places["memory"], "memory.limit_in_bytes", str(memory))
         if cpu:
             _write(places["cpu"], "cpu.cfs_period_us", str(_PERIOD_US))
             _write(places["cpu"], "cpu.cfs_quota_us", str(max(1000, cpu * _PERIOD_US // 1000)))
         return sorted(set(places.values()))
+
+    def _bound(self, pod: str) -> None:
+        _write(pod, "pids.max", str(MAX_PIDS))
+        _write(os.path.dirname(pod), "pids.max", str(max(1, int(pids_of_the_machine() * PIDS_PART))))
 
     def directories(self, pod: str, container: str) -> list[str]:
         """Those that exist of a container's."""
@@ -204,6 +210,14 @@ class Cgroups:
         if gone:
             self._tidy()
         return gone
+
+
+def pids_of_the_machine() -> int:
+    with (
+        open("/proc/sys/kernel/pid_max", encoding="ascii") as file,
+        open("/proc/sys/kernel/threads-max", encoding="ascii") as threads,
+    ):
+        return min(int(file.read()), int(threads.read()))
 
 
 def _write(directory: str, name: str, value: str) -> None:

@@ -24,6 +24,7 @@ _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION_3 = 0x20080522
 _SECCOMP_MODE_FILTER = 2
+_RLIMIT_CORE, _RLIMIT_NPROC, _RLIMIT_NOFILE = 4, 6, 7
 _SIGKILL = 9
 _TIOCSCTTY = 0x540E
 
@@ -56,6 +57,22 @@ def _owner(fd: int) -> int:
 
 def _open(pid: int, kind: str) -> int:
     return os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+class _Limit(ctypes.Structure):
+    """``struct rlimit64``."""
+
+    _fields_ = (("soft", ctypes.c_uint64), ("hard", ctypes.c_uint64))
+
+
+def _limits(pid: int) -> list[tuple[int, _Limit]]:
+    """Of the container's command: what is run beside it has the same. Set where processes count as the container's."""
+    found = []
+    for kind in (_RLIMIT_CORE, _RLIMIT_NPROC, _RLIMIT_NOFILE):
+        limit = _Limit()
+        _checked(_libc.prlimit(pid, kind, None, ctypes.byref(limit)), "reading the container's limits")
+        found.append((kind, limit))
+    return found
 
 
 def _drop_capabilities() -> None:
@@ -134,6 +151,9 @@ def run(data: bytes) -> int:
     for group in cgroups:  # memory and time of the command count as the container's
         with open(group + b"/cgroup.procs", "wb", buffering=0) as file:
             file.write(b"0")
+    limits = _limits(pid)
+    with open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
+        file.write(b"500")
     here = _here("user")
     for kind, fd in (*shared, *own):
         if kind == "pid" or _here(kind) != _inode(fd):
@@ -150,6 +170,8 @@ def run(data: bytes) -> int:
             os.setsid()
             if tty:
                 fcntl.ioctl(0, _TIOCSCTTY, 0)
+            for which, limit in limits:
+                _checked(_libc.prlimit(0, which, ctypes.byref(limit), None), "setting limits")
             _drop_capabilities()
             _libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
             os.chdir(directory or b"/")

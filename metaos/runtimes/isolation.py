@@ -17,6 +17,7 @@ from typing import Protocol
 
 from metaos.plugins.points import RuntimeUnavailable
 from metaos.runtimes import bubblewrap, process, seccomp
+from metaos.runtimes.cgroups import MAX_PIDS
 from metaos.runtimes.images import Image, python_program, system_paths
 from metaos.runtimes.process import Identity
 
@@ -28,6 +29,16 @@ _TERMINAL = """terminal=$1; shift; exec "$@" <>"$terminal" >&0 2>&0"""
 
 
 @dataclass(frozen=True, slots=True)
+class Mount:
+    """``fd``: what is mounted, opened (O_PATH) and looked at before: what a path means, a container may change at any time."""
+
+    fd: int
+    source: str
+    target: str
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """A container ready to start: the image found, the command complete, its directories made."""
 
@@ -36,7 +47,7 @@ class Start:
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
     working_dir: str
-    mounts: tuple[tuple[str, str, bool], ...]
+    mounts: tuple[Mount, ...]
     user: int
     group: int
     read_only_root: bool
@@ -48,11 +59,12 @@ class Start:
 
 @dataclass(slots=True)
 class Launch:
-    """What to execute. ``fds`` are passed on, and closed here afterwards."""
+    """What to execute. ``fds`` are passed on, and closed here afterwards; ``lent`` ones are passed on only."""
 
     argv: list[str]
     env: dict[str, str]
     fds: list[int] = field(default_factory=list)
+    lent: Sequence[int] = ()
     directory: str = "/"
     #: Whether the command is a child of what is started, which then only waits for it.
     waits: bool = False
@@ -61,8 +73,9 @@ class Launch:
         self, *, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.DEVNULL, stderr: int = subprocess.DEVNULL
     ) -> Identity:
         try:
+            fds = [*self.fds, *self.lent]
             return process.spawn(
-                self.argv, env=self.env, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=self.fds, cwd=self.directory
+                self.argv, env=self.env, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=fds, cwd=self.directory
             )
         finally:
             for fd in self.fds:
@@ -101,6 +114,11 @@ class Isolation(Protocol):
     def conditions(self) -> list[tuple[str, str]]:
         """(type, why it does not hold)."""
         ...
+
+
+def _launch(start: Start, processes: int | None) -> list[str]:
+    limits = [str(bubblewrap.files_limit()), "" if processes is None else str(processes)]
+    return ["/bin/sh", "-c", bubblewrap.LAUNCH, "nemo", os.path.join(start.directory, "pid"), ":".join(start.cgroups), *limits]
 
 
 def _copy(program: str, target: str) -> None:
@@ -236,7 +254,7 @@ class Bubblewrap:
             working_dir=start.working_dir,
             read_only_root=start.read_only_root,
             overlay=self.overlay,
-            mounts=start.mounts,
+            mounts=[(mount.fd, mount.target, mount.read_only) for mount in start.mounts],
             env=start.env,
         )
         if start.image.rootfs is not None and self.overlay:
@@ -244,14 +262,13 @@ class Bubblewrap:
                 os.mkdir(os.path.join(start.directory, name), 0o755)
         arguments = bubblewrap.packed(view)
         status = os.open(os.path.join(start.directory, "status"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        argv = ["/bin/sh", "-c", bubblewrap.LAUNCH, "nemo", os.path.join(start.directory, "pid"), ":".join(start.cgroups)]
-        argv += [*self._join(start.holder), os.path.join(os.path.dirname(start.etc), "bwrap")]
+        argv = [*_launch(start, MAX_PIDS), *self._join(start.holder), os.path.join(os.path.dirname(start.etc), "bwrap")]
         argv += ["--args", str(arguments), "--json-status-fd", str(status)]
         fds = [arguments, status]
         if self._filter:
             fds.append(bubblewrap.readable(self._filter))
             argv += ["--seccomp", str(fds[-1])]
-        return Launch([*argv, "--", *start.argv], self._outside(), fds)
+        return Launch([*argv, "--", *start.argv], self._outside(), fds, lent=[mount.fd for mount in start.mounts])
 
     def _records(self, directory: str) -> dict[str, int]:
         merged: dict[str, int] = {}
@@ -346,17 +363,17 @@ class Plain:
     def container(self, start: Start) -> Launch:
         root = os.path.join(start.directory, "root")
         os.mkdir(root, 0o700)
-        for source, target, _ in start.mounts:
-            place = os.path.join(root, target.lstrip("/"))
+        for mount in start.mounts:
+            place = os.path.join(root, mount.target.lstrip("/"))
             os.makedirs(os.path.dirname(place), exist_ok=True)
             if not os.path.lexists(place):
-                os.symlink(source, place)
+                os.symlink(mount.source, place)
         env = dict(start.env)
         env["PATH"] = self._links() + ":" + env.get("PATH", "/usr/local/bin:/usr/bin:/bin")
         env |= {COOKIE: start.pod, "NEMO_ROOT": root, "NEMO_HOSTS_FILE": os.path.join(start.etc, "hosts")}
         env |= {"HOME": root, "TMPDIR": root} | {name: env[name] for name in ("HOME", "TMPDIR") if name in env}
-        argv = ["/bin/sh", "-c", bubblewrap.LAUNCH, "nemo", os.path.join(start.directory, "pid"), ":".join(start.cgroups)]
-        argv += ["/bin/sh", "-c", _PLAIN, "nemo", os.path.join(start.directory, "status"), *start.argv]
+        # No limit of processes: it would count all that this user runs on the machine.
+        argv = [*_launch(start, None), "/bin/sh", "-c", _PLAIN, "nemo", os.path.join(start.directory, "status"), *start.argv]
         return Launch(argv, env, directory=root)
 
     def main(self, monitor: Identity, directory: str) -> Identity | None:

@@ -7,20 +7,22 @@ agent, and a new agent finds them by the state directory (see ``pods.py``). Whoe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
+from metaos import trees
 from metaos.clock import Clock
 from metaos.plugins.points import ContainerConfig, ContainerState, ImageError, PodConfig
 from metaos.runtimes import logs, netns, process
 from metaos.runtimes.cgroups import Cgroups
 from metaos.runtimes.execution import Execution
 from metaos.runtimes.images import DEFAULT_PATH, Image, ImageStore
-from metaos.runtimes.isolation import Isolation, Start, isolated, signal_name
-from metaos.runtimes.pods import Container, End, Pod, checked, remove_tree
+from metaos.runtimes.isolation import Isolation, Mount, Start, isolated, signal_name
+from metaos.runtimes.pods import Container, End, Pod, checked
 from metaos.runtimes.process import Watch
 
 #: Processes started by exec that run at once, on the whole site.
@@ -48,6 +50,7 @@ class SandboxRuntime:
         host_images: Sequence[Mapping[str, Any]] = (),
         host_paths: Sequence[str] = (),
     ) -> None:
+        self._given = os.path.normpath(directory)
         self._directory = os.path.realpath(directory)
         self._clock = clock
         self._isolation: Isolation = isolated(isolation, self._directory)
@@ -95,7 +98,7 @@ class SandboxRuntime:
                 place = os.path.join(self._directory, "pods", entry)
                 pod = Pod.load(place, boot)
                 if pod is None:
-                    remove_tree(place)  # a start or a removal that was interrupted
+                    trees.remove(place)  # a start or a removal that was interrupted
                 else:
                     self._pods[pod.uid] = pod
                     self._adopt(pod, boot)
@@ -153,7 +156,7 @@ class SandboxRuntime:
                 try:
                     await self._hold(found)
                 except BaseException:
-                    remove_tree(place)
+                    trees.remove(place)
                     raise
                 known[pod.uid] = found
             elif found.holder is None or not found.holder.alive():
@@ -195,10 +198,11 @@ class SandboxRuntime:
                 pod.holder.kill()
                 await pod.watch.ended.wait()
                 pod.watch.close()
-            if any(os.path.isdir(os.path.join(each.directory, "upper")) for each in pod.containers.values()):
-                await asyncio.get_running_loop().run_in_executor(None, remove_tree, pod.directory)
+            written = [os.path.join(each.directory, "upper") for each in pod.containers.values()]
+            if any(map(os.path.isdir, [*written, os.path.join(pod.directory, "volumes")])):
+                await asyncio.get_running_loop().run_in_executor(None, trees.remove, pod.directory)
             else:
-                remove_tree(pod.directory)
+                trees.remove(pod.directory)
             self._known().pop(uid, None)
         self._locks.pop(uid, None)
         self._changed.set()
@@ -237,43 +241,55 @@ class SandboxRuntime:
                 await self._hold(pod)
             image = self._images.find(container.image)
             argv = self._command(image, container)
-            mounts = tuple(self._mount(*mount) for mount in container.mounts)
-            started = self._prepare(pod, container, before, image)
-            groups: list[str] = []
-            try:
-                groups = self._group().create(uid, started.group, cpu=container.cpu_limit, memory=container.memory_limit)
-                working_dir = container.working_dir or image.working_dir or "/"
-                started.record(container.image, working_dir, groups)
-                user = image.user if container.run_as_user is None else container.run_as_user
-                start = Start(
-                    pod=uid,
-                    image=image,
-                    argv=argv,
-                    env=self._environment(pod, image, container, user),
-                    working_dir=working_dir,
-                    mounts=mounts,
-                    user=user,
-                    group=image.group if container.run_as_group is None else container.run_as_group,
-                    read_only_root=container.read_only_root,
-                    directory=started.directory,
-                    etc=pod.etc,
-                    cgroups=tuple(groups),
-                    holder=pod.holder,
-                )
-                started.env = start.env
-                log = logs.open_log(started.directory)
-                try:
-                    started.monitor = self._isolation.container(start).spawn(stdout=log, stderr=log)
-                finally:
-                    os.close(log)
-                started.record(container.image, working_dir, groups)
-            except BaseException:
-                self._group().remove(uid, started.group)
-                remove_tree(started.directory)
-                raise
+            with contextlib.ExitStack() as opened:
+                mounts = tuple(self._mount(opened, *mount) for mount in container.mounts)
+                started = self._launch(pod, container, before, image, argv, mounts)
             pod.containers[container.name] = started
             self._watch_container(pod, started)
             return started.state(uid)
+
+    def _launch(
+        self,
+        pod: Pod,
+        container: ContainerConfig,
+        before: Container | None,
+        image: Image,
+        argv: tuple[str, ...],
+        mounts: tuple[Mount, ...],
+    ) -> Container:
+        started = self._prepare(pod, container, before, image)
+        try:
+            groups = self._group().create(pod.uid, started.group, cpu=container.cpu_limit, memory=container.memory_limit)
+            working_dir = container.working_dir or image.working_dir or "/"
+            started.record(container.image, working_dir, groups)
+            user = image.user if container.run_as_user is None else container.run_as_user
+            start = Start(
+                pod=pod.uid,
+                image=image,
+                argv=argv,
+                env=self._environment(pod, image, container, user),
+                working_dir=working_dir,
+                mounts=mounts,
+                user=user,
+                group=image.group if container.run_as_group is None else container.run_as_group,
+                read_only_root=container.read_only_root,
+                directory=started.directory,
+                etc=pod.etc,
+                cgroups=tuple(groups),
+                holder=pod.holder,
+            )
+            started.env = start.env
+            log = logs.open_log(started.directory)
+            try:
+                started.monitor = self._isolation.container(start).spawn(stdout=log, stderr=log)
+            finally:
+                os.close(log)
+            started.record(container.image, working_dir, groups)
+        except BaseException:
+            self._group().remove(pod.uid, started.group)
+            trees.remove(started.directory)
+            raise
+        return started
 
     def _command(self, image: Image, container: ContainerConfig) -> tuple[str, ...]:
         if image.rootfs is not None and self._isolation.name == "none":
@@ -285,17 +301,30 @@ class SandboxRuntime:
             raise ValueError(f"container {container.name} has no command, and neither has its image {container.image}")
         return argv
 
-    def _mount(self, source: str, target: str, read_only: bool) -> tuple[str, str, bool]:
-        """Links are resolved first, so that none leads out of what is allowed."""
-        real = os.path.realpath(source)
-        if not any(real == allowed or real.startswith(allowed.rstrip("/") + "/") for allowed in self._allowed):
-            raise ValueError(f"host path {source} may not be mounted: list it under hostPaths in the site file")
-        if not os.path.exists(real):
-            raise ValueError(f"host path {source} does not exist")
+    def _mount(self, opened: contextlib.ExitStack, source: str, target: str, read_only: bool) -> Mount:
+        """Opened first and looked at afterwards, so that no container can put a link in between. Links may not lead out of
+        what is allowed; below our own directory, where containers write, there may be none at all."""
         normal = os.path.normpath(target)
         if not normal.startswith("/") or normal == "/":
             raise ValueError(f"mount path {target!r} must be absolute and must not be /")
-        return real, normal, read_only
+        self._permit(source, os.path.realpath(source))  # whether it exists is nobody's business elsewhere
+        try:
+            fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise ValueError(f"host path {source} does not exist") from None
+        opened.callback(os.close, fd)
+        real = os.readlink(f"/proc/self/fd/{fd}")
+        self._permit(source, real)
+        plain = os.path.normpath(source)
+        if plain.startswith(self._given + "/"):
+            plain = self._directory + plain[len(self._given) :]
+        if real.startswith(self._directory + "/") and real != plain:
+            raise ValueError(f"{source} is a symbolic link, or is below one: it may not be mounted")
+        return Mount(fd, real, normal, read_only)
+
+    def _permit(self, source: str, real: str) -> None:
+        if not any(real == allowed or real.startswith(allowed.rstrip("/") + "/") for allowed in self._allowed):
+            raise ValueError(f"host path {source} may not be mounted: list it under hostPaths in the site file")
 
     def _prepare(self, pod: Pod, config: ContainerConfig, before: Container | None, image: Image) -> Container:
         """The directory of this start; of earlier ones only the last is kept, for ``logs --previous``."""
@@ -304,10 +333,10 @@ class SandboxRuntime:
         sequence = 1 + max((int(entry) for entry in os.listdir(place)), default=-1)
         for entry in os.listdir(place):
             if before is None or entry != os.path.basename(before.directory):
-                remove_tree(os.path.join(place, entry))
+                trees.remove(os.path.join(place, entry))
         if before is not None:
             for name in ("upper", "work", "root"):
-                remove_tree(os.path.join(before.directory, name))
+                trees.remove(os.path.join(before.directory, name))
         directory = os.path.join(place, str(sequence))
         os.mkdir(directory, 0o700)
         self._images.hold(image, directory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from metaos.runtimes import cgroups
 from metaos.runtimes.cgroups import Cgroups, Measured, locate
 
 V1 = """25 20 0:22 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
@@ -35,7 +36,9 @@ def test_limits_of_version_2(tmp_path: Path) -> None:
     (place,) = groups.create("pod", "main-0", cpu=250, memory=64 << 20)
     assert place == str(tmp_path / "nemo/key/pod/main-0")
     written = {name: Path(place, name).read_text() for name in os.listdir(place)}
-    assert written == {"pids.max": "4096", "memory.max": str(64 << 20), "memory.oom.group": "1", "cpu.max": "25000 100000"}
+    assert written == {"memory.max": str(64 << 20), "memory.oom.group": "1", "cpu.max": "25000 100000"}
+    assert (tmp_path / "nemo/key/pod/pids.max").read_text() == "4096"
+    assert 0 < int((tmp_path / "nemo/key/pids.max").read_text()) < cgroups.pids_of_the_machine()
     assert (tmp_path / "nemo/key/pod/cgroup.subtree_control").read_text() == "+memory +cpu +pids"
     for name, text in {
         "cpu.stat": "usage_usec 1500000\nuser_usec 1\n",

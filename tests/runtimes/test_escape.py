@@ -1,8 +1,12 @@
-"""A container that wants out: what it tries, and that it gets nothing. As hostile as a smoke test can be."""
+"""A container that wants out: what it tries, and that it gets nothing, as its command and as one executed in it.
+
+What it may use up is in ``test_exhaustion``; ``test_plain_user`` runs both again without root.
+"""
 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import socket
 import tempfile
@@ -12,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from metaos.clock import SystemClock
-from metaos.runtimes import bubblewrap
+from metaos.runtimes import bubblewrap, seccomp
 from metaos.runtimes.sandbox import SandboxRuntime
-from tests.runtimes.conformance import container, execute, pod, run, until_logged
+from tests.runtimes.conformance import container, execute, pod, run, state, until_logged
 
 pytestmark = pytest.mark.system
 
@@ -140,6 +144,186 @@ trying('ptrace', lambda: call(libc.ptrace(16, {os.getpid()}, 0, 0)))
 """
     lines = (await attempt(runtime, script)).splitlines()
     assert lines == ["True", "kill failed", "ptrace failed"]
+    assert (await state(runtime, "other", "main")).running  # type: ignore[union-attr]
+
+
+async def test_signals_to_everybody_reach_the_container_only(runtime: SandboxRuntime) -> None:
+    await runtime.start_pod(pod("other"))
+    await runtime.start_container("other", container("sh", "-c", "echo ready; sleep 1000"))
+    await until_logged(runtime, "other", b"ready")
+    await runtime.start_container(pod().uid, container("sh", "-c", "echo ready; sleep 1000", name="beside"))
+    await until_logged(runtime, pod().uid, b"ready", "beside")
+    ended, _ = await run(runtime, pod().uid, container("sh", "-c", "trap '' TERM; kill -9 1; kill -TERM -1; kill -KILL -1"))
+    assert ended.exit_code is not None
+    for uid, name in ((pod().uid, "beside"), ("other", "main")):
+        assert (await state(runtime, uid, name)).running  # type: ignore[union-attr]
+
+
+async def test_system_calls_are_filtered(runtime: SandboxRuntime) -> None:
+    """Each fails with exactly what the filter answers, before the kernel looks at any argument."""
+    machine, column = {"x86_64": ("x86_64", 0), "aarch64": ("aarch64", 1)}[platform.machine()]
+    denied = {name: numbers[column] for name, numbers in seccomp.DENIED.items() if numbers[column] is not None}
+    clone = seccomp._MACHINES[machine][2]["clone"]
+    script = f"""{TRY}
+import errno
+def answer(number, *arguments):
+    ctypes.set_errno(0)
+    result = libc.syscall(number, *arguments)
+    return result if result >= 0 else errno.errorcode[ctypes.get_errno()]
+print([name for name, number in {denied}.items() if answer(number, -1, -1, -1, -1, -1, -1) != 'EPERM'])
+print([bit for bit in (17, 25, 26, 27, 28, 29, 30) if answer({clone}, 1 << bit, 0, 0, 0, 0) != 'EPERM'])
+print(answer(435, 0, 0), answer({seccomp.NEWEST} + 1), answer(3000), answer(0x40000000 | 39))
+for family in (1, 2, 10, 16, 17, 38, 40, 31):
+    try:
+        print(family, socket.socket(family, socket.SOCK_DGRAM).close())
+    except OSError as error:
+        print(family, errno.errorcode[error.errno])
+"""
+    lines = (await attempt(runtime, script)).splitlines()
+    assert lines[:3] == ["[]", "[]", "ENOSYS ENOSYS ENOSYS ENOSYS"]
+    assert lines[3:7] == ["1 None", "2 None", "10 None", "16 None"]
+    assert {line.split()[1] for line in lines[7:]} == {"EAFNOSUPPORT"}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="int 0x80 is x86-64's way to another interface")
+async def test_the_other_interface_of_the_kernel_is_closed(runtime: SandboxRuntime) -> None:
+    script = """
+import ctypes, mmap
+code = mmap.mmap(-1, 4096, prot=7)
+code.write(bytes.fromhex("b814000000cd80c3"))  # getpid as 32-bit programs call it
+print(ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))())
+"""
+    ended, said = await run(runtime, pod().uid, container("python3", "-c", script))
+    assert said == "" and ended.message in ("ended by SIGSYS", "ended by SIGSEGV")
+
+
+async def test_programs_do_not_notice_the_filter(runtime: SandboxRuntime) -> None:
+    script = """
+import asyncio, concurrent.futures, multiprocessing, os, pty, socket, subprocess, tempfile, threading
+with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    print(sum(pool.map(lambda n: n, range(100))))
+print(subprocess.run(["sh", "-c", "echo a | tr a b"], capture_output=True).stdout)
+print(asyncio.run(asyncio.to_thread(socket.gethostname)))
+context = multiprocessing.get_context("fork")
+queue = context.Queue(); worker = context.Process(target=queue.put, args=(7,)); worker.start(); print(queue.get()); worker.join()
+pid, fd = pty.fork()
+if pid == 0: os.execvp("sh", ["sh", "-c", "test -t 0 && exit 3"])
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+with tempfile.TemporaryDirectory() as place: os.mkfifo(place + "/x"); os.symlink("x", place + "/y")
+a, b = socket.socketpair(); a.send(b"x"); print(b.recv(1))
+print(len(os.urandom(8)), os.cpu_count() > 0, os.sched_getaffinity(0) != set())
+"""
+    said = await attempt(runtime, script)
+    assert said.splitlines() == ["4950", "b'b\\n'", "web-0", "7", "3", "b'x'", "8 True True"]
+
+
+async def test_a_terminal_takes_no_injected_input(runtime: SandboxRuntime) -> None:
+    await runtime.start_container(pod().uid, container("sh", "-c", "echo ready; sleep 100"))
+    await until_logged(runtime, pod().uid, b"ready")
+    script = f"""{TRY}
+import fcntl
+for request in (0x5412, 0x541C, 0x5412 | 1 << 40):
+    trying(request, lambda: call(libc.ioctl(0, ctypes.c_ulong(request), b'x')))
+"""
+    process = await runtime.exec(pod().uid, "main", ("python3", "-c", script), stdin=True, tty=True)
+    said = b"".join([data async for _, data in process.output()])
+    assert await process.wait() == 0 and said.count(b"failed") == 3 and b"SUCCEEDED" not in said
+
+
+async def test_devices_are_few(runtime: SandboxRuntime) -> None:
+    script = """
+import os, stat
+found = []
+for base, directories, files in os.walk('/dev'):
+    for name in files:
+        about = os.lstat(os.path.join(base, name))
+        if stat.S_ISBLK(about.st_mode) or stat.S_ISCHR(about.st_mode): found.append(name)
+print(sorted(found))
+print(os.path.exists('/sys'), os.path.exists('/dev/kmsg'), os.path.exists('/dev/fuse'), os.path.exists('/dev/net/tun'))
+"""
+    lines = (await attempt(runtime, script)).splitlines()
+    assert lines == ["['full', 'null', 'ptmx', 'random', 'tty', 'urandom', 'zero']", "False False False False"]
+
+
+async def test_process_1_gives_nothing_away(runtime: SandboxRuntime) -> None:
+    """It is bubblewrap with our user id: a container may look at it, and finds what it has itself."""
+    script = """
+import os
+for fd in sorted(os.listdir('/proc/1/fd')):
+    try:
+        target = os.readlink('/proc/1/fd/' + fd)
+    except OSError:
+        continue
+    if not target.startswith(('/dev/null', 'anon_inode:[eventfd]', 'anon_inode:[signalfd]', 'pipe:', 'socket:')):
+        print(target.rsplit('/', 1)[-1])
+shown = open('/proc/1/environ').read() + open('/proc/1/cmdline').read()
+print('NEMO_' + 'SANDBOX' in shown, 'hush' * 2 in shown)
+"""
+    await runtime.start_container(pod().uid, container("sleep", "1000", name="has", env={"TOKEN": "hushhush"}))
+    said = await attempt(runtime, script)
+    assert set(said.splitlines()) <= {"log", "False False"}
+
+
+async def test_links_in_volumes_lead_nowhere(runtime: SandboxRuntime, tmp_path: Path) -> None:
+    """The agent mounts, measures and removes what containers have written: never what a link of theirs points to."""
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "key").write_text("host secret")
+    volume = Path(runtime._directory, "pods", pod().uid, "volumes", "data")
+    other = Path(runtime._directory, "pods", "other", "volumes", "data")
+    for each in (volume, other):
+        each.mkdir(parents=True)
+    mounts = ((str(volume), "/data", False),)
+    script = f"""{TRY}
+os.symlink({str(secret)!r}, '/data/link'); os.symlink('../../../other/volumes/data', '/data/other'); os.mkfifo('/data/fifo')
+os.makedirs('/data/a/b'); os.symlink('/', '/data/a/b/root'); os.chmod('/data/a', 0)
+for path in ('/etc/hosts', '/proc/self/exe', '/usr/bin/env', '/proc/self/fd/1', '/proc/1/exe'):
+    trying('hard link', lambda: os.link(path, '/data/hard', follow_symlinks=True))
+trying('look', os.listdir, '/data/link')
+"""
+    _, said = await run(runtime, pod().uid, container("python3", "-c", script, mounts=mounts))
+    assert "SUCCEEDED" not in said and said.count("failed") == 6
+    for name in ("link", "link/key", "other", "a/b/root", "a/b/root/etc"):
+        with pytest.raises(ValueError, match="may not be mounted"):
+            await runtime.start_container(
+                pod().uid, container("true", name="second", mounts=((str(volume / name), "/x", False),))
+            )
+    await runtime.stop_pod(pod().uid)
+    assert not volume.exists() and other.exists() and (secret / "key").read_text() == "host secret"
+
+
+async def test_a_link_put_in_at_the_last_moment_is_not_followed(runtime: SandboxRuntime, tmp_path: Path) -> None:
+    """A directory and a link change places all the time while containers are started on it: mounted is the directory, or
+    nothing."""
+    (tmp_path / "key").write_text("host secret")
+    volume = Path(runtime._directory, "pods", pod().uid, "volumes", "data")
+    volume.mkdir(parents=True)
+    swap = f"""
+import ctypes, os
+os.mkdir('/data/sub'); open('/data/sub/good', 'w').close(); os.symlink({str(tmp_path)!r}, '/data/evil')
+print('ready', flush=True)
+libc = ctypes.CDLL(None)
+while True: libc.renameat2(-100, b'/data/sub', -100, b'/data/evil', 2)
+"""
+    await runtime.start_container(
+        pod().uid, container("python3", "-c", swap, name="swap", mounts=((str(volume), "/data", False),))
+    )
+    await until_logged(runtime, pod().uid, b"ready", "swap")
+    mounted = refused = 0
+    for attempt_ in range(60):
+        config = container("ls", "/x", attempt=attempt_, mounts=((str(volume / "sub"), "/x", False),))
+        try:
+            ended, said = await run(runtime, pod().uid, config)
+        except ValueError:
+            refused += 1
+            continue
+        if ended.exit_code == 0:
+            assert said == "good\n"
+            mounted += 1
+        else:
+            assert ended.reason == "ContainerCannotRun", (ended, said)
+            refused += 1
+    assert mounted and refused
 
 
 async def test_other_networks_cannot_be_reached(runtime: SandboxRuntime) -> None:
