@@ -307,11 +307,11 @@ class SandboxRuntime:
         normal = os.path.normpath(target)
         if not normal.startswith("/") or normal == "/":
             raise ValueError(f"mount path {target!r} must be absolute and must not be /")
-        self._permit(source, os.path.realpath(source))  # whether it exists is nobody's business elsewhere
         try:
             fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise ValueError(f"host path {source} does not exist") from None
+        except OSError as error:
+            self._permit(source, os.path.normpath(source))  # whether it exists is nobody's business elsewhere
+            raise ValueError(f"host path {source} cannot be mounted: {error.strerror}") from None
         opened.callback(os.close, fd)
         real = os.readlink(f"/proc/self/fd/{fd}")
         self._permit(source, real)

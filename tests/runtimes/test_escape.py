@@ -284,7 +284,7 @@ trying('look', os.listdir, '/data/link')
     _, said = await run(runtime, pod().uid, container("python3", "-c", script, mounts=mounts))
     assert "SUCCEEDED" not in said and said.count("failed") == 6
     for name in ("link", "link/key", "other", "a/b/root", "a/b/root/etc"):
-        with pytest.raises(ValueError, match="may not be mounted"):
+        with pytest.raises(ValueError, match=r"(may not|cannot) be mounted"):
             await runtime.start_container(
                 pod().uid, container("true", name="second", mounts=((str(volume / name), "/x", False),))
             )
@@ -310,8 +310,8 @@ while True: libc.renameat2(-100, b'/data/sub', -100, b'/data/evil', 2)
     )
     await until_logged(runtime, pod().uid, b"ready", "swap")
     mounted = refused = 0
-    for attempt_ in range(60):
-        config = container("ls", "/x", attempt=attempt_, mounts=((str(volume / "sub"), "/x", False),))
+    while mounted + refused < 40 or (mounted + refused < 400 and not (mounted and refused)):
+        config = container("ls", "/x", attempt=mounted + refused, mounts=((str(volume / "sub"), "/x", False),))
         try:
             ended, said = await run(runtime, pod().uid, config)
         except ValueError:
