@@ -372,7 +372,7 @@ class Registry(Reading):
                     return self._show(kind, self._answer(wanted, revision), subresource)
                 revision = await self._store.update(key, encode(wanted), expected=version.revision)
             except Conflict as met:
-                if pinned:
+                if pinned and met.current is not None:
                     raise errors.conflict(kind.group, kind.plural, name) from None
                 version = Version(key, met.current.value, met.current.revision) if met.current else None
                 continue
@@ -501,7 +501,7 @@ class Registry(Reading):
                 elif not dry_run and left is not None:
                     left = self._answer(left, await self._store.update(key, encode(left), expected=version.revision))
             except Conflict as met:
-                if resource_version:
+                if resource_version and met.current is not None:
                     raise errors.conflict(kind.group, kind.plural, name) from None
                 version = Version(key, met.current.value, met.current.revision) if met.current else None
                 continue

@@ -1,91 +1,100 @@
-"""The hub is killed under load: no acknowledged write is lost, and watches go on without gap, duplicate or going back."""
+"""The hub is killed under load: no acknowledged write is lost, watches go on without gap, duplicate or going back, and every
+object behaves as if one thing happened to it at a time."""
 
+from __future__ import annotations
+
+import asyncio
 import json
-import os
-import signal
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from examples.demo.continuum import Continuum
-from examples.demo.load import StableUrl
+from bench.wire import Connection, Endpoint
+from examples.demo.continuum import free_port
+from tests.crashing import Hub
+from tests.e2e.clients import PATH, Client, Record, Watching, check, lister
+from tests.linearizability import Verb
 
-PATH = "/api/v1/namespaces/default/configmaps"
-WRITERS, KILLS, SECONDS = 6, 3, 1.2
+CLIENTS, OBJECTS, WATCHES = 8, 4, 2
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Continuum]:
-    continuum = Continuum(tmp_path / "continuum", isolated=True)
-    continuum.directory.mkdir()
+async def latest(endpoint: Endpoint) -> int:
+    connection = Connection(endpoint)
+    status, body = await connection.call("GET", PATH)
+    connection.close()
+    assert status == 200
+    return int(json.loads(body)["metadata"]["resourceVersion"])
+
+
+async def lives(directory: Path, kills: int, seconds: float, seed: int) -> Record:
+    """A hub that is killed ``kills`` times, every other time between two steps on the disk, and what its clients saw."""
+    hub, random, record = Hub(directory, free_port()), Random(seed), Record()
+    assert await hub.start()
+    endpoint = Endpoint.of(hub.kubeconfig)
+    watches = [Watching(await latest(endpoint)) for _ in range(WATCHES)]
+    stop = asyncio.Event()
     try:
-        continuum.start_hub()
-        yield continuum
+        for life in range(kills):
+            # Objects live through two kills, so that reads after one answer for writes before it.
+            names = [f"life-{(life + i % 2) // 2}-{i}" for i in range(OBJECTS)]
+            async with asyncio.TaskGroup() as group:
+                for number in range(CLIENTS):
+                    client = Client(endpoint, f"{life}.{number}", record, random)
+                    group.create_task(client.run(names, stop))
+                group.create_task(lister(endpoint, record, stop))
+                for watching in watches:
+                    group.create_task(watching.run(endpoint))
+                if life % 2 == 0:
+                    await asyncio.sleep(seconds * random.uniform(0.2, 1.8))
+                    hub.kill()
+            hub.killed()
+            # The next life may end while it starts.
+            while not await hub.start(kill_at=random.randrange(1, 1500) if life % 2 == 0 else 0):
+                pass
+        final = Client(endpoint, "final", record, random)
+        for name in list(record.operations):
+            await final.one(name, Verb.GET)
+        final.close()
+        last = await latest(endpoint)
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            for watching in watches:
+                group.create_task(watching.run(endpoint, until=max(record.written)))
+        assert max(record.written) <= last
     finally:
-        continuum.stop()
-
-
-class Writer(threading.Thread):
-    """Creates ConfigMaps; keeps the names of those that the hub acknowledged."""
-
-    def __init__(self, url: StableUrl, mark: str) -> None:
-        super().__init__(daemon=True)
-        self.url, self.mark, self.stopping = url, mark, threading.Event()
-        self.acknowledged: list[str] = []
-
-    def run(self) -> None:
-        number = 0
-        while not self.stopping.is_set():
-            number += 1
-            name = f"{self.mark}-{number}"
-            body = json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"k": "v"}})
-            if self.url.call(PATH, method="POST", body=body.encode(), timeout=5).status == 201:
-                self.acknowledged.append(name)
-        self.url.close()
-
-
-def watch(url: StableUrl, version: str) -> list[tuple[int, str]]:
-    """(revision, name) of every event after ``version`` that has happened by now."""
-    answer = url.call(f"{PATH}?watch=1&timeoutSeconds=1&resourceVersion={version}", timeout=30)
-    assert answer.status == 200, answer
-    events = [json.loads(line) for line in answer.body.splitlines()]
-    assert all(e["type"] == "ADDED" for e in events), [e for e in events if e["type"] != "ADDED"][:2]
-    return [(int(e["object"]["metadata"]["resourceVersion"]), e["object"]["metadata"]["name"]) for e in events]
+        hub.stop()
+    check(record, watches)
+    return record
 
 
 @pytest.mark.system
-def test_acknowledged_writes_and_watches_survive_sigkill(hub: Continuum) -> None:
-    url = StableUrl(hub.kubeconfig)
-    version = json.loads(url.call(PATH).body)["metadata"]["resourceVersion"]
-    acknowledged: set[str] = set()
-    seen: list[tuple[int, str]] = []
-    for number in range(KILLS):
-        writers = [Writer(StableUrl(hub.kubeconfig), f"r{number}w{w}") for w in range(WRITERS)]
-        for writer in writers:
-            writer.start()
-        deadline = time.monotonic() + SECONDS
-        while time.monotonic() < deadline or any(len(w.acknowledged) < 5 for w in writers):
-            assert time.monotonic() < deadline + 30
-            seen += watch(url, version)
-            version = str(seen[-1][0]) if seen else version
-        assert hub.hub is not None
-        os.kill(hub.hub.pid, signal.SIGKILL)
-        hub.hub.wait()
-        for writer in writers:
-            writer.stopping.set()
-        for writer in writers:
-            writer.join(10)
-            acknowledged |= set(writer.acknowledged)
-        hub.start_hub()
-        url.close()
-        seen += watch(url, version)
-        version = str(seen[-1][0])
-    stored = {o["metadata"]["name"] for o in json.loads(url.call(PATH).body)["items"]}
-    assert acknowledged <= stored
-    revisions = [r for r, _ in seen]
-    assert revisions == sorted(set(revisions)), "a watch went back or repeated"
-    assert {n for _, n in seen} == {n for n in stored if n.startswith("r")}, "a watch had a gap"
-    url.close()
+async def test_acknowledged_writes_and_watches_survive_sigkill(tmp_path: Path) -> None:
+    assert (await lives(tmp_path, 8, 0.4, 1)).count > 500
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_a_hundred_kills_of_the_hub(tmp_path: Path) -> None:
+    assert (await lives(tmp_path, 100, 0.3, 2)).count > 5000
+
+
+@pytest.mark.system
+async def test_single_objects_are_linearizable(tmp_path: Path) -> None:
+    """Sixteen clients, nothing but concurrency."""
+    hub, record, random, stop = Hub(tmp_path, free_port()), Record(), Random(3), asyncio.Event()
+    assert await hub.start()
+    try:
+        endpoint = Endpoint.of(hub.kubeconfig)
+        watching = Watching(await latest(endpoint))
+        async with asyncio.TaskGroup() as group:
+            for number in range(16):
+                client = Client(endpoint, str(number), record, random)
+                group.create_task(client.run([f"object-{i}" for i in range(6)], stop))
+            group.create_task(lister(endpoint, record, stop))
+            await asyncio.sleep(1.5)
+            stop.set()
+        await watching.run(endpoint, until=max(record.written))
+    finally:
+        hub.stop()
+    assert record.count > 500
+    check(record, [watching])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from pathlib import Path
 from random import Random
 
 from metaos.store.log import Compacted, Store
@@ -43,7 +44,7 @@ async def compact(store: Store) -> None:
         await asyncio.sleep(0.05)
 
 
-async def main(path: str, seed: str) -> None:
+async def load(path: Path, seed: int) -> None:
     store = await SqliteStore.open(path)
     try:
         async with asyncio.TaskGroup() as group:
@@ -55,5 +56,5 @@ async def main(path: str, seed: str) -> None:
         sys.exit("the watcher fell behind")
 
 
-if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2]))
+def main(path: Path, seed: int) -> None:
+    asyncio.run(load(path, seed))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from random import Random
 
@@ -12,24 +13,28 @@ import pytest
 
 from metaos.store.log import EventType, LogEvent
 from metaos.store.sqlite import SqliteStore
+from tests import crashing
+from tests.store import killed_writer
 
-ROUNDS = 6
+DEADLINE_SECONDS = 60.0
 
 
-def write_until_killed(path: Path, seed: int, lines: int) -> list[list[str]]:
-    """Start the writer, kill it after about ``lines`` lines, and return every whole line that it printed."""
-    child = subprocess.Popen([sys.executable, "-m", "tests.store.killed_writer", str(path), str(seed)], stdout=subprocess.PIPE)
-    assert child.stdout is not None
+def write_until_killed(path: Path, seed: int, lines: int, *, kill_at: int = 0) -> list[list[str]]:
+    """Starts the writer, kills it after about ``lines`` lines unless it does so itself before its step ``kill_at``, and returns
+    every whole line that it printed."""
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    child = crashing.start(killed_writer.main, path, seed, kill_at=kill_at, output=writer)
+    writer.close()
     told = []
-    try:
-        for line in child.stdout:
+    with os.fdopen(os.dup(reader.fileno()), "rb") as stream:
+        reader.close()
+        for line in stream:
             told.append(line)
             if len(told) == lines:
                 child.kill()
-    finally:
-        child.kill()
-        child.stdout.close()
-    assert child.wait() == -9
+    child.join(DEADLINE_SECONDS)
+    assert child.exitcode == -signal.SIGKILL
+    child.close()
     return [line.decode().split() for line in told if line.endswith(b"\n")]
 
 
@@ -43,36 +48,51 @@ async def history(store: SqliteStore, after: int) -> list[LogEvent]:
     return events
 
 
-@pytest.mark.system
-async def test_acknowledged_writes_survive_kill_9(tmp_path: Path) -> None:
-    path, random = tmp_path / "state.db", Random(7)
-    acknowledged: dict[int, tuple[str, str, str]] = {}
-    highest = 0
-    for seed in range(ROUNDS):
-        told = await asyncio.to_thread(write_until_killed, path, seed, random.randrange(50, 1500))
-        before = highest
+class Witness:
+    """What was acknowledged over many lives of one store, and whether it is still so after each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.acknowledged: dict[int, tuple[str, str, str]] = {}
+        self.highest = 0
+
+    async def check(self, told: list[list[str]]) -> None:
+        before = self.highest
         for line in told:
             if line[0] == "ACK":
                 revision, kind, key, value = int(line[1]), line[2], line[3], line[4]
-                assert revision not in acknowledged, "one revision was given to two writes"
-                acknowledged[revision] = (kind, key, value)
+                assert revision not in self.acknowledged, "one revision was given to two writes"
+                self.acknowledged[revision] = (kind, key, value)
                 assert revision > before, "revisions went back after a crash"
         watched = [int(line[1]) for line in told if line[0] == "SEE"]
-        assert watched == list(range(watched[0], watched[0] + len(watched))), "the watch had a gap, or went back"
+        if watched:
+            assert watched == list(range(watched[0], watched[0] + len(watched))), "the watch had a gap, or went back"
 
-        store = await SqliteStore.open(path)
-        highest = await store.revision()
-        assert highest >= max([*acknowledged, *watched])
-        events = await history(store, max(before, (await oldest(store))))
-        assert [e.revision for e in events] == list(range(events[0].revision, highest + 1))
+        store = await SqliteStore.open(self.path)
+        self.highest = await store.revision()
+        assert self.highest >= max([0, *self.acknowledged, *watched])
+        events = await history(store, max(before, await oldest(store)))
+        assert [e.revision for e in events] == list(range(self.highest - len(events) + 1, self.highest + 1))
         for event in events:
-            if event.revision in acknowledged:
-                kind, key, value = acknowledged[event.revision]
+            if event.revision in self.acknowledged:
+                kind, key, value = self.acknowledged[event.revision]
                 assert (event.type, event.key) == (EventType(kind), key)
                 assert kind == "DELETE" or event.value.hex() == value
-        await check_current(store, acknowledged)
+        await self._check_current(store)
         await store.close()
-    assert len(acknowledged) > 1000
+
+    async def _check_current(self, store: SqliteStore) -> None:
+        """Every key holds what its last acknowledged write said, unless something later (not yet acknowledged) followed."""
+        last = {key: revision for revision, (_, key, _) in sorted(self.acknowledged.items())}
+        for key, revision in last.items():
+            kind, _, value = self.acknowledged[revision]
+            entry = await store.get(key)
+            if entry is None:
+                assert kind == "DELETE" or await deleted_later(store, key, revision)
+            elif entry.revision == revision:
+                assert entry.value.hex() == value
+            else:
+                assert entry.revision > revision
 
 
 async def oldest(store: SqliteStore) -> int:
@@ -80,20 +100,48 @@ async def oldest(store: SqliteStore) -> int:
     return int(await store._read(lambda db: db.execute("SELECT oldest FROM compaction").fetchone()[0]))
 
 
-async def check_current(store: SqliteStore, acknowledged: dict[int, tuple[str, str, str]]) -> None:
-    """Every key holds what its last acknowledged write said, unless something later (not yet acknowledged) followed."""
-    last = {key: revision for revision, (_, key, _) in sorted(acknowledged.items())}
-    for key, revision in last.items():
-        kind, _, value = acknowledged[revision]
-        entry = await store.get(key)
-        if entry is None:
-            assert kind == "DELETE" or await deleted_later(store, key, revision)
-        elif entry.revision == revision:
-            assert entry.value.hex() == value
-        else:
-            assert entry.revision > revision
-
-
 async def deleted_later(store: SqliteStore, key: str, revision: int) -> bool:
     events = await history(store, max(revision, await oldest(store)))
     return any(e.key == key and e.type is EventType.DELETE for e in events)
+
+
+async def lives(path: Path, count: int, seed: int) -> int:
+    """Kills a writer ``count`` times, every other time between two steps on the disk; how many writes it acknowledged."""
+    witness, random = Witness(path), Random(seed)
+    for life in range(count):
+        kill_at = random.randrange(1, 3000) if life % 2 else 0
+        lines = random.randrange(20, 1500) if not kill_at else -1
+        told = await asyncio.to_thread(write_until_killed, path, seed * 1000 + life, lines, kill_at=kill_at)
+        await witness.check(told)
+    return len(witness.acknowledged)
+
+
+async def every_step(directory: Path, steps: range) -> None:
+    """Kills a writer of a new store before each of its first steps on the disk: of creating, migrating and writing it."""
+    for kill_at in steps:
+        path = directory / str(kill_at) / "state.db"
+        witness = Witness(path)
+        for seed in range(2):
+            await witness.check(await asyncio.to_thread(write_until_killed, path, seed, -1, kill_at=kill_at))
+
+
+@pytest.mark.system
+async def test_acknowledged_writes_survive_kill_9(tmp_path: Path) -> None:
+    assert await lives(tmp_path / "state.db", 30, 7) > 1000
+
+
+@pytest.mark.system
+async def test_a_new_store_survives_kill_9_at_its_first_steps(tmp_path: Path) -> None:
+    await every_step(tmp_path, range(1, 100, 9))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_acknowledged_writes_survive_kill_9_by_the_hundred(tmp_path: Path) -> None:
+    assert await lives(tmp_path / "state.db", 200, 11) > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_a_new_store_survives_kill_9_at_every_step(tmp_path: Path) -> None:
+    await every_step(tmp_path, range(1, 101))

@@ -1,0 +1,149 @@
+"""The leanest HTTPS/1.1 client, so that a benchmark measures the server, and a fault test knows what was sent how often."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import ssl
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+
+class NotSent(ConnectionError):
+    """No connection: the server cannot have seen the request."""
+
+
+class Unanswered(ConnectionError):
+    """The connection broke after the request was sent: it may have been carried out, or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a server is, and as whom to speak to it."""
+
+    host: str
+    port: int
+    context: ssl.SSLContext
+
+    @classmethod
+    def of(cls, kubeconfig: Path) -> Endpoint:
+        """From a kubeconfig whose first cluster and user have their certificates inline or in files."""
+        config = yaml.safe_load(kubeconfig.read_text())
+        cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+
+        def pem(section: dict[str, str], name: str) -> str:
+            data = section.get(f"{name}-data")
+            return base64.b64decode(data).decode() if data else (kubeconfig.parent / section[name]).read_text()
+
+        context = ssl.create_default_context(cadata=pem(cluster, "certificate-authority"))
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write(pem(user, "client-certificate").rstrip() + "\n" + pem(user, "client-key"))
+            file.flush()
+            context.load_cert_chain(file.name)
+        parts = urlsplit(cluster["server"])
+        return cls(parts.hostname or "", parts.port or 443, context)
+
+
+class Connection:
+    """One kept-alive connection; a request at a time, each sent once."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def call(self, method: str, path: str, body: bytes = b"", *, accept: str = "application/json") -> tuple[int, bytes]:
+        """Status and body. Raises ``NotSent`` or ``Unanswered``."""
+        reader, writer = await self._open()
+        sent = False
+        try:
+            writer.write(self._head(method, path, body, accept) + body)
+            sent = True
+            await writer.drain()
+            status, headers = await self._answer(reader)
+            return status, await self._body(reader, headers)
+        except (OSError, EOFError) as error:
+            self.close()
+            raise (Unanswered if sent else NotSent)(str(error)) from None
+        except BaseException:
+            self.close()
+            raise
+
+    async def lines(self, path: str) -> AsyncIterator[bytes]:
+        """The lines of a watch, until the server ends it. Raises ``NotSent`` or ``Unanswered``; the connection is used up."""
+        reader, writer = await self._open()
+        try:
+            writer.write(self._head("GET", path, b"", "application/json"))
+            status, headers = await self._answer(reader)
+            if status != 200:
+                raise RuntimeError(f"{path}: {status} {(await self._body(reader, headers))!r}")
+            rest = b""
+            while chunk := await self._chunk(reader):
+                *whole, rest = (rest + chunk).split(b"\n")
+                for line in whole:
+                    yield line
+        except (OSError, EOFError) as error:
+            raise Unanswered(str(error)) from None
+        finally:
+            self.close()
+
+    async def stall(self, path: str) -> None:
+        """Begins a watch and reads nothing of it, until :meth:`close`."""
+        _, writer = await self._open()
+        transport: Any = writer.transport
+        transport.pause_reading()
+        writer.write(self._head("GET", path, b"", "application/json"))
+        await writer.drain()
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].transport.abort()
+            self._streams = None
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._streams is None or self._streams[0].at_eof():
+            self.close()
+            try:
+                where = self._endpoint
+                self._streams = await asyncio.open_connection(where.host, where.port, ssl=where.context, limit=1 << 22)
+            except OSError as error:
+                raise NotSent(str(error)) from None
+        return self._streams
+
+    def _head(self, method: str, path: str, body: bytes, accept: str) -> bytes:
+        head = f"{method} {path} HTTP/1.1\r\nHost: {self._endpoint.host}\r\nAccept: {accept}\r\n"
+        if body:
+            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        return head.encode() + b"\r\n"
+
+    @staticmethod
+    async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+        head = await reader.readuntil(b"\r\n\r\n")
+        return int(head[9:12]), head.lower()
+
+    async def _body(self, reader: asyncio.StreamReader, headers: bytes) -> bytes:
+        if b"\r\ntransfer-encoding: chunked" in headers:
+            parts = []
+            while chunk := await self._chunk(reader):
+                parts.append(chunk)
+            return b"".join(parts)
+        start = headers.find(b"\r\ncontent-length: ")
+        size = int(headers[start + 18 : headers.index(b"\r\n", start + 2)]) if start >= 0 else 0
+        return await reader.readexactly(size)
+
+    @staticmethod
+    async def _chunk(reader: asyncio.StreamReader) -> bytes:
+        size = int(await reader.readuntil(b"\r\n"), 16)
+        data = await reader.readexactly(size + 2)
+        return data[:-2]
+
+
+def config_map(name: str, value: str) -> bytes:
+    """A ConfigMap's JSON."""
+    return json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"value": value}}).encode()
