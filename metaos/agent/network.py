@@ -1,4 +1,4 @@
-"""Service connections of a site's pods: listens for them inside each pod's network and relays to an endpoint.
+"""Service connections of a site's pods: listens for them at each pod's gateway and relays to an endpoint.
 
 Local endpoints are reached directly, those of other sites through the tunnel. Which ones there are is looked up when a
 connection comes, so endpoints come and go without a listener being touched. Works offline for what is local.
@@ -25,6 +25,8 @@ from metaos.agent.routes import (
     RemoteEndpoint,
     Route,
     choices,
+    hosts_on_loopback,
+    on_loopback,
     own_ports,
     plan,
     pod_key,
@@ -44,6 +46,8 @@ MAX_TRIES = 4
 #: Addresses that are remembered; beyond that those that nothing uses are given back.
 MAX_ADDRESSES = 4096
 CONNECT_SECONDS = 5.0
+#: At a pod's gateway one socket listens for all Services of a port.
+ANY = "0.0.0.0"
 
 Dial = Callable[[dict[str, Any]], Awaitable[Stream]]
 
@@ -58,6 +62,9 @@ class _Pod:
         self.own_services: set[str] = set()
         self.sockets: dict[Listener, socket.socket] = {}
         self.hosts: Hosts | None = None
+        #: Of the network in which the sockets are, and whether it is a side of its own.
+        self.network = ""
+        self.separate = False
         self.said: set[Listener] = set()
         self.lock = asyncio.Lock()
 
@@ -76,7 +83,7 @@ class _Pod:
 
 
 class ServiceNetwork:
-    """``dial`` opens a stream to another site's pod; ``addresses`` is the file that keeps the site's loopback addresses."""
+    """``dial`` opens a stream to another site's pod; ``addresses`` is the file that keeps the site's addresses."""
 
     def __init__(self, runtime: Runtime, site: str, addresses: Path, dial: Dial) -> None:
         self._runtime, self._site, self._dial = runtime, site, dial
@@ -91,7 +98,12 @@ class ServiceNetwork:
         self._setups: set[asyncio.Task[None]] = set()
 
     def pod_address(self, where: str, pod: str) -> str:
-        """The loopback address that stands for a local pod at this site: its ``podIP``."""
+        """The address of a local pod at this site: its ``podIP``."""
+        address = self.card_address(where, pod)
+        return address if self._runtime.network().separate else on_loopback(address)
+
+    def card_address(self, where: str, pod: str) -> str:
+        """The same, of the network card that it gets where the machine allows one."""
         address = self._addresses.of(pod_key(self._site, where, pod))
         self._store()
         return address
@@ -156,10 +168,18 @@ class ServiceNetwork:
             loop = asyncio.get_running_loop()
             wanted = self._plans.get(pod.namespace, NamespacePlan())
             try:
-                if pod.hosts != wanted.hosts:
-                    await self._runtime.set_hosts(pod.uid, wanted.hosts)
-                    pod.hosts = wanted.hosts
-                listeners = {key for key in wanted.routes if self._may_listen(pod, key, wanted.routes[key])}
+                found = self._runtime.network(pod.uid)
+                if found.id != pod.network:  # the first time, or made anew
+                    pod.close(loop)
+                    pod.network, pod.separate, pod.hosts = found.id, found.separate, None
+                hosts = wanted.hosts if pod.separate else hosts_on_loopback(wanted.hosts)
+                if pod.hosts != hosts:
+                    await self._runtime.set_hosts(pod.uid, hosts)
+                    pod.hosts = hosts
+                if pod.separate:
+                    listeners = {(ANY, port) for _, port in wanted.routes}
+                else:
+                    listeners = {key for key in wanted.routes if self._may_listen(pod, key, wanted.routes[key])}
                 for listener in [key for key in pod.sockets if key not in listeners]:
                     pod.close_one(loop, listener)
                 for listener in sorted(listeners - pod.sockets.keys()):
@@ -189,7 +209,8 @@ class ServiceNetwork:
 
     async def _listen(self, pod: _Pod, listener: Listener) -> socket.socket | None:
         try:
-            found: socket.socket = await self._runtime.listen(pod.uid, *listener)
+            address = listener[0] if pod.separate else on_loopback(listener[0])
+            found: socket.socket = await self._runtime.listen(pod.uid, address, listener[1])
             return found
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
@@ -209,6 +230,8 @@ class ServiceNetwork:
         except OSError:
             return
         accepted.setblocking(False)
+        if pod.separate:
+            listener = accepted.getsockname()
         route = self._plans.get(pod.namespace, NamespacePlan()).routes.get(listener)
         if route is None or len(self._relays) >= MAX_RELAYS:
             refuse(accepted)

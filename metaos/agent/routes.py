@@ -1,7 +1,8 @@
 """Which names and addresses the pods of a site see, and where a connection to them may go. Pure functions.
 
-Every pod has its own loopback. Each Service gets one loopback address of the site, each endpoint of a headless Service
-another; names stand in ``/etc/hosts``. Addresses are local to the site and mean nothing elsewhere.
+Each Service gets one address of the site, each pod (and so each endpoint of a headless Service) another; names stand in
+``/etc/hosts``. Addresses are local to the site and mean nothing elsewhere. A pod without a network card sees them as
+loopback addresses.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from metaos.resources import meta
 from metaos.resources.meta import DRAINING, SERVICE_NAME_LABEL, Obj, labels, name, namespace, uid
 from metaos.resources.workload import service_selects
 
-#: Site-local addresses: 127.64.0.0/10.
-FIRST_ADDRESS = (127 << 24) | (64 << 16)
+#: Site-local addresses: 100.64.0.0/10 (shared address space, RFC 6598); on a loopback 127.64.0.0/10.
+FIRST_ADDRESS = (100 << 24) | (64 << 16)
 ADDRESSES = 1 << 22
 
 Hosts = tuple[tuple[str, tuple[str, ...]], ...]
-#: (loopback address, port)
+#: (address, port)
 Listener = tuple[str, int]
 
 
@@ -60,10 +61,10 @@ class NamespacePlan:
 
 
 class Addresses:
-    """Loopback addresses by key. Deterministic: a key's hash, or the next free one after it where that is taken."""
+    """Addresses by key. Deterministic: a key's hash, or the next free one after it where that is taken."""
 
     def __init__(self, known: Mapping[str, str] | None = None) -> None:
-        self.known: dict[str, str] = dict(known or {})
+        self.known: dict[str, str] = {key: shared(address) for key, address in (known or {}).items()}
         self._taken = set(self.known.values())
 
     def of(self, key: str) -> str:
@@ -84,6 +85,20 @@ class Addresses:
 def _dotted(number: int) -> str:
     value = FIRST_ADDRESS + number % ADDRESSES
     return ".".join(str(value >> shift & 255) for shift in (24, 16, 8, 0))
+
+
+def on_loopback(address: str) -> str:
+    """As a pod without a network card sees it."""
+    return "127." + address.removeprefix("100.")
+
+
+def shared(address: str) -> str:
+    """The reverse of :func:`on_loopback`."""
+    return "100." + address.removeprefix("127.") if address.startswith("127.") else address
+
+
+def hosts_on_loopback(hosts: Hosts) -> Hosts:
+    return tuple((on_loopback(address), names) for address, names in hosts)
 
 
 def service_key(namespace: str, service: str) -> str:

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
@@ -66,7 +66,7 @@ class Attached:
         return getattr(self._runtime, attribute)
 
     async def start_pod(self, pod: PodConfig) -> None:
-        await self._runtime.start_pod(pod)
+        await self._runtime.start_pod(replace(pod, address=self._network.card_address(pod.namespace, pod.name)))
         found = self._find(pod.uid)
         metadata = {"uid": pod.uid, "namespace": pod.namespace, "name": pod.name, "labels": dict(pod.labels)}
         await self._network.attach(found or {"metadata": metadata})

@@ -60,6 +60,17 @@ class PodConfig:
     #: (address, names) lines of ``/etc/hosts`` beyond localhost; kept up to date by :meth:`Runtime.set_hosts`.
     hosts: tuple[tuple[str, tuple[str, ...]], ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    #: Of its network card; without one, or where the machine allows none, the pod has its loopback only.
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PodNetwork:
+    """``id`` is another one when the network was made anew: then whoever listens in it must do so again. ``separate``: whether
+    ``Runtime.listen`` is on a side of its own, on any address, so that it takes no port from the pod."""
+
+    id: str
+    separate: bool
 
 
 class ImageError(Exception):
@@ -144,12 +155,16 @@ class Runtime(Protocol):
 
     async def exec(self, uid: str, container: str, command: Sequence[str], *, stdin: bool = False, tty: bool = False) -> Exec: ...
 
+    def network(self, uid: str = "") -> PodNetwork:
+        """Of a pod, or, without ``uid``, of the next one to be started. Raises ``LookupError``."""
+        ...
+
     async def connect(self, uid: str, port: int) -> Any:
-        """A connected, non-blocking ``socket.socket`` to a TCP port on the pod's own loopback."""
+        """A connected, non-blocking ``socket.socket`` to a TCP port of the pod: at its address, or on its own loopback."""
         ...
 
     async def listen(self, uid: str, address: str, port: int) -> Any:
-        """A bound, listening, non-blocking ``socket.socket`` inside the pod's network namespace."""
+        """A bound, listening, non-blocking ``socket.socket`` which the pod's connections to ``address`` reach."""
         ...
 
     async def set_hosts(self, uid: str, hosts: Sequence[tuple[str, tuple[str, ...]]]) -> None: ...

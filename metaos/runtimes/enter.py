@@ -1,7 +1,5 @@
 """Enters a pod's namespaces. A program of its own (``python -I -S -E enter.py``), short-lived, never imported by the agent.
 
-``enter.py sockets FD PID COUNT``
-    creates TCP sockets in the network namespace of PID and passes them out over the unix socket FD.
 ``enter.py exec FD``
     runs a command in a container as ``bubblewrap.exec_request`` describes it, and exits as it exits.
 
@@ -98,22 +96,6 @@ def _confine(filter_: bytes) -> None:
         _checked(result, "loading the seccomp filter")
 
 
-def sockets(channel: int, pid: int, count: int) -> None:
-    import _socket
-    import array
-
-    network = _open(pid, "net")
-    owner = _owner(network)
-    if _here("user") != _inode(owner):
-        _setns(owner, "user")
-    _setns(network, "net")
-    made = [
-        _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK) for _ in range(count)
-    ]
-    out = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, channel)
-    out.sendmsg([b"+"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [s.fileno() for s in made]))])
-
-
 def _started(pid: int) -> int:
     with open(f"/proc/{pid}/stat", "rb") as file:
         return int(file.read().rpartition(b")")[2].split()[19])
@@ -190,9 +172,6 @@ def run(data: bytes) -> int:
 
 def main(arguments: list[str]) -> int:
     try:
-        if arguments[0] == "sockets":
-            sockets(int(arguments[1]), int(arguments[2]), int(arguments[3]))
-            return 0
         fd = int(arguments[1])
         data = b""
         while piece := os.read(fd, 1 << 20):

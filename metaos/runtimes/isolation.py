@@ -19,10 +19,13 @@ from metaos.plugins.points import RuntimeUnavailable
 from metaos.runtimes import bubblewrap, process, seccomp
 from metaos.runtimes.cgroups import MAX_PIDS
 from metaos.runtimes.images import Image, python_program, system_paths
+from metaos.runtimes.netns import Networks
 from metaos.runtimes.process import Identity
 
 #: Marks every process of a plain pod, in its environment: how they are found where there is no pid namespace.
 COOKIE = "NEMO_POD_UID"
+#: Of the network card that is made to see whether one can be.
+CHECKED_ADDRESS = "100.64.0.1"
 
 _PLAIN = """status=$1; shift; "$@"; code=$?; printf '%s\\n' "$code" >"$status" """
 _TERMINAL = """terminal=$1; shift; exec "$@" <>"$terminal" >&0 2>&0"""
@@ -84,6 +87,10 @@ class Launch:
 
 class Isolation(Protocol):
     name: str
+    #: Makes sockets in pods' networks; ``None`` where pods share the machine's.
+    networks: Networks | None
+    #: Why pods have no network card of their own; empty where they have.
+    no_card: str
 
     async def check(self) -> None: ...
 
@@ -143,6 +150,9 @@ class Bubblewrap:
         #: Whether a container may have an overlay of its own on its image; found out by :meth:`check`.
         self.overlay = True
         self._filter = seccomp.program()
+        self.networks: Networks | None = Networks()
+        #: Found out by :meth:`check` too.
+        self.no_card = ""
 
     def _programs(self) -> tuple[str, str]:
         if not self._bwrap:
@@ -176,6 +186,11 @@ class Bubblewrap:
                 raise RuntimeUnavailable(bubblewrap.remedy(said))
             code, _ = await self._try([*self._join(holder), *view, "--overlay-src", "/usr", "--tmp-overlay", "/mnt", "true"])
             self.overlay = code == 0
+            try:
+                assert self.networks is not None
+                (await self.networks.make(holder, CHECKED_ADDRESS)).close()
+            except (OSError, TimeoutError) as error:
+                self.no_card = str(error) or type(error).__name__
         finally:
             holder.kill()
             await process.ended(holder)
@@ -333,6 +348,14 @@ class Bubblewrap:
         if not self._filter:
             why = "this kernel takes no seccomp filter" if seccomp.program() else f"none is known for {platform.machine()}"
             result.append(("Seccomp", f"containers may make every system call that their missing rights allow: {why}"))
+        if self.no_card:
+            result.append(
+                (
+                    "PodNetwork",
+                    f"pods have a loopback and no network card ({self.no_card}): a pod that listens on a port cannot reach "
+                    "Services on the same port; load the kernel module veth ('modprobe veth') and restart the agent",
+                )
+            )
         return result
 
 
@@ -341,6 +364,8 @@ class Plain:
 
     name = "none"
     overlay = False
+    networks: Networks | None = None
+    no_card = "pods share the machine's network"
 
     def __init__(self, directory: str) -> None:
         self._directory = directory

@@ -1,8 +1,9 @@
-"""Sockets inside a pod's network namespace, used from outside.
+"""Networks of pods and sockets inside them, used from outside.
 
-A socket belongs to the namespace in which it was made, whoever holds it. A short-lived program enters the namespace,
-makes a batch of unconnected sockets and passes them out; connecting, and listening on any loopback address and port,
-is then done here. No privilege, no virtual network card. Each pod's pool is bounded by :data:`POOL`.
+A socket belongs to the network namespace in which it was made, whoever holds it. A small program enters the namespaces,
+makes a pod's network card and gateway (see ``gateway.py``) and batches of unconnected sockets, and passes these out;
+connecting and listening is then done here. Where a machine allows no virtual network card, pods have their loopback only,
+and Service addresses are loopback addresses inside them. Each pod's store of sockets is bounded by :data:`POOL`.
 """
 
 from __future__ import annotations
@@ -10,79 +11,145 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 
 from metaos.runtimes import process
-from metaos.runtimes.bubblewrap import enter_command
 
-#: Sockets that a pod has in store at most (each 2 to 3 kB of kernel memory).
+#: Sockets that a pod has in store on each side at most (each 2 to 3 kB of kernel memory).
 POOL = 16
+#: How many of them are made with the network: probes, and Services to listen for, come at once.
+FIRST = 8
+#: How long the program may take to answer.
+ANSWER_SECONDS = 20.0
 _BACKLOG = 128
+_PROGRAM = os.path.join(os.path.dirname(__file__), "gateway.py")
+
+
+class Networks:
+    """Makes networks and sockets. The program runs from the first request until none came for a while."""
+
+    def __init__(self) -> None:
+        self._channel: socket.socket | None = None
+
+    async def make(self, holder: process.Identity, address: str) -> Sockets:
+        """A network card with this address, and the gateway. Raises ``OSError``."""
+        made = await self._ask("network", holder, address, FIRST, FIRST)
+        return Sockets(self, holder, address, made[:FIRST], made[FIRST:])
+
+    def of(self, holder: process.Identity, address: str) -> Sockets:
+        """Of a pod whose network was made before; without ``address`` it has its loopback only."""
+        return Sockets(self, holder, address)
+
+    async def more(self, holder: process.Identity, address: str, *, outside: bool) -> list[socket.socket]:
+        return await self._ask("sockets", holder, address, 0 if outside else POOL, POOL if outside else 0)
+
+    async def _ask(self, task: str, holder: process.Identity, address: str, inside: int, outside: int) -> list[socket.socket]:
+        """Raises ``OSError``. A program that ended with the request unread is started again, once."""
+        if not holder.alive():
+            raise ConnectionRefusedError("the pod has ended")
+        request = f"{task} {holder.pid} {holder.start} {address} {inside} {outside}".encode()
+        for last in (False, True):
+            ours, theirs = socket.socketpair()
+            try:
+                ours.setblocking(False)
+                with theirs:
+                    try:
+                        socket.send_fds(self._started(), [request], [theirs.fileno()])
+                    except (BrokenPipeError, ConnectionResetError):
+                        self.close()
+                        continue
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    await process.readable(ours.fileno())
+                said, fds, _, _ = socket.recv_fds(ours, 4096, 2 * POOL)
+            finally:
+                ours.close()
+            if said[:1] == b"-":
+                number, _, text = said[1:].decode(errors="replace").partition(" ")
+                raise OSError(int(number), f"no socket could be made in the pod's network: {text}")
+            if said:
+                return [socket.socket(fileno=fd) for fd in fds]
+            self.close()
+            if last:
+                break
+        raise OSError("the program that makes sockets in pods' networks ended without an answer")
+
+    def _started(self) -> socket.socket:
+        if self._channel is None:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                who = process.spawn(
+                    [sys.executable, "-I", "-S", "-E", _PROGRAM, str(theirs.fileno())], env={}, pass_fds=(theirs.fileno(),)
+                )
+            self._channel = ours
+            process.Watch(who, lambda: self.close() if self._channel is ours else None)
+        return self._channel
+
+    def close(self) -> None:
+        """Its end of the channel gone, the program ends by itself."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
 
 
 class Sockets:
-    """The store of one pod. ``holder``: a process in the pod's network namespace."""
+    """Those of one pod. ``holder``: a process in the pod's network namespace."""
 
-    def __init__(self, holder: process.Identity) -> None:
-        self._holder = holder
-        self._ready: list[socket.socket] = []
+    def __init__(
+        self,
+        networks: Networks,
+        holder: process.Identity,
+        address: str,
+        inside: list[socket.socket] | None = None,
+        outside: list[socket.socket] | None = None,
+    ) -> None:
+        self.address = address
+        self._networks, self._holder = networks, holder
+        self._stores = {False: inside or [], True: outside or []}
         self._filling = asyncio.Lock()
         self._closed = False
 
-    async def take(self) -> socket.socket:
-        """A fresh TCP socket, non-blocking. Raises ``OSError``."""
-        async with self._filling:
-            if not self._ready:
-                self._ready = await self._fill()
-            return self._ready.pop()
+    @property
+    def id(self) -> str:
+        """Another one when the network was made anew."""
+        return f"{self._holder.pid}-{self._holder.start}"
 
-    async def _fill(self) -> list[socket.socket]:
-        if self._closed or not self._holder.alive():
-            raise ConnectionRefusedError("the pod has ended")
-        ours, theirs = socket.socketpair()
-        errors, complaint = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            ours.setblocking(False)
-            with theirs:
-                helper = process.spawn(
-                    enter_command("sockets", str(theirs.fileno()), str(self._holder.pid), str(POOL)),
-                    env={},
-                    stderr=complaint,
-                    pass_fds=(theirs.fileno(),),
-                )
-            os.close(complaint)
-            complaint = -1
-            await process.readable(ours.fileno())
-            _, fds, _, _ = socket.recv_fds(ours, 1, POOL)
-            await process.ended(helper)
-            if not fds:
-                said = await process.read_all(errors)
-                raise OSError(f"no socket could be made in the pod's network: {said.decode(errors='replace').strip()}")
-            return [socket.socket(fileno=fd) for fd in fds]
-        finally:
-            ours.close()
-            os.close(errors)
-            if complaint >= 0:
-                os.close(complaint)
+    async def _take(self, *, outside: bool) -> socket.socket:
+        """A fresh TCP socket inside the pod, or at its gateway. Raises ``OSError``."""
+        store = self._stores[outside]
+        async with self._filling:
+            if not store:
+                if self._closed:
+                    raise ConnectionRefusedError("the pod has ended")
+                store += await self._networks.more(self._holder, self.address, outside=outside)
+            return store.pop()
 
     async def connect(self, port: int) -> socket.socket:
-        """To the pod's own loopback."""
-        return await connected(await self.take(), port)
+        """To the pod's address, as others reach it; where nobody listens there, to its own loopback."""
+        if self.address:
+            made = await self._take(outside=True)
+            try:
+                return await connected(made, port, self.address)
+            except ConnectionRefusedError:
+                pass
+        return await connected(await self._take(outside=False), port)
 
     async def listen(self, address: str, port: int) -> socket.socket:
-        return listening(await self.take(), address, port)
+        """At the gateway where there is one, otherwise inside the pod."""
+        return listening(await self._take(outside=bool(self.address)), address, port)
 
     def close(self) -> None:
         self._closed = True
-        for each in self._ready:
-            each.close()
-        self._ready.clear()
+        for store in self._stores.values():
+            for each in store:
+                each.close()
+            store.clear()
 
 
-async def connected(made: socket.socket, port: int) -> socket.socket:
+async def connected(made: socket.socket, port: int, address: str = "127.0.0.1") -> socket.socket:
     try:
         made.setblocking(False)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await asyncio.get_running_loop().sock_connect(made, ("127.0.0.1", port))
+        await asyncio.get_running_loop().sock_connect(made, (address, port))
     except BaseException:
         made.close()
         raise

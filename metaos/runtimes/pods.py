@@ -123,6 +123,8 @@ class Pod:
     directory: str
     hostname: str
     hosts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    #: Of its network card; empty where it has none.
+    address: str = ""
     boot: str = ""
     holder: Identity | None = None
     watch: Watch | None = None
@@ -141,6 +143,7 @@ class Pod:
             {
                 "uid": self.uid,
                 "hostname": self.hostname,
+                "address": self.address,
                 "boot": self.boot,
                 "holder": None if holder is None else [holder.pid, holder.start],
             },
@@ -152,7 +155,7 @@ class Pod:
         known = read_json(os.path.join(directory, "pod.json"))
         if known is None:
             return None
-        pod = cls(known["uid"], directory, known["hostname"], boot=known["boot"])
+        pod = cls(known["uid"], directory, known["hostname"], address=known.get("address", ""), boot=known["boot"])
         if known["holder"] is not None and known["boot"] == boot:
             pod.holder = Identity(*known["holder"])
         for name in _entries(os.path.join(directory, "containers")):
@@ -165,7 +168,8 @@ class Pod:
 
     def write_hosts(self) -> None:
         """In place, as containers have the file itself mounted."""
-        lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", f"127.0.0.1\t{self.hostname}"]
+        own = f"{self.address or '127.0.0.1'}\t{self.hostname}"
+        lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", own]
         lines += [f"{address}\t{' '.join(names)}" for address, names in self.hosts]
         data = "".join(line + "\n" for line in lines).encode()
         fd = os.open(os.path.join(self.etc, "hosts"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)

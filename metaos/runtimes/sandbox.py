@@ -16,7 +16,7 @@ from typing import Any
 
 from metaos import trees
 from metaos.clock import Clock
-from metaos.plugins.points import ContainerConfig, ContainerState, ImageError, PodConfig
+from metaos.plugins.points import ContainerConfig, ContainerState, ImageError, PodConfig, PodNetwork
 from metaos.runtimes import logs, netns, process
 from metaos.runtimes.cgroups import Cgroups
 from metaos.runtimes.execution import Execution
@@ -84,6 +84,8 @@ class SandboxRuntime:
                     watch.close()
             if pod.sockets is not None:
                 pod.sockets.close()
+        if self._isolation.networks is not None:
+            self._isolation.networks.close()
         self._pods = None
 
     def _known(self) -> dict[str, Pod]:
@@ -150,7 +152,8 @@ class SandboxRuntime:
             found = known.get(pod.uid)
             if found is None:
                 place = os.path.join(self._directory, "pods", checked(pod.uid, "pod uid"))
-                found = Pod(pod.uid, place, pod.hostname or pod.name, pod.hosts, process.boot_id())
+                address = "" if self._isolation.no_card else pod.address
+                found = Pod(pod.uid, place, pod.hostname or pod.name, pod.hosts, address, process.boot_id())
                 os.makedirs(os.path.join(place, "containers"), mode=0o700, exist_ok=True)
                 found.write_etc()
                 try:
@@ -163,20 +166,28 @@ class SandboxRuntime:
                 await self._hold(found)
 
     async def _hold(self, pod: Pod) -> None:
-        """Starts the pod's holder, and records it."""
-        pod.holder = await self._isolation.hold(pod.hostname, pod.directory)
-        pod.boot = process.boot_id()
+        """Starts the pod's holder, makes its network, and records both."""
+        holder = await self._isolation.hold(pod.hostname, pod.directory)
+        made = None
+        if holder is not None and pod.address and self._isolation.networks is not None:
+            try:
+                made = await self._isolation.networks.make(holder, pod.address)
+            except BaseException:
+                holder.kill()
+                await process.ended(holder)
+                raise
+        pod.holder, pod.boot = holder, process.boot_id()
         pod.record()
         if pod.sockets is not None:
             pod.sockets.close()
             pod.sockets = None
         if pod.holder is not None:
-            self._watch_holder(pod)
+            self._watch_holder(pod, made)
 
-    def _watch_holder(self, pod: Pod) -> None:
-        assert pod.holder is not None
+    def _watch_holder(self, pod: Pod, made: netns.Sockets | None = None) -> None:
+        assert pod.holder is not None and self._isolation.networks is not None
         pod.watch = Watch(pod.holder, lambda: self._holder_ended(pod))
-        pod.sockets = netns.Sockets(pod.holder)
+        pod.sockets = made or self._isolation.networks.of(pod.holder, pod.address)
 
     def _holder_ended(self, pod: Pod) -> None:
         """Without its holder a pod has lost its network's owner: its containers end, and are started anew in a new one."""
@@ -495,6 +506,13 @@ class SandboxRuntime:
         return result
 
     # --- network ----------------------------------------------------------------------------------------------------
+
+    def network(self, uid: str = "") -> PodNetwork:
+        """Raises ``LookupError`` where there is no such pod."""
+        if not uid:
+            return PodNetwork("", not self._isolation.no_card)
+        sockets = self._pod(uid).sockets
+        return PodNetwork("", False) if sockets is None else PodNetwork(sockets.id, bool(sockets.address))
 
     async def connect(self, uid: str, port: int) -> socket.socket:
         """Raises ``OSError`` where nobody listens, ``LookupError`` where there is no such pod."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from metaos.agent.site import Pods
-from metaos.plugins.points import Runtime
+from metaos.plugins.points import PodNetwork, Runtime
 from metaos.resources.meta import Obj, ObjectRef, name, namespace, owner_reference, ref, uid
 from metaos.resources.workload import pod_spec
 
@@ -22,6 +22,9 @@ class FakeRuntime:
         self.servers: dict[tuple[str, int], asyncio.Server] = {}
         self.busy: set[int] = set()
         self.sandboxes: set[str] = set()
+        #: Whether pods have network cards, and how often each pod's network was made.
+        self.separate = False
+        self.networks: dict[str, int] = {}
 
     async def serve(self, pod: str, port: int, greeting: bytes) -> None:
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -39,6 +42,11 @@ class FakeRuntime:
 
         self.servers[(pod, port)] = await asyncio.start_server(talk, "127.0.0.1", 0)
         self.sandboxes.add(pod)
+
+    def network(self, uid: str = "") -> PodNetwork:
+        if uid and uid not in self.sandboxes:
+            raise LookupError(uid)
+        return PodNetwork(f"n{self.networks.get(uid, 0)}", self.separate)
 
     async def listen(self, uid: str, address: str, port: int) -> socket.socket:
         if uid not in self.sandboxes:

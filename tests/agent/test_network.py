@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metaos.agent.network import ServiceNetwork
-from metaos.agent.routes import Addresses, LocalEndpoint, RemoteEndpoint, Route, choices, own_ports, plan
+from metaos.agent.routes import Addresses, LocalEndpoint, RemoteEndpoint, Route, choices, hosts_on_loopback, own_ports, plan
 from metaos.resources.meta import DRAINING, Obj
 from metaos.tunnel import Stream, Tunnel, TunnelError
 from tests.agent.fakes import FakeRuntime
@@ -79,7 +79,7 @@ def test_a_service_has_one_address_its_names_and_its_ready_endpoints() -> None:
         "shop"
     ]
     address, names = only(found.hosts)
-    assert address.startswith("127.") and names == ("api", "api.shop", "api.shop.svc", "api.shop.svc.cluster.local")
+    assert address.startswith("100.") and names == ("api", "api.shop", "api.shop.svc", "api.shop.svc.cluster.local")
     route = found.routes[(address, 80)]
     assert route.local == (LocalEndpoint("uid-d", 9000),), "only the pod that has a port of that name"
     assert route.remote == (RemoteEndpoint("far", "z", 8000),), "this site's own slices are not remote"
@@ -273,7 +273,7 @@ async def test_with_no_endpoint_the_caller_sees_a_reset(world: World) -> None:
 async def test_names_and_listeners_are_there_when_attach_returns(world: World) -> None:
     world.network.update([service()], [])
     await world.attached("client")
-    assert world.runtime.hosts["uid-client"] == world.network.hosts("shop")
+    assert world.runtime.hosts["uid-client"] == hosts_on_loopback(world.network.hosts("shop"))
     assert only(world.runtime.listeners)[2] == 80
     world.network.update([], [pod("client", "client")])
     await until(lambda: world.runtime.hosts["uid-client"] == ())
