@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from metaos.apiserver import deletion, reviews, subresources, views
 from metaos.apiserver.addressing import addressed, encode, gone, key_of, same_identity, sealed, stored_kind
 from metaos.apiserver.apply import Manager, applied, created_fields, first_fields, tracked
 from metaos.apiserver.cache import EncodedEvent, Version, WatchCache
+from metaos.apiserver.eviction import permitted
 from metaos.apiserver.local import RegistryClient
 from metaos.apiserver.metadata import NAME_SUFFIX, changed, has_generation, name_causes, prepare_create, prepare_update
 from metaos.apiserver.patch import apply_patch
@@ -452,13 +454,22 @@ class Registry(Reading):
     ) -> Obj:
         """POST of ``eviction`` or ``binding`` on a Pod. Answers the Status to send (201)."""
         self.check(user, Attributes("create", kind.group, kind.plural, subresource, namespace, name))
-        mutate = subresources.posted(kind, subresource, obj, format_time(self._clock.now()))
+        now = format_time(self._clock.now())
+        mutate = subresources.posted(kind, subresource, obj, now)
         internal = Write(SELF, user.name, dry_run, "Ignore", warnings if warnings is not None else [])
+        if subresource == "eviction":
+            pod = await self.get(SELF, kind, name, namespace)
+            mutate(pod)  # What speaks against it is found before any budget is touched.
+            budgets = [version.object() for version in self.cache.range(scheme.POD_DISRUPTION_BUDGET.resource, namespace)]
+            await permitted(pod, budgets, now, functools.partial(self._note_disruption, internal))
         evicted = await self._modify(internal, kind, name, namespace, mutate)
         unplaced = not (evicted.get("spec") or {}).get("nodeName")
         if subresource == "eviction" and (unplaced or subresources.ended(evicted)):
             await self.delete(SELF, kind, name, namespace, dry_run=dry_run)
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
+
+    async def _note_disruption(self, write: Write, budget: Obj, mutate: Mutation) -> None:
+        await self._modify(write, scheme.POD_DISRUPTION_BUDGET, name(budget), namespace(budget), mutate, "status")
 
     # -- deleting ------------------------------------------------------------------------------------------
 

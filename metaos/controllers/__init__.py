@@ -16,6 +16,7 @@ def all_setups() -> list[Setup]:
         carbon,
         certificate,
         cluster,
+        disruption,
         event,
         garbage,
         intent,
@@ -42,5 +43,6 @@ def all_setups() -> list[Setup]:
         garbage,
         event,
         revisions,
+        disruption,
     )
     return [module.setup for module in modules]
