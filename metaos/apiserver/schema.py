@@ -142,6 +142,14 @@ _SPECIAL = {
 _EMPTY = frozenset(("string", "array", "map", "integer", "boolean", "number", "bytes"))
 
 
+#: Fields that Kubernetes shows though they are empty and not required.
+_SHOWN = {
+    "io.k8s.api.policy.v1.PodDisruptionBudgetStatus": frozenset(
+        ("currentHealthy", "desiredHealthy", "disruptionsAllowed", "expectedPods")
+    )
+}
+
+
 class _Compiler:
     def __init__(self, documents: Mapping[str, dict[str, Any]]) -> None:
         self._documents = documents
@@ -213,7 +221,7 @@ class _Compiler:
             name
             for name, (_, flags) in message.items()
             if name in node.properties and "p" not in flags and name not in node.required and node.properties[name].kind in _EMPTY
-        )
+        ) - _SHOWN.get(node.name, frozenset())
 
     @staticmethod
     def _extensions(node: Node, document: Mapping[str, Any]) -> None:
