@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 MAX_RELAYS = 1024
 #: Endpoints that one connection tries before it gives up.
 MAX_TRIES = 4
-#: Addresses that are remembered; beyond that those that nothing uses are given back.
-MAX_ADDRESSES = 4096
+#: Addresses that are remembered; beyond that those that nothing uses are given back, so that a day of rollouts leaves nothing.
+MAX_ADDRESSES = 512
 CONNECT_SECONDS = 5.0
 #: At a pod's gateway one socket listens for all Services of a port.
 ANY = "0.0.0.0"
