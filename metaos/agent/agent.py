@@ -301,6 +301,7 @@ def supervised(config: AgentConfig, site: Obj, cache: Cache, clock: Clock, rando
             address=network.pod_address,
             record=record,
             host_paths=(site.get("spec") or {}).get("hostPaths") or (),
+            machine=inventory.capacity(site, inventory.measure())[1].quantities(),
         )
 
     return make

@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,20 @@ class Cache:
 
     def delete(self, space: str, key: str) -> None:
         self._database.execute("DELETE FROM record WHERE space=? AND key=?", (space, key))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Writes inside become durable all at once or not at all."""
+        if self._database.in_transaction:
+            yield
+            return
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
 
     def close(self) -> None:
         self._database.close()

@@ -1,52 +1,87 @@
-"""When a CronJob's jobs are due, and which old ones go. Pure; ``now`` in seconds since the epoch."""
+"""When a CronJob's jobs are due, and which old ones go. Pure; ``now`` in seconds since the epoch.
+
+Source: ``pkg/controller/cronjob`` of Kubernetes. Of several missed starts only the latest is made up for. A clock that was
+ahead and has been set right does not hold a CronJob up until that time comes again.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from metaos.agent.jobs import finished
 from metaos.resources.meta import Obj, ObjectRef, format_time, name, namespace, parse_time, ref, uid
 
-#: So many missed starts are looked at; older ones are let go, as Kubernetes does.
+#: More missed starts than this are worth a warning.
 MISSED_LIMIT = 100
 LOOK_SECONDS = 60.0
+#: A last start so far in the future means that the clock was wrong then.
+AHEAD_SECONDS = 60.0
+SCHEDULED = "batch.kubernetes.io/cronjob-scheduled-timestamp"
+_NAMED = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
 
 
 @dataclass(slots=True)
 class CronStep:
-    """Jobs to create and delete, the CronJob's status, and seconds until the next look."""
+    """Jobs to create and delete, the CronJob's status, events (type, reason, message), and seconds until the next look."""
 
     create: list[Obj] = field(default_factory=list)
     delete: list[Obj] = field(default_factory=list)
     status: dict[str, Any] = field(default_factory=dict)
+    events: list[tuple[str, str, str]] = field(default_factory=list)
     again: float = LOOK_SECONDS
 
 
-def _times(schedule: str, zone: str, after: float) -> Any:
-    from zoneinfo import ZoneInfo
+def _times(spec: Mapping[str, Any], after: float, *, back: bool = False) -> Iterator[datetime]:
+    """Raises ``ValueError`` where schedule or time zone cannot be used."""
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-    from cronsim import CronSim
+    from cronsim import CronSim, CronSimError
 
-    return CronSim(schedule, datetime.fromtimestamp(after, ZoneInfo(zone) if zone else UTC))
+    schedule, zone = str(spec.get("schedule")), str(spec.get("timeZone") or "")
+    try:
+        where = ZoneInfo(zone) if zone else UTC
+    except (ZoneInfoNotFoundError, OSError) as error:
+        raise ValueError(f"time zone {zone!r} is not known at this site: install its tzdata, or use another zone") from error
+    try:
+        return CronSim(_NAMED.get(schedule, schedule), datetime.fromtimestamp(after, where), reverse=back)
+    except CronSimError as error:
+        raise ValueError(f"schedule {schedule!r} cannot be used: {error}") from error
 
 
 def due_jobs(
-    cron: Obj, jobs: Sequence[Obj], statuses: Mapping[ObjectRef, Mapping[str, Any]], before: Mapping[str, Any], now: float
+    cron: Obj,
+    jobs: Sequence[Obj],
+    statuses: Mapping[ObjectRef, Mapping[str, Any]],
+    before: Mapping[str, Any],
+    since: float,
+    now: float,
 ) -> CronStep:
-    """One step. ``statuses`` are those of the jobs."""
+    """One step. ``statuses`` are those of the jobs; ``since``: when this site first saw the CronJob."""
     spec = cron.get("spec") or {}
     step = CronStep(status={k: v for k, v in before.items() if k in ("lastScheduleTime", "lastSuccessfulTime")})
-    ended = [j for j in jobs if _ended(statuses.get(ref(j), {}))]
+    ended = [j for j in jobs if finished(statuses.get(ref(j), {}))]
     active = [j for j in jobs if j not in ended]
     good = [statuses[ref(j)]["completionTime"] for j in ended if "completionTime" in statuses.get(ref(j), {})]
     if good:
         step.status["lastSuccessfulTime"] = max(good)
     _history(spec, ended, statuses, step)
     if not spec.get("suspend"):
-        _schedule(cron, active, before, now, step)
+        try:
+            _schedule(cron, jobs, active, since, now, step)
+        except ValueError as error:
+            step.events.append(("Warning", "InvalidSchedule", str(error)))
     living = [j for j in (*active, *step.create) if j not in step.delete]
     if living:
         step.status["active"] = [
@@ -55,53 +90,66 @@ def due_jobs(
     return step
 
 
-def _ended(status: Mapping[str, Any]) -> bool:
-    return any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in status.get("conditions") or ())
-
-
 def _history(spec: Mapping[str, Any], ended: list[Obj], statuses: Mapping[ObjectRef, Mapping[str, Any]], step: CronStep) -> None:
     good = [j for j in ended if "completionTime" in statuses.get(ref(j), {})]
     bad = [j for j in ended if j not in good]
-    for found, limit in ((good, spec.get("successfulJobsHistoryLimit", 3)), (bad, spec.get("failedJobsHistoryLimit", 1))):
-        oldest = sorted(found, key=lambda j: str(j["metadata"].get("creationTimestamp")))
-        step.delete += oldest[: max(0, len(oldest) - int(limit))]
+    for found, key, default in ((good, "successfulJobsHistoryLimit", 3), (bad, "failedJobsHistoryLimit", 1)):
+        limit = spec.get(key)
+        oldest = sorted(found, key=lambda j: (str(j["metadata"].get("creationTimestamp")), name(j)))
+        step.delete += oldest[: max(0, len(oldest) - (default if limit is None else int(limit)))]
 
 
-def _schedule(cron: Obj, active: list[Obj], before: Mapping[str, Any], now: float, step: CronStep) -> None:
+def _schedule(cron: Obj, jobs: Sequence[Obj], active: list[Obj], since: float, now: float, step: CronStep) -> None:
     spec = cron["spec"]
-    created = cron["metadata"].get("creationTimestamp")
-    last = before.get("lastScheduleTime") or created or format_time(now)
-    since = parse_time(str(last))
-    times = _times(str(spec.get("schedule")), str(spec.get("timeZone") or ""), since)
-    due = None
-    upcoming = since
-    for _ in range(MISSED_LIMIT):
-        upcoming = next(times).timestamp()
-        if upcoming > now:
-            break
-        due = upcoming
-    if "lastScheduleTime" not in step.status and due is None:
-        # Remembered from the first look on, so that a restart misses nothing.
-        step.status["lastScheduleTime"] = str(last)
-    step.again = max(0.05, min(LOOK_SECONDS, upcoming - now))
-    if due is None:
-        return
-    step.status["lastScheduleTime"] = format_time(due)
+    last = parse_time(step.status["lastScheduleTime"]) if step.status.get("lastScheduleTime") else since
+    if last > now + AHEAD_SECONDS:
+        step.events.append(
+            ("Warning", "ClockSkew", f"the last start is said to be at {format_time(last)}: the clock was set back")
+        )
+        last = now - LOOK_SECONDS
     deadline = spec.get("startingDeadlineSeconds")
-    if deadline is not None and now > due + float(deadline):
+    if deadline is not None:
+        last = max(last, now - float(deadline))
+    upcoming = next(_times(spec, max(last, now)), None)
+    if upcoming is None:
         return
+    step.again = max(0.05, min(LOOK_SECONDS, upcoming.timestamp() - now))
+    # One that is due this very moment is found from a second later.
+    due = next((t.timestamp() for t in _times(spec, now + 1.0, back=True) if t.timestamp() <= now), None)
+    if due is None or due <= last:
+        return
+    if _missed(spec, last, now) > MISSED_LIMIT:
+        text = "too many missed start times. Set or decrease .spec.startingDeadlineSeconds or check clock skew"
+        step.events.append(("Warning", "TooManyMissedTimes", text))
     policy = spec.get("concurrencyPolicy") or "Allow"
     if active and policy == "Forbid":
+        text = "Not starting job because prior execution is running and concurrency policy is Forbid"
+        step.events.append(("Normal", "JobAlreadyActive", text))
         return
+    job = _job(cron, due, now)
+    step.status["lastScheduleTime"] = format_time(due)
+    if any(name(j) == name(job) for j in jobs):
+        return  # Started before, and then interrupted.
     if active and policy == "Replace":
         step.delete += active
-    step.create.append(_job(cron, due, now))
+    step.create.append(job)
+    step.events.append(("Normal", "SuccessfulCreate", f"Created job {name(job)}"))
+
+
+def _missed(spec: Mapping[str, Any], last: float, now: float) -> int:
+    """How many starts lie between, counted no further than just beyond the limit."""
+    count = 0
+    for moment in _times(spec, last):
+        if moment.timestamp() > now or count > MISSED_LIMIT:
+            break
+        count += 1
+    return count
 
 
 def _job(cron: Obj, due: float, now: float) -> Obj:
     template = copy.deepcopy(cron["spec"].get("jobTemplate") or {})
     metadata = template.get("metadata") or {}
-    notes = {"meta-os.eu/cronjob": name(cron), "meta-os.eu/cronjob-uid": uid(cron)}
+    notes = {"meta-os.eu/cronjob": name(cron), "meta-os.eu/cronjob-uid": uid(cron), SCHEDULED: _scheduled(cron["spec"], due)}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -114,3 +162,12 @@ def _job(cron: Obj, due: float, now: float) -> Obj:
         },
         "spec": template.get("spec") or {},
     }
+
+
+def _scheduled(spec: Mapping[str, Any], due: float) -> str:
+    """RFC 3339 in the CronJob's time zone."""
+    from zoneinfo import ZoneInfo
+
+    zone = str(spec.get("timeZone") or "")
+    text = datetime.fromtimestamp(due, ZoneInfo(zone) if zone else UTC).isoformat(timespec="seconds")
+    return text.replace("+00:00", "Z")

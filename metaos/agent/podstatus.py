@@ -40,10 +40,19 @@ class PodFacts:
     reason: str = ""
     message: str = ""
     conditions: list[dict[str, Any]] = field(default_factory=list)
+    #: What containers said at their end, by container id.
+    messages: Mapping[str, str] = field(default_factory=dict)
+    #: Whether the init containers have done their work, once and for all.
+    initialized: bool = False
 
 
-def terminated(state: ContainerState) -> dict[str, Any]:
-    """The ``terminated`` form of a container that has ended."""
+def is_sidecar(container: Mapping[str, Any]) -> bool:
+    """Of an init container: whether it runs on beside the others."""
+    return container.get("restartPolicy") == "Always"
+
+
+def terminated(state: ContainerState, said: str = "") -> dict[str, Any]:
+    """The ``terminated`` form of a container that has ended; ``said`` is its own message."""
     found: dict[str, Any] = {
         "exitCode": int(state.exit_code or 0),
         "reason": state.reason or ("Completed" if state.exit_code == 0 else "Error"),
@@ -51,12 +60,12 @@ def terminated(state: ContainerState) -> dict[str, Any]:
         "finishedAt": format_time(state.finish_time or state.start_time),
         "containerID": f"nemo://{state.id}",
     }
-    if state.message:
-        found["message"] = state.message
+    if said or state.message:
+        found["message"] = said or state.message
     return found
 
 
-def _container(spec: Mapping[str, Any], facts: PodFacts, *, init: bool) -> dict[str, Any]:
+def _container(spec: Mapping[str, Any], facts: PodFacts, *, init: bool, idle: str) -> dict[str, Any]:
     name = str(spec["name"])
     state, live = facts.states.get(name), facts.live.get(name, Live())
     found: dict[str, Any] = {
@@ -81,12 +90,12 @@ def _container(spec: Mapping[str, Any], facts: PodFacts, *, init: bool) -> dict[
             waiting["message"] = live.waiting.message
         found["state"] = {"waiting": waiting}
         if state is not None:
-            found["lastState"] = {"terminated": terminated(state)}
+            found["lastState"] = {"terminated": terminated(state, facts.messages.get(state.id, ""))}
     elif state is not None:
-        found["state"] = {"terminated": terminated(state)}
-        found["ready"] = init and state.exit_code == 0
+        found["state"] = {"terminated": terminated(state, facts.messages.get(state.id, ""))}
+        found["ready"] = init and state.exit_code == 0 and not is_sidecar(spec)
     else:
-        found["state"] = {"waiting": {"reason": "PodInitializing" if facts.start_time else "ContainerCreating"}}
+        found["state"] = {"waiting": {"reason": idle}}
     return found
 
 
@@ -113,11 +122,14 @@ def phase_of(spec: Mapping[str, Any], facts: PodFacts) -> str:
 def pod_status(pod: Obj, facts: PodFacts, now: float) -> dict[str, Any]:
     """The whole ``status``."""
     spec = pod["spec"]
-    inits = [_container(c, facts, init=True) for c in spec.get("initContainers") or ()]
-    mains = [_container(c, facts, init=False) for c in spec.get("containers") or ()]
+    idle = "PodInitializing" if spec.get("initContainers") else "ContainerCreating"
+    inits = [_container(c, facts, init=True, idle=idle) for c in spec.get("initContainers") or ()]
+    mains = [_container(c, facts, init=False, idle=idle) for c in spec.get("containers") or ()]
     phase = phase_of(spec, facts)
-    initialized = all(c["ready"] for c in inits) or any(c["name"] in facts.states for c in spec.get("containers") or ())
-    unready = [c["name"] for c in mains if not c["ready"]]
+    sidecars = {c["name"] for c in spec.get("initContainers") or () if is_sidecar(c)}
+    initialized = facts.initialized or all(c["started" if c["name"] in sidecars else "ready"] for c in inits)
+    initialized |= any(c["name"] in facts.states for c in spec.get("containers") or ())
+    unready = [c["name"] for c in (*inits, *mains) if not c["ready"] and (c in mains or c["name"] in sidecars)]
     conditions = facts.conditions
 
     def condition(kind: str, holds: bool, reason: str = "", message: str = "") -> None:
@@ -127,7 +139,10 @@ def pod_status(pod: Obj, facts: PodFacts, now: float) -> dict[str, Any]:
         )
 
     condition("PodScheduled", True)
-    condition("Initialized", initialized, "ContainersNotInitialized", "containers with incomplete status")
+    condition("PodReadyToStartContainers", bool(facts.start_time) and phase in ("Pending", "Running"))
+    waiting = [c["name"] for c in inits if not c["started" if c["name"] in sidecars else "ready"]]
+    incomplete = f"containers with incomplete status: [{' '.join(waiting)}]"
+    condition("Initialized", initialized, "ContainersNotInitialized", incomplete)
     why = "PodCompleted" if phase == "Succeeded" else "ContainersNotReady"
     text = f"containers with unready status: [{' '.join(unready)}]"
     condition("ContainersReady", not unready, why, text)

@@ -1,4 +1,4 @@
-"""One pod's life at a site: sandbox, init containers, containers, restarts with back-off, probes, and its end.
+"""One pod's life at a site: sandbox, init containers, sidecars, containers, restarts with back-off, hooks, probes, its end.
 
 One task a pod. It looks at what the runtime says, takes the next step, and waits for a change; killed at any line, the next
 agent goes on from the record on disk and the runtime's word.
@@ -6,17 +6,17 @@ agent goes on from the record on disk and the runtime's word.
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
-from metaos.agent.containers import ConfigError, container_config, hostname
-from metaos.agent.podstatus import Live, PodFacts, Waiting, phase_of, pod_status, terminated
-from metaos.agent.probes import Probes
+from metaos.agent.calls import Caller
+from metaos.agent.containers import ConfigError, MountError, container_config, hostname
+from metaos.agent.podend import stop_in_order, stop_one
+from metaos.agent.podstatus import Live, PodFacts, Waiting, is_sidecar, phase_of, pod_status, terminated
+from metaos.agent.probes import Probes, asked
 from metaos.agent.workloads import PodView
 from metaos.plugins.points import ContainerState, ImageError, PodConfig
-from metaos.resources import workload
-from metaos.resources.meta import Obj, format_time, is_true, labels, name, namespace, uid
+from metaos.resources.meta import Obj, annotations, format_time, is_true, labels, name, namespace, uid
 
 if TYPE_CHECKING:
     from metaos.agent.supervisor import Supervisor
@@ -28,7 +28,10 @@ BACKOFF_LIMIT_SECONDS = 300.0
 STABLE_SECONDS = 600.0
 CONFIG_RETRY_SECONDS = 2.0
 SANDBOX_RETRY_SECONDS = 2.0
+#: Of a container's log, where that is to say why it failed.
+FALLBACK_LINES, FALLBACK_BYTES = 80, 2048
 _IMAGE_BACKOFF = {"ErrImagePull": "ImagePullBackOff"}
+_NEVER = float("inf")
 
 
 class PodRecord:
@@ -59,6 +62,11 @@ class PodRecord:
     def deleting(self) -> bool:
         return "deletingSince" in self.value
 
+    def of(self, part: str) -> dict[str, Any]:
+        """A table by container: ``restarts``, ``backoff``, ``last``, ``began``, ``hooked``, ``images``."""
+        found: dict[str, Any] = self.value.setdefault(part, {})
+        return found
+
 
 class PodWorker:
     """See the module. ``supervisor`` gives runtime, clock, volumes and the latest container states."""
@@ -68,14 +76,15 @@ class PodWorker:
         self.wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._live: dict[str, Live] = {}
-        self._probes: dict[str, tuple[str, asyncio.Task[None]]] = {}
+        #: Per running container, for one of its lives: what hooks and probes it, by the container's id.
+        self._watches: dict[str, tuple[str, asyncio.Task[None]]] = {}
         self._conditions: list[dict[str, Any]] = list(record.value.get("conditions") or ())
         self._next_start: dict[str, float] = {}
         self._image_failures: dict[str, int] = {}
+        self._messages: dict[str, str] = {}
         self._ready_since: float | None = record.value.get("readySince")
         self._announced: tuple[Any, ...] = ()
         self._problem = ""
-        self._killing: dict[str, str] = {}
 
     # -- seen from outside ----------------------------------------------------------------------------------
 
@@ -97,16 +106,41 @@ class PodWorker:
         if self._task is not None:
             await asyncio.gather(asyncio.shield(self._task), return_exceptions=True)
 
-    def delete(self, grace_seconds: float) -> None:
-        """Begins its end. A shorter grace period than before counts."""
+    def delete(self, grace_seconds: float, *, dismiss: bool = False) -> None:
+        """Begins its end. A shorter grace period than before counts. ``dismiss``: its workload does not need it; no failure."""
         value = self.record.value
         if self.record.deleting and float(value["deletingGrace"]) <= grace_seconds:
             return
+        if dismiss:
+            value["dismissed"] = True
         value.setdefault("deletingSince", self._supervisor.clock.now())
         value["deletingGrace"] = grace_seconds
         self.save()
         self.wake.set()
         self._supervisor.changed()
+
+    def follow(self, obj: Obj) -> None:
+        """A user's own Pod has changed at the hub: labels, annotations, images and deadline are taken over."""
+        if self.record.deleting:
+            return
+        pod = self.record.pod
+        spec, wanted = pod["spec"], obj.get("spec") or {}
+        metadata = {k: v for k, v in (("labels", dict(labels(obj))), ("annotations", dict(annotations(obj)))) if v}
+        images = {c["name"]: c.get("image") for key in ("initContainers", "containers") for c in wanted.get(key) or ()}
+        changed: dict[str, Any] = {
+            key: [{**c, "image": images.get(c["name"], c["image"])} for c in spec[key]]
+            for key in ("initContainers", "containers")
+            if spec.get(key) and any(images.get(c["name"], c["image"]) != c["image"] for c in spec[key])
+        }
+        for key in ("activeDeadlineSeconds", "terminationGracePeriodSeconds"):
+            if wanted.get(key) != spec.get(key):
+                changed[key] = wanted.get(key)
+        if not changed and labels(pod) == labels(obj) and annotations(pod) == annotations(obj):
+            return
+        kept = {k: v for k, v in pod["metadata"].items() if k not in ("labels", "annotations")}
+        self.record.value["pod"] = {**pod, "metadata": kept | metadata, "spec": {**spec, **changed}}
+        self.save()
+        self.wake.set()
 
     def save(self) -> None:
         self._supervisor.store(self.record)
@@ -114,6 +148,10 @@ class PodWorker:
     def view(self) -> PodView:
         value = self.record.value
         facts = self._facts()
+        of_job = value["owner"][0] == "Job"
+        exits = (
+            [(s.name, int(s.exit_code or 0)) for s in facts.states.values() if not s.running and s.exit_code] if of_job else []
+        )
         return PodView(
             self.record.uid,
             name(self.record.pod),
@@ -123,8 +161,11 @@ class PodWorker:
             self._ready_since,
             self.record.deleting,
             int(value["ordinal"]),
-            sum((value.get("restarts") or {}).values()),
-            float(value.get("finished") or 0.0),
+            sum(self.record.of("restarts").values()),
+            float(value.get("finished") or value.get("deletingSince") or 0.0),
+            tuple(exits),
+            tuple((str(c["type"]), str(c["status"])) for c in self._conditions) if of_job else (),
+            bool(value.get("dismissed")),
         )
 
     def pod(self) -> Obj:
@@ -151,17 +192,18 @@ class PodWorker:
             value.get("restarts") or {},
             value.get("last") or {},
             str(value.get("podIP") or ""),
-            float(value.get("started") or 0.0),
+            float(value.get("started") or value.get("created") or 0.0),
             str(value.get("phase") or ""),
             str(value.get("reason") or ""),
             str(value.get("message") or self._problem),
             self._conditions,
+            self._messages,
+            bool(value.get("initialized")),
         )
 
     # -- the task -------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        clock = self._supervisor.clock
         try:
             while True:
                 self.wake.clear()
@@ -174,19 +216,22 @@ class PodWorker:
                 if wait is None:
                     return
                 self._announce()
-                if wait == float("inf"):
-                    await self.wake.wait()
-                else:
-                    waiting = [asyncio.ensure_future(self.wake.wait()), asyncio.ensure_future(clock.sleep(wait))]
-                    try:
-                        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                    finally:
-                        for task in waiting:
-                            task.cancel()
-                        await asyncio.gather(*waiting, return_exceptions=True)
+                await self._until_woken(wait)
         finally:
-            for container in list(self._probes):
-                self._stop_probes(container)
+            for container in list(self._watches):
+                self._unwatch(container)
+
+    async def _until_woken(self, seconds: float, besides: "asyncio.Task[None] | None" = None) -> None:
+        """Until something changes, the clock's seconds are over, or a task has ended."""
+        waiting: list[asyncio.Task[Any]] = [asyncio.create_task(self.wake.wait())]
+        if seconds != _NEVER:
+            waiting.append(asyncio.create_task(self._supervisor.clock.sleep(seconds)))
+        try:
+            await asyncio.wait([*waiting, besides] if besides else waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     def _announce(self) -> None:
         """Tells the supervisor if the pod looks different from the last time."""
@@ -211,40 +256,72 @@ class PodWorker:
 
     async def _step(self) -> float | None:
         """One step of a pod that shall live; seconds until the next one at the latest."""
-        value = self.record.value
+        value, spec = self.record.value, self.record.pod["spec"]
         if value.get("phase"):
-            return float("inf")
-        deadline = self.record.pod["spec"].get("activeDeadlineSeconds")
-        if deadline is not None and value.get("started") and self._supervisor.clock.now() >= value["started"] + float(deadline):
-            await self._finish("Failed", "DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
-            return float("inf")
+            return _NEVER
+        await self._read_messages()
+        deadline, left = spec.get("activeDeadlineSeconds"), _NEVER
+        if deadline is not None and value.get("started"):
+            left = value["started"] + float(deadline) - self._supervisor.clock.now()
+            if left <= 0:
+                text = "Pod was active on the node longer than the specified deadline"
+                return await self._finish("Failed", "DeadlineExceeded", text)
         if self.record.uid not in self._supervisor.states:
             await self._sandbox()
-        spec = self.record.pod["spec"]
-        for container in spec.get("initContainers") or ():
-            state = self._states().get(container["name"])
-            if state is not None and not state.running and state.exit_code == 0:
-                continue
-            if any(c["name"] in self._states() for c in spec.get("containers") or ()):
-                continue
-            return await self._advance(container, init=True)
-        waits = [await self._advance(container, init=False) for container in spec.get("containers") or ()]
+        try:
+            self._supervisor.volumes.refresh(self.record.pod)
+        except MountError as error:
+            self._event("Warning", "FailedMount", str(error))
+        waits = [left]
+        if not await self._initialize(waits):
+            return min(waits) if not value.get("phase") else _NEVER
+        for container in spec.get("containers") or ():
+            waits.append(await self._advance(container, init=False))
+            if self._hook_pending(container):
+                break  # The next container waits for it.
         await self._settle()
-        return min(waits, default=float("inf"))
+        return min(waits)
+
+    async def _initialize(self, waits: list[float]) -> bool:
+        """Init containers one after another; sidecars among them run on. Whether the main containers may start."""
+        value, spec = self.record.value, self.record.pod["spec"]
+        done = bool(value.get("initialized")) or any(c["name"] in self._states() for c in spec.get("containers") or ())
+        for container in spec.get("initContainers") or ():
+            key = str(container["name"])
+            if is_sidecar(container):
+                waits.append(await self._advance(container, init=True))
+                if not done and not self._live[key].started:
+                    return False
+                continue
+            state = self._states().get(key)
+            if done or (state is not None and not state.running and state.exit_code == 0):
+                continue
+            if state is not None and not state.running and not self._restarts(container, state, init=True):
+                await self._finish("Failed", "", "")
+                return False
+            waits.append(await self._advance(container, init=True))
+            return False
+        if not value.get("initialized"):
+            value["initialized"] = True
+            self.save()
+        return True
 
     async def _sandbox(self) -> None:
         """Namespaces and network, also after the machine itself was restarted: then containers begin anew."""
         value, pod = self.record.value, self.record.pod
         where = namespace(pod)
         address = self._supervisor.address(where, name(pod))
-        value["podIP"] = address
-        pod["status"] = {"podIP": address}
-        value.setdefault("started", self._supervisor.clock.now())
-        self.save()
+        if value.get("podIP") != address or "started" not in value:
+            value["podIP"] = address
+            pod["status"] = {"podIP": address}
+            value.setdefault("started", self._supervisor.clock.now())
+            self.save()
         config = PodConfig(self.record.uid, where, name(pod), hostname(pod), labels=labels(pod))
         await self._supervisor.runtime.start_pod(config)
         await self._supervisor.refresh_pod()
         self._problem = ""
+
+    # -- one container --------------------------------------------------------------------------------------
 
     async def _advance(self, container: Mapping[str, Any], *, init: bool) -> float:
         """Starts a container, or starts it again, if it should run; seconds until the next look."""
@@ -253,16 +330,21 @@ class PodWorker:
         state = self._states().get(key)
         if state is not None and state.running:
             live.waiting = None
-            self._killing.pop(key, None) if key not in self._probes else None
+            started = self.record.of("images").get(key)
+            if started is not None and started != container["image"]:
+                self._event("Normal", "Killing", f"Container {key} definition changed, will be restarted")
+                self._unwatch(key)
+                await self._stop(container, self.grace)
+                return 0.0
             self._watch(container, state, init)
-            return float("inf")
-        self._stop_probes(key)
+            return _NEVER
+        self._unwatch(key)
         live.ready = live.started = False
         now = self._supervisor.clock.now()
         if state is not None:
-            if not self._restarts(state, init):
+            if not self._restarts(container, state, init=init):
                 live.waiting = None
-                return float("inf")
+                return _NEVER
             wait = self._restart_wait(key, state, now)
             if wait > 0:
                 whose = f"{name(self.record.pod)}_{namespace(self.record.pod)}"
@@ -275,44 +357,51 @@ class PodWorker:
             return self._next_start[key] - now
         return await self._start(container, live, state, init)
 
-    def _restarts(self, state: ContainerState, init: bool) -> bool:
-        policy = self.record.pod["spec"].get("restartPolicy") or "Always"
+    def _restarts(self, container: Mapping[str, Any], state: ContainerState, *, init: bool) -> bool:
+        """Whether a container that has ended is started again: by its own policy, otherwise by the pod's."""
+        policy = container.get("restartPolicy") or self.record.pod["spec"].get("restartPolicy") or "Always"
+        if init and is_sidecar(container):
+            return True
         if state.exit_code == 0:
             return policy == "Always" and not init
         return policy != "Never"
 
     def _restart_wait(self, key: str, state: ContainerState, now: float) -> float:
         """The back-off of this restart that is still to be waited: none for the first, then doubling."""
-        value = self.record.value
+        backoff = self.record.of("backoff")
         finished = state.finish_time or now
         if finished - state.start_time >= STABLE_SECONDS:
-            value.setdefault("backoff", {})[key] = 0
-        count = int((value.get("backoff") or {}).get(key, 0))
-        if count == 0 or key in self._killing:
+            backoff[key] = 0
+        count = int(backoff.get(key, 0))
+        if count == 0:
             return 0.0
-        delay = float(min(self._supervisor.backoff_seconds * 2 ** (count - 1), BACKOFF_LIMIT_SECONDS))
-        return max(0.0, finished + delay - now)
+        delay = float(min(self._supervisor.backoff_seconds * 2 ** min(count - 1, 16), BACKOFF_LIMIT_SECONDS))
+        # A clock that was set back does not prolong it.
+        return max(0.0, min(delay, finished + delay - now))
 
     async def _start(self, container: Mapping[str, Any], live: Live, state: ContainerState | None, init: bool) -> float:
         key = str(container["name"])
-        supervisor, value = self._supervisor, self.record.value
-        attempt = int((value.get("restarts") or {}).get(key, 0)) + (1 if state is not None else 0)
+        supervisor, record = self._supervisor, self.record
+        attempt = int(record.of("restarts").get(key, 0)) + (1 if state is not None else 0)
+        said = self._messages.get(state.id, "") if state is not None else ""
         try:
-            config = container_config(self.record.pod, container, supervisor.find, supervisor.volumes, attempt)
+            config = container_config(record.pod, container, supervisor.find, supervisor.volumes, attempt)
         except ConfigError as error:
-            if live.waiting is None or live.waiting.reason != "CreateContainerConfigError":
-                self._event("Warning", "Failed", f"Error: {error}")
-            live.waiting = Waiting("CreateContainerConfigError", str(error))
+            mount = isinstance(error, MountError)
+            reason = "ContainerCreating" if mount else "CreateContainerConfigError"
+            if live.waiting is None or live.waiting.message != str(error):
+                self._event("Warning", "FailedMount" if mount else "Failed", str(error) if mount else f"Error: {error}")
+            live.waiting = Waiting(reason, str(error))
             return CONFIG_RETRY_SECONDS
+        record.of("images")[key] = container["image"]
         if state is not None:
             # Before the start: a crash in between counts one restart too many rather than one too few.
-            value.setdefault("restarts", {})[key] = attempt
-            value.setdefault("backoff", {})[key] = int((value.get("backoff") or {}).get(key, 0)) + 1
-            value.setdefault("last", {})[key] = terminated(state)
-            self.save()
-        self._killing.pop(key, None)
+            record.of("restarts")[key] = attempt
+            record.of("backoff")[key] = int(record.of("backoff").get(key, 0)) + 1
+            record.of("last")[key] = terminated(state, said)
+        self.save()
         try:
-            await supervisor.runtime.start_container(self.record.uid, config)
+            await supervisor.runtime.start_container(record.uid, config)
         except ImageError as error:
             return self._image_problem(key, live, str(container["image"]), error)
         except ValueError as error:
@@ -328,116 +417,180 @@ class PodWorker:
             self._watch(container, started, init)
         else:
             self.wake.set()
-        return float("inf")
+        return _NEVER
 
     def _image_problem(self, key: str, live: Live, image: str, error: ImageError) -> float:
         """First the error itself, then its back-off form, as kubectl users know it."""
         failures = self._image_failures[key] = self._image_failures.get(key, 0) + 1
-        wait = float(min(self._supervisor.backoff_seconds * 2 ** (failures - 1), BACKOFF_LIMIT_SECONDS))
+        wait = float(min(self._supervisor.backoff_seconds * 2 ** min(failures - 1, 16), BACKOFF_LIMIT_SECONDS))
         self._next_start[key] = self._supervisor.clock.now() + wait
         reason = error.reason if failures == 1 else _IMAGE_BACKOFF.get(error.reason, error.reason)
         live.waiting = Waiting(reason, error.message if failures == 1 else f'Back-off pulling image "{image}": {error.message}')
         self._event("Warning", "Failed", f'Failed to pull image "{image}": {error.message}')
         return wait
 
+    # -- hooks and probes of a running container ------------------------------------------------------------
+
+    def _hook_pending(self, container: Mapping[str, Any]) -> bool:
+        """Whether a container runs, but its postStart hook has not come to its end."""
+        state = self._states().get(str(container["name"]))
+        hook = (container.get("lifecycle") or {}).get("postStart")
+        return bool(hook) and state is not None and state.running and self.record.of("hooked").get(state.name) != state.id
+
+    def _caller(self, container: Mapping[str, Any]) -> Caller:
+        return Caller(self._supervisor.runtime, self._supervisor.clock, self.record.uid, container)
+
     def _watch(self, container: Mapping[str, Any], state: ContainerState, init: bool) -> None:
-        """Probes a running container, once for each of its lives."""
+        """Hooks and probes a running container, once for each of its lives."""
         key = str(container["name"])
-        if init:
-            return
-        known = self._probes.get(key)
+        known = self._watches.get(key)
         if known is not None and known[0] == state.id:
             return
-        self._stop_probes(key)
+        self._unwatch(key)
+        if init and not is_sidecar(container):
+            return
         live = self._live[key]
+        if not self._hook_pending(container):
+            if not any(asked(container, p) for p in ("startupProbe", "readinessProbe", "livenessProbe")):
+                live.ready = live.started = True
+                self._watches[key] = (state.id, asyncio.create_task(_nothing()))
+                return
+            if self.record.of("began").get(key) == state.id:
+                # Found again after the agent's own restart: what was ready stays so until a probe says otherwise.
+                live.started = True
+                live.ready = self._ready_since is not None
+        self._watches[key] = (state.id, asyncio.create_task(self._attend(container, state, live)))
 
-        async def fail(why: str) -> None:
-            self._killing[key] = why
-            self._event("Normal", "Killing", why)
-            await self._supervisor.runtime.stop_container(self.record.uid, key, self.grace)
-            await self._supervisor.refresh_pod()
+    async def _attend(self, container: Mapping[str, Any], state: ContainerState, live: Live) -> None:
+        key, caller = state.name, self._caller(container)
+        if self._hook_pending(container):
+            problem = await caller.call(container["lifecycle"]["postStart"])
+            if problem is not None:
+                self._event("Warning", "FailedPostStartHook", f"PostStartHook failed: {problem}")
+                self._event("Normal", "Killing", f"FailedPostStartHook: container {key} will be restarted")
+                await self._stop(container, self.grace)
+                return
+            self.record.of("hooked")[key] = state.id
+            self.save()
             self.wake.set()
 
-        probes = Probes(
-            self._supervisor.runtime,
-            self._supervisor.clock,
-            self.record.uid,
-            container,
-            live,
-            self.wake.set,
-            fail,
-            lambda message: self._event("Warning", "Unhealthy", message),
-        )
-        if not any(container.get(p) for p in ("startupProbe", "readinessProbe", "livenessProbe")):
-            live.ready = live.started = True
-            self._probes[key] = (state.id, asyncio.create_task(_nothing()))
-            return
-        if container.get("readinessProbe") and self._ready_since is not None and not live.started:
-            # Found again after the agent's own restart: what was ready stays so until a probe says otherwise.
-            live.ready = live.started = True
-        self._probes[key] = (state.id, asyncio.create_task(probes.run()))
+        async def fail(why: str, probe: Mapping[str, Any]) -> None:
+            self._event("Normal", "Killing", why)
+            grace = probe.get("terminationGracePeriodSeconds")
+            await self._stop(container, self.grace if grace is None else float(grace))
 
-    def _stop_probes(self, key: str) -> None:
-        known = self._probes.pop(key, None)
+        def changed() -> None:
+            if live.started and self.record.of("began").get(key) != state.id:
+                self.record.of("began")[key] = state.id
+                self.save()
+            self.wake.set()
+
+        unhealthy: Callable[[str], None] = lambda message: self._event("Warning", "Unhealthy", message)  # noqa: E731
+        await Probes(caller, self._supervisor.clock, container, live, changed, fail, unhealthy).run()
+
+    async def _stop(self, container: Mapping[str, Any], grace: float) -> None:
+        """Ends one container of a pod that lives on."""
+        problem = await stop_one(self._supervisor.runtime, self._caller(container), self.record.uid, container, grace)
+        if problem:
+            self._event("Warning", "FailedPreStopHook", f"PreStopHook failed: {problem}")
+        await self._supervisor.refresh_pod()
+        self.wake.set()
+
+    def _unwatch(self, key: str) -> None:
+        known = self._watches.pop(key, None)
         if known is not None and known[1] is not asyncio.current_task():
             known[1].cancel()
 
-    async def _settle(self) -> None:
-        """Whether the pod has ended: all containers have, and none is to be started again."""
+    async def _read_messages(self) -> None:
+        """What ended containers have said, each once."""
+        ended = {s.id: s for s in self._states().values() if not s.running}
+        self._messages = {k: v for k, v in self._messages.items() if k in ended}
         spec = self.record.pod["spec"]
-        states = [self._states().get(c["name"]) for c in spec.get("containers") or ()]
-        if any(s is None or s.running or self._restarts(s, False) for s in states):
-            return
-        failed = [s for s in states if s is not None and s.exit_code != 0]
-        await self._finish("Failed" if failed else "Succeeded", "", "")
-
-    async def _finish(self, phase: str, reason: str, message: str) -> None:
-        value = self.record.value
-        if reason:
-            for key in self._states():
-                await self._supervisor.runtime.stop_container(self.record.uid, key, self.grace)
-            await self._supervisor.refresh_pod()
-        value |= {"phase": phase, "reason": reason, "message": message, "finished": self._supervisor.clock.now()}
-        self.save()
-        self._supervisor.changed()
+        for container in (*(spec.get("initContainers") or ()), *(spec.get("containers") or ())):
+            state = self._states().get(str(container["name"]))
+            if state is None or state.running or state.id in self._messages:
+                continue
+            said = self._supervisor.volumes.message(self.record.uid, state.name)
+            if not said and state.exit_code and container.get("terminationMessagePolicy") == "FallbackToLogsOnError":
+                lines = [b async for b in self._supervisor.runtime.logs(self.record.uid, state.name, tail=FALLBACK_LINES)]
+                said = b"".join(lines)[-FALLBACK_BYTES:].decode(errors="replace")
+            self._messages[state.id] = said
 
     # -- the end --------------------------------------------------------------------------------------------
 
+    async def _settle(self) -> None:
+        """Whether the pod has ended: all containers have, and none is to be started again. Sidecars do not count."""
+        containers = self.record.pod["spec"].get("containers") or ()
+        states = [(c, self._states().get(c["name"])) for c in containers]
+        if any(s is None or s.running or self._restarts(c, s, init=False) for c, s in states):
+            return
+        failed = any(s is not None and s.exit_code != 0 for _, s in states)
+        await self._finish("Failed" if failed else "Succeeded", "", "")
+
+    async def _finish(self, phase: str, reason: str, message: str) -> float:
+        """Ends what still runs of it; then it is over, but stays to be seen."""
+        began = self._supervisor.clock.now()
+        await self._stop_all(lambda: began + self.grace)
+        if self.record.deleting:
+            return 0.0
+        await self._read_messages()
+        value = self.record.value
+        value |= {"phase": phase, "reason": reason, "message": message, "finished": self._supervisor.clock.now()}
+        self.save()
+        self._supervisor.changed()
+        return _NEVER
+
     async def _end(self) -> float | None:
         """Stops everything within the grace period and removes what is left; ``None``: it is over."""
-        runtime, value = self._supervisor.runtime, self.record.value
-        for container in list(self._probes):
-            self._stop_probes(container)
+        value = self.record.value
+        for container in list(self._watches):
+            self._unwatch(container)
         for live in self._live.values():
             live.ready = False
         self._announce()
-        running = [c for c in workload.containers(self.record.pod["spec"]) if self._running(str(c["name"]))]
-        if running:
-            elapsed = self._supervisor.clock.now() - float(value["deletingSince"])
-            grace = max(0.0, float(value["deletingGrace"]) - elapsed)
-            for each in running:
-                self._event("Normal", "Killing", f"Stopping container {each['name']}")
-            await asyncio.gather(*(self._stop_one(c, grace) for c in running))
-        await runtime.stop_pod(self.record.uid)
+        await self._stop_all(lambda: float(value["deletingSince"]) + float(value["deletingGrace"]))
+        await self._supervisor.runtime.stop_pod(self.record.uid)
         self._supervisor.volumes.remove(self.record.uid)
         self._supervisor.gone(self)
         return None
 
-    def _running(self, key: str) -> bool:
-        state = self._states().get(key)
-        return state is not None and state.running
-
-    async def _stop_one(self, container: Mapping[str, Any], grace: float) -> None:
-        runtime, key = self._supervisor.runtime, str(container["name"])
-        hook = ((container.get("lifecycle") or {}).get("preStop") or {}).get("exec")
-        if hook and grace > 0:
-            with suppress(OSError, LookupError, ValueError, TimeoutError):
-                async with asyncio.timeout(grace):
-                    process = await runtime.exec(self.record.uid, key, [str(c) for c in hook.get("command") or ()])
-                    async for _ in process.output():
-                        pass
-                    await process.wait()
-        await runtime.stop_container(self.record.uid, key, grace)
+    async def _stop_all(self, until: Callable[[], float]) -> None:
+        """Ends all containers in order. Asked meanwhile to be quicker, it is."""
+        spec = self.record.pod["spec"]
+        running = {k for k, s in self._states().items() if s.running}
+        if not running:
+            return
+        for key in sorted(running):
+            self._unwatch(key)
+            self._event("Normal", "Killing", f"Stopping container {key}")
+        clock = self._supervisor.clock
+        while True:
+            deadline = until()
+            left = max(0.0, min(deadline - clock.now(), max(self.grace, float(self.record.value.get("deletingGrace") or 0.0))))
+            work: Coroutine[Any, Any, None] = stop_in_order(
+                self._supervisor.runtime,
+                clock,
+                self.record.uid,
+                spec,
+                running,
+                left,
+                self._caller,
+                lambda problem: self._event("Warning", "FailedPreStopHook", f"PreStopHook failed: {problem}"),
+            )
+            task = asyncio.create_task(work)
+            try:
+                while not task.done() and not until() < deadline:
+                    self.wake.clear()
+                    await self._until_woken(_NEVER, task)
+            finally:
+                if not task.done():
+                    task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
+            if not task.cancelled():
+                task.result()
+                break
+        await self._supervisor.refresh_pod()
+        self.wake.set()
 
     def _event(self, kind: str, reason: str, message: str) -> None:
         self._supervisor.record_event(self.record.pod, kind, reason, message)

@@ -4,42 +4,47 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
+from metaos.agent.calls import Caller
 from metaos.agent.podstatus import Live
 from metaos.clock import Clock
-from metaos.plugins.points import Runtime
 
-OUTPUT_LIMIT = 10 * 1024
+#: Until a container is ready for the first time it is asked so often: a kubelet asks whenever the pod changes, too.
+QUICK_SECONDS, QUICK_FAILURES = 0.1, 50
+
+
+def asked(container: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
+    """A probe that is run: one by gRPC is not (admission warns), the container counts as healthy by it."""
+    probe: Mapping[str, Any] | None = container.get(kind)
+    return probe if probe and any(probe.get(way) for way in ("exec", "httpGet", "tcpSocket")) else None
 
 
 class Probes:
     """Watches one running container: sets ``live.ready`` and ``live.started``, calls ``changed`` when they change, and
-    ``fail`` (with the reason) when startup or liveness has failed for good."""
+    ``fail`` (with the reason and the probe) when startup or liveness has failed for good."""
 
     def __init__(
         self,
-        runtime: Runtime,
+        caller: Caller,
         clock: Clock,
-        pod_uid: str,
         container: Mapping[str, Any],
         live: Live,
         changed: Callable[[], None],
-        fail: Callable[[str], Awaitable[None]],
+        fail: Callable[[str, Mapping[str, Any]], Awaitable[None]],
         unhealthy: Callable[[str], None],
     ) -> None:
-        self._runtime, self._clock, self._uid = runtime, clock, pod_uid
+        self._caller, self._clock = caller, clock
         self._container, self._live = container, live
         self._changed, self._fail, self._unhealthy = changed, fail, unhealthy
 
     async def run(self) -> None:
         """Until cancelled, or until the container is to be restarted."""
-        startup = self._container.get("startupProbe")
-        if startup and not await self._startup(startup):
+        startup = asked(self._container, "startupProbe")
+        if startup and not self._live.started and not await self._startup(startup):
             return
         self._live.started = True
-        readiness, liveness = self._container.get("readinessProbe"), self._container.get("livenessProbe")
+        readiness, liveness = asked(self._container, "readinessProbe"), asked(self._container, "livenessProbe")
         if not readiness:
             self._live.ready = True
         self._changed()
@@ -57,21 +62,22 @@ class Probes:
         failures = 0
         await self._delay(probe)
         while True:
-            problem = await self.attempt(probe)
+            problem = await self._attempt(probe)
             if problem is None:
                 return True
             failures += 1
             self._unhealthy(f"Startup probe failed: {problem}")
             if failures >= int(probe.get("failureThreshold") or 3):
-                await self._fail(f"Container {self._container['name']} failed startup probe, will be restarted")
+                await self._fail(f"Container {self._container['name']} failed startup probe, will be restarted", probe)
                 return False
             await self._clock.sleep(self._period(probe))
 
     async def _readiness(self, probe: Mapping[str, Any]) -> None:
         failures = successes = 0
+        was_ready = self._live.ready
         await self._delay(probe)
         while True:
-            problem = await self.attempt(probe)
+            problem = await self._attempt(probe)
             if problem is None:
                 failures, successes = 0, successes + 1
                 if not self._live.ready and successes >= int(probe.get("successThreshold") or 1):
@@ -84,20 +90,20 @@ class Probes:
                     self._changed()
                 if failures <= 3 or failures % 60 == 0:
                     self._unhealthy(f"Readiness probe failed: {problem}")
-            # Until it is ready for the first time, and early in its life, it is asked often: a kubelet asks on every sync too.
-            quick = not self._live.ready and failures <= 50
-            await self._clock.sleep(min(0.1, self._period(probe)) if quick else self._period(probe))
+            was_ready |= self._live.ready
+            quick = not was_ready and not successes and failures <= QUICK_FAILURES
+            await self._clock.sleep(min(QUICK_SECONDS, self._period(probe)) if quick else self._period(probe))
 
     async def _liveness(self, probe: Mapping[str, Any]) -> None:
         failures = 0
         await self._delay(probe)
         while True:
-            problem = await self.attempt(probe)
+            problem = await self._attempt(probe)
             failures = 0 if problem is None else failures + 1
             if problem is not None:
                 self._unhealthy(f"Liveness probe failed: {problem}")
                 if failures >= int(probe.get("failureThreshold") or 3):
-                    await self._fail(f"Container {self._container['name']} failed liveness probe, will be restarted")
+                    await self._fail(f"Container {self._container['name']} failed liveness probe, will be restarted", probe)
                     return
             await self._clock.sleep(self._period(probe))
 
@@ -109,65 +115,6 @@ class Probes:
     def _period(probe: Mapping[str, Any]) -> float:
         return float(probe.get("periodSeconds") or 10)
 
-    async def attempt(self, probe: Mapping[str, Any]) -> str | None:
+    async def _attempt(self, probe: Mapping[str, Any]) -> str | None:
         """Why one attempt failed, or nothing."""
-        seconds = float(probe.get("timeoutSeconds") or 1)
-        try:
-            async with asyncio.timeout(seconds):
-                if probe.get("exec"):
-                    return await self._command([str(c) for c in probe["exec"].get("command") or ()])
-                if probe.get("httpGet"):
-                    return await self._http(probe["httpGet"])
-                if probe.get("tcpSocket"):
-                    (await self._runtime.connect(self._uid, self._port(probe["tcpSocket"].get("port")))).close()
-                    return None
-                return "the probe has none of exec, httpGet, tcpSocket"
-        except TimeoutError:
-            return f"no answer within {seconds:g} s"
-        except (OSError, LookupError, ValueError) as error:
-            return str(error) or type(error).__name__
-
-    def _port(self, port: Any) -> int:
-        if isinstance(port, int) or str(port).isdigit():
-            return int(port)
-        for found in self._container.get("ports") or ():
-            if found.get("name") == port:
-                return int(found["containerPort"])
-        raise ValueError(f"port {port!r} is not a port of the container")
-
-    async def _command(self, command: list[str]) -> str | None:
-        process = await self._runtime.exec(self._uid, str(self._container["name"]), command)
-        output = b""
-        try:
-            async for _, data in process.output():
-                output = (output + data)[:OUTPUT_LIMIT]
-            code = await process.wait()
-        except asyncio.CancelledError:
-            with suppress(OSError):
-                await process.kill()
-            raise
-        return None if code == 0 else (output.decode(errors="replace").strip() or f"exit code {code}")
-
-    async def _http(self, get: Mapping[str, Any]) -> str | None:
-        if str(get.get("scheme") or "HTTP").upper() != "HTTP":
-            return "only HTTP probes are supported at this site, not HTTPS"
-        sock = await self._runtime.connect(self._uid, self._port(get.get("port")))
-        try:
-            loop = asyncio.get_running_loop()
-            headers = {"Host": get.get("host") or "localhost", "User-Agent": "nemo-probe", "Accept": "*/*", "Connection": "close"}
-            headers |= {h["name"]: h["value"] for h in get.get("httpHeaders") or ()}
-            lines = [f"GET {get.get('path') or '/'} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items())]
-            await loop.sock_sendall(sock, ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-            answer = b""
-            while b"\r\n" not in answer and len(answer) < OUTPUT_LIMIT:
-                data = await loop.sock_recv(sock, 4096)
-                if not data:
-                    break
-                answer += data
-        finally:
-            sock.close()
-        parts = answer.split(b"\r\n", 1)[0].split()
-        if len(parts) < 2 or not parts[0].startswith(b"HTTP/") or not parts[1].isdigit():
-            return "the answer is not HTTP"
-        code = int(parts[1])
-        return None if 200 <= code < 400 else f"HTTP probe failed with statuscode: {code}"
+        return await self._caller.call(probe, float(probe.get("timeoutSeconds") or 1))

@@ -9,20 +9,32 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 from typing import Any
 
 from metaos.agent.cache import Cache
-from metaos.agent.containers import Volumes
 from metaos.agent.cron import due_jobs
+from metaos.agent.jobs import Past, finished, job, job_status, remember
 from metaos.agent.podworker import PodRecord, PodWorker
-from metaos.agent.workloads import plan, status
+from metaos.agent.stateful import complete, stateful, stateful_status
+from metaos.agent.template import CRON_NAME, CRON_UID, make_pod
+from metaos.agent.volumes import Volumes
+from metaos.agent.workloads import (
+    Actions,
+    PodView,
+    Revisions,
+    daemon,
+    daemon_status,
+    deployment,
+    deployment_status,
+)
 from metaos.clock import Clock
 from metaos.plugins.points import ContainerState, Exec, Runtime
 from metaos.resources import workload
 from metaos.resources.errors import ApiError, bad_request, not_found
-from metaos.resources.meta import Obj, ObjectRef, format_time, labels, name, namespace, parse_time, ref, uid
+from metaos.resources.meta import Obj, ObjectRef, annotations, name, namespace, parse_time, ref, uid
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +61,7 @@ class Supervisor:
         record: Record,
         host_paths: Sequence[str] = (),
         backoff_seconds: float = 10.0,
+        machine: Mapping[str, str] | None = None,
     ) -> None:
         self.runtime, self.clock = runtime, clock
         self.site, self.address, self.record_event = site, address, record
@@ -56,7 +69,7 @@ class Supervisor:
         self._cache, self._random = cache, random
         self._desired: dict[ObjectRef, Obj] = {}
         self._known = False
-        self.volumes = Volumes(directory, tuple(host_paths), self.find)
+        self.volumes = Volumes(directory, tuple(host_paths), self.find, machine)
         self.states: Mapping[str, Mapping[str, ContainerState]] = {}
         self._workers: dict[str, PodWorker] = {}
         self._statuses: dict[ObjectRef, dict[str, Any]] = {}
@@ -65,6 +78,13 @@ class Supervisor:
         for _, value in cache.items("pods"):
             record_ = PodRecord(value)
             self._workers[record_.uid] = PodWorker(self, record_)
+        #: Jobs that CronJobs made here; what is remembered of workloads; digests of their templates.
+        self._jobs: dict[ObjectRef, Obj] = {ref(found): found for _, found in cache.items("jobs")}
+        self._notes: dict[ObjectRef, dict[str, Any]] = {ObjectRef(*key.split("|")): note for key, note in cache.items("notes")}
+        self._digests: dict[ObjectRef, tuple[Obj, str]] = {}
+        #: What was said last of a workload, so that it is not said again and again.
+        self._said: dict[ObjectRef, list[tuple[str, str, str]]] = {}
+        self._problems: dict[ObjectRef, str] = {}
         for key, value in cache.items("status"):
             self._statuses[ObjectRef(*key.split("|"))] = value
 
@@ -73,6 +93,9 @@ class Supervisor:
     def set_desired(self, objects: list[Obj]) -> None:
         """Everything that this site shall have; what is not in it goes."""
         self._desired = {ref(o): o for o in objects}
+        for known in (self._digests, self._said):
+            for gone in known.keys() - self._desired.keys() - self._jobs.keys():
+                del known[gone]
         self._known = True
         for worker in self._workers.values():
             worker.wake.set()
@@ -104,10 +127,7 @@ class Supervisor:
                 self._wake.clear()
                 again = LOOK_SECONDS
                 if self._known:
-                    try:
-                        again = min(again, self._plan_all())
-                    except Exception:
-                        log.exception("planning failed; it is tried again in %g s", LOOK_SECONDS)
+                    again = min(again, self._plan_all())
                 with suppress(TimeoutError):
                     await self._wait(self._wake, again)
         finally:
@@ -166,26 +186,46 @@ class Supervisor:
         now = self.clock.now()
         again = LOOK_SECONDS
         wanted = {r: o for r, o in self._desired.items() if r.kind in _WORKLOADS}
-        again = min(again, self._plan_cron(wanted, now))
-        jobs = {ref(job): job for _, job in self._cache.items("jobs")}
-        everything = {**jobs, **wanted}
+        for about, cron in wanted.items():
+            if about.kind == "CronJob":
+                again = min(again, self._attempt(about, partial(self._plan_cron, about, cron, now)))
+        for key, found in list(self._jobs.items()):
+            owner = ObjectRef("batch", "CronJob", namespace(found), annotations(found)[CRON_NAME])
+            if owner not in wanted or uid(wanted[owner]) != annotations(found)[CRON_UID]:
+                self._forget_job(key)
+        everything = {**self._jobs, **wanted}
         owned: dict[tuple[str, str, str], list[PodWorker]] = {}
         for worker in self._workers.values():
             owned.setdefault(worker.record.owner_key, []).append(worker)
         for about, obj in everything.items():
-            if about.kind == "CronJob":
-                continue
-            key = (about.kind, about.namespace, about.name)
-            mine = [w for w in owned.pop(key, []) if self._belongs(w, obj)]
-            again = min(again, self._plan_one(about, obj, mine, now))
+            if about.kind != "CronJob":
+                mine = [w for w in owned.pop((about.kind, about.namespace, about.name), []) if self._belongs(w, obj)]
+                again = min(again, self._attempt(about, partial(self._plan_one, about, obj, mine, now)))
         # What is left belongs to nothing that is wanted any more.
         for strays in owned.values():
             for worker in strays:
                 worker.delete(worker.grace)
         for about in [a for a in self._statuses if a not in everything]:
             del self._statuses[about]
-            self._cache.delete("status", "|".join(about))
+            self._cache.delete("status", _key(about))
+        for about in [a for a in self._notes if a not in everything]:
+            self._forget_templates(self._notes.pop(about), keep=())
+            self._cache.delete("notes", _key(about))
+        for gone in self._problems.keys() - everything.keys():
+            del self._problems[gone]
         return max(0.02, again)
+
+    def _attempt(self, about: ObjectRef, step: Callable[[], float]) -> float:
+        """One workload that cannot be planned holds up no other."""
+        try:
+            again = step()
+        except Exception as error:
+            if self._problems.get(about) != repr(error):
+                self._problems[about] = repr(error)
+                log.exception("%s %s/%s cannot be planned; it is tried again in %g s", *about[1:], LOOK_SECONDS)
+            return LOOK_SECONDS
+        self._problems.pop(about, None)
+        return again
 
     @staticmethod
     def _belongs(worker: PodWorker, obj: Obj) -> bool:
@@ -196,24 +236,110 @@ class Supervisor:
         return False
 
     def _plan_one(self, about: ObjectRef, obj: Obj, mine: list[PodWorker], now: float) -> float:
-        digest = workload.template_hash(obj)
         before = self._statuses.get(about, {})
-        finished = any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in before.get("conditions") or ())
-        if about.kind == "Job" and finished:
+        if about.kind == "Job" and finished(before):
             return self._retire_job(about, obj, mine, before, now)
+        revisions = self._revisions(about, obj, mine)
         views = [w.view() for w in mine]
-        actions = plan(obj, views, digest, now)
+        if about.kind == "Job":
+            # How it ends is written down before anything is done about it: what decides it may be gone afterwards.
+            before = self._report(about, job_status(obj, views, self._past(obj), now, before), before)
+        actions = self._decide(obj, views, revisions, now, before)
+        for pod_uid in actions.dismiss:
+            self._workers[pod_uid].delete(self._workers[pod_uid].grace, dismiss=True)
         for pod_uid in actions.delete:
             self._workers[pod_uid].delete(self._workers[pod_uid].grace)
-        for ordinal in actions.create:
-            self._create(about, obj, digest, ordinal, now)
-        found = status(obj, [w.view() for w in self._workers.values() if w.record.owner_uid == uid(obj)], digest, now, before)
+        for ordinal, revision in actions.create:
+            self._create(obj, revision, ordinal, now)
+        if about.kind == "Pod":
+            for worker in mine:
+                worker.follow(obj)
+            return LOOK_SECONDS
+        views = [w.view() for w in self._workers.values() if w.record.owner_uid == uid(obj)]
+        self._report(about, self._status(obj, views, revisions, now, before), before)
+        return LOOK_SECONDS if actions.again is None else actions.again
+
+    def _report(self, about: ObjectRef, found: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
         if found != before:
             self._statuses[about] = found
-            self._cache.put("status", "|".join(about), found)
+            self._cache.put("status", _key(about), found)
+            self._wake.set()
             for listener in self._listeners:
                 listener()
-        return LOOK_SECONDS if actions.again is None else actions.again
+        return found
+
+    def _decide(self, obj: Obj, views: list[PodView], revisions: Revisions, now: float, before: dict[str, Any]) -> Actions:
+        kind = obj["kind"]
+        if kind == "StatefulSet":
+            return stateful(obj, views, revisions, now)
+        if kind == "DaemonSet":
+            return daemon(obj, views, revisions, now)
+        if kind == "Job":
+            return job(obj, views, self._past(obj), revisions.update, now, before)
+        if kind == "Pod":
+            # One that has ended here never starts again, as long as it is the same one.
+            over = self._notes[ref(obj)].get("over")
+            return Actions(create=() if views or over else ((-1, revisions.update),))
+        return deployment(obj, views, revisions, now)
+
+    def _status(self, obj: Obj, views: list[PodView], revisions: Revisions, now: float, before: dict[str, Any]) -> dict[str, Any]:
+        kind = obj["kind"]
+        if kind == "StatefulSet":
+            return stateful_status(obj, views, revisions, now)
+        if kind == "DaemonSet":
+            return daemon_status(obj, views, revisions, now)
+        if kind == "Job":
+            return job_status(obj, views, self._past(obj), now, before)
+        return deployment_status(obj, views, revisions, now, before)
+
+    # -- what is remembered of a workload -------------------------------------------------------------------
+
+    def _note(self, about: ObjectRef, obj: Obj, **first: Any) -> dict[str, Any]:
+        """What this site remembers of a workload; nothing of an earlier one of the same name."""
+        note = self._notes.get(about)
+        if note is None or note["uid"] != uid(obj):
+            if note is not None:
+                self._forget_templates(note, keep=())
+            note = self._notes[about] = {"uid": uid(obj), **first}
+            self._cache.put("notes", _key(about), note)
+        return note
+
+    def _past(self, obj: Obj) -> Past:
+        return Past.from_json(self._notes[ref(obj)].get("past") or {})
+
+    def _revisions(self, about: ObjectRef, obj: Obj, mine: list[PodWorker]) -> Revisions:
+        digest = self._digest(about, obj)
+        paused = about.kind == "Deployment" and bool((obj.get("spec") or {}).get("paused"))
+        note = self._note(about, obj, current="" if paused else digest)
+        keeps = about.kind in ("Deployment", "StatefulSet")
+        current = str(note.get("current") or "")
+        if about.kind == "StatefulSet":
+            if current != digest and complete(obj, [w.view() for w in mine], Revisions(current, digest)):
+                current = digest
+        elif not paused:
+            current = digest
+        if keeps and (current != note.get("current") or digest not in note.get("templates", ())):
+            # The template outlives the object that brought it: pods of this revision may have to be made later.
+            with self._cache.together():
+                self._cache.put("templates", f"{uid(obj)}/{digest}", workload.pod_template(obj))
+                kept = sorted({current, digest} - {""})
+                self._forget_templates(note, keep=kept)
+                note |= {"current": current, "templates": kept}
+                self._cache.put("notes", _key(about), note)
+        return Revisions(current, digest)
+
+    def _forget_templates(self, note: dict[str, Any], keep: Sequence[str]) -> None:
+        for digest in note.get("templates", ()):
+            if digest not in keep:
+                self._cache.delete("templates", f"{note['uid']}/{digest}")
+
+    def _digest(self, about: ObjectRef, obj: Obj) -> str:
+        known = self._digests.get(about)
+        if known is None or known[0] is not obj:
+            known = self._digests[about] = obj, workload.template_hash(obj)
+        return known[1]
+
+    # -- jobs -----------------------------------------------------------------------------------------------
 
     def _retire_job(self, about: ObjectRef, obj: Obj, mine: list[PodWorker], before: dict[str, Any], now: float) -> float:
         """A job that has ended: what still runs of it is stopped; with a TTL, all of it goes."""
@@ -226,53 +352,56 @@ class Supervisor:
         ended = next(parse_time(c["lastTransitionTime"]) for c in before["conditions"] if c["type"] in ("Complete", "Failed"))
         if now < ended + float(ttl):
             return ended + float(ttl) - now
-        self._cache.delete("jobs", f"{about.namespace}/{about.name}")
+        self._forget_job(about)
         return 0.0
 
-    def _plan_cron(self, wanted: Mapping[ObjectRef, Obj], now: float) -> float:
+    def _forget_job(self, about: ObjectRef) -> None:
+        self._jobs.pop(about, None)
+        self._cache.delete("jobs", f"{about.namespace}/{about.name}")
+
+    def _plan_cron(self, about: ObjectRef, cron: Obj, now: float) -> float:
         """Starts what is due, and forgets jobs beyond the history limits."""
-        again = LOOK_SECONDS
-        jobs = list(self._cache.items("jobs"))
-        for key, job in jobs:
-            owner = ObjectRef("batch", "CronJob", namespace(job), str(job["metadata"]["annotations"]["meta-os.eu/cronjob"]))
-            if owner not in wanted or uid(wanted[owner]) != job["metadata"]["annotations"]["meta-os.eu/cronjob-uid"]:
-                self._cache.delete("jobs", key)
-        for about, cron in wanted.items():
-            if about.kind != "CronJob":
-                continue
-            mine = [
-                j for _, j in self._cache.items("jobs") if j["metadata"]["annotations"]["meta-os.eu/cronjob-uid"] == uid(cron)
-            ]
-            before = self._statuses.get(about, {})
-            done = {ref(j): self._statuses.get(ref(j), {}) for j in mine}
-            step = due_jobs(cron, mine, done, before, now)
-            for job in step.create:
-                job["metadata"]["uid"] = self.new_uid()
-                self._cache.put("jobs", f"{namespace(job)}/{name(job)}", job)
-            for job in step.delete:
-                self._cache.delete("jobs", f"{namespace(job)}/{name(job)}")
+        since = float(self._note(about, cron, since=now)["since"])
+        mine = [j for j in self._jobs.values() if annotations(j)[CRON_UID] == uid(cron)]
+        before = self._statuses.get(about, {})
+        step = due_jobs(cron, mine, {ref(j): self._statuses.get(ref(j), {}) for j in mine}, before, since, now)
+        with self._cache.together():
+            for made in step.create:
+                made["metadata"]["uid"] = self.new_uid()
+                self._jobs[ref(made)] = made
+                self._cache.put("jobs", f"{namespace(made)}/{name(made)}", made)
+            for old in step.delete:
+                self._forget_job(ref(old))
             if step.status != before:
-                self._statuses[about] = step.status
-                self._cache.put("status", "|".join(about), step.status)
-                self.changed()
-            again = min(again, step.again)
-        return again
+                self._cache.put("status", _key(about), step.status)
+        if step.events != self._said.get(about):
+            self._said[about] = step.events
+            for kind, reason, message in step.events:
+                self.record_event(cron, kind, reason, message)
+        if step.status != before:
+            self._statuses[about] = step.status
+            self.changed()
+        return step.again
+
+    # -- making pods ----------------------------------------------------------------------------------------
 
     def new_uid(self) -> str:
         digits = f"{self._random.getrandbits(128):032x}"
         return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
 
-    def _suffix(self) -> str:
-        return "".join(self._random.choice(SUFFIX) for _ in range(5))
-
-    def _create(self, about: ObjectRef, obj: Obj, digest: str, ordinal: int, now: float) -> None:
-        pod = self._pod(about, obj, digest, ordinal, now)
+    def _create(self, obj: Obj, revision: str, ordinal: int, now: float) -> None:
+        about = ref(obj)
+        template = workload.pod_template(obj)
+        if revision != self._digest(about, obj):
+            template = self._cache.get("templates", f"{uid(obj)}/{revision}") or template
+        suffix = "".join(self._random.choice(SUFFIX) for _ in range(5))
+        pod = make_pod(obj, template, revision, ordinal, site=self.site, uid_=self.new_uid(), suffix=suffix, now=now)
         record = PodRecord(
             {
                 "pod": pod,
                 "owner": list((about.kind, about.namespace, about.name)),
                 "ownerUid": uid(obj),
-                "hash": digest,
+                "hash": revision,
                 "created": now,
                 "ordinal": ordinal,
             }
@@ -284,67 +413,25 @@ class Supervisor:
         for listener in self._listeners:
             listener()
 
-    def _pod(self, about: ObjectRef, obj: Obj, digest: str, ordinal: int, now: float) -> Obj:
-        """The Pod object, as the workload's template makes it."""
-        template = workload.pod_template(obj)
-        metadata: dict[str, Any] = {"namespace": about.namespace, "uid": self.new_uid(), "creationTimestamp": format_time(now)}
-        found_labels = dict((template.get("metadata") or {}).get("labels") or {})
-        notes = dict((template.get("metadata") or {}).get("annotations") or {})
-        spec = {**(template.get("spec") or {}), "nodeName": self.site}
-        if about.kind == "Pod":
-            metadata |= {"name": about.name, "uid": uid(obj), "labels": dict(labels(obj))}
-            return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-        owner = {"apiVersion": obj["apiVersion"], "kind": about.kind, "name": about.name, "uid": uid(obj), "controller": True}
-        if about.kind == "StatefulSet":
-            metadata["name"] = f"{about.name}-{ordinal}"
-            found_labels |= {
-                "controller-revision-hash": f"{about.name}-{digest}",
-                "statefulset.kubernetes.io/pod-name": metadata["name"],
-                "apps.kubernetes.io/pod-index": str(ordinal),
-            }
-            spec["hostname"] = metadata["name"]
-            spec["volumes"] = [*(spec.get("volumes") or ()), *self._claims(obj, metadata["name"])]
-            if (obj.get("spec") or {}).get("serviceName"):
-                spec["subdomain"] = obj["spec"]["serviceName"]
-        elif about.kind == "Deployment":
-            metadata["name"] = f"{about.name[:46]}-{digest}-{self._suffix()}"
-            found_labels["pod-template-hash"] = digest
-        elif about.kind == "DaemonSet":
-            metadata["name"] = f"{about.name[:57]}-{self._suffix()}"
-            found_labels["controller-revision-hash"] = digest
-        else:
-            metadata["name"] = f"{about.name[:50]}-{f'{ordinal}-' if ordinal >= 0 else ''}{self._suffix()}"
-            found_labels |= {"job-name": about.name, "batch.kubernetes.io/job-name": about.name}
-            if ordinal >= 0:
-                found_labels["batch.kubernetes.io/job-completion-index"] = str(ordinal)
-                notes["batch.kubernetes.io/job-completion-index"] = str(ordinal)
-                index = {"name": "JOB_COMPLETION_INDEX", "value": str(ordinal)}
-                spec["containers"] = [{**c, "env": [*(c.get("env") or ()), index]} for c in spec["containers"]]
-            cron = (obj["metadata"].get("annotations") or {}).get("meta-os.eu/cronjob")
-            if cron:
-                owner |= {"kind": "CronJob", "name": cron, "uid": obj["metadata"]["annotations"]["meta-os.eu/cronjob-uid"]}
-        metadata |= {"labels": found_labels, "ownerReferences": [owner | {"blockOwnerDeletion": True}]}
-        if notes:
-            metadata["annotations"] = notes
-        return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-
-    @staticmethod
-    def _claims(obj: Obj, pod: str) -> list[dict[str, Any]]:
-        """Volumes for a StatefulSet's claim templates: local directories named after claim and pod, which stay."""
-        found = []
-        for claim in (obj.get("spec") or {}).get("volumeClaimTemplates") or ():
-            what = claim["metadata"]["name"]
-            found.append({"name": what, "persistentVolumeClaim": {"claimName": f"{what}-{pod}"}, "template": True})
-        return found
-
     # -- pods -----------------------------------------------------------------------------------------------
 
     def store(self, record: PodRecord) -> None:
         self._cache.put("pods", record.uid, record.value)
 
     def gone(self, worker: PodWorker) -> None:
-        """A pod has ended for good, and nothing of it is left."""
-        self._cache.delete("pods", worker.record.uid)
+        """A pod has ended for good, and nothing of it is left but what its workload has to remember."""
+        kind, where, owner = worker.record.owner_key
+        with self._cache.together():
+            self._cache.delete("pods", worker.record.uid)
+            about = ObjectRef("batch" if kind == "Job" else "", kind, where, owner)
+            note = self._notes.get(about)
+            if note is not None and note["uid"] == worker.record.owner_uid:
+                obj = self._desired.get(about) or self._jobs.get(about)
+                if kind == "Pod":
+                    note["over"] = True
+                elif obj is not None:
+                    note["past"] = remember(Past.from_json(note.get("past") or {}), obj, worker.view()).to_json()
+                self._cache.put("notes", _key(about), note)
         self._workers.pop(worker.record.uid, None)
         self.changed()
 
@@ -415,3 +502,7 @@ class Supervisor:
 
     async def connect(self, namespace: str, pod: str, port: int) -> Any:
         return await self.runtime.connect(self._worker(namespace, pod).record.uid, port)
+
+
+def _key(about: ObjectRef) -> str:
+    return "|".join(about)

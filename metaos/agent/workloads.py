@@ -1,7 +1,7 @@
 """From workloads to pods, at one site: what to create and what to delete. Pure; ``now`` in seconds since the epoch.
 
-The rules are Kubernetes' own: rolling updates with surge and unavailable, ordinals one after another, one daemon per site,
-completions and back-off of jobs.
+The rules are Kubernetes' own: rolling updates with surge and unavailable, one daemon per site; StatefulSets are in
+:mod:`metaos.agent.stateful`, Jobs in :mod:`metaos.agent.jobs`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metaos.resources.meta import Obj, format_time, generation, name, parse_time, with_condition
-
-JOB_BACKOFF_SECONDS, JOB_BACKOFF_LIMIT_SECONDS = 10.0, 360.0
+from metaos.resources.workload import replicas as wanted_replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +28,12 @@ class PodView:
     ordinal: int = -1
     restarts: int = 0
     finished: float = 0.0
+    #: (container, exit code) of those that have ended badly.
+    exits: tuple[tuple[str, int], ...] = ()
+    #: (type, status) of the pod's conditions.
+    conditions: tuple[tuple[str, str], ...] = ()
+    #: Ended by its workload's own decision: no failure.
+    dismissed: bool = False
 
     @property
     def ready(self) -> bool:
@@ -38,16 +43,34 @@ class PodView:
     def ended(self) -> bool:
         return self.phase in ("Succeeded", "Failed")
 
+    @property
+    def living(self) -> bool:
+        return not self.deleting and not self.ended
+
     def available(self, minimum: float, now: float) -> bool:
         return self.ready and self.ready_since is not None and self.ready_since + minimum <= now
 
 
 @dataclass(frozen=True, slots=True)
-class Actions:
-    """``create``: ordinals, −1 without one. ``delete``: uids. ``again``: seconds until time alone changes something."""
+class Revisions:
+    """Digests of a workload's pod template: the one that was rolled out last, and the one wanted now. Both the same but
+    during a rollout, under a partition, and while it is paused."""
 
-    create: tuple[int, ...] = ()
+    current: str
+    update: str
+
+
+#: A pod to create: its ordinal (−1 without one) and the revision of its template.
+New = tuple[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Actions:
+    """``delete`` and ``dismiss``: uids; what is dismissed is no failure. ``again``: seconds until time alone changes a thing."""
+
+    create: tuple[New, ...] = ()
     delete: tuple[str, ...] = ()
+    dismiss: tuple[str, ...] = ()
     again: float | None = None
 
 
@@ -59,201 +82,94 @@ def resolve(value: Any, total: int, *, up: bool) -> int:
     return int(value or 0)
 
 
-def plan(workload: Obj, pods: Sequence[PodView], hash: str, now: float) -> Actions:
-    """The next actions for any kind but CronJob."""
-    kind = workload.get("kind")
-    if kind == "StatefulSet":
-        return _stateful(workload, pods, hash)
-    if kind == "DaemonSet":
-        return _daemon(pods, hash)
-    if kind == "Job":
-        return _job(workload, pods, now)
-    if kind == "Pod":
-        return Actions(create=() if pods else (-1,))
-    return _deployment(workload, pods, hash, now)
+def soonest(pods: Sequence[PodView], minimum: float, now: float) -> float | None:
+    """Seconds until the next of these has been ready for long enough."""
+    waits = [p.ready_since + minimum - now for p in pods if p.ready_since is not None and p.ready_since + minimum > now]
+    return min(waits, default=None)
 
 
-def _deployment(workload: Obj, pods: Sequence[PodView], hash: str, now: float) -> Actions:
+def _minimum(workload: Obj) -> float:
+    return float((workload.get("spec") or {}).get("minReadySeconds") or 0)
+
+
+# -- Deployment --------------------------------------------------------------------------------------------
+
+
+def deployment_limits(workload: Obj) -> tuple[int, int]:
+    """(surge, unavailable) in pods."""
     spec = workload.get("spec") or {}
-    replicas = int(spec.get("replicas", 1))
-    minimum = float(spec.get("minReadySeconds") or 0)
-    ended = [p.uid for p in pods if p.ended and not p.deleting]
-    living = [p for p in pods if not p.deleting and not p.ended]
-    new = [p for p in living if p.hash == hash]
-    old = [p for p in living if p.hash != hash]
-    waits = [p.ready_since + minimum - now for p in living if p.ready_since is not None and p.ready_since + minimum > now]
-    again = min(waits, default=None)
-    if len(new) > replicas:
-        # Unready ones first, then the youngest.
-        surplus = sorted(new, key=lambda p: (p.ready, -p.created, p.name))[: len(new) - replicas]
-        return Actions(delete=(*ended, *(p.uid for p in surplus), *(p.uid for p in old)), again=again)
-    strategy = spec.get("strategy") or {}
-    if strategy.get("type") == "Recreate":
-        if old:
-            return Actions(delete=(*ended, *(p.uid for p in old)))
-        if any(p.deleting and p.hash != hash for p in pods):
-            return Actions(delete=tuple(ended))
-        return Actions(create=(-1,) * (replicas - len(new)), delete=tuple(ended), again=again)
-    rolling = strategy.get("rollingUpdate") or {}
+    if (spec.get("strategy") or {}).get("type") == "Recreate":
+        return 0, 0
+    replicas, rolling = wanted_replicas(workload), (spec.get("strategy") or {}).get("rollingUpdate") or {}
     surge = resolve(rolling.get("maxSurge", "25%"), replicas, up=True)
     unavailable = resolve(rolling.get("maxUnavailable", "25%"), replicas, up=False)
-    if surge == 0 and unavailable == 0:
-        unavailable = 1
+    return surge, min(replicas, unavailable or (0 if surge else 1))
+
+
+def deployment(workload: Obj, pods: Sequence[PodView], revisions: Revisions, now: float) -> Actions:
+    """Never more living pods are made than replicas and surge; no available one goes that is needed."""
+    spec = workload.get("spec") or {}
+    replicas, minimum = wanted_replicas(workload), _minimum(workload)
+    ended = tuple(p.uid for p in pods if p.ended and not p.deleting)
+    living = [p for p in pods if p.living]
+    again = soonest(living, minimum, now)
+    if spec.get("paused"):
+        return _scale(living, replicas, revisions.current, ended, minimum, now)
+    new = [p for p in living if p.hash == revisions.update]
+    old = [p for p in living if p.hash != revisions.update]
+    if (spec.get("strategy") or {}).get("type") == "Recreate":
+        if old:
+            return Actions(delete=(*ended, *(p.uid for p in old)))
+        if any(p.deleting and p.hash != revisions.update for p in pods):
+            return Actions(delete=ended)
+        return _scale(new, replicas, revisions.update, ended, minimum, now)
+    surge, unavailable = deployment_limits(workload)
+    gone = _least_useful(new, minimum, now)[: max(0, len(new) - replicas)]
+    spare = sum(p.available(minimum, now) for p in living if p not in gone) - (replicas - unavailable)
+    for pod in _least_useful(old, minimum, now):
+        if not pod.available(minimum, now):
+            gone.append(pod)
+        elif spare > 0:
+            gone.append(pod)
+            spare -= 1
+    left = [p for p in living if p not in gone]
+    idle = [p for p in _least_useful(left, minimum, now) if not p.available(minimum, now)]
+    gone += idle[: max(0, len(left) - replicas - surge)]
     create = max(0, min(replicas - len(new), replicas + surge - len(living)))
-    delete: list[str] = []
-    if old:
-        available = sum(p.available(minimum, now) for p in living)
-        spare = available - (replicas - unavailable)
-        for pod in sorted(old, key=lambda p: (p.available(minimum, now), p.created, p.name)):
-            if not pod.available(minimum, now):
-                delete.append(pod.uid)
-            elif spare > 0:
-                delete.append(pod.uid)
-                spare -= 1
-    return Actions((-1,) * create, (*ended, *delete), again)
+    return Actions(((-1, revisions.update),) * create, (*ended, *(p.uid for p in gone)), again=again)
 
 
-def _stateful(workload: Obj, pods: Sequence[PodView], hash: str) -> Actions:
+def _scale(living: list[PodView], replicas: int, hash: str, ended: tuple[str, ...], minimum: float, now: float) -> Actions:
+    """So many pods, whatever their revision; new ones of the given one, none where there is none yet."""
+    gone = _least_useful(living, minimum, now)[: max(0, len(living) - replicas)]
+    create = max(0, replicas - len(living)) if hash else 0
+    return Actions(((-1, hash),) * create, (*ended, *(p.uid for p in gone)), again=soonest(living, minimum, now))
+
+
+def _least_useful(pods: Sequence[PodView], minimum: float, now: float) -> list[PodView]:
+    """Those that are not available first, then those not ready, then the youngest."""
+    return sorted(pods, key=lambda p: (p.available(minimum, now), p.ready, -p.created, p.name))
+
+
+def deployment_status(
+    workload: Obj, pods: Sequence[PodView], revisions: Revisions, now: float, before: dict[str, Any]
+) -> dict[str, Any]:
+    """Counts, and the conditions Available and Progressing."""
     spec = workload.get("spec") or {}
-    replicas = int(spec.get("replicas", 1))
-    parallel = spec.get("podManagementPolicy") == "Parallel"
-    by_ordinal = {p.ordinal: p for p in pods}
-    failed = [p.uid for p in pods if p.ended and not p.deleting]
-    if failed:
-        return Actions(delete=tuple(failed))
-    beyond = sorted((p for p in pods if p.ordinal >= replicas), key=lambda p: -p.ordinal)
-    missing = [i for i in range(replicas) if i not in by_ordinal]
-    if parallel:
-        create, delete = tuple(missing), tuple(p.uid for p in beyond if not p.deleting)
-        if create or delete:
-            return Actions(create, delete)
-    else:
-        for ordinal in range(replicas):
-            pod = by_ordinal.get(ordinal)
-            if pod is None:
-                return Actions(create=(ordinal,))
-            if not pod.ready:
-                # One that is stuck in an old version is replaced by the new one rather than waited for.
-                if pod.hash != hash and not pod.deleting and not beyond:
-                    return Actions(delete=(pod.uid,))
-                return Actions()
-        if beyond:
-            return Actions(delete=() if beyond[0].deleting else (beyond[0].uid,))
-    if (spec.get("updateStrategy") or {}).get("type") == "OnDelete":
-        return Actions()
-    partition = int(((spec.get("updateStrategy") or {}).get("rollingUpdate") or {}).get("partition") or 0)
-    for ordinal in range(replicas - 1, partition - 1, -1):
-        pod = by_ordinal[ordinal]
-        if pod.hash != hash:
-            return Actions(delete=() if pod.deleting else (pod.uid,))
-        if not pod.ready:
-            return Actions()
-    return Actions()
-
-
-def _daemon(pods: Sequence[PodView], hash: str) -> Actions:
-    stale = [p.uid for p in pods if not p.deleting and (p.hash != hash or p.ended)]
-    if stale:
-        return Actions(delete=tuple(stale))
-    living = sorted((p for p in pods if not p.deleting), key=lambda p: (p.created, p.name))
-    if len(living) > 1:
-        return Actions(delete=tuple(p.uid for p in living[1:]))
-    return Actions(create=() if pods else (-1,))
-
-
-def job_finished(workload: Obj, pods: Sequence[PodView], now: float, started: float) -> tuple[str, str] | None:
-    """(``Complete`` or ``Failed``, reason) once a job has ended."""
-    spec = workload.get("spec") or {}
-    succeeded = sum(p.phase == "Succeeded" for p in pods)
-    completions = spec.get("completions")
-    active = [p for p in pods if not p.ended and not p.deleting]
-    if completions is None:
-        if succeeded and not active:
-            return "Complete", "CompletionsReached"
-    elif succeeded >= int(completions):
-        return "Complete", "CompletionsReached"
-    failures = sum(p.phase == "Failed" for p in pods) + sum(p.restarts for p in pods if not p.ended)
-    limit = spec.get("backoffLimit")
-    if failures > (6 if limit is None else int(limit)):
-        return "Failed", "BackoffLimitExceeded"
-    deadline = spec.get("activeDeadlineSeconds")
-    if deadline is not None and now >= started + float(deadline):
-        return "Failed", "DeadlineExceeded"
-    return None
-
-
-def _job(workload: Obj, pods: Sequence[PodView], now: float) -> Actions:
-    spec = workload.get("spec") or {}
-    started = min((p.created for p in pods), default=now)
-    ended = job_finished(workload, pods, now, started)
-    active = [p for p in pods if not p.ended and not p.deleting]
-    if ended is not None:
-        return Actions(delete=tuple(p.uid for p in active))
-    if spec.get("suspend"):
-        return Actions(delete=tuple(p.uid for p in active))
-    deadline = spec.get("activeDeadlineSeconds")
-    again = None if deadline is None else started + float(deadline) - now
-    parallelism = spec.get("parallelism")
-    wanted = 1 if parallelism is None else int(parallelism)
-    succeeded = sum(p.phase == "Succeeded" for p in pods)
-    if spec.get("completions") is not None:
-        wanted = min(wanted, int(spec["completions"]) - succeeded)
-    elif succeeded:
-        wanted = len(active)
-    if len(active) > wanted:
-        return Actions(delete=tuple(p.uid for p in sorted(active, key=lambda p: -p.created)[: len(active) - wanted]), again=again)
-    failures = [p for p in pods if p.phase == "Failed"]
-    if failures and len(active) < wanted:
-        wait = min(JOB_BACKOFF_SECONDS * 2 ** (len(failures) - 1), JOB_BACKOFF_LIMIT_SECONDS)
-        ready_at = max(p.finished for p in failures) + wait
-        if now < ready_at:
-            return Actions(again=min(ready_at - now, again or ready_at - now))
-    if spec.get("completionMode") == "Indexed":
-        taken = {p.ordinal for p in pods if not p.deleting and p.phase != "Failed"}
-        free = [i for i in range(int(spec.get("completions") or 1)) if i not in taken]
-        return Actions(tuple(free[: wanted - len(active)]), again=again)
-    return Actions((-1,) * (wanted - len(active)), again=again)
-
-
-# -- status ------------------------------------------------------------------------------------------------
-
-
-def status(workload: Obj, pods: Sequence[PodView], hash: str, now: float, before: dict[str, Any]) -> dict[str, Any]:
-    """A workload's status at this site, in its Kubernetes form."""
-    kind = workload.get("kind")
-    living = [p for p in pods if not p.deleting and not p.ended]
-    if kind == "Job":
-        return _job_status(workload, pods, now, before)
-    if kind == "DaemonSet":
-        ready, updated = sum(p.ready for p in living), sum(p.hash == hash for p in living)
-        return {
-            "observedGeneration": generation(workload),
-            "desiredNumberScheduled": 1,
-            "currentNumberScheduled": min(1, len(living)),
-            "numberReady": ready,
-            "numberAvailable": ready,
-            "numberMisscheduled": 0,
-            "updatedNumberScheduled": updated,
-            **({"numberUnavailable": 1} if not ready else {}),
-        }
-    spec = workload.get("spec") or {}
-    replicas, minimum = int(spec.get("replicas", 1)), float(spec.get("minReadySeconds") or 0)
-    ready = sum(p.ready for p in living)
+    replicas, minimum = wanted_replicas(workload), _minimum(workload)
+    living = [p for p in pods if p.living]
     available = sum(p.available(minimum, now) for p in living)
-    updated = sum(p.hash == hash for p in living)
-    found: dict[str, Any] = {"observedGeneration": generation(workload), "replicas": len(living)}
-    found |= {"readyReplicas": ready, "availableReplicas": available, "updatedReplicas": updated}
-    if kind == "StatefulSet":
-        revision = f"{name(workload)}-{hash}"
-        found |= {"currentReplicas": updated, "updateRevision": revision, "currentRevision": revision, "collisionCount": 0}
-        return found
-    missing = max(0, replicas - available)
-    if missing:
-        found["unavailableReplicas"] = missing
-    unavailable = resolve(
-        ((spec.get("strategy") or {}).get("rollingUpdate") or {}).get("maxUnavailable", "25%"), replicas, up=False
-    )
-    good = available >= replicas - unavailable
+    updated = sum(p.hash == revisions.update for p in living)
+    found: dict[str, Any] = {
+        "observedGeneration": generation(workload),
+        "replicas": len(living),
+        "readyReplicas": sum(p.ready for p in living),
+        "availableReplicas": available,
+        "updatedReplicas": updated,
+    }
+    if available < replicas:
+        found["unavailableReplicas"] = replicas - available
+    good = available >= replicas - deployment_limits(workload)[1]
     conditions = with_condition(
         before.get("conditions") or (),
         "Available",
@@ -262,59 +178,82 @@ def status(workload: Obj, pods: Sequence[PodView], hash: str, now: float, before
         f"Deployment {'has' if good else 'does not have'} minimum availability.",
         now,
     )
-    return found | {
-        "conditions": _progress(workload, conditions, updated >= replicas and missing == 0, len(living) == updated, now)
-    }
+    complete = updated >= replicas and available >= replicas and len(living) == updated
+    if spec.get("paused"):
+        conditions = with_condition(conditions, "Progressing", "Unknown", "DeploymentPaused", "Deployment is paused", now)
+    else:
+        advanced = any(
+            found[word] > int(before.get(word) or 0) for word in ("updatedReplicas", "readyReplicas", "availableReplicas")
+        )
+        advanced |= len(living) - updated < int(before.get("replicas") or 0) - int(before.get("updatedReplicas") or 0)
+        conditions = _progress(workload, conditions, complete, advanced, now)
+    return found | {"conditions": conditions}
 
 
 def _progress(
-    workload: Obj, conditions: list[dict[str, Any]], complete: bool, only_new: bool, now: float
+    workload: Obj, conditions: list[dict[str, Any]], complete: bool, advanced: bool, now: float
 ) -> list[dict[str, Any]]:
-    """The Progressing condition: complete, under way, or past its deadline since the last change."""
+    """The Progressing condition: complete, under way, or past its deadline since it last moved on (``lastUpdateTime``)."""
     old = next((c for c in conditions if c["type"] == "Progressing"), {})
-    deadline = float((workload.get("spec") or {}).get("progressDeadlineSeconds") or 600)
-    if complete and only_new:
-        message = f'Deployment "{name(workload)}" has successfully progressed.'
-        return with_condition(conditions, "Progressing", "True", "NewReplicaSetAvailable", message, now)
-    since = parse_time(old["lastTransitionTime"]) if old.get("lastTransitionTime") else now
-    if old.get("reason") == "ReplicaSetUpdated" and now > since + deadline:
-        message = f'Deployment "{name(workload)}" has timed out progressing.'
-        return with_condition(conditions, "Progressing", "False", "ProgressDeadlineExceeded", message, now)
-    if old.get("reason") == "ProgressDeadlineExceeded":
-        return conditions
-    others = [c for c in conditions if c["type"] != "Progressing"] if old.get("reason") != "ReplicaSetUpdated" else conditions
-    message = f'Deployment "{name(workload)}" is progressing.'
-    return with_condition(others, "Progressing", "True", "ReplicaSetUpdated", message, now)
-
-
-def _job_status(workload: Obj, pods: Sequence[PodView], now: float, before: dict[str, Any]) -> dict[str, Any]:
-    if any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in before.get("conditions") or ()):
-        return before
-    started = min((p.created for p in pods), default=now)
-    active = [p for p in pods if not p.ended and not p.deleting]
-    found: dict[str, Any] = {}
-    if pods:
-        found["startTime"] = before.get("startTime") or format_time(started)
-    counts = {
-        "active": len(active),
-        "ready": sum(p.ready for p in active),
-        "succeeded": sum(p.phase == "Succeeded" for p in pods),
-        "failed": sum(p.phase == "Failed" for p in pods),
-    }
-    found |= {k: v for k, v in counts.items() if v or k == "ready"}
-    ended = job_finished(workload, pods, now, started)
-    if ended is not None:
-        what, reason = ended
-        found.pop("active", None)
-        messages = {
-            "BackoffLimitExceeded": "Job has reached the specified backoff limit",
-            "DeadlineExceeded": "Job was active longer than specified deadline",
-        }
-        found["conditions"] = with_condition(
-            (), what, "True", reason, messages.get(reason, "Reached expected number of succeeded pods"), now
+    limit = (workload.get("spec") or {}).get("progressDeadlineSeconds")
+    what = f'Deployment "{name(workload)}"'
+    if complete:
+        return with_condition(
+            conditions, "Progressing", "True", "NewReplicaSetAvailable", f"{what} has successfully progressed.", now
         )
-        for condition in found["conditions"]:
-            condition["lastProbeTime"] = condition["lastTransitionTime"]
-        if what == "Complete":
-            found["completionTime"] = format_time(now)
-    return found
+    since = parse_time(old.get("lastUpdateTime") or old["lastTransitionTime"]) if old.get("lastTransitionTime") else now
+    under_way = old.get("reason") == "ReplicaSetUpdated"
+    if under_way and not advanced and now > since + float(600 if limit is None else limit):
+        return with_condition(
+            conditions, "Progressing", "False", "ProgressDeadlineExceeded", f"{what} has timed out progressing.", now
+        )
+    if old.get("reason") == "ProgressDeadlineExceeded" and not advanced:
+        return conditions
+    found = with_condition(conditions, "Progressing", "True", "ReplicaSetUpdated", f"{what} is progressing.", now)
+    fresh = advanced or not under_way
+    return [c | {"lastUpdateTime": format_time(now if fresh else since)} if c["type"] == "Progressing" else c for c in found]
+
+
+# -- DaemonSet ---------------------------------------------------------------------------------------------
+
+
+def daemon(workload: Obj, pods: Sequence[PodView], revisions: Revisions, now: float) -> Actions:
+    """One pod. With a surge the new one is available before the old one goes."""
+    strategy = (workload.get("spec") or {}).get("updateStrategy") or {}
+    minimum = _minimum(workload)
+    gone = [p.uid for p in pods if p.ended and not p.deleting]
+    living = _least_useful([p for p in pods if p.living], minimum, now)[::-1]
+    new = [p for p in living if p.hash == revisions.update]
+    old = [p for p in living if p.hash != revisions.update]
+    again = soonest(living, minimum, now)
+    if strategy.get("type") == "OnDelete":
+        keep = living[:1]
+        gone += [p.uid for p in living[1:]]
+        wanted = 0 if keep or any(not p.ended for p in pods) or gone else 1
+        return Actions(((-1, revisions.update),) * wanted, tuple(gone))
+    gone += [p.uid for p in new[1:]]
+    if resolve((strategy.get("rollingUpdate") or {}).get("maxSurge"), 1, up=True) > 0:
+        if old and new[:1] and new[0].available(minimum, now):
+            gone += [p.uid for p in old]
+        else:
+            useful = [p for p in old if p.available(minimum, now)][:1]
+            gone += [p.uid for p in old if p not in useful]
+        return Actions(() if new or gone else ((-1, revisions.update),), tuple(gone), again=again)
+    gone += [p.uid for p in old]
+    busy = bool(new or gone) or any(p.deleting for p in pods)
+    return Actions(() if busy else ((-1, revisions.update),), tuple(gone), again=again)
+
+
+def daemon_status(workload: Obj, pods: Sequence[PodView], revisions: Revisions, now: float) -> dict[str, Any]:
+    living = [p for p in pods if p.living]
+    available = any(p.available(_minimum(workload), now) for p in living)
+    return {
+        "observedGeneration": generation(workload),
+        "desiredNumberScheduled": 1,
+        "currentNumberScheduled": min(1, len(living)),
+        "numberReady": int(any(p.ready for p in living)),
+        "numberAvailable": int(available),
+        "numberMisscheduled": 0,
+        "updatedNumberScheduled": int(any(p.hash == revisions.update for p in living)),
+        **({} if available else {"numberUnavailable": 1}),
+    }

@@ -256,14 +256,20 @@ def container(
     for path in _READ_ONLY:
         if os.path.exists(path):
             arguments += ["--ro-bind", path, path]
-    arguments += ["--dev", "/dev", "--perms", "1777", "--size", str(SHM_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
+    arguments += ["--dev", "/dev", "--perms", "1777", "--size", str(SHM_BYTES), "--tmpfs", "/dev/shm"]  # noqa: S108
+    # What is mounted below /dev (a container's termination log, a larger /dev/shm) comes before that is sealed.
+    for source, target, read_only in mounts:
+        if target.startswith("/dev/"):
+            arguments += ["--ro-bind-fd" if read_only else "--bind-fd", str(source), target]
+    arguments += ["--remount-ro", "/dev"]
     arguments += ["--perms", "1777", "--size", str(TMP_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
     own = ["hosts", "hostname", "resolv.conf"] + (["passwd", "group", "nsswitch.conf"] if image.rootfs is None else [])
     for name in own:
         arguments += ["--ro-bind", os.path.join(etc, name), f"/etc/{name}"]
     arguments += ["--dir", working_dir]
     for source, target, read_only in mounts:
-        arguments += ["--ro-bind-fd" if read_only else "--bind-fd", str(source), target]
+        if not target.startswith("/dev/"):
+            arguments += ["--ro-bind-fd" if read_only else "--bind-fd", str(source), target]
     if read_only_root:
         arguments += ["--remount-ro", "/"]
     arguments += ["--chdir", working_dir, "--clearenv"]
