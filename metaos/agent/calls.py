@@ -11,6 +11,8 @@ from metaos.clock import Clock
 from metaos.plugins.points import Runtime
 
 OUTPUT_LIMIT = 10 * 1024
+#: A container that was started a moment ago may not be there to be entered yet; its hook is tried again so often, so long.
+ENTER_ROUNDS, ENTER_SECONDS = 200, 0.02
 
 
 class Caller:
@@ -19,25 +21,39 @@ class Caller:
     def __init__(self, runtime: Runtime, clock: Clock, pod_uid: str, container: Mapping[str, Any]) -> None:
         self._runtime, self._clock, self._uid, self._container = runtime, clock, pod_uid, container
 
+    async def hook(self, what: Mapping[str, Any]) -> str | None:
+        """As :meth:`call`, to a container that is just coming up."""
+        for _ in range(ENTER_ROUNDS):
+            try:
+                return await self._call(what)
+            except LookupError:
+                await self._clock.sleep(ENTER_SECONDS)
+            except (OSError, ValueError) as error:
+                return str(error) or type(error).__name__
+        return "the container cannot be entered"
+
     async def call(self, what: Mapping[str, Any], seconds: float | None = None) -> str | None:
         """Why it failed, or nothing. Without ``seconds`` it takes as long as it takes."""
         try:
             async with asyncio.timeout(seconds):
-                if what.get("exec"):
-                    return await self._command([str(c) for c in what["exec"].get("command") or ()])
-                if what.get("httpGet"):
-                    return await self._http(what["httpGet"])
-                if what.get("tcpSocket"):
-                    (await self._runtime.connect(self._uid, self._port(what["tcpSocket"].get("port")))).close()
-                    return None
-                if what.get("sleep"):
-                    await self._clock.sleep(float(what["sleep"].get("seconds") or 0))
-                    return None
-                return "there is none of exec, httpGet, tcpSocket"
+                return await self._call(what)
         except TimeoutError:
             return f"no answer within {seconds:g} s" if seconds is not None else "no answer"
         except (OSError, LookupError, ValueError) as error:
             return str(error) or type(error).__name__
+
+    async def _call(self, what: Mapping[str, Any]) -> str | None:
+        if what.get("exec"):
+            return await self._command([str(c) for c in what["exec"].get("command") or ()])
+        if what.get("httpGet"):
+            return await self._http(what["httpGet"])
+        if what.get("tcpSocket"):
+            (await self._runtime.connect(self._uid, self._port(what["tcpSocket"].get("port")))).close()
+            return None
+        if what.get("sleep"):
+            await self._clock.sleep(float(what["sleep"].get("seconds") or 0))
+            return None
+        return "there is none of exec, httpGet, tcpSocket, sleep"
 
     def _port(self, port: Any) -> int:
         if isinstance(port, int) or str(port).isdigit():

@@ -464,7 +464,7 @@ class PodWorker:
     async def _attend(self, container: Mapping[str, Any], state: ContainerState, live: Live) -> None:
         key, caller = state.name, self._caller(container)
         if self._hook_pending(container):
-            problem = await caller.call(container["lifecycle"]["postStart"])
+            problem = await caller.hook(container["lifecycle"]["postStart"])
             if problem is not None:
                 self._event("Warning", "FailedPostStartHook", f"PostStartHook failed: {problem}")
                 self._event("Normal", "Killing", f"FailedPostStartHook: container {key} will be restarted")
