@@ -128,11 +128,11 @@ async def lag(session: aiohttp.ClientSession, url: str, count: int = 500) -> lis
 
 
 async def measure(continuum: Continuum) -> list[Figure]:
-    pki = Pki(continuum.data / "pki", SystemRandom(), time.time())
-    context = ssl.create_default_context(cafile=str(pki.path("ca", "crt")))
-    context.load_cert_chain(pki.path("admin", "crt"), pki.path("admin", "key"))
+    pki = Pki(continuum.data / "pki", SystemRandom(), time.time)
+    context = ssl.create_default_context(cadata=pki.bundle.decode())
+    context.load_cert_chain(pki.path("admin"))
     port = free_port()
-    files = [str(pki.path("server", "crt")), str(pki.path("server", "key")), str(pki.path("ca", "crt"))]
+    files = [str(pki.path(name)) for name in ("server", "server", "ca-1")]
     bare = await asyncio.create_subprocess_exec(sys.executable, "-c", BARE, *files, str(port))
     assert continuum.hub is not None
     idle = resident_mb(continuum.hub.pid)

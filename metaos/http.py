@@ -105,7 +105,14 @@ class _Connection:
             event = self.machine.next_event()
             if event is not h11.NEED_DATA:
                 return event
-            self.machine.receive_data(await self.reader.read(64 * 1024))
+            data = await self.reader.read(64 * 1024)
+            if not data and self.machine.their_state is h11.SEND_RESPONSE:
+                # So ends a TLS handshake whose certificate the server refuses, too: the alert is not always seen.
+                raise h11.RemoteProtocolError(
+                    "the server closed the connection without an answer; where it always does, it refuses the certificate "
+                    "shown to it (expired, or of an authority that counts no more)"
+                )
+            self.machine.receive_data(data)
 
     async def response(self) -> h11.Response:
         while True:

@@ -1,7 +1,7 @@
 """Composition root of the hub: state, registry, controllers, HTTPS and, unless told otherwise, a local site.
 
 The data directory is private to its owner and holds ``state.db`` (the store), ``keys.json`` (encryption at rest), ``pki/``
-(authority, server's and administrator's certificates), ``admin.kubeconfig``, ``audit.log`` and ``version``.
+(authorities, server's and administrator's certificates), ``admin.kubeconfig``, ``audit.log`` and ``version``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import logging
 import os
 import signal
 import socket
-import ssl
 import sys
 from collections import deque
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from random import SystemRandom
@@ -27,29 +27,35 @@ from metaos.apiserver.app import make_app
 from metaos.apiserver.audit import AuditLog
 from metaos.apiserver.authn import Certificate, HubAuthenticator
 from metaos.apiserver.connect import Connections
+from metaos.apiserver.credentials import CHECK_SECONDS, Credentials
+from metaos.apiserver.credentials import RECORD as AUTHORITY
 from metaos.apiserver.jointokens import JoinTokens
 from metaos.apiserver.listening import Room, Site, listeners
 from metaos.apiserver.measured import Sites, sources
 from metaos.apiserver.metrics import Metrics
 from metaos.apiserver.proxy import ServiceProxy, service_slices
 from metaos.apiserver.registry import Registry
+from metaos.apiserver.sessions import Sessions
 from metaos.apiserver.tunnels import Tunnels
 from metaos.client import Client
-from metaos.clock import Clock, SystemClock
+from metaos.clock import Clock, SystemClock, sleep_or
 from metaos.config import Address, HubConfig, open_data
 from metaos.controllers import all_setups
 from metaos.controllers.carbon import ensure_replay
-from metaos.controllers.cluster import REVOKED
+from metaos.controllers.certificate import secret_text
 from metaos.controllers.settings import Settings
 from metaos.files import write_private
-from metaos.pki import ADMIN, Pki, render_kubeconfig
+from metaos.pki import ADMIN, Pki
 from metaos.plugins.points import CarbonSource
 from metaos.plugins.registry import names, provision
 from metaos.reconcile.informer import Informer
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
+from metaos.resources.errors import ApiError
 from metaos.resources.meta import CLUSTER_LABEL, SYSTEM_NAMESPACE, Obj, format_time, labels
-from metaos.security.authz import CLUSTER_USER_PREFIX, MASTERS, UserInfo
+from metaos.resources.meta import name as resource_name
+from metaos.security import revocation
+from metaos.security.authz import MASTERS, UserInfo
 from metaos.security.identity import TOKEN_TYPE, JoinToken, token_hash
 from metaos.store.seal import Keyring, SealedStore
 from metaos.store.sqlite import SqliteStore
@@ -89,7 +95,7 @@ class Hub:
     async def _start(self) -> None:
         data, clock, stack = self.config.data, self._clock, self._stack
         open_data(data)
-        pki = Pki(data / "pki", self._random, clock.now())
+        pki = self._pki = Pki(data / "pki", self._random, clock.now)
         store = SealedStore(await SqliteStore.open(data / "state.db"), Keyring.open(data / "keys.json"), sealed=sealed)
         stack.push_async_callback(store.close)
         admission = [provision("metaos.admission", name) for name in names("metaos.admission")]
@@ -102,7 +108,7 @@ class Hub:
         if isinstance(carbon, TraceCarbonSource):
             await ensure_replay(client, self.config.carbon_start_hour, self.config.carbon_speed)
         settings = Settings(
-            sign=pki.authority.sign_csr,
+            sign=lambda *request, **subject: pki.authority.sign_csr(*request, **subject),
             carbon=carbon,
             lease_duration=self.config.lease_duration_seconds,
             drain=self.config.drain_seconds,
@@ -122,40 +128,52 @@ class Hub:
         proxy = ServiceProxy(tunnels, lambda where, name: service_slices(slices.list(where), name), clock.monotonic)
         secrets = manager.informer(scheme.SECRET, SYSTEM_NAMESPACE)
         await secrets.synced()
+        sessions = Sessions()
+        revocations = _Revocations(secrets)
+        listen = self.config.listen
+        hosts = tuple(
+            dict.fromkeys((*self.config.names, "localhost", "127.0.0.1", "::1", _plain(listen.host), socket.gethostname()))
+        )
+        credentials = Credentials(pki, hosts, lambda: revocation.withdrawn_time(revocations.record, ADMIN))
+        revocations.trusts = credentials.trusts
         audit = AuditLog(data / "audit.log")
         stack.callback(audit.close)
         tokens = JoinTokens(client, clock)
         _measure(self._metrics, manager, tunnels)
         app = make_app(
             registry,
-            authenticator=HubAuthenticator(clock, revoked=_Revocations(secrets), tokens=tokens.user_of),
+            authenticator=HubAuthenticator(clock, revoked=revocations, tokens=tokens.user_of),
             clock=clock,
             random=self._random,
             connect=Connections(registry, tunnels, proxy, clock),
             audit=audit,
             metrics=self._metrics,
             join_tokens=tokens,
-            ca=pki.authority.pair.certificate,
+            ca=lambda: pki.bundle,
+            sessions=sessions,
             ready=lambda: "" if self._ready else "the hub is starting",
         )
-        await self._serve(app, pki)
-        task = asyncio.create_task(self._compact(store), name="compaction")
-        stack.push_async_callback(_cancelled, task)
+        await self._serve(app, credentials)
+        news = asyncio.Event()
+        orders = manager.informer(scheme.CONFIG_MAP, SYSTEM_NAMESPACE)
+        orders.on_change(lambda old, new: news.set())
+
+        def withdrawn() -> None:
+            sessions.sweep()
+            news.set()
+
+        revocations.on_change(withdrawn)
+        for name, work in (
+            ("compaction", self._compact(store)),
+            ("credentials", self._keep_credentials(credentials, orders, news, sessions, tunnels)),
+            ("sessions", sessions.run(clock)),
+        ):
+            stack.push_async_callback(_cancelled, asyncio.create_task(work, name=name))
         self._ready = True
         log.info("the hub serves on %s", self.url)
 
-    async def _serve(self, app: web.Application, pki: Pki) -> None:
+    async def _serve(self, app: web.Application, credentials: Credentials) -> None:
         listen = self.config.listen
-        hosts = tuple(
-            dict.fromkeys((*self.config.names, "localhost", "127.0.0.1", "::1", _plain(listen.host), socket.gethostname()))
-        )
-        pki.server(hosts)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_cert_chain(pki.path("server", "crt"), pki.path("server", "key"))
-        context.load_verify_locations(pki.path("ca", "crt"))
-        # Optional: those who join have a token instead.
-        context.verify_mode = ssl.CERT_OPTIONAL
         runner = web.AppRunner(app, shutdown_timeout=2)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
@@ -166,13 +184,45 @@ class Hub:
             lambda: float(room.refused),
         )
         for listener in listeners(listen.host, listen.port, room):
-            await Site(runner, listener, context).start()
+            await Site(runner, listener, credentials.context).start()
         port = runner.addresses[0][1]
         host = "127.0.0.1" if listen.host in ("0.0.0.0", "::") else listen.host
         self.url = f"https://{Address(host, port)}"
-        admin = pki.admin()
-        text = render_kubeconfig(self.url, pki.authority.pair.certificate, admin.certificate, admin.key, ADMIN)
-        write_private(self.config.data / "admin.kubeconfig", text.encode())
+        credentials.write_kubeconfig(self.url)
+
+    async def _keep_credentials(
+        self, credentials: Credentials, orders: Informer, news: asyncio.Event, sessions: Sessions, tunnels: Tunnels
+    ) -> None:
+        """Renews this hub's certificates in time, replaces its authority when told to, and says so to everybody."""
+        await orders.synced()
+        while True:
+            news.clear()
+            try:
+                asked = (orders.get(AUTHORITY, SYSTEM_NAMESPACE) or {}).get("data") or {}
+                replaced = credentials.obey(asked)
+                if credentials.refresh():
+                    log.info("new connections get a renewed certificate")
+                    sessions.sweep()
+                credentials.write_kubeconfig(self.url)
+                if any(asked.get(key) != value for key, value in credentials.record().items()):
+                    await self._tell(credentials.record())
+                if replaced:
+                    await tunnels.announce({"type": "renew"})
+            except Exception:
+                log.exception("the hub's certificates could not be looked after; it is tried again in a minute")
+                await self._clock.sleep(60)
+                continue
+            await sleep_or(self._clock, CHECK_SECONDS, news)
+
+    async def _tell(self, record: dict[str, str]) -> None:
+        """Writes what authorities there are where everybody with an interest may look."""
+        assert self.client is not None
+        try:
+            await self.client.patch(scheme.CONFIG_MAP, AUTHORITY, SYSTEM_NAMESPACE, {"data": record})
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            await self.client.create({**scheme.CONFIG_MAP.empty(AUTHORITY, SYSTEM_NAMESPACE), "data": record})
 
     async def _compact(self, store: SealedStore) -> None:
         """Forgets history that no watch needs any more."""
@@ -192,8 +242,7 @@ class Hub:
     async def join_token(self, site: str) -> str:
         """A token for the local site, made without the network."""
         assert self.client is not None
-        pki = Pki(self.config.data / "pki", self._random, self._clock.now())
-        token = JoinToken.create(self._random, pki.authority.fingerprint)
+        token = JoinToken.create(self._random, self._pki.authority.fingerprint)
         secret: Obj = dict(scheme.SECRET.empty(token.secret_name, SYSTEM_NAMESPACE))
         secret["type"] = TOKEN_TYPE
         expiration = format_time(self._clock.now() + 3600)
@@ -224,14 +273,33 @@ class _DialRule:
 
 
 class _Revocations:
-    """Certificates of sites that were removed."""
+    """Whether a certificate counts no more: its name was withdrawn, or the authority that made it was retired."""
 
     def __init__(self, secrets: Informer) -> None:
+        self.record: dict[str, str] = {}
+        self.trusts: Callable[[str], bool] = lambda issuer: True
         self._secrets = secrets
+        self._listeners: list[Callable[[], None]] = []
+        secrets.on_change(self._changed)
+        self._read()
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        self._listeners.append(listener)
 
     def __call__(self, certificate: Certificate) -> bool:
-        revoked = (self._secrets.get(REVOKED, SYSTEM_NAMESPACE) or {}).get("data") or {}
-        return certificate.name.removeprefix(CLUSTER_USER_PREFIX) in revoked
+        if not self.trusts(certificate.issuer):
+            return True
+        return revocation.is_withdrawn(self.record, certificate.name, certificate.not_before)
+
+    def _changed(self, old: Obj | None, new: Obj | None) -> None:
+        if resource_name(new or old or {}) == revocation.RECORD:
+            self._read()
+            for listener in self._listeners:
+                listener()
+
+    def _read(self) -> None:
+        secret = self._secrets.get(revocation.RECORD, SYSTEM_NAMESPACE) or {}
+        self.record = {key: secret_text(secret, key) for key in secret.get("data") or {}}
 
 
 def _measure(metrics: Metrics, manager: Manager, tunnels: Tunnels) -> None:

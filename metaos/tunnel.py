@@ -354,6 +354,11 @@ class Tunnel:
     def closed(self) -> bool:
         return self._closed is not None
 
+    @property
+    def streams(self) -> int:
+        """How many there are, of both sides."""
+        return len(self._core)
+
     async def open(self, header: dict[str, Any]) -> Stream:
         """A new stream. Raises ``TunnelError`` where the tunnel is closed or full."""
         if self._closed is not None:

@@ -25,6 +25,7 @@ from metaos.agent.network import ServiceNetwork
 from metaos.agent.presence import Presence, Removed
 from metaos.agent.remote import Remote
 from metaos.agent.report import WorkReports
+from metaos.agent.rotation import Rotation
 from metaos.agent.site import AgentConfig, Attached, Pods, enter, lock, make_runtime, read_site
 from metaos.agent.supervisor import Supervisor
 from metaos.agent.sync import WorkFiles, Works
@@ -32,7 +33,6 @@ from metaos.clock import Clock, SystemClock
 from metaos.config import DataVersionError, open_data
 from metaos.http import HttpClient
 from metaos.plugins.points import Runtime, RuntimeUnavailable
-from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, ObjectRef, cluster_namespace, name, uid
 from metaos.resources.scheme import WORKLOADS
 
@@ -45,8 +45,6 @@ REMOVED, REFUSED, UNUSABLE = 3, 4, 5
 COALESCE_SECONDS = 0.05
 #: How long a removed site waits for its pods to end.
 FAREWELL_SECONDS = 90.0
-#: Certificates are looked at so often, at least.
-ROTATION_CHECK_SECONDS = 3600.0
 
 
 #: (object, ``Normal`` or ``Warning``, reason, message)
@@ -68,7 +66,7 @@ class Agent:
         clock: Clock,
         random: Random,
     ) -> None:
-        self._config, self._site, self._identity, self._runtime = config, site, identity, runtime
+        self._config, self._site, self._runtime = config, site, runtime
         self._clock, self._random = clock, random
         self._name = name(site)
         self._context: ssl.SSLContext = identity.context()
@@ -87,6 +85,8 @@ class Agent:
             self.client, self.contact, clock, random, self.works, self._status_of, cluster_namespace(self._name)
         )
         self.presence = Presence(self.client, self.contact, clock, self._name, config.heartbeat_seconds, self.measure)
+        membership = Membership(config.hub, config.data / "identity", self._name, clock, random)
+        self.rotation = Rotation(membership, identity, self.client, self.contact, clock, random, self._renewed)
         #: When (monotonic) the pods were last measured, since when, and what they used.
         self._used: tuple[float, float, dict[str, Any]] | None = None
         self._changed = asyncio.Event()
@@ -110,6 +110,9 @@ class Agent:
         assert self._used is not None
         measured, window, used = self._used
         return {"age": self._clock.monotonic() - measured, "window": window, "pods": inventory.by_pod(used, self.pods.pods())}
+
+    def renew(self) -> None:
+        self.rotation.ask()
 
     def _find(self, pod_uid: str) -> Obj | None:
         return next((pod for pod in self.pods.pods() if uid(pod) == pod_uid), None)
@@ -135,7 +138,7 @@ class Agent:
             self.presence.keep_lease(),
             self.presence.keep_status(),
             self.remote.run(),
-            self._rotate(),
+            self.rotation.run(),
         ]
         removed: Removed | None = None
         tasks = [asyncio.create_task(part) for part in parts]
@@ -196,34 +199,14 @@ class Agent:
             "nodeInfo": inventory.node_info(isolation, str((self._site.get("spec") or {}).get("runtime") or "sandbox")),
             "images": [dict(image) for image in await self._runtime.images()],
             "agentConditions": inventory.condition_list(self._runtime.conditions()),
+            "certificate": self.rotation.status(),
         }
 
-    async def _rotate(self) -> None:
-        """Never returns. A new certificate before the present one ends."""
-        membership = Membership(self._config.hub, self._config.data / "identity", self._name, self._clock, self._random)
-        failures = 0
-        while True:
-            # Spread by a hundredth of the lifetime, so that sites that joined together do not renew together.
-            spread = (self._identity.not_after - self._identity.not_before) / 100 * self._random.random()
-            wait = self._identity.renew_time + spread - self._clock.now()
-            if wait > 0:
-                await self._clock.sleep(min(wait, ROTATION_CHECK_SECONDS))
-                continue
-            try:
-                self._identity = await membership.renew(self.client, self._identity)
-                self._context = self._identity.context()
-                self.client.use(self._context)
-                failures = 0
-                log.info("the certificate of site %s was renewed", self._name)
-            except (ApiError, JoinError) as error:
-                failures += 1
-                if isinstance(error, ApiError):
-                    self.contact.missed(error)
-                if failures in (3, 30) or isinstance(error, JoinError):
-                    log.warning("the certificate of site %s could not be renewed yet: %s", self._name, error)
-                await self.contact.pause(failures)
-                if isinstance(error, JoinError):
-                    await self._clock.sleep(ROTATION_CHECK_SECONDS / 60)
+    def _renewed(self, identity: Identity) -> None:
+        """New connections show the new certificate; what is under way ends on the old one."""
+        self._context = identity.context()
+        self.client.use(self._context)
+        self.remote.redial()
 
     async def _farewell(self) -> None:
         """Stop everything and forget the membership, so that nothing of it comes back."""

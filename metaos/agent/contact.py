@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 
 from metaos.client import Client, WatchEvent
-from metaos.clock import Clock
+from metaos.clock import Clock, sleep_or
 from metaos.reconcile.workqueue import backoff_seconds
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, resource_version
@@ -109,18 +109,6 @@ class Contact:
             await self._clock.sleep(seconds)
         elif not news.is_set():
             await sleep_or(self._clock, seconds, news)
-
-
-async def sleep_or(clock: Clock, seconds: float, event: asyncio.Event) -> None:
-    """Sleep, but no longer than until ``event`` is set."""
-    sleeping = asyncio.ensure_future(clock.sleep(seconds))
-    waiting = asyncio.ensure_future(event.wait())
-    try:
-        await asyncio.wait((sleeping, waiting), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in (sleeping, waiting):
-            task.cancel()
-        await asyncio.gather(sleeping, waiting, return_exceptions=True)
 
 
 class Follower:

@@ -52,16 +52,17 @@ def request(key_file: Path, name: str) -> bytes:
 
 
 def describe(pem: bytes) -> dict[str, float | str]:
-    """``notBefore`` and ``notAfter`` in seconds since the epoch, and ``commonName``."""
+    """``notBefore`` and ``notAfter`` in seconds since the epoch, and the common names of subject and issuer."""
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
     certificate = x509.load_pem_x509_certificate(pem)
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    names, issuers = (each.get_attributes_for_oid(NameOID.COMMON_NAME) for each in (certificate.subject, certificate.issuer))
     return {
         "notBefore": certificate.not_valid_before_utc.timestamp(),
         "notAfter": certificate.not_valid_after_utc.timestamp(),
         "commonName": str(names[0].value) if names else "",
+        "issuer": str(issuers[0].value) if issuers else "",
     }
 
 

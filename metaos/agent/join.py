@@ -1,6 +1,6 @@
 """Becoming a member and staying one: the join token, the certificate by signing request, and its renewal.
 
-What a site knows of itself lies in ``DATA/identity``: ``ca.pem`` (the hub's authority), ``agent.pem`` (certificate and
+What a site knows of itself lies in ``DATA/identity``: ``ca.pem`` (the hub's authorities), ``agent.pem`` (certificate and
 key in one file, so that both change at once) and ``identity.json`` (the name and the validity). A request that is under
 way lies in ``request.key`` and ``request.json``, so that a crash in between does not waste the token.
 """
@@ -21,7 +21,7 @@ from random import Random  # noqa: TID251  (the type of the seeded source that i
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.files import write_private
-from metaos.http import HttpClient, tls_context, unverified_context
+from metaos.http import HttpClient, error_of, tls_context, unverified_context
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, name
 from metaos.resources.scheme import CERTIFICATE_SIGNING_REQUEST, CLUSTER
@@ -36,6 +36,8 @@ RENEW_AFTER = 2 / 3
 PATIENCE_SECONDS = 30.0
 FIRST_POLL_SECONDS = 0.2
 LAST_POLL_SECONDS = 5.0
+#: What a hub's authorities may take: two or three have 2 KiB.
+MAX_AUTHORITIES = 64 * 1024
 
 
 class JoinError(Exception):
@@ -44,7 +46,7 @@ class JoinError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who this site is: PEM texts and the certificate's validity in seconds since the epoch."""
+    """Who this site is: PEM texts, the certificate's validity in seconds since the epoch, and which authority made it."""
 
     name: str
     not_before: float
@@ -52,6 +54,7 @@ class Identity:
     ca: str
     certificate: str
     key: str
+    issuer: str = ""
 
     @property
     def renew_time(self) -> float:
@@ -70,13 +73,14 @@ class Identity:
         except FileNotFoundError:
             return None
         key = "-----BEGIN PRIVATE KEY-----" + key
-        return cls(str(known["name"]), float(known["notBefore"]), float(known["notAfter"]), ca, certificate, key)
+        validity = float(known["notBefore"]), float(known["notAfter"])
+        return cls(str(known["name"]), *validity, ca, certificate, key, str(known.get("issuer") or ""))
 
     def store(self, folder: Path) -> None:
         """``identity.json`` last: it is what says that the rest is complete."""
         write_private(folder / "ca.pem", self.ca)
         write_private(folder / "agent.pem", self.certificate.rstrip() + "\n" + self.key)
-        known = {"name": self.name, "notBefore": self.not_before, "notAfter": self.not_after}
+        known = {"name": self.name, "notBefore": self.not_before, "notAfter": self.not_after, "issuer": self.issuer}
         write_private(folder / "identity.json", json.dumps(known))
 
 
@@ -165,16 +169,31 @@ class Membership:
         finally:
             await client.close()
 
-    async def renew(self, client: Client, current: Identity) -> Identity:
-        """A new key and certificate, asked for with the present one. Raises ``JoinError`` or ``ApiError``."""
-        return await self._certified(client, current.ca)
+    async def renew(self, client: HttpClient, current: Identity) -> Identity:
+        """A new key and certificate, asked for with the present one, and the hub's authorities as they are now.
+        Raises ``JoinError`` or ``ApiError``."""
+        return await self._certified(client, await self.authorities(client))
+
+    async def authorities(self, client: HttpClient) -> str:
+        """The authorities (PEM) that count now, as told by a hub that the present ones prove. Raises ``JoinError`` or
+        ``ApiError``."""
+        response = await client.request("GET", "/cacerts", accept="*/*")
+        if response.status != 200:
+            raise error_of(response)
+        text = response.body[:MAX_AUTHORITIES].decode(errors="replace")
+        try:
+            tls_context(text)
+        except (ssl.SSLError, ValueError) as error:
+            raise JoinError(f"{self._hub} names authorities that cannot be read: {error}") from error
+        return text
 
     async def _certified(self, client: Client, ca: str) -> Identity:
         request = await self._request(client)
         pem = await self._answer(client, request)
         described = json.loads(await identity_process("describe", stdin=pem))
         key = (self._folder / "request.key").read_text()
-        identity = Identity(self._site, float(described["notBefore"]), float(described["notAfter"]), ca, pem.decode(), key)
+        validity = float(described["notBefore"]), float(described["notAfter"])
+        identity = Identity(self._site, *validity, ca, pem.decode(), key, str(described["issuer"]))
         try:
             identity.context()
         except ssl.SSLError as error:

@@ -1,7 +1,8 @@
 """This site's end of the tunnel: the agent dials the hub, and the hub asks for logs, commands and connections.
 
-Streams of the hub: ``log``, ``exec``, ``attach``, ``usage`` and ``dial`` (see :mod:`metaos.tunnel` for the framing). ``exec`` and
-``attach`` carry messages as in the Kubernetes subprotocol ``v5.channel.k8s.io``: the first byte is the channel.
+Streams of the hub: ``log``, ``exec``, ``attach``, ``usage``, ``dial`` and ``renew`` (see :mod:`metaos.tunnel` for the
+framing). ``exec`` and ``attach`` carry messages as in the Kubernetes subprotocol ``v5.channel.k8s.io``: the first byte is the
+channel.
 """
 
 from __future__ import annotations
@@ -58,7 +59,11 @@ class PodAccess(Protocol):
 
 
 class SiteAccess(PodAccess, Protocol):
-    """The same, and what is measured."""
+    """The same, and what concerns the site as a whole."""
+
+    def renew(self) -> None:
+        """The hub asks for another certificate: the authority that made the present one is about to go."""
+        ...
 
     async def usage(self) -> dict[str, Any]:
         """What the pods use: ``age`` and ``window`` of the measurement in seconds, ``pods`` as ``inventory.by_pod``."""
@@ -74,6 +79,12 @@ class Remote:
         self._url = "ws" + hub.removeprefix("http").rstrip("/") + path_of(CLUSTER, "", site, "tunnel")
         self._context, self._contact, self._clock, self._pods = context, contact, clock, pods
         self._tunnel: Tunnel | None = None
+        self._redial = asyncio.Event()
+
+    def redial(self) -> None:
+        """Open another tunnel, with the present certificate; the streams of this one go on until they end."""
+        if self._tunnel is not None:
+            self._redial.set()
 
     @property
     def connected(self) -> bool:
@@ -88,19 +99,35 @@ class Remote:
     async def run(self) -> None:
         """Never returns."""
         failures = 0
-        while True:
-            started = self._clock.monotonic()
-            try:
-                await self._connection()
+        connections: set[asyncio.Task[None]] = set()  # The present one, and one that ends its streams.
+        try:
+            while True:
+                started = self._clock.monotonic()
+                self._redial.clear()
+                present = asyncio.create_task(self._connection())
+                connections.add(present)
+                present.add_done_callback(connections.discard)
+                asked = asyncio.create_task(self._redial.wait())
+                await asyncio.wait((present, asked), return_when=asyncio.FIRST_COMPLETED)
+                asked.cancel()
+                if not present.done():
+                    present.add_done_callback(_ignore)
+                    continue
                 failures += 1
-            except ApiError as error:
-                failures += 1
-                self._contact.missed(error)
-                if error.code != 503:
-                    log.warning("the tunnel to the hub: %s", error.message)
-            if self._clock.monotonic() - started > STEADY_SECONDS:
-                failures = 0
-            await self._contact.pause(failures)
+                error = present.exception()
+                if isinstance(error, ApiError):
+                    self._contact.missed(error)
+                    if error.code != 503:
+                        log.warning("the tunnel to the hub: %s", error.message)
+                elif error is not None:
+                    raise error
+                if self._clock.monotonic() - started > STEADY_SECONDS:
+                    failures = 0
+                await self._contact.pause(failures)
+        finally:
+            for task in connections:
+                task.cancel()
+            await asyncio.gather(*connections, return_exceptions=True)
 
     async def _connection(self) -> None:
         """One connection from beginning to end. Raises ``ApiError``."""
@@ -130,7 +157,8 @@ class Remote:
                         if isinstance(message, bytes):
                             await tunnel.receive(message)
                 finally:
-                    self._tunnel = None
+                    if self._tunnel is tunnel:
+                        self._tunnel = None
                     await tunnel.close("the connection to the hub broke")
         except InvalidStatus as error:
             body = bytes(error.response.body or b"")[:300].decode(errors="replace")
@@ -155,6 +183,8 @@ class Remote:
                 await self._attach(stream, where, pod, container)
             elif kind == "usage":
                 await self._usage(stream)
+            elif kind == "renew":
+                self._pods.renew()
             elif kind == "dial":
                 await self._dial(stream, where, pod, int(header.get("port") or 0))
             else:
@@ -210,6 +240,12 @@ class Remote:
             with suppress(OSError):
                 await process.kill()
             await asyncio.gather(feeding, return_exceptions=True)
+
+
+def _ignore(left: asyncio.Task[None]) -> None:
+    """What ended a tunnel that was left anyway says nothing about the present one."""
+    if not left.cancelled():
+        left.exception()
 
 
 async def _write_all(stream: Stream, chunks: AsyncIterator[bytes], prefix: bytes = b"") -> None:

@@ -14,9 +14,9 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from metaos.agent.contact import Contact, Follower, sleep_or
+from metaos.agent.contact import Contact, Follower
 from metaos.client import Client, WatchEvent
-from metaos.clock import Clock
+from metaos.clock import Clock, sleep_or
 from metaos.files import write_private
 from metaos.resources import meta
 from metaos.resources.errors import ApiError

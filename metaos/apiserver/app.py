@@ -28,6 +28,7 @@ from metaos.apiserver.negotiation import JSON, encoded, not_acceptable, ranges
 from metaos.apiserver.openapi import OpenApi
 from metaos.apiserver.registry import Registry
 from metaos.apiserver.routing import Target, parse
+from metaos.apiserver.sessions import Sessions
 from metaos.apiserver.transfer import announced, in_parts
 from metaos.apiserver.verbs import Call, Verbs, warning_headers
 from metaos.clock import Clock
@@ -67,8 +68,9 @@ class Api:
         audit: Audit,
         metrics: Metrics,
         join_tokens: JoinTokens | None,
-        ca: bytes,
+        ca: Callable[[], bytes],
         ready: Callable[[], str],
+        sessions: Sessions,
     ) -> None:
         self._registry = registry
         self._authenticator = authenticator
@@ -78,6 +80,7 @@ class Api:
         self._join_tokens = join_tokens
         self._ca = ca
         self._ready = ready
+        self._sessions = sessions
         self._verbs = Verbs(registry, clock, random)
         self._openapi = OpenApi()
         self._gates = Gates(clock)
@@ -166,7 +169,8 @@ class Api:
 
     async def _serve_long(self, call: Call) -> web.StreamResponse:
         target = call.target
-        with self._metrics.running(target.subresource or target.verb):
+        running = self._metrics.running(target.subresource or target.verb)
+        with running, self._sessions.hold(call.request, call.identity):
             if target.verb == "watch":
                 return await self._verbs.serve(call)
             self._registry.check(call.user, target.attributes)
@@ -200,7 +204,7 @@ class Api:
         for group in groups:
             self._registry.check(identity.user, Attributes("impersonate", "", "groups", "", "", group))
         exchange.impersonated = UserInfo(name, (*groups, "system:authenticated"))
-        return Identity(exchange.impersonated, identity.valid)
+        return Identity(exchange.impersonated, identity.valid, identity.credential)
 
     # -- what is no kind -----------------------------------------------------------------------------------
 
@@ -237,8 +241,8 @@ class Api:
         if path == "/metrics":
             headers = {**exchange.headers, "Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
             return web.Response(body=self._metrics.render().encode(), headers=headers)
-        if path == "/cacerts" and self._ca:
-            return web.Response(body=self._ca, headers={**exchange.headers, "Content-Type": "application/x-pem-file"})
+        if path == "/cacerts":
+            return web.Response(body=self._ca(), headers={**exchange.headers, "Content-Type": "application/x-pem-file"})
         found = discovery.document(path, accept)
         if found is None:
             raise errors.ApiError(404, "NotFound", "the server could not find the requested resource")
@@ -346,11 +350,12 @@ def make_app(
     audit: Audit = no_audit,
     metrics: Metrics | None = None,
     join_tokens: JoinTokens | None = None,
-    ca: bytes = b"",
+    ca: Callable[[], bytes] = bytes,
     ready: Callable[[], str] = lambda: "",
+    sessions: Sessions | None = None,
 ) -> web.Application:
     """The application; run it with ``web.AppRunner``. ``ca`` (PEM) is served at ``/cacerts`` to those who pin it by a join
-    token; ``ready`` says what is still missing, or nothing."""
+    token, and to sites; ``ready`` says what is still missing, or nothing; ``sessions`` holds what lasts."""
     measured = metrics or Metrics()
     measured.gauges.setdefault("nemo_store_revision", ("Latest revision that is served.", lambda: float(registry.cache.revision)))
     measured.gauges.setdefault("process_resident_memory_bytes", ("Resident memory.", resident_bytes))
@@ -365,6 +370,7 @@ def make_app(
         join_tokens=join_tokens,
         ca=ca,
         ready=ready,
+        sessions=sessions or Sessions(),
     )
     app = web.Application(
         client_max_size=MAX_BODY,

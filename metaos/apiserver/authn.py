@@ -27,34 +27,41 @@ MAX_TOKEN = 4096
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What a verified client certificate says. ``serial`` is upper-case hex; times are seconds since the epoch."""
+    """What a verified client certificate says. ``serial`` is upper-case hex; times are seconds since the epoch; ``issuer``
+    is the authority's common name."""
 
     name: str
     organizations: tuple[str, ...]
     serial: str
     not_before: float
     not_after: float
+    issuer: str = ""
 
     @classmethod
     def of(cls, peer: dict[str, Any]) -> Certificate:
         """From ``ssl.SSLSocket.getpeercert()``."""
         parts = [pair for rdn in peer.get("subject") or () for pair in rdn]
-        name = next((value for key, value in parts if key == "commonName"), "")
+        issuers = [value for rdn in peer.get("issuer") or () for key, value in rdn if key == "commonName"]
+        names = [value for key, value in parts if key == "commonName"]
+        # Of two names none counts: our authority makes no such certificate.
+        name = names[0] if len(names) == 1 else ""
         return cls(
             name,
             tuple(value for key, value in parts if key == "organizationName"),
             str(peer.get("serialNumber") or ""),
             ssl.cert_time_to_seconds(peer["notBefore"]),
             ssl.cert_time_to_seconds(peer["notAfter"]),
+            issuers[0] if len(issuers) == 1 else "",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """An authenticated caller; ``valid`` says whether it still is one."""
+    """An authenticated caller; ``valid`` says whether it still is one, ``credential`` which certificate says so."""
 
     user: UserInfo
     valid: Callable[[], bool] = lambda: True
+    credential: str = ""
 
 
 class Authenticator(Protocol):
@@ -114,7 +121,11 @@ class HubAuthenticator:
             raise errors.unauthorized("the client certificate has expired; get a new one")
         if self._revoked(certificate):
             raise errors.unauthorized(f"the certificate of {certificate.name} has been revoked")
-        return Identity(user, lambda: self._clock.now() <= certificate.not_after and not self._revoked(certificate))
+
+        def valid() -> bool:
+            return self._clock.now() <= certificate.not_after and not self._revoked(certificate)
+
+        return Identity(user, valid, certificate.serial)
 
     async def _bearer(self, header: str) -> Identity:
         scheme, _, token = header.partition(" ")

@@ -27,7 +27,7 @@ class Connections:
     async def __call__(self, call: Call) -> web.StreamResponse:
         target, request = call.target, call.request
         if target.subresource == "tunnel":
-            return await self._tunnels.serve(target.name, request, call.identity.valid)
+            return await self._tunnels.serve(target.name, request, call.identity.credential)
         _, name, port = proxied_name(target.name) if target.subresource == "proxy" else ("", target.name, "")
         # Whether the caller may stream has been decided; looking the object up is the hub's own business.
         obj = await self._registry.get(SELF, target.kind, name, target.namespace)

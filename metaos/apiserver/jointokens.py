@@ -14,11 +14,10 @@ from metaos.clock import Clock
 from metaos.resources import errors, scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, parse_time
-from metaos.security.authz import UserInfo
+from metaos.security.authz import BOOTSTRAP_USER_PREFIX, UserInfo
 from metaos.security.identity import TOKEN_PREFIX, TOKEN_TYPE, token_matches
 
 #: A token's user is ``system:bootstrap:SITE``, its group is Kubernetes' own for those who are about to join.
-BOOTSTRAP_USER_PREFIX = "system:bootstrap:"
 BOOTSTRAPPERS = "system:bootstrappers"
 
 

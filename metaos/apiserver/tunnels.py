@@ -31,10 +31,17 @@ DialCheck = Callable[[str, str, dict[str, Any]], str | None]
 
 
 class Tunnels:
-    """One tunnel for each connected site; a second one of the same site replaces the first."""
+    """One tunnel for each connected site; a second one of the same site replaces the first.
+
+    Where the second one comes with another certificate, the site has renewed it and knows of the first: that one carries
+    its streams to their end, and takes no new ones.
+    """
 
     def __init__(self, may_dial: DialCheck) -> None:
         self._tunnels: dict[str, Tunnel] = {}
+        self._credentials: dict[str, str] = {}
+        #: By site: the tunnel that only ends its streams; one at most.
+        self._leaving: dict[str, Tunnel] = {}
         self._may_dial = may_dial
 
     def connected(self) -> list[str]:
@@ -58,8 +65,18 @@ class Tunnels:
             raise unavailable(f"site {cluster!r} did not answer within {ACCEPT_SECONDS:g} s") from None
         return stream
 
-    async def serve(self, cluster: str, request: web.Request, valid: Callable[[], bool] = lambda: True) -> web.WebSocketResponse:
-        """Accepts a site's WebSocket and serves it until it ends, or the site is no longer ``valid`` (it was removed)."""
+    async def announce(self, header: dict[str, Any]) -> None:
+        """Tells every connected site something by a stream that carries nothing else. Who does not take it finds out later."""
+
+        async def tell(tunnel: Tunnel) -> None:
+            with suppress(ConnectionError, TimeoutError):
+                async with asyncio.timeout(ACCEPT_SECONDS):
+                    await (await tunnel.open(header)).write_eof()
+
+        await asyncio.gather(*(tell(tunnel) for tunnel in list(self._tunnels.values())))
+
+    async def serve(self, cluster: str, request: web.Request, credential: str = "") -> web.WebSocketResponse:
+        """Accepts a site's WebSocket and serves it until it ends. ``credential``: the certificate that it came with."""
         socket = web.WebSocketResponse(
             protocols=(SUBPROTOCOL,), heartbeat=HEARTBEAT_SECONDS, max_msg_size=MAX_DATA + 1024, compress=False
         )
@@ -69,13 +86,10 @@ class Tunnels:
             await self._relay(cluster, header, stream)
 
         tunnel = Tunnel(socket.send_bytes, relay, client=False)
-        before = self._tunnels.get(cluster)
-        self._tunnels[cluster] = tunnel
-        if before is not None:
-            await before.close("the site has opened another tunnel")
+        await self._replace(cluster, tunnel, credential)
         log.info("site %s is connected", cluster)
         try:
-            while valid():
+            while not tunnel.closed and (self._tunnels.get(cluster) is tunnel or tunnel.streams):
                 try:
                     message = await socket.receive(timeout=HEARTBEAT_SECONDS)
                 except TimeoutError:
@@ -87,12 +101,28 @@ class Tunnels:
         except (TunnelError, ConnectionError) as error:
             log.warning("tunnel of site %s: %s", cluster, error)
         finally:
+            if self._leaving.get(cluster) is tunnel:
+                del self._leaving[cluster]
             if self._tunnels.get(cluster) is tunnel:
                 del self._tunnels[cluster]
+                del self._credentials[cluster]
                 log.info("site %s is not connected any more", cluster)
             await tunnel.close("the connection to the site broke")
             await socket.close()
         return socket
+
+    async def _replace(self, cluster: str, tunnel: Tunnel, credential: str) -> None:
+        before, came_with = self._tunnels.get(cluster), self._credentials.get(cluster)
+        self._tunnels[cluster], self._credentials[cluster] = tunnel, credential
+        if before is None:
+            return
+        if came_with == credential:
+            await before.close("the site has opened another tunnel")
+            return
+        older = self._leaving.get(cluster)
+        self._leaving[cluster] = before
+        if older is not None:
+            await older.close("the site has opened other tunnels")
 
     async def _relay(self, source: str, header: dict[str, Any], stream: Stream) -> None:
         """A stream from one site to a pod of another, where a Service leads there."""
@@ -114,7 +144,7 @@ class Tunnels:
         await join(stream, far)
 
     async def close(self) -> None:
-        for tunnel in list(self._tunnels.values()):
+        for tunnel in (*self._tunnels.values(), *self._leaving.values()):
             await tunnel.close("the hub stops")
 
 

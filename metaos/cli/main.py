@@ -151,17 +151,112 @@ def join_token(name: str, lifetime: float, kubeconfig: Path | None, data: Path |
 
 
 @nemo.command()
-@click.option("--data", type=click.Path(path_type=Path), help="The hub's data directory.")
+@click.option("--user", help="Make one for this user, by a new certificate [default: print the administrator's].")
+@click.option("--group", "groups", multiple=True, help="A group of the user's; with --user only.")
+@click.option("--ttl", default="30d", show_default=True, help="How long the user's certificate lasts: 10m to 365d.")
 @click.option("--server", help="The hub's URL as seen from the user [default: as it listens].")
-def kubeconfig(data: Path | None, server: str | None) -> None:
-    """Print a kubeconfig for the hub's administrator.
+@hub_options
+def kubeconfig(
+    user: str | None, groups: tuple[str, ...], ttl: str, server: str | None, kubeconfig: Path | None, data: Path | None
+) -> None:
+    """Print a kubeconfig: the administrator's, or a new one for another user.
+
+    A new user may do what roles are bound to the name or its groups, and nothing before.
 
     \b
-    Example: nemo kubeconfig --data ./hub > admin.kubeconfig; kubectl --kubeconfig admin.kubeconfig get nodes
+    Example:
+      nemo kubeconfig --data ./hub > admin.kubeconfig; kubectl --kubeconfig admin.kubeconfig get nodes
+      nemo kubeconfig --user ann --group dev --ttl 12h > ann.kubeconfig
     """
+    if user:
+        from metaos.cli.credentials import user_kubeconfig
+
+        click.echo(user_kubeconfig(user, groups, ttl, kubeconfig, data or default_data("hub"), server), nl=False)
+        return
+    if groups:
+        raise click.UsageError("--group needs --user: the administrator's groups are given")
     from metaos.cli.operations import admin_kubeconfig
 
     click.echo(admin_kubeconfig(data or default_data("hub"), server), nl=False)
+
+
+@nemo.command()
+@click.argument("name")
+@click.option("--site", is_flag=True, help="NAME is a site's.")
+@hub_options
+def revoke(name: str, site: bool, kubeconfig: Path | None, data: Path | None) -> None:
+    """Withdraw the certificates of user NAME at once, and cut the connections that they opened.
+
+    Certificates that are made later count: a new kubeconfig lets a user back in, a new join token a site. The
+    administrator's own (NAME admin) is made anew by the hub, in its data directory.
+
+    \b
+    Example: nemo revoke ann; nemo revoke --site edge-1
+    """
+    from metaos.cli.credentials import revoke as act
+
+    click.echo(act(name, site=site, kubeconfig=kubeconfig, data=data or default_data("hub")))
+
+
+@nemo.group()
+def ca() -> None:
+    """The hub's certificate authority: see it, replace it.
+
+    \b
+    Example: nemo ca rotate; nemo ca status; nemo ca retire
+    """
+
+
+@ca.command("status")
+@OUTPUT
+@hub_options
+def ca_status(output: str, kubeconfig: Path | None, data: Path | None) -> None:
+    """Show which authorities count, and which sites still have a certificate of an older one.
+
+    \b
+    Example: nemo ca status
+    """
+    from metaos.cli.credentials import authority_status, status_text
+    from metaos.cli.output import emit
+
+    found = authority_status(kubeconfig, data or default_data("hub"))
+    emit(found, output, text=status_text(found))
+
+
+@ca.command("rotate")
+@OUTPUT
+@hub_options
+def ca_rotate(output: str, kubeconfig: Path | None, data: Path | None) -> None:
+    """Let a new authority sign from now on. The older one still counts, and connected sites get new certificates by themselves.
+
+    \b
+    Example: nemo ca rotate
+    """
+    from metaos.cli.credentials import rotate, status_text
+    from metaos.cli.output import emit
+
+    found = rotate(kubeconfig, data or default_data("hub"))
+    emit(found, output, text=status_text(found))
+
+
+@ca.command("retire")
+@click.option("--force", is_flag=True, help="Also where sites are locked out by it: they must join again.")
+@OUTPUT
+@hub_options
+def ca_retire(force: bool, output: str, kubeconfig: Path | None, data: Path | None) -> None:
+    """End the trust in older authorities. Kubeconfigs and unused join tokens that were made before the rotation end too.
+
+    \b
+    Example: nemo ca retire
+    """
+    from metaos.cli.credentials import retire, status_text
+    from metaos.cli.output import emit
+
+    found = retire(kubeconfig, data or default_data("hub"), force=force)
+    text = status_text(found)
+    if found.get("locked"):
+        text = "done. This kubeconfig was made by the old authority: get another with 'nemo kubeconfig' at the hub"
+    emit(found, output, text=text)
 
 
 @nemo.command()

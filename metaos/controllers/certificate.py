@@ -1,26 +1,31 @@
-"""Certificates: signs what sites may have, and nothing else.
+"""Certificates: signs what sites and users may have, and nothing else.
 
 A join token is worth one request for the site that it names (``apiserver/jointokens.py`` holds that). A site renews its own
-certificate. Everything else is denied, and says so.
+certificate. A user's request is signed once somebody who may has approved it (``kubectl certificate approve``), never for a
+name or group of the system itself. Everything else is denied, and says so.
 """
 
 import base64
 import binascii
+import re
 
 from metaos.client import Client
 from metaos.clock import Clock
-from metaos.controllers.cluster import REVOKED
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, ObjectRef, ref, with_condition
-from metaos.security.authz import CLUSTER_USER_PREFIX, CLUSTERS
-from metaos.security.identity import SIGNER
+from metaos.security import revocation
+from metaos.security.authz import BOOTSTRAP_USER_PREFIX, CLUSTER_USER_PREFIX, CLUSTERS, UserInfo, cluster_of
+from metaos.security.identity import SERVER_LIFETIME_SECONDS, SIGNER, USER_SIGNER, Request
 
 NAME = "certificate"
-BOOTSTRAP_USER_PREFIX = "system:bootstrap:"
+#: The least lifetime that may be asked for, as in Kubernetes.
+LEAST_SECONDS = 600
+#: Names of users and groups in certificates; ``system:`` begins those that the system gives itself.
+SUBJECT = re.compile(r"(?!system:)[A-Za-z0-9][A-Za-z0-9._@:+/-]{0,63}")
 
 
 class Denied(Exception):
@@ -35,6 +40,32 @@ def secret_text(secret: Obj, key: str) -> str:
         return ""
 
 
+async def withdrawn(client: Client) -> dict[str, str]:
+    """The record of withdrawn certificates."""
+    try:
+        secret = await client.get(scheme.SECRET, revocation.RECORD, SYSTEM_NAMESPACE)
+    except ApiError as error:
+        if error.code != 404:
+            raise
+        return {}
+    return {key: secret_text(secret, key) for key in secret.get("data") or {}}
+
+
+async def withdraw(client: Client, user: str, now: float) -> None:
+    """Whatever certificate this user has is worth nothing from now on. What is too old to matter leaves the record."""
+    before = await withdrawn(client)
+    if revocation.withdrawn_time(before, user) >= now - 1:
+        return
+    entry = {"stringData": revocation.entry(user, now), "data": dict.fromkeys(revocation.outdated(before, now))}
+    try:
+        await client.patch(scheme.SECRET, revocation.RECORD, SYSTEM_NAMESPACE, entry)
+    except ApiError as error:
+        if error.code != 404:
+            raise
+        secret: Obj = {**scheme.SECRET.empty(revocation.RECORD, SYSTEM_NAMESPACE), "stringData": entry["stringData"]}
+        await client.create(secret)
+
+
 class CertificateReconciler:
     """Keys are CertificateSigningRequests."""
 
@@ -46,49 +77,87 @@ class CertificateReconciler:
 
     async def reconcile(self, about: ObjectRef) -> Result:
         request = self._requests.get(about.name)
-        if request is None or (request.get("spec") or {}).get("signerName") != SIGNER:
+        if request is None or is_finished(request):
             return DONE
-        status = request.get("status") or {}
-        if status.get("certificate") or status.get("conditions"):
-            return DONE
-        now = self._clock.now()
-        try:
-            site = await self._entitled(str(request["spec"].get("username") or ""))
-            certificate = self._settings.sign(
-                base64.b64decode(request["spec"].get("request") or ""),
-                common_name=CLUSTER_USER_PREFIX + site,
-                organization=CLUSTERS,
-                lifetime_seconds=self._settings.agent_certificate_lifetime,
-                now=now,
-            )
-        except (Denied, ValueError) as error:
-            conditions = with_condition((), "Denied", "True", "Denied", str(error), now)
-            await self._client.update(request | {"status": {"conditions": conditions}}, subresource="approval")
-            return DONE
-        conditions = with_condition((), "Approved", "True", "Entitled", f"for site {site}", now)
-        approved = await self._client.update(request | {"status": {"conditions": conditions}}, subresource="approval")
-        found = (approved.get("status") or {}) | {"certificate": base64.b64encode(certificate).decode()}
-        await self._client.update(approved | {"status": found}, subresource="status")
+        signer = (request.get("spec") or {}).get("signerName")
+        approved = any(c.get("type") == "Approved" for c in (request.get("status") or {}).get("conditions") or ())
+        if signer == SIGNER:
+            await self._sign_site(request, approved)
+        elif signer == USER_SIGNER and approved:
+            await self._sign_user(request)
         return DONE
 
-    async def _entitled(self, user: str) -> str:
-        """The site that a caller may have a certificate for. Raises :class:`Denied`."""
-        if user.startswith(CLUSTER_USER_PREFIX):
-            return user.removeprefix(CLUSTER_USER_PREFIX)
-        if not user.startswith(BOOTSTRAP_USER_PREFIX):
-            raise Denied(f"user {user!r} is neither a site nor the bearer of a join token")
-        # Who brings a join token was admitted for one request only, for the site that the token names.
-        site = user.removeprefix(BOOTSTRAP_USER_PREFIX)
-        await self._readmit(site)
-        return site
-
-    async def _readmit(self, site: str) -> None:
-        """A name that was removed may join anew."""
+    async def _sign_site(self, request: Obj, approved: bool) -> None:
         try:
-            await self._client.patch(scheme.SECRET, REVOKED, SYSTEM_NAMESPACE, {"data": {site: None}})
-        except ApiError as error:
-            if error.code != 404:
-                raise
+            site = entitled(request)
+            lifetime = self._settings.agent_certificate_lifetime
+            certificate = await self._signed(request, CLUSTER_USER_PREFIX + site, (CLUSTERS,), lifetime)
+        except (Denied, ValueError) as error:
+            # A verdict is final: what was approved and cannot be signed has failed.
+            await self._conclude(request, "Failed" if approved else "Denied", "NotEntitled", str(error))
+            return
+        if not approved:
+            request = await self._conclude(request, "Approved", "Entitled", f"for site {site}")
+        await self._issue(request, certificate)
+
+    async def _sign_user(self, request: Obj) -> None:
+        try:
+            user, groups = subject(request)
+            asked = request["spec"].get("expirationSeconds")
+            lifetime = min(SERVER_LIFETIME_SECONDS, max(LEAST_SECONDS, asked if asked is not None else SERVER_LIFETIME_SECONDS))
+            certificate = await self._signed(request, user, groups, lifetime)
+        except (Denied, ValueError) as error:
+            await self._conclude(request, "Failed", "SignerValidationFailure", str(error))
+            return
+        await self._issue(request, certificate)
+
+    async def _signed(self, request: Obj, user: str, groups: tuple[str, ...], lifetime: float) -> bytes:
+        now = revocation.issue_time(await withdrawn(self._client), user, self._clock.now())
+        return self._settings.sign(pem_of(request), common_name=user, organizations=groups, lifetime_seconds=lifetime, now=now)
+
+    async def _conclude(self, request: Obj, verdict: str, reason: str, message: str) -> Obj:
+        before = (request.get("status") or {}).get("conditions") or ()
+        conditions = with_condition(before, verdict, "True", reason, message, self._clock.now())
+        part = "status" if verdict == "Failed" else "approval"
+        status = (request.get("status") or {}) | {"conditions": conditions}
+        return await self._client.update(request | {"status": status}, subresource=part)
+
+    async def _issue(self, request: Obj, certificate: bytes) -> None:
+        found = (request.get("status") or {}) | {"certificate": base64.b64encode(certificate).decode()}
+        await self._client.update(request | {"status": found}, subresource="status")
+
+
+def pem_of(request: Obj) -> bytes:
+    """What is asked for. Raises ``ValueError`` where it is not base64."""
+    return base64.b64decode(request["spec"].get("request") or "")
+
+
+def entitled(request: Obj) -> str:
+    """The site that the one who asks may have a certificate for. Raises :class:`Denied`."""
+    spec = request["spec"]
+    asker = UserInfo(str(spec.get("username") or ""), tuple(spec.get("groups") or ()))
+    site = cluster_of(asker)
+    if site is not None:
+        return site
+    # Who brings a join token was admitted for one request only, for the site that the token names.
+    if asker.name.startswith(BOOTSTRAP_USER_PREFIX):
+        return asker.name.removeprefix(BOOTSTRAP_USER_PREFIX)
+    raise Denied(f"user {asker.name!r} is neither a site nor the bearer of a join token")
+
+
+def subject(request: Obj) -> tuple[str, tuple[str, ...]]:
+    """The user and the groups that an approved request is for. Raises :class:`Denied` or ``ValueError``."""
+    if "client auth" not in (request["spec"].get("usages") or ()):
+        raise Denied('spec.usages must contain "client auth": certificates of users are for nothing else')
+    asked = Request.read(pem_of(request))
+    user = asked.common_names[0] if asked.common_names else ""
+    for word in (user, *asked.organizations):
+        if not SUBJECT.fullmatch(word):
+            raise Denied(
+                f"the name {word[:80]!r} in the request's subject must be 1 to 64 letters, digits or ._@:+/- and may not begin "
+                'with "system:"; to make an administrator, bind the user to the ClusterRole cluster-admin'
+            )
+    return user, asked.organizations
 
 
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
@@ -101,4 +170,4 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
 def is_finished(request: Obj) -> bool:
     """Whether a request has been answered, one way or the other."""
     status = request.get("status") or {}
-    return bool(status.get("certificate")) or any(c.get("type") == "Denied" for c in status.get("conditions") or ())
+    return bool(status.get("certificate")) or any(c.get("type") in ("Denied", "Failed") for c in status.get("conditions") or ())

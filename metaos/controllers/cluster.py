@@ -11,6 +11,7 @@ from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.controllers.certificate import withdraw
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
@@ -20,7 +21,6 @@ from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
     CLUSTER_LABEL,
     CLUSTER_NAMESPACE_PREFIX,
-    SYSTEM_NAMESPACE,
     TAINT_UNREACHABLE,
     Obj,
     ObjectRef,
@@ -35,10 +35,10 @@ from metaos.resources.meta import (
     ref,
     with_condition,
 )
+from metaos.security.authz import CLUSTER_USER_PREFIX
 
 NAME = "cluster"
 FINALIZER = "meta-os.eu/cluster"
-REVOKED = "revoked-certificates"
 
 
 @dataclass(slots=True)
@@ -221,15 +221,8 @@ class ClusterReconciler:
         return DONE
 
     async def _revoke(self, site: str) -> None:
-        """The site's certificates are worth nothing from now on, until the name joins anew (see the certificate controller)."""
-        entry = {"stringData": {site: format_time(self._clock.now())}}
-        try:
-            await self._client.patch(scheme.SECRET, REVOKED, SYSTEM_NAMESPACE, entry)
-        except ApiError as error:
-            if error.code != 404:
-                raise
-            secret: Obj = {**scheme.SECRET.empty(REVOKED, SYSTEM_NAMESPACE), **entry}
-            await self._client.create(secret)
+        """The site's certificates are worth nothing from now on; the name may join anew, with others."""
+        await withdraw(self._client, CLUSTER_USER_PREFIX + site, self._clock.now())
 
     async def _gone(self, kind: scheme.Kind, what: str, where: str, grace: int | None = None) -> None:
         try:

@@ -10,7 +10,7 @@ from metaos.plugins.points import CarbonSource
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Durations in seconds. ``sign`` is ``Authority.sign_csr``."""
+    """Durations in seconds. ``sign`` is ``Authority.sign_csr`` of the authority that signs now."""
 
     sign: Callable[..., bytes]
     carbon: CarbonSource | None = None

@@ -25,6 +25,10 @@ SERVER_LIFETIME_SECONDS = 365 * 86400.0
 AGENT_LIFETIME_SECONDS = 7 * 86400.0
 
 SIGNER = "meta-os.eu/agent"
+#: Kubernetes' own name for who signs certificates of users.
+USER_SIGNER = "kubernetes.io/kube-apiserver-client"
+#: Curves of keys that get a certificate.
+CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 TOKEN_TYPE = "meta-os.eu/join-token"  # noqa: S105 (a Secret's type, not a secret)
 TOKEN_PREFIX = "nemo1"  # noqa: S105
 
@@ -49,6 +53,13 @@ def _new_key() -> tuple[ec.EllipticCurvePrivateKey, bytes]:
     return key, pem
 
 
+def new_request(common_name: str, organizations: tuple[str, ...]) -> tuple[bytes, bytes]:
+    """A certificate signing request for a client, and its new private key: PEM texts."""
+    key, pem = _new_key()
+    builder = x509.CertificateSigningRequestBuilder().subject_name(_name(common_name, organizations))
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM), pem
+
+
 def _name(common_name: str, organizations: tuple[str, ...] = ()) -> x509.Name:
     return x509.Name(
         [x509.NameAttribute(NameOID.ORGANIZATION_NAME, o) for o in organizations]
@@ -58,6 +69,54 @@ def _name(common_name: str, organizations: tuple[str, ...] = ()) -> x509.Name:
 
 def _moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(int(seconds), UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a certificate signing request (PKCS #10) asks for: a subject, and extensions by name."""
+
+    key: ec.EllipticCurvePublicKey
+    common_names: tuple[str, ...]
+    organizations: tuple[str, ...]
+    others: tuple[str, ...]
+
+    @classmethod
+    def read(cls, pem: bytes) -> Request:
+        """Raises ``ValueError`` where it is malformed, or not signed by a key that is accepted."""
+        try:
+            request = x509.load_pem_x509_csr(pem)
+            signed = request.is_signature_valid
+            key = request.public_key()
+            names = [(a.oid, str(a.value)) for a in request.subject]
+            extensions = [e.oid for e in request.extensions]
+        except Exception as error:
+            # The parser has exceptions of several kinds for what an attacker may send; none of them is ours.
+            raise ValueError(
+                f"the certificate signing request cannot be read: {str(error)[:200] or type(error).__name__}"
+            ) from error
+        if not signed:
+            raise ValueError("the certificate signing request is not signed by its own key")
+        if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in CURVES:
+            raise ValueError(f"the certificate signing request must have an elliptic-curve key of {', '.join(sorted(CURVES))}")
+        known = (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME)
+        others = [oid for oid, _ in names if oid not in known] + extensions
+        return cls(
+            key,
+            tuple(value for oid, value in names if oid == NameOID.COMMON_NAME),
+            tuple(value for oid, value in names if oid == NameOID.ORGANIZATION_NAME),
+            tuple(getattr(oid, "_name", oid.dotted_string) for oid in others),
+        )
+
+    def problem(self, common_name: str, organizations: tuple[str, ...]) -> str:
+        """Why it asks for more than a client certificate of this name; empty where it does not."""
+        if self.common_names != (common_name,):
+            return f"the request's subject names {' and '.join(self.common_names) or 'nobody'}, and may only name {common_name}"
+        if sorted(self.organizations) != sorted(organizations):
+            asked, allowed = ", ".join(self.organizations) or "none", ", ".join(organizations) or "none"
+            return f"the request's organizations are {asked}, and may only be {allowed}"
+        if self.others:
+            return f"the request asks for {', '.join(self.others)}: leave out everything but CN and O, nothing else is granted"
+        return ""
 
 
 class Authority:
@@ -73,15 +132,26 @@ class Authority:
         self._key = key
 
     @classmethod
-    def create(cls, random: Random, now: float, common_name: str = "nemo-ca") -> Authority:
-        """A new self-signed authority."""
+    def create(cls, random: Random, now: float) -> Authority:
+        """A new self-signed authority, of a name that no other has: a certificate's issuer says which one made it."""
         key, pem = _new_key()
-        name = _name(common_name)
-        builder = _builder(name, name, key.public_key(), random, now, CA_LIFETIME_SECONDS)
-        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        builder = builder.add_extension(_usage(sign=True), critical=True)
-        certificate = builder.sign(key, hashes.SHA256())
+        name = _name(f"nemo-ca-{random.randbytes(4).hex()}")
+        certificate = _authority(name, name, key.public_key(), random, now).sign(key, hashes.SHA256())
         return cls(KeyPair(certificate.public_bytes(serialization.Encoding.PEM), pem), random)
+
+    @property
+    def name(self) -> str:
+        """Its common name."""
+        return str(self._certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+
+    def vouch(self, other: Authority, now: float) -> bytes:
+        """A certificate (PEM) by which those who trust this authority trust ``other``: it stands in for a client that
+        has not heard of the other one yet."""
+        builder = _authority(other._certificate.subject, self._certificate.subject, other._key.public_key(), self._random, now)
+        builder = builder.add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+        )
+        return self._signed(builder)
 
     @property
     def fingerprint(self) -> str:
@@ -109,16 +179,17 @@ class Authority:
         key, pem = _new_key()
         return KeyPair(self._client(common_name, organizations, key.public_key(), now, lifetime_seconds), pem)
 
-    def sign_csr(self, pem: bytes, *, common_name: str, organization: str, lifetime_seconds: float, now: float) -> bytes:
-        """The PEM client certificate for a request. Who it is for is the caller's decision, not the request's:
-        only its key is taken. Raises ``ValueError`` where the request is malformed or not signed by its key."""
-        request = x509.load_pem_x509_csr(pem)
-        if not request.is_signature_valid:
-            raise ValueError("the certificate signing request is not signed by its own key")
-        key = request.public_key()
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise ValueError("the certificate signing request must have an elliptic-curve key")
-        return self._client(common_name, (organization,), key, now, lifetime_seconds)
+    def sign_csr(
+        self, pem: bytes, *, common_name: str, organizations: tuple[str, ...], lifetime_seconds: float, now: float
+    ) -> bytes:
+        """The PEM client certificate for a request. Who it is for is the caller's decision, not the request's: only its
+        key is taken. Raises ``ValueError`` where the request is malformed, not signed by its key, or asks for more than
+        a client certificate of exactly this name."""
+        request = Request.read(pem)
+        problem = request.problem(common_name, organizations)
+        if problem:
+            raise ValueError(problem)
+        return self._client(common_name, organizations, request.key, now, lifetime_seconds)
 
     def _client(
         self, cn: str, organizations: tuple[str, ...], key: ec.EllipticCurvePublicKey, now: float, lifetime: float
@@ -151,6 +222,15 @@ def _builder(
         .not_valid_after(_moment(now + lifetime))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
+
+
+def _authority(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, random: Random, now: float
+) -> x509.CertificateBuilder:
+    # One authority may stand between: the next one, while this one is being replaced.
+    builder = _builder(subject, issuer, key, random, now, CA_LIFETIME_SECONDS)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
+    return builder.add_extension(_usage(sign=True), critical=True)
 
 
 def _usage(*, sign: bool) -> x509.KeyUsage:

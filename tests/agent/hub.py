@@ -146,7 +146,7 @@ class Hub:
         certificate = self.authority.sign_csr(
             base64.b64decode(csr["spec"]["request"]),
             common_name=f"system:cluster:{site}",
-            organization="system:clusters",
+            organizations=("system:clusters",),
             lifetime_seconds=self.lifetime_seconds,
             now=self.clock.now(),
         )

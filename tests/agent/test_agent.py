@@ -339,9 +339,9 @@ async def test_the_certificate_is_renewed_in_time(hub: Hub, tmp_path: Path) -> N
     hub.lifetime_seconds = 9.0
     short = Member(hub, tmp_path / "edge-b", "edge-b")
     await short.start()
-    first = short.agent._identity
+    first = short.agent.rotation.identity
     hub.lifetime_seconds = 1000.0
-    await until(lambda: short.agent._identity is not first)
-    assert short.agent._identity.not_after > hub.clock.now() + 900 and short.agent._identity.key != first.key
+    await until(lambda: short.agent.rotation.identity is not first)
+    assert short.agent.rotation.identity.not_after > hub.clock.now() + 900 and short.agent.rotation.identity.key != first.key
     await until(lambda: short.agent.contact.reachable)
     await short.stop()

@@ -22,6 +22,7 @@ from metaos.apiserver.measured import Sites, sources
 from metaos.apiserver.metrics import Metrics
 from metaos.apiserver.proxy import ServiceProxy, service_slices
 from metaos.apiserver.registry import Registry
+from metaos.apiserver.sessions import Sessions
 from metaos.apiserver.tunnels import Tunnels
 from metaos.clock import Clock
 from metaos.http import HttpClient, tls_context
@@ -48,6 +49,7 @@ class ServedHub:
     clock: Clock
     audit: list[dict[str, Any]]
     revoked: set[str]
+    sessions: Sessions
     url: str = ""
 
     def pair(self, name: str, *groups: str, lifetime: float = 3600.0) -> KeyPair:
@@ -90,7 +92,7 @@ async def served(folder: Path, clock: Clock) -> AsyncIterator[ServedHub]:
     tunnels = Tunnels(lambda source, target, header: None if header.get("port") == 80 else "no service leads there")
     sites = Sites(tunnels, clock)
     registry.sources.update(sources(registry.cache, sites))
-    hub = ServedHub(registry, tunnels, authority, clock, [], set())
+    hub = ServedHub(registry, tunnels, authority, clock, [], set(), Sessions())
     proxy = ServiceProxy(tunnels, lambda where, name: service_slices(hub.slices(where), name), clock.monotonic)
     tokens = JoinTokens(registry.client(ADMIN), clock)
 
@@ -106,7 +108,8 @@ async def served(folder: Path, clock: Clock) -> AsyncIterator[ServedHub]:
         audit=hub.audit.append,
         metrics=Metrics(),
         join_tokens=tokens,
-        ca=authority.pair.certificate,
+        ca=lambda: authority.pair.certificate,
+        sessions=hub.sessions,
     )
     (folder / "server.pem").write_bytes(pair.certificate + pair.key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -132,14 +135,14 @@ async def served(folder: Path, clock: Clock) -> AsyncIterator[ServedHub]:
 
 
 @asynccontextmanager
-async def site(hub: ServedHub, name: str, serve: Serve) -> AsyncIterator[Tunnel]:
+async def site(hub: ServedHub, name: str, serve: Serve, context: ssl.SSLContext | None = None) -> AsyncIterator[Tunnel]:
     """A connected site: the agent's end of a tunnel, whose streams ``serve`` answers."""
     from websockets.asyncio.client import connect
 
     from metaos.tunnel import SUBPROTOCOL, TunnelError
 
     url = f"{hub.url.replace('https', 'wss')}/apis/meta-os.eu/v1alpha1/clusters/{name}/tunnel"
-    context = hub.context(f"system:cluster:{name}", "system:clusters")
+    context = context or hub.context(f"system:cluster:{name}", "system:clusters")
     async with connect(url, ssl=context, subprotocols=[SUBPROTOCOL], compression=None, max_size=1 << 20) as socket:  # type: ignore[list-item]
         tunnel = Tunnel(socket.send, serve, client=True)
 

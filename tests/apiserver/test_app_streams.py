@@ -271,19 +271,6 @@ async def test_log_options_that_are_not_honoured_are_named(hub: ServedHub, clien
     assert answer.body == b"0123" and "timestamps is not honoured" in answer.header("warning")
 
 
-async def test_a_removed_sites_tunnel_is_closed(hub: ServedHub) -> None:
-    await hub.make(cluster("edge"))
-    async with site(hub, "edge", refuse) as tunnel:
-        hub.revoked.add("system:cluster:edge")
-        # The hub looks at every message, and every few seconds without one. The answer may not come any more.
-        message = asyncio.create_task(tunnel.ping())
-        async with asyncio.timeout(5):
-            while hub.tunnels.connected():
-                await asyncio.sleep(0.01)
-        message.cancel()
-        await asyncio.gather(message, return_exceptions=True)
-
-
 async def test_a_web_socket_of_another_protocol_is_refused(hub: ServedHub, client: HttpClient) -> None:
     from websockets.asyncio.client import connect
     from websockets.exceptions import InvalidStatus
