@@ -13,6 +13,7 @@ from aiohttp import web
 
 from metaos.apiserver.exchange import Broken, Exchange, Sending
 from metaos.apiserver.tunnels import Streams
+from metaos.clock import Clock
 from metaos.resources.errors import ApiError, not_found, unavailable
 from metaos.resources.meta import SERVICE_NAME_LABEL, Obj, labels
 from metaos.resources.workload import usable
@@ -22,6 +23,8 @@ ATTEMPTS = 4
 #: How long an endpoint that failed is passed over, and how many are remembered.
 PENALTY_SECONDS = 5.0
 MAX_PENALTIES = 1000
+#: A request waits so long for a first endpoint, looking again so often; so many requests may wait, others are told at once.
+WAIT_SECONDS, LOOK_SECONDS, MAX_WAITING = 2.0, 0.02, 256
 _IDEMPOTENT = {"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"}
 
 
@@ -57,16 +60,17 @@ def endpoints(service: Obj, slices: list[Obj], port: str) -> list[Endpoint]:
 
 
 class ServiceProxy:
-    """``slices(namespace, service)`` gives EndpointSlices; ``monotonic`` is the clock."""
+    """``slices(namespace, service)`` gives EndpointSlices."""
 
-    def __init__(self, streams: Streams, slices: Callable[[str, str], list[Obj]], monotonic: Callable[[], float]) -> None:
-        self._streams, self._slices, self._monotonic = streams, slices, monotonic
+    def __init__(self, streams: Streams, slices: Callable[[str, str], list[Obj]], clock: Clock) -> None:
+        self._streams, self._slices, self._clock = streams, slices, clock
         self._failed: dict[Endpoint, float] = {}
         self._turn = 0
+        self._waiting = 0
 
     def _ordered(self, found: list[Endpoint]) -> list[Endpoint]:
         """Round robin, with those that failed a moment ago last."""
-        now = self._monotonic()
+        now = self._clock.monotonic()
         self._turn += 1
         rotated = found[self._turn % len(found) :] + found[: self._turn % len(found)]
         return sorted(rotated, key=lambda e: now < self._failed.get(e, 0.0))
@@ -74,7 +78,7 @@ class ServiceProxy:
     def _failure(self, endpoint: Endpoint) -> None:
         if len(self._failed) >= MAX_PENALTIES:
             self._failed.clear()
-        self._failed[endpoint] = self._monotonic() + PENALTY_SECONDS
+        self._failed[endpoint] = self._clock.monotonic() + PENALTY_SECONDS
 
     async def serve(self, request: web.Request, service: Obj, port: str, path: str) -> web.StreamResponse:
         """Passes one request on and its answer back."""
@@ -82,6 +86,7 @@ class ServiceProxy:
         sending = await Sending.of(request)
         tried: set[Endpoint] = set()
         problem = ""
+        await self._ready(service, port)
         for _ in range(ATTEMPTS):
             # Asked anew each time: the switch of a migration may come between.
             found = [e for e in endpoints(service, self._slices(where, name), port) if e not in tried]
@@ -105,6 +110,20 @@ class ServiceProxy:
         if not tried:
             raise unavailable(f"no endpoints available for service {name!r}: is a pod that it selects ready?")
         raise ApiError(502, "BadGateway", f"service {name!r}: {problem or 'no endpoint could be reached'}")
+
+    async def _ready(self, service: Obj, port: str) -> None:
+        """Returns when there is an endpoint, or after a moment: who has just waited for a rollout, or whose pods are just
+        being replaced, need not see that endpoints follow pods a little later."""
+        where, name = service["metadata"]["namespace"], service["metadata"]["name"]
+        deadline = self._clock.monotonic() + WAIT_SECONDS
+        if self._waiting >= MAX_WAITING:
+            return
+        self._waiting += 1
+        try:
+            while not endpoints(service, self._slices(where, name), port) and self._clock.monotonic() < deadline:
+                await self._clock.sleep(LOOK_SECONDS)
+        finally:
+            self._waiting -= 1
 
     async def serve_pod(self, request: web.Request, pod: Obj, port: int, path: str) -> web.StreamResponse:
         """The same for one pod."""

@@ -123,6 +123,15 @@ async def test_nobody_there(hub: ServedHub, client: HttpClient) -> None:
     await jane.close()
 
 
+async def test_a_request_waits_a_moment_for_the_first_endpoint(hub: ServedHub, client: HttpClient) -> None:
+    await hub.make(cluster("edge"))
+    async with site(hub, "edge", Web()):
+        asked = asyncio.create_task(client.request("GET", PROXY))
+        await asyncio.sleep(0)
+        await hub.make(endpoint_slice("edge", "web-1"))
+        assert (await asked).status == 200
+
+
 async def test_an_answer_that_breaks_off_is_seen_to(hub: ServedHub, client: HttpClient) -> None:
     await hub.make(cluster("edge"), endpoint_slice("edge", "web-1"))
 
