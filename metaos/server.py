@@ -112,6 +112,7 @@ class Hub:
             carbon=carbon,
             lease_duration=self.config.lease_duration_seconds,
             drain=self.config.drain_seconds,
+            autoscale_interval=self.config.autoscale_interval_seconds,
         )
         manager = Manager(client, clock, self._random)
         for setup in all_setups():

@@ -187,6 +187,8 @@ class FakeClient:
         if type is PatchType.APPLY and self._key(kind, name, namespace) not in self._objects:
             return await self.create(patch, field_manager=field_manager, dry_run=dry_run)
         self._record("patch", kind, namespace, name, subresource)
+        if subresource == "scale" and type is PatchType.MERGE:
+            subresource = ""  # A Scale's replicas stand where those of the workload do.
         old = copy.deepcopy(self._current(kind, name, namespace))
         if type is PatchType.JSON:
             return self._replace(kind, jsonpatch.apply_patch(old, patch), subresource, dry_run)

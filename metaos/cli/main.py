@@ -74,6 +74,7 @@ def version(output: str) -> None:
     "--lease-duration", default=40.0, show_default=True, help="Seconds without a heartbeat until a site counts as lost."
 )
 @click.option("--drain", default=5.0, show_default=True, help="Seconds that connections get to end when work moves.")
+@click.option("--autoscale-interval", default=15.0, show_default=True, help="Seconds between looks at the load of workloads.")
 @click.option(
     "--carbon-trace", type=click.Path(exists=True, path_type=Path), help="Replay hourly carbon intensities from this CSV file."
 )
@@ -104,6 +105,7 @@ def up(
         names=names,
         lease_duration_seconds=lease_duration,
         drain_seconds=drain,
+        autoscale_interval_seconds=more.pop("autoscale_interval"),
         **more,
     )
     sys.exit(run_hub(config, local=not no_local))

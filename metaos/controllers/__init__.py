@@ -13,6 +13,7 @@ Setup = Callable[[Manager, Client, Clock, Settings], None]
 def all_setups() -> list[Setup]:
     """What a hub runs. Imported only there, when it starts."""
     from metaos.controllers import (
+        autoscaling,
         carbon,
         certificate,
         cluster,
@@ -44,5 +45,6 @@ def all_setups() -> list[Setup]:
         event,
         revisions,
         disruption,
+        autoscaling,
     )
     return [module.setup for module in modules]

@@ -26,5 +26,7 @@ class Settings:
     storm_share: float = 0.55
     #: How long a site that is being removed may take to hand over its work.
     removal_timeout: float = 120.0
+    #: Between two looks at what the pods of an autoscaled workload use.
+    autoscale_interval: float = 15.0
     event_lifetime: float = 3600.0
     event_limit: int = 5000

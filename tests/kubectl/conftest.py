@@ -159,7 +159,7 @@ def continuum(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Continuum]:
     found = Continuum(tmp_path_factory.mktemp("kubectl") / "c", isolated=True)
     found.directory.mkdir()
     try:
-        found.start_hub()
+        found.start_hub("--autoscale-interval", "1")
         for name in ("edge-paris", "edge-london"):
             found.add_site(ROOT / "examples/sites" / f"{name}.yaml")
         wait_for("two sites", lambda: len((found.get("clusters") or {}).get("items") or ()) == 2)
