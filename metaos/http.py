@@ -320,29 +320,44 @@ class HttpClient:
 
     async def lines(self, path: str, query: dict[str, str]) -> AsyncGenerator[bytes, None]:
         """Non-empty lines of an endless answer. Ends when the server ends it; raises ``ApiError``, also later on."""
-        request = self._request("GET", path, b"", query, "", "application/json")
+        buffer = bytearray()
+        async with aclosing(self.chunks("GET", path, query=query)) as chunks:
+            async for chunk in chunks:
+                buffer += chunk
+                if b"\n" in chunk:
+                    *complete, rest = buffer.split(b"\n")
+                    buffer = rest
+                    for line in complete:
+                        if line:
+                            yield bytes(line)
+                if len(buffer) > MAX_LINE:
+                    raise errors.too_large(f"{self.url} sent a line of more than {MAX_LINE} bytes")
+
+    async def chunks(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        *,
+        query: dict[str, str] | None = None,
+        begin_seconds: float = REQUEST_SECONDS,
+    ) -> AsyncGenerator[bytes, None]:
+        """A long answer as it comes, on a connection of its own; it must begin within ``begin_seconds``. Raises ``ApiError``,
+        also where it breaks off."""
+        request = self._request(method, path, body, query or {}, "application/json", "application/json")
         async with self._watches:
             connection: _Connection | None = None
             try:
-                async with asyncio.timeout(REQUEST_SECONDS):
+                async with asyncio.timeout(begin_seconds):
                     connection = await self._connect()
-                    await connection.send(request, b"")
+                    await connection.send(request, body)
                     head = await connection.response()
                 async with aclosing(connection.body()) as chunks:
                     if head.status_code >= 400:
                         content = b"".join([chunk async for chunk in chunks])
                         raise error_of(Response(head.status_code, (), content[:MAX_BODY]))
-                    buffer = bytearray()
                     async for chunk in chunks:
-                        buffer += chunk
-                        if b"\n" in chunk:
-                            *complete, rest = buffer.split(b"\n")
-                            buffer = rest
-                            for line in complete:
-                                if line:
-                                    yield bytes(line)
-                        if len(buffer) > MAX_LINE:
-                            raise errors.too_large(f"{self.url} sent a line of more than {MAX_LINE} bytes")
+                        yield chunk
             except (OSError, TimeoutError, h11.ProtocolError, EOFError) as error:
                 raise self._unreachable(error) from error
             finally:

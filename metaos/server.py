@@ -37,6 +37,7 @@ from metaos.apiserver.proxy import ServiceProxy, service_slices
 from metaos.apiserver.registry import Registry
 from metaos.apiserver.sessions import Sessions
 from metaos.apiserver.tunnels import Tunnels
+from metaos.apiserver.upkeep import Upkeep
 from metaos.client import Client
 from metaos.clock import Clock, SystemClock, sleep_or
 from metaos.config import Address, HubConfig, open_data
@@ -137,6 +138,7 @@ class Hub:
         )
         credentials = Credentials(pki, hosts, lambda: revocation.withdrawn_time(revocations.record, ADMIN))
         revocations.trusts = credentials.trusts
+        upkeep = Upkeep(data, store, clock)
         audit = AuditLog(data / "audit.log")
         stack.callback(audit.close)
         tokens = JoinTokens(client, clock)
@@ -150,6 +152,7 @@ class Hub:
             audit=audit,
             metrics=self._metrics,
             join_tokens=tokens,
+            upkeep=upkeep,
             ca=lambda: pki.bundle,
             sessions=sessions,
             ready=lambda: "" if self._ready else "the hub is starting",
@@ -165,7 +168,7 @@ class Hub:
 
         revocations.on_change(withdrawn)
         for name, work in (
-            ("compaction", self._compact(store)),
+            ("compaction", self._keep_up(store, upkeep)),
             ("credentials", self._keep_credentials(credentials, orders, news, sessions, tunnels)),
             ("sessions", sessions.run(clock)),
         ):
@@ -225,8 +228,8 @@ class Hub:
                 raise
             await self.client.create({**scheme.CONFIG_MAP.empty(AUTHORITY, SYSTEM_NAMESPACE), "data": record})
 
-    async def _compact(self, store: SealedStore) -> None:
-        """Forgets history that no watch needs any more."""
+    async def _keep_up(self, store: SealedStore, upkeep: Upkeep) -> None:
+        """Forgets history that no watch needs any more, then encryption keys that nothing uses any more."""
         seen: deque[tuple[float, int]] = deque()
         while True:
             await self._clock.sleep(COMPACT_SECONDS)
@@ -239,6 +242,10 @@ class Hub:
                     await store.compact(seen[0][1])
                 except Exception:
                     log.exception("compaction failed; it is tried again in %g s", COMPACT_SECONDS)
+            try:
+                await upkeep.freshen()
+            except Exception:
+                log.exception("values could not be sealed with the new key; it is tried again in %g s", COMPACT_SECONDS)
 
     async def join_token(self, site: str) -> str:
         """A token for the local site, made without the network."""

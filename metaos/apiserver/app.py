@@ -30,6 +30,8 @@ from metaos.apiserver.registry import Registry
 from metaos.apiserver.routing import Target, parse
 from metaos.apiserver.sessions import Sessions
 from metaos.apiserver.transfer import announced, in_parts
+from metaos.apiserver.upkeep import PATHS as UPKEEP_PATHS
+from metaos.apiserver.upkeep import Upkeep
 from metaos.apiserver.verbs import Call, Verbs, warning_headers
 from metaos.clock import Clock
 from metaos.resources import errors, scheme
@@ -68,6 +70,7 @@ class Api:
         audit: Audit,
         metrics: Metrics,
         join_tokens: JoinTokens | None,
+        upkeep: Upkeep | None,
         ca: Callable[[], bytes],
         ready: Callable[[], str],
         sessions: Sessions,
@@ -78,6 +81,7 @@ class Api:
         self._clock, self._random = clock, random
         self._audit, self._metrics = audit, metrics
         self._join_tokens = join_tokens
+        self._upkeep = upkeep
         self._ca = ca
         self._ready = ready
         self._sessions = sessions
@@ -222,13 +226,14 @@ class Api:
     async def _document(
         self, request: web.Request, path: str, identity: Identity | None, exchange: _Exchange
     ) -> web.StreamResponse:
+        if self._upkeep is not None and path in UPKEEP_PATHS:
+            verb = "get" if request.method in ("GET", "HEAD") else "create"
+            self._admit(identity, exchange, Attributes(verb, path=path))
+            return await self._upkeep.serve(request, path, exchange.headers)
         if request.method not in ("GET", "HEAD"):
             raise errors.method_not_allowed("the server does not allow this method on the requested resource")
         if path not in PUBLIC:
-            if identity is None:
-                raise errors.unauthorized()
-            exchange.user = identity.user
-            self._registry.check(identity.user, Attributes("get", path=path))
+            self._admit(identity, exchange, Attributes("get", path=path))
         accept = request.headers.get("Accept", "")
         if path.startswith("/openapi/v3"):
             return self._openapi_v3(request, path, exchange)
@@ -248,6 +253,12 @@ class Api:
             raise errors.ApiError(404, "NotFound", "the server could not find the requested resource")
         document, content_type = found
         return _json(exchange, document, content_type)
+
+    def _admit(self, identity: Identity | None, exchange: _Exchange, asked: Attributes) -> None:
+        if identity is None:
+            raise errors.unauthorized()
+        exchange.user, exchange.asked = identity.user, asked
+        self._registry.check(identity.user, asked)
 
     def _openapi_v3(self, request: web.Request, path: str, exchange: _Exchange) -> web.Response:
         name = path.removeprefix("/openapi/v3").strip("/")
@@ -296,12 +307,18 @@ class Api:
         target = exchange.target
         if target is None:
             self._metrics.request("get", "", "", code, None)
+            if exchange.asked is not None and audit.wanted(exchange.asked):
+                self._write_down(request, exchange, exchange.asked, code, wall, seconds)
             return
         label = f"{target.kind.plural}/{target.subresource}" if target.subresource else target.kind.plural
         self._metrics.request(target.verb, target.kind.group, label, code, None if target.long_running else seconds)
         asked = target.attributes if code != 400 or target.subresource != "proxy" else Attributes(target.verb)
-        if not audit.wanted(asked):
-            return
+        if audit.wanted(asked):
+            self._write_down(request, exchange, asked, code, wall, seconds)
+
+    def _write_down(
+        self, request: web.Request, exchange: _Exchange, asked: Attributes, code: int, wall: float, seconds: float
+    ) -> None:
         self._audit(
             audit.event(
                 request=exchange.id,
@@ -320,7 +337,7 @@ class Api:
 class _Exchange:
     """What is known of one request so far."""
 
-    __slots__ = ("call", "headers", "id", "impersonated", "target", "user")
+    __slots__ = ("asked", "call", "headers", "id", "impersonated", "target", "user")
 
     def __init__(self, id: str) -> None:
         self.id = id
@@ -328,6 +345,8 @@ class _Exchange:
         self.user = ANONYMOUS
         self.impersonated: UserInfo | None = None
         self.target: Target | None = None
+        #: What was asked for where it is no kind.
+        self.asked: Attributes | None = None
         self.call: Call | None = None
 
 
@@ -350,6 +369,7 @@ def make_app(
     audit: Audit = no_audit,
     metrics: Metrics | None = None,
     join_tokens: JoinTokens | None = None,
+    upkeep: Upkeep | None = None,
     ca: Callable[[], bytes] = bytes,
     ready: Callable[[], str] = lambda: "",
     sessions: Sessions | None = None,
@@ -368,6 +388,7 @@ def make_app(
         audit=audit,
         metrics=measured,
         join_tokens=join_tokens,
+        upkeep=upkeep,
         ca=ca,
         ready=ready,
         sessions=sessions or Sessions(),

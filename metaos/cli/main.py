@@ -345,6 +345,86 @@ def intent_import(file: Any) -> None:
     import_intent(file.read())
 
 
+PASSPHRASE = click.option(
+    "--passphrase-file", type=click.Path(exists=True, path_type=Path), help="File with the passphrase that seals the keys."
+)
+
+
+@nemo.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@PASSPHRASE
+@hub_options
+def backup(file: Path, passphrase_file: Path | None, kubeconfig: Path | None, data: Path | None) -> None:
+    """Write everything that a hub knows, as of one moment, to FILE. The hub goes on meanwhile.
+
+    Secrets stay encrypted in it. With --passphrase-file the hub's keys go in too, sealed by the passphrase; without it
+    they do not, and whoever restores the backup needs them.
+
+    \b
+    Example: nemo backup monday.nemo --passphrase-file passphrase
+    """
+    from metaos.cli.upkeep import take_backup
+
+    click.echo(take_backup(file, passphrase_file, kubeconfig, data or default_data("hub")))
+
+
+@nemo.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="The hub's new data directory.")
+@PASSPHRASE
+@click.option(
+    "--keys",
+    type=click.Path(exists=True, path_type=Path),
+    help="Directory with the hub's keys.json and pki/.",
+)
+def restore(file: Path, data: Path, passphrase_file: Path | None, keys: Path | None) -> None:
+    """Make a hub's data directory of the backup in FILE.
+
+    \b
+    Example: nemo restore monday.nemo --data ./hub-2 --passphrase-file passphrase; nemo up --data ./hub-2
+    """
+    from metaos.cli.upkeep import restore
+
+    click.echo(restore(file, data, passphrase_file, keys))
+
+
+@nemo.group("keys")
+def keys_group() -> None:
+    """Keys with which the hub encrypts Secrets at rest.
+
+    \b
+    Example: nemo keys rotate
+    """
+
+
+@keys_group.command("list")
+@OUTPUT
+@hub_options
+def keys_list(output: str, kubeconfig: Path | None, data: Path | None) -> None:
+    """Say which keys there are, and which are still needed.
+
+    \b
+    Example: nemo keys list
+    """
+    from metaos.cli.upkeep import show_keys
+
+    show_keys(kubeconfig, data or default_data("hub"), output, rotate=False)
+
+
+@keys_group.command("rotate")
+@OUTPUT
+@hub_options
+def keys_rotate(output: str, kubeconfig: Path | None, data: Path | None) -> None:
+    """Encrypt with a new key from now on; what older keys encrypted is written again, then they are dropped.
+
+    \b
+    Example: nemo keys rotate
+    """
+    from metaos.cli.upkeep import show_keys
+
+    show_keys(kubeconfig, data or default_data("hub"), output, rotate=True)
+
+
 @nemo.group()
 def image() -> None:
     """Images of this machine's site.

@@ -20,7 +20,7 @@ _REVIEWS = frozenset({"selfsubjectaccessreviews", "selfsubjectreviews"})
 
 def wanted(asked: Attributes) -> bool:
     """Whether a request belongs into the log: everything that changes something or connects to a workload."""
-    if asked.path or asked.resource in _REVIEWS:
+    if asked.resource in _REVIEWS:
         return False
     return asked.verb not in _READS or asked.subresource in _CONNECTIONS
 
@@ -44,6 +44,7 @@ def event(
         "user": user.name,
         "groups": list(user.groups),
         "verb": asked.verb,
+        "path": asked.path,
         "group": asked.group,
         "resource": asked.resource,
         "subresource": asked.subresource,

@@ -40,6 +40,8 @@ MIGRATIONS: tuple[str, ...] = (
     INSERT INTO compaction VALUES (0);
     """,
 )
+#: The first bytes of all values that begin with some: (how many, how many of the beginning, the beginning).
+HEADS = "SELECT DISTINCT substr(value, 1, ?) FROM log WHERE substr(value, 1, ?) = ?"
 
 
 def bounds(db: sqlite3.Connection) -> tuple[int, int]:

@@ -113,6 +113,11 @@ class Store(Protocol):
         when the store is closed."""
         ...
 
+    async def heads(self, start: bytes, size: int) -> set[bytes]:
+        """The first ``size`` bytes of every value that is kept, in history too, and begins with ``start``. Every write that
+        was asked for before is seen."""
+        ...
+
     async def compact(self, revision: int) -> None:
         """Forget history below ``revision``; what was current then stays, so that one may list at it and watch after it.
         Raises ``ValueError`` for a revision that is yet to come."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from metaos.store.log import Conflict, Entry, Listing, LogEvent, Store, StoreFai
 MAGIC = b"\x00nemo1\x00"
 _KEY_BYTES = 32
 _NONCE_BYTES = 12
+#: Key ids are small numbers.
+MOST_NAME = 20
 
 Entropy = Callable[[int], bytes]
 
@@ -73,6 +75,16 @@ class Keyring:
         self._save()
         return name
 
+    def drop(self, names: Iterable[str]) -> None:
+        """Forget keys that nothing is sealed with any more; the current one stays."""
+        for name in [name for name in names if name in self._keys and name != self.current]:
+            del self._keys[name], self._ciphers[name]
+        self._save()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._keys)
+
     def seal(self, key: str, value: bytes) -> bytes:
         """``value`` for store key ``key``, encrypted."""
         nonce = self._entropy(_NONCE_BYTES)
@@ -86,9 +98,8 @@ class Keyring:
 
         if not value.startswith(MAGIC):
             return value
-        start = len(MAGIC) + 1
-        name_end = start + value[start - 1]
-        name = value[start:name_end].decode("ascii", "replace")
+        name_end = len(MAGIC) + 1 + value[len(MAGIC)]
+        name = key_id(value)
         cipher = self._ciphers.get(name)
         if cipher is None:
             raise StoreFailed(f"{key} is sealed with key {name!r}, which {self._path} does not hold: restore it from a backup")
@@ -103,6 +114,12 @@ class Keyring:
         content = {"current": self.current, "keys": {name: base64.b64encode(key).decode() for name, key in self._keys.items()}}
         make_private(self._path.parent)
         write_private(self._path, json.dumps(content))
+
+
+def key_id(sealed: bytes) -> str:
+    """The id of the key that sealed a value (its beginning will do)."""
+    start = len(MAGIC) + 1
+    return sealed[start : start + sealed[start - 1]].decode("ascii", "replace")
 
 
 class SealedStore:
@@ -178,6 +195,36 @@ class SealedStore:
             more = page.more
             after = page.entries[-1].key if page.entries else after
         return count
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The ids of all keys; :attr:`current_key` seals."""
+        return self._ring.names
+
+    @property
+    def current_key(self) -> str:
+        return self._ring.current
+
+    def rotate(self) -> str:
+        """Seal with a new key from now on. Returns its id. Older values stay readable; :meth:`reseal` writes them again."""
+        return self._ring.rotate()
+
+    async def keys_in_use(self) -> dict[str, bool]:
+        """Every key, and whether a kept value is sealed with it, in history too."""
+        names = self._ring.names
+        heads = await self._inner.heads(MAGIC, len(MAGIC) + 1 + MOST_NAME)
+        used = {key_id(head) for head in heads}
+        return {name: name in used for name in names}
+
+    async def drop_unused_keys(self) -> tuple[str, ...]:
+        """Forgets keys that no value needs any more. Returns their ids."""
+        unused = tuple(name for name, used in (await self.keys_in_use()).items() if not used and name != self.current_key)
+        if unused:
+            self._ring.drop(unused)
+        return unused
+
+    async def heads(self, start: bytes, size: int) -> set[bytes]:
+        return await self._inner.heads(start, size)
 
     def _is_current(self, value: bytes) -> bool:
         name = self._ring.current.encode()

@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from metaos.store.fanout import BUFFER, FanOut, Watcher
-from metaos.store.file import bounds, lock_file, prepare
+from metaos.store.file import HEADS, bounds, lock_file, prepare
 from metaos.store.log import Compacted, Conflict, Entry, EventType, Listing, LogEvent, StoreClosed, StoreFailed, StoreFull
 
 BATCH = 256
@@ -171,6 +171,11 @@ class SqliteStore:
         finally:
             if watcher is not None:
                 self._fan_out.detach(watcher)
+
+    async def heads(self, start: bytes, size: int) -> set[bytes]:
+        """The first ``size`` bytes of every kept value that begins with ``start``."""
+        await self._write(lambda db: None)  # What waits is written first.
+        return await self._read(lambda db: {bytes(row[0]) for row in db.execute(HEADS, (size, len(start), start))})
 
     async def compact(self, revision: int) -> None:
         """Forget history below ``revision``, in small steps with other writes between them."""
