@@ -70,6 +70,32 @@ def _json(body: bytes) -> Any:
         raise errors.bad_request(f"the body of the request is not JSON: {wrong}") from None
 
 
+def doubled(body: bytes, value: Any) -> list[str]:
+    """What a body has more than once, as texts; ``value`` is what it was decoded to. Empty for protobuf."""
+    if body[:1] in (b"{", b"["):
+        return [f'duplicate field "{path}"' for path in duplicates(body, value)]
+    return [] if body.startswith(protobuf.MAGIC) else _yaml_doubles(body)
+
+
+def _yaml_doubles(body: bytes) -> list[str]:
+    """YAML's own check of keys, which its loader leaves out. The body has been loaded before, so it has no aliases."""
+    found: list[tuple[int, str]] = []
+    waiting = [yaml.compose(body, Loader=_Loader)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, yaml.SequenceNode):
+            waiting.extend(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, child in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in seen:
+                        found.append((key.start_mark.line + 1, key.value))
+                    seen.add(key.value)
+                waiting.append(child)
+    return [f'line {line}: key "{key}" already set in map' for line, key in sorted(found)]
+
+
 def duplicates(body: bytes, value: Any) -> list[str]:
     """Paths of fields that a JSON body has more than once; ``value`` is what it was decoded to. The body is read again only
     where it seems to hold more fields than the value."""

@@ -16,9 +16,9 @@ import orjson
 
 from metaos import __version__
 from metaos.apiserver.discovery import MAJOR, MINOR, group_versions, kinds_of
-from metaos.apiserver.schema import KUBERNETES, definition_name, definitions
+from metaos.apiserver.schema import KUBERNETES, definition_name, definitions, own_texts
 from metaos.client import PatchType
-from metaos.resources.scheme import Kind
+from metaos.resources.scheme import KINDS, Kind
 
 _SOURCE_REF = "#/$defs/"
 _V3_REF = "#/components/schemas/"
@@ -43,7 +43,8 @@ class OpenApi:
     def __init__(self) -> None:
         self._built: dict[str, bytes] = {}
         # What the documents are made from: equal inputs, equal hash, also after a restart.
-        self._tag = hashlib.sha256(f"{__version__}/{KUBERNETES}".encode()).hexdigest()[:32].upper()
+        made_from = [f"{__version__}/{KUBERNETES}", *(f"{k.resource} {sorted(k.subresources)}" for k in KINDS), *own_texts()]
+        self._tag = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:32].upper()
 
     @property
     def tag(self) -> str:

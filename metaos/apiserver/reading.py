@@ -166,6 +166,10 @@ class Reading:
                 },
             )
         revision, after = _position(continue_token) if continue_token else (asked, "")
+        if revision == _NOW:
+            revision = self.cache.revision
+        elif revision > self.cache.revision:
+            raise errors.bad_request("continue key is not valid: it lies ahead; start a new list without the continue parameter")
         exact = resource_version_match == "Exact" and asked
         stored = stored_kind(kind).resource
         if (continue_token or exact) and revision < self.cache.resource(stored).revision:
@@ -193,10 +197,7 @@ class Reading:
             try:
                 listing = await self._source.list(prefix, revision=revision, limit=limit + 1 if limit else 0, after=after)
             except Compacted:
-                raise errors.expired(
-                    "The provided continue parameter is too old to display a consistent list result. You must start a new list "
-                    "without the continue parameter."
-                ) from None
+                raise _too_old(after) from None
             for entry in listing.entries:
                 if limit and len(items) == limit:
                     return items, revision, _token(revision, after), -1
@@ -359,6 +360,24 @@ def revision_number(resource_version: str) -> int:
     return int(resource_version)
 
 
+#: The revision of a token that goes on with what is there now.
+_NOW = -1
+
+
+def _too_old(after: str) -> errors.ApiError:
+    """410. A list that was read in part may go on with what is there now, as in Kubernetes."""
+    if not after:
+        return errors.expired("The resourceVersion for the provided list is too old.")
+    error = errors.expired(
+        "The provided continue parameter is too old to display a consistent list result. You can start a new list without the "
+        "continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing "
+        "with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the "
+        "time the first chunk was returned and now may show up in the list."
+    )
+    error.continue_token = _token(_NOW, after)
+    return error
+
+
 def _token(revision: int, key: str) -> str:
     return base64.urlsafe_b64encode(orjson.dumps([revision, key])).decode().rstrip("=")
 
@@ -366,6 +385,8 @@ def _token(revision: int, key: str) -> str:
 def _position(token: str) -> tuple[int, str]:
     try:
         revision, key = orjson.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-        return int(revision), str(key)
+        if type(revision) is int and revision >= _NOW and isinstance(key, str):
+            return revision, key
+        raise ValueError
     except (ValueError, TypeError, binascii.Error):
         raise errors.bad_request("continue key is not valid: start a new list without the continue parameter") from None

@@ -86,13 +86,16 @@ def definitions() -> dict[str, dict[str, Any]]:
     return found | own_definitions()
 
 
+def own_texts() -> list[str]:
+    """The schemas of the groups in ``OWN`` as they stand in their files."""
+    folder = resources.files("metaos.resources") / "schemas"
+    return [(folder / f"{kind.kind.lower()}.yaml").read_text("utf-8") for kind in KINDS if kind.group in OWN]
+
+
 def own_definitions() -> dict[str, dict[str, Any]]:
     """The definitions of the groups in ``OWN``, each made whole with type and metadata fields."""
     found: dict[str, dict[str, Any]] = {}
-    for kind in KINDS:
-        if kind.group not in OWN:
-            continue
-        text = (resources.files("metaos.resources") / "schemas" / f"{kind.kind.lower()}.yaml").read_text("utf-8")
+    for kind, text in zip((kind for kind in KINDS if kind.group in OWN), own_texts(), strict=True):
         document: dict[str, Any] = yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe loader
         properties = {
             "apiVersion": {"type": "string", "description": "The versioned schema of this object."},

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random  # noqa: TID251 - the type of the source that is handed in
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from aiohttp import web
@@ -30,6 +31,10 @@ MAX_WARNINGS = 50
 MAX_WARNING = 256
 #: Objects that are shown in another form in one turn of the event loop, 5 ms; of YAML, which is slow, fewer.
 TURN_OBJECTS, TURN_YAML = 64, 4
+#: Texts of YAML from this length on are read in a thread.
+LONG_YAML = 16 * 1024
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -211,15 +216,26 @@ class Verbs:
 
     async def _body(self, call: Call, field_validation: str) -> Any:
         sent, media = await call.request.read(), call.request.headers.get("Content-Type", "")
-        value = bodies.decoded(sent, media)
-        if field_validation != "Ignore" and sent[:1] == b"{":
-            texts = [f'duplicate field "{path}"' for path in bodies.duplicates(sent, value)]
-            if texts and field_validation == "Strict":
-                kind = call.target.kind
-                what = f'{kind.kind} in version "{kind.version}" cannot be handled as a {kind.kind}'
-                raise errors.bad_request(f"{what}: strict decoding error: {', '.join(texts)}")
-            call.warnings.extend(texts)
+        value = await self._decoded(sent, lambda: bodies.decoded(sent, media))
+        await self._check_doubles(call, field_validation, sent, value)
         return value
+
+    async def _check_doubles(self, call: Call, field_validation: str, sent: bytes, value: Any) -> None:
+        """Fields that a body has twice: an error, a warning, or nothing, as the caller asked."""
+        if field_validation == "Ignore":
+            return
+        texts = await self._decoded(sent, lambda: bodies.doubled(sent, value))
+        if texts and field_validation == "Strict":
+            kind = call.target.kind
+            what = f'{kind.kind} in version "{kind.version}" cannot be handled as a {kind.kind}'
+            raise errors.bad_request(f"{what}: strict decoding error: {', '.join(texts)}")
+        call.warnings.extend(texts)
+
+    async def _decoded(self, sent: bytes, decode: Callable[[], T]) -> T:
+        """A long text of YAML takes long to read: others are served meanwhile."""
+        if len(sent) > LONG_YAML and sent[:1] not in (b"{", b"["):
+            return await asyncio.to_thread(decode)
+        return decode()
 
     def _options(self, call: Call, kind: str, *, apply: bool = False) -> WriteOptions:
         options = WriteOptions.of(call.query, call.request.headers.get("User-Agent", ""), kind, apply=apply)
@@ -280,8 +296,10 @@ class Verbs:
 
     async def _patch(self, call: Call) -> web.Response:
         t = call.target
-        kind, patch = bodies.patch(await call.request.read(), call.request.headers.get("Content-Type", ""))
+        sent, media = await call.request.read(), call.request.headers.get("Content-Type", "")
+        kind, patch = await self._decoded(sent, lambda: bodies.patch(sent, media))
         options = self._options(call, "PatchOptions", apply=kind is PatchType.APPLY)
+        await self._check_doubles(call, options.field_validation, sent, patch)
         known = kind is not PatchType.APPLY or self._registry.cache.get(key_of(stored_kind(t.kind), t.namespace, t.name))
         made = await self._registry.patch(
             call.user,

@@ -29,13 +29,15 @@ class ApiError(Exception):
         self.reason = reason
         self.message = message
         self.details = details or {}
+        #: Of a list that cannot go on as it was: where to go on nonetheless.
+        self.continue_token = ""
 
     def status(self) -> dict[str, Any]:
         """The ``Status`` object as it goes over the wire."""
         body: dict[str, Any] = {
             "kind": "Status",
             "apiVersion": "v1",
-            "metadata": {},
+            "metadata": {"continue": self.continue_token} if self.continue_token else {},
             "status": "Failure",
             "message": self.message,
             "reason": self.reason,

@@ -335,3 +335,22 @@ async def test_a_collection_that_was_deleted_is_shown(hub: ServedHub, client: Ht
     await hub.make(config_map("a"), config_map("b"))
     gone = (await client.request("DELETE", CONFIG_MAPS, query={"fieldSelector": "metadata.name=a"})).json()
     assert gone["kind"] == "ConfigMapList" and [o["metadata"]["name"] for o in gone["items"]] == ["a"]
+
+
+async def test_doubles_in_bodies_and_patches_are_named(hub: ServedHub, client: HttpClient) -> None:
+    await hub.make(config_map("a"))
+    doubled = {
+        "application/yaml": b"metadata: {name: b}\ndata:\n  k: a\n  k: b\n",
+        "application/json": b'{"metadata": {"name": "b"}, "data": {"k": "a", "k": "b"}}',
+        "application/merge-patch+json": b'{"data": {"k": "a", "k": "b"}}',
+        "application/strategic-merge-patch+json": b'{"data": {"k": "a", "k": "b"}}',
+        "application/apply-patch+yaml": b"metadata: {name: a}\ndata:\n  k: a\n  k: b\n",
+    }
+    for media, body in doubled.items():
+        method, path = ("PATCH", f"{CONFIG_MAPS}/a") if "patch" in media else ("POST", CONFIG_MAPS)
+        for validation, code in (("Strict", 400), ("Warn", 0), ("Ignore", 0)):
+            asked = f"{path}?dryRun=All&fieldValidation={validation}" + ("&fieldManager=m&force=true" if "apply" in media else "")
+            answer = await client.request(method, asked, body, content_type=media)
+            assert answer.status == code or (not code and answer.status in (200, 201)), answer.body
+            said = answer.json()["message"] if code else answer.header("warning")
+            assert ("k" in said and ("duplicate" in said or "already set" in said)) == (validation != "Ignore"), (media, said)

@@ -42,7 +42,7 @@ async def answered(hub: ServedHub, request: bytes) -> tuple[int, dict[str, str],
         writer.write(request)
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in head[1:] if line)}
-        return int(head[0].split()[1]), headers, await reader.readexactly(int(headers["content-length"]))
+        return int(head[0].split()[1]), headers, await reader.readexactly(int(headers.get("content-length", 0)))
 
 
 async def test_lines_and_headers_are_bounded(hub: ServedHub) -> None:
@@ -123,3 +123,24 @@ async def test_one_caller_has_so_many_watches(tmp_path: Path, monkeypatch: pytes
         async with asyncio.timeout(5):
             while (await answered(hub, watch.replace(b"watch=1", b"watch=1&fieldSelector=x%3Dy")))[0] == 429:
                 await asyncio.sleep(0.01)
+
+
+async def test_discovery_and_schemas_are_sent_once(hub: ServedHub) -> None:
+    aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+
+    async def get(path: str, accept: str = "*/*", tag: str = "") -> tuple[int, dict[str, str], bytes]:
+        return await answered(hub, f"GET {path} HTTP/1.1\r\nHost: h\r\nAccept: {accept}\r\nIf-None-Match: {tag}\r\n\r\n".encode())
+
+    under_hash = json.loads((await get("/openapi/v3"))[2])["paths"]["apis/apps/v1"]["serverRelativeURL"]
+    assert "immutable" in (await get(under_hash))[1]["cache-control"]
+    assert "immutable" not in (await get(under_hash.partition("?")[0]))[1]["cache-control"]
+    for path, accept in (
+        ("/apis", aggregated),
+        ("/apis", "*/*"),
+        ("/api/v1", "*/*"),
+        ("/openapi/v2", "*/*"),
+        (under_hash, "*/*"),
+    ):
+        code, headers, body = await get(path, accept)
+        assert code == 200 and body
+        assert (await get(path, accept, headers["etag"]))[::2] == (304, b""), path

@@ -161,3 +161,12 @@ def test_the_audit_log_is_bounded_and_private(tmp_path: Path) -> None:
     again(event("later"))
     again.close()
     assert json.loads(path.read_text().splitlines()[-1])["name"] == "later"
+
+
+def test_fields_that_a_body_has_twice() -> None:
+    text = b"metadata: {name: a}\ndata:\n  a: b\n  c: d\n  a: c\nlist:\n- {x: 1, x: 2}\n"
+    value = bodies.decoded(text, "application/yaml")
+    assert bodies.doubled(text, value) == ['line 5: key "a" already set in map', 'line 7: key "x" already set in map']
+    text = b'{"data": {"a": "b", "a": "c"}, "list": [{"x": 1, "x": 2}]}'
+    assert bodies.doubled(text, orjson.loads(text)) == ['duplicate field "data.a"', 'duplicate field "list[0].x"']
+    assert bodies.doubled(b"k8s\x00\x0a", {}) == [] == bodies.doubled(b"", None)

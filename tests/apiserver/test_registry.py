@@ -104,6 +104,10 @@ async def test_a_page_that_is_too_old_is_refused(registry: Registry, store: Sqli
     with pytest.raises(ApiError) as expired:
         await registry.list(ADMIN, scheme.CONFIG_MAP, "default", limit=2, continue_token=first.continue_token)
     assert (expired.value.code, expired.value.reason) == (410, "Expired")
+    # The rest can be had as it is now, by the token of the refusal.
+    token = expired.value.status()["metadata"]["continue"]
+    rest = await registry.list(ADMIN, scheme.CONFIG_MAP, "default", continue_token=token)
+    assert [o["metadata"]["name"] for o in rest.items] == ["c2", "c3", "c9"] and rest.resource_version != first.resource_version
 
 
 async def test_selectors(registry: Registry) -> None:
