@@ -127,6 +127,8 @@ def _from_source(
         return field(pod, source["fieldRef"].get("fieldPath", ""))
     if source.get("resourceFieldRef"):
         return resource_field(pod, container, source["resourceFieldRef"], machine)
+    if source.get("fileKeyRef"):
+        raise ConfigError("fileKeyRef is not supported at this site: use a ConfigMap or a Secret")
     for kind, key in (("ConfigMap", "configMapKeyRef"), ("Secret", "secretKeyRef")):
         reference = source.get(key)
         if reference:
@@ -141,7 +143,8 @@ def _from_source(
 
 def hostname(pod: Obj) -> str:
     """At most 63 characters, as the kernel and DNS want it."""
-    return str((pod.get("spec") or {}).get("hostname") or name(pod))[:63].rstrip("-.")
+    spec = pod.get("spec") or {}
+    return str(spec.get("hostnameOverride") or spec.get("hostname") or name(pod))[:63].rstrip("-.")
 
 
 def container_config(pod: Obj, container: Mapping[str, Any], find: Find, volumes: "Volumes", attempt: int) -> ContainerConfig:

@@ -310,7 +310,7 @@ class Supervisor:
     def _revisions(self, about: ObjectRef, obj: Obj, mine: list[PodWorker]) -> Revisions:
         digest = self._digest(about, obj)
         paused = about.kind == "Deployment" and bool((obj.get("spec") or {}).get("paused"))
-        note = self._note(about, obj, current="" if paused else digest)
+        note = self._note(about, obj, current=digest)
         keeps = about.kind in ("Deployment", "StatefulSet")
         current = str(note.get("current") or "")
         if about.kind == "StatefulSet":

@@ -115,7 +115,7 @@ class Volumes:
             raise ConfigError(f"volume {volume['name']!r}: {', '.join(kinds) or 'no source'} is not supported at this site")
         _made(directory)
         # Shared by containers of any user; the directories above it are private.
-        os.chmod(directory, 0o777)  # noqa: S103
+        os.chmod(directory, _mode((volume["emptyDir"] or {}).get("mode"), 0o777))
         return directory, False
 
     # -- projected volumes ----------------------------------------------------------------------------------

@@ -140,9 +140,9 @@ def deployment(workload: Obj, pods: Sequence[PodView], revisions: Revisions, now
 
 
 def _scale(living: list[PodView], replicas: int, hash: str, ended: tuple[str, ...], minimum: float, now: float) -> Actions:
-    """So many pods, whatever their revision; new ones of the given one, none where there is none yet."""
+    """So many pods, whatever their revision; new ones of the given one."""
     gone = _least_useful(living, minimum, now)[: max(0, len(living) - replicas)]
-    create = max(0, replicas - len(living)) if hash else 0
+    create = max(0, replicas - len(living))
     return Actions(((-1, hash),) * create, (*ended, *(p.uid for p in gone)), again=soonest(living, minimum, now))
 
 

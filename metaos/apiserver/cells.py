@@ -94,7 +94,11 @@ def _containers(pod: Obj, key: str) -> list[Obj]:
 
 
 def pod_ready(pod: Obj, now: float) -> str:
-    return ratio(sum(bool(c.get("ready")) for c in _containers(pod, "containerStatuses")), len(spec(pod).get("containers") or ()))
+    """Of containers; sidecars are some too."""
+    sidecars = {c["name"] for c in spec(pod).get("initContainers") or () if c.get("restartPolicy") == "Always"}
+    rows = [c for c in _containers(pod, "initContainerStatuses") if c["name"] in sidecars]
+    ready = sum(bool(c.get("ready")) for c in (*rows, *_containers(pod, "containerStatuses")))
+    return ratio(ready, len(spec(pod).get("containers") or ()) + len(sidecars))
 
 
 def pod_status(pod: Obj, now: float) -> str:

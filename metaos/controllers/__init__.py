@@ -27,6 +27,7 @@ def all_setups() -> list[Setup]:
         revisions,
         service,
         status,
+        ttl,
         work,
     )
 
@@ -46,5 +47,6 @@ def all_setups() -> list[Setup]:
         revisions,
         disruption,
         autoscaling,
+        ttl,
     )
     return [module.setup for module in modules]

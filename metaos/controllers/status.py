@@ -31,13 +31,14 @@ COUNTS: dict[str, tuple[str, ...]] = {
         "numberUnavailable",
         "updatedNumberScheduled",
     ),
-    "Job": ("active", "ready", "succeeded", "failed"),
+    "Job": ("active", "ready", "succeeded", "failed", "terminating"),
     "CronJob": (),
 }
 #: Shown even when they are zero, as Kubernetes does.
 ALWAYS = {
     "DaemonSet": ("currentNumberScheduled", "desiredNumberScheduled", "numberMisscheduled", "numberReady"),
     "StatefulSet": ("replicas", "availableReplicas"),
+    "Job": ("ready", "terminating"),
 }
 
 
@@ -61,10 +62,18 @@ def rolled_up(obj: Obj, chosen: Mapping[str, Mapping[str, Any]], left: Sequence[
     if kind in ("Deployment", "StatefulSet", "DaemonSet"):
         seen = [int(e.get("observedGeneration") or 0) for e in chosen.values()]
         status["observedGeneration"] = min(seen) if seen else 0
-    for word in ("currentRevision", "updateRevision", "lastScheduleTime", "lastSuccessfulTime", "startTime", "completionTime"):
+    for word in ("updateRevision", "lastScheduleTime", "lastSuccessfulTime", "startTime", "completionTime"):
         found = [s[word] for s in statuses if s.get(word)]
         if found:
             status[word] = min(found) if word == "startTime" else max(found)
+    # A rollout is over when it is over everywhere.
+    current = [s["currentRevision"] for s in statuses if s.get("currentRevision")]
+    if current:
+        status["currentRevision"] = next((r for r in current if r != status.get("updateRevision")), current[0])
+    for word in ("completedIndexes", "failedIndexes"):
+        found = [s[word] for s in statuses if word in s]
+        if found:
+            status[word] = ",".join(f for f in found if f)
     if kind == "CronJob":
         active = [a for s in statuses for a in s.get("active") or ()]
         if active:
@@ -87,7 +96,7 @@ def _conditions(obj: Obj, statuses: Sequence[Mapping[str, Any]], status: Mapping
         missing = any(c is None for c in found)
         some = bad or next(c for c in found if c is not None)
         holds = "True" if bad is None and not missing else "False" if bad is not None else "Unknown"
-        if kind in ("Failed", "FailureTarget", "SuspendedJob"):
+        if kind in ("Failed", "FailureTarget"):
             # A failure anywhere is a failure.
             good = next((c for c in found if c is not None and c.get("status") == "True"), None)
             holds, some = ("True", good) if good else ("False", some)
@@ -102,6 +111,8 @@ def _conditions(obj: Obj, statuses: Sequence[Mapping[str, Any]], status: Mapping
     for condition in result:
         if obj.get("kind") == "Deployment":
             condition.setdefault("lastUpdateTime", condition["lastTransitionTime"])
+        elif obj.get("kind") == "Job":
+            condition.setdefault("lastProbeTime", condition["lastTransitionTime"])
     return result
 
 

@@ -88,18 +88,22 @@ def references(obj: Obj) -> set[ObjectRef]:
 
 
 def requests(spec: dict[str, Any]) -> dict[str, int]:
-    """What one pod asks for: ``{"cpu": milli, "memory": bytes}``: the sum over containers, or the largest init container.
+    """What one pod asks for: ``{"cpu": milli, "memory": bytes}``: the sum over containers and sidecars, or what the largest
+    init container needs beside the sidecars before it.
 
     Where a container states only a limit, that is its request (Kubernetes' own defaulting).
     """
     total = {"cpu": 0, "memory": 0}
+    beside, most = dict(total), dict(total)
+    for container in spec.get("initContainers") or ():
+        sidecar = container.get("restartPolicy") == "Always"
+        for key, amount in _amounts(container).items():
+            most[key] = max(most[key], beside[key] + amount)
+            beside[key] += amount if sidecar else 0
     for container in spec.get("containers") or ():
         for key, amount in _amounts(container).items():
             total[key] += amount
-    for container in spec.get("initContainers") or ():
-        for key, amount in _amounts(container).items():
-            total[key] = max(total[key], amount)
-    return total
+    return {key: max(most[key], beside[key] + total[key]) for key in total}
 
 
 def _amounts(container: dict[str, Any]) -> dict[str, int]:

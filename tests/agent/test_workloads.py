@@ -151,11 +151,6 @@ def test_recreate_never_mixes_revisions(start: tuple[dict[str, Any], World], eve
     assert [p.hash for p in world.pods] == ["new"] * web["spec"]["replicas"]
 
 
-def test_a_paused_deployment_that_never_ran_makes_nothing() -> None:
-    web = workload("Deployment", replicas=3, paused=True)
-    assert deployment(web, [], Revisions("", "new"), 0.0) == Actions()
-
-
 @given(st.integers(0, 300), st.integers(0, 50))
 def test_percentages(percent: int, total: int) -> None:
     up, down = resolve(f"{percent}%", total, up=True), resolve(f"{percent}%", total, up=False)
