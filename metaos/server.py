@@ -29,6 +29,7 @@ from metaos.apiserver.authn import Certificate, HubAuthenticator
 from metaos.apiserver.connect import Connections
 from metaos.apiserver.credentials import CHECK_SECONDS, Credentials
 from metaos.apiserver.credentials import RECORD as AUTHORITY
+from metaos.apiserver.dialling import DialRule
 from metaos.apiserver.jointokens import JoinTokens
 from metaos.apiserver.listening import Room, Site, listeners
 from metaos.apiserver.measured import Sites, sources
@@ -53,7 +54,7 @@ from metaos.reconcile.informer import Informer
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import CLUSTER_LABEL, SYSTEM_NAMESPACE, Obj, format_time, labels
+from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, format_time
 from metaos.resources.meta import name as resource_name
 from metaos.security import revocation
 from metaos.security.authz import MASTERS, UserInfo
@@ -121,7 +122,7 @@ class Hub:
         stack.push_async_callback(manager.stop)
         await manager.start()
 
-        tunnels = Tunnels(_DialRule(manager))
+        tunnels = Tunnels(DialRule(manager))
         stack.push_async_callback(tunnels.close)
         sites = Sites(tunnels, clock)
         stack.push_async_callback(sites.close)
@@ -257,27 +258,6 @@ class Hub:
         secret["stringData"] = {"cluster": site, "expiration": expiration, "hash": token_hash(token.secret)}
         await self.client.create(secret)
         return str(token)
-
-
-class _DialRule:
-    """A site may dial a pod on another site if a Service leads there, in a namespace in which it has work."""
-
-    def __init__(self, manager: Manager) -> None:
-        self._slices = manager.informer(scheme.ENDPOINT_SLICE)
-        self._works = manager.informer(scheme.WORK)
-
-    def __call__(self, source: str, target: str, header: dict[str, Any]) -> str | None:
-        where, pod = str(header.get("namespace") or ""), str(header.get("pod") or "")
-        port = header.get("port")
-        if not any(labels(w).get(CLUSTER_LABEL) == source for w in self._works.by_index("workloadNamespace", where)):
-            return f"site {source} has no work in namespace {where}"
-        for found in self._slices.list(where):
-            if port not in [p.get("port") for p in found.get("ports") or ()]:
-                continue
-            for endpoint in found.get("endpoints") or ():
-                if endpoint.get("nodeName") == target and (endpoint.get("targetRef") or {}).get("name") == pod:
-                    return None
-        return f"no service in namespace {where} leads to port {port} of pod {pod} on site {target}"
 
 
 class _Revocations:

@@ -104,6 +104,9 @@ class Agent:
     async def connect(self, namespace: str, pod: str, port: int) -> Any:
         return await self.pods.connect(namespace, pod, port)
 
+    def refusal(self, *arguments: Any) -> str | None:
+        return self.network.refusal(*arguments)
+
     async def usage(self) -> dict[str, Any]:
         if self._used is None:
             await self.measure()

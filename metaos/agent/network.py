@@ -32,8 +32,9 @@ from metaos.agent.routes import (
     pod_key,
 )
 from metaos.files import write_private
+from metaos.network.policies import Peer, named_ports, refusal
 from metaos.plugins.points import Runtime
-from metaos.resources.meta import Obj, labels, name, namespace, uid
+from metaos.resources.meta import CLUSTER_LABEL, Obj, labels, name, namespace, uid
 from metaos.resources.workload import service_selects
 from metaos.tunnel import Stream
 
@@ -58,6 +59,9 @@ class _Pod:
     def __init__(self, pod: Obj) -> None:
         self.uid, self.namespace = uid(pod), namespace(pod)
         self.label = f"{namespace(pod)}/{name(pod)}"
+        self.name = name(pod)
+        self.labels: dict[str, str] = {}
+        self.named_ports: dict[str, int] = {}
         self.own_ports: set[int] = set()
         self.own_services: set[str] = set()
         self.sockets: dict[Listener, socket.socket] = {}
@@ -69,6 +73,7 @@ class _Pod:
         self.lock = asyncio.Lock()
 
     def look_at(self, pod: Obj, services: list[Obj]) -> None:
+        self.labels, self.named_ports = dict(labels(pod)), named_ports(pod)
         self.own_ports = own_ports(pod, services)
         self.own_services = {name(s) for s in services if namespace(s) == self.namespace and service_selects(s, labels(pod))}
 
@@ -92,6 +97,8 @@ class ServiceNetwork:
         self._stored = dict(self._addresses.known)
         self._plans: dict[str, NamespacePlan] = {}
         self._services: list[Obj] = []
+        self._policies: list[Obj] = []
+        self._namespaces: dict[str, dict[str, str]] = {}
         self._pods: dict[str, _Pod] = {}
         self._turn = 0
         self._relays: set[asyncio.Task[None]] = set()
@@ -116,6 +123,8 @@ class ServiceNetwork:
         """What is wanted and which pods there are has changed. Returns at once; sockets follow."""
         objects, local = list(manifests), list(pods)
         self._services = [o for o in objects if o.get("kind") == "Service"]
+        self._policies = [o for o in objects if o.get("kind") == "NetworkPolicy"]
+        self._namespaces = {name(o): dict(labels(o)) for o in objects if o.get("kind") == "Namespace"}
         self._plans = plan(objects, local, self._addresses, self._site)
         for pod in local:
             self._addresses.of(pod_key(self._site, namespace(pod), name(pod)))
@@ -146,6 +155,26 @@ class ServiceNetwork:
         known = self._pods.pop(pod_uid, None)
         if known is not None:
             known.close(asyncio.get_running_loop())
+
+    def refusal(self, header: Any, where: str, pod: str, port: int) -> str | None:
+        """Why a pod of another site may not connect to one of this site, or nothing. ``header``: who it is, as the hub has
+        checked it."""
+        target = next((p for p in self._pods.values() if (p.namespace, p.name) == (where, pod)), None)
+        if not self._policies or target is None:
+            return None
+        found = header if isinstance(header, dict) else {}
+        caller = Peer(
+            str(found.get("namespace") or ""),
+            str(found.get("pod") or ""),
+            found.get("labels") or {},
+            found.get("namespaceLabels") or {},
+        )
+        return refusal(self._policies, caller, self._peer(target), port)
+
+    def _peer(self, pod: _Pod) -> Peer:
+        # With the label that its mirror has, so that policies may speak of sites.
+        own = pod.labels | {CLUSTER_LABEL: self._site}
+        return Peer(pod.namespace, pod.name, own, self._namespaces.get(pod.namespace, {}), pod.named_ports)
 
     def attached(self, pod_uid: str) -> bool:
         return pod_uid in self._pods
@@ -237,16 +266,21 @@ class ServiceNetwork:
             refuse(accepted)
             return
         self._turn += 1
-        task = asyncio.get_running_loop().create_task(self._relay(accepted, route, self._turn))
+        task = asyncio.get_running_loop().create_task(self._relay(pod, accepted, route, self._turn))
         self._relays.add(task)
         task.add_done_callback(self._relays.discard)
 
-    async def _relay(self, accepted: socket.socket, route: Route, turn: int) -> None:
+    async def _relay(self, pod: _Pod, accepted: socket.socket, route: Route, turn: int) -> None:
         try:
             why = "it has no ready endpoint"
-            for endpoint in choices(route, turn)[:MAX_TRIES]:
+            allowed = []
+            for endpoint in choices(route, turn):
+                refused = self._refused(pod, endpoint)
+                why = refused or why
+                allowed += [] if refused else [endpoint]
+            for endpoint in allowed[:MAX_TRIES]:
                 try:
-                    target = await self._connect(route, endpoint)
+                    target = await self._connect(pod, route, endpoint)
                 except (OSError, LookupError, TimeoutError) as error:
                     why = str(error) or type(error).__name__
                     continue
@@ -255,12 +289,17 @@ class ServiceNetwork:
                 else:
                     await relay_sockets(accepted, target)
                 return
-            log.info("a connection to Service %s/%s failed: %s", route.namespace, route.service, why)
+            log.info("a connection of pod %s to Service %s failed: %s", pod.label, route.service, why)
             refuse(accepted)
         finally:
             accepted.close()
 
-    async def _connect(self, route: Route, endpoint: LocalEndpoint | RemoteEndpoint) -> socket.socket | Stream:
+    def _refused(self, pod: _Pod, endpoint: LocalEndpoint | RemoteEndpoint) -> str | None:
+        """By NetworkPolicies. What leads to other sites the hub decides, which knows the pods there."""
+        target = self._pods.get(endpoint.pod) if isinstance(endpoint, LocalEndpoint) and self._policies else None
+        return refusal(self._policies, self._peer(pod), self._peer(target), endpoint.port) if target else None
+
+    async def _connect(self, pod: _Pod, route: Route, endpoint: LocalEndpoint | RemoteEndpoint) -> socket.socket | Stream:
         """Raises ``OSError`` (``ConnectionError`` from the tunnel too), ``LookupError`` or ``TimeoutError``."""
         async with asyncio.timeout(CONNECT_SECONDS):
             if isinstance(endpoint, LocalEndpoint):
@@ -273,6 +312,7 @@ class ServiceNetwork:
                 "service": route.service,
                 "pod": endpoint.pod,
                 "port": endpoint.port,
+                "source": {"pod": pod.name},
             }
             stream = await self._dial(header)
             try:

@@ -65,6 +65,10 @@ class SiteAccess(PodAccess, Protocol):
         """The hub asks for another certificate: the authority that made the present one is about to go."""
         ...
 
+    def refusal(self, source: Any, namespace: str, pod: str, port: int) -> str | None:
+        """Why a pod of another site may not connect, or nothing. ``source``: who it is, as the hub has checked it."""
+        ...
+
     async def usage(self) -> dict[str, Any]:
         """What the pods use: ``age`` and ``window`` of the measurement in seconds, ``pods`` as ``inventory.by_pod``."""
         ...
@@ -186,7 +190,7 @@ class Remote:
             elif kind == "renew":
                 self._pods.renew()
             elif kind == "dial":
-                await self._dial(stream, where, pod, int(header.get("port") or 0))
+                await self._dial(header, stream, where, pod, int(header.get("port") or 0))
             else:
                 raise ApiError(400, "BadRequest", f"this agent knows no stream of type {kind!r}; is it older than the hub?")
         except ApiError as error:
@@ -218,7 +222,10 @@ class Remote:
         for start in range(0, len(data), MAX_DATA):
             await stream.write(data[start : start + MAX_DATA])
 
-    async def _dial(self, stream: Stream, where: str, pod: str, port: int) -> None:
+    async def _dial(self, header: dict[str, Any], stream: Stream, where: str, pod: str, port: int) -> None:
+        """For a pod of another site (``source``), or for the hub itself: port-forward and the proxy, which are node traffic."""
+        if "source" in header and (why := self._pods.refusal(header["source"], where, pod, port)) is not None:
+            raise ApiError(403, "Forbidden", why)
         target = await self._pods.connect(where, pod, port)
         try:
             await stream.accept()

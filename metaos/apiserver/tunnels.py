@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from aiohttp import WSMsgType, web
 
+from metaos.apiserver.dialling import Refused
 from metaos.resources.errors import ApiError, unavailable
 from metaos.tunnel import MAX_DATA, SUBPROTOCOL, Stream, StreamReset, Tunnel, TunnelError
 
@@ -26,8 +27,8 @@ class Streams(Protocol):
     async def open(self, cluster: str, header: dict[str, Any]) -> Stream: ...
 
 
-#: Whether site ``source`` may dial (namespace, service, pod, port) on site ``target``: a reason why not, or nothing.
-DialCheck = Callable[[str, str, dict[str, Any]], str | None]
+#: What site ``target`` is told when site ``source`` dials (namespace, pod, port) there. Raises ``Refused``.
+DialCheck = Callable[[str, str, dict[str, Any]], dict[str, Any]]
 
 
 class Tunnels:
@@ -130,13 +131,11 @@ class Tunnels:
         if header.get("type") != "dial":
             await stream.reset(f"a site may open streams of type 'dial' only, not {header.get('type')!r}")
             return
-        refusal = self._may_dial(source, target, header)
-        if refusal is not None:
-            await stream.reset(refusal)
-            return
-        passed = {"type": "dial", **{k: header.get(k) for k in ("namespace", "pod", "port")}}
         try:
-            far = await self.open(target, passed)
+            far = await self.open(target, self._may_dial(source, target, header))
+        except Refused as error:
+            await stream.reset(str(error))
+            return
         except ApiError as error:
             await stream.reset(error.message)
             return

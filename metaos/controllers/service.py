@@ -9,7 +9,8 @@ from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
-from metaos.controllers.render import cluster_of, is_draining, manifest, source_label, source_of, work
+from metaos.controllers.following import Following, delete
+from metaos.controllers.render import cluster_of, is_draining, manifest, source_of, work
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
@@ -18,7 +19,6 @@ from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
     CLUSTER_LABEL,
     SERVICE_NAME_LABEL,
-    SOURCE_LABEL,
     Obj,
     ObjectRef,
     controller_of,
@@ -124,16 +124,14 @@ class ServiceReconciler:
         self._slices = manager.informer(scheme.ENDPOINT_SLICE)
         self._works = manager.informer(scheme.WORK)
         self._clusters = manager.informer(scheme.CLUSTER)
-        self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
-        self._works.add_index("workloadNamespace", _workload_namespace)
+        self._following = Following(client, self._works)
         self._works.add_index("workloadUid", _workload_uid)
         self._slices.add_index("service", lambda s: [f"{namespace(s)}/{labels(s).get(SERVICE_NAME_LABEL, '')}"])
 
     async def reconcile(self, about: ObjectRef) -> Result:
         service = self._services.get(about.name, about.namespace)
         if service is None or deleting(service):
-            for found in self._works.by_index("source", source_label(about)):
-                await self._delete(scheme.WORK, found)
+            await self._following.settle(about, {})
             return DONE
         if (service.get("spec") or {}).get("selector"):
             pods = self._pods.list(about.namespace)
@@ -169,7 +167,7 @@ class ServiceReconciler:
                 metadata = present["metadata"] | {"ownerReferences": obj["metadata"]["ownerReferences"]}
                 await self._client.update(present | {"metadata": metadata, "endpoints": obj["endpoints"], "ports": obj["ports"]})
         for left in existing.values():
-            await self._delete(scheme.ENDPOINT_SLICE, left)
+            await delete(self._client, scheme.ENDPOINT_SLICE, left)
 
     def _mine(self, service: Obj) -> list[Obj]:
         found = self._slices.by_index("service", f"{namespace(service)}/{name(service)}")
@@ -178,33 +176,12 @@ class ServiceReconciler:
     async def _write_works(self, service: Obj) -> None:
         about = ref(service)
         everywhere = sorted(self._slices.by_index("service", f"{about.namespace}/{about.name}"), key=name)
-        sites = {cluster_of(w) for w in self._works.by_index("workloadNamespace", about.namespace) if not deleting(w)}
-        existing = {cluster_of(w): w for w in self._works.by_index("source", source_label(about))}
         word = usable(everywhere)
-        for site in sorted(sites):
+        wanted = {}
+        for site in self._following.sites(about.namespace):
             foreign = [_told(s, word) for s in everywhere if labels(s).get(CLUSTER_LABEL) != site]
-            wanted = work(about, site, [manifest(service), *foreign])
-            present = existing.get(site)
-            if present is None:
-                try:
-                    await self._client.create(wanted)
-                except ApiError as error:
-                    if error.reason != "AlreadyExists":
-                        raise
-            elif present["spec"] != wanted["spec"] and not deleting(present):
-                await self._client.update(present | {"spec": wanted["spec"]})
-        for site, found in existing.items():
-            if site not in sites:
-                await self._delete(scheme.WORK, found)
-
-    async def _delete(self, kind: scheme.Kind, obj: Obj) -> None:
-        if deleting(obj):
-            return
-        try:
-            await self._client.delete(kind, name(obj), namespace(obj), uid=uid(obj))
-        except ApiError as error:
-            if error.code != 404:
-                raise
+            wanted[site] = work(about, site, [manifest(service), *foreign])
+        await self._following.settle(about, wanted)
 
 
 def _told(found: Obj, word: str) -> Obj:
@@ -214,11 +191,6 @@ def _told(found: Obj, word: str) -> Obj:
     chosen = [e for e in result.get("endpoints") or () if (e.get("conditions") or {}).get(word)]
     result["endpoints"] = [e | {"conditions": {"ready": True}} for e in chosen]
     return result
-
-
-def _workload_namespace(found: Obj) -> list[str]:
-    about = source_of(found)
-    return [about.namespace] if about.kind in {k.kind for k in scheme.WORKLOADS} else []
 
 
 def _workload_uid(found: Obj) -> list[str]:

@@ -252,7 +252,8 @@ async def test_endpoints_change_without_touching_listeners_and_remote_ones_are_u
     await until(lambda: world.runtime.listeners)
     before = world.address("uid-client")
     assert await world.call("uid-client", b"hello") == b"z@far:8000 hello|end"
-    assert world.dialled[0] == {"type": "dial", "cluster": "far", "namespace": "shop", "service": "api", "pod": "z", "port": 8000}
+    asked = {"type": "dial", "cluster": "far", "namespace": "shop", "service": "api", "pod": "z", "port": 8000}
+    assert world.dialled[0] == asked | {"source": {"pod": "client"}}, "the hub finds out who that is"
     await world.runtime.serve("uid-a", 8000, b"local ")
     world.network.update([service(), endpoint_slice("far", "z")], [client, pod("a")])
     assert (await world.call("uid-client")).startswith(b"local ") and world.address("uid-client") == before
@@ -268,6 +269,48 @@ async def test_with_no_endpoint_the_caller_sees_a_reset(world: World) -> None:
     await until(lambda: world.runtime.listeners)
     with pytest.raises(ConnectionResetError):
         await world.call("uid-client")
+
+
+def policy(app: str, **spec: Any) -> Obj:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": f"for-{app}", "namespace": "shop", "uid": f"np-{app}"},
+        "spec": {"podSelector": {"matchLabels": {"app": app}}} | spec,
+    }
+
+
+async def test_network_policies_hold_at_the_relay(world: World) -> None:
+    server, client = pod("a"), await world.attached("client")
+    await world.runtime.serve("uid-a", 8000, b"a ")
+    only_web = policy("api", ingress=[{"from": [{"podSelector": {"matchLabels": {"app": "web"}}}]}])
+    world.network.update([service(), only_web], [server, client])
+    await until(lambda: ("uid-client", *_listener(world)) in world.runtime.listeners)
+    with pytest.raises(ConnectionResetError):
+        await world.call("uid-client")
+    assert world.network.refusal({"namespace": "shop", "pod": "x", "labels": {"app": "client"}}, "shop", "a", 8000)
+    assert world.network.refusal({"namespace": "shop", "pod": "x", "labels": {"app": "web"}}, "shop", "a", 8000) is None
+    assert world.network.refusal(None, "shop", "a", 8000), "nobody in particular"
+    assert world.network.refusal(None, "shop", "client", 8000) is None, "no policy selects it"
+
+    here = policy("api", ingress=[{"from": [{"podSelector": {"matchLabels": {"meta-os.eu/cluster": "here"}}}]}])
+    world.network.update([service(), here], [server, client])
+    assert (await world.call("uid-client")).startswith(b"a ")
+    world.network.update([service(), here, policy("client", policyTypes=["Egress"])], [server, client])
+    with pytest.raises(ConnectionResetError):
+        await world.call("uid-client")
+
+    team = [{"from": [{"namespaceSelector": {"matchLabels": {"team": "a"}}}], "ports": [{"port": 8000, "endPort": 8001}]}]
+    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": {"team": "a"}}}
+    world.network.update([service(), policy("api", ingress=team), space], [server, client])
+    assert (await world.call("uid-client")).startswith(b"a ")
+    world.network.update([service()], [server, client])
+    assert (await world.call("uid-client")).startswith(b"a ")
+
+
+def _listener(world: World) -> tuple[str, int]:
+    address = next((a for a, names in world.runtime.hosts.get("uid-client", ()) if "api" in names), "")
+    return address, 80
 
 
 async def test_names_and_listeners_are_there_when_attach_returns(world: World) -> None:

@@ -17,6 +17,7 @@ from aiohttp import web
 from metaos.apiserver.app import make_app
 from metaos.apiserver.authn import Certificate, HubAuthenticator
 from metaos.apiserver.connect import Connections
+from metaos.apiserver.dialling import Refused
 from metaos.apiserver.jointokens import JoinTokens
 from metaos.apiserver.measured import Sites, sources
 from metaos.apiserver.metrics import Metrics
@@ -89,7 +90,13 @@ async def served(folder: Path, clock: Clock) -> AsyncIterator[ServedHub]:
     await registry.start()
     authority = Authority.create(Random(2), clock.now())
     pair = authority.issue_server(("127.0.0.1", "localhost"), clock.now())
-    tunnels = Tunnels(lambda source, target, header: None if header.get("port") == 80 else "no service leads there")
+
+    def may_dial(source: str, target: str, header: dict[str, Any]) -> dict[str, Any]:
+        if header.get("port") != 80:
+            raise Refused("no service leads there")
+        return {k: header.get(k) for k in ("type", "namespace", "pod", "port")}
+
+    tunnels = Tunnels(may_dial)
     sites = Sites(tunnels, clock)
     registry.sources.update(sources(registry.cache, sites))
     hub = ServedHub(registry, tunnels, authority, clock, [], set(), Sessions())

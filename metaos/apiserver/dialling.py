@@ -1,0 +1,72 @@
+"""Whether a pod of one site may connect to a pod of another: a Service must lead there, and NetworkPolicies must allow it.
+
+Who the caller is comes from the agent of its site and is checked here against what the hub knows: the pod must be one of
+that site's, and its labels are those of its mirror. The target's agent is told the checked identity, and decides again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metaos.network.policies import Peer, named_ports, refusal
+from metaos.reconcile.manager import Manager
+from metaos.resources import scheme
+from metaos.resources.meta import CLUSTER_LABEL, Obj, labels, name, namespace
+
+
+class Refused(Exception):
+    """The message says why."""
+
+
+class DialRule:
+    """A site may dial a pod on another site if a Service leads there, in a namespace in which it has work."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._slices = manager.informer(scheme.ENDPOINT_SLICE)
+        self._works = manager.informer(scheme.WORK)
+        self._pods = manager.informer(scheme.POD)
+        self._policies = manager.informer(scheme.NETWORK_POLICY)
+        self._namespaces = manager.informer(scheme.NAMESPACE)
+
+    def __call__(self, source: str, target: str, header: dict[str, Any]) -> dict[str, Any]:
+        """The header for the target. Raises ``Refused``."""
+        where, pod = str(header.get("namespace") or ""), str(header.get("pod") or "")
+        port = header.get("port")
+        if not any(labels(w).get(CLUSTER_LABEL) == source for w in self._works.by_index("workloadNamespace", where)):
+            raise Refused(f"site {source} has no work in namespace {where}")
+        if not isinstance(port, int) or not self._leads(where, pod, target, port):
+            raise Refused(f"no service in namespace {where} leads to port {port} of pod {pod} on site {target}")
+        caller = self._caller(source, where, header.get("source"))
+        policies = self._policies.list(where)
+        if policies:
+            mirror = self._pods.get(pod, where) or {"metadata": {"name": pod, "namespace": where}}
+            why = refusal(policies, caller, self._peer(mirror), port)
+            if why is not None:
+                raise Refused(why)
+        said = {"namespace": where, "pod": caller.name, "labels": caller.labels, "namespaceLabels": caller.namespace_labels}
+        return {"type": "dial", "namespace": where, "pod": pod, "port": port, "source": said}
+
+    def _leads(self, where: str, pod: str, target: str, port: int) -> bool:
+        return any(
+            endpoint.get("nodeName") == target and (endpoint.get("targetRef") or {}).get("name") == pod
+            for found in self._slices.list(where)
+            if port in [p.get("port") for p in found.get("ports") or ()]
+            for endpoint in found.get("endpoints") or ()
+        )
+
+    def _caller(self, site: str, where: str, claimed: Any) -> Peer:
+        """Pods reach Services of their own namespace. One that the hub does not know has no labels."""
+        pod = str(claimed.get("pod") or "") if isinstance(claimed, dict) else ""
+        mirror = self._pods.get(pod, where) if pod else None
+        if mirror is not None and (mirror.get("spec") or {}).get("nodeName") == site:
+            return self._peer(mirror)
+        return Peer(where, "", {}, self._labels(where))
+
+    def _peer(self, pod: Obj) -> Peer:
+        # With the label that mirrors have, on a user's own Pod too, so that policies may speak of sites.
+        site = (pod.get("spec") or {}).get("nodeName")
+        own = labels(pod) | ({CLUSTER_LABEL: site} if site else {})
+        return Peer(namespace(pod), name(pod), own, self._labels(namespace(pod)), named_ports(pod))
+
+    def _labels(self, where: str) -> dict[str, str]:
+        return dict(labels(self._namespaces.get(where) or {}))

@@ -1,0 +1,57 @@
+"""NetworkPolicy: tells the sites of its namespace's workloads, together with the namespace's labels. NetworkPolicy → Works."""
+
+from metaos.client import Client
+from metaos.clock import Clock
+from metaos.controllers.following import Following
+from metaos.controllers.render import manifest, source_of, work
+from metaos.controllers.settings import Settings
+from metaos.reconcile.manager import Manager
+from metaos.reconcile.reconciler import DONE, Result
+from metaos.resources import scheme
+from metaos.resources.meta import Obj, ObjectRef, deleting, labels, name, ref
+
+NAME = "networkpolicy"
+
+
+class NetworkPolicyReconciler:
+    """Keys are NetworkPolicies."""
+
+    name = NAME
+
+    def __init__(self, manager: Manager, client: Client) -> None:
+        self._policies = manager.informer(scheme.NETWORK_POLICY)
+        self._namespaces = manager.informer(scheme.NAMESPACE)
+        self._following = Following(client, manager.informer(scheme.WORK))
+
+    async def reconcile(self, about: ObjectRef) -> Result:
+        policy = self._policies.get(about.name, about.namespace)
+        wanted = {}
+        if policy is not None and not deleting(policy):
+            space = self._namespaces.get(about.namespace)
+            said: Obj = {**scheme.NAMESPACE.empty(about.namespace)}
+            said["metadata"]["labels"] = labels(space or {})
+            for site in self._following.sites(about.namespace):
+                wanted[site] = work(about, site, [manifest(policy), said])
+        await self._following.settle(about, wanted)
+        return DONE
+
+
+def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
+    """Runs it: when a policy or its namespace's labels changed, or a workload came to a site or left it."""
+    policies = manager.informer(scheme.NETWORK_POLICY)
+    workload_kinds = {k.kind for k in scheme.WORKLOADS}
+    manager.add(
+        NetworkPolicyReconciler(manager, client),
+        [(scheme.NETWORK_POLICY, lambda o: [ref(o)]), (scheme.NAMESPACE, lambda o: [ref(p) for p in policies.list(name(o))])],
+    )
+
+    def on_work(old: Obj | None, new: Obj | None) -> None:
+        found = new or old or {}
+        about = source_of(found)
+        if about.kind == "NetworkPolicy" and new is None:
+            manager.enqueue(NAME, about)
+        elif about.kind in workload_kinds and (old is None or new is None or deleting(old) != deleting(new)):
+            for policy in policies.list(about.namespace):
+                manager.enqueue(NAME, ref(policy))
+
+    manager.informer(scheme.WORK).on_change(on_work)

@@ -1,0 +1,106 @@
+"""Who may connect across sites: where a Service leads, as NetworkPolicies allow, and as nobody else than oneself."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+
+from metaos.apiserver.dialling import DialRule, Refused
+from metaos.controllers import networkpolicy
+from metaos.controllers.render import work
+from metaos.reconcile.manager import Manager
+from metaos.resources.meta import Obj, ref
+from tests.clock import FakeClock
+from tests.controllers.continuum import deployment
+from tests.controllers.test_networkpolicy import space
+from tests.fake_client import FakeClient
+
+
+def mirror(name: str, site: str, app: str) -> Obj:
+    metadata = {"name": name, "namespace": "shop", "labels": {"app": app}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"nodeName": site, "containers": []}}
+
+
+def policy(**spec: Any) -> Obj:
+    metadata = {"name": "p", "namespace": "shop"}
+    return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
+
+
+SLICE: Obj = {
+    "apiVersion": "discovery.k8s.io/v1",
+    "kind": "EndpointSlice",
+    "metadata": {"name": "api-b", "namespace": "shop"},
+    "ports": [{"port": 80}],
+    "endpoints": [{"nodeName": "b", "targetRef": {"kind": "Pod", "name": "api"}}],
+}
+FROM_WEB = policy(
+    podSelector={"matchLabels": {"app": "api"}}, ingress=[{"from": [{"podSelector": {"matchLabels": {"app": "web"}}}]}]
+)
+
+
+async def asked(*objects: Obj, source: str = "a", caller: Any = "web", **more: Any) -> dict[str, Any]:
+    clock = FakeClock()
+    client = FakeClient(clock)
+    web = deployment() | {"metadata": {"name": "web", "namespace": "shop", "uid": "w"}}
+    pods = (mirror("web", "a", "web"), mirror("evil", "a", "evil"), mirror("api", "b", "api"))
+    client.seed(*pods, work(ref(web), "a", [web]), SLICE, space("x"), *objects)
+    manager = Manager(client, clock, Random(1))
+    rule = DialRule(manager)
+    networkpolicy.setup(manager, client, clock, None)  # type: ignore[arg-type]
+    await manager.start()
+    try:
+        await clock.settle()
+        header = {
+            "type": "dial",
+            "namespace": "shop",
+            "pod": "api",
+            "port": 80,
+            "source": {"pod": caller, "labels": {"app": "web"}},
+        }
+        return rule(source, "b", header | more)
+    finally:
+        await manager.stop()
+
+
+async def test_the_target_is_told_what_the_hub_knows_of_the_caller() -> None:
+    told = await asked(caller="evil")
+    assert told == {
+        "type": "dial",
+        "namespace": "shop",
+        "pod": "api",
+        "port": 80,
+        "source": {
+            "namespace": "shop",
+            "pod": "evil",
+            "labels": {"app": "evil", "meta-os.eu/cluster": "a"},
+            "namespaceLabels": {"team": "x"},
+        },
+    }
+    assert (await asked(caller="api"))["source"]["labels"] == {}, "a pod of another site is nobody here"
+    assert (await asked(caller=None))["source"]["pod"] == ""
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"port": 81}, "no service in namespace shop leads to port 81"),
+        ({"port": "80"}, "no service"),
+        ({"pod": "web"}, "no service"),
+        ({"namespace": "else"}, "site a has no work in namespace else"),
+        ({"source": "c"}, "site c has no work"),
+    ],
+)
+async def test_only_where_a_service_leads(more: dict[str, Any], why: str) -> None:
+    with pytest.raises(Refused, match=why):
+        await asked(**more)
+
+
+async def test_policies_hold_across_sites() -> None:
+    assert await asked(FROM_WEB)
+    for caller in ("evil", "api", None):
+        with pytest.raises(Refused, match="allow pod api no ingress from"):
+            await asked(FROM_WEB, caller=caller)
+    with pytest.raises(Refused, match="allow pod web no egress to"):
+        await asked(policy(podSelector={}, policyTypes=["Egress"]))
