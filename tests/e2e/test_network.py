@@ -1,0 +1,162 @@
+"""Two real sites: pods that all listen on one port reach each other across sites, and NetworkPolicies hold between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from examples.demo.continuum import ROOT, Continuum, namespaces_work, wait_for
+from metaos.cli.doctor import isolation
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(
+        isolation().level != "ok" or not namespaces_work(), reason="this kernel refuses user namespaces: see 'nemo doctor'"
+    ),
+]
+
+SERVE = """
+import http.server, os
+class Say(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(os.environ["NAME"].encode())
+    def log_message(self, *_): pass
+http.server.ThreadingHTTPServer(("0.0.0.0", 8080), Say).serve_forever()
+"""
+CALL = """
+import sys, urllib.request
+for name in sys.argv[1:]:
+    try:
+        print(urllib.request.urlopen(f"http://{name}:8080", timeout=9).read().decode())
+    except OSError:
+        print("-")
+"""
+PLACES = {"web": "edge-paris", "other": "edge-paris", "api": "edge-london"}
+
+
+def manifests() -> str:
+    found: list[dict[str, Any]] = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "net"}}]
+    for name, site in PLACES.items():
+        metadata = {"name": name, "namespace": "net"}
+        container = {
+            "name": "c",
+            "image": "python:3",
+            "command": ["python3", "-c", SERVE],
+            "env": [{"name": "NAME", "value": name}],
+            "ports": [{"name": "http", "containerPort": 8080}],
+            "readinessProbe": {"httpGet": {"port": "http"}, "periodSeconds": 1},
+        }
+        found.append(
+            {
+                "apiVersion": "meta-os.eu/v1alpha1",
+                "kind": "PlacementPolicy",
+                "metadata": metadata,
+                "spec": {
+                    "workloads": {"refs": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": name}]},
+                    "clusters": {"allowed": [site]},
+                },
+            }
+        )
+        found.append(
+            {
+                "apiVersion": "apps/v1",
+                "kind": "Deployment",
+                "metadata": metadata,
+                "spec": {
+                    "selector": {"matchLabels": {"app": name}},
+                    "template": {
+                        "metadata": {"labels": {"app": name}},
+                        "spec": {"containers": [container], "terminationGracePeriodSeconds": 1},
+                    },
+                },
+            }
+        )
+        ports = [{"port": 8080, "targetPort": "http"}]
+        found.append(
+            {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"selector": {"app": name}, "ports": ports}}
+        )
+    return yaml.safe_dump_all(found)
+
+
+def policy(**spec: Any) -> dict[str, Any]:
+    metadata = {"name": "guard", "namespace": "net"}
+    return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
+
+
+@pytest.fixture(scope="module")
+def continuum(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Continuum]:
+    found = Continuum(tmp_path_factory.mktemp("continuum") / "c", isolated=True)
+    found.directory.mkdir()
+    try:
+        found.start_hub()
+        for name in sorted(set(PLACES.values())):
+            found.add_site(ROOT / "examples/sites" / f"{name}.yaml")
+        wait_for("two sites", lambda: len((found.get("clusters") or {}).get("items") or ()) == 2)
+        found.kubectl("wait", "--for=condition=Ready", "clusters", "--all", "--timeout=30s")
+        apply(found, manifests())
+        for name in PLACES:
+            found.kubectl("rollout", "status", f"deployment/{name}", "-n", "net", "--timeout=30s")
+        yield found
+    finally:
+        found.stop()
+
+
+def apply(continuum: Continuum, text: str) -> None:
+    place = continuum.directory / "applied.yaml"
+    place.write_text(text)
+    continuum.kubectl("apply", "-f", str(place))
+
+
+def reached(continuum: Continuum) -> dict[tuple[str, str], bool]:
+    """(caller, Service) → whether it answers."""
+    found = {}
+    for caller in PLACES:
+        words = ("exec", "-n", "net", f"deployment/{caller}", "--", "python3", "-c", CALL, *PLACES)
+        said = continuum.kubectl(*words).split()
+        found |= {(caller, name): answer == name for name, answer in zip(PLACES, said, strict=True)}
+    return found
+
+
+EVERY = {(a, b) for a in PLACES for b in PLACES}
+
+
+def test_every_pod_listens_on_the_port_of_every_service_and_reaches_all(continuum: Continuum) -> None:
+    for pod in continuum.get("pods", "-n", "net")["items"]:
+        assert pod["spec"]["nodeName"] == PLACES[pod["metadata"]["labels"]["app"]]
+        assert pod["status"]["podIP"].startswith("100.")
+    wait_for("all ways", lambda: all(reached(continuum).values()), 20)
+
+
+def test_network_policies_hold_at_a_site_and_across_sites(continuum: Continuum) -> None:
+    for spec, closed in (
+        ({"podSelector": {"matchLabels": {"app": "api"}}, "policyTypes": ["Ingress"]}, {("web", "api"), ("other", "api")}),
+        (
+            {
+                "podSelector": {"matchLabels": {"app": "api"}},
+                "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "web"}}}], "ports": [{"port": "http"}]}],
+            },
+            {("other", "api")},
+        ),
+        (
+            {"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Egress"]},
+            {("web", "api"), ("web", "other")},
+        ),
+        ({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}, {(a, b) for a, b in EVERY if a != b}),
+    ):
+        apply(continuum, yaml.safe_dump(policy(**spec)))
+
+        def open_as_said(closed: set[tuple[str, str]] = closed) -> bool:
+            found = reached(continuum)
+            return {way for way, works in found.items() if not works} == closed
+
+        wait_for(f"only {closed} to be closed", open_as_said, 20)
+        # What comes from the hub and from the node is not the policies' business.
+        assert continuum.kubectl("get", "--raw", "/api/v1/namespaces/net/services/api:8080/proxy/") == "api"
+    ready = "{.items[*].status.conditions[?(@.type=='Ready')].status}"
+    assert continuum.kubectl("get", "pods", "-n", "net", "-o", f"jsonpath={ready}").split() == ["True"] * 3
+    continuum.kubectl("delete", "networkpolicy", "guard", "-n", "net")
+    wait_for("all ways again", lambda: all(reached(continuum).values()), 20)
+    assert "networkpolicy" not in continuum.kubectl("get", "works", "-A")
