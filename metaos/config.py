@@ -9,8 +9,9 @@ from pathlib import Path
 
 from metaos.files import make_private, write_private
 
-#: Layout of the hub's and the agent's data directories. Older ones are migrated on start, newer ones refused.
-DATA_VERSION = 1
+#: Layout of the hub's and the agent's data directories. Older ones are migrated on start, by whoever keeps what has changed;
+#: newer ones are refused. 2: authorities and pairs are one file each (``pki``).
+DATA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ class Pki:
         make_private(directory)
         self.directory = directory
         self._random, self._now = random, now
+        self._adopt()
         self._authorities = [self._authority(file) for file in self._files()]
         if not self._authorities:
             self._add(Authority.create(random, now()))
@@ -81,6 +82,17 @@ class Pki:
     def path(self, name: str) -> Path:
         """Of a pair's file."""
         return self.directory / f"{name}.pem"
+
+    def _adopt(self) -> None:
+        """The first layout had certificate and key in files of their own. The authority stays the same, so every member still
+        trusts this hub; server and administrator get new pairs."""
+        old = self.directory / "ca.crt"
+        if old.exists() and not self._files():
+            write_private(self.path("ca-1"), old.read_bytes() + (self.directory / "ca.key").read_bytes())
+        if self._files():
+            for name in ("ca", "server", ADMIN):
+                for ending in ("crt", "key"):
+                    (self.directory / f"{name}.{ending}").unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
         """Of the authorities, the newest first."""
