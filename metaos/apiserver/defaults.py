@@ -125,6 +125,12 @@ def _pod_spec(value: Obj) -> None:
                 port.setdefault("hostPort", port.get("containerPort"))
 
 
+def _job_spec(value: Obj) -> None:
+    """``pkg/apis/batch/v1/defaults.go``."""
+    value.setdefault("backoffLimit", 6 if value.get("backoffLimitPerIndex") is None else 2**31 - 1)
+    value.setdefault("podReplacementPolicy", "Failed" if value.get("podFailurePolicy") else "TerminatingOrFailed")
+
+
 def _deployment_strategy(value: Obj) -> None:
     if value.get("type", "RollingUpdate") == "RollingUpdate":
         rolling = value.setdefault("rollingUpdate", {})
@@ -204,6 +210,7 @@ _SPECIAL = {
     "io.k8s.api.autoscaling.v2.HorizontalPodAutoscalerSpec": _autoscaler,
     "io.k8s.api.core.v1.Container": _container,
     "io.k8s.api.core.v1.PodSpec": _pod_spec,
+    "io.k8s.api.batch.v1.JobSpec": _job_spec,
     "io.k8s.api.apps.v1.DeploymentStrategy": _deployment_strategy,
     "io.k8s.api.apps.v1.StatefulSetUpdateStrategy": _stateful_strategy,
     "io.k8s.api.apps.v1.DaemonSetUpdateStrategy": _daemon_strategy,

@@ -16,17 +16,16 @@ from typing import Any
 
 import orjson
 import yaml
-from cronsim import CronSim, CronSimError
 
 from metaos.apiserver import own
 from metaos.apiserver.metadata import DNS_SUBDOMAIN, SUBDOMAIN, dns_label_causes, label_causes
-from metaos.apiserver.rules import access, network, scaling, storage
+from metaos.apiserver.rules import access, jobs, network, scaling, storage
 from metaos.apiserver.rules.pods import pod_causes, port_name_causes
 from metaos.apiserver.rules.selecting import selector_causes
 from metaos.apiserver.schema import Node, duplicate, forbidden, invalid, node_of, required, unsupported
 from metaos.resources import scheme
 from metaos.resources.errors import Cause
-from metaos.resources.meta import CLUSTER_LABEL, Obj, format_time, label_selector, labels
+from metaos.resources.meta import CLUSTER_LABEL, Obj, label_selector, labels
 from metaos.resources.scheme import Kind
 
 Rule = Callable[[Obj, Obj | None], Iterable[Cause]]
@@ -239,54 +238,38 @@ def _stateful(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     partition = (strategy.get("rollingUpdate") or {}).get("partition") or 0
     if partition < 0:
         yield invalid("spec.updateStrategy.rollingUpdate.partition", partition, "must be greater than or equal to 0")
-
-
-_JOB_COUNTS = ("parallelism", "completions", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
+    down = (strategy.get("rollingUpdate") or {}).get("maxUnavailable")
+    yield from scaling.amount_causes(down, "spec.updateStrategy.rollingUpdate.maxUnavailable")
+    yield from scaling.share_causes(down, "spec.updateStrategy.rollingUpdate.maxUnavailable")
+    if down in (0, "0%"):
+        yield invalid("spec.updateStrategy.rollingUpdate.maxUnavailable", down, "cannot be 0")
+    yield from _count(now.get("ordinals") or {}, "start", path="spec.ordinals")
 
 
 def _job(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     spec = obj.get("spec") or {}
-    yield from _count(spec, *_JOB_COUNTS)
+    yield from jobs.job_causes(spec, "spec")
     if old is None:
+        yield from jobs.index_name_causes(obj)
         yield from _template(spec, ("OnFailure", "Never"))
         if spec.get("selector") is not None:
             yield from _selected(spec)
     elif not (old.get("spec") or {}).get("suspend"):
         yield from _immutable(obj, old, "template")
-    yield from _immutable(obj, old, "selector", "completionMode", "manualSelector")
+    yield from _immutable(obj, old, "selector", "completionMode", "manualSelector", *jobs.IMMUTABLE)
     if spec.get("completionMode") != "Indexed":
         yield from _immutable(obj, old, "completions")
 
 
 def _cron_job(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     spec = obj.get("spec") or {}
-    schedule = str(spec.get("schedule") or "")
     if len(obj["metadata"].get("name") or "") > 52:
         yield invalid("metadata.name", obj["metadata"].get("name"), "must be no more than 52 characters")
-    if not schedule:
-        yield required("spec.schedule")
-    elif not schedule.startswith("@"):
-        try:
-            CronSim(schedule, _EPOCH)
-        except CronSimError as wrong:
-            yield invalid(
-                "spec.schedule", schedule, f"{wrong}: five fields (minute hour day month weekday), for example '*/5 * * * *'"
-            )
-    elif schedule not in ("@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"):
-        yield invalid("spec.schedule", schedule, "must be five fields or @hourly, @daily, @weekly, @monthly or @yearly")
+    yield from jobs.schedule_causes(spec, (old or {}).get("spec") or {})
     job = (spec.get("jobTemplate") or {}).get("spec") or {}
     yield from _template(job, ("OnFailure", "Never"), "spec.jobTemplate.spec.template")
-    yield from _count(job, *_JOB_COUNTS, path="spec.jobTemplate.spec")
+    yield from jobs.job_causes(job, "spec.jobTemplate.spec")
     yield from _count(spec, "startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit")
-
-
-def _epoch() -> Any:
-    from datetime import datetime
-
-    return datetime.fromisoformat(format_time(0).replace("Z", "+00:00"))
-
-
-_EPOCH = _epoch()
 
 
 # -- services, configuration -------------------------------------------------------------------------------
