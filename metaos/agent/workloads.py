@@ -167,6 +167,8 @@ def deployment_status(
         "availableReplicas": available,
         "updatedReplicas": updated,
     }
+    if ending := sum(p.deleting and not p.ended for p in pods):
+        found["terminatingReplicas"] = ending
     if available < replicas:
         found["unavailableReplicas"] = replicas - available
     good = available >= replicas - deployment_limits(workload)[1]

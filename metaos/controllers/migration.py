@@ -12,6 +12,7 @@ from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.controllers.fencing import stopped
 from metaos.controllers.placement import placement_name
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.render import available, cluster_of, source_label, source_of
@@ -26,7 +27,6 @@ from metaos.resources.meta import (
     Obj,
     ObjectRef,
     annotations,
-    condition,
     deleting,
     format_time,
     is_true,
@@ -73,19 +73,6 @@ def step(leftover: Leftover, chosen: Mapping[str, bool], drain_seconds: float, n
     return (Step.STOP, 0.0) if remaining <= 0 else (Step.WAIT, remaining)
 
 
-def may_start(cluster: Obj | None, fenced_after: float, now: float) -> float:
-    """How many seconds until work that must not run twice may start elsewhere, seen from its old site: 0 when the site
-    has fenced itself by now (it was lost that long ago) or is no member any more."""
-    if cluster is None:
-        return 0.0
-    if is_true(cluster, "Ready"):
-        # The old site runs it: it has to stop there first, which deletes its Work.
-        return fenced_after
-    found = condition(cluster, "Ready")
-    since = parse_time(found["lastTransitionTime"]) if found and found.get("lastTransitionTime") else now
-    return max(0.0, since + fenced_after - now)
-
-
 class MigrationReconciler:
     """See the module. Keys are workloads."""
 
@@ -113,15 +100,14 @@ class MigrationReconciler:
         if not leftovers:
             await self._phase(placement, None, (), chosen)
             return DONE
-        once = any("fencing" in w["spec"] for w in leftovers.values())
         healthy = {c: (c in works and self._ready(c) and available(works[c])) for c in chosen}
         drain = self._drain(obj)
         now, waits, phase = self._clock.now(), [], "Starting"
         for site, found in sorted(leftovers.items()):
             left = Leftover(site, self._ready(site), _draining_since(found))
-            if once and self._ready(site) and chosen:
-                # What must not run twice is stopped first: break before make, as its owner asked.
-                todo, wait = Step.STOP, 0.0
+            if "fencing" in found["spec"]:
+                # What must not run twice is stopped first, by the work controller: break before make, as its owner asked.
+                todo, wait = (Step.STOP if chosen and stopped(found) else Step.WAIT), 0.0
             else:
                 todo, wait = step(left, healthy, drain, now)
             if todo is Step.SWITCH:

@@ -4,11 +4,13 @@ One decision at a time, so that no room is given away twice. What a workload run
 migration controllers carry the decision out.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.controllers.fencing import tolerated_seconds
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
 from metaos.plugins.registry import load_all
@@ -34,14 +36,15 @@ from metaos.resources.meta import (
     uid,
     with_condition,
 )
-from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo, cluster_info, workload_info
+from metaos.resources.snapshot import ClusterInfo, Move, Snapshot, WorkloadInfo, cluster_info, concerns, workload_info
 from metaos.scheduler.explain import placement_status
 from metaos.scheduler.filters import FILTERS
 from metaos.scheduler.framework import Plan, decide
 from metaos.scheduler.scores import SCORES
 
 NAME = "placement"
-MOVES_KEPT = 20
+#: Migrations that are remembered: enough for the largest budget.
+MOVES_KEPT = 100
 
 
 def placement_name(about: ObjectRef) -> str:
@@ -58,6 +61,11 @@ def placeable(obj: Obj) -> bool:
     return not controller_of(obj)
 
 
+def _move(raw: Mapping[str, Any]) -> Move:
+    """As the Placement keeps it."""
+    return Move(parse_time(raw["time"]), tuple(raw.get("from") or ()), tuple(raw.get("to") or ()), bool(raw.get("forced")))
+
+
 def finished(obj: Obj) -> bool:
     """A Job that has ended is not moved any more."""
     return obj.get("kind") == "Job" and (is_true(obj, "Complete") or is_true(obj, "Failed"))
@@ -68,8 +76,8 @@ class PlacementReconciler:
 
     name = NAME
 
-    def __init__(self, manager: Manager, client: Client, clock: Clock) -> None:
-        self._client, self._clock = client, clock
+    def __init__(self, manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
+        self._client, self._clock, self._settings = client, clock, settings
         self._recorder = Recorder(client, clock, "placement-controller")
         self._workloads = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
         self._placements = manager.informer(scheme.PLACEMENT)
@@ -96,7 +104,7 @@ class PlacementReconciler:
         now = self._clock.now()
         plan = decide(Snapshot(now, self._sites(about)), found, self._filters, self._scores)
         await self._write(obj, placement, found, plan, now)
-        return self._again(found, now)
+        return self._again(found, plan, now)
 
     # -- the snapshot ---------------------------------------------------------------------------------------
 
@@ -107,15 +115,20 @@ class PlacementReconciler:
 
     def _workload(self, obj: Obj, placement: Obj | None) -> WorkloadInfo:
         about, where = ref(obj), namespace(obj)
-        moves = [parse_time(t) for t in ((placement or {}).get("status") or {}).get("moves") or ()]
-        return workload_info(
+        policies = self._policies.list(where)
+        moves = [_move(m) for m in ((placement or {}).get("spec") or {}).get("moves") or ()]
+        found = workload_info(
             obj,
             current=self._current(about, placement),
             intents=sorted(self._intents.list(where), key=name),
-            policies=self._policies.list(where),
+            policies=policies,
             evicted=self._evicted(obj),
             moves=moves,
         )
+        fenced = tolerated_seconds(obj, [p for p in policies if concerns(p, obj)], self._settings)
+        if fenced > found.policy.toleration_seconds:
+            found = replace(found, policy=replace(found.policy, toleration_seconds=fenced))
+        return found
 
     def _evicted(self, obj: Obj) -> Iterable[str]:
         for pod in self._workloads["Pod"].list(namespace(obj)):
@@ -155,7 +168,7 @@ class PlacementReconciler:
         }
         self._decided[about] = chosen
         try:
-            placement = await self._write_spec(obj, placement, spec, plan.reason, now)
+            placement = await self._write_spec(obj, placement, spec, before, plan, now)
             await self._write_status(placement, obj, found, plan, now)
         except ApiError:
             # The next look begins from what is stored.
@@ -164,8 +177,19 @@ class PlacementReconciler:
         if placement.get("status") is None or set(chosen) != set(before):
             await self._tell(obj, before, plan)
 
-    async def _write_spec(self, obj: Obj, placement: Obj | None, spec: dict[str, Any], reason: str, now: float) -> Obj:
-        stamped = spec | {"decidedTime": format_time(now), "reason": reason}
+    async def _write_spec(
+        self, obj: Obj, placement: Obj | None, spec: dict[str, Any], before: Mapping[str, int], plan: Plan, now: float
+    ) -> Obj:
+        stamped = spec | {"decidedTime": format_time(now), "reason": plan.reason}
+        moves = list(((placement or {}).get("spec") or {}).get("moves") or ())
+        if plan.migrates:
+            # In the same write as the decision: the budget forgets no move, whenever the hub dies.
+            moved: dict[str, Any] = {"time": format_time(now, micro=True)}
+            chosen = dict(plan.clusters)
+            moved |= {"from": sorted(before.keys() - chosen.keys()), "to": sorted(chosen.keys() - before.keys())}
+            moves = [*moves, moved | ({"forced": True} if plan.forced else {})][-MOVES_KEPT:]
+        if moves:
+            stamped["moves"] = moves
         if placement is None:
             fresh: Obj = {**scheme.PLACEMENT.empty(placement_name(ref(obj)), namespace(obj)), "spec": stamped}
             fresh["metadata"]["ownerReferences"] = [owner_reference(obj)]
@@ -178,9 +202,6 @@ class PlacementReconciler:
 
     async def _write_status(self, placement: Obj, obj: Obj, found: WorkloadInfo, plan: Plan, now: float) -> None:
         old = placement.get("status") or {}
-        moves = list(old.get("moves") or ())
-        if plan.migrates:
-            moves = [*moves, format_time(now)][-MOVES_KEPT:]
         done = "True" if plan.clusters and plan.complete else "False"
         reason = "Placed" if done == "True" else "Unplaceable" if not plan.clusters else "Incomplete"
         conditions = with_condition(old.get("conditions") or (), "Scheduled", done, reason, plan.reason, now)
@@ -192,13 +213,17 @@ class PlacementReconciler:
             "observedGeneration": generation(obj),
             "conditions": conditions,
             "intents": sorted({t.intent for t in found.targets}),
-            "moves": moves,
+            "limits": {
+                "minimumImprovement": found.policy.minimum_improvement,
+                "budgetPerHour": found.policy.budget_per_hour,
+                "coolDownSeconds": found.policy.cool_down_seconds,
+            },
             **placement_status(plan),
         }
         if status != old:
             await self._client.update(placement | {"status": status}, subresource="status")
 
-    async def _tell(self, obj: Obj, before: dict[str, int] | Any, plan: Plan) -> None:
+    async def _tell(self, obj: Obj, before: Mapping[str, int], plan: Plan) -> None:
         places = ", ".join(f"{c} ({n})" for c, n in plan.clusters)
         if not plan.clusters:
             await self._recorder.event(obj, "Unplaceable", plan.reason, warning=True)
@@ -207,9 +232,9 @@ class PlacementReconciler:
         elif set(dict(plan.clusters)) != set(before):
             await self._recorder.event(obj, "Moved", f"from {', '.join(sorted(before))} to {places}: {plan.reason}")
 
-    def _again(self, found: WorkloadInfo, now: float) -> Result:
-        """When time alone will change the decision: at the end of a toleration."""
-        waits = []
+    def _again(self, found: WorkloadInfo, plan: Plan, now: float) -> Result:
+        """When time alone will change the decision: at the end of a toleration, a cool-down, or the hour of a spent budget."""
+        waits = [] if plan.again is None else [max(0.0, plan.again - now)]
         for site in found.current:
             cluster = self._clusters.get(site)
             for taint in ((cluster or {}).get("spec") or {}).get("taints") or ():
@@ -225,7 +250,7 @@ class PlacementReconciler:
 
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
     """Runs it: for every workload, and for all that a changed site, intent or policy may concern."""
-    reconciler = PlacementReconciler(manager, client, clock)
+    reconciler = PlacementReconciler(manager, client, clock, settings)
     informers = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
 
     def itself(obj: Obj) -> Iterable[ObjectRef]:

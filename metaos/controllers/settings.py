@@ -16,7 +16,7 @@ class Settings:
     carbon: CarbonSource | None = None
     lease_duration: float = 40.0
     drain: float = 5.0
-    #: Added to a workload's fencing time before it is started elsewhere.
+    #: Added to a workload's fencing time and grace period before it is started elsewhere.
     fencing_margin: float = 5.0
     #: Stateful work without local data is replaced only after its old site has stopped it, which it does this long after its
     #: last heartbeat.

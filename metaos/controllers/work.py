@@ -5,11 +5,11 @@ keeps its Work until the migration controller takes it down; when the user's obj
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from metaos.client import Client
 from metaos.clock import Clock
-from metaos.controllers.migration import may_start
+from metaos.controllers.fencing import Silence, agreed, fenced_after, fencing, halt, halted, renewal_of, stopped
 from metaos.controllers.placement import placement_name
 from metaos.controllers.render import (
     cluster_of,
@@ -33,6 +33,7 @@ from metaos.resources.meta import (
     SYSTEM_NAMESPACE,
     Obj,
     ObjectRef,
+    cluster_namespace,
     deleting,
     is_true,
     labels,
@@ -42,23 +43,11 @@ from metaos.resources.meta import (
     uid,
 )
 from metaos.resources.snapshot import concerns
-from metaos.resources.workload import has_local_data, references
+from metaos.resources.workload import references
 
 NAME = "work"
 _WORKLOAD_KINDS = {k.kind for k in scheme.WORKLOADS}
 _DEPENDENCY_KINDS = {k.kind: k for k in scheme.DEPENDENCIES}
-
-
-def fencing(obj: Obj, policies: Iterable[Obj], default: float) -> float | None:
-    """After how many seconds without a heartbeat a site stops this work, so that it never runs twice; ``None``: it goes on.
-
-    Work with local data is never replaced elsewhere, so it need not stop.
-    """
-    for policy in policies:
-        stated = ((policy.get("spec") or {}).get("fencing") or {}).get("afterSeconds")
-        if stated is not None:
-            return float(stated)
-    return default if obj.get("kind") == "StatefulSet" and not has_local_data(obj) else None
 
 
 class WorkReconciler:
@@ -75,6 +64,7 @@ class WorkReconciler:
         self._works = manager.informer(scheme.WORK)
         self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
         self._works.add_index("dependency", _dependencies)
+        self._silence = Silence(manager, clock)
 
     async def reconcile(self, about: ObjectRef) -> Result:
         if about.kind in _WORKLOAD_KINDS:
@@ -109,27 +99,59 @@ class WorkReconciler:
             if not held:
                 return DONE
             body["spec"] = body["spec"] | {"template": template_of(held[0])}
-        again: list[float] = []
-        for choice in spec.get("clusters") or ():
-            site = choice["name"]
-            cluster = self._clusters.get(site)
-            if cluster is None:
+        choices = {c["name"]: int(c.get("replicas", 1)) for c in spec.get("clusters") or ()}
+        wait = 0.0
+        leaving = {site: w for site, w in existing.items() if site not in choices}
+        if choices and (fence is not None or any(agreed(w) is not None for w in leaving.values())):
+            wait = await self._halt(obj, leaving)
+        for site, replicas in choices.items():
+            cluster, present = self._clusters.get(site), existing.get(site)
+            if cluster is None or (wait and (present is None or halted(present))):
                 continue
-            if site not in existing and fence is not None:
-                waits = [
-                    wait
-                    for other in existing
-                    if (wait := may_start(self._clusters.get(other), fence + self._settings.fencing_margin, self._clock.now()))
-                    > 0
-                ]
-                if waits:
-                    again.append(max(waits))
-                    continue
-            rendered = overridden(with_replicas(copy.deepcopy(body), int(choice.get("replicas", 1))), site, policies)
-            await self._apply(existing.get(site), work(about, site, [rendered], fence))
+            rendered = overridden(with_replicas(copy.deepcopy(body), replicas), site, policies)
+            wanted = work(about, site, [rendered], fence)
+            if present is not None and not is_true(cluster, "Ready"):
+                # A site that does not answer keeps to what it was told last, and the hub has to know what that was.
+                wanted["spec"] = {k: v for k, v in wanted["spec"].items() if k != "fencing"}
+                wanted["spec"] |= {k: v for k, v in present["spec"].items() if k == "fencing"}
+            await self._apply(present, wanted)
             if about.kind == "Pod" and not (obj.get("spec") or {}).get("nodeName"):
                 await self._client.patch(scheme.POD, about.name, about.namespace, {"spec": {"nodeName": site}})
-        return Result(requeue_after=min(again)) if again else DONE
+        return Result(requeue_after=wait) if wait else DONE
+
+    async def _halt(self, obj: Obj, leaving: Mapping[str, Obj]) -> float:
+        """Has sites that are left run none of what must not run twice. Seconds until the next look; 0: none of them runs it."""
+        waits = [0.0]
+        for site, found in leaving.items():
+            cluster = self._clusters.get(site)
+            if cluster is None or stopped(found):
+                continue
+            if is_true(cluster, "Ready"):
+                await self._write_halt(found)
+                # Its report comes as news of the Work; this is only in case of none.
+                waits.append(5.0)
+                continue
+            seconds = agreed(found)
+            if seconds is None:
+                # It was never told to stop by itself: only its return or its removal shows that it has.
+                waits.append(60.0)
+                continue
+            remaining = fenced_after(obj, seconds, self._settings.fencing_margin) - self._silence.seconds(site)
+            if remaining > 0:
+                waits.append(remaining + 0.01)
+                continue
+            # First it is told, then its Lease is looked at once more: a site that comes back later lists its Works later,
+            # and finds that it shall run none.
+            before = self._silence.renewal(site)
+            await self._write_halt(found)
+            lease = await self._client.get(scheme.LEASE, site, cluster_namespace(site))
+            if renewal_of(lease) != before:
+                waits.append(1.0)
+        return max(waits)
+
+    async def _write_halt(self, found: Obj) -> None:
+        if not halted(found) and not deleting(found):
+            await self._client.update(found | {"spec": halt(found)})
 
     async def _dependency(self, about: ObjectRef) -> Result:
         obj = self._objects[about.kind].get(about.name, about.namespace)

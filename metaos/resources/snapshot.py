@@ -112,6 +112,16 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """One migration of the past: sites that were left and sites that joined. ``forced``: its site had to be left."""
+
+    time: float
+    left: tuple[str, ...] = ()
+    joined: tuple[str, ...] = ()
+    forced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyInfo:
     """Every PlacementPolicy that concerns a workload, merged: the strictest wins."""
 
@@ -126,12 +136,14 @@ class PolicyInfo:
     toleration_seconds: float = 0.0
     minimum_improvement: float = 5.0
     budget_per_hour: int = 12
+    #: For so long nothing goes back to a site that it left.
+    cool_down_seconds: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class WorkloadInfo:
-    """One workload. ``cpu`` and ``memory`` are per replica. ``current`` is where it is decided to be now. ``moves`` are the
-    times of its latest migrations, newest last. ``mode``: Divided, Whole or Everywhere."""
+    """One workload. ``cpu`` and ``memory`` are per replica. ``current`` is where it is decided to be now. ``moves`` are
+    its latest migrations, newest last. ``mode``: Divided, Whole or Everywhere."""
 
     ref: ObjectRef
     uid: str
@@ -150,7 +162,7 @@ class WorkloadInfo:
     settled: bool = False
     current: Mapping[str, int] = field(default_factory=dict)
     evicted: frozenset[str] = frozenset()
-    moves: tuple[float, ...] = ()
+    moves: tuple[Move, ...] = ()
     targets: tuple[Target, ...] = ()
     policy: PolicyInfo = PolicyInfo()
 
@@ -294,7 +306,7 @@ def workload_info(
     intents: Iterable[Obj] = (),
     policies: Iterable[Obj] = (),
     evicted: Iterable[str] = (),
-    moves: Sequence[float] = (),
+    moves: Sequence[Move] = (),
 ) -> WorkloadInfo:
     """A workload with the intents and policies of its namespace that concern it."""
     spec = workload.pod_spec(obj)
@@ -400,10 +412,11 @@ def merge_policies(policies: Iterable[Obj]) -> PolicyInfo:
             for s in spec.get("spread") or ()
         ),
         mode=next((str(spec["division"]["mode"]) for spec in found if (spec.get("division") or {}).get("mode")), ""),
-        failback=next((str(spec["failback"]) for spec in found if spec.get("failback")), default.failback),
+        failback="Never" if any(spec.get("failback") == "Never" for spec in found) else default.failback,
         toleration_seconds=max([float(spec.get("tolerationSeconds") or 0) for spec in found], default=0.0),
         minimum_improvement=max(
             [float(m.get("minimumImprovement", default.minimum_improvement)) for m in migration], default=5.0
         ),
         budget_per_hour=min([int(m.get("budgetPerHour", default.budget_per_hour)) for m in migration], default=12),
+        cool_down_seconds=max([float(m.get("coolDownSeconds", default.cool_down_seconds)) for m in migration], default=300.0),
     )

@@ -8,6 +8,9 @@ from typing import Any
 from metaos.resources.meta import Obj, condition, name, namespace
 from metaos.scheduler.framework import Plan
 
+#: How many of the latest migrations people are shown.
+MOVES_SHOWN = 3
+
 
 def placement_status(plan: Plan) -> dict[str, Any]:
     """A Plan's reasons in the form that ``Placement.status`` keeps."""
@@ -62,6 +65,8 @@ def explain(placement: Obj, clusters: Iterable[Obj], intents: Iterable[Obj]) -> 
         "rejected": [*rejected, *unknown],
         "alternatives": status.get("alternatives") or [],
         "migration": status.get("migration"),
+        "moves": spec.get("moves") or [],
+        "limits": status.get("limits") or {},
         "intents": [
             {
                 "name": name(i),
@@ -86,6 +91,9 @@ def render(found: dict[str, Any]) -> str:
     if migration:
         old, new = (", ".join(migration.get(side) or ()) for side in ("from", "to"))
         lines.append(f"  moving    {old} -> {new}: {migration.get('phase')}")
+    if found.get("limits"):
+        lines.append(f"  moves     {_limits(found['limits'])}")
+    lines += [f"  moved     {_moved(move)}" for move in (found.get("moves") or ())[-MOVES_SHOWN:]]
     if found["scores"]:
         lines += ["", "  considered (points of 100; value, points x weight)"]
         lines += _table(found["scores"], {c["name"] for c in found["clusters"]})
@@ -100,6 +108,18 @@ def render(found: dict[str, Any]) -> str:
         lines += ["", "  intents"]
         lines += [f"    {i['name']}: {i.get('fulfilment', 'Unknown')}. {i.get('message', '')}" for i in found["intents"]]
     return "\n".join(lines)
+
+
+def _limits(limits: dict[str, Any]) -> str:
+    return (
+        f"for a gain of {limits['minimumImprovement']:g} points or more, at most {limits['budgetPerHour']} times an hour, "
+        f"and not back within {limits['coolDownSeconds']:g} s"
+    )
+
+
+def _moved(move: dict[str, Any]) -> str:
+    old, new = (", ".join(move.get(side) or ()) or "no other site" for side in ("from", "to"))
+    return f"{old} -> {new}, {'because it had to' if move.get('forced') else 'for a gain'}  [{move.get('time', '')}]"
 
 
 def _difference(points: float) -> str:

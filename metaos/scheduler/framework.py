@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo
@@ -12,6 +13,9 @@ from metaos.scheduler.scores import SCORES, Score, Term
 from metaos.scheduler.solver import Choice, choose, distribute
 
 HOUR_SECONDS = 3600.0
+#: Filters whose word makes a site be left whatever the budget says: the site is gone, or somebody said so. What other filters
+#: reject (measured values above all) may change from minute to minute, so leaving for it is within the budget.
+MUST_LEAVE = frozenset({"Residency", "LocalData", "Policy", "Selectors", "Leaving", "Health", "Taints", "Cordon"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,21 @@ class Plan:
     reason: str
     #: Whether everything that is wanted has a place.
     complete: bool
-    #: Whether this leaves a site for another one by choice.
+    #: Whether this leaves a site for another one, and whether it had to.
     migrates: bool = False
+    forced: bool = False
+    #: When time alone may change the decision (seconds since the epoch): a cool-down ends, the budget is filled again.
+    again: float | None = None
+
+
+def _rejection(
+    snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo, filters: Sequence[tuple[str, Filter]]
+) -> Rejection | None:
+    for name, reject in filters:
+        reason = reject(snapshot, workload, cluster)
+        if reason is not None:
+            return Rejection(cluster.name, name, reason)
+    return None
 
 
 def decide(
@@ -57,14 +74,17 @@ def decide(
     """Where a workload shall be. Staying is preferred unless a site must be left or the gain is worth the move."""
     feasible: list[ClusterInfo] = []
     rejected: list[Rejection] = []
+    #: Sites that it runs on and would leave for what was measured there, while the budget forbids any move.
+    endured: list[Rejection] = []
     for cluster in sorted(snapshot.clusters, key=lambda c: c.name):
-        for name, reject in filters:
-            reason = reject(snapshot, workload, cluster)
-            if reason is not None:
-                rejected.append(Rejection(cluster.name, name, reason))
-                break
-        else:
+        found = _rejection(snapshot, workload, cluster, filters)
+        if found is None:
             feasible.append(cluster)
+        elif cluster.name in workload.current and found.filter not in MUST_LEAVE and _spent(snapshot, workload):
+            feasible.append(cluster)
+            endured.append(found)
+        else:
+            rejected.append(found)
     scored = []
     for cluster in feasible:
         total, terms = scoring.evaluate(workload, cluster, scores)
@@ -73,7 +93,7 @@ def decide(
     totals = {s.cluster: s.total for s in scored}
     best = choose(workload, feasible, totals)
 
-    def plan(choice: Choice, reason: str, *, migrates: bool = False) -> Plan:
+    def plan(choice: Choice, reason: str, *, migrates: bool = False, forced: bool = False, again: float | None = None) -> Plan:
         runner_up = _runner_up(workload, feasible, totals, choice)
         difference = choice.mean(totals) - runner_up.mean(totals) if runner_up.clusters else 0.0
         # What was chosen comes first, then the others by their totals.
@@ -87,6 +107,8 @@ def decide(
             reason,
             choice.complete,
             migrates,
+            migrates and forced,
+            again if again is not None and math.isfinite(again) else None,
         )
 
     if not workload.current:
@@ -95,6 +117,11 @@ def decide(
         if not best.complete:
             return plan(best, f"first placement, not of all replicas: {_nowhere(rejected, workload, feasible)}")
         return plan(best, best.why or "first placement: best score")
+    if endured:
+        stay = Choice(dict(workload.current), True)
+        if all(c in totals for c in workload.current) and sum(workload.current.values()) == workload.replicas:
+            why = "; ".join(f"{r.cluster}: {r.reason}" for r in endured)
+            return plan(stay, f"stays, though {why}: {_budget(workload)}", again=_refill(workload))
     return _reconsider(snapshot, workload, feasible, totals, best, rejected, plan)
 
 
@@ -108,9 +135,9 @@ def _reconsider(
     make: Callable[..., Plan],
 ) -> Plan:
     forced = sorted(c for c in workload.current if c not in totals)
-    reasons = {r.cluster: r.reason for r in rejected}
+    reasons = {r.cluster: r for r in rejected}
     if forced:
-        why = "; ".join(f"{c}: {reasons.get(c, 'the site has been removed')}" for c in forced)
+        why = "; ".join(f"{c}: {reasons[c].reason if c in reasons else 'the site has been removed'}" for c in forced)
         # Sites that are still good keep what they have; only what must leave is placed anew.
         kept = [c for c in feasible if c.name in workload.current]
         choice = distribute(workload, kept, feasible, totals)
@@ -118,7 +145,7 @@ def _reconsider(
             # Nowhere to go: what may still run there, runs on. Residency alone takes it away.
             staying = {c: n for c, n in workload.current.items() if _may_stay(c, rejected)}
             return make(Choice(staying, False), f"must leave {why}; but {_nowhere(rejected, workload, feasible)}")
-        return make(choice, f"had to leave {why}", migrates=True)
+        return make(choice, f"had to leave {why}", migrates=True, forced=True)
     kept = [c for c in feasible if c.name in workload.current]
     stay = distribute(workload, kept, kept if workload.mode != "Everywhere" else feasible, totals)
     if workload.mode == "Everywhere":
@@ -128,25 +155,83 @@ def _reconsider(
             grown = distribute(workload, kept, feasible, totals)
             if grown.complete and grown.satisfies:
                 return make(grown, "more room is needed than its sites have")
-            return make(best, "its sites no longer suffice", migrates=set(best.clusters) != set(workload.current))
+            moves = set(best.clusters) != set(workload.current)
+            if moves and stay.complete and _spent(snapshot, workload):
+                return make(stay, f"stays, though its sites no longer suffice: {_budget(workload)}", again=_refill(workload))
+            return make(best, "its sites no longer suffice", migrates=moves, forced=True)
         # Whole work that outgrew every site goes on with what it has: it is never stopped for want of more.
         kept_on = stay if stay.clusters else Choice(dict(workload.current), False)
         return make(kept_on, f"not all replicas have a place: {_nowhere(rejected, workload, feasible)}")
+    return _improve(snapshot, workload, feasible, totals, best, stay, make)
+
+
+def _improve(
+    snapshot: Snapshot,
+    workload: WorkloadInfo,
+    feasible: Sequence[ClusterInfo],
+    totals: dict[str, float],
+    best: Choice,
+    stay: Choice,
+    make: Callable[..., Plan],
+) -> Plan:
+    """Moves for a gain only where it is worth it: hysteresis, cool-down, fail-back and budget are looked at in this order."""
+    if workload.policy.failback == "Never" and (left := _had_to_leave(workload) & best.clusters.keys()):
+        barred = ", ".join(sorted(left))
+        best = choose(workload, [c for c in feasible if c.name not in left], totals)
+        if not best.complete or best.mean(totals) - stay.mean(totals) < workload.policy.minimum_improvement:
+            return make(stay, f"stays: it had to leave {barred}, and the policy says never to move back")
     if set(best.clusters) == set(stay.clusters):
         return make(stay, "still the best choice")
     gain = best.mean(totals) - stay.mean(totals)
     names = ", ".join(sorted(best.clusters))
     if workload.settled:
         return make(stay, "stays: a started job is not moved for a gain")
-    if workload.policy.failback == "Never":
-        return make(stay, f"stays: {names} would be {gain:.1f} points better, and the policy says never to move back")
     if gain < workload.policy.minimum_improvement:
         least = workload.policy.minimum_improvement
         return make(stay, f"stays: {names} would be only {gain:.1f} points better, a move is worth it from {least:g}")
-    recent = sum(1 for moment in workload.moves if snapshot.now - moment < HOUR_SECONDS)
-    if recent >= workload.policy.budget_per_hour:
-        return make(stay, f"stays: its budget of {workload.policy.budget_per_hour} migrations an hour is spent")
+    until, left_site = _cooling(workload, best.clusters.keys() - workload.current.keys())
+    if until > snapshot.now:
+        seconds = workload.policy.cool_down_seconds
+        better = f"{names} would be {gain:.1f} points better"
+        text = f"stays: {better}, but it left {left_site} less than {seconds:g} s ago (cool-down)"
+        return make(stay, text, again=until)
+    if _spent(snapshot, workload):
+        return make(stay, f"stays: {names} would be {gain:.1f} points better, but {_budget(workload)}", again=_refill(workload))
     return make(best, f"{names} is {gain:.1f} points better", migrates=True)
+
+
+def _had_to_leave(workload: WorkloadInfo) -> set[str]:
+    """Sites that it was driven from and has not come back to since."""
+    found: set[str] = set()
+    for move in workload.moves:
+        found -= set(move.joined)
+        if move.forced:
+            found |= set(move.left)
+    return found
+
+
+def _cooling(workload: WorkloadInfo, joining: Iterable[str]) -> tuple[float, str]:
+    """Until when the cool-down bars one of these sites, and which."""
+    wanted = set(joining)
+    ends = [(m.time + workload.policy.cool_down_seconds, site) for m in workload.moves for site in m.left if site in wanted]
+    return max(ends, default=(-math.inf, ""))
+
+
+def _spent(snapshot: Snapshot, workload: WorkloadInfo) -> bool:
+    """Whether as many moves as the budget has lie within the last hour. Forced ones count too."""
+    return _refill(workload) > snapshot.now
+
+
+def _refill(workload: WorkloadInfo) -> float:
+    """When the budget allows the next move."""
+    budget = workload.policy.budget_per_hour
+    if budget == 0:
+        return math.inf
+    return workload.moves[-budget].time + HOUR_SECONDS if len(workload.moves) >= budget else -math.inf
+
+
+def _budget(workload: WorkloadInfo) -> str:
+    return f"its budget of {workload.policy.budget_per_hour} migrations an hour is spent"
 
 
 def _may_stay(cluster: str, rejected: Sequence[Rejection]) -> bool:

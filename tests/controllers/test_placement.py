@@ -57,7 +57,7 @@ async def test_carbon_that_turns_moves_it_and_the_budget_remembers() -> None:
         await until(clock, lambda: places(client) == {"b": 1})
         await until(clock, lambda: "Moved" in events(client))
         found = client.find(scheme.PLACEMENT, "deployment-web", "shop") or {}
-        assert len(found["status"]["moves"]) == 1 and "points better" in found["spec"]["reason"]
+        assert len(found["spec"]["moves"]) == 1 and "points better" in found["spec"]["reason"]
 
 
 async def test_an_edited_intent_is_followed() -> None:

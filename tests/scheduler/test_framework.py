@@ -7,7 +7,7 @@ import dataclasses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Snapshot, Taint, Target, WorkloadInfo
+from metaos.resources.snapshot import ClusterInfo, Move, PolicyInfo, Snapshot, Taint, Target, WorkloadInfo
 from metaos.scheduler.filters import room
 from metaos.scheduler.framework import Plan, decide
 from tests.scheduler.worlds import NOW, clusters, residency, site, workload, workloads, world
@@ -106,10 +106,10 @@ def test_a_small_gain_does_not() -> None:
 def test_a_spent_budget_keeps_it_until_the_hour_is_over() -> None:
     sites = world(site("a", carbon=500.0), site("b", carbon=30.0))
     policy = PolicyInfo(budget_per_hour=1)
-    recent = workload(current={"a": 1}, targets=CLEAN, policy=policy, moves=(NOW - 60,))
+    recent = workload(current={"a": 1}, targets=CLEAN, policy=policy, moves=(Move(NOW - 60),))
     assert placed(decide(sites, recent)) == {"a": 1}
     assert "budget" in decide(sites, recent).reason
-    assert placed(decide(sites, dataclasses.replace(recent, moves=(NOW - 3601,)))) == {"b": 1}
+    assert placed(decide(sites, dataclasses.replace(recent, moves=(Move(NOW - 3601),)))) == {"b": 1}
 
 
 def test_a_started_job_is_not_moved_for_a_gain_but_leaves_a_lost_site() -> None:

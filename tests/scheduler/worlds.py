@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from metaos.resources.meta import ObjectRef
-from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Snapshot, Spread, Taint, Target, WorkloadInfo
+from metaos.resources.snapshot import ClusterInfo, Move, PolicyInfo, Snapshot, Spread, Taint, Target, WorkloadInfo
 
 NOW = 1_700_000_000.0
 GIB = 2**30
@@ -109,6 +109,15 @@ policies = st.builds(
 )
 
 
+moves = st.builds(
+    Move,
+    time=st.sampled_from([NOW - 10, NOW - 400, NOW - 7200]),
+    left=st.tuples(names),
+    joined=st.tuples(names),
+    forced=st.booleans(),
+)
+
+
 @st.composite
 def workloads(draw: st.DrawFn, *, fresh: bool = False) -> WorkloadInfo:
     """Any kind, placed somewhere already or not."""
@@ -120,7 +129,7 @@ def workloads(draw: st.DrawFn, *, fresh: bool = False) -> WorkloadInfo:
         cpu=draw(st.sampled_from([0, 50, 100, 300])),
         current=current,
         evicted=draw(st.frozensets(names, max_size=1)),
-        moves=tuple(draw(st.lists(st.sampled_from([NOW - 10, NOW - 7200]), max_size=3))),
+        moves=tuple(sorted(draw(st.lists(moves, max_size=3)), key=lambda m: m.time)),
         targets=tuple(draw(st.lists(targets, max_size=2))),
         policy=draw(policies),
         settled=kind == "Job",

@@ -1,0 +1,105 @@
+"""Fencing: work that must not run twice is started elsewhere only when its old site is known not to run it.
+
+Known in one of two ways. A site that answers is told to run none of it and reports that nothing is left. A site that does
+not answer stops the work by itself, the agreed time after the last heartbeat that was confirmed to it; the hub waits longer,
+by its own monotonic clock and from the last change of the site's Lease that it saw, so no clock needs to be right. After a
+start the hub knows nothing about before and waits the whole time.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from metaos.clock import Clock
+from metaos.controllers.render import reported
+from metaos.controllers.settings import Settings
+from metaos.reconcile.manager import Manager
+from metaos.resources import scheme
+from metaos.resources.meta import CLUSTER_NAMESPACE_PREFIX, Obj, cluster_namespace, generation, name, namespace
+from metaos.resources.workload import has_local_data, pod_spec
+
+DEFAULT_GRACE_SECONDS = 30.0
+
+
+def fencing(obj: Obj, policies: Iterable[Obj], default: float) -> float | None:
+    """After how many seconds without a heartbeat a site stops this work, so that it never runs twice; ``None``: it goes on.
+
+    Work with local data is never replaced elsewhere, so it need not stop.
+    """
+    for policy in policies:
+        stated = ((policy.get("spec") or {}).get("fencing") or {}).get("afterSeconds")
+        if stated is not None:
+            return float(stated)
+    return default if obj.get("kind") == "StatefulSet" and not has_local_data(obj) else None
+
+
+def agreed(found: Obj) -> float | None:
+    """What the site of a Work was told: after how many seconds it stops it."""
+    stated = ((found.get("spec") or {}).get("fencing") or {}).get("afterSeconds")
+    return None if stated is None else float(stated)
+
+
+def fenced_after(obj: Obj, seconds: float, margin: float) -> float:
+    """When the last process has ended, in seconds since the last heartbeat: the pods' grace period comes on top."""
+    grace = pod_spec(obj).get("terminationGracePeriodSeconds")
+    return seconds + (DEFAULT_GRACE_SECONDS if grace is None else float(grace)) + margin
+
+
+def halt(found: Obj) -> Obj:
+    """The spec of a Work that tells its site to run none of it."""
+    spec: Obj = found["spec"]
+    first, *others = spec["manifests"]
+    none: dict[str, Any] = {"suspend": True} if first.get("kind") == "Job" else {"replicas": 0}
+    return spec | {"manifests": [first | {"spec": (first.get("spec") or {}) | none}, *others]}
+
+
+def halted(found: Obj) -> bool:
+    """Whether the site of a Work was told to run none of it."""
+    return bool(found["spec"] == halt(found))
+
+
+def stopped(found: Obj) -> bool:
+    """Whether a site that was told to run none of it reports that nothing is left, not even a pod that is ending."""
+    status: Mapping[str, Any] = reported(found).get("status") or {}
+    seen = int((found.get("status") or {}).get("observedGeneration") or 0) >= generation(found)
+    counts = ("replicas", "terminatingReplicas", "active", "terminating")
+    return halted(found) and seen and bool(status) and not any(int(status.get(c) or 0) for c in counts)
+
+
+class Silence:
+    """Since when each site's Lease has not changed, by the hub's monotonic clock. Bounded by the number of Leases."""
+
+    def __init__(self, manager: Manager, clock: Clock) -> None:
+        self._clock = clock
+        self._leases = manager.informer(scheme.LEASE)
+        self._seen: dict[str, tuple[str, float]] = {}
+        self._leases.on_change(self._changed)
+
+    def seconds(self, site: str) -> float:
+        """How long nothing was heard of a site; zero for one of which nothing was ever heard."""
+        found = self._seen.get(site)
+        return 0.0 if found is None else self._clock.monotonic() - found[1]
+
+    def renewal(self, site: str) -> str:
+        """What the Lease said last. Only compared: it is the site's clock."""
+        return self._seen.get(site, ("", 0.0))[0]
+
+    def _changed(self, old: Obj | None, new: Obj | None) -> None:
+        lease = new or old or {}
+        if not namespace(lease).startswith(CLUSTER_NAMESPACE_PREFIX) or namespace(lease) != cluster_namespace(name(lease)):
+            return
+        if new is None:
+            self._seen.pop(name(lease), None)
+            return
+        content = renewal_of(new)
+        if content != self.renewal(name(lease)) or name(lease) not in self._seen:
+            self._seen[name(lease)] = content, self._clock.monotonic()
+
+
+def renewal_of(lease: Obj | None) -> str:
+    return str(((lease or {}).get("spec") or {}).get("renewTime") or "")
+
+
+def tolerated_seconds(obj: Obj, policies: Iterable[Obj], settings: Settings) -> float:
+    """How long a lost site is waited for because of fencing: it would not be replaced before, so nothing is decided before."""
+    fence = fencing(obj, policies, settings.fencing_after)
+    return 0.0 if fence is None else fenced_after(obj, fence, settings.fencing_margin)
