@@ -419,5 +419,5 @@ def make_app(
             "access_log": None,
         },
     )
-    app.router.add_route("*", "/{path:.*}", api.handle)
+    app.router.add_route("*", r"/{path:[\s\S]*}", api.handle)
     return app

@@ -262,7 +262,6 @@ def _operation(
 ) -> dict[str, Any]:
     prefix = _V3_REF if v3 else _V2_REF
     subject = body or definition_name(kind)
-    answer = subject + "List" if action == "list" else _META + "Status" if action.startswith("delete") else subject
     group = "".join(word.capitalize() for word in (kind.group.removesuffix(".k8s.io") or "core").replace("-", ".").split("."))
     scope = "Namespaced" if namespaced else ""
     operation: dict[str, Any] = {
@@ -273,10 +272,7 @@ def _operation(
         "x-kubernetes-action": name,
         "x-kubernetes-group-version-kind": _gvk(kind),
     }
-    reference = {"$ref": prefix + answer}
-    good: dict[str, Any] = {"description": "OK"}
-    good |= {"content": {"application/json": {"schema": reference}}} if v3 else {"schema": reference}
-    operation["responses"] = {"200": good, "401": {"description": "Unauthorized"}}
+    operation["responses"] = _responses(action, subject, v3)
     sent = {"patch": _META + "Patch", "delete": _META + "DeleteOptions", "deletecollection": _META + "DeleteOptions"}
     if action in ("create", "update", *sent):
         media: list[str] = [*PatchType] if action == "patch" else ["application/json", "application/yaml"]
@@ -287,6 +283,31 @@ def _operation(
             operation["consumes"] = [str(each) for each in media]
             operation["parameters"].append({"name": "body", "in": "body", "schema": schema})
     return operation
+
+
+#: What is answered where all is well: of a created object, of one that a patch created or changed, and otherwise.
+_GOOD = {"create": {"201": "Created"}, "patch": {"200": "OK", "201": "Created"}}
+
+
+def _responses(action: str, subject: str, v3: bool) -> dict[str, Any]:
+    prefix = _V3_REF if v3 else _V2_REF
+
+    def answer(description: str, *names: str) -> dict[str, Any]:
+        schemas = [{"$ref": prefix + name} for name in names]
+        if not v3:
+            return {"description": description, "schema": schemas[-1]}
+        schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+        return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+    names = [subject + "List"] if action in ("list", "deletecollection") else [subject]
+    if action.startswith("delete"):
+        # What waits for its finalizers is answered as it is now, what has gone by a Status.
+        names.append(_META + "Status")
+    found = {code: answer(text, *names) for code, text in _GOOD.get(action, {"200": "OK"}).items()}
+    return found | {
+        "401": {"description": "Unauthorized"},
+        "default": answer("What was wrong, why, and what to do.", _META + "Status"),
+    }
 
 
 def _parameter(name: str, place: str, type_: str, v3: bool) -> dict[str, Any]:

@@ -313,7 +313,7 @@ def _encoded(kind: Kind, encoded: bytes) -> bytes:
 
 
 def _bookmark(kind: Kind, revision: int, *, initial: bool = False) -> EncodedEvent:
-    metadata: dict[str, object] = {"resourceVersion": str(revision), "creationTimestamp": None}
+    metadata: dict[str, object] = {"resourceVersion": str(revision)}
     if initial:
         metadata["annotations"] = {"k8s.io/initial-events-end": "true"}
     return EncodedEvent("BOOKMARK", orjson.dumps({"kind": kind.kind, "apiVersion": kind.api_version, "metadata": metadata}))

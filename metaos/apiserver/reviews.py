@@ -131,7 +131,7 @@ def bootstrap() -> list[Obj]:
 
 def review(user: UserInfo, kind: Kind, obj: Obj, authorize: Authorizer, rules: Callable[[UserInfo, str], Obj]) -> Obj:
     """The answer to one of the SelfSubject… reviews. Everybody may ask about themselves."""
-    answer: dict[str, Any] = {**obj, "metadata": {"creationTimestamp": None}}
+    answer: dict[str, Any] = {**obj, "metadata": {}}
     if kind is scheme.SELF_SUBJECT_REVIEW:
         info = {"username": user.name, "groups": list(user.groups)}
         answer["status"] = {"userInfo": info | ({"uid": user.uid} if user.uid else {})}
