@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from examples.demo.continuum import Continuum, DemoFailed
 from examples.demo.story import logs, tell
@@ -29,7 +30,7 @@ def main() -> int:
     isolated = found.level == "ok"
     note = (
         "[yellow]This machine does not let NEMO isolate containers: the demonstration runs its own example without isolation.\n"
-        f"{found.message}\nTo change that: {found.remedy}[/]"
+        f"{escape(found.message)}[/]"
     )
     if not isolated:
         console.print(note)

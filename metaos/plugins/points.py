@@ -60,7 +60,8 @@ class PodConfig:
     #: (address, names) lines of ``/etc/hosts`` beyond localhost; kept up to date by :meth:`Runtime.set_hosts`.
     hosts: tuple[tuple[str, tuple[str, ...]], ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
-    #: Of its network card; without one, or where the machine allows none, the pod has its loopback only.
+    #: Of its network card; without one, or where the machine allows none, the pod has its loopback only. Where pods share the
+    #: machine's network, the loopback address that stands for the pod.
     address: str = ""
 
 

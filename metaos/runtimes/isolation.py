@@ -46,6 +46,7 @@ class Start:
     """A container ready to start: the image found, the command complete, its directories made."""
 
     pod: str
+    address: str
     image: Image
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
@@ -395,7 +396,12 @@ class Plain:
                 os.symlink(mount.source, place)
         env = dict(start.env)
         env["PATH"] = self._links() + ":" + env.get("PATH", "/usr/local/bin:/usr/bin:/bin")
-        env |= {COOKIE: start.pod, "NEMO_ROOT": root, "NEMO_HOSTS_FILE": os.path.join(start.etc, "hosts")}
+        env |= {
+            COOKIE: start.pod,
+            "NEMO_POD_ADDRESS": start.address,
+            "NEMO_ROOT": root,
+            "NEMO_HOSTS_FILE": os.path.join(start.etc, "hosts"),
+        }
         env |= {"HOME": root, "TMPDIR": root} | {name: env[name] for name in ("HOME", "TMPDIR") if name in env}
         # No limit of processes: it would count all that this user runs on the machine.
         argv = [*_launch(start, None), "/bin/sh", "-c", _PLAIN, "nemo", os.path.join(start.directory, "status"), *start.argv]
@@ -437,7 +443,11 @@ class Plain:
     def conditions(self) -> list[tuple[str, str]]:
         return [
             ("Isolation", "isolation is none, as the site file asks: containers are plain processes and see the whole machine"),
-            ("PodNetwork", "pods share the machine's network: two pods cannot listen on the same port"),
+            (
+                "PodNetwork",
+                "pods share the machine's network: two pods cannot listen on the same port, unless each listens only at the "
+                "address that NEMO_POD_ADDRESS names",
+            ),
             (
                 "ServiceNames",
                 "Service names are not resolved: /etc/hosts is the machine's; the pod's is the file that NEMO_HOSTS_FILE names",

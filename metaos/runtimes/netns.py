@@ -145,6 +145,24 @@ class Sockets:
             store.clear()
 
 
+async def connect_shared(address: str, port: int) -> socket.socket:
+    """Where pods have no network of their own: a server may listen at its pod's address, or at any."""
+    for host in (address or "127.0.0.1", "127.0.0.1"):
+        try:
+            return await connected(socket.socket(socket.AF_INET, socket.SOCK_STREAM), port, host)
+        except ConnectionRefusedError:
+            if host == "127.0.0.1":
+                raise
+    raise AssertionError("unreachable")
+
+
+def listen_shared(address: str, port: int) -> socket.socket:
+    """The listeners of all pods, and of all agents of one machine, are at the same place: each may take each connection."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return listening(made, address, port)
+
+
 async def connected(made: socket.socket, port: int, address: str = "127.0.0.1") -> socket.socket:
     try:
         made.setblocking(False)

@@ -123,7 +123,7 @@ class Pod:
     directory: str
     hostname: str
     hosts: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    #: Of its network card; empty where it has none.
+    #: Of its network card, or, where pods share the machine's network, the loopback address that stands for it; or empty.
     address: str = ""
     boot: str = ""
     holder: Identity | None = None

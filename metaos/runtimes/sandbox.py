@@ -152,7 +152,8 @@ class SandboxRuntime:
             found = known.get(pod.uid)
             if found is None:
                 place = os.path.join(self._directory, "pods", checked(pod.uid, "pod uid"))
-                address = "" if self._isolation.no_card else pod.address
+                # Where pods share the machine's network, a pod's loopback address is of use to its programs.
+                address = "" if self._isolation.no_card and self._isolation.networks is not None else pod.address
                 found = Pod(pod.uid, place, pod.hostname or pod.name, pod.hosts, address, process.boot_id())
                 os.makedirs(os.path.join(place, "containers"), mode=0o700, exist_ok=True)
                 found.write_etc()
@@ -276,6 +277,7 @@ class SandboxRuntime:
             user = image.user if container.run_as_user is None else container.run_as_user
             start = Start(
                 pod=pod.uid,
+                address=pod.address,
                 image=image,
                 argv=argv,
                 env=self._environment(pod, image, container, user),
@@ -518,14 +520,14 @@ class SandboxRuntime:
         """Raises ``OSError`` where nobody listens, ``LookupError`` where there is no such pod."""
         pod = self._pod(uid)
         if pod.sockets is None:
-            return await netns.connected(socket.socket(socket.AF_INET, socket.SOCK_STREAM), port)
+            return await netns.connect_shared(pod.address, port)
         return await pod.sockets.connect(port)
 
     async def listen(self, uid: str, address: str, port: int) -> socket.socket:
         """Raises ``OSError`` where the address is in use."""
         pod = self._pod(uid)
         if pod.sockets is None:
-            return netns.listening(socket.socket(socket.AF_INET, socket.SOCK_STREAM), address, port)
+            return netns.listen_shared(address, port)
         return await pod.sockets.listen(address, port)
 
     # --- images and the machine -------------------------------------------------------------------------------------

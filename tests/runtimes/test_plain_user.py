@@ -25,6 +25,7 @@ site=$3; place=$4; shift 4
 cd /mnt
 exec setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set -all --inh-caps -all \\
     env -i PATH=/usr/bin:/bin HOME="$place" TMPDIR="$place" PYTHONPATH="/mnt:/mnt/$site" PYTHONDONTWRITEBYTECODE=1 \\
+    LD_LIBRARY_PATH=/usr/local/lib \\
     /usr/local/bin/python3 -m pytest -p no:cacheprovider -n 0 -o addopts= "$@"
 """
 
