@@ -64,7 +64,10 @@ class DataVersionError(Exception):
 
 def open_data(path: Path) -> None:
     """Makes a private data directory, or checks and migrates an existing one. Raises ``DataVersionError``."""
-    make_private(path)
+    try:
+        make_private(path)
+    except OSError as error:
+        raise OSError(f"the data directory {path} cannot be used: {error.strerror}; choose another with --data") from None
     stamp = path / "version"
     if stamp.exists():
         found = int(stamp.read_text() or 0)

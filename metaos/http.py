@@ -137,6 +137,15 @@ class _Connection:
         self.writer.transport.abort()
 
 
+def _said(error: BaseException) -> str:
+    """An error's text as people read it: without numbers and addresses that stand elsewhere."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
+        return str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno)
+    return str(error)
+
+
 class HttpClient:
     """Implements :class:`~metaos.client.Client`. ``ca``, ``certificate`` and ``key`` are PEM texts."""
 
@@ -267,7 +276,7 @@ class HttpClient:
             self._idle.pop().abort()
 
     def _unreachable(self, error: BaseException) -> ApiError:
-        why = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
+        why = _said(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
         return errors.unavailable(f"cannot reach the hub at {self.url}: {why}")
 
     async def _json(

@@ -188,7 +188,12 @@ class Hub:
             "Connections closed at once, of too many.",
             lambda: float(room.refused),
         )
-        for listener in listeners(listen.host, listen.port, room):
+        try:
+            found = listeners(listen.host, listen.port, room)
+        except OSError as error:
+            # gaierror's text is its own, bind's has the address already.
+            raise OSError(f"cannot listen on {listen}: {error.strerror or error}; choose another with --listen") from None
+        for listener in found:
             await Site(runner, listener, credentials.context).start()
         port = runner.addresses[0][1]
         host = "127.0.0.1" if listen.host in ("0.0.0.0", "::") else listen.host

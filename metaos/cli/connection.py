@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import SystemRandom
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 from metaos.clock import SystemClock
 from metaos.http import HttpClient
+from metaos.resources.errors import ApiError
 
 T = TypeVar("T")
 
@@ -34,26 +36,43 @@ def load_kubeconfig(path: Path) -> dict[str, Any]:
     """The current context as ``{"cluster": …, "user": …, "namespace": …}``."""
     import yaml
 
-    config = yaml.safe_load(path.read_text()) or {}
-    named = {
-        part: {entry["name"]: entry.get(part[:-1] if part != "contexts" else "context") or {} for entry in config.get(part) or ()}
-        for part in ("clusters", "users", "contexts")
-    }
-    context = named["contexts"].get(config.get("current-context", ""))
-    if not context:
-        raise ValueError(f"kubeconfig {path} has no current-context: set one with 'kubectl config use-context NAME'")
-    return {
-        "cluster": named["clusters"].get(context.get("cluster"), {}),
-        "user": named["users"].get(context.get("user"), {}),
-        "namespace": context.get("namespace", ""),
-    }
+    try:
+        config = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise ValueError(f"kubeconfig {path} cannot be read: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ValueError(f"kubeconfig {path} is not YAML: line {line}: {error.problem}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise ValueError(f"{path} is no kubeconfig: it is not a text") from None
+    try:
+        named = {part: {entry["name"]: entry.get(part[:-1]) or {} for entry in config.get(part) or ()} for part in _PARTS}
+        wanted = config.get("current-context") or ""
+        context = named["contexts"].get(wanted)
+        if not context:
+            what = f"has no context {wanted!r}" if wanted else "has no current-context"
+            raise ValueError(f"kubeconfig {path} {what}: choose one with 'kubectl config use-context NAME'")
+        cluster, user = (named[f"{part}s"].get(context.get(part), {}) for part in ("cluster", "user"))
+        if not cluster.get("server"):
+            raise ValueError(f"kubeconfig {path}: cluster {context.get('cluster')!r} of context {wanted!r} names no server")
+        return {"cluster": cluster, "user": user, "namespace": context.get("namespace", "")}
+    except (AttributeError, TypeError, KeyError):
+        raise ValueError(f"{path} is no kubeconfig: print one with 'nemo kubeconfig --data DIR'") from None
 
 
-def _text(section: dict[str, Any], key: str, folder: Path) -> str:
+_PARTS = ("clusters", "users", "contexts")
+
+
+def _text(section: dict[str, Any], key: str, path: Path) -> str:
     """A PEM text that stands in the kubeconfig (``KEY-data``) or in a file that it names (``KEY``)."""
-    if section.get(f"{key}-data"):
-        return base64.b64decode(section[f"{key}-data"]).decode()
-    return (folder / section[key]).read_text() if section.get(key) else ""
+    try:
+        if section.get(f"{key}-data"):
+            return base64.b64decode("".join(section[f"{key}-data"].split()), validate=True).decode()
+        return (path.parent / section[key]).read_text() if section.get(key) else ""
+    except OSError as error:
+        raise ValueError(f"kubeconfig {path}: {key} {error.filename} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ValueError(f"kubeconfig {path}: {key} is not PEM text in base64: print a new one with 'nemo kubeconfig'") from None
 
 
 def with_client(kubeconfig: Path | None, data: Path, action: Callable[[HttpClient], Awaitable[T]]) -> T:
@@ -62,18 +81,37 @@ def with_client(kubeconfig: Path | None, data: Path, action: Callable[[HttpClien
     config = load_kubeconfig(path)
     cluster, user = config["cluster"], config["user"]
 
-    async def run() -> T:
-        client = HttpClient(
-            cluster.get("server", ""),
-            ca=_text(cluster, "certificate-authority", path.parent),
-            certificate=_text(user, "client-certificate", path.parent),
-            key=_text(user, "client-key", path.parent),
-            token=user.get("token", ""),
-            clock=SystemClock(),
-            random=SystemRandom(),
+    unknown = sorted({"exec", "auth-provider", "username"} & user.keys())
+    if unknown:
+        raise ValueError(
+            f"kubeconfig {path}: its user comes by {unknown[0]}, which is kubectl's alone: use a certificate or token"
         )
+    texts = [
+        _text(cluster, "certificate-authority", path),
+        *(_text(user, f"client-{part}", path) for part in ("certificate", "key")),
+    ]
+
+    async def run() -> T:
+        try:
+            client = HttpClient(
+                cluster["server"],
+                ca=texts[0],
+                certificate=texts[1],
+                key=texts[2],
+                token=user.get("token", ""),
+                clock=SystemClock(),
+                random=SystemRandom(),
+            )
+        except ssl.SSLError as error:
+            why = f"its certificates cannot be used ({error.reason or error})"
+            raise ValueError(f"kubeconfig {path}: {why}: print a new one with 'nemo kubeconfig'") from None
         try:
             return await action(client)
+        except ApiError as error:
+            if error.reason != "ServiceUnavailable" or client.url not in error.message:
+                raise
+            remedy = "is it running ('nemo up'), is this its address, and is the kubeconfig of this hub?"
+            raise ApiError(error.code, error.reason, f"{error.message}; {remedy}") from None
         finally:
             await client.close()
 
@@ -83,7 +121,7 @@ def with_client(kubeconfig: Path | None, data: Path, action: Callable[[HttpClien
 def authority_text(kubeconfig: Path | None, data: Path) -> str:
     """The hub's authority (PEM) as the kubeconfig knows it."""
     path = kubeconfig_path(kubeconfig, data)
-    text = _text(load_kubeconfig(path)["cluster"], "certificate-authority", path.parent)
+    text = _text(load_kubeconfig(path)["cluster"], "certificate-authority", path)
     if not text:
         raise ValueError(f"kubeconfig {path} names no certificate authority, so a join token could not pin it")
     return text

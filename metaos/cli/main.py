@@ -15,6 +15,7 @@ import click
 from metaos import __version__
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+SECONDS = click.FloatRange(min=1)
 OUTPUT = click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How to print it.")
 NAMESPACE = click.option("-n", "--namespace", default="", help="The namespace (default: the kubeconfig's, or 'default').")
 
@@ -71,16 +72,38 @@ def version(output: str) -> None:
 @click.option("--name", "names", multiple=True, help="A further host name or address that clients may use.")
 @click.option("--no-local", is_flag=True, help="Run the hub alone, without a site on this machine.")
 @click.option(
-    "--lease-duration", default=40.0, show_default=True, help="Seconds without a heartbeat until a site counts as lost."
+    "--lease-duration",
+    type=SECONDS,
+    default=40.0,
+    show_default=True,
+    help="Seconds without a heartbeat until a site counts as lost.",
 )
-@click.option("--drain", default=5.0, show_default=True, help="Seconds that connections get to end when work moves.")
-@click.option("--autoscale-interval", default=15.0, show_default=True, help="Seconds between looks at the load of workloads.")
+@click.option(
+    "--drain",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    help="Seconds that connections get to end when work moves.",
+)
+@click.option(
+    "--autoscale-interval", type=SECONDS, default=15.0, show_default=True, help="Seconds between looks at the load of workloads."
+)
 @click.option(
     "--carbon-trace", type=click.Path(exists=True, path_type=Path), help="Replay hourly carbon intensities from this CSV file."
 )
-@click.option("--carbon-start-hour", default=0.0, show_default=True, help="The row of the trace to begin with.")
 @click.option(
-    "--carbon-speed", default=1.0, show_default=True, help="Trace hours per hour: a replay, faster than life, and it says so."
+    "--carbon-start-hour",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="The row of the trace to begin with.",
+)
+@click.option(
+    "--carbon-speed",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Trace hours per hour: a replay, faster than life, and it says so.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def up(
@@ -116,7 +139,13 @@ def up(
 @click.option("--token-file", type=click.Path(path_type=Path), help="File with a join token; needed for the first start only.")
 @click.option("--data", type=click.Path(path_type=Path), help="Where this site keeps its state.")
 @click.option("--site", type=click.Path(exists=True, path_type=Path), required=True, help="The site file: a Cluster manifest.")
-@click.option("--heartbeat", default=10.0, show_default=True, help="Seconds between heartbeats; below the hub's lease duration.")
+@click.option(
+    "--heartbeat",
+    type=click.FloatRange(min=0.1),
+    default=10.0,
+    show_default=True,
+    help="Seconds between heartbeats; below the hub's lease duration.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def agent(hub: str, token_file: Path | None, data: Path | None, site: Path, heartbeat: float, verbose: bool) -> None:
     """Join this machine to a hub as a site, and run what is placed here. It only ever dials out.
@@ -139,17 +168,20 @@ def agent(hub: str, token_file: Path | None, data: Path | None, site: Path, hear
 
 @nemo.command("join-token")
 @click.argument("name")
-@click.option("--lifetime", default=3600.0, show_default=True, help="Seconds until it expires.")
+@click.option("--lifetime", type=SECONDS, default=3600.0, show_default=True, help="Seconds until it expires.")
+@OUTPUT
 @hub_options
-def join_token(name: str, lifetime: float, kubeconfig: Path | None, data: Path | None) -> None:
+def join_token(name: str, lifetime: float, output: str, kubeconfig: Path | None, data: Path | None) -> None:
     """Print a token with which site NAME can join once.
 
     \b
     Example: nemo join-token edge-1 > token
     """
     from metaos.cli.operations import make_join_token
+    from metaos.cli.output import emit
 
-    click.echo(make_join_token(name, lifetime, kubeconfig, data or default_data("hub")))
+    token, expiration = make_join_token(name, lifetime, kubeconfig, data or default_data("hub"))
+    emit({"cluster": name, "token": token, "expirationTime": expiration}, output, text=token)
 
 
 @nemo.command()
@@ -273,6 +305,8 @@ def status(watch: bool, output: str, kubeconfig: Path | None, data: Path | None)
     """
     from metaos.cli.status import show_status
 
+    if watch and output != "text":
+        raise click.UsageError(f"--watch shows a screen for people: for programs, repeat 'nemo status -o {output}'")
     show_status(kubeconfig, data or default_data("hub"), output, watch=watch)
 
 
@@ -287,8 +321,12 @@ def why(workload: str, namespace: str, output: str, kubeconfig: Path | None, dat
     \b
     Example: nemo why deployment/web -n shop
     """
-    from metaos.cli.objects import show_why
+    from metaos.cli.objects import parse_workload, show_why
 
+    try:
+        parse_workload(workload)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="WORKLOAD") from None
     show_why(workload, namespace, output, kubeconfig, data or default_data("hub"))
 
 
@@ -437,16 +475,18 @@ def image() -> None:
 @image.command("import")
 @click.argument("archive", type=click.Path(exists=True, path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), help="The site's data directory.")
-def image_import(archive: Path, data: Path | None) -> None:
+@OUTPUT
+def image_import(archive: Path, data: Path | None, output: str) -> None:
     """Import an OCI layout or a docker archive.
 
     \b
     Example: podman save -o web.tar localhost/web:1; nemo image import web.tar
     """
     from metaos.cli.operations import import_image
+    from metaos.cli.output import emit
 
-    for name in import_image(archive, data or default_data("agent")):
-        click.echo(f"imported {name}")
+    names = import_image(archive, data or default_data("agent"))
+    emit({"images": names}, output, text="\n".join(f"imported {name}" for name in names))
 
 
 @nemo.command()
@@ -471,7 +511,10 @@ def main() -> None:
     except ApiError as error:
         click.echo(f"error: {error.message}", err=True)
         sys.exit(3 if error.code == 404 else 1)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        click.echo(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", err=True)
+        sys.exit(1)
+    except ValueError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
 

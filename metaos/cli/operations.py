@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from random import SystemRandom
@@ -9,12 +10,13 @@ from random import SystemRandom
 from metaos.cli.connection import ADMIN_KUBECONFIG, authority_text, with_client
 from metaos.clock import SystemClock
 from metaos.http import HttpClient
+from metaos.plugins.points import ImageError
 from metaos.resources import scheme
 from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, format_time
 
 
-def make_join_token(name: str, lifetime_seconds: float, kubeconfig: Path | None, data: Path) -> str:
-    """Makes the token at the hub and returns its text. The hub keeps only a hash of its secret part."""
+def make_join_token(name: str, lifetime_seconds: float, kubeconfig: Path | None, data: Path) -> tuple[str, str]:
+    """Makes the token at the hub; its text, and when it expires. The hub keeps only a hash of its secret part."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
 
@@ -35,7 +37,7 @@ def make_join_token(name: str, lifetime_seconds: float, kubeconfig: Path | None,
         await client.create(secret)
 
     with_client(kubeconfig, data, create)
-    return str(token)
+    return str(token), expiration
 
 
 def admin_kubeconfig(data: Path, server: str | None) -> str:
@@ -58,4 +60,14 @@ def import_image(archive: Path, data: Path) -> list[str]:
     from metaos.plugins.registry import load
 
     runtime = load("metaos.runtime", "sandbox")(str(data / "runtime"), clock=SystemClock())
-    return [str(name) for name in runtime.import_archive(str(archive))]
+
+    async def bring() -> list[str]:
+        try:
+            return [str(name) for name in await runtime.import_archive(str(archive))]
+        finally:
+            await runtime.close()
+
+    try:
+        return asyncio.run(bring())
+    except ImageError as error:
+        raise ValueError(error.message.splitlines()[0]) from None

@@ -113,7 +113,8 @@ def unpack(path: str, directory: str) -> Iterator[Unpacked]:
     except FileNotFoundError as error:
         raise _bad(f"{error.filename} does not exist") from error
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise _bad(f"{path} is damaged: {error}") from error
+        # What tarfile says of each way that it tried is of no use to anybody.
+        raise _bad(f"{path} is damaged, or no archive: {str(error).partition(':')[0]}") from error
     except KeyError as error:
         raise _bad(f"{path} lacks {error}") from error
 

@@ -1,0 +1,268 @@
+"""Every nemo command with every kind of mistake: a message that says what and what to do, an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from metaos.cli.main import main, nemo
+from metaos.clock import SystemClock
+from metaos.security.identity import Authority
+from tests.apiserver.serving import ServedHub, served
+
+#: What a command needs besides options, in its own words.
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "agent": ("--hub", "https://127.0.0.1:1", "--site", "{folder}/site.yaml"),
+    "backup": ("{folder}/backup",),
+    "image import": ("{folder}/text.yaml",),
+    "intent export": ("fast",),
+    "intent import": ("{folder}/text.yaml",),
+    "join-token": ("edge",),
+    "kubeconfig": ("--user", "ann"),
+    "restore": ("{folder}/text.yaml",),
+    "revoke": ("ann",),
+    "why": ("deployment/web",),
+}
+#: Those that print for people only, or one format of their own.
+ONE_FORM = {"agent", "up", "backup", "restore", "revoke", "kubeconfig", "intent export", "intent import"}
+
+CONFIG = """
+apiVersion: v1
+kind: Config
+current-context: c
+clusters: [{name: c, cluster: {server: "SERVER"}}]
+users: [{name: u, user: USER}]
+contexts: [{name: c, context: {cluster: c, user: u}}]
+"""
+
+
+def leaves(command: click.Command, path: str = "") -> Iterator[tuple[str, click.Command]]:
+    if isinstance(command, click.Group):
+        for name, found in command.commands.items():
+            yield from leaves(found, f"{path} {name}".strip())
+    else:
+        yield path, command
+
+
+COMMANDS = dict(leaves(nemo))
+#: Those that ask a hub.
+ASKING = sorted(path for path, c in COMMANDS.items() if any("--kubeconfig" in p.opts for p in c.params))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """With files that are not what they should be."""
+    monkeypatch.setattr("metaos.config.set_up_logging", lambda **_: None)
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "broken.yaml").write_text("not: [valid")
+    (tmp_path / "text.yaml").write_text('"a text"')
+    (tmp_path / "empty.yaml").write_text("")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\0\1" * 40)
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "site.yaml").write_text("{apiVersion: meta-os.eu/v1alpha1, kind: Cluster, metadata: {name: x}, spec: {}}")
+    kubeconfig(tmp_path, "away", "https://127.0.0.1:1")
+    mask = os.umask(0o022)
+    yield tmp_path
+    os.umask(mask)
+
+
+def kubeconfig(folder: Path, name: str, server: str, user: str = "{}") -> Path:
+    path = folder / name
+    path.write_text(CONFIG.replace("SERVER", server).replace("USER", user))
+    return path
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    monkeypatch.setattr(sys, "argv", ["nemo", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+class Said:
+    """The outcome of a command."""
+
+    def __init__(self, code: Any, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    def refused(self, *parts: str, code: int = 1) -> None:
+        assert self.code == code, (self.code, self.err)
+        assert "Traceback" not in self.err and "[Errno" not in self.err and self.out == "", self.err
+        for part in parts:
+            assert part in self.err, self.err
+
+
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command by its path, with what it needs."""
+
+    def go(path: str, *options: str, needs: bool = True) -> Said:
+        arguments = [a.replace("{folder}", str(folder)) for a in (ARGUMENTS.get(path, ()) if needs else ())]
+        code = call(monkeypatch, *path.split(), *arguments, *options)
+        return Said(code, *capsys.readouterr())
+
+    return go
+
+
+@pytest.mark.parametrize("path", [*COMMANDS, "intent", "image", "keys", "ca"])
+def test_help_has_an_example(path: str, run: Any) -> None:
+    said = run(path, "--help", needs=False)
+    assert said.code == 0 and "Example" in said.out and f"nemo {path.split()[0]}" in said.out.partition("Example")[2]
+
+
+def test_what_prints_data_prints_it_for_programs(run: Any) -> None:
+    for path, command in COMMANDS.items():
+        assert (path in ONE_FORM) != any("--output" in p.opts for p in command.params), path
+    assert run("version", "-o", "json").out.startswith('{\n  "version"') and "python:" in run("version", "-o", "yaml").out
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_a_wrong_command_line(path: str, run: Any) -> None:
+    run(path, "--nothing").refused("No such option", "--help", code=2)
+    if ARGUMENTS.get(path) and path != "kubeconfig":
+        run(path, needs=False).refused("Missing", "--help", code=2)
+
+
+@pytest.mark.parametrize("path", ASKING)
+def test_a_kubeconfig_that_is_none(path: str, run: Any, folder: Path) -> None:
+    for name, said in {
+        "missing": "missing does not exist: print one with 'nemo kubeconfig",
+        "broken.yaml": "is not YAML: line 1: expected ',' or ']'",
+        "text.yaml": "is no kubeconfig: print one",
+        "empty.yaml": "has no current-context: choose one with 'kubectl config use-context",
+        "binary": "is no kubeconfig",
+        "directory": "cannot be read: Is a directory",
+    }.items():
+        run(path, "--kubeconfig", str(folder / name)).refused(said)
+    run(path, "--data", str(folder / "directory")).refused(f"no hub found at {folder / 'directory'}: start one with 'nemo up")
+
+
+@pytest.mark.parametrize("path", ASKING)
+def test_a_hub_that_is_not_there(path: str, run: Any, folder: Path) -> None:
+    # Some pin the authority, or read a file, before they ask.
+    authority = Authority.create(__import__("random").Random(1), SystemClock().now()).pair.certificate
+    (folder / "ca.pem").write_bytes(authority)
+    with_ca = (
+        kubeconfig(folder, "ca", "https://127.0.0.1:1")
+        .read_text()
+        .replace('"}}]', f'", certificate-authority: {folder}/ca.pem}}}}]')
+    )
+    (folder / "ca").write_text(with_ca)
+    run(path, "--kubeconfig", str(folder / "ca")).refused("cannot reach the hub at https://127.0.0.1:1")
+
+
+def test_a_kubeconfig_with_a_mistake(run: Any, folder: Path) -> None:
+    def refused(said: str, server: str = "https://127.0.0.1:1", user: str = "{}") -> None:
+        run("status", "--kubeconfig", str(kubeconfig(folder, "wrong", server, user))).refused(said)
+
+    refused("hub address 'nonsense' must be a URL such as https://", server="nonsense")
+    refused("names no server", server="")
+    refused("cannot reach the hub", server="https://no-such-host.invalid")
+    refused("client-certificate is not PEM text in base64", user="{client-certificate-data: '!', client-key-data: '!'}")
+    refused("client-key /nowhere cannot be read", user="{client-key: /nowhere}")
+    refused("its certificates cannot be used", user=f"{{client-certificate: {folder}/text.yaml, client-key: {folder}/text.yaml}}")
+    refused("its user comes by exec, which is kubectl's alone", user="{exec: {command: x}}")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read(run: Any, folder: Path) -> None:
+    (folder / "away").chmod(0)
+    run("status", "--kubeconfig", str(folder / "away")).refused("cannot be read: Permission denied")
+
+
+def test_values_that_make_no_sense(run: Any, folder: Path) -> None:
+    away = ("--kubeconfig", str(folder / "away"))
+    run("why", "web", *away, needs=False).refused("must be KIND/NAME with one of deployment", code=2)
+    run("why", "banana/web", *away, needs=False).refused("for example deployment/web", code=2)
+    run("status", "--watch", "-o", "json").refused("repeat 'nemo status -o json'", code=2)
+    run("join-token", "Not A Name", *away, needs=False).refused("must be lower-case letters")
+    for option, path in (
+        ("--lifetime", "join-token"),
+        ("--autoscale-interval", "up"),
+        ("--lease-duration", "up"),
+        ("--heartbeat", "agent"),
+    ):
+        run(path, option, "-1").refused("is not in the range", code=2)
+    run("version", "-o", "xml").refused("'xml' is not one of", code=2)
+
+
+def test_a_hub_that_cannot_start(run: Any, folder: Path) -> None:
+    alone = ("--no-local", "--data", str(folder / "hub"))
+    run("up", "--listen", "nonsense", *alone).refused("must be HOST:PORT", code=2)
+    run("up", "--listen", "192.0.2.1:80", *alone).refused("cannot listen on 192.0.2.1:80", "choose another with --listen")
+    run("up", "--carbon-trace", str(folder / "broken.yaml"), "--listen", "127.0.0.1:0", *alone).refused("must be 'hour_utc'")
+    run("up", "--no-local", "--data", str(folder / "text.yaml")).refused(
+        "cannot be used: File exists; choose another with --data"
+    )
+    (folder / "hub/version").write_text("999\n")
+    run("up", *alone).refused("written by a newer release")
+
+
+def test_an_agent_that_cannot_start(run: Any, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for file, said in (("broken.yaml", "is not YAML"), ("text.yaml", "must hold one Cluster"), ("empty.yaml", "Cluster")):
+        caplog.clear()
+        found = run(
+            "agent", "--hub", "https://127.0.0.1:1", "--site", str(folder / file), "--data", str(folder / "a"), needs=False
+        )
+        assert found.code == 5 and said in caplog.text and file in caplog.text and "Traceback" not in caplog.text
+
+
+def test_files_that_are_something_else(run: Any, folder: Path) -> None:
+    for file, why in (
+        ("text.yaml", "no archive"),
+        ("binary", "no archive"),
+        ("directory", "neither a docker archive nor an OCI"),
+    ):
+        said = run("image", "import", str(folder / file), "--data", str(folder / "site"), needs=False)
+        said.refused(file, why)
+    run("image import", "--data", str(folder / "text.yaml")).refused("text.yaml")
+    run("intent", "import", str(folder / "broken.yaml"), needs=False).refused("the file is not JSON")
+    run("intent", "import", str(folder / "binary"), needs=False).refused("the file is not JSON")
+    run("intent import").refused("must be a JSON object")
+    run("intent", "import", str(folder / "missing"), needs=False).refused("No such file", code=2)
+
+
+@pytest.fixture
+async def hub(tmp_path: Path) -> AsyncIterator[ServedHub]:
+    (tmp_path / "served").mkdir()
+    async with served(tmp_path / "served", SystemClock()) as running:
+        yield running
+
+
+async def test_a_hub_that_refuses(hub: ServedHub, run: Any, folder: Path) -> None:
+    async def said(*arguments: str) -> Said:
+        found: Said = await asyncio.to_thread(run, *arguments)
+        return found
+
+    admin = hub.kubeconfig(folder)
+    for path, code in (("why", 3), ("intent export", 3)):
+        (await said(path, "--kubeconfig", str(admin))).refused(code=code)
+    assert (await said("status", "--kubeconfig", str(admin))).code == 0
+    nobody = str(hub.kubeconfig(folder, "nobody"))
+    for path in ("status", "intent list", "why", "join-token"):
+        (await said(path, "--kubeconfig", nobody)).refused("nobody")
+    text = admin.read_text()
+    ca = next(line for line in text.splitlines() if "certificate-authority-data" in line)
+    other = Authority.create(__import__("random").Random(9), SystemClock().now())
+    import base64
+
+    strange = folder / "strange"
+    strange.write_text(text.replace(ca.split()[-1], base64.b64encode(other.pair.certificate).decode()))
+    (await said("status", "--kubeconfig", str(strange))).refused("cannot reach the hub", "certificate")
+    expired = hub.authority.issue_client("admin", ("system:masters",), hub.clock.now() - 7200, 3600)
+    from metaos.pki import render_kubeconfig
+
+    old = folder / "expired"
+    old.write_text(render_kubeconfig(hub.url, hub.authority.pair.certificate, expired.certificate, expired.key, "admin"))
+    (await said("status", "--kubeconfig", str(old))).refused("expired")
+    anonymous = folder / "anonymous"
+    anonymous.write_text("\n".join(line for line in text.splitlines() if "client-" not in line).replace("user:", "user: {}", 1))
+    (await said("status", "--kubeconfig", str(anonymous))).refused()
