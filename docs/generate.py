@@ -10,7 +10,7 @@ from typing import Any
 import click
 import yaml
 
-from metaos.cli.main import nemo
+from metaos.cli.main import CONTEXT, nemo
 
 ROOT = Path(__file__).parent
 SCHEMAS = ROOT.parent / "metaos/resources/schemas"
@@ -28,7 +28,7 @@ def cli_page() -> str:
     """Every command's help."""
     parts = ["# Command line", "", "Generated from the code by `make docs`.", ""]
     for path, command in commands(nemo, "nemo"):
-        context = click.Context(command, info_name=path, max_content_width=100, terminal_width=100)
+        context = click.Context(command, info_name=path, terminal_width=100, **(CONTEXT | {"max_content_width": 100}))
         parts += [f"## {path}", "", "```", command.get_help(context), "```", ""]
     return "\n".join(parts).rstrip() + "\n"
 
