@@ -16,7 +16,7 @@ from metaos.apiserver.addressing import key_of, stored_kind
 from metaos.apiserver.cache import FIELDS, Change, EncodedEvent, Version, WatchCache, with_revision
 from metaos.client import ObjList
 from metaos.resources import errors, scheme
-from metaos.resources.meta import Obj, cluster_namespace, parse_selector
+from metaos.resources.meta import Obj, parse_selector
 from metaos.resources.scheme import Kind
 from metaos.security.authz import MASTERS, Attributes, Decision, UserInfo, read_problem
 from metaos.store.log import Compacted, Store
@@ -87,11 +87,6 @@ class Reading:
         where = f' in the namespace "{a.namespace}"' if a.namespace else " at the cluster scope"
         why = f'User "{user.name}" cannot {a.verb} resource "{what}" in API group "{a.group}"{where}'
         raise errors.forbidden(a.group, a.resource, a.name, f"{why}: {decision.reason}" if decision.reason else why)
-
-    def namespaces_of(self, member: str) -> frozenset[str]:
-        """Namespaces in which a member has a Work: the second part of its Works' names."""
-        works = self.cache.range(scheme.WORK.resource, cluster_namespace(member))
-        return frozenset(v.name.split(".")[1] for v in works if v.name.count(".") >= 2)
 
     # -- get -----------------------------------------------------------------------------------------------
 

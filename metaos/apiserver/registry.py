@@ -29,6 +29,7 @@ from metaos.apiserver.patch import apply_patch
 from metaos.apiserver.reading import Authorizer, Reading
 from metaos.apiserver.schema import invalid, node_of
 from metaos.apiserver.shaping import shape, validate
+from metaos.apiserver.share import Share
 from metaos.client import Client, PatchType
 from metaos.clock import Clock
 from metaos.plugins.points import Admission
@@ -228,7 +229,7 @@ class Registry(Reading):
         held = obj or old or {}
         member = cluster_of(user)
         if member is not None:
-            problem = agent_write_problem(member, kind.resource, obj, old, self.namespaces_of(member))
+            problem = agent_write_problem(member, kind.resource, obj, old, Share(self.cache, member))
         else:
             problem = reviews.escalation(self._roles, user, kind, obj) if obj is not None else ""
         if problem:
@@ -415,6 +416,8 @@ class Registry(Reading):
         wanted = shape(kind, wanted, current, write.field_validation, write.warnings)
         metadata = wanted["metadata"]
         metadata["resourceVersion"] = held
+        if kind is scheme.CERTIFICATE_SIGNING_REQUEST:
+            wanted["spec"] = current["spec"]  # Who asked for what is settled when it is made, as in Kubernetes.
         if not subresource and "status" in kind.subresources:
             wanted.pop("status", None)
             if "status" in current:

@@ -11,8 +11,9 @@ import yaml
 from metaos.apiserver.addressing import key_of
 from metaos.apiserver.cache import WatchCache
 from metaos.apiserver.reading import Authorizer
+from metaos.apiserver.share import Share
 from metaos.resources import errors, scheme
-from metaos.resources.meta import Obj, cluster_namespace, namespace
+from metaos.resources.meta import Obj, namespace
 from metaos.resources.scheme import Kind
 from metaos.security.authz import (
     MASTERS,
@@ -80,22 +81,10 @@ class StoredAuthorizer:
             return Decision(True, "member of system:masters")
         member = cluster_of(user)
         if member is not None:
-            return decide_agent(member, asked, _Works(self._cache, member))
+            return decide_agent(member, asked, Share(self._cache, member))
         if is_bootstrap(user):
             return decide_bootstrap(asked)
         return self.roles().decide(user, asked)
-
-
-class _Works:
-    """The namespaces in which a member has a Work; looked up only when a rule asks."""
-
-    def __init__(self, cache: WatchCache, member: str) -> None:
-        self._cache = cache
-        self._member = member
-
-    def __contains__(self, where: object) -> bool:
-        works = self._cache.range(scheme.WORK.resource, cluster_namespace(self._member))
-        return any(v.name.count(".") >= 2 and v.name.split(".")[1] == where for v in works)
 
 
 def escalation(authorizer: StoredAuthorizer, user: UserInfo, kind: Kind, obj: Obj) -> str:

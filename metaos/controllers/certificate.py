@@ -18,8 +18,8 @@ from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, ObjectRef, ref, with_condition
 from metaos.security import revocation
-from metaos.security.authz import BOOTSTRAP_USER_PREFIX, CLUSTER_USER_PREFIX, CLUSTERS, UserInfo, cluster_of
-from metaos.security.identity import SERVER_LIFETIME_SECONDS, SIGNER, USER_SIGNER, Request
+from metaos.security.authz import AGENT_SIGNER, BOOTSTRAP_USER_PREFIX, CLUSTER_USER_PREFIX, CLUSTERS, UserInfo, cluster_of
+from metaos.security.identity import SERVER_LIFETIME_SECONDS, USER_SIGNER, Request
 
 NAME = "certificate"
 #: The least lifetime that may be asked for, as in Kubernetes.
@@ -81,7 +81,7 @@ class CertificateReconciler:
             return DONE
         signer = (request.get("spec") or {}).get("signerName")
         approved = any(c.get("type") == "Approved" for c in (request.get("status") or {}).get("conditions") or ())
-        if signer == SIGNER:
+        if signer == AGENT_SIGNER:
             await self._sign_site(request, approved)
         elif signer == USER_SIGNER and approved:
             await self._sign_user(request)

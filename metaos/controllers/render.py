@@ -20,14 +20,10 @@ from metaos.resources.meta import (
     namespace,
     ref,
 )
+from metaos.resources.workload import work_name
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _LABEL_LIMIT = 63
-
-
-def work_name(about: ObjectRef) -> str:
-    """``deployment.shop.web``; ``secret.shop.db``."""
-    return f"{about.kind.lower()}.{about.namespace}.{about.name}"
 
 
 def source_label(about: ObjectRef) -> str:
@@ -125,14 +121,58 @@ def is_draining(found: Obj) -> bool:
     return DRAINING in annotations(found)
 
 
+#: Longer texts of a site are cut: they end up in the user's object.
+MAX_TEXT = 1024
+MAX_CONDITIONS = 32
+MAX_ACTIVE = 1000
+_TEXTS = ("currentRevision", "updateRevision", "lastScheduleTime", "lastSuccessfulTime", "startTime", "completionTime")
+#: Counts that say how much of its share a site runs; it cannot run more for the others.
+_SHARED = ("updatedReplicas", "readyReplicas", "availableReplicas", "currentReplicas")
+
+
 def reported(found: Obj) -> Mapping[str, Any]:
-    """The status that the site reports for a Work's first manifest, empty where there is none of this uid yet."""
+    """The status that the site reports for a Work's first manifest, empty where there is none of this uid yet.
+
+    A site may say anything. What is taken from it is of the right kind, bounded, and about its own share only."""
     about = source_of(found)
-    wanted = ((found.get("spec") or {}).get("manifests") or [{}])[0].get("metadata", {}).get("uid")
+    wanted: Obj = ((found.get("spec") or {}).get("manifests") or [{}])[0]
+    its_uid = wanted.get("metadata", {}).get("uid")
     for entry in (found.get("status") or {}).get("manifests") or ():
-        if entry.get("kind") == about.kind and entry.get("name") == about.name and entry.get("uid", wanted) == wanted:
-            return dict(entry)
+        if entry.get("kind") == about.kind and entry.get("name") == about.name and entry.get("uid", its_uid) == its_uid:
+            seen = _count(entry.get("observedGeneration"), int(wanted.get("metadata", {}).get("generation") or 0))
+            status = entry.get("status")
+            return {"observedGeneration": seen, "status": _plausible(status if isinstance(status, dict) else {}, wanted)}
     return {}
+
+
+def _count(value: Any, limit: int = 1_000_000) -> int:
+    return max(0, min(value, limit)) if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _plausible(said: Mapping[str, Any], wanted: Obj) -> dict[str, Any]:
+    shared = wanted.get("kind") in ("Deployment", "StatefulSet", "ReplicaSet")
+    share = _count((wanted.get("spec") or {}).get("replicas", 1))
+    status: dict[str, Any] = {}
+    for key, value in said.items():
+        if key in _TEXTS:
+            if isinstance(value, str):
+                status[key] = value[:MAX_TEXT]
+        elif key == "conditions":
+            conditions = value if isinstance(value, list) else []
+            status[key] = [_condition(c) for c in conditions[:MAX_CONDITIONS] if isinstance(c, dict) and _is_condition(c)]
+        elif key == "active" and isinstance(value, list):
+            status[key] = [a for a in value[:MAX_ACTIVE] if isinstance(a, dict)]
+        elif isinstance(value, int):
+            status[key] = _count(value, share) if shared and key in _SHARED else _count(value)
+    return status
+
+
+def _is_condition(said: Mapping[str, Any]) -> bool:
+    return isinstance(said.get("type"), str) and said.get("status") in ("True", "False", "Unknown")
+
+
+def _condition(said: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value[:MAX_TEXT] for key, value in said.items() if isinstance(key, str) and isinstance(value, str)}
 
 
 def available(found: Obj) -> bool:

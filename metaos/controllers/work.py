@@ -21,7 +21,6 @@ from metaos.controllers.render import (
     template_of,
     with_replicas,
     work,
-    work_name,
 )
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
@@ -43,7 +42,7 @@ from metaos.resources.meta import (
     uid,
 )
 from metaos.resources.snapshot import concerns
-from metaos.resources.workload import references
+from metaos.resources.workload import references, work_name
 
 NAME = "work"
 _WORKLOAD_KINDS = {k.kind for k in scheme.WORKLOADS}

@@ -21,6 +21,11 @@ _NESTED = {
 }
 
 
+def work_name(about: ObjectRef) -> str:
+    """The name of the Work that carries an object to a site: ``deployment.shop.web``; ``secret.shop.db``."""
+    return f"{about.kind.lower()}.{about.namespace}.{about.name}"
+
+
 def pod_template(obj: Obj) -> Obj:
     """``{"metadata": …, "spec": …}`` of the pods that a workload makes; of a Pod, itself. Empty for other kinds."""
     if obj.get("kind") == "Pod":

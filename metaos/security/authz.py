@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from metaos.resources.meta import CLUSTER_LABEL, GROUP, Obj, cluster_namespace, labels, name, namespace
+from metaos.resources.meta import CLUSTER_LABEL, GROUP, Obj, cluster_namespace, labels, name, namespace, uid
 
 #: Members of this group may do anything (Kubernetes' own name for it).
 MASTERS = "system:masters"
@@ -18,6 +18,8 @@ CLUSTERS = "system:clusters"
 CLUSTER_USER_PREFIX = "system:cluster:"
 #: The bearer of a join token is the user ``system:bootstrap:ID``; it may ask for one certificate, and look at its request.
 BOOTSTRAP_USER_PREFIX = "system:bootstrap:"
+#: Who signs certificates of agents.
+AGENT_SIGNER = "meta-os.eu/agent"
 AUTHENTICATED = "system:authenticated"
 UNAUTHENTICATED = "system:unauthenticated"
 
@@ -221,7 +223,7 @@ def decide_agent(member: str, asked: Attributes, namespaces: Container[str]) -> 
     elif what == ("", "namespaces"):
         allowed = verb == "get" and asked.name == own and not asked.subresource
     elif asked.group in ("authorization.k8s.io", "authentication.k8s.io"):
-        allowed = verb == "create"
+        allowed = verb == "create" and asked.resource.startswith("selfsubject")
     return Decision(allowed, "" if allowed else f"the agent of {member} may touch only what belongs to its own site")
 
 
@@ -271,50 +273,124 @@ def is_bootstrap(user: UserInfo) -> bool:
     return user.name.startswith(BOOTSTRAP_USER_PREFIX) and MASTERS not in user.groups
 
 
-def agent_write_problem(member: str, resource: str, obj: Obj | None, old: Obj | None, namespaces: Container[str]) -> str:
+class Share(Container[str], Protocol):
+    """What belongs to a member, as the hub knows it. It contains the namespaces in which the member has a Work."""
+
+    def workload(self, kind: str, where: str, named: str) -> Obj | None:
+        """A workload as it was given to the member, ``None`` where it was not."""
+        ...
+
+    def label_sets(self, workload: Obj) -> Iterable[Mapping[str, str]]:
+        """The labels of a workload's pod template, and those of its earlier templates."""
+        ...
+
+    def owner_of_pod(self, where: str, named: str) -> str | None:
+        """The site whose Pod this is, ``None`` where there is none of this name."""
+        ...
+
+
+#: What a Cluster's status says that is not the site's to say.
+_HUBS_STATUS = ("conditions", "carbon")
+
+
+def agent_write_problem(member: str, resource: str, obj: Obj | None, old: Obj | None, share: Share) -> str:
     """Why a member's agent may not write ``obj`` over ``old`` (``None``: it deletes, or creates); empty where it may."""
+    held = obj or old or {}
+    for key in ("finalizers", "ownerReferences") if resource != "pods" else ("finalizers",):
+        said, before = ((each or {}).get("metadata", {}).get(key) or [] for each in (obj, old))
+        if obj is not None and any(each not in before for each in said):
+            # Who may add them decides when other objects can go.
+            return f"an agent may not add metadata.{key}"
     if resource == "pods":
-        return _pod_problem(member, obj, old, namespaces)
+        return _pod_problem(member, obj, old, share)
     if resource == "events":
-        return _event_problem(member, obj or {}, namespaces)
+        return _event_problem(member, obj or {}, share) or (_event_problem(member, old, share) if old else "")
     if resource == "clusters.meta-os.eu":
-        if (
-            obj is not None
-            and old is not None
-            and (obj.get("status") or {}).get("conditions") != (old.get("status") or {}).get("conditions")
-        ):
-            return "conditions of a Cluster are the hub's; report agentConditions"
-        held = obj or old or {}
+        said, before = ((each or {}).get("status") or {} for each in (obj, old))
+        if obj is not None and any(said.get(key) != before.get(key) for key in _HUBS_STATUS):
+            return "conditions and carbon of a Cluster are the hub's; report agentConditions"
         return "" if name(held) == member else f"the agent of {member} may write no other Cluster"
     if resource == "certificatesigningrequests.certificates.k8s.io" and obj is not None:
+        if (obj.get("spec") or {}).get("signerName") != AGENT_SIGNER:
+            return f"an agent may have certificates of the signer {AGENT_SIGNER} only"
         return "" if name(obj).startswith(f"{member}-") else f'requests of this agent have names that begin with "{member}-"'
     if resource in ("works.meta-os.eu", "leases.coordination.k8s.io"):
-        held = obj or old or {}
         return "" if namespace(held) == cluster_namespace(member) else "this belongs to another site"
     return f"the agent of {member} may not write {resource}"
 
 
-def _pod_problem(member: str, obj: Obj | None, old: Obj | None, namespaces: Container[str]) -> str:
+def _pod_problem(member: str, obj: Obj | None, old: Obj | None, share: Share) -> str:
     for held in (obj, old):
         if held is not None and (held.get("spec") or {}).get("nodeName") != member:
             return f"spec.nodeName must be {member}: an agent mirrors the pods of its own site only"
-    if obj is not None and old is None and namespace(obj) not in namespaces:
-        return f"{member} has no Work in namespace {namespace(obj)}"
-    if obj is not None and labels(obj).get(CLUSTER_LABEL, member) != member:
+    if obj is None:
+        return ""
+    if labels(obj).get(CLUSTER_LABEL, member) != member:
         return f"label {CLUSTER_LABEL} must be {member}"
-    for owner in (obj or {}).get("metadata", {}).get("ownerReferences") or ():
-        # Deleting a dependent must never reach further than workloads.
-        if owner.get("kind") in ("Cluster", "Namespace", "Node") and owner.get("name") != member:
-            return f"a pod of {member} may not be owned by {owner.get('kind')} {owner.get('name')}"
-    return ""
+    if old is None:
+        return _mirror_problem(member, obj, share)
+    for part, now, before in (
+        ("spec", obj.get("spec"), old.get("spec")),
+        ("metadata.ownerReferences", obj["metadata"].get("ownerReferences"), old["metadata"].get("ownerReferences")),
+    ):
+        if now != before:
+            return f"an agent may not change {part} of a pod; it reports status"
+    return _label_problem(obj, {k: v for k, v in labels(obj).items() if labels(old).get(k) != v}, share)
 
 
-def _event_problem(member: str, event: Obj, namespaces: Container[str]) -> str:
-    about = event.get("involvedObject") or {}
-    source = (event.get("source") or {}).get("host") or event.get("reportingInstance") or member
-    if source != member:
+def _mirror_problem(member: str, pod: Obj, share: Share) -> str:
+    """A new Pod must stand for one of a workload that the member was given: otherwise it could name Secrets that are not sent
+    to it, answer for Services that it does not run, or take the names of others' pods."""
+    if namespace(pod) not in share:
+        return f"{member} has no Work in namespace {namespace(pod)}"
+    owners: list[Obj] = pod["metadata"].get("ownerReferences") or []
+    owner = owners[0] if len(owners) == 1 and owners[0].get("controller") else {}
+    given = share.workload(str(owner.get("kind")), namespace(pod), str(owner.get("name")))
+    if given is None or uid(given) != owner.get("uid"):
+        return f"metadata.ownerReferences must name the one workload of {member} that the pod is of"
+    if not name(pod).startswith(name(given)[:_STEM]):
+        return f"a pod of {name(given)} has a name that begins so, not {name(pod)!r}"
+    return _label_problem(pod, labels(pod), share)
+
+
+#: So much of its workload's name, at least, is in a pod's.
+_STEM = 46
+#: Labels that a site adds to a pod beside those of its template.
+_ADDED = frozenset(
+    {
+        *("pod-template-hash", "controller-revision-hash", "pod-template-generation", "apps.kubernetes.io/pod-index"),
+        *("job-name", "batch.kubernetes.io/job-name", "controller-uid", "batch.kubernetes.io/controller-uid"),
+        *("batch.kubernetes.io/job-completion-index", CLUSTER_LABEL),
+    }
+)
+_POD_NAME = "statefulset.kubernetes.io/pod-name"
+
+
+def _label_problem(pod: Obj, said: Mapping[str, str], share: Share) -> str:
+    """Labels decide which Services lead to a pod: those of its template, of now or earlier, and what a site adds."""
+    wrong = {k: v for k, v in said.items() if k not in _ADDED and not (k == _POD_NAME and v == name(pod))}
+    if not wrong:
+        return ""
+    owner = (pod["metadata"].get("ownerReferences") or [{}])[0]
+    given = share.workload(str(owner.get("kind")), namespace(pod), str(owner.get("name")))
+    if given is not None and uid(given) == owner.get("uid"):
+        for allowed in share.label_sets(given):
+            if wrong.items() <= allowed.items():
+                return ""
+    key, value = min(wrong.items())
+    return f"label {key}={value} is not one of the pod's template"
+
+
+def _event_problem(member: str, event: Obj, share: Share) -> str:
+    about = event.get("involvedObject") or event.get("regarding") or {}
+    sources = {(event.get("source") or {}).get("host"), event.get("reportingInstance")} - {None, ""}
+    if sources != {member}:
         return f"source.host must be {member}"
-    if about.get("kind") in ("Cluster", "Node"):
-        return "" if about.get("name") == member else f"an agent reports about its own site, {member}"
-    where = about.get("namespace") or namespace(event)
-    return "" if where in namespaces or where == cluster_namespace(member) else f"{member} has no Work in namespace {where}"
+    kind, where, named = str(about.get("kind")), str(about.get("namespace") or namespace(event)), str(about.get("name"))
+    if kind in ("Cluster", "Node"):
+        return "" if named == member else f"an agent reports about its own site, {member}"
+    if where != namespace(event) or (where not in share and where != cluster_namespace(member)):
+        return f"{member} has no Work in namespace {where}"
+    if kind == "Pod":
+        return "" if share.owner_of_pod(where, named) in (None, member) else f"pod {named} is not one of {member}"
+    return "" if share.workload(kind, where, named) is not None else f"{kind} {named} is no workload of {member}"

@@ -24,7 +24,6 @@ CA_LIFETIME_SECONDS = 10 * 365 * 86400.0
 SERVER_LIFETIME_SECONDS = 365 * 86400.0
 AGENT_LIFETIME_SECONDS = 7 * 86400.0
 
-SIGNER = "meta-os.eu/agent"
 #: Kubernetes' own name for who signs certificates of users.
 USER_SIGNER = "kubernetes.io/kube-apiserver-client"
 #: Curves of keys that get a certificate.

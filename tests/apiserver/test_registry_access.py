@@ -71,11 +71,13 @@ async def test_reviews(registry: Registry) -> None:
 
 async def site(registry: Registry, name: str = "edge") -> None:
     await registry.create(ADMIN, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"nemo-cluster-{name}"}})
+    given = deployment()
+    given["metadata"]["uid"] = "web-uid"
     work = {
         "apiVersion": "meta-os.eu/v1alpha1",
         "kind": "Work",
         "metadata": {"name": "deployment.default.web", "namespace": f"nemo-cluster-{name}"},
-        "spec": {"manifests": [deployment()]},
+        "spec": {"manifests": [given]},
     }
     await registry.create(ADMIN, work)
 
@@ -93,6 +95,8 @@ async def test_an_agent_keeps_to_its_site(registry: Registry) -> None:
     await refused(registry.update(AGENT, work))
     await refused(registry.list(AGENT, scheme.WORK, "nemo-cluster-other"))
     mirror = pod("web-1", nodeName="edge") | {"status": {"phase": "Running"}}
+    owner = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": "web-uid", "controller": True}
+    mirror["metadata"]["ownerReferences"] = [owner]
     made = await registry.create(AGENT, mirror)
     assert made["status"]["phase"] == "Running"
     await refused(registry.create(AGENT, pod("web-2", nodeName="other")))

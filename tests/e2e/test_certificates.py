@@ -114,7 +114,7 @@ def test_the_authority_is_replaced_under_open_streams_and_over_a_restart(continu
     continuum.start_hub()
     for each in (followed, command, new):
         each.ends()
-    wait_for("the site to be back", lambda: ready(continuum), 30)
+    wait_for("the site to be back", lambda: continuum.kubectl("logs", "ticking", "--tail=1", check=False), 30)
     followed = Running(continuum, old, "logs", "-f", "ticking")
     new = Running(continuum, continuum.kubeconfig, "logs", "-f", "ticking")
     followed.advances()

@@ -1,5 +1,6 @@
 """RBAC and what agents may touch."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import assume, given
@@ -89,7 +90,29 @@ def test_a_covered_rule_allows_nothing_new(held: list[dict[str, Any]], wanted: d
 # -- agents ------------------------------------------------------------------------------------------------
 
 AGENT = UserInfo("system:cluster:edge", ("system:clusters",))
-WORKS = frozenset({"shop"})
+
+
+class Shop:
+    """What ``edge`` has been given: a Deployment ``web`` in namespace ``shop``, of which there was an earlier revision."""
+
+    def __contains__(self, where: object) -> bool:
+        return where == "shop"
+
+    def workload(self, kind: str, where: str, named: str) -> Obj | None:
+        if (kind, where, named) != ("Deployment", "shop", "web"):
+            return None
+        return {"kind": kind, "metadata": {"name": named, "namespace": where, "uid": "web-uid"}}
+
+    def label_sets(self, workload: Obj) -> Iterator[dict[str, str]]:
+        yield {"app": "web", "version": "2"}
+        yield {"app": "web", "version": "1"}
+
+    def owner_of_pod(self, where: str, named: str) -> str | None:
+        return {"web-1": "edge", "theirs": "other"}.get(named)
+
+
+WORKS = Shop()
+OWNER = {"kind": "Deployment", "name": "web", "uid": "web-uid", "controller": True}
 
 
 def may(verb: str, group: str, resource: str, *, sub: str = "", ns: str = "", name: str = "", fields: str = "") -> bool:
@@ -132,6 +155,10 @@ def test_an_agent_reaches_nothing_else() -> None:
     assert not may("create", "", "pods", ns="bank", name="x")
     assert not may("update", "meta-os.eu", "works", ns="nemo-cluster-edge", name="w")
     assert not may("list", "meta-os.eu", "clusters")
+    assert may("create", "authorization.k8s.io", "selfsubjectaccessreviews")
+    assert not may("create", "authorization.k8s.io", "subjectaccessreviews")
+    assert not may("create", "authentication.k8s.io", "tokenreviews")
+    assert not may("impersonate", "", "users", name="admin")
     assert not may("update", "certificates.k8s.io", "certificatesigningrequests", sub="approval", name="edge-renewal")
 
 
@@ -167,21 +194,78 @@ def test_no_request_leaves_the_site(verb: str, thing: tuple[str, str], sub: str,
 
 
 pods = st.builds(
-    lambda ns, node, label: {
-        "metadata": {"name": "p", "namespace": ns, "labels": {"meta-os.eu/cluster": label} if label else {}},
-        "spec": {"nodeName": node} if node else {},
+    lambda named, ns, node, labels, owners, finalizers, image: {
+        "metadata": {"name": named, "namespace": ns, "labels": labels, "ownerReferences": owners, "finalizers": finalizers},
+        "spec": {"nodeName": node, "image": image} if node else {},
     },
+    st.sampled_from(["web-1", "db-1"]),
     st.sampled_from(["shop", "bank"]),
     st.sampled_from(["", "edge", "other"]),
-    st.sampled_from(["", "edge", "other"]),
+    st.dictionaries(
+        st.sampled_from(["app", "version", "meta-os.eu/cluster", "job-name", "statefulset.kubernetes.io/pod-name"]),
+        st.sampled_from(["web", "db", "1", "2", "3", "edge", "other", "web-1"]),
+    ),
+    st.lists(st.sampled_from([OWNER, OWNER | {"uid": "x"}, OWNER | {"controller": False}, OWNER | {"name": "db"}]), max_size=2),
+    st.lists(st.just("stuck.example.org/for-ever"), max_size=1),
+    st.sampled_from(["python:3", "evil:1"]),
 )
 
 
 @given(st.none() | pods, st.none() | pods)
-def test_no_write_touches_anothers_pod(obj: Obj | None, old: Obj | None) -> None:
+def test_no_write_touches_anothers_pod_or_makes_one_that_stands_for_nothing(obj: Obj | None, old: Obj | None) -> None:
     assume(obj is not None or old is not None)
-    if not agent_write_problem("edge", "pods", obj, old, WORKS):
-        for held in (obj, old):
-            assert held is None or held["spec"].get("nodeName") == "edge"
-        if old is None and obj is not None:
-            assert obj["metadata"]["namespace"] == "shop"
+    if agent_write_problem("edge", "pods", obj, old, WORKS):
+        return
+    for held in (obj, old):
+        assert held is None or held["spec"].get("nodeName") == "edge"
+    if obj is None:
+        return
+    said = obj["metadata"]["labels"]
+    assert said.get("meta-os.eu/cluster", "edge") == "edge"
+    if old is None:
+        assert obj["metadata"]["namespace"] == "shop" and obj["metadata"]["ownerReferences"] == [OWNER]
+        assert not obj["metadata"]["finalizers"] and obj["metadata"]["name"] == "web-1"
+        assert said.get("app", "web") == "web" and said.get("version", "1") in ("1", "2")
+    else:
+        assert obj["spec"] == old["spec"] and obj["metadata"]["ownerReferences"] == old["metadata"]["ownerReferences"]
+        assert set(obj["metadata"]["finalizers"]) <= set(old["metadata"]["finalizers"])
+        assert said.get("app") in ("web", None, old["metadata"]["labels"].get("app"))
+
+
+def event(**about: Any) -> Obj:
+    involved = {"kind": "Pod", "namespace": "shop", "name": "web-1"} | about
+    metadata = {"namespace": "shop", "name": "e"}
+    return {"metadata": metadata, "involvedObject": involved, "source": {"host": "edge"}, "reportingInstance": "edge"}
+
+
+def test_an_agent_reports_about_its_own_only() -> None:
+    def problem(obj: Obj, old: Obj | None = None) -> str:
+        return agent_write_problem("edge", "events", obj, old, WORKS)
+
+    assert not problem(event())
+    assert not problem(event(name="web-9")), "its mirror is about to be made"
+    assert not problem(event(kind="Deployment", name="web"))
+    assert not problem(event(kind="Cluster", name="edge"))
+    assert (
+        problem(event(name="theirs"))
+        and problem(event(kind="Deployment", name="db"))
+        and problem(event(kind="Secret", name="db"))
+    )
+    assert problem(event(kind="Cluster", name="other")) and problem(event(kind="Node", name="other"))
+    assert problem(event(namespace="bank")), "its event would lie in another namespace than what it is about"
+    assert problem(event() | {"source": {"host": "other"}}) and problem(event() | {"reportingInstance": "other"})
+    assert problem(event() | {"source": {}, "reportingInstance": ""}), "it says who speaks"
+    assert problem(event(), event() | {"source": {"component": "hub"}, "reportingInstance": "hub"}), "others' events stay"
+
+
+def test_what_the_hub_says_of_a_site_is_not_the_sites_to_say() -> None:
+    held = {"metadata": {"name": "edge"}, "status": {"conditions": [{"type": "Ready"}], "carbon": {"intensity": 300}}}
+
+    def problem(obj: Obj, old: Obj | None) -> str:
+        return agent_write_problem("edge", "clusters.meta-os.eu", obj, old, WORKS)
+
+    assert not problem(held | {"status": held["status"] | {"capacity": {"cpu": "1"}}}, held)
+    assert problem(held | {"status": held["status"] | {"carbon": {"intensity": 1}}}, held)
+    assert problem(held | {"status": {}}, held) and problem(held, None), "not when it is made, either"
+    assert problem({"metadata": {"name": "edge", "finalizers": ["x/y"]}}, None)
+    assert problem({"metadata": {"name": "edge", "ownerReferences": [OWNER]}}, None)
