@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,11 @@ def open_data(path: Path) -> None:
         if found == DATA_VERSION:
             return
     write_private(stamp, f"{DATA_VERSION}\n")
+
+
+def forbid_core_files() -> None:
+    """A core file would hold every secret that the process knows. Containers may have theirs: the hard limit stays."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def set_up_logging(*, verbose: bool = False) -> None:

@@ -213,6 +213,11 @@ class PodWorker:
                     self._problem = str(error)
                     log.warning("pod %s/%s: %s", namespace(self.record.pod), name(self.record.pod), error)
                     wait = SANDBOX_RETRY_SECONDS
+                except Exception as error:
+                    # A runtime that fails in a way of its own costs this pod another attempt, and not its worker.
+                    self._problem = str(error) or type(error).__name__
+                    log.exception("pod %s/%s: it is tried again", namespace(self.record.pod), name(self.record.pod))
+                    wait = SANDBOX_RETRY_SECONDS
                 if wait is None:
                     return
                 self._announce()

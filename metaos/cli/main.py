@@ -114,7 +114,7 @@ def up(
     \b
     Example: nemo up --data ./hub --listen 127.0.0.1:6443 --no-local
     """
-    from metaos.config import Address, HubConfig, set_up_logging
+    from metaos.config import Address, HubConfig, forbid_core_files, set_up_logging
     from metaos.server import run_hub
 
     try:
@@ -122,6 +122,7 @@ def up(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--listen") from None
     set_up_logging(verbose=bool(more.pop("verbose")))
+    forbid_core_files()
     config = HubConfig(
         data=data or default_data("hub"),
         listen=address,
@@ -157,9 +158,10 @@ def agent(hub: str, token_file: Path | None, data: Path | None, site: Path, hear
     """
     from metaos.agent.agent import main
     from metaos.agent.site import AgentConfig
-    from metaos.config import set_up_logging
+    from metaos.config import forbid_core_files, set_up_logging
 
     set_up_logging(verbose=verbose)
+    forbid_core_files()
     config = AgentConfig(
         hub=hub, data=data or default_data("agent"), site_file=site, token_file=token_file, heartbeat_seconds=heartbeat
     )
