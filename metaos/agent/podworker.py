@@ -254,7 +254,7 @@ class PodWorker:
         if self._ready_since != before:
             self.record.value["readySince"] = self._ready_since
             self.record.value["conditions"] = self._conditions
-            self.save()
+            self._supervisor.store_later(self.record)
         if shown != self._announced:
             self._announced = shown
             self._supervisor.changed()
@@ -306,7 +306,7 @@ class PodWorker:
                 return False
             waits.append(await self._advance(container, init=True))
             return False
-        if not value.get("initialized"):
+        if spec.get("initContainers") and not value.get("initialized"):
             value["initialized"] = True
             self.save()
         return True
@@ -320,7 +320,7 @@ class PodWorker:
             value["podIP"] = address
             pod["status"] = {"podIP": address}
             value.setdefault("started", self._supervisor.clock.now())
-            self.save()
+            self._supervisor.store_later(self.record)
         config = PodConfig(self.record.uid, where, name(pod), hostname(pod), labels=labels(pod), address=address)
         await self._supervisor.runtime.start_pod(config)
         await self._supervisor.refresh_pod()
@@ -404,7 +404,9 @@ class PodWorker:
             record.of("restarts")[key] = attempt
             record.of("backoff")[key] = int(record.of("backoff").get(key, 0)) + 1
             record.of("last")[key] = terminated(state, said)
-        self.save()
+            self.save()
+        else:
+            supervisor.store_later(record)
         try:
             await supervisor.runtime.start_container(record.uid, config)
         except ImageError as error:
@@ -487,7 +489,7 @@ class PodWorker:
         def changed() -> None:
             if live.started and self.record.of("began").get(key) != state.id:
                 self.record.of("began")[key] = state.id
-                self.save()
+                self._supervisor.store_later(self.record)
             self.wake.set()
 
         unhealthy: Callable[[str], None] = lambda message: self._event("Warning", "Unhealthy", message)  # noqa: E731

@@ -85,6 +85,7 @@ class Supervisor:
         #: What was said last of a workload, so that it is not said again and again.
         self._said: dict[ObjectRef, list[tuple[str, str, str]]] = {}
         self._problems: dict[ObjectRef, str] = {}
+        self._later: dict[str, PodRecord] = {}
         for key, value in cache.items("status"):
             self._statuses[ObjectRef(*key.split("|"))] = value
 
@@ -126,8 +127,11 @@ class Supervisor:
             while True:
                 self._wake.clear()
                 again = LOOK_SECONDS
-                if self._known:
-                    again = min(again, self._plan_all())
+                # All of a look's writes at once: nothing that they are about begins before they are durable.
+                with self._cache.together():
+                    self._store_later()
+                    if self._known:
+                        again = min(again, self._plan_all())
                 with suppress(TimeoutError):
                     await self._wait(self._wake, again)
         finally:
@@ -135,6 +139,7 @@ class Supervisor:
             for worker in self._workers.values():
                 worker.cancel()
             await asyncio.gather(watching, *(w.ended() for w in self._workers.values()), return_exceptions=True)
+            self._store_later()
 
     async def _wait(self, event: asyncio.Event, seconds: float) -> None:
         """Until the event, or the clock's seconds are over."""
@@ -416,11 +421,23 @@ class Supervisor:
     # -- pods -----------------------------------------------------------------------------------------------
 
     def store(self, record: PodRecord) -> None:
+        """Durable on return."""
+        self._later.pop(record.uid, None)
         self._cache.put("pods", record.uid, record.value)
+
+    def store_later(self, record: PodRecord) -> None:
+        """Durable with the next look. For what would only be found out again, were it lost."""
+        self._later[record.uid] = record
+        self._wake.set()
+
+    def _store_later(self) -> None:
+        for record in list(self._later.values()):
+            self.store(record)
 
     def gone(self, worker: PodWorker) -> None:
         """A pod has ended for good, and nothing of it is left but what its workload has to remember."""
         kind, where, owner = worker.record.owner_key
+        self._later.pop(worker.record.uid, None)
         with self._cache.together():
             self._cache.delete("pods", worker.record.uid)
             about = ObjectRef("batch" if kind == "Job" else "", kind, where, owner)
