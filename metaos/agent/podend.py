@@ -18,11 +18,19 @@ from metaos.plugins.points import Runtime
 MINIMUM_SECONDS = 2.0
 
 
-async def stop_one(runtime: Runtime, caller: Caller, pod_uid: str, container: Mapping[str, Any], grace: float) -> str | None:
+async def stop_one(
+    runtime: Runtime, clock: Clock, caller: Caller, pod_uid: str, container: Mapping[str, Any], grace: float
+) -> str | None:
     """One container that nothing waits for; why its hook failed, or nothing."""
+    began = clock.monotonic()
     problem = await _hook(caller, container, grace)
-    await _stop(runtime, pod_uid, container, grace)
+    await _stop(runtime, pod_uid, container, _left(grace, clock.monotonic() - began))
     return problem
+
+
+def _left(grace: float, passed: float) -> float:
+    """Without a grace period nothing is waited for at all."""
+    return max(MINIMUM_SECONDS, grace - passed) if grace > 0 else 0.0
 
 
 async def _hook(caller: Caller, container: Mapping[str, Any], grace: float) -> str | None:
@@ -61,9 +69,7 @@ async def stop_in_order(
                 complain(problem)
             for other in after:
                 await other.wait()
-            # Without a grace period nothing is waited for at all.
-            left = max(MINIMUM_SECONDS, grace - (clock.monotonic() - began)) if grace > 0 else 0.0
-            await _stop(runtime, pod_uid, container, left)
+            await _stop(runtime, pod_uid, container, _left(grace, clock.monotonic() - began))
         finally:
             done.set()
 

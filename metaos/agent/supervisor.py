@@ -16,9 +16,11 @@ from typing import Any
 
 from metaos.agent.cache import Cache
 from metaos.agent.cron import due_jobs
-from metaos.agent.jobs import Past, finished, job, job_status, remember
-from metaos.agent.podworker import PodRecord, PodWorker
-from metaos.agent.stateful import complete, stateful, stateful_status
+from metaos.agent.jobs import finished, job, job_status
+from metaos.agent.notes import Notes, key_of
+from metaos.agent.podrecord import PodRecord
+from metaos.agent.podworker import PodWorker
+from metaos.agent.stateful import stateful, stateful_status
 from metaos.agent.template import CRON_NAME, CRON_UID, make_pod
 from metaos.agent.volumes import Volumes
 from metaos.agent.workloads import (
@@ -78,10 +80,9 @@ class Supervisor:
         for _, value in cache.items("pods"):
             record_ = PodRecord(value)
             self._workers[record_.uid] = PodWorker(self, record_)
-        #: Jobs that CronJobs made here; what is remembered of workloads; digests of their templates.
+        #: Jobs that CronJobs made here.
         self._jobs: dict[ObjectRef, Obj] = {ref(found): found for _, found in cache.items("jobs")}
-        self._notes: dict[ObjectRef, dict[str, Any]] = {ObjectRef(*key.split("|")): note for key, note in cache.items("notes")}
-        self._digests: dict[ObjectRef, tuple[Obj, str]] = {}
+        self._notes = Notes(cache)
         #: What was said last of a workload, so that it is not said again and again.
         self._said: dict[ObjectRef, list[tuple[str, str, str]]] = {}
         self._problems: dict[ObjectRef, str] = {}
@@ -94,9 +95,8 @@ class Supervisor:
     def set_desired(self, objects: list[Obj]) -> None:
         """Everything that this site shall have; what is not in it goes."""
         self._desired = {ref(o): o for o in objects}
-        for known in (self._digests, self._said):
-            for gone in known.keys() - self._desired.keys() - self._jobs.keys():
-                del known[gone]
+        for gone in self._said.keys() - self._desired.keys():
+            del self._said[gone]
         self._known = True
         for worker in self._workers.values():
             worker.wake.set()
@@ -178,7 +178,7 @@ class Supervisor:
             if self.states.get(pod_uid) != before.get(pod_uid):
                 worker.wake.set()
         # Sandboxes that nobody knows are what a crash between two writes left.
-        for stray in set(self.states) - set(self._workers):
+        for stray in sorted(self.states.keys() - self._workers.keys()):
             await self.runtime.stop_pod(stray)
 
     async def refresh_pod(self) -> None:
@@ -212,10 +212,8 @@ class Supervisor:
                 worker.delete(worker.grace)
         for about in [a for a in self._statuses if a not in everything]:
             del self._statuses[about]
-            self._cache.delete("status", _key(about))
-        for about in [a for a in self._notes if a not in everything]:
-            self._forget_templates(self._notes.pop(about), keep=())
-            self._cache.delete("notes", _key(about))
+            self._cache.delete("status", key_of(about))
+        self._notes.keep_only(everything)
         for gone in self._problems.keys() - everything.keys():
             del self._problems[gone]
         return max(0.02, again)
@@ -244,11 +242,11 @@ class Supervisor:
         before = self._statuses.get(about, {})
         if about.kind == "Job" and finished(before):
             return self._retire_job(about, obj, mine, before, now)
-        revisions = self._revisions(about, obj, mine)
+        revisions = self._notes.revisions(about, obj, lambda: [w.view() for w in mine])
         views = [w.view() for w in mine]
         if about.kind == "Job":
             # How it ends is written down before anything is done about it: what decides it may be gone afterwards.
-            before = self._report(about, job_status(obj, views, self._past(obj), now, before), before)
+            before = self._report(about, job_status(obj, views, self._notes.past(obj), now, before), before)
         actions = self._decide(obj, views, revisions, now, before)
         for pod_uid in actions.dismiss:
             self._workers[pod_uid].delete(self._workers[pod_uid].grace, dismiss=True)
@@ -267,7 +265,7 @@ class Supervisor:
     def _report(self, about: ObjectRef, found: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
         if found != before:
             self._statuses[about] = found
-            self._cache.put("status", _key(about), found)
+            self._cache.put("status", key_of(about), found)
             self._wake.set()
             for listener in self._listeners:
                 listener()
@@ -280,10 +278,10 @@ class Supervisor:
         if kind == "DaemonSet":
             return daemon(obj, views, revisions, now)
         if kind == "Job":
-            return job(obj, views, self._past(obj), revisions.update, now, before)
+            return job(obj, views, self._notes.past(obj), revisions.update, now, before)
         if kind == "Pod":
             # One that has ended here never starts again, as long as it is the same one.
-            over = self._notes[ref(obj)].get("over")
+            over = self._notes.is_over(obj)
             return Actions(create=() if views or over else ((-1, revisions.update),))
         return deployment(obj, views, revisions, now)
 
@@ -294,55 +292,8 @@ class Supervisor:
         if kind == "DaemonSet":
             return daemon_status(obj, views, revisions, now)
         if kind == "Job":
-            return job_status(obj, views, self._past(obj), now, before)
+            return job_status(obj, views, self._notes.past(obj), now, before)
         return deployment_status(obj, views, revisions, now, before)
-
-    # -- what is remembered of a workload -------------------------------------------------------------------
-
-    def _note(self, about: ObjectRef, obj: Obj, **first: Any) -> dict[str, Any]:
-        """What this site remembers of a workload; nothing of an earlier one of the same name."""
-        note = self._notes.get(about)
-        if note is None or note["uid"] != uid(obj):
-            if note is not None:
-                self._forget_templates(note, keep=())
-            note = self._notes[about] = {"uid": uid(obj), **first}
-            self._cache.put("notes", _key(about), note)
-        return note
-
-    def _past(self, obj: Obj) -> Past:
-        return Past.from_json(self._notes[ref(obj)].get("past") or {})
-
-    def _revisions(self, about: ObjectRef, obj: Obj, mine: list[PodWorker]) -> Revisions:
-        digest = self._digest(about, obj)
-        paused = about.kind == "Deployment" and bool((obj.get("spec") or {}).get("paused"))
-        note = self._note(about, obj, current=digest)
-        keeps = about.kind in ("Deployment", "StatefulSet")
-        current = str(note.get("current") or "")
-        if about.kind == "StatefulSet":
-            if current != digest and complete(obj, [w.view() for w in mine], Revisions(current, digest)):
-                current = digest
-        elif not paused:
-            current = digest
-        if keeps and (current != note.get("current") or digest not in note.get("templates", ())):
-            # The template outlives the object that brought it: pods of this revision may have to be made later.
-            with self._cache.together():
-                self._cache.put("templates", f"{uid(obj)}/{digest}", workload.pod_template(obj))
-                kept = sorted({current, digest} - {""})
-                self._forget_templates(note, keep=kept)
-                note |= {"current": current, "templates": kept}
-                self._cache.put("notes", _key(about), note)
-        return Revisions(current, digest)
-
-    def _forget_templates(self, note: dict[str, Any], keep: Sequence[str]) -> None:
-        for digest in note.get("templates", ()):
-            if digest not in keep:
-                self._cache.delete("templates", f"{note['uid']}/{digest}")
-
-    def _digest(self, about: ObjectRef, obj: Obj) -> str:
-        known = self._digests.get(about)
-        if known is None or known[0] is not obj:
-            known = self._digests[about] = obj, workload.template_hash(obj)
-        return known[1]
 
     # -- jobs -----------------------------------------------------------------------------------------------
 
@@ -366,7 +317,7 @@ class Supervisor:
 
     def _plan_cron(self, about: ObjectRef, cron: Obj, now: float) -> float:
         """Starts what is due, and forgets jobs beyond the history limits."""
-        since = float(self._note(about, cron, since=now)["since"])
+        since = self._notes.since(about, cron, now)
         mine = [j for j in self._jobs.values() if annotations(j)[CRON_UID] == uid(cron)]
         before = self._statuses.get(about, {})
         step = due_jobs(cron, mine, {ref(j): self._statuses.get(ref(j), {}) for j in mine}, before, since, now)
@@ -378,7 +329,7 @@ class Supervisor:
             for old in step.delete:
                 self._forget_job(ref(old))
             if step.status != before:
-                self._cache.put("status", _key(about), step.status)
+                self._cache.put("status", key_of(about), step.status)
         if step.events != self._said.get(about):
             self._said[about] = step.events
             for kind, reason, message in step.events:
@@ -396,9 +347,7 @@ class Supervisor:
 
     def _create(self, obj: Obj, revision: str, ordinal: int, now: float) -> None:
         about = ref(obj)
-        template = workload.pod_template(obj)
-        if revision != self._digest(about, obj):
-            template = self._cache.get("templates", f"{uid(obj)}/{revision}") or template
+        template = self._notes.template(obj, revision)
         suffix = "".join(self._random.choice(SUFFIX) for _ in range(5))
         pod = make_pod(obj, template, revision, ordinal, site=self.site, uid_=self.new_uid(), suffix=suffix, now=now)
         record = PodRecord(
@@ -438,17 +387,12 @@ class Supervisor:
         """A pod has ended for good, and nothing of it is left but what its workload has to remember."""
         kind, where, owner = worker.record.owner_key
         self._later.pop(worker.record.uid, None)
+        about = ObjectRef("batch" if kind == "Job" else "", kind, where, owner)
+        obj = self._desired.get(about) or self._jobs.get(about)
         with self._cache.together():
             self._cache.delete("pods", worker.record.uid)
-            about = ObjectRef("batch" if kind == "Job" else "", kind, where, owner)
-            note = self._notes.get(about)
-            if note is not None and note["uid"] == worker.record.owner_uid:
-                obj = self._desired.get(about) or self._jobs.get(about)
-                if kind == "Pod":
-                    note["over"] = True
-                elif obj is not None:
-                    note["past"] = remember(Past.from_json(note.get("past") or {}), obj, worker.view()).to_json()
-                self._cache.put("notes", _key(about), note)
+            if obj is not None and uid(obj) == worker.record.owner_uid:
+                self._notes.pod_gone(obj, worker.view())
         self._workers.pop(worker.record.uid, None)
         self.changed()
 
@@ -519,7 +463,3 @@ class Supervisor:
 
     async def connect(self, namespace: str, pod: str, port: int) -> Any:
         return await self.runtime.connect(self._worker(namespace, pod).record.uid, port)
-
-
-def _key(about: ObjectRef) -> str:
-    return "|".join(about)

@@ -48,7 +48,10 @@ class PodView:
         return not self.deleting and not self.ended
 
     def available(self, minimum: float, now: float) -> bool:
-        return self.ready and self.ready_since is not None and self.ready_since + minimum <= now
+        """Ready for so long. Where that began in the future the clock was set back: it is not doubted then."""
+        if not self.ready or self.ready_since is None:
+            return False
+        return self.ready_since + minimum <= now or self.ready_since > now
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +87,8 @@ def resolve(value: Any, total: int, *, up: bool) -> int:
 
 def soonest(pods: Sequence[PodView], minimum: float, now: float) -> float | None:
     """Seconds until the next of these has been ready for long enough."""
-    waits = [p.ready_since + minimum - now for p in pods if p.ready_since is not None and p.ready_since + minimum > now]
-    return min(waits, default=None)
+    since = [p.ready_since for p in pods if p.ready_since is not None and p.ready_since <= now < p.ready_since + minimum]
+    return min(since) + minimum - now if since else None
 
 
 def _minimum(workload: Obj) -> float:

@@ -183,6 +183,15 @@ def _condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
     return next(c for c in status["conditions"] if c["type"] == kind)
 
 
+def test_a_clock_that_was_set_back_makes_nothing_unavailable() -> None:
+    web = workload("Deployment", replicas=2, minReadySeconds=5)
+    pods = [view(1, "new"), view(2, "new")]
+    revisions = Revisions("new", "new")
+    for now in (1000.0, 1000.0 - 3600.0):
+        assert deployment(web, pods, revisions, now) == Actions()
+        assert deployment_status(web, pods, revisions, now, {})["availableReplicas"] == 2
+
+
 # -- StatefulSet -------------------------------------------------------------------------------------------
 
 
