@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import sys
-from collections import deque
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -65,8 +64,8 @@ from metaos.store.sqlite import SqliteStore
 log = logging.getLogger("nemo.hub")
 
 CONTROLLERS = UserInfo("system:controller-manager", (MASTERS,))
-#: History is kept this long for watches that reconnect.
-HISTORY_SECONDS, COMPACT_SECONDS = 300.0, 60.0
+#: Set aside on the disk, so that deletes and heartbeats go on when it is full.
+RESERVE_BYTES = 16 << 20
 LOCAL_SITE = "local"
 RESTART_SECONDS = (1.0, 60.0)
 
@@ -98,7 +97,8 @@ class Hub:
         data, clock, stack = self.config.data, self._clock, self._stack
         open_data(data)
         pki = self._pki = Pki(data / "pki", self._random, clock.now)
-        store = SealedStore(await SqliteStore.open(data / "state.db"), Keyring.open(data / "keys.json"), sealed=sealed)
+        state = await SqliteStore.open(data / "state.db", reserve_bytes=RESERVE_BYTES, vital=vital)
+        store = SealedStore(state, Keyring.open(data / "keys.json"), sealed=sealed)
         stack.push_async_callback(store.close)
         admission = [provision("metaos.admission", name) for name in names("metaos.admission")]
         registry = Registry(store, clock, self._random, admission=admission)
@@ -139,11 +139,13 @@ class Hub:
         )
         credentials = Credentials(pki, hosts, lambda: revocation.withdrawn_time(revocations.record, ADMIN))
         revocations.trusts = credentials.trusts
-        upkeep = Upkeep(data, store, clock)
+        upkeep = Upkeep(data, store, clock, lambda: state.full)
         audit = AuditLog(data / "audit.log")
         stack.callback(audit.close)
         tokens = JoinTokens(client, clock)
         _measure(self._metrics, manager, tunnels)
+        full = "Whether the store's disk is full, so that only deletes and heartbeats are accepted."
+        self._metrics.gauges["nemo_store_full"] = (full, lambda: float(state.full))
         app = make_app(
             registry,
             authenticator=HubAuthenticator(clock, revoked=revocations, tokens=tokens.user_of),
@@ -169,7 +171,7 @@ class Hub:
 
         revocations.on_change(withdrawn)
         for name, work in (
-            ("compaction", self._keep_up(store, upkeep)),
+            ("upkeep", upkeep.run()),
             ("credentials", self._keep_credentials(credentials, orders, news, sessions, tunnels)),
             ("sessions", sessions.run(clock)),
         ):
@@ -234,25 +236,6 @@ class Hub:
                 raise
             await self.client.create({**scheme.CONFIG_MAP.empty(AUTHORITY, SYSTEM_NAMESPACE), "data": record})
 
-    async def _keep_up(self, store: SealedStore, upkeep: Upkeep) -> None:
-        """Forgets history that no watch needs any more, then encryption keys that nothing uses any more."""
-        seen: deque[tuple[float, int]] = deque()
-        while True:
-            await self._clock.sleep(COMPACT_SECONDS)
-            now = self._clock.monotonic()
-            seen.append((now, await store.revision()))
-            while len(seen) > 1 and seen[1][0] <= now - HISTORY_SECONDS:
-                seen.popleft()
-            if seen[0][0] <= now - HISTORY_SECONDS:
-                try:
-                    await store.compact(seen[0][1])
-                except Exception:
-                    log.exception("compaction failed; it is tried again in %g s", COMPACT_SECONDS)
-            try:
-                await upkeep.freshen()
-            except Exception:
-                log.exception("values could not be sealed with the new key; it is tried again in %g s", COMPACT_SECONDS)
-
     async def join_token(self, site: str) -> str:
         """A token for the local site, made without the network."""
         assert self.client is not None
@@ -293,6 +276,11 @@ class _Revocations:
     def _read(self) -> None:
         secret = self._secrets.get(revocation.RECORD, SYSTEM_NAMESPACE) or {}
         self.record = {key: secret_text(secret, key) for key in secret.get("data") or {}}
+
+
+def vital(key: str) -> bool:
+    """What is updated even when the disk is full: heartbeats, as a site must not seem lost, nor fence itself, for that."""
+    return key.startswith(f"{scheme.LEASE.resource}/")
 
 
 def _measure(metrics: Metrics, manager: Manager, tunnels: Tunnels) -> None:

@@ -39,7 +39,7 @@ from metaos.resources import errors, scheme
 from metaos.resources.errors import ApiError
 from metaos.security import audit
 from metaos.security.authz import Attributes, UserInfo, cluster_of
-from metaos.store.log import StoreFailed
+from metaos.store.log import StoreFailed, StoreFull
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,11 @@ class Api:
         except TimeoutError:
             code = 504
             return self._refusal(exchange, ApiError(504, "Timeout", "the request did not complete in time; try again"))
+        except StoreFull as full:
+            code = 507
+            return self._refusal(
+                exchange, errors.insufficient_storage(f"the hub's disk is full: {full}. Reads and deletes go on")
+            )
         except StoreFailed as failed:
             log.error("request %s: %s", exchange.id, failed)
             code = 503

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,16 @@ from metaos.store.backup import Stretched, describe, open_files, read_manifest, 
 from metaos.store.log import StoreFailed
 from metaos.store.seal import SealedStore
 
+log = logging.getLogger(__name__)
+
 PATHS = ("/backup", "/keys", "/keys/rotate")
 #: What a hub needs beside its state: without ``keys.json`` nobody reads its Secrets, without ``pki/`` no site knows it.
 KEY_FILES = ("keys.json", "version", "pki/*")
 SALT_BYTES = 16
+#: History is kept this long for watches that reconnect.
+HISTORY_SECONDS, COMPACT_SECONDS = 300.0, 60.0
+#: How often a full disk is looked at, and its history compacted.
+FULL_SECONDS = 5.0
 __all__ = ["PATHS", "Stretched", "Upkeep", "backup_directory", "describe_backup", "restore_hub", "stretched"]
 _CHUNK = 256 * 1024
 
@@ -50,8 +58,8 @@ def make_backup(data: Path, target: Path, now: float, secret: Stretched | None) 
 class Upkeep:
     """Serves these paths. One thing at a time: keys are not dropped while a backup reads them."""
 
-    def __init__(self, data: Path, store: SealedStore, clock: Clock) -> None:
-        self._data, self._store, self._clock = data, store, clock
+    def __init__(self, data: Path, store: SealedStore, clock: Clock, full: Callable[[], bool] = bool) -> None:
+        self._data, self._store, self._clock, self._full = data, store, clock, full
         self._turn = asyncio.Lock()
 
     async def serve(self, request: web.Request, path: str, headers: dict[str, str]) -> web.StreamResponse:
@@ -67,6 +75,31 @@ class Upkeep:
     async def _keys(self) -> dict[str, Any]:
         used = await self._store.keys_in_use()
         return {"current": self._store.current_key, "keys": [{"id": key, "inUse": used[key]} for key in sorted(used, key=int)]}
+
+    async def run(self) -> None:
+        """Forgets history that no watch needs any more, at once where the disk is full, then keys that nothing uses any more."""
+        seen: deque[tuple[float, int]] = deque()
+        due, was_full = 0.0, False
+        while True:
+            await self._clock.sleep(FULL_SECONDS)
+            now, full = self._clock.monotonic(), self._full()
+            if full and not was_full:
+                log.error("the store's disk is full: only deletes and heartbeats are accepted")
+            elif was_full and not full:
+                log.info("the store's disk has room again")
+            was_full = full
+            if now < due and not full:
+                continue
+            due = now + COMPACT_SECONDS
+            seen.append((now, await self._store.revision()))
+            while len(seen) > 1 and seen[1][0] <= now - HISTORY_SECONDS:
+                seen.popleft()
+            try:
+                if full or seen[0][0] <= now - HISTORY_SECONDS:
+                    await self._store.compact(seen[-1 if full else 0][1])
+                await self.freshen()
+            except Exception:
+                log.exception("history could not be compacted; it is tried again in %g s", COMPACT_SECONDS)
 
     async def freshen(self) -> None:
         """Writes again what older keys seal, and drops those that nothing uses any more."""

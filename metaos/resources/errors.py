@@ -137,5 +137,9 @@ def unavailable(message: str) -> ApiError:
     return ApiError(503, "ServiceUnavailable", message)
 
 
+def insufficient_storage(message: str) -> ApiError:
+    return ApiError(507, "InsufficientStorage", message)
+
+
 def internal(message: str) -> ApiError:
     return ApiError(500, "InternalError", message)

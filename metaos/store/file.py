@@ -50,6 +50,48 @@ def bounds(db: sqlite3.Connection) -> tuple[int, int]:
     return int(row[0]), int(row[1])
 
 
+class Reserve:
+    """Disk space set aside beside a store (``PATH.reserve``). When the disk is full it is given up, so that deletes and what is
+    vital go on; it is taken again once there is room."""
+
+    def __init__(self, state: Path, size: int) -> None:
+        self._path, self.size = Path(f"{state}.reserve"), size
+        self.held = size == 0
+        if size and self._path.exists():
+            self.held = self._path.stat().st_blocks * 512 >= size
+
+    def take(self) -> bool:
+        """Whether the space is held, perhaps from now on."""
+        if not self.held and self._free() >= 2 * self.size:
+            try:
+                descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    os.posix_fallocate(descriptor, 0, self.size)
+                finally:
+                    os.close(descriptor)
+                self.held = True
+            except OSError:
+                self._path.unlink(missing_ok=True)
+        return self.held
+
+    def give_up(self) -> bool:
+        """Whether there was something to give up."""
+        if not self.held or not self.size:
+            return False
+        self._path.unlink(missing_ok=True)
+        self.held = False
+        return True
+
+    def give_up_where_needed(self) -> None:
+        """Before opening: a store cannot be opened on a disk without any room."""
+        if self._free() < self.size:
+            self.give_up()
+
+    def _free(self) -> int:
+        found = os.statvfs(self._path.parent)
+        return found.f_bavail * found.f_frsize
+
+
 def lock_file(path: Path) -> int:
     """One process per file: revisions are counted in memory. A lock of its own, as closing any descriptor of the database
     would drop SQLite's locks on it."""
@@ -73,6 +115,8 @@ def prepare(path: Path, connections: list[sqlite3.Connection]) -> int:
         connections.append(writer)
         _migrate(writer, path)
         writer.execute(f"PRAGMA synchronous={SYNCHRONOUS}")
+        # Some builds of SQLite overwrite what is deleted, which costs as much as writing it: what is confidential is sealed.
+        writer.execute("PRAGMA secure_delete=OFF")
         writer.execute("PRAGMA journal_size_limit=67108864")
         for _ in range(READERS):
             reader = connect(path)

@@ -6,8 +6,8 @@ after that commit, and a failed compare-and-swap fails alone. Readers have conne
 each a consistent snapshot that never waits for the writer.
 
 Bounds: a pending call is held by whoever awaits it; a transaction takes at most ``BATCH`` writes; a watcher's buffer is
-bounded (``fanout``); history is read in pages of ``PAGE``; compaction looks at ``STEP`` revisions at a time, and other writes
-go in between.
+bounded (``fanout``); history is read in pages of ``PAGE``; compaction looks at ``STEP`` revisions or ``STEP_BYTES`` at a
+time, and other writes go in between.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from metaos.store.fanout import BUFFER, FanOut, Watcher
-from metaos.store.file import HEADS, bounds, lock_file, prepare
+from metaos.store.file import HEADS, Reserve, bounds, lock_file, prepare
 from metaos.store.log import Compacted, Conflict, Entry, EventType, Listing, LogEvent, StoreClosed, StoreFailed, StoreFull
 
 BATCH = 256
 PAGE = 500
-STEP = 500
+STEP, STEP_BYTES = 500, 1 << 20
+NO_SPACE = "no space is left for the store: nothing was changed; free some on its disk, or delete something"
 
 _GET = """
 SELECT c.key, l.value, c.revision, c.create_revision FROM current c JOIN log l ON l.revision = c.revision WHERE c.key = ?"""
@@ -46,11 +47,14 @@ SELECT l.type, l.revision, l.key, l.value, p.value FROM log l LEFT JOIN log p ON
 WHERE l.revision > ? AND +l.key >= ? AND +l.key < ? ORDER BY l.revision LIMIT ?"""
 _APPEND = "INSERT INTO log (revision, key, type, create_revision, previous_revision, value) VALUES (?, ?, ?, ?, ?, ?)"
 _POINT = "INSERT OR REPLACE INTO current (key, revision, create_revision) VALUES (?, ?, ?)"
+_STEP = "SELECT revision, length(value) FROM log WHERE revision > ? AND revision <= ? ORDER BY revision LIMIT ?"
 _FORGET = """
 DELETE FROM log WHERE revision > ? AND revision <= ? AND (type = 'DELETE' OR EXISTS (
     SELECT 1 FROM log newer WHERE newer.key = log.key AND newer.revision > log.revision AND newer.revision <= ?))"""
 
 T = TypeVar("T")
+#: Which keys are updated even when the disk is full.
+Vital = Callable[[str], bool]
 
 
 @dataclass(slots=True)
@@ -77,12 +81,15 @@ class SqliteStore:
         revision: int,
         watch_buffer: int,
         max_bytes: int,
+        reserve: Reserve,
+        vital: Vital,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._revision = revision
         self._next = revision + 1
         self._fan_out = FanOut(watch_buffer)
         self._max_bytes = max_bytes
+        self._reserve, self._vital = reserve, vital
         self._lock = lock
         self._connections = [*readers, writer]
         self._writes: _Queue = SimpleQueue()
@@ -98,13 +105,24 @@ class SqliteStore:
             thread.start()
 
     @classmethod
-    async def open(cls, path: Path | str, *, watch_buffer: int = BUFFER, max_bytes: int = 0) -> SqliteStore:
+    async def open(
+        cls,
+        path: Path | str,
+        *,
+        watch_buffer: int = BUFFER,
+        max_bytes: int = 0,
+        reserve_bytes: int = 0,
+        vital: Vital = lambda key: False,
+    ) -> SqliteStore:
         """Open or create. ``max_bytes``: above that much in use only deletes are accepted (0: as the disk allows).
+        ``reserve_bytes`` are set aside on the disk: when it is full, deletes, and updates of what is ``vital``, go on in them.
 
         Raises ``StoreFailed`` where the file is in use by another process, of a newer version, or not a store.
         """
         file = Path(path)
         lock = lock_file(file)
+        reserve = Reserve(file, reserve_bytes)
+        reserve.give_up_where_needed()
         connections: list[sqlite3.Connection] = []
         try:
             revision = await asyncio.to_thread(prepare, file, connections)
@@ -113,7 +131,13 @@ class SqliteStore:
                 connection.close()
             os.close(lock)
             raise
-        return cls(connections[0], connections[1:], lock, revision, watch_buffer, max_bytes)
+        reserve.take()
+        return cls(connections[0], connections[1:], lock, revision, watch_buffer, max_bytes, reserve, vital)
+
+    @property
+    def full(self) -> bool:
+        """Whether the disk has no room for anything new."""
+        return not self._reserve.held
 
     # -- Store ---------------------------------------------------------------------------------------------
 
@@ -235,27 +259,40 @@ class SqliteStore:
         more = True
         while more:
             calls, more = _take(self._writes, BATCH)
-            first = self._next
-            try:
-                db.execute("BEGIN IMMEDIATE")
+            failure = self._commit(db, calls)
+            if isinstance(failure, StoreFull) and self._reserve.give_up():
+                # Once more, with the space that was set aside for deletes and what is vital.
+                with contextlib.suppress(sqlite3.Error):
+                    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                failure = self._commit(db, calls)
+            if failure is not None:
                 for call in calls:
-                    try:
-                        call.result = call.work(db)
-                    except (Conflict, StoreFull, ValueError) as error:
-                        # Raised before anything was changed.
-                        call.error = error
-                db.execute("COMMIT")
-            except Exception as error:
-                self._next = first
-                self._events.clear()
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                for call in calls:
-                    call.error = _failure(error)
+                    call.error = failure
             events, self._events = self._events, []
             self._post(self._publish, calls, events)
         with contextlib.suppress(sqlite3.Error):
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _commit(self, db: sqlite3.Connection, calls: Sequence[_Call[Any]]) -> Exception | None:
+        """One transaction of all ``calls``; why it failed. Then nothing was changed."""
+        first = self._next
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            for call in calls:
+                call.error = None
+                try:
+                    call.result = call.work(db)
+                except (Conflict, StoreFull, ValueError) as error:
+                    # Raised before anything was changed.
+                    call.error = error
+            db.execute("COMMIT")
+        except Exception as error:
+            self._next = first
+            self._events.clear()
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            return _failure(error)
+        return None
 
     def _run_reader(self, db: sqlite3.Connection) -> None:
         more = True
@@ -279,8 +316,12 @@ class SqliteStore:
         present = _get(db, key)
         if (present.revision if present else 0) != expected or (present is None and kind is not EventType.CREATE):
             raise Conflict(key, present)
-        if self._max_bytes and kind is not EventType.DELETE and _used_bytes(db) > self._max_bytes:
-            raise StoreFull(f"the store has reached its limit of {self._max_bytes} bytes: delete something, compact, or raise it")
+        if kind is not EventType.DELETE and not (kind is EventType.UPDATE and self._vital(key)):
+            if self._max_bytes and _used_bytes(db) > self._max_bytes:
+                why = f"the store has reached its limit of {self._max_bytes} bytes"
+                raise StoreFull(f"{why}: delete something, compact, or raise it")
+            if not (self._reserve.take() or _free_bytes(db) > self._reserve.size):
+                raise StoreFull(NO_SPACE)
         revision = self._next
         created = present.create_revision if present else revision
         previous = present.value if present else None
@@ -323,9 +364,15 @@ def _resolve(calls: Sequence[_Call[Any]]) -> None:
 def _failure(error: Exception) -> Exception:
     if isinstance(error, sqlite3.Error):
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            return StoreFull("no space is left for the store: free some on its disk; nothing was changed")
+            return StoreFull(NO_SPACE)
         return StoreFailed(f"the store failed: {error}")
     return error
+
+
+def _free_bytes(db: sqlite3.Connection) -> int:
+    """Room within the file, where something was deleted and compacted."""
+    (free,), (size,) = (db.execute(f"PRAGMA {n}").fetchone() for n in ("freelist_count", "page_size"))
+    return int(free * size)
 
 
 def _used_bytes(db: sqlite3.Connection) -> int:
@@ -396,11 +443,13 @@ def _begin_compaction(db: sqlite3.Connection, revision: int, latest: int) -> int
 
 def _forget(db: sqlite3.Connection, start: int, revision: int) -> int | None:
     """One step above ``start``. Returns where the next begins, ``None`` when all is done."""
-    row = db.execute(
-        "SELECT MAX(revision) FROM (SELECT revision FROM log WHERE revision > ? AND revision <= ? ORDER BY revision LIMIT ?)",
-        (start, revision, STEP),
-    ).fetchone()
-    if row[0] is None:
+    size, end = 0, None
+    for found, length in db.execute(_STEP, (start, revision, STEP)):
+        size += length
+        end = found
+        if size > STEP_BYTES:
+            break
+    if end is None:
         return None
-    db.execute(_FORGET, (start, row[0], revision))
-    return int(row[0])
+    db.execute(_FORGET, (start, end, revision))
+    return int(end)

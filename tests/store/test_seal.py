@@ -84,10 +84,14 @@ async def test_keys_rotate(tmp_path: Path) -> None:
     assert [e.value for e in (await store.list("secrets/")).entries] == [b"0", b"1", b"2", b"before it was sealed"]
     assert await store.reseal() == 4
     assert await store.reseal() == 0
+    assert await store.keys_in_use() == {"1": True, "2": True}, "history needs the older one"
+    assert await store.drop_unused_keys() == ()
+    await store.compact(await store.revision())
+    assert await store.drop_unused_keys() == ("1",) and Keyring.open(tmp_path / "keys.json").names == ("2",)
     only_new = Keyring(tmp_path / "x", {"2": ring._keys["2"]}, "2")
     entries = (await SealedStore(inner, only_new, is_secret).list("")).entries
     assert [e.value for e in entries] == [b"{}", b"0", b"1", b"2", b"before it was sealed"]
-    lost = Keyring(tmp_path / "x", {"1": ring._keys["1"]}, "1")
+    lost = Keyring(tmp_path / "x", {"1": bytes(32)}, "1")
     with pytest.raises(StoreFailed, match="sealed with key '2'"):
         await SealedStore(inner, lost, is_secret).get("secrets/0")
     await store.close()
