@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaos.agent.cron import CronStep, due_jobs
@@ -155,6 +155,7 @@ def test_a_clock_that_was_ahead() -> None:
     assert table.started[-1] == "2026-03-01T10:10:00Z", "it does not wait for a year"
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["* * * * *", "*/5 * * * *", "0 * * * *", "13 4 * * *"]),
     st.sampled_from(["Allow", "Forbid", "Replace"]),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaos.agent.jobs import (
@@ -105,6 +105,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(jobs(), STEPS)
 def test_jobs_stay_within_bounds_and_end(run: Run, steps: list[tuple[str, int]]) -> None:
     spec = run.job["spec"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaos.agent.stateful import complete, ordinals, revision_of, stateful, stateful_status
@@ -97,6 +97,7 @@ def rollouts(draw: st.DrawFn) -> tuple[dict[str, Any], World]:
     return web, World(pods)
 
 
+@settings(deadline=None)
 @given(rollouts(), EVENTS)
 def test_rolling_updates_stay_within_bounds_and_arrive(
     start: tuple[dict[str, Any], World], events: list[tuple[str, int]]
@@ -131,6 +132,7 @@ def test_rolling_updates_stay_within_bounds_and_arrive(
     assert plan(world.pods, world.now) == Actions()
 
 
+@settings(deadline=None)
 @given(rollouts(), EVENTS)
 def test_recreate_never_mixes_revisions(start: tuple[dict[str, Any], World], events: list[tuple[str, int]]) -> None:
     web, world = start
@@ -214,6 +216,7 @@ def sets(draw: st.DrawFn) -> tuple[dict[str, Any], World]:
     return db, World([view(i, draw(st.sampled_from(["old", "new"])), i, draw(st.booleans())) for i in sorted(here)])
 
 
+@settings(deadline=None)
 @given(sets(), EVENTS)
 def test_stateful_sets(start: tuple[dict[str, Any], World], events: list[tuple[str, int]]) -> None:
     db, world = start
@@ -274,6 +277,7 @@ def test_on_delete_waits_for_someone_to_delete() -> None:
 
 
 @pytest.mark.parametrize("strategy", [{}, {"maxSurge": 1, "maxUnavailable": 0}])
+@settings(deadline=None)
 @given(events=EVENTS, old=st.lists(st.tuples(st.sampled_from(["old", "new"]), st.booleans()), max_size=3))
 def test_daemon_sets(strategy: dict[str, Any], events: list[tuple[str, int]], old: list[tuple[str, bool]]) -> None:
     agent = workload("DaemonSet", "agent", updateStrategy={"type": "RollingUpdate", "rollingUpdate": strategy})
