@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from metaos.cli.connection import with_client
-from metaos.cli.output import emit
+from metaos.cli.output import emit, screen_width
 from metaos.http import HttpClient
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
@@ -45,7 +45,7 @@ def show_why(workload: str, where: str, output: str, kubeconfig: Path | None, da
         return placement, clusters.items, intents.items
 
     found = explain(*with_client(kubeconfig, data, read))
-    emit(found, output, text=render(found))
+    emit(found, output, text=render(found, screen_width()))
 
 
 def list_intents(where: str, output: str, kubeconfig: Path | None, data: Path) -> None:
@@ -55,6 +55,13 @@ def list_intents(where: str, output: str, kubeconfig: Path | None, data: Path) -
         return (await client.list(scheme.INTENT, where)).items
 
     intents = with_client(kubeconfig, data, read)
+    if output == "text" and (width := screen_width()):
+        from rich.console import Console
+
+        from metaos.cli.status import intent_table
+
+        Console(width=width).print(intent_table(intents))
+        return
     lines = [f"{'NAMESPACE':<16}{'NAME':<28}{'FULFILMENT':<14}MESSAGE"]
     for item in intents:
         status = item.get("status") or {}

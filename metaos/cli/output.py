@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from typing import Any
 
 import click
+
+
+def screen_width() -> int:
+    """Columns of the terminal; 0 where the output goes elsewhere and lines may be long."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 
 
 def emit(value: Any, output: str, *, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,16 @@ from metaos.cli.output import emit
 from metaos.clock import SystemClock
 from metaos.http import HttpClient
 from metaos.resources import quantity, scheme
-from metaos.resources.meta import Obj, condition, is_true, name, namespace, parse_time
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import Obj, condition, is_true, name, namespace, parse_time, resource_version
 
 #: Reasons of events that say that work was placed or moved.
 MOVES = ("Placed", "Moved", "Migrating", "ReplacementReady", "Switched", "Drained", "Stopped", "Unplaceable", "SiteLost")
 RECENT = 8
+#: Columns from which on the whole table of sites fits.
+WIDE = 110
+#: Of a screen that stays open.
+REFRESH_SECONDS = 2.0
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -40,7 +46,10 @@ async def read(client: HttpClient) -> Continuum:
     clusters = await client.list(scheme.CLUSTER)
     intents = await client.list(scheme.INTENT)
     events = [e for e in (await client.list(scheme.EVENT)).items if e.get("reason") in MOVES]
-    events.sort(key=lambda e: str(e.get("lastTimestamp") or e.get("eventTime") or ""), reverse=True)
+    # Times are whole seconds: of one second, the later written comes later.
+    events.sort(
+        key=lambda e: (str(e.get("lastTimestamp") or e.get("eventTime") or ""), int(resource_version(e) or 0)), reverse=True
+    )
     return Continuum(clusters.items, intents.items, events[:RECENT])
 
 
@@ -102,60 +111,108 @@ def _coloured(word: str) -> Text:
     return Text(word, style=_COLOURS.get(word, ""))
 
 
-def render(found: Continuum, now: float) -> RenderableType:
-    """The screen."""
-    sites = Table("SITE", "HEALTH", "TIER", "REGION", "CPU", "PODS", "gCO2/kWh", "NEXT HOURS", "PRICE", title="Sites", box=None)
-    for cluster in found.clusters:
+def render(found: Continuum, now: float, width: int = WIDE) -> RenderableType:
+    """The screen, for so many columns: below :data:`WIDE` without tier and region."""
+    parts = [_sites(found.clusters, width), intent_table(found.intents), _moves(found.events, now)]
+    sources = sorted({str(site_row(c)["carbonSource"]) for c in found.clusters} - {""})
+    if sources:
+        parts.append(Text("carbon: " + "; ".join(sources), style="dim"))
+    return Group(*(each for part in parts for each in (part, Text(""))))
+
+
+def _table(title: str, *columns: str, grows: str) -> Table:
+    """No column but ``grows`` is ever cut or wrapped."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=column != grows, overflow="fold")
+    return table
+
+
+def _sites(clusters: Sequence[Obj], width: int) -> RenderableType:
+    if not clusters:
+        return Text("no site has joined yet: on its machine run 'nemo agent', with a token of 'nemo join-token'")
+    wide = width >= WIDE
+    place = ("TIER", "REGION") if wide else ()
+    table = _table("Sites", "SITE", "HEALTH", *place, "CPU", "PODS", "gCO2/kWh", "NEXT HOURS", "PRICE/CPU h", grows="")
+    for cluster in clusters:
         row = site_row(cluster)
         carbon, price = row["carbonGramsPerKWh"], row["pricePerCpuHour"]
-        sites.add_row(
+        table.add_row(
             row["name"],
             _coloured(row["health"]),
-            row["tier"],
-            row["region"],
+            *((row["tier"], row["region"]) if wide else ()),
             f"{row['cpuUsedMilli'] / 1000:.1f}/{row['cpuAllocatableMilli'] / 1000:.0f}",
             str(row["pods"]),
             "-" if carbon is None else f"{carbon:.0f}",
-            sparkline(row["carbonForecast"]),
-            "-" if price is None else f"{price:g} {row['currency']}/CPU h",
+            sparkline(row["carbonForecast"], 24 if wide else 12) or "-",
+            "-" if price is None else f"{price:g} {row['currency']}",
         )
-    intents = Table("NAMESPACE", "INTENT", "FULFILMENT", "MESSAGE", title="Intents", box=None)
-    for intent in found.intents:
+    return table
+
+
+def intent_table(intents: Sequence[Obj]) -> RenderableType:
+    """Intents with their fulfilment."""
+    if not intents:
+        return Text("no intents: see examples/intents/")
+    table = _table("Intents", "NAMESPACE", "INTENT", "FULFILMENT", "MESSAGE", grows="MESSAGE")
+    for intent in intents:
         status = intent.get("status") or {}
-        intents.add_row(
-            namespace(intent), name(intent), _coloured(str(status.get("fulfilment", "Unknown"))), str(status.get("message", ""))
-        )
-    moves = Table("AGO", "OBJECT", "WHAT", "WHY", title="Lately", box=None)
-    for event in found.events:
+        fulfilment = _coloured(str(status.get("fulfilment", "Unknown")))
+        table.add_row(namespace(intent), name(intent), fulfilment, str(status.get("message", "")))
+    return table
+
+
+def _moves(events: Sequence[Obj], now: float) -> RenderableType:
+    if not events:
+        return Text("nothing was placed or moved lately")
+    table = _table("Lately", "AGO", "OBJECT", "WHAT", "WHY", grows="WHY")
+    for event in events:
         about = event.get("involvedObject") or {}
         when = str(event.get("lastTimestamp") or event.get("eventTime") or "")
-        ago = f"{max(0.0, now - parse_time(when)):.0f} s" if when else "-"
-        moves.add_row(ago, f"{about.get('kind', '').lower()}/{about.get('name', '')}", event.get("reason"), event.get("message"))
-    replays = sorted({str(site_row(c)["carbonSource"]) for c in found.clusters} - {""})
-    parts: list[RenderableType] = [sites, Text(""), intents, Text(""), moves]
-    if replays:
-        parts += [Text(""), Text("carbon: " + "; ".join(replays), style="dim")]
-    return Group(*parts)
+        what = f"{about.get('kind', '').lower()}/{about.get('name', '')}"
+        table.add_row(ago(now - parse_time(when)) if when else "-", what, str(event.get("reason")), str(event.get("message")))
+    return table
+
+
+def ago(seconds: float) -> str:
+    """``42 s``, ``5 min``, ``3 h``, ``2 d``."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
 
 
 def show_status(kubeconfig: Path | None, data: Path, output: str, *, watch: bool) -> None:
-    """Prints the screen once, or keeps it current until interrupted (a read every two seconds)."""
+    """Prints the screen once, or keeps it current until interrupted; a hub that is away meanwhile is waited for."""
     clock = SystemClock()
     console = Console()
     if not watch:
         found = with_client(kubeconfig, data, read)
         if output == "text":
-            console.print(render(found, clock.now()))
+            console.print(render(found, clock.now(), console.width))
         else:
             value = {"sites": [site_row(c) for c in found.clusters], "intents": list(found.intents), "events": list(found.events)}
             emit(value, output, text="")
         return
 
     async def follow(client: HttpClient) -> None:
-        with Live(console=console, screen=True, auto_refresh=False) as live:
+        found = await read(client)
+        seen, problem = clock.now(), ""
+        with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
             while True:
-                live.update(render(await read(client), clock.now()), refresh=True)
-                await clock.sleep(2.0)
+                now = clock.now()
+                when = f"{datetime.fromtimestamp(now):%H:%M:%S}, every {REFRESH_SECONDS:g} s; Ctrl-C ends it"
+                top = (
+                    Text(f"{problem}; what follows is {ago(now - seen)} old", style="red") if problem else Text(when, style="dim")
+                )
+                live.update(Group(top, Text(""), render(found, now, console.width)), refresh=True)
+                await clock.sleep(REFRESH_SECONDS)
+                try:
+                    found, seen, problem = await read(client), clock.now(), ""
+                except ApiError as error:
+                    if error.code != 503:
+                        raise
+                    problem = error.message
 
     try:
         with_client(kubeconfig, data, follow)

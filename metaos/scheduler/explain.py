@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -78,8 +80,25 @@ def explain(placement: Obj, clusters: Iterable[Obj], intents: Iterable[Obj]) -> 
     }
 
 
-def render(found: dict[str, Any]) -> str:
-    """For people: chosen sites, the table of terms, the runner-up, each rejected site, intents and their nearest offers."""
+def render(found: dict[str, Any], width: int = 0) -> str:
+    """For people: chosen sites, the table of terms, the runner-up, each rejected site, intents and their nearest offers.
+    ``width``: columns of the screen; 0 where lines may be as long as they are."""
+    return "\n".join(part for line in _lines(found, width) for part in _wrapped(line, width))
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """What follows a line's first words of two spaces and more stays below them."""
+    if not width or len(line) <= width:
+        return [line]
+    hang = max((m.end() for m in _GAP.finditer(line[: width // 2])), default=0)
+    rest = textwrap.wrap(line[hang:], max(20, width - hang), break_long_words=False, break_on_hyphens=False)
+    return [line[:hang] + rest[0], *(" " * hang + part for part in rest[1:])]
+
+
+_GAP = re.compile(r" {2,}(?=\S)")
+
+
+def _lines(found: dict[str, Any], screen: int) -> list[str]:
     about = found["workload"]
     lines = [f"{about.get('kind')} {about.get('namespace')}/{about.get('name')}"]
     places = ", ".join(f"{c['name']} ({c['replicas']})" for c in found["clusters"]) or "nowhere"
@@ -96,7 +115,9 @@ def render(found: dict[str, Any]) -> str:
     lines += [f"  moved     {_moved(move)}" for move in (found.get("moves") or ())[-MOVES_SHOWN:]]
     if found["scores"]:
         lines += ["", "  considered (points of 100; value, points x weight)"]
-        lines += _table(found["scores"], {c["name"] for c in found["clusters"]})
+        chosen = {c["name"] for c in found["clusters"]}
+        table = _table(found["scores"], chosen)
+        lines += _narrow_table(found["scores"], chosen) if screen and max(map(len, table)) > screen else table
     for other in found["alternatives"]:
         names = ", ".join(f"{c['name']} ({c['replicas']})" for c in other["clusters"])
         lines.append(f"  runner-up {names}: {_difference(float(other['difference']))}")
@@ -107,7 +128,7 @@ def render(found: dict[str, Any]) -> str:
     if found["intents"]:
         lines += ["", "  intents"]
         lines += [f"    {i['name']}: {i.get('fulfilment', 'Unknown')}. {i.get('message', '')}" for i in found["intents"]]
-    return "\n".join(lines)
+    return lines
 
 
 def _limits(limits: dict[str, Any]) -> str:
@@ -138,6 +159,22 @@ def _table(scores: list[dict[str, Any]], chosen: set[str]) -> list[str]:
         rows.append(["*" if score["cluster"] in chosen else "", score["cluster"], f"{score['total']:.1f}", *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["    " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _narrow_table(scores: list[dict[str, Any]], chosen: set[str]) -> list[str]:
+    """The same in two lines a site: values, and below them points x weight."""
+    names = list(dict.fromkeys(t["name"] for s in scores for t in s["terms"]))
+    units = {t["name"]: t["unit"].replace("CO2eq", "") for s in scores for t in s["terms"]}
+    rows = [["", "site", "total", *(n if len(n) <= 8 else f"{n[:7]}." for n in names)], ["", "", "", *(units[n] for n in names)]]
+    for score in scores:
+        terms = {t["name"]: t for t in score["terms"]}
+        cells = [_cell(terms.get(n)).rstrip(")").partition(" (") for n in names]
+        rows.append(
+            ["*" if score["cluster"] in chosen else "", score["cluster"], f"{score['total']:.1f}", *(c[0] for c in cells)]
+        )
+        rows.append(["", "", "", *(c[2] for c in cells)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _cell(term: dict[str, Any] | None) -> str:

@@ -1,6 +1,13 @@
 """kubectl and the containers of a real site: logs, exec, attach, cp, top, port-forward, run, expose, debug, events."""
 
+import hashlib
+import io
+import json
+import platform
 import re
+import subprocess
+import sys
+import tarfile
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -168,6 +175,48 @@ def test_run(web: Real) -> None:
     site = web("get", "pod", "job", "-o", "jsonpath={.spec.nodeName}")
     assert web("get", "pods", f"--field-selector=spec.nodeName={site},status.phase!=Running", "-o", "name") == "pod/job\n"
     assert "deleted" in web("delete", "pod", "job", "--wait")
+
+
+def shell_archive(folder: Path) -> Path:
+    """A docker archive with nothing in it but a shell, as ``podman save`` writes it."""
+    shell = Path("/bin/sh").resolve()
+    libraries = re.findall(r"(/\S+) \(0x", subprocess.run(["ldd", shell], capture_output=True, text=True, check=True).stdout)
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        for source, target in ((str(shell), "bin/sh"), *((library, library.lstrip("/")) for library in libraries)):
+            data = Path(source).read_bytes()
+            info = tarfile.TarInfo(target)
+            info.size, info.mode = len(data), 0o755
+            tar.addfile(info, io.BytesIO(data))
+    digest = f"sha256:{hashlib.sha256(layer.getvalue()).hexdigest()}"
+    config = {"os": "linux", "architecture": "amd64" if platform.machine() == "x86_64" else "arm64"}
+    config |= {
+        "config": {"Cmd": ["/bin/sh", "-c", "echo hello from the image"]},
+        "rootfs": {"type": "layers", "diff_ids": [digest]},
+    }
+    manifest = [{"Config": "config.json", "RepoTags": ["shell:1"], "Layers": ["layer.tar"]}]
+    path = folder / "shell.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in (
+            ("config.json", json.dumps(config).encode()),
+            ("layer.tar", layer.getvalue()),
+            ("manifest.json", json.dumps(manifest).encode()),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_an_imported_image_runs(web: Real, tmp_path: Path) -> None:
+    archive = shell_archive(tmp_path)
+    for site in web.continuum.sites.values():
+        command = [sys.executable, "-m", "metaos", "image", "import", str(archive), "--data", str(site.data)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        assert (done.returncode, done.stdout) == (0, "imported docker.io/library/shell:1\n"), done.stderr
+    web("run", "imported", "--image=shell:1", "--restart=Never")
+    web("wait", "pod/imported", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=20s")
+    assert web("logs", "imported") == "hello from the image\n"
 
 
 def test_debug_is_refused_with_a_reason(web: Real) -> None:
