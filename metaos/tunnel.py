@@ -201,7 +201,7 @@ class Multiplexer:
             raise TunnelError(f"a stream's header may have {MAX_HEADER} bytes, this one has {len(payload)}")
         try:
             header = json.loads(payload)
-        except ValueError:
+        except (ValueError, RecursionError):
             header = None
         if not isinstance(header, dict):
             raise TunnelError("a stream's header is a JSON object")

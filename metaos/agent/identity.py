@@ -10,16 +10,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from metaos.resources.meta import API_VERSION
 from metaos.security.authz import CLUSTER_USER_PREFIX, CLUSTERS
-
-#: A site's name: it becomes part of namespace names, which have 63 characters at most.
-NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?")
 
 
 def request(key_file: Path, name: str) -> bytes:
@@ -66,30 +61,6 @@ def describe(pem: bytes) -> dict[str, float | str]:
     }
 
 
-def read_site(path: Path) -> dict[str, Any]:
-    """The one Cluster manifest in a YAML file. Raises ``ValueError`` saying what is wrong with it."""
-    import yaml
-
-    try:
-        documents = [d for d in yaml.safe_load_all(path.read_text()) if d is not None]
-    except yaml.YAMLError as error:
-        raise ValueError(f"site file {path} is not YAML: {' '.join(str(error).split())}") from error
-    if len(documents) != 1 or not isinstance(documents[0], dict):
-        raise ValueError(f"site file {path} must hold one Cluster manifest")
-    site: dict[str, Any] = documents[0]
-    metadata = site.get("metadata")
-    if site.get("apiVersion") != API_VERSION or site.get("kind") != "Cluster" or not isinstance(metadata, dict):
-        raise ValueError(
-            f"site file {path} must be a manifest of 'apiVersion: {API_VERSION}', 'kind: Cluster' with metadata.name"
-        )
-    if not NAME.fullmatch(str(metadata.get("name") or "")):
-        raise ValueError(
-            f"site file {path}: metadata.name {metadata.get('name')!r} must be 1 to 50 lower-case letters, digits or '-', "
-            "beginning and ending with a letter or digit"
-        )
-    return site
-
-
 def runtime_of(site: dict[str, Any]) -> str:
     """``module:Class`` of the runtime plugin that a site file names. Raises ``LookupError`` listing those installed."""
     from metaos.plugins import registry
@@ -107,8 +78,10 @@ def main(arguments: list[str]) -> int:
             json.dump(describe(sys.stdin.buffer.read()), sys.stdout)
         case ["site", path]:
             try:
+                from metaos.agent.sitefile import read_site
+
                 site = read_site(Path(path))
-                json.dump({"site": site, "runtime": runtime_of(site)}, sys.stdout, default=str)
+                json.dump({"site": site, "runtime": runtime_of(site)}, sys.stdout, allow_nan=False)
             except (OSError, ValueError, LookupError) as error:
                 sys.stderr.write(f"{error}\n")
                 return 1

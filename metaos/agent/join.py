@@ -36,6 +36,8 @@ RENEW_AFTER = 2 / 3
 PATIENCE_SECONDS = 30.0
 FIRST_POLL_SECONDS = 0.2
 LAST_POLL_SECONDS = 5.0
+#: What a token may take; it has 120 characters.
+MAX_TOKEN = 4096
 #: What a hub's authorities may take: two or three have 2 KiB.
 MAX_AUTHORITIES = 64 * 1024
 
@@ -95,7 +97,8 @@ class Token:
     def read(cls, path: Path) -> Token:
         """Raises ``JoinError`` without repeating what the file holds."""
         try:
-            parts = path.read_text().strip().split(".")
+            with path.open("rb") as file:
+                parts = file.read(MAX_TOKEN).decode("ascii", "replace").strip().split(".")
         except OSError as error:
             raise JoinError(f"the join token cannot be read: {error}; make one with 'nemo join-token NAME'") from error
         if len(parts) != 4 or parts[0] != TOKEN_PREFIX or not all(parts):

@@ -190,20 +190,20 @@ class Remote:
             elif kind == "renew":
                 self._pods.renew()
             elif kind == "dial":
-                await self._dial(header, stream, where, pod, int(header.get("port") or 0))
+                await self._dial(header, stream, where, pod, _number(header, "port") or 0)
             else:
                 raise ApiError(400, "BadRequest", f"this agent knows no stream of type {kind!r}; is it older than the hub?")
         except ApiError as error:
             await stream.reset(error.message)
 
     async def _log(self, header: dict[str, Any], stream: Stream, where: str, pod: str, container: str) -> None:
-        tail, newest = header.get("tail"), header.get("newestSeconds")
+        tail, newest = _number(header, "tail"), _number(header, "newestSeconds")
         lines = self._pods.logs(
             where,
             pod,
             container,
             follow=bool(header.get("follow")),
-            tail=None if tail is None else int(tail),
+            tail=tail,
             previous=bool(header.get("previous")),
             newest_seconds=None if newest is None else float(newest),
         )
@@ -247,6 +247,14 @@ class Remote:
             with suppress(OSError):
                 await process.kill()
             await asyncio.gather(feeding, return_exceptions=True)
+
+
+def _number(header: dict[str, Any], word: str) -> int | None:
+    """Raises ``ApiError`` 400 where a stream's header says something else there."""
+    value = header.get(word)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63):
+        return value
+    raise ApiError(400, "BadRequest", f"{word} {str(value)[:80]!r} of a stream must be a whole number from 0")
 
 
 def _ignore(left: asyncio.Task[None]) -> None:

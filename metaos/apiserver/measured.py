@@ -27,6 +27,8 @@ FRESH_SECONDS = 5.0
 ANSWER_SECONDS = 5.0
 #: Sites that are asked at the same time.
 MAX_ASKED = 64
+#: No figure of a site is larger: an exbibyte, or more seconds than there are.
+MOST = float(1 << 60)
 #: Of one site's answer.
 MAX_BYTES = 4 << 20
 
@@ -47,11 +49,18 @@ def parsed(data: bytes, now: float) -> Report:
     """Raises ``ValueError``, ``KeyError`` or ``TypeError`` where it is none."""
     said = orjson.loads(data)
     pods = {(str(p["namespace"]), str(p["name"])): _used(p["containers"]) for p in said["pods"]}
-    return Report(now - max(0.0, float(said["age"])), max(0.0, float(said["window"])), pods)
+    return Report(now - _bounded(said["age"]), _bounded(said["window"]), pods)
+
+
+def _bounded(value: Any) -> float:
+    """A number that can be counted with, whatever a site says. Raises ``TypeError`` where it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError("not a number")
+    return min(max(0.0, value), MOST) if value == value else 0.0
 
 
 def _used(containers: dict[str, dict[str, Any]]) -> Used:
-    return {str(n): {word: max(0.0, float(c[word])) for word in ("cpu", "memory")} for n, c in containers.items()}
+    return {str(n): {word: _bounded(c[word]) for word in ("cpu", "memory")} for n, c in containers.items()}
 
 
 class Measurements:
