@@ -29,11 +29,19 @@ def sealed(key: str) -> bool:
     return resource == "secrets" or (resource == "works.meta-os.eu" and name.startswith("secret."))
 
 
+#: The longest object that is kept, however many patches made it.
+MAX_OBJECT = 3 * 1024 * 1024
+
+
 def encode(obj: Obj) -> bytes:
-    """The stored form: type and metadata first, and no resourceVersion, which is the store's revision."""
+    """The stored form: type and metadata first, and no resourceVersion, which is the store's revision. Raises ``ApiError``
+    413."""
     metadata = {k: v for k, v in obj["metadata"].items() if k != "resourceVersion"}
     ordered = {"apiVersion": obj["apiVersion"], "kind": obj["kind"], "metadata": metadata}
-    return orjson.dumps({**ordered, **{k: v for k, v in obj.items() if k not in ordered}})
+    encoded = orjson.dumps({**ordered, **{k: v for k, v in obj.items() if k not in ordered}})
+    if len(encoded) > MAX_OBJECT:
+        raise errors.too_large(f"an object may have {MAX_OBJECT} bytes, this one has {len(encoded)}")
+    return encoded
 
 
 def addressed(obj: Obj, kind: Kind | None, name: str, namespace: str) -> tuple[Kind, Obj]:

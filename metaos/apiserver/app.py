@@ -119,6 +119,9 @@ class Api:
             log.error("request %s: %s", exchange.id, failed)
             code = 503
             return self._refusal(exchange, errors.unavailable("the hub's store cannot do this now; its log says why"))
+        except RecursionError:
+            code = 400
+            return self._refusal(exchange, errors.bad_request("the body of the request is nested too deeply"))
         except (ConnectionError, web.PayloadAccessError) as gone:
             log.debug("request %s: %s", exchange.id, gone)
             raise

@@ -20,6 +20,8 @@ from metaos.resources.errors import Cause
 
 #: The longest body of an API request (Kubernetes' own bound).
 MAX_BODY = 3 * 1024 * 1024
+#: How deep a body may be nested: orjson's own bound for writing.
+DEPTH = 254
 _JSON = ("", "application/json", "*/*", "application/octet-stream")
 _YAML = ("application/yaml", "text/yaml", "application/x-yaml")
 
@@ -65,9 +67,14 @@ def patch(body: bytes, content_type: str) -> tuple[PatchType, Any]:
 
 def _json(body: bytes) -> Any:
     try:
-        return orjson.loads(body)
+        value = orjson.loads(body)
+        if body.count(b"{") + body.count(b"[") > DEPTH:
+            orjson.dumps(value)  # It reads deeper than it writes, and than is good for those who walk through an object.
+        return value
     except orjson.JSONDecodeError as wrong:
         raise errors.bad_request(f"the body of the request is not JSON: {wrong}") from None
+    except orjson.JSONEncodeError:
+        raise errors.bad_request(f"the body of the request is nested too deeply: at most {DEPTH} levels") from None
 
 
 def doubled(body: bytes, value: Any) -> list[str]:
@@ -143,8 +150,10 @@ def _yaml(body: bytes) -> Any:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(body, Loader=_Loader)):
             raise errors.bad_request("the body of the request uses YAML aliases: write out what they stand for")
         value = yaml.load(body, Loader=_Loader)  # noqa: S506 - a safe loader
-        orjson.dumps(value)  # Numbers and keys that only YAML knows end here.
-        return value
+        # Keys become text, as in Kubernetes; numbers and times that only YAML knows end here.
+        return orjson.loads(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS))
+    except RecursionError:
+        raise errors.bad_request("the body of the request is nested too deeply") from None
     except (yaml.YAMLError, ValueError, TypeError) as wrong:
         raise errors.bad_request(f"the body of the request is not YAML: {wrong}") from None
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jsonpatch
 import jsonpointer
+import orjson
 
 from metaos.apiserver.schema import ANY, Node
 from metaos.client import PatchType
@@ -22,6 +23,12 @@ _ORDER = "$setElementOrder/"
 _DELETE = "$deleteFromPrimitiveList/"
 #: Of one JSON patch, as in Kubernetes: a patch of copies could otherwise grow an object without bound.
 MAX_OPERATIONS = 10_000
+#: What all ``copy`` operations of one patch may copy, for the same reason.
+MAX_COPIED = 3 * 1024 * 1024
+#: The length of what is repeated of a patch that fails.
+MAX_TEXT = 1000
+#: What the library raises on operations that are none.
+_WRONG = (TypeError, KeyError, ValueError, IndexError, AttributeError)
 
 
 def apply_patch(type: PatchType, obj: Obj, patch: Any, node: Node) -> Obj:
@@ -41,15 +48,18 @@ def _json_patch(obj: Obj, patch: Any) -> Obj:
         raise errors.bad_request("a JSON patch must be an array of operations")
     if len(patch) > MAX_OPERATIONS:
         raise errors.too_large(f"the allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {len(patch)}")
+    patched: Any = copy.deepcopy(obj)
+    copied = 0
     try:
-        patched: Any = jsonpatch.apply_patch(obj, patch)
-    except jsonpatch.JsonPatchTestFailed as failed:
+        for operation in patch:
+            if isinstance(operation, dict) and operation.get("op") == "copy":
+                copied += len(orjson.dumps(jsonpointer.resolve_pointer(patched, str(operation.get("from")))))
+                if copied > MAX_COPIED:
+                    raise errors.too_large(f"the copies of a JSON patch may have {MAX_COPIED} bytes together")
+            patched = jsonpatch.apply_patch(patched, [operation], in_place=True)
+    except (jsonpatch.JsonPatchException, jsonpointer.JsonPointerException, *_WRONG) as failed:
         raise errors.ApiError(
-            422, "Invalid", f"the server rejected our request due to an error in our request: {failed}"
-        ) from None
-    except (jsonpatch.JsonPatchException, jsonpointer.JsonPointerException, TypeError, KeyError) as failed:
-        raise errors.ApiError(
-            422, "Invalid", f"the server rejected our request due to an error in our request: {failed}"
+            422, "Invalid", f"the server rejected our request due to an error in our request: {str(failed)[:MAX_TEXT]}"
         ) from None
     if not isinstance(patched, dict):
         raise errors.bad_request("the patch leaves no object")
@@ -79,6 +89,9 @@ def strategic(target: Obj, patch: Obj, node: Node) -> Obj:
         raise errors.bad_request(f"unknown patch type {directive!r}: $patch must be merge, replace or delete")
     result = dict(target)
     retain = patch.get("$retainKeys")
+    for key, value in patch.items():
+        if key.startswith(("$retainKeys", _ORDER, _DELETE)) and not isinstance(value, list):
+            raise errors.bad_request(f"{key} must be a list, not {value.__class__.__name__}")
     if retain is not None:
         result = {k: v for k, v in result.items() if k in retain}
     orders: dict[str, list[Any]] = {}

@@ -150,10 +150,13 @@ def with_condition(
 # -- selectors ---------------------------------------------------------------------------------------------
 
 Predicate = Callable[[Mapping[str, str]], bool]
+#: Of one selector, as each is asked of every object.
+MAX_REQUIREMENTS = 64
 
 _REQUIREMENT = re.compile(
-    r"\s*(?:(?P<absent>!)\s*(?P<akey>[\w./-]+)|(?P<key>[\w./-]+)\s*(?:(?P<set>in|notin)\s*\((?P<values>[^)]*)\)"
-    r"|(?P<op>==|=|!=|>|<)\s*(?P<value>[\w.:/@-]*))?)\s*(?:,|\Z)"
+    # No two runs of spaces stand side by side: a long one is gone through once.
+    r"\s*(?:(?P<absent>!)\s*(?P<akey>[\w./-]+)|(?P<key>[\w./-]+)(?:\s*(?P<set>in|notin)\s*\((?P<values>[^)]*)\)"
+    r"|\s*(?P<op>==|=|!=|>|<)(?:\s*(?P<value>[\w.:/@-]+))?)?)\s*(?:,|\Z)"
 )
 
 
@@ -164,9 +167,11 @@ def parse_selector(text: str) -> Predicate:
     while position < len(text):
         match = _REQUIREMENT.match(text, position)
         if match is None or match.end() == position:
-            raise ValueError(f"unable to parse requirement: {text[position:]!r} in selector {text!r}")
+            raise ValueError(f"unable to parse requirement: {text[position : position + 80]!r} in selector {text[:200]!r}")
         position = match.end()
         tests.append(_requirement(match))
+        if len(tests) > MAX_REQUIREMENTS:
+            raise ValueError(f"a selector may have {MAX_REQUIREMENTS} requirements: {text[:200]!r} has more")
     return lambda found: all(test(found) for test in tests)
 
 
@@ -180,7 +185,7 @@ def _requirement(match: re.Match[str]) -> Predicate:
         if match["set"] == "in":
             return lambda found: key in found and found[key] in values
         return lambda found: found.get(key) not in values
-    value = match["value"]
+    value = match["value"] or ""
     if match["op"] in ("=", "=="):
         return lambda found: key in found and found[key] == value
     if match["op"] == "!=":
