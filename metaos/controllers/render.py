@@ -126,6 +126,9 @@ MAX_TEXT = 1024
 MAX_CONDITIONS = 32
 MAX_ACTIVE = 1000
 _TEXTS = ("currentRevision", "updateRevision", "lastScheduleTime", "lastSuccessfulTime", "startTime", "completionTime")
+#: Sets of numbers such as ``0-2,5``, of at most so many characters.
+_INDEXES = ("completedIndexes", "failedIndexes")
+MAX_INDEXES = 64 << 10
 #: Counts that say how much of its share a site runs; it cannot run more for the others.
 _SHARED = ("updatedReplicas", "readyReplicas", "availableReplicas", "currentReplicas")
 
@@ -157,6 +160,9 @@ def _plausible(said: Mapping[str, Any], wanted: Obj) -> dict[str, Any]:
         if key in _TEXTS:
             if isinstance(value, str):
                 status[key] = value[:MAX_TEXT]
+        elif key in _INDEXES:
+            if isinstance(value, str):
+                status[key] = value[:MAX_INDEXES]
         elif key == "conditions":
             conditions = value if isinstance(value, list) else []
             status[key] = [_condition(c) for c in conditions[:MAX_CONDITIONS] if isinstance(c, dict) and _is_condition(c)]
