@@ -58,12 +58,12 @@ def test_the_examples_are_taken(file: Path) -> None:
         ("{? [a] : b}", "the field name ['a'] must be text"),
         ("{owner: &a x, trust: *a}", "aliases (*name) are not taken"),
         ("{owner: !!python/object/apply:os.system [true]}", "could not determine a constructor"),
-        ("{owner: !!binary a===}", "cannot be read as YAML"),
-        ("{owner: 2020-99-99}", "cannot be read as YAML"),
-        ("{power: {idleWatts: " + "9" * 5000 + "}}", "cannot be read as YAML: Exceeds the limit"),
+        ("{owner: !!binary a===}", "is not YAML"),
+        ("{owner: 2020-99-99}", "is not YAML"),
+        ("{power: {idleWatts: " + "9" * 5000 + "}}", "Exceeds the limit"),
         ("[" * 500 + "]" * 500, "nested deeper than 20 levels"),
-        ("{owner: \x00}", "cannot be read as YAML"),
-        ("{owner: 'x", "cannot be read as YAML"),
+        ("{owner: \x00}", "is not YAML"),
+        ("{owner: 'x", "is not YAML"),
     ],
 )
 def test_what_is_wrong_is_named_with_the_remedy(tmp_path: Path, spec: str, said: str) -> None:
@@ -83,7 +83,7 @@ def test_what_is_wrong_is_named_with_the_remedy(tmp_path: Path, spec: str, said:
         (HEAD.replace("edge", "[a]"), "metadata.name ['a'] must be"),
         (HEAD.replace("edge", "x" * 51), "must be 1 to 50"),
         (HEAD.replace("{name: edge}", "{name: edge, labels: {a: 1}}"), "metadata.labels.a: 1 must be text"),
-        (b"\xff\xfe\x00\xd8\xff", "cannot be read as YAML"),
+        (b"\xff\xfe\x00\xd8\xff", "is not YAML"),
         (HEAD + "#" * MAX_BYTES, f"more than {MAX_BYTES} bytes"),
     ],
 )
