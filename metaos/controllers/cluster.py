@@ -1,8 +1,9 @@
 """Cluster: whether a site is there. Heartbeats become the Ready condition, lost sites get a taint, and removal is orderly.
 
 A heartbeat is seen when its Lease *changes*, by the hub's own clock, so a site's wrong clock does no harm; after a start the hub
-waits a whole lease duration before it misses anybody. When many sites vanish at once the hub suspects itself and moves
-nothing: they get a taint that only keeps new work away.
+waits a whole lease duration before it misses anybody. A lost site gets a taint that only keeps new work away, and, when it is
+its turn, one that has its work replaced: a few sites at once, then some in each interval, so that the loss of many does not
+move everything at the same moment. When most sites vanish together the hub suspects itself and replaces none of them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +39,8 @@ from metaos.resources.meta import (
 from metaos.security.authz import CLUSTER_USER_PREFIX
 
 NAME = "cluster"
+#: How long a count of lost sites is good for: a thousand that vanish at once are counted once, not a million times.
+COUNT_SECONDS = 0.5
 FINALIZER = "meta-os.eu/cluster"
 
 
@@ -55,13 +58,40 @@ def storm(lost: int, known: int, share: float) -> bool:
     return known > 2 and lost / known > share
 
 
+class Pace:
+    """Whose turn it is: ``burst`` at once, then one in every ``interval`` seconds, or one of a hundred where that is more."""
+
+    def __init__(self, burst: int, interval: float, now: float) -> None:
+        self._burst, self._interval = burst, interval
+        self._saved, self._seen = float(burst), now
+
+    def take(self, now: float, known: int) -> bool:
+        """Whether one more may go now. ``known``: how many sites there are."""
+        per_interval = max(1.0, known / 100)
+        gained = (now - self._seen) / self._interval * per_interval
+        self._saved, self._seen = min(max(float(self._burst), per_interval), self._saved + gained), now
+        if self._saved < 1:
+            return False
+        self._saved -= 1
+        return True
+
+
 def with_taint(taints: Sequence[Mapping[str, Any]], effect: str | None, now: float) -> list[dict[str, Any]]:
     """The site's taints with the unreachable one of this effect, or without it. ``timeAdded`` stays while it does."""
     others = [dict(t) for t in taints if t.get("key") != TAINT_UNREACHABLE]
     if effect is None:
         return others
     same = next((dict(t) for t in taints if t.get("key") == TAINT_UNREACHABLE and t.get("effect") == effect), None)
+    if same is not None and (not same.get("timeAdded") or parse_time(same["timeAdded"]) > now + 1):
+        # Stamped by a clock that was ahead: tolerations would last as much longer.
+        same = None
     return [*others, same or {"key": TAINT_UNREACHABLE, "effect": effect, "timeAdded": format_time(now)}]
+
+
+def _is_replaced(cluster: Obj) -> bool:
+    """Whether a lost site had its turn already."""
+    taints = (cluster.get("spec") or {}).get("taints") or ()
+    return any(t.get("key") == TAINT_UNREACHABLE and t.get("effect") == "NoExecute" for t in taints)
 
 
 class ClusterReconciler:
@@ -77,13 +107,18 @@ class ClusterReconciler:
         self._namespaces = manager.informer(scheme.NAMESPACE)
         self._pods = manager.informer(scheme.POD)
         self._works = manager.informer(scheme.WORK)
+        self._pods.add_index("site", lambda p: [str((p.get("spec") or {}).get("nodeName") or "")])
         # Bounded by the number of sites.
         self._heartbeats: dict[str, Heartbeat] = {}
+        self._removing: dict[str, float] = {}
+        self._pace = Pace(settings.lost_burst, settings.lost_interval, clock.monotonic())
+        self._counted: tuple[float, int, int] = float("-inf"), 0, 0
 
     async def reconcile(self, about: ObjectRef) -> Result:
         cluster = self._clusters.get(about.name)
         if cluster is None:
             self._heartbeats.pop(about.name, None)
+            self._removing.pop(about.name, None)
             return DONE
         if deleting(cluster):
             return await self._remove(cluster)
@@ -144,9 +179,17 @@ class ClusterReconciler:
         if status == "Unknown":
             lost, known = self._count_lost(name(cluster))
             suspect = storm(lost, known, self._settings.storm_share)
-            effect = "NoSchedule" if suspect else "NoExecute"
+            effect = "NoExecute"
             if suspect:
-                message += f"; {lost} of {known} sites vanished together, so nothing is moved: check the hub's own network"
+                # Without the numbers: they change with every site, and this is written once for each.
+                effect = "NoSchedule"
+                message += (
+                    "; most sites vanished together, so nothing is moved: check the hub's own network, and remove sites that are "
+                    "gone for good with 'kubectl delete cluster NAME'"
+                )
+            elif not _is_replaced(cluster) and not self._pace.take(self._clock.monotonic(), known):
+                effect = "NoSchedule"
+                message += "; many sites are lost and their work is replaced site by site: this one waits its turn"
         await self._write(cluster, status, reason, message, effect, now)
         if status == "Unknown":
             await self._lose_pods(name(cluster), now)
@@ -154,6 +197,8 @@ class ClusterReconciler:
 
     def _count_lost(self, judged: str) -> tuple[int, int]:
         """How many sites are lost and how many were known to live, judged by heartbeats now rather than by conditions."""
+        if self._clock.monotonic() - self._counted[0] < COUNT_SECONDS:
+            return self._counted[1:]
         lost = known = 0
         for cluster in self._clusters.list():
             beat = self._heartbeats.get(name(cluster))
@@ -163,6 +208,7 @@ class ClusterReconciler:
             # Sites whose last heartbeat is nearly as old may be vanishing in the same moment.
             if name(cluster) == judged or self._clock.monotonic() - beat.seen >= self._settings.lease_duration * 0.75:
                 lost += 1
+        self._counted = self._clock.monotonic(), lost, known
         return lost, known
 
     async def _write(self, cluster: Obj, status: str, reason: str, message: str, effect: str | None, now: float) -> None:
@@ -182,8 +228,8 @@ class ClusterReconciler:
 
     async def _lose_pods(self, site: str, now: float) -> None:
         """Pods of a lost site: nobody knows."""
-        for pod in self._pods.list():
-            if (pod.get("spec") or {}).get("nodeName") != site or not is_true(pod, "Ready"):
+        for pod in self._pods.by_index("site", site):
+            if not is_true(pod, "Ready"):
                 continue
             status = pod.get("status") or {}
             conditions = with_condition(
@@ -201,18 +247,16 @@ class ClusterReconciler:
     async def _remove(self, cluster: Obj) -> Result:
         """Hands its work over (make before break, within a bound), then takes away everything that stood for the site."""
         site, where = name(cluster), cluster_namespace(name(cluster))
-        since = parse_time(cluster["metadata"]["deletionTimestamp"])
         works = self._works.list(where)
         leaving = [
             w for w in works if (w.get("spec") or {}).get("manifests", [{}])[0].get("kind") in {k.kind for k in scheme.WORKLOADS}
         ]
-        waited = self._clock.now() - since
+        waited = self._clock.monotonic() - self._removing.setdefault(site, self._clock.monotonic())
         if is_true(cluster, "Ready") and leaving and waited < self._settings.removal_timeout:
             return Result(requeue_after=1.0)
         await self._revoke(site)
-        for pod in self._pods.list():
-            if (pod.get("spec") or {}).get("nodeName") == site:
-                await self._gone(scheme.POD, name(pod), namespace(pod), grace=0)
+        for pod in self._pods.by_index("site", site):
+            await self._gone(scheme.POD, name(pod), namespace(pod), grace=0)
         if self._namespaces.get(where) is not None:
             await self._gone(scheme.NAMESPACE, where, "")
             return Result(requeue_after=0.5)

@@ -12,6 +12,7 @@ from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.controllers.concern import on_health, workload_of
 from metaos.controllers.fencing import stopped
 from metaos.controllers.placement import placement_name
 from metaos.controllers.recorder import Recorder
@@ -184,22 +185,12 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
     kinds = {k.kind for k in scheme.WORKLOADS}
 
     def of_placement(obj: Obj) -> list[ObjectRef]:
-        found = (obj.get("spec") or {}).get("workloadRef") or {}
-        if found.get("kind") not in kinds:
-            return []
-        return [ObjectRef(str(found["apiVersion"]).rpartition("/")[0], found["kind"], namespace(obj), found["name"])]
+        about = workload_of(obj)
+        return [about] if about is not None and about.kind in kinds else []
 
     def of_work(obj: Obj) -> list[ObjectRef]:
         about = source_of(obj)
         return [about] if about.kind in kinds else []
 
     manager.add(MigrationReconciler(manager, client, clock, settings), [(scheme.PLACEMENT, of_placement), (scheme.WORK, of_work)])
-    placements = manager.informer(scheme.PLACEMENT)
-
-    def on_cluster(old: Obj | None, new: Obj | None) -> None:
-        if (old is not None and is_true(old, "Ready")) != (new is not None and is_true(new, "Ready")):
-            for placement in placements.list():
-                for about in of_placement(placement):
-                    manager.enqueue(NAME, about)
-
-    manager.informer(scheme.CLUSTER).on_change(on_cluster)
+    on_health(manager, lambda about: manager.enqueue(NAME, about) if about.kind in kinds else None)

@@ -10,9 +10,11 @@ from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.controllers.concern import workload_of
 from metaos.controllers.fencing import tolerated_seconds
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
+from metaos.controllers.usage import Share, Usage
 from metaos.plugins.registry import load_all
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
@@ -36,13 +38,16 @@ from metaos.resources.meta import (
     uid,
     with_condition,
 )
-from metaos.resources.snapshot import ClusterInfo, Move, Snapshot, WorkloadInfo, cluster_info, concerns, workload_info
+from metaos.resources.snapshot import Move, Snapshot, WorkloadInfo, cluster_info, concerns, workload_info
 from metaos.scheduler.explain import placement_status
 from metaos.scheduler.filters import FILTERS
 from metaos.scheduler.framework import Plan, decide
 from metaos.scheduler.scores import SCORES
 
 NAME = "placement"
+#: One key for changes of sites: however many there are at once, every workload is looked at once.
+SITES = ObjectRef(scheme.CLUSTER.group, scheme.CLUSTER.kind, "", "")
+SETTLE_SECONDS = 0.2
 #: Migrations that are remembered: enough for the largest budget.
 MOVES_KEPT = 100
 
@@ -79,6 +84,7 @@ class PlacementReconciler:
     def __init__(self, manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
         self._client, self._clock, self._settings = client, clock, settings
         self._recorder = Recorder(client, clock, "placement-controller")
+        self._manager = manager
         self._workloads = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
         self._placements = manager.informer(scheme.PLACEMENT)
         self._clusters = manager.informer(scheme.CLUSTER)
@@ -88,8 +94,16 @@ class PlacementReconciler:
         self._scores = [score for _, score in load_all("metaos.score", [score.name for score in SCORES])]
         # Decisions that the informer may not show yet, so that room is not given away twice. Bounded by the workloads.
         self._decided: dict[ObjectRef, dict[str, int]] = {}
+        self._usage = Usage(self._clusters.list)
+        self._clusters.on_change(self._usage.cluster_changed)
 
     async def reconcile(self, about: ObjectRef) -> Result:
+        if about == SITES:
+            for informer in self._workloads.values():
+                for candidate in informer.list():
+                    if placeable(candidate):
+                        self._manager.enqueue(NAME, ref(candidate))
+            return DONE
         obj = self._workloads[about.kind].get(about.name, about.namespace)
         if obj is None or not placeable(obj):
             self._decided.pop(about, None)
@@ -98,11 +112,12 @@ class PlacementReconciler:
         if placement is not None and (placement.get("spec") or {}).get("workloadRef", {}).get("uid") != uid(obj):
             # Of an earlier object of the same name: garbage collection takes it away.
             placement, self._decided[about] = None, {}
+            self.take_account(about)
         if placement is not None and finished(obj):
             return DONE
         found = self._workload(obj, placement)
         now = self._clock.now()
-        plan = decide(Snapshot(now, self._sites(about)), found, self._filters, self._scores)
+        plan = decide(Snapshot(now, self._usage.sites(about)), found, self._filters, self._scores)
         await self._write(obj, placement, found, plan, now)
         return self._again(found, plan, now)
 
@@ -137,24 +152,15 @@ class PlacementReconciler:
                 if (owner or {}).get("uid", uid(pod)) == uid(obj):
                     yield str((pod.get("spec") or {}).get("nodeName", ""))
 
-    def _sites(self, apart_from: ObjectRef) -> tuple[ClusterInfo, ...]:
-        used: dict[str, list[int]] = {}
-        for informer in self._workloads.values():
-            for obj in informer.list():
-                about = ref(obj)
-                if about == apart_from or not placeable(obj) or finished(obj):
-                    continue
-                asked = workload.requests(workload.pod_spec(obj))
-                for site, count in self._current(about, self._placements.get(placement_name(about), about.namespace)).items():
-                    total = used.setdefault(site, [0, 0, 0])
-                    total[0] += asked["cpu"] * count
-                    total[1] += asked["memory"] * count
-                    total[2] += count
-        found = []
-        for obj in self._clusters.list():
-            cpu, memory, pods = used.get(name(obj), [0, 0, 0])
-            found.append(cluster_info(obj, (cpu, memory, pods)))
-        return tuple(sorted(found, key=lambda c: c.name))
+    def take_account(self, about: ObjectRef) -> None:
+        """What a workload takes at which sites may have changed."""
+        obj = self._workloads[about.kind].get(about.name, about.namespace)
+        if obj is None or not placeable(obj) or finished(obj):
+            self._usage.set(about, None)
+            return
+        asked = workload.requests(workload.pod_spec(obj))
+        placement = self._placements.get(placement_name(about), about.namespace)
+        self._usage.set(about, Share(asked["cpu"], asked["memory"], self._current(about, placement)))
 
     # -- the decision's object ------------------------------------------------------------------------------
 
@@ -167,12 +173,14 @@ class PlacementReconciler:
             "clusters": [{"name": c, "replicas": n} for c, n in plan.clusters],
         }
         self._decided[about] = chosen
+        self.take_account(about)
         try:
             placement = await self._write_spec(obj, placement, spec, before, plan, now)
             await self._write_status(placement, obj, found, plan, now)
         except ApiError:
             # The next look begins from what is stored.
             self._decided.pop(about, None)
+            self.take_account(about)
             raise
         if placement.get("status") is None or set(chosen) != set(before):
             await self._tell(obj, before, plan)
@@ -266,9 +274,9 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
             yield from (ref(o) for o in informer.list(namespace(obj)) if placeable(o))
 
     def of_placement(obj: Obj) -> Iterable[ObjectRef]:
-        found = (obj.get("spec") or {}).get("workloadRef") or {}
-        if found.get("kind") in informers:
-            yield ObjectRef(str(found["apiVersion"]).rpartition("/")[0], found["kind"], namespace(obj), found["name"])
+        about = workload_of(obj)
+        if about is not None:
+            yield about
 
     manager.add(
         reconciler,
@@ -281,16 +289,20 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
 
     def on_cluster(old: Obj | None, new: Obj | None) -> None:
         # Heartbeats and usage do not matter to decisions: only facts that a decision reads.
-        if old is not None and new is not None and cluster_info(old) == cluster_info(new):
-            return
-        for informer in informers.values():
-            for obj in informer.list():
-                if placeable(obj):
-                    manager.enqueue(NAME, ref(obj))
+        if old is None or new is None or cluster_info(old) != cluster_info(new):
+            manager.enqueue(NAME, SITES, SETTLE_SECONDS)
 
     manager.informer(scheme.CLUSTER).on_change(on_cluster)
 
+    def on_workload(old: Obj | None, new: Obj | None) -> None:
+        reconciler.take_account(ref(new or old or {}))
+
+    for informer in informers.values():
+        informer.on_change(on_workload)
+
     def on_placement(old: Obj | None, new: Obj | None) -> None:
+        for about in of_placement(new or old or {}):
+            reconciler.take_account(about)
         # A decision that somebody deleted is made again.
         if new is None and old is not None:
             for about in of_placement(old):

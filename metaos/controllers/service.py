@@ -9,6 +9,7 @@ from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.controllers.concern import on_health
 from metaos.controllers.following import Following, delete
 from metaos.controllers.render import cluster_of, is_draining, manifest, source_of, work
 from metaos.controllers.settings import Settings
@@ -243,9 +244,8 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
 
     manager.informer(scheme.WORK).on_change(on_work)
 
-    def on_cluster(old: Obj | None, new: Obj | None) -> None:
-        if (old is not None and is_true(old, "Ready")) != (new is not None and is_true(new, "Ready")):
-            for about in of_namespace(""):
-                manager.enqueue(NAME, about)
+    def on_site(about: ObjectRef) -> None:
+        for found in of_namespace(about.namespace):
+            manager.enqueue(NAME, found)
 
-    manager.informer(scheme.CLUSTER).on_change(on_cluster)
+    on_health(manager, on_site)

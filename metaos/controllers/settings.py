@@ -24,6 +24,10 @@ class Settings:
     agent_certificate_lifetime: float = 7 * 86400.0
     #: Share of sites that may vanish within one lease duration before the hub suspects itself.
     storm_share: float = 0.55
+    #: Of sites that are lost at once so many are replaced at once; the others follow in turn: after each interval one, or
+    #: one of a hundred where there are more than that many.
+    lost_burst: int = 3
+    lost_interval: float = 10.0
     #: How long a site that is being removed may take to hand over its work.
     removal_timeout: float = 120.0
     #: Between two looks at what the pods of an autoscaled workload use.

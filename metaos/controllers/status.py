@@ -9,6 +9,7 @@ from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.controllers.concern import on_health, workload_of
 from metaos.controllers.placement import placement_name
 from metaos.controllers.render import available, cluster_of, paused, reported, source_label, source_of, template_of
 from metaos.controllers.settings import Settings
@@ -60,8 +61,9 @@ def rolled_up(obj: Obj, chosen: Mapping[str, Mapping[str, Any]], left: Sequence[
         if missing:
             status["unavailableReplicas"] = missing
     if kind in ("Deployment", "StatefulSet", "DaemonSet"):
-        seen = [int(e.get("observedGeneration") or 0) for e in chosen.values()]
-        status["observedGeneration"] = min(seen) if seen else 0
+        seen = min([int(e.get("observedGeneration") or 0) for e in chosen.values()], default=0)
+        if seen:
+            status["observedGeneration"] = seen
     for word in ("updateRevision", "lastScheduleTime", "lastSuccessfulTime", "startTime", "completionTime"):
         found = [s[word] for s in statuses if s.get(word)]
         if found:
@@ -193,19 +195,9 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         return [about] if about.kind in kinds or about.kind == "PersistentVolumeClaim" else []
 
     def of_placement(obj: Obj) -> list[ObjectRef]:
-        found = (obj.get("spec") or {}).get("workloadRef") or {}
-        if found.get("kind") not in kinds:
-            return []
-        return [ObjectRef(str(found["apiVersion"]).rpartition("/")[0], found["kind"], namespace(obj), found["name"])]
+        about = workload_of(obj)
+        return [about] if about is not None and about.kind in kinds else []
 
     watched = [(k, itself) for k in (*kinds.values(), scheme.PERSISTENT_VOLUME_CLAIM)]
     manager.add(StatusReconciler(manager, client, clock), [*watched, (scheme.WORK, of_work), (scheme.PLACEMENT, of_placement)])
-    placements = manager.informer(scheme.PLACEMENT)
-
-    def on_cluster(old: Obj | None, new: Obj | None) -> None:
-        if (old is not None and is_true(old, "Ready")) != (new is not None and is_true(new, "Ready")):
-            for placement in placements.list():
-                for about in of_placement(placement):
-                    manager.enqueue(NAME, about)
-
-    manager.informer(scheme.CLUSTER).on_change(on_cluster)
+    on_health(manager, lambda about: manager.enqueue(NAME, about) if about.kind in kinds else None)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.controllers.concern import on_health, workload_of
 from metaos.controllers.fencing import Silence, agreed, fenced_after, fencing, halt, halted, renewal_of, stopped
 from metaos.controllers.placement import placement_name
 from metaos.controllers.render import (
@@ -211,9 +212,9 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         return [] if mirror or namespace(obj).startswith(("nemo-cluster-", SYSTEM_NAMESPACE)) else [ref(obj)]
 
     def of_placement(obj: Obj) -> Iterable[ObjectRef]:
-        found = (obj.get("spec") or {}).get("workloadRef") or {}
-        if found.get("kind") in informers:
-            yield ObjectRef(str(found["apiVersion"]).rpartition("/")[0], found["kind"], namespace(obj), found["name"])
+        about = workload_of(obj)
+        if about is not None:
+            yield about
 
     def of_namespace(obj: Obj) -> Iterable[ObjectRef]:
         for informer in informers.values():
@@ -236,14 +237,5 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
             (scheme.WORK, of_work),
         ],
     )
-    reconciler_name = NAME
-
-    def on_cluster(old: Obj | None, new: Obj | None) -> None:
-        # A site that has joined may have been chosen already; one that is ready again may end a wait.
-        if new is not None and (old is None or is_true(old, "Ready") != is_true(new, "Ready")):
-            for informer in informers.values():
-                for obj in informer.list():
-                    for about in itself(obj):
-                        manager.enqueue(reconciler_name, about)
-
-    manager.informer(scheme.CLUSTER).on_change(on_cluster)
+    # A site that has joined may have been chosen already; one that is ready again may end a wait.
+    on_health(manager, lambda about: manager.enqueue(NAME, about))

@@ -10,6 +10,8 @@ from typing import Any
 from metaos.resources.meta import Obj, condition, name, namespace
 from metaos.scheduler.framework import Plan
 
+#: Of how many sites a Placement keeps the scores and the rejections: what was chosen, the best others, and reasons of each kind.
+SITES_KEPT = 50
 #: How many of the latest migrations people are shown.
 MOVES_SHOWN = 3
 
@@ -32,11 +34,14 @@ def placement_status(plan: Plan) -> dict[str, Any]:
                     for t in s.terms
                 ],
             }
-            for s in plan.scored
+            for s in plan.scored[:SITES_KEPT]
         ],
-        "rejected": [{"cluster": r.cluster, "filter": r.filter, "reason": r.reason} for r in plan.rejected],
+        "rejected": [{"cluster": r.cluster, "filter": r.filter, "reason": r.reason} for r in plan.rejected[:SITES_KEPT]],
         "alternatives": [],
     }
+    left_out = len(plan.scored[SITES_KEPT:]) + len(plan.rejected[SITES_KEPT:])
+    if left_out:
+        status["sitesLeftOut"] = left_out
     if plan.runner_up:
         status["alternatives"] = [
             {"clusters": [{"name": c, "replicas": n} for c, n in plan.runner_up], "difference": round(plan.difference, 2)}
@@ -45,15 +50,18 @@ def placement_status(plan: Plan) -> dict[str, Any]:
 
 
 def explain(placement: Obj, clusters: Iterable[Obj], intents: Iterable[Obj]) -> dict[str, Any]:
-    """Everything about one decision. Every present site is chosen, scored or rejected."""
+    """Everything about one decision. Every present site is chosen, scored or rejected, where there are not too many."""
     spec, status = placement.get("spec") or {}, placement.get("status") or {}
     chosen = {c["name"]: c.get("replicas", 0) for c in spec.get("clusters") or ()}
     scores = status.get("scores") or []
     rejected = status.get("rejected") or []
     accounted = {s["cluster"] for s in scores} | {r["cluster"] for r in rejected}
     took_part = set(status.get("intents") or ())
+    left_out = int(status.get("sitesLeftOut") or 0)
     unknown = [
-        {"cluster": name(c), "filter": "New", "reason": "joined after the decision"} for c in clusters if name(c) not in accounted
+        {"cluster": name(c), "filter": "New", "reason": "joined after the decision"}
+        for c in clusters
+        if name(c) not in accounted and not left_out
     ]
     scheduled = condition(placement, "Scheduled") or {}
     return {
@@ -65,6 +73,7 @@ def explain(placement: Obj, clusters: Iterable[Obj], intents: Iterable[Obj]) -> 
         "message": scheduled.get("message", ""),
         "scores": scores,
         "rejected": [*rejected, *unknown],
+        "sitesLeftOut": left_out,
         "alternatives": status.get("alternatives") or [],
         "migration": status.get("migration"),
         "moves": spec.get("moves") or [],
@@ -125,6 +134,8 @@ def _lines(found: dict[str, Any], screen: int) -> list[str]:
         lines += ["", "  rejected"]
         width = max(len(r["cluster"]) for r in found["rejected"])
         lines += [f"    {r['cluster']:<{width}}  {r['reason']}" for r in found["rejected"]]
+    if found.get("sitesLeftOut"):
+        lines.append(f"  and {found['sitesLeftOut']} more sites, which are not listed")
     if found["intents"]:
         lines += ["", "  intents"]
         lines += [f"    {i['name']}: {i.get('fulfilment', 'Unknown')}. {i.get('message', '')}" for i in found["intents"]]

@@ -85,9 +85,9 @@ def decide(
             endured.append(found)
         else:
             rejected.append(found)
-    scored = []
+    scored, counting = [], scoring.weighted(workload, scores)
     for cluster in feasible:
-        total, terms = scoring.evaluate(workload, cluster, scores)
+        total, terms = scoring.evaluate(workload, cluster, counting)
         scored.append(Scored(cluster.name, total, terms))
     scored.sort(key=lambda s: (-s.total, s.cluster))
     totals = {s.cluster: s.total for s in scored}

@@ -116,14 +116,19 @@ def points(score: Score, value: float | None) -> float:
     return 100.0 / (1.0 + max(0.0, value) / score.reference)
 
 
-def evaluate(workload: WorkloadInfo, cluster: ClusterInfo, scores: Sequence[Score] = SCORES) -> tuple[float, tuple[Term, ...]]:
-    """The site's total (weighted mean of points, 0 to 100) and its terms; terms without weight are left out."""
+def weighted(workload: WorkloadInfo, scores: Sequence[Score] = SCORES) -> list[tuple[Score, float]]:
+    """The scores that count for a workload, with their weights."""
+    return [(score, importance) for score in scores if (importance := weight(score, workload))]
+
+
+def evaluate(
+    workload: WorkloadInfo, cluster: ClusterInfo, counting: Sequence[tuple[Score, float]] | None = None
+) -> tuple[float, tuple[Term, ...]]:
+    """The site's total (weighted mean of points, 0 to 100) and its terms. ``counting``: see :func:`weighted`."""
     terms = []
-    for score in scores:
-        importance = weight(score, workload)
-        if importance:
-            value = score.measure(workload, cluster)
-            terms.append(Term(score.name, value, score.unit, importance, points(score, value)))
+    for score, importance in weighted(workload) if counting is None else counting:
+        value = score.measure(workload, cluster)
+        terms.append(Term(score.name, value, score.unit, importance, points(score, value)))
     total_weight = sum(t.weight for t in terms)
     total = sum(t.weight * t.points for t in terms) / total_weight if total_weight else 0.0
     return total, tuple(terms)

@@ -34,6 +34,7 @@ async def test_without_a_site_it_says_so_and_places_it_when_one_joins() -> None:
 async def test_a_heartbeat_leads_to_no_write() -> None:
     async with running(placement.setup, objects=(cluster("a"), deployment())) as (client, clock):
         await until(clock, lambda: events(client) == ["Placed"])
+        await clock.advance(1)
         before = len(client.calls)
         client.seed(cluster("a", status={"usage": {"cpu": "120m"}}))
         await clock.advance(5)

@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from metaos.apiserver.addressing import key_of
 from metaos.apiserver.registry import Registry
 from metaos.client import Client
 from metaos.controllers import all_setups
@@ -208,7 +209,9 @@ class Hub:
         return [version.object() for version in self.registry.cache.range(kind.resource, namespace)]
 
     def find(self, kind: Kind, name: str, namespace: str = "") -> Obj | None:
-        return next((o for o in self.objects(kind, namespace) if o["metadata"]["name"] == name), None)
+        assert self.registry is not None
+        version = self.registry.cache.get(key_of(kind, namespace, name))
+        return None if version is None else version.object()
 
 
 class Line:

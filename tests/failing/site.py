@@ -27,8 +27,9 @@ from metaos.resources.meta import (
 )
 from tests.failing.hub import Line
 
-TICK_SECONDS = 0.5
 HEARTBEAT_SECONDS = 1.0
+#: How often it looks at its Works and pods, in heartbeats.
+TICK_SHARE = 0.5
 START_SECONDS, STOP_SECONDS = 1.0, 1.0
 COUNTED = ("Deployment", "StatefulSet")
 
@@ -51,8 +52,9 @@ class Pod:
 class Site:
     """One site and its stand-in. ``pods`` is the truth, whatever the hub believes."""
 
-    def __init__(self, site: str, clock: Clock, line: Line) -> None:
+    def __init__(self, site: str, clock: Clock, line: Line, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
         self.name, self._clock, self.line = site, clock, line
+        self._heartbeat = heartbeat_seconds
         self.works: dict[str, Obj] = {}
         self.pods: dict[tuple[str, str], Pod] = {}
         self.renewed = float("-inf")
@@ -83,12 +85,12 @@ class Site:
                 self._told.clear()
             self._live()
             try:
-                if self._clock.monotonic() - self.renewed < HEARTBEAT_SECONDS * 2:
+                if self._clock.monotonic() - self.renewed < self._heartbeat * 2:
                     await self._report()
             except ApiError:
                 self._mirrors.clear()
                 self._told.clear()
-            await self._clock.sleep(TICK_SECONDS)
+            await self._clock.sleep(self._heartbeat * TICK_SHARE)
 
     # -- the hub ---------------------------------------------------------------------------------------------
 
@@ -103,10 +105,10 @@ class Site:
                 if error.code != 404:
                     raise
                 await self.line.call("create", {**scheme.LEASE.empty(self.name, where), "spec": spec})
-            self.renewed, self._next_beat = started, started + HEARTBEAT_SECONDS
+            self.renewed, self._next_beat = started, started + self._heartbeat
         listed = (await self.line.call("list", scheme.WORK, where)).items
         self.works = {name(w): w for w in listed}
-        if self._fenced and self._clock.monotonic() - self.renewed < HEARTBEAT_SECONDS * 2:
+        if self._fenced and self._clock.monotonic() - self.renewed < self._heartbeat * 2:
             self._fenced.clear()
 
     async def _report(self) -> None:

@@ -71,6 +71,7 @@ class World:
         self.sites: dict[str, Site] = {}
         self.checks: list[Callable[[], str]] = []
         self.downtime_seconds = 0.5
+        self.heartbeat_seconds = settings.lease_duration / 4
         self.deaths = 0
         #: Kill the hub after so many more writes, once for each number.
         self.kills: list[int] = []
@@ -88,7 +89,7 @@ class World:
         """A site that says it exists and begins to send heartbeats. ``offset``: how wrong its wall clock is."""
         await self.hub.client.create(obj)
         clock = self.clock.view(offset)
-        site = self.sites[name(obj)] = Site(name(obj), clock, Line(self.hub, name(obj)))
+        site = self.sites[name(obj)] = Site(name(obj), clock, Line(self.hub, name(obj)), self.heartbeat_seconds)
         site.start()
         return site
 

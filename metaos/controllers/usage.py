@@ -1,0 +1,89 @@
+"""What is decided for each site already, kept up to date change by change, and the sites as decisions see them.
+
+Nothing here is a truth of its own: every figure follows from the workloads, their Placements and the Clusters in the
+informers, and is worked out again for one workload or one site when that one changed.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from metaos.resources.meta import Obj, ObjectRef, name
+from metaos.resources.snapshot import ClusterInfo, cluster_info
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one replica of a workload asks for, and how many are decided to be where."""
+
+    cpu: int
+    memory: int
+    replicas: Mapping[str, int]
+
+
+class Usage:
+    """``clusters`` lists the sites' objects. Bounded by the workloads and the sites."""
+
+    def __init__(self, clusters: Callable[[], list[Obj]]) -> None:
+        self._clusters = clusters
+        self._shares: dict[ObjectRef, Share] = {}
+        self._totals: dict[str, tuple[int, int, int]] = {}
+        #: Sites with their totals, by name; ``None`` where they are to be worked out again.
+        self._infos: dict[str, ClusterInfo] | None = None
+
+    def set(self, about: ObjectRef, share: Share | None) -> None:
+        """What a workload takes now; ``None``: nothing."""
+        before = self._shares.pop(about, None)
+        if share is not None:
+            self._shares[about] = share
+        if before == share:
+            return
+        touched: set[str] = set()
+        for found, sign in ((before, -1), (share, 1)):
+            for site, count in (found.replicas if found is not None else {}).items():
+                cpu, memory, pods = self._totals.get(site, (0, 0, 0))
+                assert found is not None
+                self._totals[site] = cpu + sign * found.cpu * count, memory + sign * found.memory * count, pods + sign * count
+                touched.add(site)
+        for site in touched:
+            if self._totals[site] == (0, 0, 0):
+                del self._totals[site]
+            if self._infos is not None and site in self._infos:
+                self._infos[site] = _with(self._infos[site], self._totals.get(site, (0, 0, 0)))
+
+    def cluster_changed(self, old: Obj | None, new: Obj | None) -> None:
+        """A site came, changed or went."""
+        if self._infos is None:
+            return
+        if new is None:
+            self._infos.pop(name(old or {}), None)
+        else:
+            self._infos[name(new)] = cluster_info(new, self._totals.get(name(new), (0, 0, 0)))
+
+    def sites(self, apart_from: ObjectRef) -> tuple[ClusterInfo, ...]:
+        """All sites by name, without what the workload itself takes."""
+        if self._infos is None:
+            self._infos = {name(c): cluster_info(c, self._totals.get(name(c), (0, 0, 0))) for c in self._clusters()}
+        share = self._shares.get(apart_from)
+        if share is None:
+            return tuple(self._infos[site] for site in sorted(self._infos))
+        return tuple(self._without(self._infos[site], share) for site in sorted(self._infos))
+
+    def totals(self) -> dict[str, tuple[int, int, int]]:
+        """(cpu, memory, pods) by site, of all workloads."""
+        return dict(self._totals)
+
+    @staticmethod
+    def _without(info: ClusterInfo, share: Share) -> ClusterInfo:
+        count = share.replicas.get(info.name, 0)
+        if not count:
+            return info
+        return replace(
+            info,
+            cpu_requested=info.cpu_requested - share.cpu * count,
+            memory_requested=info.memory_requested - share.memory * count,
+            pods_requested=info.pods_requested - count,
+        )
+
+
+def _with(info: ClusterInfo, total: tuple[int, int, int]) -> ClusterInfo:
+    return replace(info, cpu_requested=total[0], memory_requested=total[1], pods_requested=total[2])
