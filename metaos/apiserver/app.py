@@ -15,12 +15,13 @@ from random import Random  # noqa: TID251 - the type of the source that is hande
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from metaos.apiserver import discovery
 from metaos.apiserver.addressing import stored_kind
 from metaos.apiserver.audit import Audit, no_audit
 from metaos.apiserver.authn import ANONYMOUS, Authenticator, Identity
-from metaos.apiserver.bodies import MAX_BODY, decoded, flag
+from metaos.apiserver.bodies import MAX_BODY, decoded, flag, readable
 from metaos.apiserver.fairness import classify, width
 from metaos.apiserver.gates import SMALL_BYTES, Gates
 from metaos.apiserver.jointokens import BOOTSTRAPPERS, JoinTokens
@@ -207,10 +208,10 @@ class Api:
 
     def _impersonated(self, request: web.Request, identity: Identity, exchange: _Exchange) -> Identity:
         """``kubectl --as``: another user, where the caller may be them. Raises ``ApiError`` 403."""
-        name = request.headers.get("Impersonate-User")
-        groups = tuple(request.headers.getall("Impersonate-Group", ()))
-        if name is None:
-            if any(header.startswith("Impersonate-") for header in request.headers):
+        name = readable(request.headers.get("Impersonate-User", ""))
+        groups = tuple(map(readable, request.headers.getall("Impersonate-Group", ())))
+        if not name:
+            if any(header.lower().startswith("impersonate-") for header in request.headers):
                 raise errors.bad_request("Impersonate-Group and others need Impersonate-User")
             return identity
         self._registry.check(identity.user, Attributes("impersonate", "", "users", "", "", name))
@@ -369,6 +370,18 @@ def _json(exchange: _Exchange, value: Any, content_type: str = JSON) -> web.Resp
     return web.Response(body=encoded(value), headers={**exchange.headers, "Content-Type": content_type, "Vary": "Accept"})
 
 
+def _http_log() -> logging.Logger:
+    """Where aiohttp reports. What is no HTTP is its sender's fault, and must not fill the hub's log with tracebacks."""
+
+    def of_the_hub(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+    found = logging.getLogger(f"{__name__}.http")
+    if not found.filters:
+        found.addFilter(of_the_hub)
+    return found
+
+
 def _holds(request: web.Request, tag: str) -> bool:
     """Whether the caller has what the tag stands for."""
     return request.headers.get("If-None-Match", "").removeprefix("W/") == tag
@@ -425,6 +438,7 @@ def make_app(
             "max_field_size": MAX_FIELD,
             "max_headers": MAX_FIELDS,
             "access_log": None,
+            "logger": _http_log(),
         },
     )
     app.router.add_route("*", r"/{path:[\s\S]*}", api.handle)

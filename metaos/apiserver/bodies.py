@@ -158,6 +158,11 @@ def _yaml(body: bytes) -> Any:
         raise errors.bad_request(f"the body of the request is not YAML: {wrong}") from None
 
 
+def readable(header: str) -> str:
+    """A header's value as text that can be written again: what is no UTF-8 in it is replaced."""
+    return header if header.isascii() else header.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def flag(query: Mapping[str, str], name: str) -> bool:
     """A parameter as Go's ``strconv.ParseBool`` reads it, or present without a value."""
     value = query.get(name)

@@ -117,7 +117,7 @@ class Exchange:
                 await self._send(h11.Data(data=chunk))
         await self._send(h11.EndOfMessage())
 
-    def _headers(self, request: web.Request, sending: Sending, upgrade: str) -> list[tuple[str, str]]:
+    def _headers(self, request: web.Request, sending: Sending, upgrade: str) -> list[tuple[bytes, bytes]]:
         named = {word.strip().lower() for value in request.headers.getall("Connection", ()) for word in value.split(",")}
         headers = [
             (key, value)
@@ -125,9 +125,9 @@ class Exchange:
             if key.lower() not in _HOP and key.lower() not in named and not key.lower().startswith("impersonate-")
         ]
         headers += [("Host", self._authority), ("X-Forwarded-Host", request.headers.get("Host", ""))]
-        if upgrade:
-            return [*headers, ("Connection", "Upgrade"), ("Upgrade", upgrade)]
-        return [*headers, ("Connection", "close"), *sending.framing()]
+        headers += [("Connection", "Upgrade"), ("Upgrade", upgrade)] if upgrade else [("Connection", "close"), *sending.framing()]
+        # As bytes: they go on as they came, whatever their encoding.
+        return [(key.encode(), value.encode("utf-8", "surrogateescape")) for key, value in headers]
 
     async def _send(self, event: Any) -> None:
         data = self._http.send(event)

@@ -238,7 +238,7 @@ class Verbs:
         return decode()
 
     def _options(self, call: Call, kind: str, *, apply: bool = False) -> WriteOptions:
-        options = WriteOptions.of(call.query, call.request.headers.get("User-Agent", ""), kind, apply=apply)
+        options = WriteOptions.of(call.query, bodies.readable(call.request.headers.get("User-Agent", "")), kind, apply=apply)
         call.dry_run = options.dry_run
         return options
 
