@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,16 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in _Loader.yaml_implicit_resolvers.items()
 }
+
+
+def _finite(loader: Any, node: Any) -> float:
+    found: float = loader.construct_yaml_float(node)
+    if not math.isfinite(found):
+        raise ValueError(f"line {node.start_mark.line + 1}: {node.value} is no number that JSON knows")
+    return found
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _finite)
 
 
 def decoded(body: bytes, content_type: str) -> Any:

@@ -303,9 +303,12 @@ def test_doubles_of_fields_are_found(body: bytes, doubles: list[str]) -> None:
 
 
 async def test_what_only_yaml_knows_is_refused(client: HttpClient) -> None:
-    for text in (b"data: {1: a}", b"data: {a: 1" + b"0" * 30 + b"}", b"data: !!set {a}"):
+    for text in (b"data: {a: .inf}", b"data: {a: 1" + b"0" * 30 + b"}", b"data: !!set {a}"):
         answer = await client.request("POST", CONFIG_MAPS, b"metadata: {name: a}\n" + text, content_type="application/yaml")
         assert answer.status == 400
+    text = b"metadata: {name: a}\ndata: {2: a, true: b, 1.5: c}\n"
+    made = await client.request("POST", CONFIG_MAPS, text, content_type="application/yaml")
+    assert made.json()["data"] == {"2": "a", "true": "b", "1.5": "c"}
 
 
 async def test_doubles_of_fields_are_named(client: HttpClient) -> None:
