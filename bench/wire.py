@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import ssl
 import tempfile
@@ -77,9 +78,14 @@ class Connection:
 
     async def lines(self, path: str) -> AsyncIterator[bytes]:
         """The lines of a watch, until the server ends it. Raises ``NotSent`` or ``Unanswered``; the connection is used up."""
-        reader, writer = await self._open()
+        _, writer = await self._open()
+        writer.write(self._head("GET", path, b"", "application/json"))
+        async for line in self._lines(path):
+            yield line
+
+    async def _lines(self, path: str) -> AsyncIterator[bytes]:
+        reader, _ = await self._open()
         try:
-            writer.write(self._head("GET", path, b"", "application/json"))
             status, headers = await self._answer(reader)
             if status != 200:
                 raise RuntimeError(f"{path}: {status} {(await self._body(reader, headers))!r}")
@@ -94,17 +100,34 @@ class Connection:
             self.close()
 
     async def stall(self, path: str) -> None:
-        """Begins a watch and reads nothing of it, until :meth:`close`."""
+        """Begins a watch and reads nothing of it, until :meth:`resumed` or :meth:`close`."""
         _, writer = await self._open()
         transport: Any = writer.transport
         transport.pause_reading()
         writer.write(self._head("GET", path, b"", "application/json"))
         await writer.drain()
 
+    async def resumed(self, after: float = 0.0) -> AsyncIterator[bytes]:
+        """The lines of a stalled watch, read again ``after`` some seconds."""
+        await asyncio.sleep(after)
+        if self._streams is not None:
+            transport: Any = self._streams[1].transport
+            transport.resume_reading()
+            async for line in self._lines(""):
+                yield line
+
     def close(self) -> None:
         if self._streams is not None:
             self._streams[1].transport.abort()
             self._streams = None
+
+    async def closed(self) -> None:
+        """:meth:`close`, and waits until the socket is gone."""
+        streams, self._streams = self._streams, None
+        if streams is not None:
+            streams[1].transport.abort()
+            with contextlib.suppress(OSError):
+                await streams[1].wait_closed()
 
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._streams is None or self._streams[0].at_eof():

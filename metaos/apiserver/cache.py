@@ -13,6 +13,7 @@ import contextlib
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -166,6 +167,9 @@ class Change:
         return len(self.now.encoded if self.now else b"") + 200
 
 
+_revision = attrgetter("revision")
+
+
 class Resource:
     """All objects of one kind, in key order, with their part of the window."""
 
@@ -179,6 +183,15 @@ class Resource:
         self.floor = 0
         self.revision = 0
         self.waiters: list[asyncio.Future[None]] = []
+
+    def next(self, revision: int) -> Change | None:
+        """The first change above ``revision``: one, so that who takes them slowly keeps nothing else of the past alive."""
+        changes = self.changes
+        if not changes or changes[-1].revision <= revision:
+            return None
+        if len(changes) == 1 or changes[-2].revision <= revision:
+            return changes[-1]
+        return changes[bisect_right(changes, revision, key=_revision)]
 
     def wake(self) -> None:
         waiters, self.waiters = self.waiters, []
@@ -373,15 +386,10 @@ class WatchCache:
             # Taken again on every round: nothing is awaited between the check of the floor and the copy.
             if after < held.floor:
                 raise errors.expired(f"too old resource version: {after} ({held.floor})")
-            pending: list[Change] = []
-            for change in reversed(held.changes):
-                if change.revision <= after:
-                    break
-                pending.append(change)
-            for change in reversed(pending):
+            change = held.next(after)
+            if change is not None:
                 after = change.revision
                 yield change
-            if pending:
                 continue
             if self.closed:
                 return
