@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed-$(shell sha256sum requirements-dev.txt pyproject.to
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test slow check bench docs recording lock clean
+.PHONY: help demo up test slow check bench docs recording supply lock clean
 
 help: ## Show this help
 	@echo "NEMO, a meta operating system for the IoT-edge-cloud continuum"; echo
@@ -49,6 +49,10 @@ docs: $(STAMP) ## Regenerate the reference pages from the code
 
 recording: $(STAMP) ## Record the demo as an SVG for the README
 	@$(BIN)/python -m examples.demo --record docs/demo.svg
+
+supply: $(STAMP) ## The bill of materials (build/sbom.cdx.json), and known vulnerabilities of what is pinned
+	@echo "==> bill of materials"; $(BIN)/python -m tools.supply sbom
+	@echo "==> advisories";        $(BIN)/python -m tools.supply audit
 
 lock: ## Pin all dependencies with hashes again (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements.txt

@@ -86,7 +86,7 @@ def read_site(path: Path) -> dict[str, Any]:
         documents = [d for d in yaml.load_all(content, _Plain) if d is not None]
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         # ``ValueError``: a number or date of a form that YAML has and Python has not.
-        raise ValueError(f"site file {path} is not YAML of a site file: {_said(error)}") from error
+        raise ValueError(f"site file {path} is not YAML, or more than plain YAML: {_said(error)}") from error
     if len(documents) != 1 or not isinstance(documents[0], dict):
         raise ValueError(f"site file {path} must hold one Cluster manifest, it holds {len(documents)} documents")
     site: dict[str, Any] = documents[0]
