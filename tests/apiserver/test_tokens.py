@@ -84,9 +84,7 @@ async def test_what_is_no_token_opens_nothing(hub: ServedHub) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-async def test_any_bearer_is_somebody_only_by_the_tokens_secret(
-    registry: Registry, clock: FakeClock, data: st.DataObject
-) -> None:
+async def test_any_bearer_is_somebody_only_by_its_secret(registry: Registry, clock: FakeClock, data: st.DataObject) -> None:
     tokens = JoinTokens(registry.client(ADMIN), clock)
     authority = _authority(clock)
     bearer, secret = join_token(authority, clock, "edge")

@@ -58,3 +58,26 @@ def test_every_command_that_is_mentioned_exists() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+THREATS = (ROOT / "docs/threat-model.md").read_text()
+
+
+def test_every_threat_has_tests_that_exist() -> None:
+    sections = re.split(r"\n## ", THREATS)
+    boundaries = [section for section in sections if "| threat |" in section]
+    assert len(boundaries) == 7, "users, joining, agent, container, neighbours, disk, supply chain"
+    letters: set[str] = set()
+    for section in boundaries:
+        rows = [row for row in section.splitlines() if re.match(r"\| [A-Z] \|", row)]
+        assert rows, section
+        for row in rows:
+            letter, threat, held, tests = (cell.strip() for cell in row.strip("|").split(" | "))
+            assert letter.strip("| ") in "STRIDE" and threat and held
+            letters.add(letter.strip("| "))
+            found = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", tests)
+            assert found and len(found) == tests.count("::"), f"{threat}: no test"
+            for file, name in found:
+                source = (ROOT / file).read_text() if (ROOT / file).exists() else ""
+                assert re.search(rf"^(async )?def {name}\(", source, re.M), f"{threat}: {file}::{name} does not exist"
+    assert letters == set("STRIDE")
