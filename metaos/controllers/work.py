@@ -17,6 +17,7 @@ from metaos.controllers.render import (
     manifest,
     overridden,
     paused,
+    reported,
     source_label,
     source_of,
     template_of,
@@ -44,6 +45,7 @@ from metaos.resources.meta import (
 )
 from metaos.resources.snapshot import concerns
 from metaos.resources.workload import references, work_name
+from metaos.scheduler.disruption import kept
 
 NAME = "work"
 _WORKLOAD_KINDS = {k.kind for k in scheme.WORKLOADS}
@@ -104,7 +106,8 @@ class WorkReconciler:
         leaving = {site: w for site, w in existing.items() if site not in choices}
         if choices and (fence is not None or any(agreed(w) is not None for w in leaving.values())):
             wait = await self._halt(obj, leaving)
-        for site, replicas in choices.items():
+        told = self._told(about, choices, existing) if fence is None else choices
+        for site, replicas in told.items():
             cluster, present = self._clusters.get(site), existing.get(site)
             if cluster is None or (wait and (present is None or halted(present))):
                 continue
@@ -118,6 +121,18 @@ class WorkReconciler:
             if about.kind == "Pod" and not (obj.get("spec") or {}).get("nodeName"):
                 await self._client.patch(scheme.POD, about.name, about.namespace, {"spec": {"nodeName": site}})
         return Result(requeue_after=wait) if wait else DONE
+
+    def _told(self, about: ObjectRef, choices: Mapping[str, int], existing: Mapping[str, Obj]) -> Mapping[str, int]:
+        """Make before break between sites that stay chosen, too: none gives up what is not yet available elsewhere."""
+        if about.kind not in ("Deployment", "ReplicaSet"):
+            return choices
+        running, able = {}, {}
+        for site, found in existing.items():
+            cluster = self._clusters.get(site)
+            if cluster is not None and is_true(cluster, "Ready") and not deleting(found):
+                running[site] = int((found["spec"]["manifests"][0].get("spec") or {}).get("replicas", 1))
+                able[site] = int((reported(found).get("status") or {}).get("availableReplicas") or 0)
+        return kept(choices, running, able)
 
     async def _halt(self, obj: Obj, leaving: Mapping[str, Obj]) -> float:
         """Has sites that are left run none of what must not run twice. Seconds until the next look; 0: none of them runs it."""

@@ -1,0 +1,72 @@
+"""The work controller: what sites are told while a workload moves between them."""
+
+from typing import Any
+
+from metaos.controllers import work
+from metaos.resources import scheme
+from metaos.resources.meta import Obj, owner_reference, uid
+from tests.controllers.continuum import cluster, deployment, running, until
+from tests.fake_client import FakeClient
+
+
+def placement(owner: Obj, **clusters: int) -> Obj:
+    reference = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": uid(owner)}
+    return {
+        **scheme.PLACEMENT.empty("deployment-web", "shop"),
+        "metadata": {"name": "deployment-web", "namespace": "shop", "ownerReferences": [owner_reference(owner)]},
+        "spec": {"workloadRef": reference, "clusters": [{"name": c, "replicas": n} for c, n in clusters.items()]},
+    }
+
+
+def told(client: FakeClient) -> dict[str, int]:
+    found = {}
+    for each in client.objects(scheme.WORK):
+        found[each["metadata"]["labels"]["meta-os.eu/cluster"]] = each["spec"]["manifests"][0]["spec"]["replicas"]
+    return found
+
+
+def reports(client: FakeClient, site: str, available: int) -> None:
+    for each in client.objects(scheme.WORK):
+        if each["metadata"]["labels"]["meta-os.eu/cluster"] == site:
+            status: dict[str, Any] = {"kind": "Deployment", "name": "web", "status": {"availableReplicas": available}}
+            client.seed(each | {"status": {"manifests": [status]}})
+
+
+async def test_a_site_gives_up_replicas_only_when_others_have_them() -> None:
+    objects = cluster("a"), cluster("b"), deployment(replicas=3)
+    async with running(work.setup, objects=objects) as (client, clock):
+        owner = client.find(scheme.DEPLOYMENT, "web", "shop") or {}
+        client.seed(placement(owner, a=3))
+        await until(clock, lambda: told(client) == {"a": 3})
+        reports(client, "a", 3)
+        client.seed(placement(owner, a=1, b=2))
+        await until(clock, lambda: told(client) == {"a": 3, "b": 2})
+        reports(client, "b", 1)
+        await until(clock, lambda: told(client) == {"a": 2, "b": 2})
+        reports(client, "b", 2)
+        await until(clock, lambda: told(client) == {"a": 1, "b": 2})
+
+
+async def test_what_a_lost_site_reported_replaces_nothing() -> None:
+    objects = cluster("a"), cluster("b"), deployment(replicas=2)
+    async with running(work.setup, objects=objects) as (client, clock):
+        owner = client.find(scheme.DEPLOYMENT, "web", "shop") or {}
+        client.seed(placement(owner, a=1, b=1))
+        await until(clock, lambda: told(client) == {"a": 1, "b": 1})
+        reports(client, "a", 1)
+        reports(client, "b", 1)
+        client.seed(cluster("b", ready=False), placement(owner, a=2, b=1))
+        await until(clock, lambda: told(client) == {"a": 2, "b": 1})
+        client.seed(placement(owner, a=1, b=1))
+        await clock.advance(5)
+        assert told(client) == {"a": 2, "b": 1}
+
+
+async def test_fewer_on_the_whole_go_at_once() -> None:
+    objects = cluster("a"), deployment(replicas=3)
+    async with running(work.setup, objects=objects) as (client, clock):
+        owner = client.find(scheme.DEPLOYMENT, "web", "shop") or {}
+        client.seed(placement(owner, a=3))
+        await until(clock, lambda: told(client) == {"a": 3})
+        client.seed(placement(owner, a=1))
+        await until(clock, lambda: told(client) == {"a": 1})
