@@ -24,7 +24,7 @@ from metaos.resources.meta import (
     uid,
     with_condition,
 )
-from metaos.scheduler.disruption import Budget, NoScale, assess, ended, pod_state, selects
+from metaos.scheduler.disruption import Budget, NoScale, assess, ended, eviction, pod_state, selects
 
 NAME = "disruption"
 #: Owners whose number of pods is known.
@@ -52,6 +52,25 @@ def status_of(budget: Obj, found: Budget, now: float) -> dict[str, Any]:
 
 def _observed(conditions: Iterable[Mapping[str, Any]], budget: Obj) -> list[dict[str, Any]]:
     return [{**c, "observedGeneration": generation(budget)} for c in conditions]
+
+
+async def noted(client: Client, budgets: Iterable[Obj], pods: Iterable[Obj], now: float) -> str:
+    """Has all budgets note that these pods go, as an eviction does. Empty, or why they may not."""
+    gone = [pod for pod in pods if not ended(pod) and not deleting(pod)]
+    changed: list[Obj] = []
+    for budget in budgets:
+        wanted = budget
+        for pod in gone:
+            if selects(budget, pod):
+                verdict = eviction(pod_state(pod), wanted, format_time(now))
+                if not verdict.allowed:
+                    return verdict.message
+                wanted = wanted if verdict.status is None else {**wanted, "status": dict(verdict.status)}
+        if wanted is not budget:
+            changed.append(wanted)
+    for wanted in changed:
+        await client.update(wanted, subresource="status")
+    return ""
 
 
 class DisruptionReconciler:

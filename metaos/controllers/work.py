@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.concern import on_health, workload_of
+from metaos.controllers.disruption import noted
 from metaos.controllers.fencing import Silence, agreed, fenced_after, fencing, halt, halted, renewal_of, stopped
 from metaos.controllers.placement import placement_name
+from metaos.controllers.recorder import Recorder
 from metaos.controllers.render import (
     cluster_of,
     manifest,
@@ -35,6 +37,7 @@ from metaos.resources.meta import (
     Obj,
     ObjectRef,
     cluster_namespace,
+    controller_of,
     deleting,
     is_true,
     labels,
@@ -67,6 +70,8 @@ class WorkReconciler:
         self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
         self._works.add_index("dependency", _dependencies)
         self._silence = Silence(manager, clock)
+        self._budgets = manager.informer(scheme.POD_DISRUPTION_BUDGET)
+        self._recorder = Recorder(client, clock, "work-controller")
 
     async def reconcile(self, about: ObjectRef) -> Result:
         if about.kind in _WORKLOAD_KINDS:
@@ -142,6 +147,10 @@ class WorkReconciler:
             if cluster is None or stopped(found):
                 continue
             if is_true(cluster, "Ready"):
+                if not halted(found) and (refused := await self._disrupt(obj, site)):
+                    await self._recorder.event(obj, "DisruptionBudget", f"stays on {site} for now: {refused}", warning=True)
+                    waits.append(5.0)
+                    continue
                 await self._write_halt(found)
                 # Its report comes as news of the Work; this is only in case of none.
                 waits.append(5.0)
@@ -163,6 +172,15 @@ class WorkReconciler:
             if renewal_of(lease) != before:
                 waits.append(1.0)
         return max(waits)
+
+    async def _disrupt(self, obj: Obj, site: str) -> str:
+        """What is stopped before it runs elsewhere is disrupted: empty where the budgets allow that, or why not."""
+        pods = [
+            pod
+            for pod in self._objects["Pod"].list(namespace(obj))
+            if (controller_of(pod) or {}).get("uid", uid(pod)) == uid(obj) and (pod.get("spec") or {}).get("nodeName") == site
+        ]
+        return await noted(self._client, self._budgets.list(namespace(obj)), pods, self._clock.now())
 
     async def _write_halt(self, found: Obj) -> None:
         if not halted(found) and not deleting(found):

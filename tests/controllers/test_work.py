@@ -2,10 +2,12 @@
 
 from typing import Any
 
-from metaos.controllers import work
+from metaos.controllers import disruption, work
+from metaos.controllers.fencing import halted
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, owner_reference, uid
-from tests.controllers.continuum import cluster, deployment, running, until
+from tests.controllers.continuum import cluster, deployment, events, running, until
+from tests.controllers.test_disruption import budget, pod
 from tests.fake_client import FakeClient
 
 
@@ -70,3 +72,28 @@ async def test_fewer_on_the_whole_go_at_once() -> None:
         await until(clock, lambda: told(client) == {"a": 3})
         client.seed(placement(owner, a=1))
         await until(clock, lambda: told(client) == {"a": 1})
+
+
+async def test_what_is_stopped_before_it_moves_waits_for_its_budget() -> None:
+    policy = {
+        "apiVersion": "meta-os.eu/v1alpha1",
+        "kind": "PlacementPolicy",
+        "metadata": {"name": "once", "namespace": "shop"},
+        "spec": {"fencing": {"afterSeconds": 10}},
+    }
+    objects = cluster("a"), cluster("b"), deployment(replicas=1), policy, budget(minAvailable=1)
+    async with running(work.setup, disruption.setup, objects=objects) as (client, clock):
+        owner = client.find(scheme.DEPLOYMENT, "web", "shop") or {}
+        client.seed(placement(owner, a=1))
+        await until(clock, lambda: told(client) == {"a": 1})
+        reports(client, "a", 1)
+        client.seed(pod("p1", "a", owner), placement(owner, b=1))
+        await until(clock, lambda: "DisruptionBudget" in events(client))
+        await clock.advance(30)
+        (only,) = client.objects(scheme.WORK)
+        assert only["spec"]["manifests"][0]["spec"]["replicas"] == 1 and told(client) == {"a": 1}
+        held = client.find(scheme.POD_DISRUPTION_BUDGET, "b", "shop") or {}
+        client.seed(held | {"spec": held["spec"] | {"minAvailable": 0}})
+        await until(clock, lambda: halted(client.objects(scheme.WORK)[0]), 30)
+        noted = client.find(scheme.POD_DISRUPTION_BUDGET, "b", "shop") or {}
+        assert list(noted["status"]["disruptedPods"]) == ["p1"]
