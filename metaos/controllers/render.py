@@ -166,8 +166,9 @@ def _plausible(said: Mapping[str, Any], wanted: Obj) -> dict[str, Any]:
         elif key == "conditions":
             conditions = value if isinstance(value, list) else []
             status[key] = [_condition(c) for c in conditions[:MAX_CONDITIONS] if isinstance(c, dict) and _is_condition(c)]
-        elif key == "active" and isinstance(value, list):
-            status[key] = [a for a in value[:MAX_ACTIVE] if isinstance(a, dict)]
+        elif key == "active" and wanted.get("kind") == "CronJob":
+            # References there, a number elsewhere.
+            status[key] = [a for a in value[:MAX_ACTIVE] if isinstance(a, dict)] if isinstance(value, list) else []
         elif isinstance(value, int):
             status[key] = _count(value, share) if shared and key in _SHARED else _count(value)
     return status
