@@ -101,6 +101,9 @@ class Agent:
     async def exec(self, *arguments: Any, **more: Any) -> Any:
         return await self.pods.exec(*arguments, **more)
 
+    async def attach(self, *arguments: Any) -> Any:
+        return await self.pods.attach(*arguments)
+
     async def connect(self, namespace: str, pod: str, port: int) -> Any:
         return await self.pods.connect(namespace, pod, port)
 

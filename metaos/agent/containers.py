@@ -175,4 +175,7 @@ def container_config(pod: Obj, container: Mapping[str, Any], find: Find, volumes
         run_as_user=None if user is None else int(user),
         run_as_group=None if group is None else int(group),
         attempt=attempt,
+        stdin=bool(container.get("stdin")),
+        stdin_once=bool(container.get("stdinOnce")),
+        tty=bool(container.get("tty")),
     )

@@ -55,6 +55,8 @@ class PodAccess(Protocol):
         self, namespace: str, pod: str, container: str, command: Sequence[str], *, stdin: bool = False, tty: bool = False
     ) -> Exec: ...
 
+    async def attach(self, namespace: str, pod: str, container: str) -> Exec: ...
+
     async def connect(self, namespace: str, pod: str, port: int) -> socket.socket: ...
 
 
@@ -211,10 +213,7 @@ class Remote:
         await _until_closed(stream, _write_all(stream, lines))
 
     async def _attach(self, stream: Stream, where: str, pod: str, container: str) -> None:
-        """The output from now on. Containers have no standard input here, so none is taken."""
-        lines = self._pods.logs(where, pod, container, follow=True, tail=0)
-        await stream.accept()
-        await _until_closed(stream, _write_all(stream, lines, bytes((STDOUT,))))
+        await self._talk(stream, await self._pods.attach(where, pod, container))
 
     async def _usage(self, stream: Stream) -> None:
         data = json.dumps(await self._pods.usage()).encode()
@@ -238,6 +237,9 @@ class Remote:
         process = await self._pods.exec(
             where, pod, container, command, stdin=bool(header.get("stdin")), tty=bool(header.get("tty"))
         )
+        await self._talk(stream, process)
+
+    async def _talk(self, stream: Stream, process: Exec) -> None:
         feeding = asyncio.ensure_future(_feed(process, stream))
         try:
             await stream.accept()

@@ -461,5 +461,9 @@ class Supervisor:
         pod_uid, found = self._container(namespace, pod, container, running=True)
         return await self.runtime.exec(pod_uid, found, command, stdin=stdin, tty=tty)
 
+    async def attach(self, namespace: str, pod: str, container: str) -> Exec:
+        pod_uid, found = self._container(namespace, pod, container, running=True)
+        return await self.runtime.attach(pod_uid, found)
+
     async def connect(self, namespace: str, pod: str, port: int) -> Any:
         return await self.runtime.connect(self._worker(namespace, pod).record.uid, port)

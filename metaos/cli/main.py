@@ -48,6 +48,15 @@ def nemo() -> None:
       export KUBECONFIG=$PWD/nemo.kubeconfig; nemo kubeconfig > $KUBECONFIG
       kubectl apply -f examples/shop/
       nemo why deployment/web -n shop
+
+    \b
+    Exit codes:
+      0  done
+      1  it did not work: the message says why and what to do
+      2  the command line is wrong
+      3  what was asked for is not there (of an agent: the hub has removed the site)
+      4  the hub does not let the agent join
+      5  the agent cannot run here: the machine, its data or the site file
     """
 
 
@@ -154,7 +163,7 @@ def agent(hub: str, token_file: Path | None, data: Path | None, site: Path, hear
     \b
     Example:
       nemo join-token edge-1 > token
-      nemo agent --hub https://hub:6443 --token-file token --data ./edge-1 --site examples/sites/edge-madrid.yaml
+      nemo agent --hub https://hub:6443 --token-file token --data ./edge-1 --site examples/sites/edge-paris.yaml
     """
     from metaos.agent.agent import main
     from metaos.agent.site import AgentConfig

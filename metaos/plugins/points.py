@@ -47,6 +47,10 @@ class ContainerConfig:
     run_as_user: int | None = None
     run_as_group: int | None = None
     attempt: int = 0
+    #: Whether its standard input is kept for those who attach, ends when the first of them leaves, and is a terminal.
+    stdin: bool = False
+    stdin_once: bool = False
+    tty: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,10 @@ class Runtime(Protocol):
         ...
 
     async def exec(self, uid: str, container: str, command: Sequence[str], *, stdin: bool = False, tty: bool = False) -> Exec: ...
+
+    async def attach(self, uid: str, container: str) -> Exec:
+        """To a running container: what it writes from now on, and its standard input if it has one."""
+        ...
 
     def network(self, uid: str = "") -> PodNetwork:
         """Of a pod, or, without ``uid``, of the next one to be started. Raises ``LookupError``."""

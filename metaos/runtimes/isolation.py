@@ -124,6 +124,11 @@ class Isolation(Protocol):
         ...
 
 
+def on_terminal(terminal: str, argv: list[str]) -> list[str]:
+    """A command whose session has this terminal: it must be the session's first process that opens it."""
+    return ["/bin/sh", "-c", _TERMINAL, "nemo", terminal, *argv]
+
+
 def _launch(start: Start, processes: int | None) -> list[str]:
     limits = [str(bubblewrap.files_limit()), "" if processes is None else str(processes)]
     return ["/bin/sh", "-c", bubblewrap.LAUNCH, "nemo", os.path.join(start.directory, "pid"), ":".join(start.cgroups), *limits]
@@ -432,11 +437,7 @@ class Plain:
     def enter(
         self, pod: str, main: Identity, directory: str, command: Sequence[str], env: Sequence[tuple[str, str]], terminal: str
     ) -> Launch:
-        argv = (
-            ["/bin/sh", "-c", _TERMINAL, "nemo", terminal, *command]
-            if terminal
-            else ["/bin/sh", "-c", 'exec "$@"', "nemo", *command]
-        )
+        argv = on_terminal(terminal, list(command)) if terminal else ["/bin/sh", "-c", 'exec "$@"', "nemo", *command]
         merged = dict(env) | dict(process.environ(main.pid))
         return Launch(argv, merged, directory=os.path.join(directory, "root"))
 

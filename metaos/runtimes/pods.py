@@ -50,6 +50,11 @@ class Container:
     monitor: Identity | None = None
     watch: Watch | None = None
     end: End | None = None
+    #: What was asked of its input, and the process that keeps it.
+    stdin: bool = False
+    stdin_once: bool = False
+    tty: bool = False
+    console: Watch | None = None
     #: (monotonic seconds, CPU seconds) of the last measurement.
     sample: tuple[float, float] | None = None
 
@@ -76,6 +81,7 @@ class Container:
                 "image": image,
                 "workingDir": working_dir,
                 "cgroups": list(cgroups),
+                "input": [self.stdin, self.stdin_once, self.tty],
                 "monitor": None if self.monitor is None else [self.monitor.pid, self.monitor.start],
             },
         )
@@ -100,6 +106,7 @@ class Container:
         found = cls(
             name, directory, known["startTime"], known["attempt"], f"{name}-{os.path.basename(directory)}", monitor=monitor
         )
+        found.stdin, found.stdin_once, found.tty = known.get("input") or (False, False, False)
         end = read_json(os.path.join(directory, "end.json"))
         if end is not None:
             found.end = End(end["exitCode"], end["finishTime"], end["reason"], end["message"])

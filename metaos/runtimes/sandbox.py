@@ -18,10 +18,11 @@ from metaos import trees
 from metaos.clock import Clock
 from metaos.plugins.points import ContainerConfig, ContainerState, ImageError, PodConfig, PodNetwork
 from metaos.runtimes import logs, netns, process
+from metaos.runtimes.attachment import FOREGROUND, Attachment, start_console
 from metaos.runtimes.cgroups import Cgroups
 from metaos.runtimes.execution import Execution
-from metaos.runtimes.images import DEFAULT_PATH, Image, ImageStore
-from metaos.runtimes.isolation import Isolation, Mount, Start, isolated, signal_name
+from metaos.runtimes.images import DEFAULT_PATH, Image, ImageStore, python_program
+from metaos.runtimes.isolation import Isolation, Launch, Mount, Start, isolated, on_terminal, signal_name
 from metaos.runtimes.pods import Container, End, Pod, checked
 from metaos.runtimes.process import Watch
 
@@ -79,7 +80,7 @@ class SandboxRuntime:
         for each in list(self._executions):
             await each.kill()
         for pod in (self._pods or {}).values():
-            for watch in (pod.watch, *(container.watch for container in pod.containers.values())):
+            for watch in (pod.watch, *(each for c in pod.containers.values() for each in (c.watch, c.console))):
                 if watch is not None:
                     watch.close()
             if pod.sockets is not None:
@@ -292,11 +293,8 @@ class SandboxRuntime:
                 holder=pod.holder,
             )
             started.env = start.env
-            log = logs.open_log(started.directory)
-            try:
-                started.monitor = self._isolation.container(start).spawn(stdout=log, stderr=log)
-            finally:
-                os.close(log)
+            started.stdin, started.stdin_once, started.tty = container.stdin, container.stdin_once, container.tty
+            self._spawn(started, self._isolation.container(start))
             started.record(container.image, working_dir, groups)
         except BaseException:
             self._group().remove(pod.uid, started.group)
@@ -304,12 +302,38 @@ class SandboxRuntime:
             raise
         return started
 
+    def _spawn(self, started: Container, launch: Launch) -> None:
+        """The container's processes. Who keeps its input comes first, and ends with it."""
+        log = logs.open_log(started.directory)
+        opened = [log]
+        try:
+            if not (started.stdin or started.tty):
+                started.monitor = launch.spawn(stdout=log, stderr=log)
+                return
+            if started.tty:
+                entry, theirs = os.openpty()
+            else:
+                theirs, entry = os.pipe2(os.O_CLOEXEC)
+            opened += [entry, theirs]
+            keeper = start_console(started.directory, entry, log if started.tty else -1, once=started.stdin_once)
+            started.console = Watch(keeper, lambda: None)
+            if started.tty:
+                launch.argv = on_terminal(os.ttyname(theirs), launch.argv)
+                started.monitor = launch.spawn(stdin=theirs, stdout=theirs, stderr=theirs)
+            else:
+                started.monitor = launch.spawn(stdin=theirs, stdout=log, stderr=log)
+        finally:
+            for fd in opened:
+                os.close(fd)
+
     def _command(self, image: Image, container: ContainerConfig) -> tuple[str, ...]:
         if image.rootfs is not None and self._isolation.name == "none":
             raise ImageError(
                 "ErrImagePull", f"image {container.image} is an imported one, and isolation none runs host images only"
             )
         argv = tuple(image.argv(container.command, container.args))
+        if argv and container.tty and image.rootfs is None:
+            argv = (python_program(), "-I", "-S", "-E", "-c", FOREGROUND, *argv)
         if not argv:
             raise ValueError(f"container {container.name} has no command, and neither has its image {container.image}")
         return argv
@@ -357,6 +381,8 @@ class SandboxRuntime:
 
     def _environment(self, pod: Pod, image: Image, container: ContainerConfig, user: int) -> tuple[tuple[str, str], ...]:
         env = {"PATH": DEFAULT_PATH, "HOSTNAME": pod.hostname}
+        if container.tty:
+            env["TERM"] = "xterm"
         if self._isolation.name != "none":
             env["HOME"] = "/root" if user == 0 else "/"
         env.update(image.env)
@@ -482,6 +508,16 @@ class SandboxRuntime:
     def _look_at_log(self, container: Container) -> None:
         logs.rotate(container.directory)
         logs.note(container.directory, self._clock.now())
+
+    async def attach(self, uid: str, container: str) -> Attachment:
+        """Raises ``LookupError`` where the container does not run."""
+        found = self._container(uid, container)
+        if found.end is not None or found.watch is None:
+            raise LookupError(f"container {container} of pod {uid} does not run")
+        lines = None
+        if not found.tty:
+            lines = logs.follow(found.directory, 0, found.watch.ended)
+        return Attachment(found.directory, stdin=found.stdin or found.tty, lines=lines)
 
     async def exec(
         self, uid: str, container: str, command: Sequence[str], *, stdin: bool = False, tty: bool = False

@@ -186,6 +186,9 @@ class FakePods:
     ) -> FakeExec:
         return FakeExec(command)
 
+    async def attach(self, namespace: str, pod: str, container: str) -> FakeExec:
+        return FakeExec(["attached", "0"])
+
     async def connect(self, namespace: str, pod: str, port: int) -> socket.socket:
         raise ConnectionRefusedError(f"nobody listens on port {port} of {namespace}/{pod}")
 

@@ -177,6 +177,20 @@ def test_run(web: Real) -> None:
     assert "deleted" in web("delete", "pod", "job", "--wait")
 
 
+def test_run_and_attach_on_a_terminal(web: Real) -> None:
+    say = [("rompt", "\n"), ("# ", "echo $((6*7)); sleep 100\n"), ("42", "\x03"), ("# ", "exit 3\n")]
+    code, seen = web.terminal("run", "-it", "--rm", "shell", "--image=python:3", "--restart=Never", "--", "sh", say=say)
+    assert code == 3 and "42" in seen and 'pod "shell" deleted' in seen, seen
+    web("run", "stays", "--image=python:3", "--restart=Never", "-it", "--attach=false", "--command", "--", "sh")
+    web("wait", "pod/stays", "--for=condition=Ready", "--timeout=20s")
+    code, seen = web.terminal("attach", "-it", "stays", say=[("rompt", "\n"), ("# ", "stty size; exit\n")], size=(33, 101))
+    assert code == 0 and "33 101" in seen, seen
+    web("wait", "pod/stays", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=20s")
+    assert "33 101" in web("logs", "stays")
+    piped = web("run", "piped", "--image=python:3", "--restart=Never", "--rm", "-i", "--quiet", "--", "wc", "-c", text="12345\n")
+    assert piped == "6\n"
+
+
 def shell_archive(folder: Path) -> Path:
     """A docker archive with nothing in it but a shell, as ``podman save`` writes it."""
     shell = Path("/bin/sh").resolve()

@@ -169,6 +169,62 @@ class RuntimeConformance:
         assert await runtime.image_exists(IMAGE)
         assert any("docker.io/library/python:3" in each["names"] for each in await runtime.images())
 
+    async def test_what_is_typed_reaches_the_command_and_ends_with_who_leaves(self, runtime: Runtime) -> None:
+        await runtime.start_pod(pod())
+        await runtime.start_container(pod().uid, container("cat", stdin=True, stdin_once=True))
+        data = b"typed\n" * 20_000
+        talk = await runtime.attach(pod().uid, "main")
+        for start in range(0, len(data), 50_000):
+            await talk.write(data[start : start + 50_000])
+        await until_logged(runtime, pod().uid, b"typed")
+        await talk.kill()
+        ended = await until_ended(runtime, pod().uid)
+        assert ended.exit_code == 0 and await log(runtime, pod().uid) == data
+        with pytest.raises(LookupError):
+            await runtime.attach(pod().uid, "main")
+
+    async def test_input_stays_open_while_people_come_and_go(self, runtime: Runtime) -> None:
+        await runtime.start_pod(pod())
+        await runtime.start_container(pod().uid, container("cat", stdin=True))
+        for word in (b"one\n", b"two\n"):
+            talk = await runtime.attach(pod().uid, "main")
+            await talk.write(word)
+            async with asyncio.timeout(DEADLINE):
+                assert await anext(talk.output()) == (1, word)
+            await talk.kill()
+        talk = await runtime.attach(pod().uid, "main")
+        await talk.write(b"")
+        assert (await until_ended(runtime, pod().uid)).exit_code == 0
+        await talk.kill()
+
+    async def test_a_terminal(self, runtime: Runtime) -> None:
+        await runtime.start_pod(pod())
+        await runtime.start_container(pod().uid, container("sh", stdin=True, tty=True))
+
+        async def say(talk: Exec, word: str, expected: bytes) -> None:
+            await talk.write(word.encode())
+            seen = b""
+            async with asyncio.timeout(DEADLINE):
+                async for _, data in talk.output():
+                    seen += data
+                    if expected in seen:
+                        return
+            raise AssertionError(seen)
+
+        first = await runtime.attach(pod().uid, "main")
+        await first.resize(101, 33)
+        await say(first, "X=5; stty size; echo $TERM$((1+1))\n", b"xterm2")
+        await say(first, "sleep 1000\n", b"sleep 1000")
+        # The signal goes to the command in the foreground, not to the shell.
+        await say(first, "\x03", b"# " if b"#" in await log(runtime, pod().uid) else b"$ ")
+        await first.kill()
+        second = await runtime.attach(pod().uid, "main")
+        await say(second, "echo still $X\n", b"still 5")
+        await second.write(b"exit 7\n")
+        assert (await until_ended(runtime, pod().uid)).exit_code == 7
+        assert b"33 101" in await log(runtime, pod().uid)
+        await second.kill()
+
     async def test_term_reaches_the_command(self, runtime: Runtime) -> None:
         await runtime.start_pod(pod())
         await runtime.start_container(
