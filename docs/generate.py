@@ -110,7 +110,9 @@ def amount(count: float) -> str:
 
 def limits_page() -> str:
     """The bounds of the hub's API, from the constants that hold them."""
-    from metaos.apiserver import app, bodies, fairness, gates, listening, transfer, watch
+    from metaos import tunnel
+    from metaos.agent import network
+    from metaos.apiserver import app, bodies, fairness, gates, listening, transfer, tunnels, watch
 
     rows = [
         (
@@ -150,6 +152,42 @@ def limits_page() -> str:
     ]
     parts = ["# Limits of the API", "", "Generated from the code by `make docs`.", ""]
     parts += ["| what | bound | beyond it |", "|---|---|---|"]
+    parts += [f"| {what} | {bound} | {beyond} |" for what, bound, beyond in rows]
+    parts += [
+        "",
+        "## Tunnels",
+        "",
+        "Each site's agent keeps one connection to the hub; logs, commands and connections are streams in it.",
+    ]
+    parts += ["A stuck reader holds up nobody else: credit is counted for each stream.", ""]
+    parts += ["| what | bound | beyond it |", "|---|---|---|"]
+    rows = [
+        (
+            "Streams of one tunnel that the hub opened; that the site opened",
+            f"{tunnel.MAX_STREAMS} each",
+            "503; the connection is reset",
+        ),
+        ("Header of a stream (a command with its arguments)", amount(tunnel.MAX_HEADER), "400"),
+        ("Unread bytes of one stream and direction", amount(tunnel.WINDOW), "its writer waits"),
+        ("Unread bytes of all streams of a tunnel", amount(tunnel.MAX_UNREAD), "the stream goes whose reader is stuck"),
+        ("Control frames that wait for the transport", tunnel.MAX_CONTROL, "the tunnel is closed"),
+        ("Time for a site to answer", f"{tunnels.ACCEPT_SECONDS:g} s", "503"),
+        (
+            "Time without a ping's answer; until the kernel gives up",
+            f"{1.5 * tunnels.HEARTBEAT_SECONDS:g} s; 25 s",
+            "the tunnel is closed, its streams end with an error",
+        ),
+        (
+            "Time in which nothing passes: a user's log, command or port; a connection between pods",
+            f"{tunnels.IDLE_SECONDS / 3600:g} h; none",
+            "the stream ends with an error",
+        ),
+        (
+            "Connections that a site relays for its pods; for one pod",
+            f"{network.MAX_RELAYS}; {network.MAX_POD_RELAYS}",
+            "refused",
+        ),
+    ]
     parts += [f"| {what} | {bound} | {beyond} |" for what, bound, beyond in rows]
     parts += ["", "## Priority levels", ""]
     parts += ["Each request belongs to a level, by who asks and for what, and within it to its caller. Levels share no seats."]

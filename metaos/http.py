@@ -87,8 +87,12 @@ class Response:
 class _Connection:
     """One HTTP/1.1 connection: the state machine and the socket."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, opened: float, everyone: set[_Connection]
+    ) -> None:
+        self.reader, self.writer, self.opened = reader, writer, opened
+        self._everyone = everyone
+        everyone.add(self)
         self.machine = h11.Connection(h11.CLIENT, max_incomplete_event_size=64 * 1024)
         self.idle_since = 0.0
 
@@ -134,6 +138,7 @@ class _Connection:
 
     def abort(self) -> None:
         """Close without the TLS goodbye: nothing is expected any more."""
+        self._everyone.discard(self)
         self.writer.transport.abort()
 
 
@@ -173,12 +178,19 @@ class HttpClient:
         self._token = token
         self._clock, self._random = clock, random
         self._idle: list[_Connection] = []
+        self._open: set[_Connection] = set()
         self._requests, self._watches = asyncio.Semaphore(MAX_REQUESTS), asyncio.Semaphore(MAX_WATCHES)
 
     def use(self, context: ssl.SSLContext) -> None:
         """Take another certificate for new connections; requests under way end on theirs."""
         self._context = context
         self._drop_idle()
+
+    def drop_older(self, moment: float) -> None:
+        """Break the connections that were opened before a (monotonic) moment, with the requests and watches on them. After an
+        outage they may go on, but not before the kernel's next retry, which may be as far away as the outage was long."""
+        for connection in [each for each in self._open if each.opened < moment]:
+            connection.abort()
 
     async def close(self) -> None:
         """Close what is kept alive."""
@@ -260,13 +272,14 @@ class HttpClient:
                 self._host, self._port, ssl=self._context, server_hostname=self._host if self._context else None
             )
         keep_alive(writer.get_extra_info("socket"))
-        return _Connection(reader, writer)
+        return _Connection(reader, writer, self._clock.monotonic(), self._open)
 
     def _reuse(self) -> _Connection | None:
         now = self._clock.monotonic()
         while self._idle:
             connection = self._idle.pop()
-            if now - connection.idle_since <= IDLE_SECONDS and not connection.reader.at_eof():
+            usable = not connection.reader.at_eof() and not connection.writer.is_closing()
+            if now - connection.idle_since <= IDLE_SECONDS and usable:
                 return connection
             connection.abort()
         return None

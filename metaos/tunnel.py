@@ -14,7 +14,6 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -26,7 +25,10 @@ OVERHEAD = 32
 MAX_DATA = 64 * 1024 + 1
 MAX_HEADER = 8 * 1024
 MAX_REASON = 512
-MAX_STREAMS = 1024
+#: Streams that each side may have opened at the same time: neither uses up the other's share.
+MAX_STREAMS = 512
+#: Bytes that have arrived on all streams of a tunnel and were not read yet. Beyond it the stream goes whose reader is stuck.
+MAX_UNREAD = 8 * 1024 * 1024
 #: Control frames that may wait for the transport; a peer that makes more without reading is cut off.
 MAX_CONTROL = 4 * MAX_STREAMS
 SUBPROTOCOL = "tunnel.meta-os.eu"
@@ -44,6 +46,10 @@ class Frame(IntEnum):
 
 class TunnelError(ConnectionError):
     """The tunnel as a whole cannot go on, or has no room for another stream."""
+
+
+class HeaderTooLong(TunnelError):
+    """What a stream was to be opened for does not fit a header."""
 
 
 class StreamReset(ConnectionError):
@@ -87,6 +93,7 @@ class Multiplexer:
         self._peer_parity = 0 if client else 1
         self._max_streams = max_streams
         self._streams: dict[int, _Side] = {}
+        self._opened_by_us = 0
         self.outbox: list[bytes] = []
 
     def __len__(self) -> int:
@@ -94,15 +101,16 @@ class Multiplexer:
 
     def open(self, header: dict[str, Any]) -> tuple[int, bytes]:
         """The new stream's number and its OPEN frame. Raises ``TunnelError`` where there is no room for it."""
-        if len(self._streams) >= self._max_streams:
+        if self._opened_by_us >= self._max_streams:
             raise TunnelError(f"the tunnel carries {self._max_streams} streams already; close some, or try again later")
         payload = json.dumps(header, separators=(",", ":")).encode()
         if len(payload) > MAX_HEADER:
-            raise TunnelError(f"a stream's header may have {MAX_HEADER} bytes, this one has {len(payload)}")
+            raise HeaderTooLong(f"a stream's header may have {MAX_HEADER} bytes, this one has {len(payload)}")
         number = self._next
         if number >= 2**32:
             raise TunnelError("the tunnel has used up its stream numbers; it must be opened anew")
         self._next += 2
+        self._opened_by_us += 1
         self._streams[number] = _Side()
         return number, _frame(Frame.OPEN, number, payload)
 
@@ -143,8 +151,9 @@ class Multiplexer:
         return _frame(Frame.EOF, stream)
 
     def reset(self, stream: int, reason: str) -> bytes | None:
-        if self._streams.pop(stream, None) is None:
+        if stream not in self._streams:
             return None
+        self._forget(stream)
         return _frame(Frame.RESET, stream, reason.encode()[:MAX_REASON])
 
     def ping(self, payload: bytes = bytes(8)) -> bytes:
@@ -174,7 +183,7 @@ class Multiplexer:
         if side is None:
             return None
         if kind is Frame.RESET:
-            del self._streams[stream]
+            self._forget(stream)
             return Event(kind, stream, reason=payload[:MAX_REASON].decode(errors="replace"))
         if kind is Frame.WINDOW:
             if len(payload) != 4:
@@ -205,7 +214,7 @@ class Multiplexer:
             header = None
         if not isinstance(header, dict):
             raise TunnelError("a stream's header is a JSON object")
-        if len(self._streams) >= self._max_streams:
+        if len(self._streams) - self._opened_by_us >= self._max_streams:
             self.outbox.append(_frame(Frame.RESET, stream, b"too many streams"))
             return None
         self._streams[stream] = _Side()
@@ -213,7 +222,12 @@ class Multiplexer:
 
     def _forget_if_done(self, stream: int, side: _Side) -> None:
         if side.sent_eof and side.got_eof:
-            del self._streams[stream]
+            self._forget(stream)
+
+    def _forget(self, stream: int) -> None:
+        del self._streams[stream]
+        if stream % 2 != self._peer_parity:
+            self._opened_by_us -= 1
 
 
 class Stream:
@@ -224,6 +238,9 @@ class Stream:
         self._tunnel = tunnel
         self._number = number
         self._messages: deque[bytes] = deque()  # bounded by WINDOW
+        #: Bytes in it; when (by the loop's clock) something was last read, and when anything last passed.
+        self.unread = 0
+        self.last_read = self.last_passed = asyncio.get_running_loop().time()
         self._readable = asyncio.Event()
         self._writable = asyncio.Event()
         self._answered = asyncio.Event()
@@ -242,6 +259,8 @@ class Stream:
             self._readable.clear()
             await self._readable.wait()
         message = self._messages.popleft()
+        self.last_read = self._passed()
+        self._tunnel._count(self, -len(message))
         await self._tunnel._reply(self._tunnel._core.consumed(self._number, len(message)))
         return message
 
@@ -257,6 +276,11 @@ class Stream:
                 self._writable.clear()
                 await self._writable.wait()
             await self._tunnel._transmit(core.data(self._number, part))
+            self._passed()
+
+    def _passed(self) -> float:
+        self.last_passed = asyncio.get_running_loop().time()
+        return self.last_passed
 
     async def write_eof(self) -> None:
         """Half close: nothing more will be written."""
@@ -276,19 +300,24 @@ class Stream:
             raise StreamReset(self._failure)
 
     async def close(self) -> None:
-        """End both directions; what was written still arrives, what the peer still writes is refused."""
-        with suppress(ConnectionError):  # where the transport is gone, the stream is too
-            await self.write_eof()
-            await self._tunnel._reply(self._tunnel._core.reset(self._number, "closed by the other side"))
+        """End both directions; what was written still arrives, what the peer still writes is refused. As ``reset`` it does
+        not wait for the transport, which may be stuck."""
+        self._sent_eof = True
+        self._tunnel._queue(self._number, self._tunnel._core.eof(self._number))
+        self._tunnel._queue(self._number, self._tunnel._core.reset(self._number, "closed by the other side"))
         self._fail("closed")
-        self._messages.clear()
+        self._drop()
 
     async def reset(self, reason: str) -> None:
         """End both directions at once; the peer's next read or write fails with ``reason``."""
-        with suppress(ConnectionError):
-            await self._tunnel._reply(self._tunnel._core.reset(self._number, reason))
+        self._tunnel._queue(self._number, self._tunnel._core.reset(self._number, reason))
         self._fail(reason)
+        self._drop()
+
+    def _drop(self) -> None:
+        """What arrived is not wanted any more."""
         self._messages.clear()
+        self._tunnel._count(self, -self.unread)
 
     async def wait_closed(self) -> None:
         """Returns when the stream was reset or both sides have ended it."""
@@ -312,6 +341,8 @@ class Stream:
         self._answered.set()
         if event.type is Frame.DATA:
             self._messages.append(event.data)
+            self._passed()
+            self._tunnel._count(self, len(event.data))
             self._readable.set()
         elif event.type is Frame.WINDOW:
             self._writable.set()
@@ -348,6 +379,7 @@ class Tunnel:
         self._flusher: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
         self._closed: str | None = None
+        self._unread = 0
         self._pong = asyncio.Event()
 
     @property
@@ -380,6 +412,9 @@ class Tunnel:
             self._dispatch(event)
         if len(self._control) > MAX_CONTROL:
             raise TunnelError("the other side does not read")
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
         if self._control and (self._flusher is None or self._flusher.done()):
             self._flusher = asyncio.create_task(self._flush())
 
@@ -400,6 +435,38 @@ class Tunnel:
             if found is not None:
                 found._happened(event)
                 self._drop_finished(event.stream)
+            if self._unread > MAX_UNREAD:
+                self._drop_stuck()
+
+    def _count(self, stream: Stream, size: int) -> None:
+        stream.unread += size
+        self._unread += size
+
+    def _drop_stuck(self) -> None:
+        """Of the streams that hold most, the one that was not read from for longest. A stream that both sides have ended is
+        not known here any more, and may still hold what its reader has not taken: at most one window."""
+        if any(stream.unread for stream in self._streams.values()):
+            number, stuck = max(self._streams.items(), key=lambda item: (item[1].unread, -item[1].last_read))
+            self._give_up(number, stuck, f"nobody reads it, and {MAX_UNREAD} bytes wait for readers on this tunnel")
+
+    def end_idle(self, seconds: float, which: Callable[[dict[str, Any]], bool]) -> None:
+        """Reset the streams on which nothing has passed for so long, of those whose header ``which`` accepts."""
+        before = asyncio.get_running_loop().time() - seconds
+        for number, stream in list(self._streams.items()):
+            if stream.last_passed < before and which(stream.header):
+                self._give_up(number, stream, f"nothing has passed for {seconds:g} s")
+
+    def _give_up(self, number: int, stream: Stream, reason: str) -> None:
+        self._queue(number, self._core.reset(number, reason))
+        stream._fail(reason)
+        stream._drop()
+
+    def _queue(self, number: int, frame: bytes | None) -> None:
+        """To be sent as soon as the transport takes it, after what was written before. At most two for each stream."""
+        if frame is not None and self._closed is None:
+            self._control.append(frame)
+            self._drop_finished(number)
+            self._flush_soon()
 
     async def ping(self) -> None:
         """Returns when the peer has answered; the caller sets the deadline."""

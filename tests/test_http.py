@@ -222,3 +222,31 @@ def test_paths_and_bad_addresses() -> None:
     assert path_of(scheme.CLUSTER, "ignored", "a/b", "status") == "/apis/meta-os.eu/v1alpha1/clusters/a%2Fb/status"
     with pytest.raises(ValueError, match="must be a URL"):
         HttpClient("hub:6443", clock=SystemClock(), random=Random(1))
+
+
+async def test_connections_of_before_an_outage_are_dropped_and_newer_ones_stay(site: Site) -> None:
+    async def endless(request: web.Request) -> web.StreamResponse:
+        if "watch" not in request.query:
+            return await site.echo(request)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b'{"type":"ADDED","object":{}}\n')
+        await asyncio.Event().wait()
+        return response
+
+    site.serve = endless
+    client = site.client()
+    await client.request("GET", "/kept")
+    old, new = client.watch(scheme.POD), client.watch(scheme.POD)
+    assert (await anext(old)).type == "ADDED"
+    lost = site.clock.monotonic()
+    assert (await anext(new)).type == "ADDED"
+    client.drop_older(lost)
+    with pytest.raises(ApiError) as caught:
+        await asyncio.wait_for(anext(old), 5)
+    assert caught.value.code == 503
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(anext(new), 0.05)
+    assert (await client.request("GET", "/again")).status == 200, "not on the connection that was kept"
+    assert len(client._open) == 1
+    await client.close()

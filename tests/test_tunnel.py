@@ -8,7 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaos.tunnel import MAX_DATA, MAX_HEADER, OVERHEAD, WINDOW, Frame, Multiplexer, Stream, StreamReset, Tunnel, TunnelError
+from metaos.tunnel import (
+    MAX_DATA,
+    MAX_HEADER,
+    MAX_UNREAD,
+    OVERHEAD,
+    WINDOW,
+    Frame,
+    HeaderTooLong,
+    Multiplexer,
+    Stream,
+    StreamReset,
+    Tunnel,
+    TunnelError,
+)
 
 Step = tuple[str, int, int]
 steps = st.lists(
@@ -106,7 +119,7 @@ def test_arbitrary_bytes_are_refused_or_ignored_but_never_break_it(message: byte
 
 def test_limits_are_held() -> None:
     client, hub = Multiplexer(client=True, max_streams=9), Multiplexer(client=False, max_streams=2)
-    with pytest.raises(TunnelError, match="header"):
+    with pytest.raises(HeaderTooLong):
         client.open({"x": "y" * MAX_HEADER})
     for _ in range(2):
         assert hub.receive(client.open({})[1])
@@ -263,4 +276,97 @@ async def test_a_peer_that_never_reads_is_cut_off() -> None:
     with pytest.raises(TunnelError, match="does not read"):
         for _ in range(10_000):
             await tunnel.receive(bytes((Frame.PING, 0, 0, 0, 0)))
+    await tunnel.close()
+
+
+def test_neither_side_uses_up_the_others_streams() -> None:
+    client, hub = Multiplexer(client=True, max_streams=2), Multiplexer(client=False, max_streams=2)
+    opened = [client.open({}) for _ in range(2)]
+    for _, frame in opened:
+        assert hub.receive(frame)
+    with pytest.raises(TunnelError, match="carries 2 streams"):
+        client.open({})
+    mine = [hub.open({}) for _ in range(2)]
+    with pytest.raises(TunnelError, match="carries 2 streams"):
+        hub.open({})
+    hub.reset(mine[0][0], "done")
+    client.reset(opened[0][0], "done")
+    assert hub.open({})[0] == 6 and client.open({})[0] == 5, "what has ended makes room, each for its own side"
+
+
+async def settled(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def test_of_many_stuck_readers_the_longest_stuck_goes_and_the_others_stay() -> None:
+    async def talk(header: dict[str, Any], stream: Stream) -> None:
+        if header["type"] == "echo":
+            return await echo(header, stream)
+        while True:
+            await stream.write(bytes(MAX_DATA))
+
+    async with Pair(talk) as pair:
+        quick = await pair.hub.open({"type": "echo"})
+        count = MAX_UNREAD // (WINDOW // (MAX_DATA + OVERHEAD) * MAX_DATA) + 8
+        stuck = [await pair.hub.open({"type": "flood"}) for _ in range(count)]
+        await settled(lambda: sum(s._failure is not None for s in stuck) >= 4)
+        await settled(lambda: all(s._failure is not None or s.unread + 4 * OVERHEAD + MAX_DATA > WINDOW for s in stuck))
+        assert pair.hub._unread <= MAX_UNREAD, "however many are stuck"
+        gone = [s for s in stuck if s._failure is not None]
+        with pytest.raises(StreamReset, match="nobody reads it"):
+            await gone[0].read()
+        left = next(s for s in stuck if s._failure is None)
+        assert await left.read() == bytes(MAX_DATA)
+        for number in range(50):
+            await quick.write(b"%d" % number)
+            assert await asyncio.wait_for(quick.read(), 5) == b"%d" % number
+        await settled(lambda: len(pair.agent._streams) == len(pair.hub._streams)), "the other side knows"
+        for stream in stuck:
+            await stream.close()
+        assert pair.hub._unread == 0
+
+
+async def test_idle_streams_end_where_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    async with Pair(echo) as pair:
+        idle, busy, other = [await pair.hub.open({"type": "echo", "ends": word}) for word in (1, 1, 0)]
+        for stream in (idle, busy, other):
+            await stream.accepted()
+        now = loop.time()
+        monkeypatch.setattr(loop, "time", lambda: now + 99)
+        await busy.write(b"x")
+        monkeypatch.setattr(loop, "time", lambda: now + 101)
+        pair.hub.end_idle(100, lambda header: bool(header["ends"]))
+        monkeypatch.undo()
+        with pytest.raises(StreamReset, match="nothing has passed for 100 s"):
+            await idle.read()
+        for stream in (busy, other):
+            await stream.write(b"still")
+        assert (await busy.read(), await busy.read(), await other.read()) == (b"x", b"still", b"still")
+
+
+async def test_ending_a_stream_never_waits_for_a_stuck_transport() -> None:
+    free = asyncio.Event()
+    sent: list[bytes] = []
+
+    async def send(message: bytes) -> None:
+        await free.wait()
+        sent.append(message)
+
+    tunnel = Tunnel(send, echo, client=True)
+    free.set()
+    streams = [await tunnel.open({}) for _ in range(2)]
+    free.clear()
+    writing = asyncio.create_task(streams[0].write(b"last words"))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(1):
+        await streams[0].close()
+        await streams[1].reset("why")
+    free.set()
+    await writing
+    await settled(lambda: len(sent) == 6)
+    kinds = [(Frame(m[0]), int.from_bytes(m[1:5], "big")) for m in sent[2:]]
+    assert kinds == [(Frame.DATA, 1), (Frame.EOF, 1), (Frame.RESET, 1), (Frame.RESET, 3)]
     await tunnel.close()

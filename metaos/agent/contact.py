@@ -37,6 +37,8 @@ class Contact:
         self._clock, self._random = clock, random
         self._file = renewal_file
         self._reachable: bool | None = None
+        #: When (monotonic) the hub was last found to be away.
+        self.lost = float("-inf")
         self._news = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
         self._renewal_listeners: list[Callable[[], None]] = []
@@ -79,6 +81,7 @@ class Contact:
         elif self._reachable is not False:
             log.warning("%s; this site goes on with what it has", error.message)
             self._reachable = False
+            self.lost = self._clock.monotonic()
 
     def renewed(self, started: float) -> None:
         """A heartbeat that was begun at ``started`` (monotonic) was confirmed."""

@@ -40,8 +40,9 @@ from metaos.tunnel import Stream
 
 log = logging.getLogger(__name__)
 
-#: Connections that a site relays at the same time; further ones are refused at once.
+#: Connections that a site relays at the same time, and those that one of its pods has begun; further ones are refused at once.
 MAX_RELAYS = 1024
+MAX_POD_RELAYS = 256
 #: Endpoints that one connection tries before it gives up.
 MAX_TRIES = 4
 #: Addresses that are remembered; beyond that those that nothing uses are given back, so that a day of rollouts leaves nothing.
@@ -70,6 +71,7 @@ class _Pod:
         self.network = ""
         self.separate = False
         self.said: set[Listener] = set()
+        self.relays = 0
         self.lock = asyncio.Lock()
 
     def look_at(self, pod: Obj, services: list[Obj]) -> None:
@@ -262,9 +264,10 @@ class ServiceNetwork:
         if pod.separate:
             listener = accepted.getsockname()
         route = self._plans.get(pod.namespace, NamespacePlan()).routes.get(listener)
-        if route is None or len(self._relays) >= MAX_RELAYS:
+        if route is None or len(self._relays) >= MAX_RELAYS or pod.relays >= MAX_POD_RELAYS:
             refuse(accepted)
             return
+        pod.relays += 1
         self._turn += 1
         task = asyncio.get_running_loop().create_task(self._relay(pod, accepted, route, self._turn))
         self._relays.add(task)
@@ -292,6 +295,7 @@ class ServiceNetwork:
             log.info("a connection of pod %s to Service %s failed: %s", pod.label, route.service, why)
             refuse(accepted)
         finally:
+            pod.relays -= 1
             accepted.close()
 
     def _refused(self, pod: _Pod, endpoint: LocalEndpoint | RemoteEndpoint) -> str | None:

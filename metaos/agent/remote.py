@@ -31,7 +31,11 @@ STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
 #: A tunnel that stood for so long was good: the next attempt is not delayed as after a failure.
 STEADY_SECONDS = 30.0
 OPEN_SECONDS = 10.0
+#: How long a pod may take to accept a connection: less than the hub waits for an answer.
+CONNECT_SECONDS = 5.0
 PING_SECONDS = 20.0
+#: After the hub was away for others, the tunnel has so long to show that it still carries something.
+DOUBT_SECONDS = 5.0
 
 
 class PodAccess(Protocol):
@@ -86,6 +90,8 @@ class Remote:
         self._context, self._contact, self._clock, self._pods = context, contact, clock, pods
         self._tunnel: Tunnel | None = None
         self._redial = asyncio.Event()
+        self._doubted = asyncio.Event()
+        contact.on_return(self._doubted.set)
 
     def redial(self) -> None:
         """Open another tunnel, with the present certificate; the streams of this one go on until they end."""
@@ -158,11 +164,14 @@ class Remote:
                 keep_alive(connection.transport.get_extra_info("socket"))
                 tunnel = self._tunnel = Tunnel(connection.send, self.serve, client=True)
                 self._contact.reached()
+                self._doubted.clear()
+                watching = asyncio.create_task(self._watch(connection))
                 try:
                     async for message in connection:
                         if isinstance(message, bytes):
                             await tunnel.receive(message)
                 finally:
+                    watching.cancel()
                     if self._tunnel is tunnel:
                         self._tunnel = None
                     await tunnel.close("the connection to the hub broke")
@@ -173,6 +182,23 @@ class Remote:
             raise ApiError(400, "BadRequest", str(error)) from error
         except (OSError, TimeoutError, InvalidHandshake, WebSocketException, EOFError) as error:
             raise unavailable(f"cannot reach the hub at {self._url}: {error or type(error).__name__}") from error
+
+    async def _watch(self, connection: Any) -> None:
+        """After an outage: does this connection still carry anything?"""
+        from websockets.exceptions import WebSocketException
+
+        while True:
+            await self._doubted.wait()
+            self._doubted.clear()
+            try:
+                async with asyncio.timeout(DOUBT_SECONDS):
+                    await (await connection.ping())
+            except WebSocketException:
+                return
+            except (TimeoutError, OSError):
+                log.info("the tunnel did not outlive the outage: another one is opened")
+                connection.transport.abort()
+                return
 
     # -- what the hub asks for -------------------------------------------------------------------------------
 
@@ -225,7 +251,8 @@ class Remote:
         """For a pod of another site (``source``), or for the hub itself: port-forward and the proxy, which are node traffic."""
         if "source" in header and (why := self._pods.refusal(header["source"], where, pod, port)) is not None:
             raise ApiError(403, "Forbidden", why)
-        target = await self._pods.connect(where, pod, port)
+        async with asyncio.timeout(CONNECT_SECONDS):
+            target = await self._pods.connect(where, pod, port)
         try:
             await stream.accept()
             await relay_stream(target, stream)

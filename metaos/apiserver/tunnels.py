@@ -11,14 +11,17 @@ from typing import Any, Protocol
 from aiohttp import WSMsgType, web
 
 from metaos.apiserver.dialling import Refused
-from metaos.resources.errors import ApiError, unavailable
-from metaos.tunnel import MAX_DATA, SUBPROTOCOL, Stream, StreamReset, Tunnel, TunnelError
+from metaos.resources.errors import ApiError, bad_request, unavailable
+from metaos.tunnel import MAX_DATA, SUBPROTOCOL, HeaderTooLong, Stream, StreamReset, Tunnel, TunnelError
 
 log = logging.getLogger(__name__)
 
 #: How long a site may take to accept a stream (a dial that connects).
 ACCEPT_SECONDS = 10.0
 HEARTBEAT_SECONDS = 20.0
+#: A user's stream (a log, a command, a port) on which nothing passes ends after this long, as a kubelet has it.
+#: Connections between pods may be idle for as long as their ends wish.
+IDLE_SECONDS = 4 * 3600.0
 
 
 class Streams(Protocol):
@@ -52,19 +55,24 @@ class Tunnels:
         tunnel = self._tunnels.get(cluster)
         if tunnel is None:
             raise unavailable(f"site {cluster!r} is not connected: its agent is away, or has no way to this hub")
-        try:
-            stream = await tunnel.open(header)
-        except TunnelError as error:
-            raise unavailable(f"site {cluster!r}: {error}") from None
+        stream: Stream | None = None
         try:
             async with asyncio.timeout(ACCEPT_SECONDS):
+                stream = await tunnel.open(header)
                 await stream.accepted()
+                return stream
+        except HeaderTooLong as error:
+            raise bad_request(f"{error}: is the command too long?") from None
+        except TunnelError as error:
+            raise unavailable(f"site {cluster!r}: {error}") from None
         except StreamReset as error:
             raise ApiError(502, "BadGateway", f"site {cluster!r}: {error}") from None
-        except TimeoutError:
-            await stream.reset("the hub waited in vain for the site's answer")
-            raise unavailable(f"site {cluster!r} did not answer within {ACCEPT_SECONDS:g} s") from None
-        return stream
+        except BaseException as error:  # the caller may have gone, too
+            if stream is not None:
+                await stream.reset("the hub waited in vain for the site's answer")
+            if isinstance(error, TimeoutError):
+                raise unavailable(f"site {cluster!r} did not answer within {ACCEPT_SECONDS:g} s") from None
+            raise
 
     async def announce(self, header: dict[str, Any]) -> None:
         """Tells every connected site something by a stream that carries nothing else. Who does not take it finds out later."""
@@ -86,11 +94,16 @@ class Tunnels:
         async def relay(header: dict[str, Any], stream: Stream) -> None:
             await self._relay(cluster, header, stream)
 
+        loop = asyncio.get_running_loop()
         tunnel = Tunnel(socket.send_bytes, relay, client=False)
         await self._replace(cluster, tunnel, credential)
         log.info("site %s is connected", cluster)
         try:
+            swept = loop.time()
             while not tunnel.closed and (self._tunnels.get(cluster) is tunnel or tunnel.streams):
+                if loop.time() - swept >= HEARTBEAT_SECONDS:
+                    swept = loop.time()
+                    tunnel.end_idle(IDLE_SECONDS, _is_users)
                 try:
                     message = await socket.receive(timeout=HEARTBEAT_SECONDS)
                 except TimeoutError:
@@ -145,6 +158,10 @@ class Tunnels:
     async def close(self) -> None:
         for tunnel in (*self._tunnels.values(), *self._leaving.values()):
             await tunnel.close("the hub stops")
+
+
+def _is_users(header: dict[str, Any]) -> bool:
+    return "source" not in header and "cluster" not in header
 
 
 async def join(one: Stream, other: Stream) -> None:

@@ -263,6 +263,24 @@ async def test_endpoints_change_without_touching_listeners_and_remote_ones_are_u
     assert (await world.call("uid-client")).startswith(b"z@far")
 
 
+async def test_one_pod_cannot_use_up_the_sites_connections(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metaos.agent.network.MAX_POD_RELAYS", 3)
+    greedy, modest = await world.attached("greedy"), await world.attached("modest")
+    await world.runtime.serve("uid-a", 8000, b"hi")
+    world.network.update([service()], [greedy, modest, pod("a")])
+    await until(lambda: len(world.runtime.listeners) == 3)
+    held = [await asyncio.open_connection(*world.address("uid-greedy")) for _ in range(3)]
+    for reader, _ in held:
+        assert await reader.readexactly(2) == b"hi"
+    with pytest.raises(ConnectionResetError):
+        await world.call("uid-greedy")
+    assert (await world.call("uid-modest")).startswith(b"hi")
+    for _, writer in held:
+        writer.close()
+    await until(lambda: not world.network._relays)
+    assert (await world.call("uid-greedy")).startswith(b"hi")
+
+
 async def test_with_no_endpoint_the_caller_sees_a_reset(world: World) -> None:
     client = await world.attached("client")
     world.network.update([service(), endpoint_slice("far", "z")], [client])
