@@ -192,7 +192,8 @@ def limits_page() -> str:
     parts += ["", "## Priority levels", ""]
     parts += ["Each request belongs to a level, by who asks and for what, and within it to its caller. Levels share no seats."]
     parts += ["Within a level callers take turns, so who sends hundreds of requests waits for themselves. A list takes one seat,"]
-    parts += [f"and another for every {fairness.OBJECTS_PER_SEAT} objects that it goes through, up to half of its level's."]
+    parts += [f"and another for every {fairness.OBJECTS_PER_SEAT} objects that it goes through, up to half of its level's;"]
+    parts += ["so does a watch, until it has sent what was there."]
     parts += ["`/metrics` shows all of it as `apiserver_flowcontrol_*`.", ""]
     parts += ["| level | whose | seats | waiting of one caller | waiting |", "|---|---|---|---|---|"]
     whose = {

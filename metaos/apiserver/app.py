@@ -23,7 +23,7 @@ from metaos.apiserver.audit import Audit, no_audit
 from metaos.apiserver.authn import ANONYMOUS, Authenticator, Identity
 from metaos.apiserver.bodies import MAX_BODY, decoded, flag, readable
 from metaos.apiserver.fairness import classify, width
-from metaos.apiserver.gates import SMALL_BYTES, Gates
+from metaos.apiserver.gates import SMALL_BYTES, Gate, Gates
 from metaos.apiserver.jointokens import BOOTSTRAPPERS, JoinTokens
 from metaos.apiserver.metrics import Metrics, resident_bytes
 from metaos.apiserver.negotiation import JSON, encoded, not_acceptable, ranges
@@ -50,6 +50,8 @@ REQUEST_SECONDS = 60.0
 IDLE_SECONDS = 120.0
 #: The request line (``exec`` carries its command in the URL), each header, and how many of them.
 MAX_LINE, MAX_FIELD, MAX_FIELDS = 64 * 1024, 16 * 1024, 128
+#: A watch gives its seats back after this long, also where its reader has not yet taken all that was there.
+BEGIN_SECONDS = 5.0
 #: So many times the work of a list of encoded objects is one that decodes them.
 DECODED_COSTS = 4
 PUBLIC = frozenset({"/version", "/livez", "/readyz", "/healthz", "/cacerts"})
@@ -150,6 +152,8 @@ class Api:
         exchange.call = call
         if target.long_running:
             with self._gates.lasting(flow):
+                if target.verb == "watch":
+                    return await self._begin_watch(call, self._gates.of(level), flow)
                 return await self._serve_long(call)
         with self._gates.holding(flow, announced(request)):
             if request.can_read_body:
@@ -161,14 +165,40 @@ class Api:
                 answer = await self._verbs.serve(call)
         return await self._sent(request, answer, flow)
 
+    async def _begin_watch(self, call: Call, gate: Gate, flow: str) -> web.StreamResponse:
+        """A watch takes seats as a list does until it has sent what was there, or for a while where its reader is slow."""
+        seats = width(gate.queue.level, self._work(call))
+        await gate.enter(flow, seats)
+        held = [True]
+
+        def begun() -> None:
+            if held:
+                held.clear()
+                gate.leave(flow, seats)
+
+        call.begun = begun
+        limit = asyncio.get_running_loop().call_later(BEGIN_SECONDS, begun)
+        try:
+            return await self._serve_long(call)
+        finally:
+            limit.cancel()
+            begun()
+
     def _work(self, call: Call) -> int:
         """Objects that a request goes through."""
-        target = call.target
-        if target.verb not in ("list", "deletecollection"):
+        target, query = call.target, call.query
+        if target.verb not in ("list", "watch", "deletecollection"):
+            return 0
+        if target.verb == "watch" and query.get("resourceVersion") not in (None, "", "0") and "sendInitialEvents" not in query:
             return 0
         objects = self._registry.cache.count(stored_kind(target.kind).resource, target.namespace)
-        limit = call.query.get("limit", "")
-        if limit.isdecimal() and 0 < len(limit) < 8 and not ("labelSelector" in call.query or "fieldSelector" in call.query):
+        limit = query.get("limit", "")
+        if (
+            target.verb == "list"
+            and limit.isdecimal()
+            and len(limit) < 8
+            and not {"labelSelector", "fieldSelector"} & query.keys()
+        ):
             objects = min(objects, int(limit) or objects)
         # To show objects in another form they are decoded.
         return objects * DECODED_COSTS if ";as=" in call.request.headers.get("Accept", "") else objects

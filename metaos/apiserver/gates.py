@@ -52,6 +52,14 @@ class Gate:
     @asynccontextmanager
     async def seats(self, flow: str, count: int) -> AsyncIterator[None]:
         """Raises ``ApiError`` 429 where there is no room, or the wait was too long."""
+        await self.enter(flow, count)
+        try:
+            yield
+        finally:
+            self.leave(flow, count)
+
+    async def enter(self, flow: str, count: int) -> None:
+        """:meth:`seats`, until :meth:`leave`."""
         ticket = Ticket(flow, count, asyncio.get_running_loop().create_future())
         admitted = self.queue.arrive(flow, count, ticket)
         if admitted is None:
@@ -62,11 +70,10 @@ class Gate:
         if not admitted:
             await self._wait(ticket)
         self.dispatched += 1
-        try:
-            yield
-        finally:
-            self.queue.leave(flow, count)
-            self._dispatch()
+
+    def leave(self, flow: str, count: int) -> None:
+        self.queue.leave(flow, count)
+        self._dispatch()
 
     async def _wait(self, ticket: Ticket) -> None:
         started = self._clock.monotonic()

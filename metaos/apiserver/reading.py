@@ -253,10 +253,11 @@ class Reading:
         fields: str = "",
         bookmarks: bool = False,
         initial_events: bool = False,
+        begun: Callable[[], None] | None = None,
     ) -> AsyncGenerator[EncodedEvent, None]:
         """Events after ``resource_version``; with none (or ``0``) the current objects come first, as ``ADDED``.
         ``initial_events`` (``sendInitialEvents=true``, a streamed list): current objects, the annotated bookmark, then
-        events. ``bookmarks``: one a minute."""
+        events. ``bookmarks``: one a minute. ``begun`` is called when only news are still to come."""
         self.check(user, Attributes("watch", kind.group, kind.plural, "", namespace, fields=fields))
         matches = selector(kind, labels, fields)
         where = namespace if kind.namespaced else ""
@@ -273,6 +274,8 @@ class Reading:
             after = now
             if initial_events:
                 yield _bookmark(kind, now, initial=True)
+        if begun is not None:
+            begun()
         async with contextlib.aclosing(self.cache.changes(resource, after)) as changes:
             async for change in changes:
                 if isinstance(change, int):

@@ -39,7 +39,8 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Call:
-    """One request on its way through. ``warnings`` become ``Warning`` headers of the answer."""
+    """One request on its way through. ``warnings`` become ``Warning`` headers of the answer; ``begun`` is called when a watch
+    has sent what was there."""
 
     request: web.Request
     identity: Identity
@@ -47,6 +48,7 @@ class Call:
     headers: dict[str, str]
     warnings: list[str] = field(default_factory=list)
     dry_run: bool = False
+    begun: Callable[[], None] | None = None
 
     @property
     def user(self) -> UserInfo:
@@ -188,6 +190,7 @@ class Verbs:
             fields=fields,
             bookmarks=bodies.flag(query, "allowWatchBookmarks"),
             initial_events=bodies.flag(query, "sendInitialEvents"),
+            begun=call.begun,
         )
         response = web.StreamResponse(headers={**call.headers, "Content-Type": form.content_type})
         return await watch.stream(

@@ -17,6 +17,7 @@ ASKED = (
     ("/api/v1/configmaps", TABLE),
     ("/api/v1/configmaps?labelSelector=a%21%3Db", TABLE),
     ("/api/v1/configmaps?limit=500", "application/yaml"),
+    ("/api/v1/configmaps?watch=1&timeoutSeconds=1", "application/json"),
 )
 
 
@@ -30,14 +31,18 @@ async def ask(port: int, context: ssl.SSLContext, number: int, deadline: float, 
             number += 1
             writer.write(f"GET {path} HTTP/1.1\r\nHost: hub\r\nAccept: {accept}\r\n\r\n".encode())
             head = await reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-            while length:
-                length -= len(await reader.read(min(length, 1 << 18)) or b"x" * length)
+            if b"watch=1" in path.encode() and b" 200 " in head[:20]:
+                while (chunk := int(await reader.readline(), 16)) or await reader.readline() != b"\r\n":
+                    await reader.readexactly(chunk + 2)
+            else:
+                length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+                while length:
+                    length -= len(await reader.read(min(length, 1 << 18)) or b"x" * length)
             counts[head.split()[1].decode()] += 1
             if number % 50 == 0:
                 writer.close()
                 writer = None
-        except (OSError, asyncio.IncompleteReadError, IndexError):
+        except (OSError, asyncio.IncompleteReadError, IndexError, ValueError):
             counts["broken"] += 1
             writer = None
     if writer is not None:
