@@ -148,7 +148,9 @@ def _missed(spec: Mapping[str, Any], last: float, now: float) -> int:
 
 def _job(cron: Obj, due: float, now: float) -> Obj:
     template = copy.deepcopy(cron["spec"].get("jobTemplate") or {})
-    metadata = template.get("metadata") or {}
+    metadata, body = template.get("metadata") or {}, template.get("spec") or {}
+    if body.get("completions") is None and body.get("parallelism") in (None, 1):
+        body["completions"] = 1
     notes = {"meta-os.eu/cronjob": name(cron), "meta-os.eu/cronjob-uid": uid(cron), SCHEDULED: _scheduled(cron["spec"], due)}
     return {
         "apiVersion": "batch/v1",
@@ -160,8 +162,15 @@ def _job(cron: Obj, due: float, now: float) -> Obj:
             "annotations": {**(metadata.get("annotations") or {}), **notes},
             "creationTimestamp": format_time(now),
         },
-        "spec": template.get("spec") or {},
+        "spec": body,
     }
+
+
+def shown(job: Obj, status: Mapping[str, Any]) -> dict[str, Any]:
+    """What the hub is told of a job, so that users see it there."""
+    metadata = job["metadata"]
+    kept = {k: metadata[k] for k in ("name", "uid", "creationTimestamp")}
+    return kept | {"scheduledTime": metadata["annotations"][SCHEDULED], "status": dict(status)}
 
 
 def _scheduled(spec: Mapping[str, Any], due: float) -> str:

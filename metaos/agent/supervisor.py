@@ -15,7 +15,7 @@ from random import Random  # noqa: TID251  (the type of the seeded source that i
 from typing import Any
 
 from metaos.agent.cache import Cache
-from metaos.agent.cron import due_jobs
+from metaos.agent.cron import due_jobs, shown
 from metaos.agent.jobs import finished, job, job_status
 from metaos.agent.notes import Notes, key_of
 from metaos.agent.podrecord import PodRecord
@@ -328,6 +328,9 @@ class Supervisor:
                 self._cache.put("jobs", f"{namespace(made)}/{name(made)}", made)
             for old in step.delete:
                 self._forget_job(ref(old))
+            here = [j for j in self._jobs.values() if annotations(j)[CRON_UID] == uid(cron)]
+            if here:
+                step.status["jobs"] = [shown(j, self._statuses.get(ref(j), {})) for j in sorted(here, key=name)]
             if step.status != before:
                 self._cache.put("status", key_of(about), step.status)
         if step.events != self._said.get(about):

@@ -17,6 +17,7 @@ def all_setups() -> list[Setup]:
         carbon,
         certificate,
         cluster,
+        cronjob,
         disruption,
         event,
         garbage,
@@ -50,5 +51,6 @@ def all_setups() -> list[Setup]:
         disruption,
         autoscaling,
         ttl,
+        cronjob,
     )
     return [module.setup for module in modules]

@@ -21,6 +21,7 @@ from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme, workload
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
+    CLUSTER_LABEL,
     EVICTED,
     Obj,
     ObjectRef,
@@ -30,6 +31,7 @@ from metaos.resources.meta import (
     format_time,
     generation,
     is_true,
+    labels,
     name,
     namespace,
     owner_reference,
@@ -58,12 +60,12 @@ def placement_name(about: ObjectRef) -> str:
 
 
 def placeable(obj: Obj) -> bool:
-    """Whether this is a workload that users want placed: no mirror, nothing that a controller owns, none of NEMO's own."""
+    """Whether this is a workload that users want placed: no mirror, no pod that a controller owns, none of NEMO's own."""
     if namespace(obj).startswith("nemo-") or deleting(obj):
         return False
     if obj.get("kind") == "Pod":
         return not controller_of(obj) and not (obj.get("spec") or {}).get("nodeName")
-    return not controller_of(obj)
+    return CLUSTER_LABEL not in labels(obj)
 
 
 def _move(raw: Mapping[str, Any]) -> Move:

@@ -163,6 +163,8 @@ def _plausible(said: Mapping[str, Any], wanted: Obj) -> dict[str, Any]:
         elif key in _INDEXES:
             if isinstance(value, str):
                 status[key] = value[:MAX_INDEXES]
+        elif key == "jobs" and wanted.get("kind") == "CronJob" and isinstance(value, list):
+            status[key] = [_job(j) for j in value[:MAX_ACTIVE] if isinstance(j, dict) and _is_job_of(wanted, j)]
         elif key == "conditions":
             conditions = value if isinstance(value, list) else []
             status[key] = [_condition(c) for c in conditions[:MAX_CONDITIONS] if isinstance(c, dict) and _is_condition(c)]
@@ -172,6 +174,21 @@ def _plausible(said: Mapping[str, Any], wanted: Obj) -> dict[str, Any]:
         elif isinstance(value, int):
             status[key] = _count(value, share) if shared and key in _SHARED else _count(value)
     return status
+
+
+def _is_job_of(cron: Obj, said: Mapping[str, Any]) -> bool:
+    """Whether it can be one that a CronJob made: ``NAME-MINUTE``."""
+    called = said.get("name")
+    if not isinstance(called, str) or not called.isascii():
+        return False
+    prefix, _, minute = called.rpartition("-")
+    return prefix == name(cron)[:52] and minute.isdigit() and len(minute) <= 12
+
+
+def _job(said: Mapping[str, Any]) -> dict[str, Any]:
+    status = said.get("status")
+    found: dict[str, Any] = {k: str(said.get(k) or "")[:MAX_TEXT] for k in ("name", "scheduledTime")}
+    return found | {"status": _plausible(status if isinstance(status, dict) else {}, {"kind": "Job"})}
 
 
 def _is_condition(said: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import Obj, ObjectRef, deleting, name, namespace, parse_time, ref, uid
+from metaos.resources.meta import CLUSTER_LABEL, Obj, ObjectRef, deleting, labels, name, namespace, parse_time, ref, uid
 
 NAME = "ttl"
 #: A finish that is said to lie in the future is not waited for in one go: the clock may be set right meanwhile.
@@ -40,7 +40,8 @@ class TtlReconciler:
 
     async def reconcile(self, about: ObjectRef) -> Result:
         job = self._jobs.get(about.name, about.namespace)
-        when = None if job is None or deleting(job) else expiry(job)
+        # What a site shows of a CronJob goes when the site says so.
+        when = None if job is None or deleting(job) or CLUSTER_LABEL in labels(job) else expiry(job)
         if job is None or when is None:
             return DONE
         left = when - self._clock.now()

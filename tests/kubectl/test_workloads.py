@@ -93,3 +93,27 @@ def test_what_no_site_honours_is_said(real: Real) -> None:
     assert code == 0
     assert "serviceAccountToken: this source is not available at any site; the pod will not start" in said
     assert "gRPC probes are not run" in said
+
+
+def cron(name: str) -> dict[str, Any]:
+    pod = pod_spec("echo ticked", restartPolicy="OnFailure")
+    spec = {"schedule": "* * * * *", "jobTemplate": {"spec": {"template": {"spec": pod}}}}
+    return {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": name}, "spec": spec}
+
+
+def test_a_job_made_from_a_cron_job(real: Real) -> None:
+    real.apply(cron("yearly") | {"spec": cron("yearly")["spec"] | {"schedule": "@yearly"}})
+    real("create", "job", "now", "--from=cronjob/yearly")
+    real("wait", "--for=condition=complete", "job/now", "--timeout=30s")
+    assert real("logs", "job/now") == "ticked\n"
+
+
+@pytest.mark.slow
+def test_cron_jobs_show_their_jobs(real: Real) -> None:
+    real.apply(cron("tick"))
+    job = until("a job", lambda: [j for j in real("get", "jobs", "-o", "name").split() if "/tick-" in j], 70)[0]
+    real("wait", "--for=condition=complete", job, "--timeout=30s")
+    assert real("logs", job.replace("job.batch", "job")) == "ticked\n"
+    assert status(real, "cronjob/tick")["lastSuccessfulTime"]
+    real("delete", "cronjob", "tick")
+    until("its jobs go with it", lambda: "/tick-" not in real("get", "jobs", "-o", "name"))
