@@ -21,6 +21,7 @@ from metaos.resources.meta import Obj
 
 _ORDER = "$setElementOrder/"
 _DELETE = "$deleteFromPrimitiveList/"
+_LISTS = ("$retainKeys", _ORDER, _DELETE)
 #: Of one JSON patch, as in Kubernetes: a patch of copies could otherwise grow an object without bound.
 MAX_OPERATIONS = 10_000
 #: What all ``copy`` operations of one patch may copy, for the same reason.
@@ -90,8 +91,11 @@ def strategic(target: Obj, patch: Obj, node: Node) -> Obj:
     result = dict(target)
     retain = patch.get("$retainKeys")
     for key, value in patch.items():
-        if key.startswith(("$retainKeys", _ORDER, _DELETE)) and not isinstance(value, list):
-            raise errors.bad_request(f"{key} must be a list, not {value.__class__.__name__}")
+        if key.startswith(_LISTS) and not isinstance(value, list):
+            what = (
+                "retainKeys" if key == "$retainKeys" else "setElementOrder list" if key.startswith(_ORDER) else "primitive list"
+            )
+            raise errors.bad_request(f"invalid patch format of {what}")
     if retain is not None:
         result = {k: v for k, v in result.items() if k in retain}
     orders: dict[str, list[Any]] = {}

@@ -295,7 +295,7 @@ class Registry(Reading):
             kind,
             name,
             namespace,
-            lambda current: _same_uid(kind, apply_patch(type, current, patch, node), current),
+            lambda current: _identified(kind, apply_patch(type, current, patch, node), current),
             subresource,
             pinned=_names_revision(patch),
         )
@@ -563,8 +563,14 @@ def _with_metadata(obj: Obj) -> Obj:
     return obj
 
 
-def _same_uid(kind: Kind, patched: Obj, current: Obj) -> Obj:
-    wanted = (patched.get("metadata") or {}).get("uid") if isinstance(patched.get("metadata"), dict) else None
+def _identified(kind: Kind, patched: Obj, current: Obj) -> Obj:
+    """A patch that takes the name away has taken too much away."""
+    metadata = patched.get("metadata")
+    if metadata is None or (isinstance(metadata, dict) and not metadata.get("name")):
+        raise errors.bad_request(
+            f"the name of the object ({name(current)} based on URL) was undeterminable: name must be provided"
+        )
+    wanted = metadata.get("uid") if isinstance(metadata, dict) else None
     if wanted and wanted != current["metadata"].get("uid"):
         raise errors.invalid(kind.group, kind.kind, name(current), [invalid("metadata.uid", wanted, "field is immutable")])
     return patched
