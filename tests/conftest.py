@@ -1,0 +1,11 @@
+"""Made-up cases are the same in every run, so that green stays green; ``HYPOTHESIS_PROFILE=explore`` makes up new ones."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+settings.register_profile("steady", derandomize=True, database=None)
+settings.register_profile("explore", print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
