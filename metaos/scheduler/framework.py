@@ -151,17 +151,19 @@ def _reconsider(
     if workload.mode == "Everywhere":
         return make(stay, "every site that matches")
     if not stay.complete or (not stay.satisfies and best.satisfies):
-        if best.complete or len(best.clusters) > len(stay.clusters):
-            grown = distribute(workload, kept, feasible, totals)
-            if grown.complete and grown.satisfies:
-                return make(grown, "more room is needed than its sites have")
-            moves = set(best.clusters) != set(workload.current)
-            if moves and stay.complete and _spent(snapshot, workload):
-                return make(stay, f"stays, though its sites no longer suffice: {_budget(workload)}", again=_refill(workload))
-            return make(best, "its sites no longer suffice", migrates=moves, forced=True)
         # Whole work that outgrew every site goes on with what it has: it is never stopped for want of more.
         kept_on = stay if stay.clusters else Choice(dict(workload.current), False)
-        return make(kept_on, f"not all replicas have a place: {_nowhere(rejected, workload, feasible)}")
+        grown = distribute(workload, kept, feasible, totals)
+        if grown.complete and grown.satisfies:
+            choice, why = grown, "more room is needed than its sites have"
+        elif best.complete or len(best.clusters) > len(stay.clusters):
+            choice, why = best, "its sites no longer suffice"
+        else:
+            return make(kept_on, f"not all replicas have a place: {_nowhere(rejected, workload, feasible)}")
+        leaves = bool(workload.current.keys() - choice.clusters.keys())
+        if leaves and _spent(snapshot, workload):
+            return make(kept_on, f"stays, though {why}: {_budget(workload)}", again=_refill(workload))
+        return make(choice, why, migrates=leaves, forced=True)
     return _improve(snapshot, workload, feasible, totals, best, stay, make)
 
 

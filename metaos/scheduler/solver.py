@@ -126,6 +126,11 @@ def availability(sites: Sequence[ClusterInfo]) -> float:
 
 def _fill(workload: WorkloadInfo, sites: Sequence[ClusterInfo], spaces: Mapping[str, int], satisfies: bool) -> Choice:
     """One replica for each site, then what each has already, then by rank, or evenly where a policy spreads."""
+    held = {c.name: workload.current.get(c.name, 0) for c in sites}
+    fits = sum(held.values()) == workload.replicas and all(0 < n <= spaces[c] for c, n in held.items())
+    if fits and _even(workload, sites, held):
+        # Replicas stay where they are as long as nothing speaks against it.
+        return Choice(held, True, satisfies)
     result = {c.name: 1 for c in sites[: workload.replicas]}
     left = workload.replicas - len(result)
     for cluster in sites:
