@@ -7,7 +7,7 @@ import base64
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,6 +19,7 @@ from metaos.apiserver.authn import Certificate, HubAuthenticator
 from metaos.apiserver.connect import Connections
 from metaos.apiserver.dialling import Refused
 from metaos.apiserver.jointokens import JoinTokens
+from metaos.apiserver.listening import Room, Site, listeners
 from metaos.apiserver.measured import Sites, sources
 from metaos.apiserver.metrics import Metrics
 from metaos.apiserver.proxy import ServiceProxy, service_slices
@@ -52,6 +53,7 @@ class ServedHub:
     revoked: set[str]
     sessions: Sessions
     url: str = ""
+    room: Room = field(default_factory=lambda: Room(1000))
 
     def pair(self, name: str, *groups: str, lifetime: float = 3600.0) -> KeyPair:
         return self.authority.issue_client(name, groups, self.clock.now(), lifetime)
@@ -125,7 +127,8 @@ async def served(folder: Path, clock: Clock) -> AsyncIterator[ServedHub]:
     context.verify_mode = ssl.CERT_OPTIONAL
     runner = web.AppRunner(app, shutdown_timeout=0.05)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    for listener in listeners("127.0.0.1", 0, hub.room):
+        await Site(runner, listener, context).start()
     hub.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
     try:
         yield hub

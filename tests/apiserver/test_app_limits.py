@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from metaos.apiserver import app, gates, transfer
+from metaos.apiserver import app, gates, listening, transfer
 from metaos.clock import SystemClock
 from tests.apiserver.objects import config_map
 from tests.apiserver.serving import ServedHub, served
@@ -144,3 +144,34 @@ async def test_discovery_and_schemas_are_sent_once(hub: ServedHub) -> None:
         code, headers, body = await get(path, accept)
         assert code == 200 and body
         assert (await get(path, accept, headers["etag"]))[::2] == (304, b""), path
+
+
+async def test_who_begins_no_tls_or_asks_for_nothing_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening, "HANDSHAKE_SECONDS", 0.1)
+    monkeypatch.setattr(app, "IDLE_SECONDS", 0.3)
+    async with served(tmp_path, SystemClock()) as hub, asyncio.timeout(10):
+        silent, silently = await asyncio.open_connection("127.0.0.1", urlsplit(hub.url).port)
+        assert await silent.read(1) == b""
+        silently.close()
+        async with raw(hub) as (idle, _):
+            assert await idle.read(1) == b""
+        async with raw(hub) as (slow, drip):
+            drip.write(b"GET /version HTTP/1.1\r\nHost: ")
+            assert await slow.read(1) == b""
+        while hub.room.open:
+            await asyncio.sleep(0.01)
+
+
+async def test_the_room_of_one_address_is_bounded(hub: ServedHub) -> None:
+    hub.room.of_address = 3
+    async with raw(hub) as (_, first), raw(hub), raw(hub):
+        with pytest.raises((OSError, asyncio.IncompleteReadError)):
+            async with raw(hub) as (reader, writer):
+                writer.write(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n")
+                await reader.readexactly(1)
+        assert hub.room.refused == 1
+        first.transport.abort()
+        async with asyncio.timeout(5):
+            while hub.room.open > 2:
+                await asyncio.sleep(0.01)
+        assert (await answered(hub, b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n"))[0] == 200
