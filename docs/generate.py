@@ -1,4 +1,4 @@
-"""Generates ``docs/reference/`` from the code: ``python -m docs.generate`` (``make docs``)."""
+"""Generates ``docs/reference/`` and the architecture's pictures from the code: ``python -m docs.generate`` (``make docs``)."""
 
 from __future__ import annotations
 
@@ -223,6 +223,11 @@ def main() -> None:
     for name, page in PAGES.items():
         (target / name).write_text(page())
         print(f"wrote docs/reference/{name}")
+    from docs.pictures import PICTURES
+
+    for name, picture in PICTURES.items():
+        (ROOT / name).write_text(picture())
+        print(f"wrote docs/{name}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The hub's key material on disk: made on the first start, read on the next ones."""
+"""The hub's key material on disk: its authorities, its own and the administrator's certificates, whole after any crash."""
 
 from __future__ import annotations
 

@@ -8,7 +8,9 @@ import click
 import pytest
 import yaml
 
+from docs import facts
 from docs.generate import PAGES, commands
+from docs.pictures import PICTURES, ROLES
 from metaos.apiserver.metadata import prepare_create
 from metaos.apiserver.shaping import shape, validate
 from metaos.cli.main import nemo
@@ -21,6 +23,30 @@ PAGES_BY_HAND = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "
 @pytest.mark.parametrize("name", sorted(PAGES))
 def test_generated_pages_are_current(name: str) -> None:
     assert (ROOT / "docs/reference" / name).read_text() == PAGES[name](), "run 'make docs'"
+
+
+@pytest.mark.parametrize("name", sorted(PICTURES))
+def test_pictures_are_current(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text() == PICTURES[name](), "run 'make docs'"
+
+
+def test_pictures_show_what_the_code_says() -> None:
+    """What the drawing does not take from the code itself is held here."""
+    assert {c.name for c in facts.controllers() if facts.hands_over(c.name)} == set(facts.HANDED), (
+        "who writes what: docs/facts.py"
+    )
+    order = [name for layer in facts.layers() for name in layer]
+    assert all(order.index(a) < order.index(b) for a, b in facts.imports() if a in order and b in order)
+    leaves = {path.removeprefix("nemo ") for path, c in commands(nemo, "nemo") if not isinstance(c, click.Group)}
+    assert sorted(word for used in ROLES.values() for word in used) == sorted(leaves), "a role for each command: docs/pictures.py"
+
+
+def test_the_architecture_shows_every_picture_and_names_what_exists() -> None:
+    pages = "".join(page.read_text() for page in (ROOT / "docs/architecture").glob("*.md"))
+    for name in PICTURES:
+        assert f"]({name.rpartition('/')[2]})" in pages or f"](../{name})" in pages, name
+    for path in re.findall(r"`(metaos/[\w/.]+)`", pages):
+        assert (ROOT / path).exists(), path
 
 
 def manifests() -> Iterator[tuple[str, dict[str, object]]]:
