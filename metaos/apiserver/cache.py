@@ -98,22 +98,45 @@ def decode(encoded: bytes) -> Obj:
     return obj
 
 
-class Version:
-    """One object as one revision wrote it."""
+#: One for all objects without labels.
+_NONE: dict[str, str] = {}
 
-    __slots__ = ("encoded", "fields", "key", "labels", "name", "namespace", "revision")
+
+class Version:
+    """One object as one revision wrote it. What selectors see of it is decoded when one asks, and kept."""
+
+    __slots__ = ("_labels", "_values", "encoded", "key", "revision")
 
     def __init__(self, key: str, value: bytes, revision: int) -> None:
-        resource, self.namespace, self.name = key.split("/", 2)
         self.key = key
         self.revision = revision
         self.encoded = with_revision(value, revision)
-        obj = orjson.loads(value)
-        self.labels: dict[str, str] = obj["metadata"].get("labels") or {}
-        self.fields = field_values(resource, obj) if resource in FIELDS else None
+        self._labels: dict[str, str] | None = None
+        self._values: dict[str, str] | None = None
+
+    @property
+    def namespace(self) -> str:
+        return self.key.split("/", 2)[1]
+
+    @property
+    def name(self) -> str:
+        return self.key.split("/", 2)[2]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        if self._labels is None:
+            self._see()
+        return self._labels or {}
 
     def field_values(self) -> dict[str, str]:
-        return self.fields or {"metadata.name": self.name, "metadata.namespace": self.namespace}
+        if self._values is None:
+            self._see()
+        return self._values or {}
+
+    def _see(self) -> None:
+        obj = self.object()
+        self._labels = obj["metadata"].get("labels") or _NONE
+        self._values = field_values(self.key.partition("/")[0], obj)
 
     def object(self) -> Obj:
         return decode(self.encoded)
