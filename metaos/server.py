@@ -7,6 +7,7 @@ The data directory is private to its owner and holds ``state.db`` (the store), `
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -67,6 +68,8 @@ CONTROLLERS = UserInfo("system:controller-manager", (MASTERS,))
 #: Set aside on the disk, so that deletes and heartbeats go on when it is full.
 RESERVE_BYTES = 16 << 20
 LOCAL_SITE = "local"
+#: Containers made before garbage is looked for (Python's default is 700): a request makes hundreds, and no cycles.
+GARBAGE_THRESHOLD = 10_000
 RESTART_SECONDS = (1.0, 60.0)
 
 
@@ -363,6 +366,8 @@ def run_hub(config: HubConfig, *, local: bool) -> int:
     # Secrets are written with the process's own mask as a second line of defence.
     os.umask(0o077)
     clock, random = SystemClock(), SystemRandom()
+    # Loading makes millions of containers and no garbage: looking for some would take as long as the loading itself.
+    gc.disable()
 
     async def run() -> None:
         stop = asyncio.Event()
@@ -370,6 +375,9 @@ def run_hub(config: HubConfig, *, local: bool) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
         async with Hub(config, clock, random) as hub:
+            gc.freeze()
+            gc.set_threshold(GARBAGE_THRESHOLD)
+            gc.enable()
             site = asyncio.create_task(run_local_site(hub, clock)) if local else None
             print(f"NEMO serves on {hub.url}\nkubeconfig: {Path(config.data / 'admin.kubeconfig').resolve()}", flush=True)
             await stop.wait()
