@@ -34,11 +34,14 @@ class StoreModel(RuleBasedStateMachine):
         self.states: list[dict[str, Entry]] = [{}]
         self.events: list[LogEvent] = []
         self.oldest = 0
+        #: Watches that stay open: prefix, the revision they have come to, and the events themselves.
+        self.live: list[tuple[str, int, Any]] = []
 
     def run(self, coroutine: Any) -> Any:
         return self.runner.run(coroutine)
 
     def teardown(self) -> None:
+        self.end_watches()
         self.run(self.store.close())
         self.runner.close()
         shutil.rmtree(self.directory)
@@ -137,10 +140,47 @@ class StoreModel(RuleBasedStateMachine):
         self.run(self.store.compact(at))
         self.oldest = max(self.oldest, at)
 
+    @rule(prefix=PREFIXES, at=revisions)
+    def keep_watching(self, prefix: str, at: int) -> None:
+        if at >= self.oldest and len(self.live) < 4:
+            self.live.append((prefix, at, self.store.watch(prefix, after=at)))
+            self.catch_up()
+
+    @rule()
+    def catch_up(self) -> None:
+        """Open watches have everything since they were last looked at, whatever was compacted meanwhile."""
+        for _, _, events in [each for each in self.live if each[1] < self.oldest]:
+            self.run(events.aclose())  # Perhaps never begun, and what it would begin with is gone.
+        self.live = [each for each in self.live if each[1] >= self.oldest]
+        for number, (prefix, at, events) in enumerate(self.live):
+            wanted = [e for e in self.events[at:] if e.key.startswith(prefix)]
+
+            async def take(events: Any = events, count: int = len(wanted)) -> list[LogEvent]:
+                async with asyncio.timeout(5):
+                    return [await anext(events) for _ in range(count)]
+
+            assert self.run(take()) == wanted
+            # One that has seen nothing yet has not begun: it would begin from where it was told to.
+            self.live[number] = (prefix, self.latest if wanted else at, events)
+
+    def end_watches(self) -> None:
+        self.catch_up()
+        self.run(self.store.close())
+        for _, _, events in self.live:
+            assert self.run(anext(events, None)) is None, "a watch went on after its store was closed"
+        self.live = []
+
     @rule()
     def restart(self) -> None:
-        self.run(self.store.close())
+        self.end_watches()
         self.store = self.run(SqliteStore.open(self.directory / "state.db"))
+
+    @rule()
+    def heads(self) -> None:
+        """The beginnings of all values that a list at a kept revision, or a watch from one, can still show."""
+        kept = {e.value[:2] for state in self.states[self.oldest :] for e in state.values()}
+        kept |= {e.value[:2] for e in self.events[self.oldest :] if e.type is not EventType.DELETE}
+        assert {h for h in self.run(self.store.heads(b"", 2)) if h} == {h for h in kept if h}
 
     @rule(key=KEYS)
     def get(self, key: str) -> None:
