@@ -12,6 +12,7 @@ from metaos.apiserver.cache import WatchCache
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, ObjectRef, cluster_namespace, controller_of, uid
 from metaos.resources.workload import pod_template, work_name
+from metaos.security.authz import CLUSTER_USER_PREFIX
 
 #: Where the templates of earlier revisions are kept (``controllers/revisions.py``).
 _HISTORY = (scheme.REPLICA_SET, scheme.CONTROLLER_REVISION)
@@ -47,3 +48,15 @@ class Share:
         """The site whose pod this is; ``None`` where there is none of this name."""
         version = self._cache.get(key_of(scheme.POD, where, named))
         return str((version.object().get("spec") or {}).get("nodeName") or "") if version else None
+
+    def pods_of(self, where: str, stem: str) -> int:
+        """How many of the member's Pods in a namespace have names that begin so."""
+        pods = self._cache.range(scheme.POD.resource, where)
+        return sum(v.name.startswith(stem) and v.field_values()["spec.nodeName"] == self._member for v in pods)
+
+    def requests(self) -> int:
+        """How many requests for certificates the member has at the hub."""
+        who, prefix = CLUSTER_USER_PREFIX + self._member, f"{self._member}-"
+        found = self._cache.range(scheme.CERTIFICATE_SIGNING_REQUEST.resource)
+        # Names of others may begin so, too: of site-1 where this is site.
+        return sum(v.name.startswith(prefix) and v.object()["spec"].get("username") == who for v in found)

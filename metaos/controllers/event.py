@@ -1,4 +1,9 @@
-"""Events and other things that only pass through: removed when old, and the oldest ones when there are too many."""
+"""Events and other things that only pass through: removed when old, and the oldest of the loudest when there are too many."""
+
+from collections import deque
+from collections.abc import Sequence
+from heapq import heapify, heapreplace
+from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
@@ -17,10 +22,42 @@ PERIOD_SECONDS = 60.0
 SWEEP = ObjectRef("", "Event", "", "sweep")
 
 
-def event_time(event: Obj) -> float:
-    """When it last happened."""
-    stated = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp")
-    return parse_time(str(stated)) if stated else 0.0
+def event_time(event: Obj, now: float) -> float:
+    """When it last happened: what its author says, unless that is no time or lies in the future."""
+    metadata = event["metadata"]
+    for stated in (event.get("lastTimestamp"), event.get("eventTime"), metadata.get("creationTimestamp")):
+        found = _time(stated)
+        if found is not None:
+            return min(found, now)
+    return 0.0
+
+
+def _time(stated: Any) -> float | None:
+    try:
+        return parse_time(str(stated)) if stated else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def source_of(event: Obj) -> str:
+    """Who speaks: a site, or a component of the hub or of a user's."""
+    source = event.get("source") or {}
+    return str(source.get("host") or event.get("reportingInstance") or source.get("component") or "")
+
+
+def surplus(events: Sequence[Obj], limit: int) -> list[Obj]:
+    """Those beyond the limit, of ``events`` from the oldest on. Who has most loses first: nobody drowns the others out."""
+    waiting: dict[str, deque[Obj]] = {}
+    for event in events:
+        waiting.setdefault(source_of(event), deque()).append(event)
+    sizes = [(-len(held), source) for source, held in waiting.items()]
+    heapify(sizes)
+    found = []
+    for _ in range(len(events) - limit):
+        size, source = sizes[0]
+        found.append(waiting[source].popleft())
+        heapreplace(sizes, (size + 1, source))
+    return found
 
 
 class EventReconciler:
@@ -34,18 +71,18 @@ class EventReconciler:
 
     async def reconcile(self, about: ObjectRef) -> Result:
         now = self._clock.now()
-        events = sorted((await self._client.list(scheme.EVENT)).items, key=event_time)
-        surplus = max(0, len(events) - self._settings.event_limit)
-        for index, event in enumerate(events):
-            if index < surplus or event_time(event) < now - self._settings.event_lifetime:
+        events = sorted((await self._client.list(scheme.EVENT)).items, key=lambda event: event_time(event, now))
+        beyond = {id(event) for event in surplus(events, self._settings.event_limit)}
+        for event in events:
+            if id(event) in beyond or event_time(event, now) < now - self._settings.event_lifetime:
                 await self._delete(scheme.EVENT, event)
         for request in self._requests.list():
             created = request["metadata"].get("creationTimestamp") or format_time(now)
             if is_finished(request) and parse_time(created) < now - self._settings.event_lifetime:
                 await self._delete(scheme.CERTIFICATE_SIGNING_REQUEST, request)
         for token in (await self._client.list(scheme.SECRET, SYSTEM_NAMESPACE, fields=f"type={TOKEN_TYPE}")).items:
-            expiration = secret_text(token, "expiration")
-            if expiration and parse_time(expiration) < now:
+            expiration = _time(secret_text(token, "expiration"))
+            if expiration is not None and expiration < now:
                 await self._delete(scheme.SECRET, token)
         return Result(requeue_after=PERIOD_SECONDS)
 

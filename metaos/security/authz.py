@@ -288,7 +288,18 @@ class Share(Container[str], Protocol):
         """The site whose Pod this is, ``None`` where there is none of this name."""
         ...
 
+    def pods_of(self, where: str, stem: str) -> int:
+        """How many of the member's Pods in a namespace have names that begin so."""
+        ...
 
+    def requests(self) -> int:
+        """How many requests for certificates the member has at the hub."""
+        ...
+
+
+#: Of one site: Pods of one workload, and requests for certificates (finished ones go after a while).
+MAX_MIRRORS = 2000
+MAX_REQUESTS = 32
 #: What a Cluster's status says that is not the site's to say.
 _HUBS_STATUS = ("conditions", "carbon")
 
@@ -313,6 +324,8 @@ def agent_write_problem(member: str, resource: str, obj: Obj | None, old: Obj | 
     if resource == "certificatesigningrequests.certificates.k8s.io" and obj is not None:
         if (obj.get("spec") or {}).get("signerName") != AGENT_SIGNER:
             return f"an agent may have certificates of the signer {AGENT_SIGNER} only"
+        if old is None and share.requests() >= MAX_REQUESTS:
+            return f"{member} has {MAX_REQUESTS} requests already; they go an hour after they are answered"
         return "" if name(obj).startswith(f"{member}-") else f'requests of this agent have names that begin with "{member}-"'
     if resource in ("works.meta-os.eu", "leases.coordination.k8s.io"):
         return "" if namespace(held) == cluster_namespace(member) else "this belongs to another site"
@@ -350,6 +363,8 @@ def _mirror_problem(member: str, pod: Obj, share: Share) -> str:
         return f"metadata.ownerReferences must name the one workload of {member} that the pod is of"
     if not name(pod).startswith(name(given)[:_STEM]):
         return f"a pod of {name(given)} has a name that begins so, not {name(pod)!r}"
+    if share.pods_of(namespace(pod), name(given)[:_STEM]) >= MAX_MIRRORS:
+        return f"{member} shows {MAX_MIRRORS} pods of {name(given)} already"
     return _label_problem(pod, labels(pod), share)
 
 

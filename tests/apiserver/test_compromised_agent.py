@@ -16,7 +16,7 @@ from metaos.clock import SystemClock
 from metaos.http import HttpClient
 from metaos.resources import scheme
 from metaos.resources.meta import Obj
-from metaos.security.authz import UserInfo
+from metaos.security.authz import MAX_REQUESTS, UserInfo
 from metaos.tunnel import Stream, StreamReset, TunnelError
 from tests.apiserver.conftest import ADMIN
 from tests.apiserver.objects import cluster, deployment, pod
@@ -305,6 +305,18 @@ async def test_a_request_says_who_asked_and_stays_so(hub: ServedHub, mole: HttpC
     code, text = await asked(admin, "PATCH", f"{base}/mole-1", {"spec": {"username": "system:cluster:honest"}})
     assert code == 422 or json.loads(text)["spec"]["username"] == "system:cluster:mole", "not even an administrator changes it"
     await admin.close()
+
+
+async def test_its_requests_are_bounded_and_others_do_not_count(hub: ServedHub, mole: HttpClient) -> None:
+    base = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
+    other = hub.client("system:cluster:mole-2", "system:clusters")
+    for number in range(MAX_REQUESTS):
+        assert (await asked(other, "POST", base, certificate_request(f"mole-2-{number}")))[0] == 201
+    for number in range(MAX_REQUESTS):
+        assert (await asked(mole, "POST", base, certificate_request(f"mole-{number:x}")))[0] == 201, "others are not counted"
+    code, text = await asked(mole, "POST", base, certificate_request("mole-more"))
+    assert code == 403 and "requests already" in text
+    await other.close()
 
 
 async def test_it_acts_as_nobody_else(hub: ServedHub) -> None:

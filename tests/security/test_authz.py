@@ -7,7 +7,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from metaos.resources.meta import Obj
-from metaos.security.authz import Attributes, Roles, Rule, UserInfo, agent_write_problem, cluster_of, decide_agent
+from metaos.security.authz import (
+    MAX_MIRRORS,
+    MAX_REQUESTS,
+    Attributes,
+    Roles,
+    Rule,
+    UserInfo,
+    agent_write_problem,
+    cluster_of,
+    decide_agent,
+)
 
 ROLES: list[Obj] = [
     {
@@ -95,6 +105,8 @@ AGENT = UserInfo("system:cluster:edge", ("system:clusters",))
 class Shop:
     """What ``edge`` has been given: a Deployment ``web`` in namespace ``shop``, of which there was an earlier revision."""
 
+    pods = asked = 0
+
     def __contains__(self, where: object) -> bool:
         return where == "shop"
 
@@ -109,6 +121,12 @@ class Shop:
 
     def owner_of_pod(self, where: str, named: str) -> str | None:
         return {"web-1": "edge", "theirs": "other"}.get(named)
+
+    def pods_of(self, where: str, stem: str) -> int:
+        return self.pods
+
+    def requests(self) -> int:
+        return self.asked
 
 
 WORKS = Shop()
@@ -269,3 +287,19 @@ def test_what_the_hub_says_of_a_site_is_not_the_sites_to_say() -> None:
     assert problem(held | {"status": {}}, held) and problem(held, None), "not when it is made, either"
     assert problem({"metadata": {"name": "edge", "finalizers": ["x/y"]}}, None)
     assert problem({"metadata": {"name": "edge", "ownerReferences": [OWNER]}}, None)
+
+
+def test_what_a_site_may_have_at_the_hub_is_bounded() -> None:
+    full = Shop()
+    full.pods, full.asked = MAX_MIRRORS, MAX_REQUESTS
+    pod: Obj = {
+        "metadata": {"name": "web-1", "namespace": "shop", "labels": {"app": "web"}, "ownerReferences": [OWNER]},
+        "spec": {"nodeName": "edge"},
+    }
+    asking: Obj = {"metadata": {"name": "edge-1"}, "spec": {"signerName": "meta-os.eu/agent"}}
+    requests = "certificatesigningrequests.certificates.k8s.io"
+    assert not agent_write_problem("edge", "pods", pod, None, Shop())
+    assert "already" in agent_write_problem("edge", "pods", pod, None, full)
+    assert not agent_write_problem("edge", "pods", pod | {"status": {"phase": "Running"}}, pod, full), "what is there is kept up"
+    assert not agent_write_problem("edge", requests, asking, None, Shop())
+    assert "already" in agent_write_problem("edge", requests, asking, None, full)
