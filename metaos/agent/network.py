@@ -107,15 +107,10 @@ class ServiceNetwork:
         self._setups: set[asyncio.Task[None]] = set()
 
     def pod_address(self, where: str, pod: str) -> str:
-        """The address of a local pod at this site: its ``podIP``."""
-        address = self.card_address(where, pod)
-        return address if self._runtime.network().separate else on_loopback(address)
-
-    def card_address(self, where: str, pod: str) -> str:
-        """The same, of the network card that it gets where the machine allows one."""
+        """The address of a local pod at this site: its ``podIP``, and that of its network card where it gets one."""
         address = self._addresses.of(pod_key(self._site, where, pod))
         self._store()
-        return address
+        return address if self._runtime.network().separate else on_loopback(address)
 
     def hosts(self, where: str) -> Hosts:
         """The ``/etc/hosts`` lines of a namespace's pods."""

@@ -274,7 +274,7 @@ class PodWorker:
             pod["status"] = {"podIP": address}
             value.setdefault("started", self._supervisor.clock.now())
             self._supervisor.store_later(self.record)
-        config = PodConfig(self.record.uid, where, name(pod), hostname(pod), labels=labels(pod), address=address)
+        config = PodConfig(self.record.uid, where, name(pod), hostname(pod), labels=labels(pod))
         await self._supervisor.runtime.start_pod(config)
         await self._supervisor.refresh_pod()
         self._problem = ""

@@ -66,7 +66,7 @@ class Attached:
         return getattr(self._runtime, attribute)
 
     async def start_pod(self, pod: PodConfig) -> None:
-        await self._runtime.start_pod(replace(pod, address=self._network.card_address(pod.namespace, pod.name)))
+        await self._runtime.start_pod(replace(pod, address=self._network.pod_address(pod.namespace, pod.name)))
         found = self._find(pod.uid)
         metadata = {"uid": pod.uid, "namespace": pod.namespace, "name": pod.name, "labels": dict(pod.labels)}
         await self._network.attach(found or {"metadata": metadata})
