@@ -1,8 +1,6 @@
-"""Log files of containers: standard output and error as written, in one file, bounded, with the tail and following.
+"""Log files of containers: standard output and error as written, with the tail, by time and following.
 
-A container writes with ``O_APPEND`` straight into the file, so nothing stands in its way and nothing is lost when the
-agent restarts. Beyond :data:`BOUND` the file is copied to ``log.1`` and emptied (copytruncate): between the two steps a
-line may be lost. Rotation happens when somebody looks (usage, states, logs), so a container may exceed the bound until then.
+They are written by :mod:`metaos.runtimes.pump`, which replaces ``log.1`` by a full ``log``.
 
 Lines carry no times. Whenever somebody looks, ``log.times`` gets the size and the time, so that what is older than a time can
 be left out: exact to the pace at which sites measure, and rather too much than too little.
@@ -11,46 +9,17 @@ be left out: exact to the pace at which sites measure, and rather too much than 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import struct
 from collections.abc import AsyncIterator, Iterator
+from typing import BinaryIO
 
-from metaos.runtimes.process import readable
-
-#: Bytes of the file, and of the one before it.
-BOUND = 10 << 20
 _CHUNK = 64 << 10
 #: Of one entry of ``log.times``: seconds since the epoch, bytes in the log at that time.
 _ENTRY = struct.Struct("<dQ")
 #: Beyond so many entries every other one goes.
 MAX_ENTRIES = 4096
-_IN_MODIFY, _IN_CLOSE_WRITE, _IN_MOVE_SELF = 0x2, 0x8, 0x800
-_IN_NONBLOCK, _IN_CLOEXEC = 0o4000, 0o2000000
-
-
-def open_log(directory: str) -> int:
-    """A descriptor to append to. The caller closes it."""
-    return os.open(os.path.join(directory, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-
-
-def rotate(directory: str, bound: int = BOUND) -> bool:
-    """Whether it was time to. If it wrote much faster than we looked, only the newest ``bound`` bytes are kept."""
-    path = os.path.join(directory, "log")
-    try:
-        if os.stat(path).st_size <= bound:
-            return False
-    except FileNotFoundError:
-        return False
-    with open(path, "rb") as old, open(path + ".new", "wb") as new:
-        dropped = old.seek(max(0, os.fstat(old.fileno()).st_size - bound))
-        while block := old.read(_CHUNK):
-            new.write(block)
-    os.truncate(path, 0)
-    os.rename(path + ".new", path + ".1")
-    if times := _times(path + ".times"):
-        _write_times(path + ".times.1", [(when, size - dropped) for when, size in times if size >= dropped])
-        _write_times(path + ".times", [])
-    return True
 
 
 def _times(path: str) -> list[tuple[float, int]]:
@@ -152,48 +121,43 @@ def last_line(directory: str) -> str:
     return data[-1024:].decode(errors="replace").strip()
 
 
-async def follow(directory: str, tail: int | None, ended: asyncio.Event, since: float | None = None) -> AsyncIterator[bytes]:
-    """What there is and what comes, until the container has ended. The kernel tells of changes (inotify)."""
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
+async def follow(
+    directory: str, tail: int | None, ended: asyncio.Event, moved: asyncio.Event, since: float | None = None
+) -> AsyncIterator[bytes]:
+    """What there is and what comes, until the container has ended. ``moved`` is set whenever something has come. Who takes
+    more slowly than two files are filled misses what was in between."""
     path = os.path.join(directory, "log")
-    notify = libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
-    if notify < 0:
-        raise OSError(ctypes.get_errno(), "this machine allows no more inotify instances (fs.inotify.max_user_instances)")
-    finished: asyncio.Future[object] = asyncio.ensure_future(ended.wait())
+    # Another file after each rotation; the first may be there before anything was written.
+    file: BinaryIO = open(path, "a+b")  # noqa: SIM115, ASYNC230  a local file never blocks for long
     try:
-        with open(path, "rb") as file:  # noqa: ASYNC230  a local file never blocks for long
-            libc.inotify_add_watch(notify, os.fsencode(path), _IN_MODIFY)
-            file.seek(0, os.SEEK_END)
-            place = file.tell()
-            for block in read(directory, tail, place, since):
+        place = file.seek(0, os.SEEK_END)
+        for block in read(directory, tail, place, since):
+            yield block
+        while True:
+            moved.clear()
+            over = ended.is_set()
+            while block := file.read(_CHUNK):
                 yield block
-            while True:
-                over = finished.done()
-                if os.fstat(file.fileno()).st_size < place:
-                    place = 0
-                file.seek(place)
-                while block := file.read(_CHUNK):
-                    place += len(block)
+            if _rotated(file.fileno(), path):
+                while block := file.read(_CHUNK):  # what came between our last look and the rotation
                     yield block
-                if over:
-                    return
-                changed = asyncio.ensure_future(readable(notify))
-                try:
-                    await asyncio.wait((changed, finished), return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    if changed.cancel():
-                        await asyncio.wait((changed,))
-                _drain(notify)
+                file.close()
+                file = open(path, "rb")  # noqa: SIM115, ASYNC230
+                continue
+            if over:
+                return
+            waiting = [asyncio.ensure_future(moved.wait()), asyncio.ensure_future(ended.wait())]
+            try:
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for each in waiting:
+                    if each.cancel():
+                        await asyncio.wait((each,))
     finally:
-        finished.cancel()
-        os.close(notify)
+        file.close()
 
 
-def _drain(notify: int) -> None:
-    try:
-        while os.read(notify, _CHUNK):
-            pass
-    except BlockingIOError:
-        return
+def _rotated(fd: int, path: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.fstat(fd).st_ino != os.stat(path).st_ino
+    return False

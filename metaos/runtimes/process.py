@@ -57,6 +57,24 @@ class Identity:
         finally:
             os.close(fd)
 
+    def end(self) -> None:
+        """SIGKILL, and waits until it is gone."""
+        import select
+
+        try:
+            fd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        try:
+            if self.alive():
+                self.kill()
+                waiting = select.poll()
+                waiting.register(fd, select.POLLIN)
+                waiting.poll(5000)
+                reap(self.pid)
+        finally:
+            os.close(fd)
+
 
 def parse_stat(line: str) -> Stat | None:
     """The command name may hold spaces and brackets: fields are counted from the last one."""

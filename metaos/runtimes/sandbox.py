@@ -23,6 +23,7 @@ from metaos.runtimes.cgroups import Cgroups
 from metaos.runtimes.execution import Execution
 from metaos.runtimes.images import DEFAULT_PATH, Image, ImageStore, python_program
 from metaos.runtimes.isolation import Isolation, Launch, Mount, Start, isolated, on_terminal, signal_name
+from metaos.runtimes.output import Outputs
 from metaos.runtimes.pods import Container, End, Pod, checked
 from metaos.runtimes.process import Watch
 
@@ -58,6 +59,7 @@ class SandboxRuntime:
         self._allowed = [self._directory, *(os.path.realpath(path) for path in host_paths)]
         self._images = ImageStore(os.path.join(self._directory, "images"), host_images)
         self._cgroups: Cgroups | None = None
+        self._outputs: Outputs | None = None
         self._pods: dict[str, Pod] | None = None
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -87,7 +89,14 @@ class SandboxRuntime:
                 pod.sockets.close()
         if self._isolation.networks is not None:
             self._isolation.networks.close()
+        if self._outputs is not None:
+            await self._outputs.close(running=self._running())
+            self._outputs = None
         self._pods = None
+
+    def _running(self) -> bool:
+        pods = (self._pods or {}).values()
+        return any(container.end is None for pod in pods for container in pod.containers.values())
 
     def _known(self) -> dict[str, Pod]:
         """All pods; on first use those that an earlier process started are taken over."""
@@ -95,6 +104,7 @@ class SandboxRuntime:
             os.makedirs(os.path.join(self._directory, "pods"), mode=0o700, exist_ok=True)
             os.chmod(self._directory, 0o700)
             self._cgroups = Cgroups.here(_key(self._directory))
+            self._outputs = Outputs(self._directory)
             self._pods = {}
             boot = process.boot_id()
             for entry in sorted(os.listdir(os.path.join(self._directory, "pods"))):
@@ -105,11 +115,13 @@ class SandboxRuntime:
                 else:
                     self._pods[pod.uid] = pod
                     self._adopt(pod, boot)
+            self._outputs.start()
         return self._pods
 
     def _adopt(self, pod: Pod, boot: str) -> None:
         same_boot = pod.boot == boot
         for container in pod.containers.values():
+            self._output().adopt(container.directory)
             if container.end is not None:
                 self._background(self._clean(pod, container))
             elif same_boot and container.monitor is not None:
@@ -123,6 +135,11 @@ class SandboxRuntime:
         self._known()
         assert self._cgroups is not None
         return self._cgroups
+
+    def _output(self) -> Outputs:
+        self._known()
+        assert self._outputs is not None
+        return self._outputs
 
     def _pod(self, uid: str) -> Pod:
         pod = self._known().get(uid)
@@ -211,6 +228,8 @@ class SandboxRuntime:
                 pod.holder.kill()
                 await pod.watch.ended.wait()
                 pod.watch.close()
+            for each in pod.containers.values():
+                self._output().drop(each.directory)
             written = [os.path.join(each.directory, "upper") for each in pod.containers.values()]
             if any(map(os.path.isdir, [*written, os.path.join(pod.directory, "volumes")])):
                 await asyncio.get_running_loop().run_in_executor(None, trees.remove, pod.directory)
@@ -298,13 +317,14 @@ class SandboxRuntime:
             started.record(container.image, working_dir, groups)
         except BaseException:
             self._group().remove(pod.uid, started.group)
+            self._output().drop(started.directory)
             trees.remove(started.directory)
             raise
         return started
 
     def _spawn(self, started: Container, launch: Launch) -> None:
         """The container's processes. Who keeps its input comes first, and ends with it."""
-        log = logs.open_log(started.directory)
+        log = self._output().open(started.directory)
         opened = [log]
         try:
             if not (started.stdin or started.tty):
@@ -370,6 +390,7 @@ class SandboxRuntime:
         sequence = 1 + max((int(entry) for entry in os.listdir(place)), default=-1)
         for entry in os.listdir(place):
             if before is None or entry != os.path.basename(before.directory):
+                self._output().drop(os.path.join(place, entry))
                 trees.remove(os.path.join(place, entry))
         if before is not None:
             for name in ("upper", "work", "root"):
@@ -399,6 +420,7 @@ class SandboxRuntime:
         container.watch = Watch(container.monitor, lambda: self._ended(pod, container))
 
     def _ended(self, pod: Pod, container: Container, message: str = "") -> None:
+        self._output().finish(container.directory)
         code = self._isolation.exit_code(container.directory)
         finish = self._clock.now()
         if code is not None:
@@ -499,15 +521,16 @@ class SandboxRuntime:
             for block in logs.read(before, tail, since=since):
                 yield block
         elif follow and found.watch is not None:
-            async for block in logs.follow(found.directory, tail, found.watch.ended, since):
-                yield block
+            following = self._output().follow(found.directory, tail, found.watch.ended, since)
+            async with contextlib.aclosing(following) as blocks:  # type: ignore[type-var]
+                async for block in blocks:
+                    yield block
         else:
             for block in logs.read(found.directory, tail, since=since):
                 yield block
 
     def _look_at_log(self, container: Container) -> None:
-        logs.rotate(container.directory)
-        logs.note(container.directory, self._clock.now())
+        self._output().note(container.directory, self._clock.now())
 
     async def attach(self, uid: str, container: str) -> Attachment:
         """Raises ``LookupError`` where the container does not run."""
@@ -516,7 +539,7 @@ class SandboxRuntime:
             raise LookupError(f"container {container} of pod {uid} does not run")
         lines = None
         if not found.tty:
-            lines = logs.follow(found.directory, 0, found.watch.ended)
+            lines = self._output().follow(found.directory, 0, found.watch.ended, None)
         return Attachment(found.directory, stdin=found.stdin or found.tty, lines=lines)
 
     async def exec(

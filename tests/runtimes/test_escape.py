@@ -261,7 +261,7 @@ print('NEMO_' + 'SANDBOX' in shown, 'hush' * 2 in shown)
 """
     await runtime.start_container(pod().uid, container("sleep", "1000", name="has", env={"TOKEN": "hushhush"}))
     said = await attempt(runtime, script)
-    assert set(said.splitlines()) <= {"log", "False False"}
+    assert set(said.splitlines()) <= {"out", "False False"}
 
 
 async def test_links_in_volumes_lead_nowhere(runtime: SandboxRuntime, tmp_path: Path) -> None:

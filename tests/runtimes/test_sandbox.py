@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 
 from metaos.clock import SystemClock
 from metaos.plugins.points import ImageError, RuntimeUnavailable
-from metaos.runtimes import bubblewrap, process
+from metaos.runtimes import bubblewrap, process, pump
 from metaos.runtimes.cgroups import Cgroups
 from metaos.runtimes.isolation import COOKIE
 from metaos.runtimes.sandbox import SandboxRuntime, _key
@@ -255,15 +256,74 @@ async def test_a_name_that_leads_elsewhere_is_refused(runtime: SandboxRuntime) -
         await runtime.start_container(pod().uid, container("true", name="../x"))
 
 
-async def test_logs_are_bounded(runtime: SandboxRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metaos.runtimes.logs.rotate.__defaults__", (10_000,))
-    await runtime.start_container(pod().uid, container("sh", "-c", "seq 1 5000; echo half; read x < /tmp/none; sleep 100"))
-    await until_logged(runtime, pod().uid, b"half")
-    await runtime.usage()
+async def test_a_flooded_log_stays_within_its_bound_and_can_be_followed(
+    runtime: SandboxRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pump, "BOUND", 400_000)
+    await runtime.start_container(pod().uid, container("sh", "-c", "echo begin; read x; seq 1 300000; echo over"))
     directory = runtime._container(pod().uid, "main").directory
-    assert os.path.getsize(os.path.join(directory, "log.1")) <= 10_000
-    assert os.path.getsize(os.path.join(directory, "log")) < 1_000
-    assert (await log(runtime, pod().uid, tail=3)).splitlines()[-2] in (b"5000", b"half")
+    seen = b""
+    async with asyncio.timeout(DEADLINE):
+        async for block in runtime.logs(pod().uid, "main", follow=True):
+            seen += block
+            assert sum(os.path.getsize(each) for each in Path(directory).glob("log*")) <= 2 * 400_000 + 1000
+    assert seen.splitlines() == [b"begin", *(b"%d" % n for n in range(1, 300_001)), b"over"]  # across five rotations
+    assert (await log(runtime, pod().uid, tail=2)) == b"300000\nover\n"
+    await runtime.start_container(pod().uid, container("true", attempt=1))
+    assert (await log(runtime, pod().uid, previous=True, tail=1)) == b"over\n"
+
+
+async def test_standard_error_can_be_opened_by_its_name(runtime: SandboxRuntime) -> None:
+    """A file in its place would be emptied by that."""
+    script = "echo one; echo two >/dev/stderr; echo three >/dev/stdout; echo four"
+    _, said = await run(runtime, pod().uid, container("sh", "-c", script))
+    assert said == "one\ntwo\nthree\nfour\n"
+
+
+async def test_without_an_agent_nothing_is_lost_and_nobody_waits(runtime: SandboxRuntime, place: str) -> None:
+    """A keeper takes over, within the same bounds, and ends with the last container."""
+    work = "while ! [ -e /data/go ]; do sleep 0.02; done; seq 1 2500000; echo over; touch /data/done; exit 4"
+    data = os.path.join(place, "allowed")
+    await runtime.start_container(pod().uid, container("sh", "-c", "echo begin; " + work, mounts=((data, "/data", False),)))
+    await until_logged(runtime, pod().uid, b"begin")
+    directory = runtime._container(pod().uid, "main").directory
+    await runtime.close()
+    Path(data, "go").touch()
+    async with asyncio.timeout(DEADLINE):
+        while not os.path.exists(os.path.join(data, "done")):
+            assert sum(os.path.getsize(each) for each in Path(directory).glob("log*")) <= 2 * pump.BOUND
+            await asyncio.sleep(0.05)
+    ended = await until_ended(runtime, pod().uid)
+    assert ended.exit_code == 4
+    lines = (await log(runtime, pod().uid)).splitlines()
+    assert lines[-1] == b"over" and lines[-2] == b"2500000"
+    numbers = [int(line) for line in lines[1:-1]]
+    assert numbers == list(range(numbers[0], 2_500_001)) and len(numbers) > 1_000_000
+
+
+async def test_an_agent_that_is_killed_leaves_the_logs_whole(place: str) -> None:
+    script = """
+import asyncio, os, signal, sys
+from metaos.clock import SystemClock
+from metaos.plugins.points import ContainerConfig, PodConfig
+from metaos.runtimes.sandbox import SandboxRuntime
+async def main():
+    made = SandboxRuntime(sys.argv[1], clock=SystemClock())
+    await made.start_pod(PodConfig("u", "ns", "p", "p"))
+    await made.start_container("u", ContainerConfig("main", "python:3", ("sh", "-c", sys.argv[2]), (), (), "", ()))
+    async for block in made.logs("u", "main", follow=True):
+        os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+    work = "n=0; while [ $n -lt 60000 ]; do n=$((n+1)); echo $n; done; sleep 0.2"
+    state_ = os.path.join(place, "state")
+    done = subprocess.run([sys.executable, "-c", script, state_, work], timeout=DEADLINE, cwd=Path(__file__).parents[2])
+    assert done.returncode == -9
+    made = SandboxRuntime(state_, clock=SystemClock())
+    assert (await until_ended(made, "u")).exit_code == 0
+    assert (await log(made, "u")).split() == [b"%d" % n for n in range(1, 60_001)]
+    await made.stop_pod("u")
+    await made.close()
 
 
 async def test_where_namespaces_are_forbidden_the_remedy_is_named(place: str, tmp_path: Path) -> None:
