@@ -43,7 +43,9 @@ class Console:
             poll.register(self._listener.fileno(), select.POLLIN if len(self._clients) < MAX_CLIENTS else 0)
             flow = 0 if self._entry in self._waiting else select.POLLIN
             for fd in self._clients:
-                poll.register(fd, flow | (select.POLLOUT if fd in self._waiting else 0))
+                # Not at all where nothing is wanted of it: that it has left would be reported all the same, again and again.
+                if wanted := flow | (select.POLLOUT if fd in self._waiting else 0):
+                    poll.register(fd, wanted)
             held = any(fd in self._waiting for fd in self._clients)
             poll.register(
                 self._entry,
@@ -87,7 +89,7 @@ class Console:
         """False once nobody is needed here any more."""
         if events & select.POLLOUT and fd in self._waiting:
             self._send(fd, self._waiting.pop(fd))
-        if not events & (select.POLLIN | select.POLLHUP | select.POLLERR):
+        if self._entry in self._waiting or not events & (select.POLLIN | select.POLLHUP | select.POLLERR):
             return True
         try:
             message = self._clients[fd].recv(_CHUNK + 1)
