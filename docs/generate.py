@@ -112,7 +112,8 @@ def limits_page() -> str:
     """The bounds of the hub's API, from the constants that hold them."""
     from metaos import tunnel
     from metaos.agent import network
-    from metaos.apiserver import app, bodies, fairness, gates, listening, transfer, tunnels, watch
+    from metaos.apiserver import addressing, app, bodies, fairness, gates, listening, patch, transfer, tunnels, watch
+    from metaos.resources import meta
 
     rows = [
         (
@@ -126,7 +127,18 @@ def limits_page() -> str:
         ("Time of a TLS handshake", f"{listening.HANDSHAKE_SECONDS:g} s", "closed"),
         ("A connection on which nothing is asked for", f"{app.IDLE_SECONDS:g} s", "closed"),
         ("Request line; one header; headers", f"{amount(app.MAX_LINE)}; {amount(app.MAX_FIELD)}; {app.MAX_FIELDS}", "400"),
-        ("Body of a request", amount(bodies.MAX_BODY), "413"),
+        (
+            "Body of a request; depth of its JSON; an object",
+            f"{amount(bodies.MAX_BODY)}; {bodies.DEPTH}; {amount(addressing.MAX_OBJECT)}",
+            "413; 400; 413",
+        ),
+        ("Operations of a JSON patch; what they copy", f"{patch.MAX_OPERATIONS}; {amount(patch.MAX_COPIED)}", "413"),
+        ("Requirements of a selector", meta.MAX_REQUIREMENTS, "400"),
+        (
+            f"Bodies and objects over {amount(gates.LARGE_BYTES)} that are worked on",
+            "one after another, with as much time for all others in between",
+            "they wait",
+        ),
         ("Time for the body to arrive; for the request itself", f"{app.REQUEST_SECONDS:g} s each", "504"),
         ("Time that a request waits for its turn", f"{gates.QUEUE_SECONDS:g} s", "429 with Retry-After"),
         (
@@ -193,7 +205,7 @@ def limits_page() -> str:
     parts += ["Each request belongs to a level, by who asks and for what, and within it to its caller. Levels share no seats."]
     parts += ["Within a level callers take turns, so who sends hundreds of requests waits for themselves. A list takes one seat,"]
     parts += [f"and another for every {fairness.OBJECTS_PER_SEAT} objects that it goes through, up to half of its level's;"]
-    parts += ["so does a watch, until it has sent what was there."]
+    parts += [f"so does a watch, until it has sent what was there. {amount(gates.BYTES_PER_SEAT)} of a body take a seat, too."]
     parts += ["`/metrics` shows all of it as `apiserver_flowcontrol_*`.", ""]
     parts += ["| level | whose | seats | waiting of one caller | waiting |", "|---|---|---|---|---|"]
     whose = {

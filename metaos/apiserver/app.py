@@ -18,12 +18,12 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from metaos.apiserver import discovery
-from metaos.apiserver.addressing import stored_kind
+from metaos.apiserver.addressing import key_of, stored_kind
 from metaos.apiserver.audit import Audit, no_audit
 from metaos.apiserver.authn import ANONYMOUS, Authenticator, Identity
 from metaos.apiserver.bodies import MAX_BODY, decoded, flag, readable
 from metaos.apiserver.fairness import classify, width
-from metaos.apiserver.gates import SMALL_BYTES, Gate, Gates
+from metaos.apiserver.gates import BYTES_PER_SEAT, SMALL_BYTES, Gate, Gates
 from metaos.apiserver.jointokens import BOOTSTRAPPERS, JoinTokens
 from metaos.apiserver.metrics import Metrics, resident_bytes
 from metaos.apiserver.negotiation import JSON, encoded, not_acceptable, ranges
@@ -155,13 +155,16 @@ class Api:
                 if target.verb == "watch":
                     return await self._begin_watch(call, self._gates.of(level), flow)
                 return await self._serve_long(call)
-        with self._gates.holding(flow, announced(request)):
+        size = announced(request)
+        with self._gates.holding(flow, size):
             if request.can_read_body:
                 async with asyncio.timeout(REQUEST_SECONDS):
                     await request.read()
             if self._join_tokens is not None and BOOTSTRAPPERS in identity.user.groups:
                 await self._admit_joining(call)
-            async with self._gates.of(level).seats(flow, width(level, self._work(call))), asyncio.timeout(REQUEST_SECONDS):
+            size = max(size, self._stored_bytes(target))
+            seats = width(level, self._work(call), size // BYTES_PER_SEAT)
+            async with self._gates.of(level).seats(flow, seats), asyncio.timeout(REQUEST_SECONDS), self._gates.worked_on(size):
                 answer = await self._verbs.serve(call)
         return await self._sent(request, answer, flow)
 
@@ -202,6 +205,13 @@ class Api:
             objects = min(objects, int(limit) or objects)
         # To show objects in another form they are decoded.
         return objects * DECODED_COSTS if ";as=" in call.request.headers.get("Accept", "") else objects
+
+    def _stored_bytes(self, target: Target) -> int:
+        """The size of the object that is changed, which is as much work as a body of that size."""
+        if target.verb not in ("update", "patch"):
+            return 0
+        held = self._registry.cache.get(key_of(stored_kind(target.kind), target.namespace, target.name))
+        return len(held.encoded) if held is not None else 0
 
     async def _sent(self, request: web.Request, answer: web.StreamResponse, flow: str) -> web.StreamResponse:
         """A large answer goes out in parts, so that what is held for a slow reader is bounded."""

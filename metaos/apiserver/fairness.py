@@ -61,9 +61,9 @@ def classify(user: UserInfo, resource: str, subresource: str, source: str) -> tu
 _VITAL: Container[str] = frozenset((scheme.LEASE.resource, scheme.CERTIFICATE_SIGNING_REQUEST.resource))
 
 
-def width(level: Level, objects: int) -> int:
-    """Seats of a request that goes through so many objects."""
-    return max(1, min(1 + objects // OBJECTS_PER_SEAT, int(level.seats * MOST_SEATS)))
+def width(level: Level, objects: int, more: int = 0) -> int:
+    """Seats of a request that goes through so many objects, or takes some more for another reason."""
+    return max(1, min(1 + more + objects // OBJECTS_PER_SEAT, int(level.seats * MOST_SEATS)))
 
 
 @dataclass(slots=True)

@@ -29,6 +29,11 @@ LONG_RUNNING_EACH, LONG_RUNNING_TOTAL = 1024, 8192
 CONNECTIONS_EACH = 2048
 
 
+#: Bodies from this size on take the processor for so long that they are worked on one after another, with as much time
+#: for all others in between; and so many bytes are worth a seat.
+LARGE_BYTES, BYTES_PER_SEAT = 256 * 1024, 128 * 1024
+
+
 @dataclass(slots=True, eq=False)
 class Ticket:
     """One request that waits for ``seats``. ``gone``: its seats came when its caller had already left."""
@@ -117,6 +122,8 @@ class Gates:
         self._bodies = Budget(BODIES_EACH, BODIES_TOTAL)
         self._lasting = Budget(LONG_RUNNING_EACH, LONG_RUNNING_TOTAL)
         self._connections: dict[str, WeakSet[Any]] = {}
+        self._clock = clock
+        self._large, self._rested = asyncio.Lock(), 0.0
         self.refused = {"bodies": 0, "long-running": 0, "connections": 0}
 
     def of(self, level: Level) -> Gate:
@@ -149,6 +156,21 @@ class Gates:
             yield
         finally:
             self._bodies.give(flow, count)
+
+    @asynccontextmanager
+    async def worked_on(self, count: int) -> AsyncIterator[None]:
+        """The time in which a body of so many bytes is worked on."""
+        if count < LARGE_BYTES:
+            yield
+            return
+        async with self._large:
+            await self._clock.sleep(max(0.0, self._rested - self._clock.monotonic()))
+            started = self._clock.monotonic()
+            try:
+                yield
+            finally:
+                now = self._clock.monotonic()
+                self._rested = now + (now - started)
 
     @contextmanager
     def lasting(self, flow: str) -> Iterator[None]:

@@ -8,6 +8,7 @@ contributors' guide. Lists with a merge key are merged by it; directives ``$patc
 from __future__ import annotations
 
 import copy
+from collections import deque
 from typing import Any
 
 import jsonpatch
@@ -107,7 +108,8 @@ def strategic(target: Obj, patch: Obj, node: Node) -> Obj:
         elif key.startswith(_DELETE):
             name = key.removeprefix(_DELETE)
             if isinstance(result.get(name), list):
-                result[name] = [v for v in result[name] if v not in value]
+                gone = {_identity(v, "") for v in value}
+                result[name] = [v for v in result[name] if _identity(v, "") not in gone]
         elif value is None:
             result.pop(key, None)
         else:
@@ -135,38 +137,61 @@ def _value(target: Any, value: Any, node: Node) -> Any:
 def _list(target: list[Any], patch: list[Any], node: Node) -> list[Any]:
     key, item = node.merge_key, node.item or ANY
     if not key or not all(isinstance(v, dict) for v in patch):
-        return _ordered([*target, *(v for v in patch if v not in target)], patch, target, "")
+        present = {_identity(v, "") for v in target}
+        return _ordered([*target, *(v for v in patch if _identity(v, "") not in present)], patch, target, "")
     if any(v.get("$patch") == "replace" for v in patch):
         return [strategic({}, v, item) for v in patch if v.get("$patch") != "replace"]
-    result = list(target)
+    result: list[Any] = list(target)
+    #: Where the items of each identity stand; the places of deleted ones are empty.
+    places: dict[Any, list[int]] = {}
+    for i, value in enumerate(result):
+        if isinstance(value, dict):
+            places.setdefault(_identity(value, key), []).append(i)
     for value in patch:
         if key not in value:
-            raise errors.bad_request(f"map: {value} does not contain declared merge key: {key}")
-        matching = [i for i, v in enumerate(result) if isinstance(v, dict) and v.get(key) == value[key]]
+            raise errors.bad_request(f"map: {str(value)[:MAX_TEXT]} does not contain declared merge key: {key}")
+        matching = places.get(_identity(value, key), [])
         if value.get("$patch") == "delete":
-            result = [v for i, v in enumerate(result) if i not in matching]
+            for i in matching:
+                result[i] = _GONE
+            matching.clear()
         elif matching:
             result[matching[0]] = strategic(result[matching[0]], value, item)
         else:
+            places.setdefault(_identity(value, key), []).append(len(result))
             result.append(strategic({}, value, item))
-    return _ordered(result, [v for v in patch if v.get("$patch") != "delete"], target, key)
+    left = [v for v in result if v is not _GONE]
+    return _ordered(left, [v for v in patch if v.get("$patch") != "delete"], target, key)
+
+
+_GONE = object()
+
+
+def _identity(value: Any, key: str) -> Any:
+    """What tells an item from others: the value of its merge key, or itself. Something that can be looked up."""
+    found = value.get(key) if key and isinstance(value, dict) else value
+    if isinstance(found, dict | list):
+        return orjson.dumps(found, option=orjson.OPT_SORT_KEYS)
+    # In Python true is 1.
+    return (isinstance(found, bool), found)
 
 
 def _ordered(items: list[Any], order: list[Any], before: list[Any], key: str) -> list[Any]:
     """``items`` as Kubernetes sorts a merged list: those of ``order`` in its order; each other one in front of the next of
     them that it stood in front of ``before``, all else behind."""
 
-    def identity(value: Any) -> Any:
-        return value.get(key) if key and isinstance(value, dict) else value
+    def places(values: list[Any]) -> dict[Any, int]:
+        return {_identity(value, key): i for i, value in reversed(list(enumerate(values)))}
 
-    def place(values: list[Any], value: Any) -> int:
-        return values.index(identity(value)) if identity(value) in values else -1
+    wanted, was = places(order), places(before)
 
-    wanted, was = [identity(v) for v in order], [identity(v) for v in before]
-    named = sorted((v for v in items if identity(v) in wanted), key=lambda v: place(wanted, v))
-    others = sorted((v for v in items if identity(v) not in wanted), key=lambda v: place(was, v))
+    def place(values: dict[Any, int], value: Any) -> int:
+        return values.get(_identity(value, key), -1)
+
+    named = deque(sorted((v for v in items if place(wanted, v) >= 0), key=lambda v: place(wanted, v)))
+    others = deque(sorted((v for v in items if place(wanted, v) < 0), key=lambda v: place(was, v)))
     result: list[Any] = []
     while named and others:
         left, right = place(was, others[0]), place(was, named[0])
-        result.append(others.pop(0) if -1 < left < right else named.pop(0))
+        result.append(others.popleft() if -1 < left < right else named.popleft())
     return [*result, *named, *others]

@@ -20,6 +20,10 @@ class Cause:
     message: str
 
 
+#: Of one refusal.
+MAX_CAUSES = 100
+
+
 class ApiError(Exception):
     """A refusal with an HTTP code, a machine-readable reason and a message for people."""
 
@@ -87,8 +91,10 @@ def conflict(group: str, plural: str, name: str, why: str = "") -> ApiError:
 
 
 def invalid(group: str, kind: str, name: str, causes: Iterable[Cause]) -> ApiError:
-    """422: the object was understood and refused; every cause names a field."""
+    """422: the object was understood and refused; every cause names a field. The first ``MAX_CAUSES`` are told."""
     found = list(causes)
+    if len(found) > MAX_CAUSES:
+        found = [*found[:MAX_CAUSES], Cause("FieldValueInvalid", "", f"there are {len(found) - MAX_CAUSES} more")]
     listed = "; ".join(f"{c.field}: {c.message}" for c in found)
     if len(found) > 1:
         listed = "[" + ", ".join(f"{c.field}: {c.message}" for c in found) + "]"

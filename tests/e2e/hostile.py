@@ -18,7 +18,24 @@ ASKED = (
     ("/api/v1/configmaps?labelSelector=a%21%3Db", TABLE),
     ("/api/v1/configmaps?limit=500", "application/yaml"),
     ("/api/v1/configmaps?watch=1&timeoutSeconds=1", "application/json"),
+    ("/apis/apps/v1/namespaces/default/deployments?dryRun=All", "application/json"),
 )
+#: What is sent to be created: a container with 20,000 variables, 1 MB.
+VARIABLES = [{"name": f"E{i}", "value": "x" * 20} for i in range(20_000)]
+LARGE = json.dumps(
+    {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "large"},
+        "spec": {
+            "selector": {"matchLabels": {"a": "b"}},
+            "template": {
+                "metadata": {"labels": {"a": "b"}},
+                "spec": {"containers": [{"name": "c", "image": "python:3", "env": VARIABLES}]},
+            },
+        },
+    }
+).encode()
 
 
 async def ask(port: int, context: ssl.SSLContext, number: int, deadline: float, counts: Counter[str]) -> None:
@@ -29,16 +46,18 @@ async def ask(port: int, context: ssl.SSLContext, number: int, deadline: float, 
                 reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
             path, accept = ASKED[number % len(ASKED)]
             number += 1
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: hub\r\nAccept: {accept}\r\n\r\n".encode())
-            head = await reader.readuntil(b"\r\n\r\n")
-            if b"watch=1" in path.encode() and b" 200 " in head[:20]:
+            body = LARGE if "dryRun" in path else b""
+            head = f"{'POST' if body else 'GET'} {path} HTTP/1.1\r\nHost: hub\r\nAccept: {accept}\r\nContent-Length: {len(body)}"
+            writer.write(f"{head}\r\nContent-Type: application/json\r\n\r\n".encode() + body)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            if b"watch=1" in path.encode() and b" 200 " in answer[:20]:
                 while (chunk := int(await reader.readline(), 16)) or await reader.readline() != b"\r\n":
                     await reader.readexactly(chunk + 2)
             else:
-                length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+                length = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
                 while length:
                     length -= len(await reader.read(min(length, 1 << 18)) or b"x" * length)
-            counts[head.split()[1].decode()] += 1
+            counts[answer.split()[1].decode()] += 1
             if number % 50 == 0:
                 writer.close()
                 writer = None

@@ -11,6 +11,7 @@ from random import Random
 import pytest
 
 from examples.demo.continuum import Continuum
+from metaos.agent.presence import LEAST_TIMEOUT_SECONDS
 from metaos.clock import SystemClock
 from metaos.http import HttpClient, tls_context
 from metaos.pki import Pki
@@ -18,8 +19,6 @@ from metaos.resources import scheme
 from metaos.resources.meta import cluster_namespace, format_time
 
 CONNECTIONS, SECONDS, OBJECTS = 300, 5.0, 2000
-#: An agent with a lease of 40 s renews it every 10 s; the shortest that is offered renews every second.
-HEARTBEAT_SECONDS = 1.0
 
 
 @pytest.fixture
@@ -70,7 +69,7 @@ async def test_a_flood_of_expensive_requests_holds_up_no_heartbeat(hub: Continuu
     admin = callers.client("admin", "system:masters")
     binding = dict(scheme.CLUSTER_ROLE_BINDING.empty("mallory"))
     binding["subjects"] = [{"kind": "User", "name": "mallory", "apiGroup": "rbac.authorization.k8s.io"}]
-    binding["roleRef"] = {"kind": "ClusterRole", "name": "view", "apiGroup": "rbac.authorization.k8s.io"}
+    binding["roleRef"] = {"kind": "ClusterRole", "name": "edit", "apiGroup": "rbac.authorization.k8s.io"}
     await admin.create(binding)
     for start in range(0, OBJECTS, 50):
         made = [scheme.CONFIG_MAP.empty(f"c{i}", "default") | {"data": {"key": "x" * 500}} for i in range(start, start + 50)]
@@ -111,7 +110,8 @@ async def test_a_flood_of_expensive_requests_holds_up_no_heartbeat(hub: Continuu
     print(f"\nheartbeats: {len(taken)}, median {sorted(taken)[len(taken) // 2]:.3f} s, longest {max(taken):.3f} s; "
           f"administrator: {len(worked)}, longest {max(worked):.3f} s; the flood's answers: {said}")  # fmt: skip
     assert said.get("200", 0) > 10 and said.get("429", 0) > 10, "the flood was none"
-    assert max(taken) < HEARTBEAT_SECONDS and len(taken) > 3 * SECONDS
+    # After that time an agent counts a heartbeat as failed.
+    assert max(taken) < LEAST_TIMEOUT_SECONDS and len(taken) > SECONDS
     metrics = (await admin.request("GET", "/metrics")).body.decode()
     refused = [line for line in metrics.splitlines() if line.startswith("apiserver_flowcontrol_rejected_requests_total")]
     assert any('"global-default",reason="queue-full"' in line and not line.endswith(" 0") for line in refused), refused
