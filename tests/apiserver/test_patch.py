@@ -1,5 +1,6 @@
 """Patches."""
 
+import time
 from typing import Any
 
 import pytest
@@ -96,3 +97,17 @@ async def test_a_patch_may_name_its_revision(registry: Registry) -> None:
     with pytest.raises(ApiError) as stale:
         await registry.patch(ADMIN, scheme.DEPLOYMENT, "web", "default", patch)
     assert stale.value.code == 409
+
+
+def test_long_lists_merge_in_linear_time() -> None:
+    count = 10_000
+    env = [{"name": f"E{i}", "value": "x"} for i in range(count)]
+    obj = deployment()
+    obj["spec"]["template"]["spec"]["containers"][0]["env"] = env
+    changed = [{"name": f"E{i}", "value": "y"} for i in reversed(range(0, 2 * count, 2))]
+    order = [{"name": each["name"]} for each in changed]
+    patch = {"spec": {"template": {"spec": {"containers": [{"name": "web", "env": changed, "$setElementOrder/env": order}]}}}}
+    started = time.thread_time()
+    found = apply_patch(PatchType.STRATEGIC, obj, patch, node_of(scheme.DEPLOYMENT))
+    assert time.thread_time() - started < 2.0
+    assert len(found["spec"]["template"]["spec"]["containers"][0]["env"]) == count + count // 2
