@@ -108,6 +108,14 @@ class Token:
         return cls(".".join(parts[:3]), parts[3].lower())
 
 
+def _changed(file: Path) -> float:
+    """When a file was written last; minus infinity where there is none."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return float("-inf")
+
+
 async def fetch_authority(hub: str, pin: str, clock: Clock, random: Random) -> str:
     """The hub's authority (PEM), trusted only because its fingerprint is the token's. Raises ``JoinError``."""
     client = HttpClient(hub, context=unverified_context(), clock=clock, random=random)
@@ -148,9 +156,14 @@ class Membership:
                     f"{self._folder.parent} belongs to site {found.name!r}, the site file is of {self._site!r}: "
                     "give each site its own --data directory"
                 )
-            if self._clock.now() < found.not_after or token_file is None:
+            newer = token_file is not None and _changed(token_file) > _changed(self._folder / "identity.json")
+            if token_file is None or (self._clock.now() < found.not_after and not newer):
                 return found
-            log.warning("the certificate of site %s has expired; joining again with the token", self._site)
+            # It was removed, or the hub has another authority by now; or it was away for too long.
+            why = "there is a newer token" if newer else "its certificate has expired"
+            log.warning("site %s joins again: %s", self._site, why)
+            if _changed(self._folder / "request.json") < _changed(token_file):
+                self._discard()  # asked for by what this site was before
         if token_file is None:
             raise JoinError(
                 "this site has not joined yet: make a token at the hub with "
@@ -158,7 +171,7 @@ class Membership:
             )
         try:
             return await self._join(Token.read(token_file))
-        except JoinError as error:
+        except (JoinError, ApiError) as error:
             if found is None:
                 raise
             log.error("%s; until then this site goes on with what it has", error)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -11,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from metaos.agent import join
 from metaos.agent.join import Identity, JoinError, Membership, Token, fetch_authority, register
 from metaos.clock import SystemClock
 from metaos.http import HttpClient
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
+from metaos.security.identity import Authority
 from tests.agent.hub import Hub, until
 
 
@@ -115,6 +118,85 @@ async def test_an_expired_site_goes_on_until_it_has_a_new_token(hub: Hub, tmp_pa
     assert await member.join(path) == expired, "the token was used: nothing changes"
     hub.lifetime_seconds = 1000
     assert (await member.join(token_file(hub, tmp_path))).not_after > hub.clock.now()
+
+
+def written(path: Path, after: Path) -> Path:
+    """Lets a file be a little newer than another one, whatever the file system's clock can tell apart."""
+    moment = after.stat().st_mtime + 1
+    os.utime(path, (moment, moment))
+    return path
+
+
+async def test_a_site_that_its_hub_no_longer_trusts_joins_again_with_a_newer_token(hub: Hub, tmp_path: Path) -> None:
+    old = token_file(hub, tmp_path)
+    member, folder = membership(hub, tmp_path / "a"), tmp_path / "a/identity"
+    first = await member.join(old)
+    await hub.stop()
+    hub.authority = Authority.create(Random(8), hub.clock.now())
+    await hub.start()
+    assert await member.join(old) == first, "the token of then changes nothing"
+    new = token_file(hub, tmp_path)
+    written(new, folder / "identity.json")
+    written(folder / "request.json", folder / "identity.json") if (folder / "request.json").exists() else None
+    second = await member.join(new)
+    assert second.ca == hub.ca != first.ca and second.issuer == hub.authority.name
+    written(folder / "identity.json", new)
+    assert await member.join(new) == second, "once"
+
+
+async def test_a_newer_token_that_does_not_help_leaves_what_there_is(hub: Hub, tmp_path: Path) -> None:
+    member = membership(hub, tmp_path / "a")
+    first = await member.join(token_file(hub, tmp_path))
+    path = token_file(hub, tmp_path)
+    hub.tokens.clear()
+    written(path, tmp_path / "a/identity/identity.json")
+    assert await member.join(path) == first
+    await hub.stop()
+    assert await member.join(path) == first, "also where the hub is away"
+
+
+async def test_a_request_that_was_under_way_before_does_not_spoil_a_new_token(hub: Hub, tmp_path: Path) -> None:
+    member, folder = membership(hub, tmp_path / "a"), tmp_path / "a/identity"
+    await member.join(token_file(hub, tmp_path))
+    (folder / "request.json").write_text(json.dumps({"metadata": {"name": "edge-a-old"}, "spec": {"request": "x"}}))
+    (folder / "request.key").write_text("old")
+    path = token_file(hub, tmp_path)
+    written(path, folder / "request.json")
+    assert (await member.join(path)).key != "old"
+
+
+@pytest.mark.parametrize("step", range(4))
+async def test_a_crash_while_an_identity_is_stored_leaves_a_whole_one(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Between any two of its files: certificate and key fit, and the hub of now and of later is trusted."""
+    member, folder = membership(hub, tmp_path / "a"), tmp_path / "a/identity"
+    first = await member.join(token_file(hub, tmp_path))
+    later = Authority.create(Random(9), hub.clock.now())
+    pair = later.issue_client("system:cluster:edge-a", ("system:clusters",), hub.clock.now())
+    both = later.pair.certificate.decode() + first.ca
+    second = Identity(
+        "edge-a", first.not_before, first.not_after + 9, both, pair.certificate.decode(), pair.key.decode(), later.name
+    )
+    written_files = 0
+    real = join.write_private
+
+    def fragile(path: Path, content: bytes | str) -> None:
+        nonlocal written_files
+        if written_files == step:
+            raise RuntimeError("killed")
+        written_files += 1
+        real(path, content)
+
+    monkeypatch.setattr(join, "write_private", fragile)
+    if step < 3:
+        with pytest.raises(RuntimeError):
+            second.store(folder)
+    else:
+        second.store(folder)
+    found = Identity.load(folder)
+    assert found is not None and found.context() and found.ca in (first.ca, both)
+    assert found.key == (first.key if step < 2 else second.key)
 
 
 def test_the_agent_itself_does_not_load_cryptography() -> None:
