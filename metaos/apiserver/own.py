@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from metaos.apiserver.metadata import label_causes
 from metaos.apiserver.schema import duplicate, forbidden, invalid, required
+from metaos.network.intents import validate_intent
 from metaos.resources import quantity
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj, label_selector
@@ -21,46 +21,7 @@ def intent_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     for i, expectation in enumerate(spec.get("expectations") or ()):
         if not expectation.get("targets"):
             yield required(f"spec.expectations[{i}].targets", "an expectation needs at least one target")
-        for j, target in enumerate(expectation.get("targets") or ()):
-            yield from _target(target, f"spec.expectations[{i}].targets[{j}]")
-
-
-_UNITS = {"latency": r"(ms|s)\Z", "carbonIntensity": r"gCO2eq/kWh\Z", "energy": r"k?W\Z", "cost": r"[A-Z]{3}/(h|d|mo)\Z"}
-
-
-def _target(target: Obj, path: str) -> Iterator[Cause]:
-    name, condition, value = target.get("name"), target.get("condition") or "", target.get("value")
-    many = condition in (
-        "IsOneOf",
-        "IsNotOneOf",
-        "IsEqualToOneOf",
-        "IsNotEqualToOneOf",
-        "IsAllOf",
-        "IsWithinRange",
-        "IsOutsideRange",
-    )
-    if condition in ("Minimize", "Maximize"):
-        if value is not None:
-            yield invalid(
-                f"{path}.value", value, f"{condition} takes no value: leave it out, or compare with IsLessThan or IsGreaterThan"
-            )
-    elif value is None:
-        yield required(f"{path}.value", f"{condition} compares with a value")
-    elif many and not isinstance(value, list):
-        yield invalid(f"{path}.value", value, f"{condition} takes a list, for example [EU, ES]")
-    elif name == "residency":
-        if condition not in ("IsOneOf", "IsNotOneOf", "IsEqualTo", "IsEqualToOneOf", "IsNotEqualToOneOf", "IsAllOf"):
-            yield invalid(
-                f"{path}.condition", condition, "residency compares jurisdictions: use IsOneOf with a list, for example [EU]"
-            )
-    elif not many and (isinstance(value, bool) or not isinstance(value, int | float)):
-        yield invalid(f"{path}.value", value, f"{name} is a number; write it without its unit, which goes into `unit`")
-    elif name == "availability" and isinstance(value, int | float) and not 0 <= value <= 1:
-        yield invalid(f"{path}.value", value, "availability is a fraction between 0 and 1, for example 0.999")
-    unit = target.get("unit")
-    if unit and name in _UNITS and not re.match(_UNITS[name], unit):
-        shown = {"latency": "ms", "carbonIntensity": "gCO2eq/kWh", "energy": "W", "cost": "EUR/h"}[name]
-        yield invalid(f"{path}.unit", unit, f"the unit of {name} is {shown}")
+    yield from validate_intent(obj)
 
 
 def _selector(workloads: Obj | None, path: str) -> Iterator[Cause]:

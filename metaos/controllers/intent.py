@@ -43,7 +43,8 @@ class IntentReconciler:
                 if placeable(obj) and concerns(intent, obj):
                     placement = self._placements.get(placement_name(ref(obj)), about.namespace) or {}
                     sites = [c["name"] for c in (placement.get("spec") or {}).get("clusters") or ()]
-                    found.append((workload_info(obj), [clusters[s] for s in sites if s in clusters]))
+                    info = workload_info(obj, intents=sorted(self._intents.list(about.namespace), key=name))
+                    found.append((info, [clusters[s] for s in sites if s in clusters]))
         before = intent.get("status") or {}
         status = evaluate(intent, found, list(clusters.values()), self._clock.now())
         if status == before:

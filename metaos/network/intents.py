@@ -7,15 +7,34 @@ and state. Pure.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from metaos.resources.errors import Cause
-from metaos.resources.meta import Obj, format_time
-from metaos.resources.snapshot import UNITS, ClusterInfo, Target, WorkloadInfo, base_unit, measure, meets, targets_of
+from metaos.resources.meta import Obj, format_time, name
+from metaos.resources.snapshot import (
+    ALL_OF,
+    ANY_OF,
+    LOWER,
+    NONE_OF,
+    RANGES,
+    TRUST_LEVELS,
+    UNITS,
+    UPPER,
+    WISHES,
+    ClusterInfo,
+    Target,
+    WorkloadInfo,
+    base_unit,
+    distance,
+    holds_at,
+    measure,
+    meets,
+    targets_of,
+    wanted_text,
+)
 
-CONDITIONS = ("IsLessThan", "IsGreaterThan", "IsOneOf", "Minimize", "Maximize")
 #: Where a measurement comes from, in people's words.
 MEASUREMENTS = {
     "latency": "round trip stated in the site's latencies",
@@ -27,6 +46,10 @@ MEASUREMENTS = {
     "trust": "the site's trust level",
 }
 KNOWN = tuple(MEASUREMENTS)
+
+
+#: How many offers are kept for a workload that cannot have all that is asked.
+OFFERS_KEPT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,41 +66,115 @@ class Judged:
 def judge(target: Target, workload: WorkloadInfo, placed: Sequence[ClusterInfo], everywhere: Sequence[ClusterInfo]) -> Judged:
     """A target's fulfilment where the workload is placed now: its worst site counts."""
     missed = "NotFulfilled" if target.hard else "Degraded"
-    if target.name == "residency":
-        where = sorted(c.name for c in placed if not c.jurisdictions & set(target.values))
+    if target.name in ("residency", "trust"):
+        where = sorted(c.name for c in placed if not holds_at(target, c, workload))
         good = bool(placed) and not where
-        return Judged(target, "Fulfilled" if good else "NotFulfilled", ", ".join(where) or None, None, None)
-    if target.condition in ("Minimize", "Maximize"):
+        return Judged(target, "Fulfilled" if good else missed, ", ".join(where) or None, None, None)
+    if target.condition in WISHES:
         values = [v for c in placed if (v := measure(target.name, c, workload, target.users_in)) is not None]
         return Judged(target, "Fulfilled" if values else missed, max(values, default=None), None, None)
     if target.name == "availability":
-        value: float | None = 1.0 - math.prod(1.0 - c.availability for c in placed) if placed else None
-        offer = ("all sites together", 1.0 - math.prod(1.0 - c.availability for c in everywhere)) if everywhere else None
+        value: float | None = together(placed) if placed else None
+        offer = ("all sites together", together(everywhere)) if everywhere else None
     else:
         found = [measure(target.name, c, workload, target.users_in) for c in placed]
+        worst = max if target.condition in UPPER else min
         known = [v for v in found if v is not None]
-        worst = max if target.condition == "IsLessThan" else min
-        value = worst(known) if known and len(known) == len(found) else None
+        if target.condition in RANGES and known:
+            value = max(known, key=lambda v: (distance(target, v), v))
+        else:
+            value = worst(known, default=None)
+        if len(known) < len(found):
+            value = None
         offer = _nearest(target, workload, everywhere)
     if meets(target, value):
         return Judged(target, "Fulfilled", value, None, None)
-    gap = None if offer is None else abs(offer[1] - target.value)
-    if offer is not None and meets(target, offer[1]):
-        gap = 0.0
-    return Judged(target, missed, value, offer, gap)
+    return Judged(target, missed, value, offer, None if offer is None else distance(target, offer[1]))
+
+
+def together(sites: Iterable[ClusterInfo]) -> float:
+    """The probability that at least one of these sites is up, taken as independent."""
+    return 1.0 - math.prod(1.0 - c.availability for c in sites)
 
 
 def _nearest(target: Target, workload: WorkloadInfo, clusters: Iterable[ClusterInfo]) -> tuple[str, float] | None:
-    sign = 1.0 if target.condition == "IsLessThan" else -1.0
+    """The site that comes closest; of those that meet it the one that does so best, where there is a best."""
+    sign = {**dict.fromkeys(UPPER, 1.0), **dict.fromkeys(LOWER, -1.0)}.get(target.condition, 0.0)
     offers = [
-        (sign * value, c.name, value)
+        (distance(target, value), sign * value, c.name, value)
         for c in clusters
         if c.ready and (value := measure(target.name, c, workload, target.users_in)) is not None
     ]
     if not offers:
         return None
-    _, name, value = min(offers)
+    _, _, name, value = min(offers)
     return name, value
+
+
+# -- combinations ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What would have to be relaxed for a workload to run on a site: each target with the value that the site has."""
+
+    cluster: str
+    relaxed: tuple[tuple[Target, float | None], ...]
+
+    @property
+    def size(self) -> tuple[int, float, str]:
+        """Fewer targets first, then by how far, in shares of what is asked; names of sites break ties."""
+        return len(self.relaxed), sum(_share(t, v) for t, v in self.relaxed), self.cluster
+
+
+def _share(target: Target, value: float | None) -> float:
+    asked = max(abs(v) for v in (target.value, target.low, target.high, 1e-9) if not math.isnan(v))
+    return distance(target, value) / asked
+
+
+def offers(workload: WorkloadInfo, clusters: Iterable[ClusterInfo]) -> list[Offer]:
+    """For each site on which hard targets do not hold together: which, the nearest site first. Residency is the law and trust is
+    not for sale: what breaks them is no offer. Availability is met by several sites, so it is no single site's."""
+    hard = [t for t in workload.targets if t.hard and t.name != "availability"]
+    fixed = [t for t in hard if t.name in ("residency", "trust")]
+    found = []
+    for cluster in clusters:
+        usable = cluster.ready and not cluster.unschedulable and not cluster.deleting
+        if not usable or not all(holds_at(t, cluster, workload) for t in fixed):
+            continue
+        broken = [t for t in hard if t not in fixed and not holds_at(t, cluster, workload)]
+        values = tuple((t, measure(t.name, cluster, workload, t.users_in)) for t in broken)
+        if broken and all(v is not None for _, v in values):
+            found.append(Offer(cluster.name, values))
+    return sorted(found, key=lambda o: o.size)
+
+
+def offer_text(found: Offer) -> str:
+    """An offer as people say it."""
+    parts = []
+    for target, value in found.relaxed:
+        assert value is not None
+        unit = base_unit(target.name)
+        short = f"{distance(target, value):.4g} {unit}".rstrip()
+        parts.append(f"{target.name} {wanted_text(target)} were relaxed by {short} to {f'{value:.4g} {unit}'.rstrip()}")
+    return f"{found.cluster} could take it if " + " and ".join(parts)
+
+
+def offer_row(found: Offer, workload: WorkloadInfo) -> dict[str, Any]:
+    """An offer as data."""
+    relax = [
+        {
+            "name": target.name,
+            "intent": target.intent,
+            "wanted": wanted_text(target),
+            "value": round(value, 6),
+            "gap": round(distance(target, value), 6),
+            **({"unit": base_unit(target.name)} if base_unit(target.name) else {}),
+        }
+        for target, value in found.relaxed
+        if value is not None
+    ]
+    return {"workload": f"{workload.ref.kind.lower()}/{workload.ref.name}", "cluster": found.cluster, "relax": relax}
 
 
 def evaluate(
@@ -91,6 +188,7 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     worst = "Fulfilled" if workloads else "NotFulfilled"
     messages: list[str] = []
+    proposals: list[dict[str, Any]] = []
     for target in targets_of(intent):
         for workload, placed in workloads:
             found = judge(target, workload, placed, clusters)
@@ -98,6 +196,15 @@ def evaluate(
             worst = _worse(worst, found.fulfilment)
             if found.fulfilment != "Fulfilled":
                 messages.append(_message(found, workload, placed))
+    own = name(intent)
+    for workload, placed in workloads:
+        if any(c.name for c in placed):
+            continue
+        # Placed nowhere: which targets are in the way together, of all intents of the workload.
+        possible = [o for o in offers(workload, clusters) if any(t.intent == own for t, _ in o.relaxed)][:OFFERS_KEPT]
+        proposals += [offer_row(o, workload) for o in possible]
+        if possible:
+            messages.append(f"{workload.ref.kind.lower()}/{workload.ref.name}: {offer_text(possible[0])}")
     if not workloads:
         messages.append("no workload in this namespace is selected yet")
     since = before.get("since") if before.get("fulfilment") == worst else None
@@ -109,6 +216,7 @@ def evaluate(
         "since": moment,
         "message": message,
         "targets": rows,
+        **({"offers": proposals} if proposals else {}),
         "conditions": [
             {
                 "type": "Fulfilled",
@@ -146,24 +254,15 @@ def _row(found: Judged, workload: WorkloadInfo) -> dict[str, Any]:
     return row
 
 
-def wanted_text(target: Target) -> str:
-    """A target as people say it."""
-    unit = base_unit(target.name)
-    if target.condition == "IsOneOf" or target.values:
-        return "one of " + ", ".join(target.values)
-    if target.condition in ("Minimize", "Maximize"):
-        return "as little as possible" if target.condition == "Minimize" else "as much as possible"
-    than = "below" if target.condition == "IsLessThan" else "above"
-    return f"{than} {target.value:g} {unit}".rstrip()
-
-
 def _message(found: Judged, workload: WorkloadInfo, placed: Sequence[ClusterInfo]) -> str:
     target, unit = found.target, base_unit(found.target.name)
     about = f"{workload.ref.kind.lower()}/{workload.ref.name}: {target.name}"
     if target.users_in:
         about += f" from users in {', '.join(target.users_in)}"
-    if target.name == "residency":
-        return f"{about} must be {wanted_text(target)}; " + (f"it is also on {found.value}" if placed else "it is placed nowhere")
+    if target.name in ("residency", "trust"):
+        return f"{about} must be {wanted_text(target)}; " + (
+            f"it does not hold on {found.value}" if placed else "it is placed nowhere"
+        )
     now = (
         "it is placed nowhere"
         if not placed
@@ -192,27 +291,31 @@ def validate_intent(obj: Obj) -> list[Cause]:
         causes.append(
             Cause("FieldValueInvalid", "spec.priority", f"Invalid value: {priority!r}: must be a whole number from 0 to 100")
         )
-    upper: dict[tuple[str, tuple[str, ...]], float] = {}
-    lower: dict[tuple[str, tuple[str, ...]], float] = {}
-    targets = targets_of(obj) if not causes else []
-    index = 0
+    asked: dict[tuple[str, tuple[str, ...]], list[Target]] = {}
     for e, expectation in enumerate(spec.get("expectations") or ()):
         for t, target in enumerate(expectation.get("targets") or ()):
             field = f"spec.expectations[{e}].targets[{t}]"
             causes += _target_causes(field, target, expectation.get("contexts") or ())
-            if index < len(targets):
-                parsed = targets[index]
-                key = (parsed.name, parsed.users_in)
-                if parsed.condition == "IsLessThan":
-                    upper[key] = min(parsed.value, upper.get(key, math.inf))
-                elif parsed.condition == "IsGreaterThan":
-                    lower[key] = max(parsed.value, lower.get(key, -math.inf))
-                index += 1
-    for key in sorted(upper.keys() & lower.keys()):
-        if lower[key] >= upper[key]:
-            what = f"{key[0]} is asked to be above {lower[key]:g} and below {upper[key]:g}: no value is both; remove one"
-            causes.append(Cause("FieldValueInvalid", "spec.expectations", f"Invalid value: {what}"))
+    if not causes:
+        for parsed in targets_of(obj):
+            asked.setdefault((parsed.name, parsed.users_in), []).append(parsed)
+        for what, same in sorted(asked.items()):
+            causes += _contradiction(what[0], same)
     return causes
+
+
+def _contradiction(what: str, same: Sequence[Target]) -> list[Cause]:
+    """Bounds on one thing that no value can meet together."""
+    upper = [(t.value, t.condition == "IsLessThan", t) for t in same if t.condition in UPPER]
+    upper += [(t.high, False, t) for t in same if t.condition == "IsWithinRange"]
+    lower = [(t.value, t.condition == "IsGreaterThan", t) for t in same if t.condition in LOWER]
+    lower += [(t.low, False, t) for t in same if t.condition == "IsWithinRange"]
+    for high, below, one in upper:
+        for low, above, other in lower:
+            if low > high or (low == high and (below or above)):
+                text = f"{what} is asked to be {wanted_text(other)} and {wanted_text(one)}: no value is both; remove one"
+                return [Cause("FieldValueInvalid", "spec.expectations", f"Invalid value: {text}")]
+    return []
 
 
 def _finite(value: float) -> bool:
@@ -224,7 +327,7 @@ def _finite(value: float) -> bool:
 
 
 def _target_causes(field: str, target: Mapping[str, Any], shared: Sequence[Mapping[str, Any]] = ()) -> list[Cause]:
-    name, value, unit = target.get("name"), target.get("value"), target.get("unit")
+    name = target.get("name")
     condition = target.get("condition", "IsLessThan")
 
     def wrong(part: str, found: object, remedy: str) -> list[Cause]:
@@ -232,26 +335,70 @@ def _target_causes(field: str, target: Mapping[str, Any], shared: Sequence[Mappi
 
     if name not in KNOWN:
         return wrong("name", name, f"must be one of {', '.join(KNOWN)}")
-    if condition not in CONDITIONS:
-        return wrong("condition", condition, f"must be one of {', '.join(CONDITIONS)}")
+    if condition not in ALLOWED[str(name)]:
+        return wrong("condition", condition, _condition_remedy(str(name), str(condition)))
     contexts = [*shared, *(target.get("contexts") or ())]
     if name == "latency" and not any(c.get("name") == "usersIn" and c.get("value") for c in contexts):
         remedy = "latency is counted from users: add a context, for example {name: usersIn, value: europe-west1}"
-        return wrong("contexts", target.get("contexts"), remedy)
+        return wrong("contexts", target.get("contexts"), remedy) + _value_causes(target, wrong)
+    return _value_causes(target, wrong)
+
+
+def _value_causes(target: Mapping[str, Any], wrong: Callable[[str, object, str], list[Cause]]) -> list[Cause]:
+    name, condition = target.get("name"), target.get("condition", "IsLessThan")
+    value, unit = target.get("value"), target.get("unit")
     if name in ("residency", "trust"):
-        if condition != "IsOneOf":
-            return wrong("condition", condition, f"must be IsOneOf for {name}")
-        good = (isinstance(value, str) and value) or (
-            isinstance(value, list) and value and all(isinstance(v, str) for v in value)
-        )
-        example = "[EU]" if name == "residency" else "[high]"
-        return [] if good else wrong("value", value, f"must be a list of names, for example {example}")
-    if condition in ("Minimize", "Maximize"):
-        return []
-    if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value) or value < 0:
-        return wrong("value", value, "must be a finite number of at least 0")
+        return _names_causes(str(name), str(condition), value, wrong)
+    if condition in WISHES:
+        return [] if value is None else wrong("value", value, f"{condition} takes no value: leave it out, or give a bound")
+    numbers: list[Any] = value if condition in RANGES and isinstance(value, list) else [value]
+    if condition in RANGES and len(numbers) != 2:
+        return wrong("value", value, f"{condition} takes the two ends of the range, for example [10, 40]")
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not _finite(number) or number < 0:
+            return wrong("value", number, "must be a finite number of at least 0")
+    if condition in RANGES and numbers[0] > numbers[1]:
+        return wrong("value", value, f"the lower end comes first: [{numbers[1]:g}, {numbers[0]:g}]")
     if unit not in (None, "") and unit not in UNITS[str(name)]:
         return wrong("unit", unit, f"must be one of {', '.join(u or 'no unit' for u in UNITS[str(name)])}")
-    if name == "availability" and value * UNITS["availability"].get(str(unit or ""), 1.0) > 1:
+    if name == "availability" and any(n * UNITS["availability"].get(str(unit or ""), 1.0) > 1 for n in numbers):
         return wrong("value", value, "must be a probability of at most 1 (or 100 %)")
     return []
+
+
+def _names_causes(name: str, condition: str, value: Any, wrong: Callable[[str, object, str], list[Cause]]) -> list[Cause]:
+    example = "EU" if name == "residency" else "high"
+    single = condition in ("IsEqualTo", "IsGreaterThanOrEqualTo")
+    named = [value] if isinstance(value, str) else value
+    if not isinstance(named, list) or not named or not all(isinstance(v, str) and v for v in named):
+        shape = f"a name, for example {example}" if single else f"a list of names, for example [{example}]"
+        return wrong("value", value, f"must be {shape}")
+    if single and len(named) != 1:
+        return wrong("value", value, f"{condition} takes one name, for example {example}; for several use IsOneOf")
+    if name == "trust" and (unknown := [v for v in named if v not in TRUST_LEVELS]):
+        return wrong("value", unknown[0], f"must be one of {', '.join(TRUST_LEVELS)}")
+    return []
+
+
+def _condition_remedy(name: str, condition: str) -> str:
+    allowed = f"must be one of {', '.join(ALLOWED[name])} for {name}"
+    if condition == "IsEqualTo":
+        return f"{allowed}: a measured value is never exactly another one; give the range that will do with IsWithinRange"
+    if condition == "Maximize":
+        return f"{allowed}: less of it is better; for a lower bound use IsGreaterThan"
+    if name == "availability":
+        return f"{allowed}: more of it is better, so it has a lower bound only"
+    return allowed
+
+
+_NUMBERS = (*UPPER, *LOWER, *RANGES, "Minimize")
+#: Which of TS 28.312's conditions can be decided for which target. Others are refused, not ignored.
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "latency": _NUMBERS,
+    "carbonIntensity": _NUMBERS,
+    "energy": _NUMBERS,
+    "cost": _NUMBERS,
+    "availability": (*LOWER, "Maximize"),
+    "residency": (*ANY_OF, *NONE_OF, *ALL_OF),
+    "trust": (*ANY_OF, *NONE_OF, "IsGreaterThanOrEqualTo"),
+}

@@ -23,7 +23,7 @@ _LABELS, _ANNOTATIONS = "NEMO_LABELS", "NEMO_ANNOTATIONS"
 _UNIT, _HARD = "NEMO_UNIT", "NEMO_HARD"
 _IS = "IS_EQUAL_TO"
 
-_TO = {
+CONDITIONS = {
     "IsEqualTo": "IS_EQUAL_TO",
     "IsLessThan": "IS_LESS_THAN",
     "IsLessThanOrEqualTo": "IS_EQUAL_TO_OR_LESS_THAN",
@@ -39,7 +39,7 @@ _TO = {
     "Minimize": "MINIMIZE",
     "Maximize": "MAXIMIZE",
 }
-_FROM = {there: here for here, there in _TO.items()}
+_FROM = {there: here for here, there in CONDITIONS.items()}
 
 
 def to_3gpp(intent: Obj) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _contexts(contexts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for raw in contexts:
         entry: dict[str, Any] = {"contextAttribute": raw["name"]}
         if "condition" in raw:
-            entry["contextCondition"] = _TO.get(raw["condition"], raw["condition"])
+            entry["contextCondition"] = CONDITIONS.get(raw["condition"], raw["condition"])
         if "value" in raw:
             entry["contextValueRange"] = copy.deepcopy(raw["value"])
         found.append(entry)
@@ -156,7 +156,7 @@ def _expectation(raw: Mapping[str, Any], workloads: Any, stated: bool, index: in
 def _export_target(raw: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "targetName": raw["name"],
-        "targetCondition": _TO.get(raw["condition"], raw["condition"]),
+        "targetCondition": CONDITIONS.get(raw["condition"], raw["condition"]),
     }
     if "value" in raw:
         found["targetValueRange"] = copy.deepcopy(raw["value"])

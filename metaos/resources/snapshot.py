@@ -7,7 +7,7 @@ trip), carbon in gCO2eq/kWh, power in watts, money in the site's currency per ho
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,7 @@ UNITS: dict[str, dict[str, float]] = {
     "cost": {"EUR/h": 1.0, "EUR/month": 1 / 730},
     "availability": {"": 1.0, "%": 0.01},
     "residency": {"": 1.0},
+    "trust": {"": 1.0},
 }
 
 
@@ -89,13 +90,15 @@ class ClusterInfo:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One target of an intent, in the base unit of its name. ``condition``: IsLessThan, IsGreaterThan, IsOneOf,
-    Minimize or Maximize. ``users_in``: regions, for latency."""
+    """One target of an intent, in the base unit of its name. ``condition``: one of TS 28.312's. ``value`` is what a bound
+    compares with, ``low`` and ``high`` what a range does, ``values`` are names. ``users_in``: regions, for latency."""
 
     name: str
     condition: str
     value: float = math.nan
     values: tuple[str, ...] = ()
+    low: float = math.nan
+    high: float = math.nan
     hard: bool = False
     users_in: tuple[str, ...] = ()
     intent: str = ""
@@ -214,13 +217,95 @@ def measure(target: str, cluster: ClusterInfo, found: WorkloadInfo, users_in: Se
     return None
 
 
+#: Conditions by what they ask of a measured value.
+UPPER, LOWER = ("IsLessThan", "IsLessThanOrEqualTo"), ("IsGreaterThan", "IsGreaterThanOrEqualTo")
+RANGES, WISHES = ("IsWithinRange", "IsOutsideRange"), ("Minimize", "Maximize")
+#: Conditions on names: one of them holds, none of them does, all of them do.
+ANY_OF, NONE_OF, ALL_OF = ("IsOneOf", "IsEqualToOneOf", "IsEqualTo"), ("IsNotOneOf", "IsNotEqualToOneOf"), ("IsAllOf",)
+
+
 def meets(target: Target, value: float | None) -> bool:
-    """Whether a measured value satisfies a bound. Unknown values do not."""
-    if target.condition == "IsLessThan":
-        return value is not None and value < target.value
-    if target.condition == "IsGreaterThan":
-        return value is not None and value > target.value
-    return True
+    """Whether a measured value satisfies a bound or range. Unknown values do not. Bounds of a range are within it."""
+    if target.condition in WISHES:
+        return True
+    if value is None:
+        return False
+    return {
+        "IsLessThan": value < target.value,
+        "IsLessThanOrEqualTo": value <= target.value,
+        "IsGreaterThan": value > target.value,
+        "IsGreaterThanOrEqualTo": value >= target.value,
+        "IsWithinRange": target.low <= value <= target.high,
+        "IsOutsideRange": value < target.low or value > target.high,
+    }.get(target.condition, False)
+
+
+def distance(target: Target, value: float | None) -> float:
+    """How far a measured value is from what is asked, in the target's unit; infinite for one that is not known."""
+    if meets(target, value):
+        return 0.0
+    if value is None:
+        return math.inf
+    if target.condition == "IsWithinRange":
+        return target.low - value if value < target.low else value - target.high
+    if target.condition == "IsOutsideRange":
+        return min(value - target.low, target.high - value)
+    return abs(value - target.value)
+
+
+def lawful(target: Target, jurisdictions: Set[str]) -> bool:
+    """Whether data may be where these laws hold. Where none is stated, nothing is known, and it may not."""
+    named = set(target.values)
+    if target.condition in NONE_OF:
+        return bool(jurisdictions) and not jurisdictions & named
+    if target.condition in ALL_OF:
+        return named <= jurisdictions
+    return bool(jurisdictions & named)
+
+
+def trusted(target: Target, trust: str) -> bool:
+    """Whether a level of trust is what is asked: with IsOneOf at least the lowest that is named, as more does no harm."""
+    level, named = TRUST_LEVELS.get(trust, 0), [TRUST_LEVELS.get(v, 0) for v in target.values]
+    if target.condition in NONE_OF:
+        return trust not in target.values
+    if target.condition == "IsEqualTo":
+        return trust in target.values
+    return level >= min(named, default=0)
+
+
+def holds_at(target: Target, cluster: ClusterInfo, found: WorkloadInfo) -> bool:
+    """Whether a target holds for a workload on one site. Availability is met by several sites together: not asked here."""
+    if target.name == "residency":
+        return lawful(target, cluster.jurisdictions)
+    if target.name == "trust":
+        return trusted(target, cluster.trust)
+    return meets(target, measure(target.name, cluster, found, target.users_in))
+
+
+def wanted_text(target: Target) -> str:
+    """A target as people say it."""
+    unit, condition = base_unit(target.name), target.condition
+    names = ", ".join(target.values)
+    if condition in RANGES:
+        where = "from" if condition == "IsWithinRange" else "outside"
+        return f"{where} {target.low:g} to {target.high:g} {unit}".rstrip()
+    if target.name == "trust" and condition in ("IsOneOf", "IsGreaterThanOrEqualTo"):
+        return f"at least {min(target.values, key=lambda v: TRUST_LEVELS.get(v, 0), default='')}"
+    if condition in NONE_OF:
+        return f"none of {names}"
+    if condition in ALL_OF:
+        return f"all of {names}"
+    if condition in ANY_OF:
+        return f"one of {names}"
+    if condition in WISHES:
+        return "as little as possible" if condition == "Minimize" else "as much as possible"
+    words = {
+        "IsLessThan": "below",
+        "IsLessThanOrEqualTo": "at most",
+        "IsGreaterThan": "above",
+        "IsGreaterThanOrEqualTo": "at least",
+    }
+    return f"{words.get(condition, condition)} {target.value:g} {unit}".rstrip()
 
 
 def base_unit(target: str) -> str:
@@ -360,18 +445,19 @@ def targets_of(intent: Obj) -> list[Target]:
     for expectation in spec.get("expectations") or ():
         for target in expectation.get("targets") or ():
             kind, raw = str(target.get("name", "")), target.get("value")
-            texts = tuple(str(v) for v in raw) if isinstance(raw, list) else ()
+            condition = str(target.get("condition") or "IsLessThan")
+            texts = tuple(str(v) for v in raw) if isinstance(raw, list) and condition not in RANGES else ()
             factor = UNITS.get(kind, {}).get(str(target.get("unit") or base_unit(kind)), 1.0)
             contexts = [*(expectation.get("contexts") or ()), *(target.get("contexts") or ())]
-            try:
-                number = float(raw) * factor if isinstance(raw, int | float) else math.nan
-            except OverflowError:
-                number = math.inf
+            ends = [_number(v, factor) for v in raw] if isinstance(raw, list) and condition in RANGES else []
+            low, high = ends if len(ends) == 2 else (math.nan, math.nan)
             found.append(
                 Target(
                     name=kind,
-                    condition=str(target.get("condition") or "IsLessThan"),
-                    value=number,
+                    condition=condition,
+                    value=_number(raw, factor),
+                    low=low,
+                    high=high,
                     values=texts or ((str(raw),) if isinstance(raw, str) else ()),
                     hard=bool(target.get("hard")) or kind == "residency",
                     users_in=tuple(_users(contexts)),
@@ -380,6 +466,13 @@ def targets_of(intent: Obj) -> list[Target]:
                 )
             )
     return found
+
+
+def _number(raw: object, factor: float) -> float:
+    try:
+        return float(raw) * factor if isinstance(raw, int | float) else math.nan
+    except OverflowError:
+        return math.inf
 
 
 def _users(contexts: Iterable[Mapping[str, Any]]) -> Iterable[str]:

@@ -11,15 +11,18 @@ from typing import Any
 from metaos.resources import quantity
 from metaos.resources.meta import TAINT_UNREACHABLE, match_expression
 from metaos.resources.snapshot import (
-    TRUST_LEVELS,
+    ALL_OF,
+    NONE_OF,
     ClusterInfo,
     Snapshot,
     Taint,
     Target,
     WorkloadInfo,
     base_unit,
+    holds_at,
+    lawful,
     measure,
-    meets,
+    wanted_text,
 )
 
 Filter = Callable[[Snapshot, WorkloadInfo, ClusterInfo], str | None]
@@ -28,9 +31,15 @@ Filter = Callable[[Snapshot, WorkloadInfo, ClusterInfo], str | None]
 def residency(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
     """Data stays where intents say. Nothing outvotes this."""
     for target in workload.targets:
-        if target.name == "residency" and not cluster.jurisdictions & set(target.values):
+        if target.name == "residency" and not lawful(target, cluster.jurisdictions):
             where = ", ".join(sorted(cluster.jurisdictions)) or "no stated jurisdiction"
-            return f"must stay in {' or '.join(target.values)} (intent {target.intent!r}), and the site is in {where}"
+            named = target.values
+            must = f"stay in {' or '.join(named)}"
+            if target.condition in NONE_OF:
+                must = f"stay out of {' and '.join(named)}"
+            elif target.condition in ALL_OF:
+                must = f"stay where {' and '.join(named)} hold together"
+            return f"must {must} (intent {target.intent!r}), and the site is in {where}"
     return None
 
 
@@ -131,20 +140,11 @@ def local_data(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo)
 
 
 def bounds(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
-    """Hard targets of intents: latency, carbon, energy, cost and trust, on this site. Availability is met by several
-    sites together, so it is the solver's."""
-    for target in workload.targets:
-        if not target.hard or target.name in ("residency", "availability"):
-            continue
-        if target.name == "trust":
-            if TRUST_LEVELS.get(cluster.trust, 0) < max((TRUST_LEVELS.get(v, 0) for v in target.values), default=0):
-                return (
-                    f"trust must be at least {' or '.join(target.values)} (intent {target.intent!r}), and it is {cluster.trust}"
-                )
-            continue
-        if reason := broken_bound(target, workload, cluster):
-            return reason
-    return None
+    """Hard targets of intents: latency, carbon, energy, cost and trust, on this site, each that does not hold. Availability
+    is met by several sites together, so it is the solver's."""
+    asked = [t for t in workload.targets if t.hard and t.name not in ("residency", "availability")]
+    reasons = [reason for target in asked if (reason := broken_bound(target, workload, cluster))]
+    return "; ".join(reasons) or None
 
 
 _WORDS = {"latency": "round trip", "carbonIntensity": "carbon intensity", "energy": "power", "cost": "cost"}
@@ -152,16 +152,17 @@ _WORDS = {"latency": "round trip", "carbonIntensity": "carbon intensity", "energ
 
 def broken_bound(target: Target, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
     """Why a target does not hold on a site, with both numbers."""
-    value = measure(target.name, cluster, workload, target.users_in)
-    if meets(target, value):
+    if holds_at(target, cluster, workload):
         return None
-    unit = base_unit(target.name)
-    than = "below" if target.condition == "IsLessThan" else "above"
+    wanted = f"must be {wanted_text(target)} (intent {target.intent!r})"
+    if target.name == "trust":
+        return f"trust {wanted}, and it is {cluster.trust}"
+    value, unit = measure(target.name, cluster, workload, target.users_in), base_unit(target.name)
     about = f" from users in {', '.join(target.users_in)}" if target.users_in else ""
     words = _WORDS.get(target.name, target.name)
     if value is None:
-        return f"{words}{about} is not known here, and must be {than} {target.value:g} {unit} (intent {target.intent!r})"
-    return f"{words}{about} is {value:.4g} {unit}, and must be {than} {target.value:g} {unit} (intent {target.intent!r})"
+        return f"{words}{about} is not known here, and {wanted}"
+    return f"{words}{about} is {value:.4g} {unit}, and {wanted}"
 
 
 def capacity(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:

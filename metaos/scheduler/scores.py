@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from metaos.resources.snapshot import ClusterInfo, WorkloadInfo, cost, latency, watts
+from metaos.resources.snapshot import LOWER, UPPER, WISHES, ClusterInfo, Target, WorkloadInfo, cost, holds_at, latency, watts
 
 Measure = Callable[[WorkloadInfo, ClusterInfo], float | None]
 #: How many hours of forecast count beside the present one.
@@ -87,6 +87,27 @@ def _preferred(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
     return 100.0 if cluster.name in workload.policy.preferred else 0.0
 
 
+def _along(score: Score, target: Target) -> bool:
+    """Whether a target asks for what the score rewards: less of it, or more."""
+    return target.condition in (("Maximize", *LOWER) if score.more_is_better else ("Minimize", *UPPER))
+
+
+def _wishes(workload: WorkloadInfo) -> list[Target]:
+    """Preferred targets that no score measures by itself: ranges, trust, and bounds against a score's direction."""
+    measured = {s.target: s for s in SCORES if s.target}
+    return [
+        t
+        for t in workload.targets
+        if not t.hard and t.condition not in WISHES and not (t.name in measured and _along(measured[t.name], t))
+    ]
+
+
+def _wished(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    found = _wishes(workload)
+    good = sum(t.priority + 1 for t in found if holds_at(t, cluster, workload))
+    return 100.0 * good / sum(t.priority + 1 for t in found) if found else None
+
+
 LATENCY = Score("latency", "ms", _latency, 30.0, 0.0, "latency")
 CARBON = Score("carbon", "gCO2eq/kWh", _carbon, 150.0, 1.0, "carbonIntensity")
 ENERGY = Score("energy", "W", _energy, 5.0, 0.5, "energy")
@@ -94,16 +115,19 @@ COST = Score("cost", "EUR/h", _cost, 0.02, 1.0, "cost")
 AVAILABILITY = Score("availability", "%", _availability, 0.0, 0.5, "availability", True)
 FREE = Score("free", "%", _free, 0.0, 0.5, "", True)
 PREFERRED = Score("preferred", "%", _preferred, 0.0, 0.0, "", True)
+WISHED = Score("wishes", "%", _wished, 0.0, 0.0, "", True)
 
 #: The built-in ones; a hub runs whatever is registered under ``metaos.score``.
-SCORES: tuple[Score, ...] = (LATENCY, CARBON, ENERGY, COST, AVAILABILITY, FREE, PREFERRED)
+SCORES: tuple[Score, ...] = (LATENCY, CARBON, ENERGY, COST, AVAILABILITY, FREE, PREFERRED, WISHED)
 
 
 def weight(score: Score, workload: WorkloadInfo) -> float:
     """The default, plus one to ten for an intent of priority 0 to 100 that asks for it; 5 for a policy's preference."""
     if score.name == "preferred":
         return 5.0 if workload.policy.preferred else 0.0
-    asked = [1.0 + t.priority * 0.09 for t in workload.targets if score.target and t.name == score.target]
+    if score.name == "wishes":
+        return max((1.0 + t.priority * 0.09 for t in _wishes(workload)), default=0.0)
+    asked = [1.0 + t.priority * 0.09 for t in workload.targets if score.target and t.name == score.target and _along(score, t)]
     return score.weight + max(asked, default=0.0)
 
 

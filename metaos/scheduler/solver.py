@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from metaos.resources.snapshot import ClusterInfo, WorkloadInfo
+from metaos.resources.snapshot import ClusterInfo, WorkloadInfo, meets
 from metaos.scheduler.filters import closed, room
 
 
@@ -46,8 +46,7 @@ def distribute(
     spaces = {c.name: max(0 if closed(workload, c) else room(workload, c), has.get(c.name, 0)) for c in ranked}
     if workload.mode == "Whole":
         fitting = [c for c in ranked if spaces[c.name] >= workload.replicas]
-        wanted = _availability_wanted(workload)
-        good = [c for c in fitting if availability([c]) > wanted]
+        good = [c for c in fitting if _available(workload, [c])]
         for cluster in good or fitting:
             return Choice({cluster.name: workload.replicas}, True, bool(good))
         return Choice({}, False)
@@ -80,7 +79,6 @@ def _sites(
     workload: WorkloadInfo, ranked: Sequence[ClusterInfo], spaces: Mapping[str, int], held: int
 ) -> tuple[list[ClusterInfo], bool]:
     """The shortest run of good sites that has the room, the groups and the availability that are asked for."""
-    wanted = _availability_wanted(workload)
     chosen: list[ClusterInfo] = []
     usable = [c for c in ranked if spaces[c.name] > 0]
 
@@ -88,7 +86,7 @@ def _sites(
         return (
             sum(spaces[c.name] for c in chosen) < workload.replicas
             or any(len({group(c, s.by) for c in chosen}) < s.min_groups for s in workload.policy.spread)
-            or (wanted > 0 and availability(chosen) <= wanted)
+            or not _available(workload, chosen)
         )
 
     for index, cluster in enumerate(usable):
@@ -111,9 +109,9 @@ def _sites(
     return chosen, not lacks()
 
 
-def _availability_wanted(workload: WorkloadInfo) -> float:
-    """The highest hard bound; below zero, which every site exceeds, where there is none."""
-    return max((t.value for t in workload.targets if t.name == "availability" and t.hard), default=-1.0)
+def _available(workload: WorkloadInfo, sites: Sequence[ClusterInfo]) -> bool:
+    """Whether these sites together are as available as hard targets ask."""
+    return all(meets(t, availability(sites)) for t in workload.targets if t.name == "availability" and t.hard)
 
 
 def availability(sites: Sequence[ClusterInfo]) -> float:

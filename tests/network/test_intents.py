@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaos.network.intents import evaluate, judge, validate_intent
+from metaos.network.intents import ALLOWED, KNOWN, evaluate, judge, validate_intent
+from metaos.network.threegpp import CONDITIONS
 from metaos.resources.meta import API_VERSION, Obj, format_time
-from metaos.resources.snapshot import Target, targets_of
-from tests.scheduler.worlds import NOW, residency, site, workload
+from metaos.resources.snapshot import Target, distance, meets, targets_of, wanted_text
+from metaos.scheduler.framework import decide
+from tests.scheduler.worlds import NOW, residency, site, workload, world
 
 USERS = [{"name": "usersIn", "value": "x"}]
 
@@ -122,3 +124,136 @@ def test_residency_that_names_no_law_is_refused() -> None:
 
 def test_a_number_beyond_all_bounds_is_refused() -> None:
     assert validate_intent(intent({**CARBON, "value": 10**400}))
+
+
+# -- conditions ---------------------------------------------------------------------------------------------
+
+NUMBERS = ("latency", "carbonIntensity", "energy", "cost")
+ALL_CONDITIONS = tuple(CONDITIONS)
+MEANING: dict[str, Any] = {
+    "IsLessThan": lambda v: v < 50,
+    "IsLessThanOrEqualTo": lambda v: v <= 50,
+    "IsGreaterThan": lambda v: v > 50,
+    "IsGreaterThanOrEqualTo": lambda v: v >= 50,
+    "IsWithinRange": lambda v: 20 <= v <= 50,
+    "IsOutsideRange": lambda v: not 20 <= v <= 50,
+}
+
+
+def measured(condition: str, **more: Any) -> dict[str, Any]:
+    value: Any = [20, 50] if condition in ("IsWithinRange", "IsOutsideRange") else 50
+    return {"name": "carbonIntensity", "condition": condition, "value": value, **more}
+
+
+@given(st.sampled_from(sorted(MEANING)), st.floats(0, 100) | st.sampled_from([20.0, 50.0]))
+def test_a_condition_means_what_it_says_for_filters_and_for_fulfilment(condition: str, value: float) -> None:
+    found = intent(measured(condition, hard=True))
+    assert validate_intent(found) == []
+    what, where = workload(targets=tuple(targets_of(found))), site("a", carbon=value)
+    good = MEANING[condition](value)
+    assert bool(dict(decide(world(where), what).clusters)) == good
+    assert (evaluate(found, [(what, [where])], [where], NOW)["fulfilment"] == "Fulfilled") == good
+
+
+@given(st.sampled_from(sorted(MEANING)), st.floats(0, 100))
+def test_the_distance_is_what_must_be_given_way(condition: str, value: float) -> None:
+    (target,) = targets_of(intent(measured(condition)))
+    gap = distance(target, value)
+    assert (gap == 0) == (meets(target, value) or value in (20.0, 50.0))
+    if gap:
+        assert meets(target, value - gap * 1.001) or meets(target, value + gap * 1.001)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("condition", ALL_CONDITIONS)
+def test_every_condition_is_decided_or_refused_with_a_remedy(name: str, condition: str) -> None:
+    contexts = USERS if name == "latency" else []
+    names, number = {"residency": ["EU"], "trust": ["high"]}.get(name), 0.5
+    value: Any = names or ([0.1, 0.5] if "Range" in condition else number)
+    if names and condition in ("IsEqualTo", "IsGreaterThanOrEqualTo"):
+        value = names[0]
+    target = {"name": name, "condition": condition, "value": value, "contexts": contexts, "hard": True}
+    if condition in ("Minimize", "Maximize"):
+        target.pop("value")
+    found = intent(target)
+    causes = validate_intent(found)
+    if condition not in ALLOWED[name]:
+        (cause,) = causes
+        assert cause.field.endswith("targets[0].condition") and f"must be one of {ALLOWED[name][0]}" in cause.message
+        return
+    assert causes == []
+    what = workload(targets=tuple(targets_of(found)))
+    sites = [site("a", jurisdictions=frozenset({"EU"}), trust="high"), site("b", jurisdictions=frozenset({"GB"}), trust="low")]
+    for where in sites:
+        status = evaluate(found, [(what, [where])], sites, NOW)
+        plan = decide(world(where), what)
+        if name != "availability":
+            assert (status["fulfilment"] == "Fulfilled") == bool(plan.clusters) or condition in ("Minimize", "Maximize")
+        assert wanted_text(what.targets[0]) in status["targets"][0]["wanted"]
+
+
+def test_residency_can_exclude_and_can_ask_for_all() -> None:
+    both, eu, none = frozenset({"EU", "FR"}), frozenset({"EU"}), frozenset[str]()
+
+    def allowed(condition: str, *values: str) -> list[bool]:
+        target = Target("residency", condition, values=values, hard=True, intent="i")
+        return [bool(decide(world(site("a", jurisdictions=j)), workload(targets=(target,))).clusters) for j in (both, eu, none)]
+
+    assert allowed("IsOneOf", "FR", "GB") == [True, False, False]
+    assert allowed("IsNotOneOf", "FR", "GB") == [False, True, False], "of a site that says nothing, nothing is known"
+    assert allowed("IsAllOf", "EU", "FR") == [True, False, False]
+
+
+def test_a_preferred_range_weighs() -> None:
+    (target,) = targets_of(intent({"name": "cost", "condition": "IsWithinRange", "value": [0.01, 0.02]}, priority=90))
+    what = workload(cpu=1000, targets=(target,))
+    plan = decide(world(site("cheap", cpu_hour=0.001), site("right", cpu_hour=0.015)), what)
+    assert dict(plan.clusters) == {"right": 1}
+
+
+CONTRADICTIONS = [
+    (measured("IsLessThan"), measured("IsGreaterThanOrEqualTo")),
+    (measured("IsWithinRange"), {**measured("IsGreaterThan"), "value": 60}),
+    (measured("IsWithinRange"), {**measured("IsLessThan"), "value": 20}),
+]
+
+
+@pytest.mark.parametrize("targets", CONTRADICTIONS, ids=str)
+def test_contradictions_are_refused(targets: tuple[dict[str, Any], ...]) -> None:
+    (cause,) = validate_intent(intent(*targets))
+    assert "no value is both" in cause.message
+
+
+def test_bounds_that_meet_in_one_value_are_no_contradiction() -> None:
+    assert validate_intent(intent(measured("IsLessThanOrEqualTo"), measured("IsGreaterThanOrEqualTo"))) == []
+
+
+# -- combinations -------------------------------------------------------------------------------------------
+
+
+def test_the_nearest_offer_relaxes_the_fewest_targets() -> None:
+    found = intent(
+        latency(20, hard=True),
+        {**CARBON, "value": 100, "hard": True},
+        {"name": "cost", "condition": "IsLessThan", "value": 0.001, "hard": True},
+    )
+    dirty = site("dirty", latencies={"x": 12.0}, carbon=600.0, cpu_hour=0.001)
+    slow = site("slow", latencies={"x": 24.0}, carbon=50.0, cpu_hour=0.001)
+    worst = site("worst", latencies={"x": 21.0}, carbon=101.0, cpu_hour=0.03)
+    what = workload(targets=tuple(targets_of(found)))
+    assert not decide(world(dirty, slow, worst), what).clusters
+    status = evaluate(found, [(what, [])], [dirty, slow, worst], NOW)
+    assert [(o["cluster"], [r["name"] for r in o["relax"]]) for o in status["offers"]] == [
+        ("slow", ["latency"]),
+        ("dirty", ["carbonIntensity"]),
+        ("worst", ["latency", "carbonIntensity", "cost"]),
+    ]
+    assert status["offers"][0]["relax"][0]["gap"] == 4.0
+    assert "slow could take it if latency below 20 ms were relaxed by 4 ms to 24 ms" in status["message"]
+
+
+def test_no_offer_breaks_the_law() -> None:
+    found = intent({"name": "residency", "condition": "IsOneOf", "value": ["EU"]}, latency(20, hard=True))
+    near = site("uk", latencies={"x": 30.0}, jurisdictions=frozenset({"GB"}))
+    what = workload(targets=tuple(targets_of(found)))
+    assert "offers" not in evaluate(found, [(what, [])], [near], NOW)
