@@ -47,7 +47,7 @@ metadata: {name: fast}
 spec:
   expectations:
   - verb: Ensure
-    targets: [{name: latency, condition: IsLessThan, value: 40, unit: ms}]
+    targets: [{name: latency, condition: IsLessThan, value: 40, unit: ms, contexts: [{name: usersIn, value: north}]}]
 """
 
 
