@@ -122,7 +122,11 @@ def limits_page() -> str:
             "closed before TLS begins",
         ),
         ("Open connections of one address (of IPv6: of one /64)", "half of these", "closed before TLS begins"),
-        ("Open connections of one caller", gates.CONNECTIONS_EACH, "429"),
+        (
+            "Open connections of one caller; of those at one address who do not say who they are",
+            f"{gates.CONNECTIONS_EACH}; {gates.CONNECTIONS_UNKNOWN}",
+            "429, and closed",
+        ),
         ("Connections accepted in one turn; waiting", f"{listening.ACCEPTED_AT_ONCE}; {listening.BACKLOG}", "they wait"),
         ("Time of a TLS handshake", f"{listening.HANDSHAKE_SECONDS:g} s", "closed"),
         ("A connection on which nothing is asked for", f"{app.IDLE_SECONDS:g} s", "closed"),

@@ -23,7 +23,7 @@ from metaos.apiserver.audit import Audit, no_audit
 from metaos.apiserver.authn import ANONYMOUS, Authenticator, Identity
 from metaos.apiserver.bodies import MAX_BODY, decoded, flag, readable
 from metaos.apiserver.fairness import classify, width
-from metaos.apiserver.gates import BYTES_PER_SEAT, SMALL_BYTES, Gate, Gates
+from metaos.apiserver.gates import BYTES_PER_SEAT, CONNECTIONS_UNKNOWN, SMALL_BYTES, Gate, Gates, TooManyConnections
 from metaos.apiserver.jointokens import BOOTSTRAPPERS, JoinTokens
 from metaos.apiserver.metrics import Metrics, resident_bytes
 from metaos.apiserver.negotiation import JSON, encoded, not_acceptable, ranges
@@ -106,7 +106,10 @@ class Api:
             return answer
         except ApiError as error:
             code = error.code
-            return self._refusal(exchange, error)
+            answer = self._refusal(exchange, error)
+            if isinstance(error, TooManyConnections):
+                answer.force_close()
+            return answer
         except web.HTTPRequestEntityTooLarge:
             code = 413
             return self._refusal(exchange, errors.too_large(f"the body of a request may have {MAX_BODY} bytes"))
@@ -137,7 +140,13 @@ class Api:
 
     async def _serve(self, request: web.Request, exchange: _Exchange) -> web.StreamResponse:
         path = request.rel_url.raw_path
-        identity = await self._authenticator.authenticate(request)
+        try:
+            identity = await self._authenticator.authenticate(request)
+        except ApiError:
+            self._gates.connected(f"{request.remote} unknown", request.transport, CONNECTIONS_UNKNOWN)
+            raise
+        if identity is None:
+            self._gates.connected(f"{request.remote} unknown", request.transport, CONNECTIONS_UNKNOWN)
         target = parse(request.method, path, watch=flag(request.query, "watch"))
         if target is None:
             return await self._serve_document(request, path.rstrip("/") or "/", identity, exchange)
@@ -268,7 +277,8 @@ class Api:
         if path in PUBLIC:
             return await self._document(request, path, identity, exchange)
         level, flow = classify(identity.user if identity else ANONYMOUS, "", "", request.remote or "")
-        self._gates.connected(flow, request.transport)
+        if identity is not None:
+            self._gates.connected(flow, request.transport)
         async with self._gates.of(level).seats(flow, 1), asyncio.timeout(REQUEST_SECONDS):
             answer = await self._document(request, path, identity, exchange)
         return await self._sent(request, answer, flow)

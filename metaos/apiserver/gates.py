@@ -16,6 +16,7 @@ from metaos.apiserver.fairness import LEVELS, Budget, FairQueue, Level
 from metaos.apiserver.metrics import Histogram, labelled, lines_of
 from metaos.clock import Clock
 from metaos.resources import errors
+from metaos.resources.errors import ApiError
 
 #: So long a request waits for its seats.
 QUEUE_SECONDS = 15.0
@@ -25,8 +26,9 @@ BODIES_EACH, BODIES_TOTAL = 64 << 20, 512 << 20
 #: Watches, logs and connections of one caller, and of all, at a time.
 LONG_RUNNING_EACH, LONG_RUNNING_TOTAL = 1024, 8192
 
-#: Connections of one caller, from wherever; see ``listening`` for those of one address and of all.
-CONNECTIONS_EACH = 2048
+#: Connections of one caller, from wherever, and of those at one address who have not said who they are; see
+#: ``listening`` for those of one address and of all.
+CONNECTIONS_EACH, CONNECTIONS_UNKNOWN = 2048, 256
 
 
 #: Bodies from this size on take the processor for so long that they are worked on one after another, with as much time
@@ -114,6 +116,14 @@ class Gate:
                 ticket.admitted.set_result(None)
 
 
+class TooManyConnections(ApiError):
+    """The connection is closed with this answer."""
+
+    def __init__(self, most: int) -> None:
+        text = f"one caller may have {most} connections; close some, then try again"
+        super().__init__(429, "TooManyRequests", text, details={"retryAfterSeconds": 5})
+
+
 class Gates:
     """All levels, and what is bounded for each caller whatever its level."""
 
@@ -129,8 +139,8 @@ class Gates:
     def of(self, level: Level) -> Gate:
         return self._gates[level]
 
-    def connected(self, flow: str, transport: Any) -> None:
-        """Notes whose connection this is. Raises ``ApiError`` 429 where they have too many."""
+    def connected(self, flow: str, transport: Any, most: int = CONNECTIONS_EACH) -> None:
+        """Notes whose connection this is. Raises :class:`TooManyConnections` where they have too many."""
         mine = self._connections.get(flow)
         if mine is None:
             for idle in [other for other, each in self._connections.items() if not each]:
@@ -138,9 +148,9 @@ class Gates:
             mine = self._connections[flow] = WeakSet()
         if transport in mine:
             return
-        if len(mine) >= CONNECTIONS_EACH:
+        if len(mine) >= most:
             self.refused["connections"] += 1
-            raise errors.too_many_requests(f"one caller may have {CONNECTIONS_EACH} connections; close some, then try again", 5)
+            raise TooManyConnections(most)
         mine.add(transport)
 
     @contextmanager

@@ -175,3 +175,18 @@ async def test_the_room_of_one_address_is_bounded(hub: ServedHub) -> None:
             while hub.room.open > 2:
                 await asyncio.sleep(0.01)
         assert (await answered(hub, b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n"))[0] == 200
+
+
+async def test_those_who_do_not_say_who_they_are_have_few_connections(hub: ServedHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "CONNECTIONS_UNKNOWN", 2)
+    unknown, request = hub.context(), b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n"
+    opened = [await asyncio.open_connection("127.0.0.1", urlsplit(hub.url).port, ssl=unknown) for _ in range(3)]
+    codes = []
+    for reader, writer in opened:
+        writer.write(request)
+        codes.append(int((await reader.readuntil(b"\r\n\r\n")).split()[1]))
+    assert codes == [200, 200, 429]
+    assert b"connections" in await opened[2][0].read()  # To the end: it is closed.
+    assert (await answered(hub, request))[0] == 200
+    for _, writer in opened:
+        writer.transport.abort()
