@@ -232,6 +232,8 @@ class Registry(Reading):
             problem = agent_write_problem(member, kind.resource, obj, old, Share(self.cache, member))
         else:
             problem = reviews.escalation(self._roles, user, kind, obj) if obj is not None else ""
+            if kind is scheme.CERTIFICATE_SIGNING_REQUEST and obj is not None:
+                problem = reviews.signing(self._roles, user, obj, old)
         if problem:
             raise errors.forbidden(kind.group, kind.plural, name(held), problem)
 

@@ -87,6 +87,22 @@ class StoredAuthorizer:
         return self.roles().decide(user, asked)
 
 
+def signing(authorizer: StoredAuthorizer, user: UserInfo, obj: Obj, old: Obj | None) -> str:
+    """Why ``user`` may not decide on, or sign, this CertificateSigningRequest: that takes a right on its signer besides, or
+    whoever approves could become anybody. Empty where they may, or where nothing of it changes."""
+    now, before = obj.get("status") or {}, (old or {}).get("status") or {}
+    signer = str((obj.get("spec") or {}).get("signerName") or "")
+    for verb, part in (("approve", "conditions"), ("sign", "certificate")):
+        if now.get(part) == before.get(part):
+            continue
+        for named in (signer, f"{signer.partition('/')[0]}/*"):
+            if authorizer.roles().decide(user, Attributes(verb, "certificates.k8s.io", "signers", "", "", named)).allowed:
+                break
+        else:
+            return f'user not permitted to {verb} requests with signerName "{signer}"'
+    return ""
+
+
 def escalation(authorizer: StoredAuthorizer, user: UserInfo, kind: Kind, obj: Obj) -> str:
     """Why ``user`` may not write this role or binding: nobody grants what they do not hold. Empty where they may."""
     if MASTERS in user.groups or kind not in _RBAC:

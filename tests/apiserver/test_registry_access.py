@@ -180,3 +180,47 @@ async def test_admission_warns(store: SqliteStore, clock: FakeClock) -> None:
 def test_what_is_sealed() -> None:
     assert sealed("secrets/shop/db") and sealed("works.meta-os.eu/nemo-cluster-edge/secret.shop.db")
     assert not sealed("configmaps/shop/db") and not sealed("works.meta-os.eu/nemo-cluster-edge/deployment.shop.db")
+
+
+async def test_who_approves_needs_a_right_on_the_signer(registry: Registry) -> None:
+    """As in Kubernetes: the subresource alone would let anybody who may approve become anybody."""
+    signer = "kubernetes.io/kube-apiserver-client"
+    request = {
+        "apiVersion": "certificates.k8s.io/v1",
+        "kind": "CertificateSigningRequest",
+        "metadata": {"name": "eve"},
+        "spec": {"request": "LS0tLS0=", "signerName": signer, "usages": ["client auth"]},
+    }
+
+    def role(name: str, resource: str, verb: str, *names: str) -> Obj:
+        rule = {"apiGroups": ["certificates.k8s.io"], "resources": [resource], "verbs": [verb], "resourceNames": list(names)}
+        return {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRole",
+            "metadata": {"name": name},
+            "rules": [rule if names else {k: v for k, v in rule.items() if k != "resourceNames"}],
+        }
+
+    def bound(name: str) -> Obj:
+        made = binding(name, "ann")
+        del made["metadata"]["namespace"]
+        return made | {"kind": "ClusterRoleBinding"}
+
+    made = await registry.create(ADMIN, request)
+    conditions = [{"type": "Approved", "status": "True", "reason": "x", "message": "x"}]
+    approval = made | {"status": {"conditions": conditions}}
+    signed = made | {"status": {"certificate": "LS0tLS0="}}
+    for obj in (
+        role("approves", "certificatesigningrequests/approval", "update"),
+        role("signs", "certificatesigningrequests/status", "update"),
+    ):
+        await registry.create(ADMIN, obj)
+        await registry.create(ADMIN, bound(obj["metadata"]["name"]))
+    error = await refused(registry.update(ANN, approval, subresource="approval"))
+    assert f'user not permitted to approve requests with signerName "{signer}"' in error.message
+    await refused(registry.update(ANN, signed, subresource="status"))
+    await registry.create(ADMIN, role("for-signer", "signers", "approve", "kubernetes.io/*"))
+    await registry.create(ADMIN, bound("for-signer"))
+    await registry.update(ANN, approval, subresource="approval")
+    signed["metadata"].pop("resourceVersion")
+    await refused(registry.update(ANN, signed, subresource="status"))
