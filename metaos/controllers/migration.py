@@ -2,7 +2,8 @@
 
 Start → ready → switch → drain → stop: a leftover goes only when every chosen site runs its share; first its endpoints are
 no longer used (the draining annotation), then, after the drain time, its Work is deleted. All state is in the objects, so
-the controller may crash at any line. What stands on an unreachable site waits there: it may still serve somebody.
+the controller may crash at any line; how long something has drained is counted by the monotonic clock, and anew after a
+start. What stands on an unreachable site waits there: it may still serve somebody.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,6 @@ from metaos.resources.meta import (
     labels,
     name,
     namespace,
-    parse_time,
     uid,
 )
 from metaos.resources.snapshot import concerns
@@ -52,7 +52,7 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A Work on a site that is not chosen any more. ``draining_since``: seconds since the epoch, ``None`` before the switch."""
+    """A Work on a site that is not chosen any more. ``draining_since``: monotonic seconds, ``None`` before the switch."""
 
     site: str
     reachable: bool
@@ -88,6 +88,15 @@ class MigrationReconciler:
         self._clusters = manager.informer(scheme.CLUSTER)
         self._works = manager.informer(scheme.WORK)
         self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
+        #: Since when each Work is seen to drain. Bounded by the Works.
+        self._draining: dict[str, float] = {}
+        self._works.on_change(self._follow)
+
+    def _follow(self, old: Obj | None, new: Obj | None) -> None:
+        if new is None or DRAINING not in annotations(new):
+            self._draining.pop(uid(new or old or {}), None)
+        else:
+            self._draining.setdefault(uid(new), self._clock.monotonic())
 
     async def reconcile(self, about: ObjectRef) -> Result:
         obj = self._workloads[about.kind].get(about.name, about.namespace)
@@ -105,12 +114,12 @@ class MigrationReconciler:
         drain = self._drain(obj)
         now, waits, phase = self._clock.now(), [], "Starting"
         for site, found in sorted(leftovers.items()):
-            left = Leftover(site, self._ready(site), _draining_since(found))
+            left = Leftover(site, self._ready(site), self._draining.get(uid(found)))
             if "fencing" in found["spec"]:
                 # What must not run twice is stopped first, by the work controller: break before make, as its owner asked.
                 todo, wait = (Step.STOP if chosen and stopped(found) else Step.WAIT), 0.0
             else:
-                todo, wait = step(left, healthy, drain, now)
+                todo, wait = step(left, healthy, drain, self._clock.monotonic())
             if todo is Step.SWITCH:
                 await self._switch(obj, found, site, sorted(chosen), now)
                 phase, wait = "Draining", drain
@@ -173,11 +182,6 @@ class MigrationReconciler:
         await self._client.patch(
             scheme.PLACEMENT, name(placement), namespace(placement), {"status": {"migration": found}}, subresource="status"
         )
-
-
-def _draining_since(found: Obj) -> float | None:
-    stated = annotations(found).get(DRAINING)
-    return parse_time(stated) if stated else None
 
 
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-#: Certificates are valid from a little earlier than now, so that members with a slow clock accept them.
-BACKDATE_SECONDS = 3600.0
+#: Certificates are valid from two hours before now, so that members whose clock is an hour behind accept them.
+BACKDATE_SECONDS = 7200.0
 CA_LIFETIME_SECONDS = 10 * 365 * 86400.0
 SERVER_LIFETIME_SECONDS = 365 * 86400.0
 AGENT_LIFETIME_SECONDS = 7 * 86400.0
