@@ -133,7 +133,7 @@ class PodContainers:
         else:
             supervisor.store_later(record)
         try:
-            await supervisor.runtime.start_container(record.uid, config)
+            started = await supervisor.runtime.start_container(record.uid, config)
         except ImageError as error:
             return self._image_problem(key, live, str(container["image"]), error)
         except ValueError as error:
@@ -143,9 +143,8 @@ class PodContainers:
         live.waiting = None
         self._image_failures.pop(key, None)
         self.event("Normal", "Started", f"Started container {key}")
-        await supervisor.refresh_pod()
-        started = self.states.get(key)
-        if started is not None and started.running:
+        supervisor.began(record.uid, started)
+        if started.running:
             self._watch(container, started, init)
         else:
             self._wake()

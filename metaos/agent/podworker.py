@@ -218,19 +218,16 @@ class PodWorker:
         if value.get("phase"):
             return NEVER
         await self._containers.read_messages()
-        deadline, left = spec.get("activeDeadlineSeconds"), NEVER
-        if deadline is not None and value.get("started"):
-            left = value["started"] + float(deadline) - self._supervisor.clock.now()
-            if left <= 0:
-                text = "Pod was active on the node longer than the specified deadline"
-                return await self._finish("Failed", "DeadlineExceeded", text)
+        if self._deadline_left() <= 0:
+            text = "Pod was active on the node longer than the specified deadline"
+            return await self._finish("Failed", "DeadlineExceeded", text)
         if self.record.uid not in self._supervisor.states:
             await self._sandbox()
         try:
             self._supervisor.volumes.refresh(self.record.pod)
         except MountError as error:
             self._containers.event("Warning", "FailedMount", str(error))
-        waits = [left]
+        waits = [self._deadline_left()]
         if not await self._initialize(waits):
             return min(waits) if not value.get("phase") else NEVER
         for container in spec.get("containers") or ():
@@ -239,6 +236,10 @@ class PodWorker:
                 break  # The next container waits for it.
         await self._settle()
         return min(waits)
+
+    def _deadline_left(self) -> float:
+        deadline, started = self.record.pod["spec"].get("activeDeadlineSeconds"), self.record.value.get("started")
+        return NEVER if deadline is None or not started else started + float(deadline) - self._supervisor.clock.now()
 
     async def _initialize(self, waits: list[float]) -> bool:
         """Init containers one after another; sidecars among them run on. Whether the main containers may start."""
@@ -276,7 +277,7 @@ class PodWorker:
             self._supervisor.store_later(self.record)
         config = PodConfig(self.record.uid, where, name(pod), hostname(pod), labels=labels(pod))
         await self._supervisor.runtime.start_pod(config)
-        await self._supervisor.refresh_pod()
+        self._supervisor.began(self.record.uid)
         self._problem = ""
 
     # -- the end --------------------------------------------------------------------------------------------

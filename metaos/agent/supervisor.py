@@ -72,7 +72,7 @@ class Supervisor:
         self._desired: dict[ObjectRef, Obj] = {}
         self._known = False
         self.volumes = Volumes(directory, tuple(host_paths), self.find, machine)
-        self.states: Mapping[str, Mapping[str, ContainerState]] = {}
+        self.states: dict[str, dict[str, ContainerState]] = {}
         self._workers: dict[str, PodWorker] = {}
         self._statuses: dict[ObjectRef, dict[str, Any]] = {}
         self._listeners: list[Callable[[], None]] = []
@@ -183,6 +183,12 @@ class Supervisor:
 
     async def refresh_pod(self) -> None:
         await self._refresh()
+
+    def began(self, pod_uid: str, state: ContainerState | None = None) -> None:
+        """A pod has a sandbox, or a container was started, as the runtime has just said: all need not be read again."""
+        found = self.states.setdefault(pod_uid, {})
+        if state is not None:
+            found[state.name] = state
 
     # -- planning -------------------------------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ class Machine:
             self._ended(uid, container.name, int(container.command[1]))
         self.step()
         self.changed.set()
-        return state
+        return self.found[uid][container.name]
 
     async def stop_container(self, uid: str, name: str, grace_seconds: float) -> None:
         self.step()

@@ -324,6 +324,7 @@ async def test_pod_deadline(site: Site) -> None:
     await site.clock.advance(28)
     assert site.machine.running()
     await site.clock.advance(3)
+    await site.settle()
     pod = only(site)
     assert (pod["status"]["phase"], pod["status"]["reason"]) == ("Failed", "DeadlineExceeded")
     assert not site.machine.running()
