@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from random import Random  # noqa: TID251 - the type of the source that is handed in
 from typing import Any
 
@@ -20,7 +21,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from metaos.apiserver import discovery
 from metaos.apiserver.addressing import key_of, stored_kind
 from metaos.apiserver.audit import Audit, no_audit
-from metaos.apiserver.authn import ANONYMOUS, Authenticator, Identity
+from metaos.apiserver.authn import ANONYMOUS, Authenticator, Identity, RefusedCertificate
 from metaos.apiserver.bodies import MAX_BODY, decoded, flag, readable
 from metaos.apiserver.fairness import classify, width
 from metaos.apiserver.gates import BYTES_PER_SEAT, CONNECTIONS_UNKNOWN, SMALL_BYTES, Gate, Gates, TooManyConnections
@@ -142,7 +143,13 @@ class Api:
         path = request.rel_url.raw_path
         try:
             identity = await self._authenticator.authenticate(request)
-        except ApiError:
+        except ApiError as error:
+            if isinstance(error, RefusedCertificate):
+                # Whoever has it now: that they try is worth knowing, whatever they ask for.
+                exchange.user, exchange.refused = error.user, True
+                with suppress(ApiError):
+                    target = parse(request.method, path, watch=flag(request.query, "watch"))
+                    exchange.asked = target.attributes if target else Attributes(request.method.lower(), path=path)
             self._gates.connected(f"{request.remote} unknown", request.transport, CONNECTIONS_UNKNOWN)
             raise
         if identity is None:
@@ -373,7 +380,7 @@ class Api:
         target = exchange.target
         if target is None:
             self._metrics.request("get", "", "", code, None)
-            if exchange.asked is not None and audit.wanted(exchange.asked):
+            if exchange.asked is not None and (exchange.refused or audit.wanted(exchange.asked)):
                 self._write_down(request, exchange, exchange.asked, code, wall, seconds)
             return
         label = f"{target.kind.plural}/{target.subresource}" if target.subresource else target.kind.plural
@@ -403,7 +410,7 @@ class Api:
 class _Exchange:
     """What is known of one request so far."""
 
-    __slots__ = ("asked", "call", "headers", "id", "impersonated", "target", "user")
+    __slots__ = ("asked", "call", "headers", "id", "impersonated", "refused", "target", "user")
 
     def __init__(self, id: str) -> None:
         self.id = id
@@ -413,6 +420,8 @@ class _Exchange:
         self.target: Target | None = None
         #: What was asked for where it is no kind.
         self.asked: Attributes | None = None
+        #: Whether it came with a certificate that counts no more.
+        self.refused = False
         self.call: Call | None = None
 
 

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from metaos.clock import Clock
 from metaos.resources import errors
+from metaos.resources.errors import ApiError
 from metaos.security.authz import AUTHENTICATED, UNAUTHENTICATED, UserInfo
 
 ANONYMOUS = UserInfo("system:anonymous", (UNAUTHENTICATED,))
@@ -62,6 +63,14 @@ class Identity:
     user: UserInfo
     valid: Callable[[], bool] = lambda: True
     credential: str = ""
+
+
+class RefusedCertificate(ApiError):
+    """Somebody shows a certificate that counts no more: ``user`` is whose it was."""
+
+    def __init__(self, user: UserInfo, message: str) -> None:
+        super().__init__(401, "Unauthorized", message)
+        self.user = user
 
 
 class Authenticator(Protocol):
@@ -118,9 +127,9 @@ class HubAuthenticator:
         if not certificate.name:
             raise errors.unauthorized("the client certificate has no common name")
         if self._clock.now() > certificate.not_after:
-            raise errors.unauthorized("the client certificate has expired; get a new one")
+            raise RefusedCertificate(user, "the client certificate has expired; get a new one")
         if self._revoked(certificate):
-            raise errors.unauthorized(f"the certificate of {certificate.name} has been revoked")
+            raise RefusedCertificate(user, f"the certificate of {certificate.name} has been revoked")
 
         def valid() -> bool:
             return self._clock.now() <= certificate.not_after and not self._revoked(certificate)

@@ -235,6 +235,17 @@ async def test_the_audit_log_says_who_did_what_and_no_content(hub: ServedHub, cl
     assert "hunter2" not in json.dumps(hub.audit)
 
 
+async def test_the_audit_log_says_who_tries_a_withdrawn_certificate(hub: ServedHub) -> None:
+    ann = hub.client("ann")
+    hub.revoked.add("ann")
+    for path in ("/api/v1/namespaces/default/secrets/s?watch=1", "/metrics", "/api/v1/nonsense"):
+        assert (await ann.request("GET", path)).status == 401
+    await ann.close()
+    first, second = hub.audit
+    assert (first["user"], first["verb"], first["name"], first["code"]) == ("ann", "watch", "s", 401) and first["source"]
+    assert (second["user"], second["path"], second["code"]) == ("ann", "/metrics", 401)
+
+
 async def test_a_join_token_is_good_for_one_request(hub: ServedHub) -> None:
     bearer, secret = join_token(hub.authority, hub.clock, "edge")
     await hub.make(secret)
