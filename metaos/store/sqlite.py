@@ -29,7 +29,7 @@ from metaos.store.log import Compacted, Conflict, Entry, EventType, Listing, Log
 
 BATCH = 256
 PAGE = 500
-STEP, STEP_BYTES = 500, 1 << 20
+STEP, STEP_BYTES = 250, 1 << 20
 NO_SPACE = "no space is left for the store: nothing was changed; free some on its disk, or delete something"
 
 _GET = """
