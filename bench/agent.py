@@ -11,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.api import resident_mb
 from bench.results import Figure, figure, write
+from bench.servers import resident_mb
 from examples.demo.continuum import ROOT, Continuum, Site, wait_for
 
 PODS, IDLE_SECONDS = 10, 60.0

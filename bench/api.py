@@ -1,186 +1,154 @@
-"""The hub's API over HTTPS with 16 clients, beside a bare HTTPS server of the same library that answers a constant body."""
+"""The hub's API over HTTPS beside a real kube-apiserver with etcd (where KUBECONFIG names one), and a bare HTTPS server.
+
+A figure's baseline is kube-apiserver with etcd where it was measured, otherwise the bare server. What the bare server does is
+the limit that the language and the HTTP library set: it answers a constant and does nothing else.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import ssl
-import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections import defaultdict
+from contextlib import AsyncExitStack
 from pathlib import Path
-from random import SystemRandom
-
-import aiohttp
 
 from bench.results import Figure, figure, percentile, write
-from examples.demo.continuum import Continuum, free_port
-from metaos.pki import Pki
+from bench.servers import CLIENTS, PATH, Server, bare, hub, real
+from bench.wire import Connection, config_map
 
-CLIENTS, COUNT, ROUNDS = 16, 1500, 3
-LIST_COUNT = 2000
-PATH = "/api/v1/namespaces/default/configmaps"
-BARE = """
-import asyncio, ssl, sys
-from aiohttp import web
-async def answer(request):
-    await request.read()
-    return web.Response(body=b'{"kind":"ConfigMap","data":{"value":"' + b"x" * 500 + b'"}}', content_type="application/json")
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-context.load_cert_chain(sys.argv[1], sys.argv[2])
-context.load_verify_locations(sys.argv[3])
-context.verify_mode = ssl.CERT_OPTIONAL
-app = web.Application()
-app.router.add_route("*", "/{path:.*}", answer)
-web.run_app(app, host="127.0.0.1", port=int(sys.argv[4]), ssl_context=context, print=None, access_log=None)
-"""
+COUNT, ROUNDS, LIST_COUNT, LAGS = 1500, 3, 2000, 500
+WATCHERS, EVENTS, EVENT_SECONDS = 500, 60, 0.05
+VALUE = "x" * 500
+
+Found = dict[str, list[float]]
 
 
-def body(name: str, value: str = "a") -> bytes:
-    return json.dumps(
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"value": value * 500}}
-    ).encode()
+async def throughput(server: Server, mark: str) -> dict[str, float]:
+    """Create, get, update: per second."""
+    return {
+        "create": await server.rate(COUNT, lambda n: ("POST", PATH, config_map(f"{mark}-{n}", VALUE))),
+        "get": await server.rate(COUNT, lambda n: ("GET", f"{PATH}/{mark}-{n}", b"")),
+        "update": await server.rate(COUNT, lambda n: ("PUT", f"{PATH}/{mark}-{n}", config_map(f"{mark}-{n}", VALUE + "y"))),
+    }
 
 
-def resident_mb(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
-async def rate(count: int, call: Callable[[int], Awaitable[None]]) -> float:
-    """Calls per second by 16 clients."""
-    turn = iter(range(count))
-
-    async def client() -> None:
-        for number in turn:
-            await call(number)
-
+async def list_ms(server: Server) -> float:
     started = time.monotonic()
-    await asyncio.gather(*(client() for _ in range(CLIENTS)))
-    return count / (time.monotonic() - started)
+    await server.call(server.connections[0], "GET", f"{PATH}?limit={LIST_COUNT}")
+    return (time.monotonic() - started) * 1000
 
 
-class Target:
-    """One server, by its URL."""
+async def watched(server: Server, watchers: int, events: int, pause: float, mark: str) -> tuple[list[float], float]:
+    """Milliseconds from the begin of each write to its event at each watcher, and the server's seconds of CPU meanwhile."""
+    status = json.loads(await server.call(server.connections[0], "GET", f"{PATH}?limit=1"))
+    version = status["metadata"]["resourceVersion"]
+    begun: dict[bytes, float] = {}
+    lags: list[float] = []
+    connections = [Connection(server.endpoint) for _ in range(watchers)]
 
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
-        self._session, self._url = session, url
+    async def follow(connection: Connection) -> None:
+        left = events
+        async for line in connection.lines(f"{PATH}?watch=1&resourceVersion={version}"):
+            now = time.monotonic()
+            place = line.find(b'"value":"') + 9
+            lags.append((now - begun[line[place : line.index(b'"', place)]]) * 1000)
+            left -= 1
+            if not left:
+                return
 
-    async def call(self, method: str, path: str, data: bytes | None = None) -> bytes:
-        headers = {"Content-Type": "application/json"}
-        async with self._session.request(method, self._url + path, data=data, headers=headers) as answer:
-            raw = await answer.read()
-            if answer.status >= 400:
-                raise RuntimeError(f"{method} {path}: {answer.status} {raw[:200]!r}")
-            return raw
-
-    async def round(self, mark: str) -> dict[str, float]:
-        """Create, get, update: per second."""
-
-        async def create(number: int) -> None:
-            await self.call("POST", PATH, body(f"{mark}-{number}"))
-
-        async def get(number: int) -> None:
-            await self.call("GET", f"{PATH}/{mark}-{number}")
-
-        async def update(number: int) -> None:
-            await self.call("PUT", f"{PATH}/{mark}-{number}", body(f"{mark}-{number}", "b"))
-
-        return {"create": await rate(COUNT, create), "get": await rate(COUNT, get), "update": await rate(COUNT, update)}
-
-    async def list_ms(self, limit: int) -> float:
-        started = time.monotonic()
-        await self.call("GET", f"{PATH}?limit={limit}")
-        return (time.monotonic() - started) * 1000
-
-
-async def lag(session: aiohttp.ClientSession, url: str, count: int = 500) -> list[float]:
-    """Milliseconds from the begin of a write to its event at another connection."""
-    begun: dict[str, float] = {}
-    seen: list[float] = []
-    ready = asyncio.Event()
-
-    async def watch() -> None:
-        async with session.get(f"{url}{PATH}?watch=1&labelSelector=lag", timeout=aiohttp.ClientTimeout(total=None)) as answer:
-            ready.set()
-            async for line in answer.content:
-                name = json.loads(line)["object"]["metadata"].get("name", "")
-                if name in begun:
-                    seen.append((time.monotonic() - begun[name]) * 1000)
-                if len(seen) >= count:
-                    return
-
-    watching = asyncio.create_task(watch())
-    await ready.wait()
-    for number in range(count):
-        name = f"lag-{number}"
-        obj = json.loads(body(name))
-        obj["metadata"]["labels"] = {"lag": "yes"}
-        begun[name] = time.monotonic()
-        headers = {"Content-Type": "application/json"}
-        async with session.post(url + PATH, data=json.dumps(obj), headers=headers) as answer:
-            await answer.read()
-    await asyncio.wait_for(watching, 30)
-    return seen
+    async with asyncio.TaskGroup() as group:
+        for start in range(0, watchers, 50):
+            for connection in connections[start : start + 50]:
+                group.create_task(follow(connection))
+            # Not all handshakes at once; and all watch before the first write.
+            await asyncio.sleep(0.3)
+        await asyncio.sleep(0.5)
+        cpu = server.cpu()
+        for number in range(events):
+            value = f"{mark}-{number}"
+            begun[value.encode()] = time.monotonic()
+            await server.call(server.connections[0], "POST", PATH, config_map(value, value))
+            await asyncio.sleep(pause)
+    spent = server.cpu() - cpu
+    for connection in connections:
+        await connection.closed()
+    return lags, spent
 
 
-async def measure(continuum: Continuum) -> list[Figure]:
-    pki = Pki(continuum.data / "pki", SystemRandom(), time.time)
-    context = ssl.create_default_context(cadata=pki.bundle.decode())
-    context.load_cert_chain(pki.path("admin"))
-    port = free_port()
-    files = [str(pki.path(name)) for name in ("server", "server", "ca-1")]
-    bare = await asyncio.create_subprocess_exec(sys.executable, "-c", BARE, *files, str(port))
-    assert continuum.hub is not None
-    idle = resident_mb(continuum.hub.pid)
-    connector = aiohttp.TCPConnector(limit=CLIENTS * 2, ssl=context)
-    try:
-        async with aiohttp.ClientSession(connector=connector) as session:
-            hub, base = Target(session, f"https://127.0.0.1:{continuum.port}"), Target(session, f"https://127.0.0.1:{port}")
-            deadline = time.monotonic() + 10
-            while time.monotonic() < deadline:
-                try:
-                    await base.call("GET", "/")
-                    break
-                except aiohttp.ClientError:
-                    await asyncio.sleep(0.05)
-            ours, theirs = [], []
-            for number in range(ROUNDS):
-                ours.append(await hub.round(f"r{number}"))
-                theirs.append(await base.round(f"r{number}"))
-            lists = [await hub.list_ms(LIST_COUNT) for _ in range(7)]
-            bare_lists = [await base.list_ms(LIST_COUNT) for _ in range(7)]
-            lags = await lag(session, f"https://127.0.0.1:{continuum.port}")
-            present = ROUNDS * COUNT + 500
-            await rate(10_000 - present, lambda n: hub.call("POST", PATH, body(f"fill-{n}")))  # type: ignore[arg-type, return-value]
-            full = resident_mb(continuum.hub.pid)
-    finally:
-        bare.terminate()
-        await bare.wait()
-    figures = [
-        figure(f"api: {word}, {CLIENTS} clients", [r[word] for r in ours], "1/s", baseline=[r[word] for r in theirs])
-        for word in ("create", "get", "update")
-    ]
+async def measure(server: Server, found: Found, mark: str) -> None:
+    """One round of everything that the bare server cannot do."""
+    found["list"] += [await list_ms(server) for _ in range(5)]
+    lags, _ = await watched(server, 1, LAGS, 0.0, f"lag-{mark}")
+    found["lag p50"].append(percentile(lags, 0.5))
+    found["lag p99"].append(percentile(lags, 0.99))
+    lags, cpu = await watched(server, WATCHERS, EVENTS, EVENT_SECONDS, f"fan-{mark}")
+    found["fan p50"].append(percentile(lags, 0.5))
+    found["fan p99"].append(percentile(lags, 0.99))
+    found["fan cpu"].append(cpu * 1e6 / (WATCHERS * EVENTS))
+
+
+async def compare(directory: Path) -> list[Figure]:
+    async with AsyncExitStack() as stack:
+        ours, _ = await stack.enter_async_context(hub(directory / "hub"))
+        limit = await stack.enter_async_context(bare(directory / "hub"))
+        theirs = real()
+        servers = [ours, limit, *([theirs] if theirs else [])]
+        found: dict[str, Found] = {server.name: defaultdict(list) for server in servers}
+        mark = f"{time.time_ns():x}"
+        for server in servers:
+            found[server.name]["memory idle"].append(server.memory())
+        # In turns, so that what else the machine does hits all of them.
+        for number in range(ROUNDS):
+            for server in servers:
+                for word, value in (await throughput(server, f"{mark}-{number}")).items():
+                    found[server.name][word].append(value)
+        for number in range(ROUNDS):
+            for server in servers:
+                if server is not limit:
+                    await measure(server, found[server.name], f"{mark}-{number}")
+        present = ROUNDS * (COUNT + LAGS + EVENTS)
+        for server in servers:
+            if server is not limit:
+                await server.rate(10_000 - present, lambda n: ("POST", PATH, config_map(f"{mark}-fill-{n}", VALUE)))
+                found[server.name]["memory full"].append(server.memory())
+        if theirs is not None:
+            items = json.loads(await theirs.call(theirs.connections[0], "GET", PATH))["items"]
+            made = [o["metadata"]["name"] for o in items if mark in o["metadata"]["name"]]
+            await theirs.rate(len(made), lambda n: ("DELETE", f"{PATH}/{made[n]}", b""))
+            await theirs.close()
+    return figures(found, limit.name, theirs.name if theirs else "")
+
+
+def figures(found: dict[str, Found], limit: str, theirs: str) -> list[Figure]:
+    ours = found["hub"]
+    other: Found = found[theirs] if theirs else defaultdict(list)
+
+    def row(name: str, word: str, unit: str, aim: float | None = None) -> Figure:
+        return figure(name, ours[word], unit, baseline=other[word], aim=aim)
+
+    rows = []
+    for word in ("create", "get", "update"):
+        half = 0.5 * sorted(other[word])[len(other[word]) // 2] if other[word] else None
+        rows.append(row(f"api: {word}, {CLIENTS} clients", word, "1/s", half))
+        rows.append(figure(f"    the same of bare aiohttp, a constant answer ({word})", found[limit][word], "1/s"))
     return [
-        *figures,
-        figure(f"api: list of {LIST_COUNT:,}", lists, "ms", baseline=bare_lists, aim=25),
-        figure("api: write begun to watched, p50", [percentile(lags, 0.5)], "ms"),
-        figure("api: write begun to watched, p99", [percentile(lags, 0.99)], "ms"),
-        figure("hub: memory idle", [idle], "MB", aim=150),
-        figure("hub: memory with 10,000 objects", [full], "MB", aim=300),
+        *rows,
+        row(f"api: list of {LIST_COUNT:,}", "list", "ms", 25),
+        row("api: write begun to watched, p50", "lag p50", "ms", 1),
+        row("api: write begun to watched, p99", "lag p99", "ms", 2),
+        row(f"api: the same with {WATCHERS} watchers, p50", "fan p50", "ms"),
+        row(f"api: the same with {WATCHERS} watchers, p99", "fan p99", "ms"),
+        row(f"api: CPU for one event to one of {WATCHERS} watchers", "fan cpu", "us"),
+        row("hub: memory idle", "memory idle", "MB", 150),
+        row("hub: memory with 10,000 objects", "memory full", "MB", 300),
     ]
 
 
 def main() -> None:
-    continuum = Continuum(Path(tempfile.mkdtemp(prefix="nemo-bench-")), isolated=True)
-    try:
-        continuum.start_hub()
-        write("api", asyncio.run(measure(continuum)))
-    finally:
-        continuum.stop()
+    with tempfile.TemporaryDirectory(prefix="nemo-bench-") as directory:
+        write("api", asyncio.run(compare(Path(directory))))
 
 
 if __name__ == "__main__":
