@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from random import SystemRandom
+from random import Random, SystemRandom
 from typing import Any
 
 from aiohttp import web
@@ -104,7 +104,9 @@ class Hub:
         store = SealedStore(state, Keyring.open(data / "keys.json"), sealed=sealed)
         stack.push_async_callback(store.close)
         admission = [provision("metaos.admission", name) for name in names("metaos.admission")]
-        registry = Registry(store, clock, self._random, admission=admission)
+        # Names and ids have to be unique, not secret: a system call for each would cost more than all else about them.
+        ids = Random(self._random.getrandbits(256))  # noqa: S311
+        registry = Registry(store, clock, ids, admission=admission)
         await registry.start()
         stack.push_async_callback(registry.stop)
         client = self.client = registry.client(CONTROLLERS)
@@ -153,7 +155,7 @@ class Hub:
             registry,
             authenticator=HubAuthenticator(clock, revoked=revocations, tokens=tokens.user_of),
             clock=clock,
-            random=self._random,
+            random=ids,
             connect=Connections(registry, tunnels, proxy, clock),
             audit=audit,
             metrics=self._metrics,

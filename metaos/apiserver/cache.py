@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -205,7 +205,8 @@ class Resource:
         #: Events up to this revision may have left the window.
         self.floor = 0
         self.revision = 0
-        self.waiters: list[asyncio.Future[None]] = []
+        #: Watchers that have seen all, by the namespace that they watch ("": all); each is told up to where that still holds.
+        self.waiters: dict[str, list[asyncio.Future[int]]] = {}
 
     def next(self, revision: int) -> Change | None:
         """The first change above ``revision``: one, so that who takes them slowly keeps nothing else of the past alive."""
@@ -216,11 +217,19 @@ class Resource:
             return changes[-1]
         return changes[bisect_right(changes, revision, key=_revision)]
 
-    def wake(self) -> None:
-        waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+    def forget(self, namespace: str, waiter: asyncio.Future[int]) -> None:
+        waiting = self.waiters.get(namespace, [])
+        if waiter in waiting:
+            waiting.remove(waiter)
+        if not waiting:
+            self.waiters.pop(namespace, None)
+
+    def wake(self, seen: int, namespaces: Iterable[str] = ()) -> None:
+        """Wakes the watchers of ``namespaces``, or all: up to revision ``seen`` there is nothing for them."""
+        for namespace in namespaces or tuple(self.waiters):
+            for waiter in self.waiters.pop(namespace, ()):
+                if not waiter.done():
+                    waiter.set_result(seen)
 
 
 class WatchCache:
@@ -283,7 +292,7 @@ class WatchCache:
                     return
                 # Fallen behind the store's own bound: start over; watchers see the new floor and are told 410.
                 await self._load(await self._store.revision())
-                self._wake_all()
+                self._wake_all(seen=0)
                 self._release()
         except asyncio.CancelledError:
             raise
@@ -318,7 +327,8 @@ class WatchCache:
                 oldest, revision = self._order.popleft()
                 self._bytes -= oldest.changes.popleft().size()
                 oldest.floor = revision
-            resource.wake()
+            # A namespace's watchers are not bothered with what happens in others: sites have one each.
+            resource.wake(event.revision - 1, {"", event.key.split("/", 2)[1]})
         if self._reached:
             self._release()
 
@@ -331,9 +341,9 @@ class WatchCache:
             else:
                 self._reached.append((revision, future))
 
-    def _wake_all(self) -> None:
+    def _wake_all(self, seen: int | None = None) -> None:
         for resource in self._resources.values():
-            resource.wake()
+            resource.wake(self.revision if seen is None else seen)
 
     async def close(self) -> None:
         self.closed = True
@@ -400,9 +410,10 @@ class WatchCache:
         self._ticks += 1
         self._wake_all()
 
-    async def changes(self, resource: str, after: int) -> AsyncGenerator[Change | int, None]:
-        """Changes with a revision above ``after``, in order; a number is a bookmark: all up to it has been seen.
-        Ends when the cache closes. Raises ``ApiError`` 410 when the window has gone on."""
+    async def changes(self, resource: str, after: int, namespace: str = "") -> AsyncGenerator[Change | int, None]:
+        """Changes with a revision above ``after``, in order; a number is a bookmark: all up to it has been seen. With a
+        ``namespace`` all changes in it come, and some of others. Ends when the cache closes. Raises ``ApiError`` 410 when the
+        window has gone on."""
         held = self.resource(resource)
         ticks = self._ticks
         while True:
@@ -421,11 +432,10 @@ class WatchCache:
                 ticks = self._ticks
                 yield after
                 continue
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            held.waiters.append(waiter)
+            waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            held.waiters.setdefault(namespace, []).append(waiter)
             try:
-                await waiter
+                after = max(after, await waiter)
             finally:
                 if not waiter.done() or waiter.cancelled():
-                    with contextlib.suppress(ValueError):
-                        held.waiters.remove(waiter)
+                    held.forget(namespace, waiter)

@@ -276,7 +276,7 @@ class Reading:
                 yield _bookmark(kind, now, initial=True)
         if begun is not None:
             begun()
-        async with contextlib.aclosing(self.cache.changes(resource, after)) as changes:
+        async with contextlib.aclosing(self.cache.changes(resource, after, where)) as changes:
             async for change in changes:
                 if isinstance(change, int):
                     if bookmarks:

@@ -113,8 +113,8 @@ def owner_reference(owner: Obj, *, controller: bool = True) -> dict[str, Any]:
 
 def format_time(seconds: float, *, micro: bool = False) -> str:
     """Seconds since the epoch as RFC 3339 in UTC (``metav1.Time``, or ``MicroTime`` with six digits)."""
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ" if micro else "%Y-%m-%dT%H:%M:%SZ")
+    text = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds" if micro else "seconds")
+    return text.removesuffix("+00:00") + "Z"
 
 
 def parse_time(text: str) -> float:

@@ -1,0 +1,84 @@
+"""The watch cache by itself: who is woken when, and who is told that the window has gone on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metaos.apiserver.cache import WatchCache
+from metaos.resources.errors import ApiError
+from metaos.store.sqlite import SqliteStore
+
+WINDOW = 20
+
+
+@pytest.fixture
+async def cache(tmp_path: Path) -> AsyncIterator[WatchCache]:
+    store = await SqliteStore.open(tmp_path / "state.db")
+    made = WatchCache(store, window_events=WINDOW)
+    await made.start()
+    yield made
+    await made.close()
+    await store.close()
+
+
+async def put(cache: WatchCache, key: str) -> int:
+    revision = await cache._store.create(key, b'{"metadata":{"name":"x"}}')
+    cache.written(revision)
+    await cache.fresh()
+    return revision
+
+
+async def take(changes: Any) -> Any:
+    async with asyncio.timeout(5):
+        return await anext(changes)
+
+
+async def test_a_namespace_is_not_bothered_by_others_and_misses_nothing(cache: WatchCache) -> None:
+    await put(cache, "pods/a/0")
+    changes = cache.changes("pods", cache.revision, "a")
+    waiting = asyncio.ensure_future(take(changes))
+    await asyncio.sleep(0)
+    for number in range(WINDOW * 3):
+        await put(cache, f"pods/b/{number}")
+    assert not waiting.done() and list(cache.resource("pods").waiters) == ["a"]
+    wanted = await put(cache, "pods/a/1")
+    assert (await waiting).revision == wanted, "though the window has left behind where it began to wait"
+    cache.tick()
+    await changes.aclose()
+    assert cache.resource("pods").waiters == {}
+
+
+async def test_bookmarks_come_to_those_who_wait(cache: WatchCache) -> None:
+    changes = cache.changes("pods", cache.revision, "a")
+    waiting = asyncio.ensure_future(take(changes))
+    await asyncio.sleep(0)
+    for number in range(WINDOW * 2):
+        await put(cache, f"pods/b/{number}")
+    cache.tick()
+    assert await waiting == cache.revision
+    await changes.aclose()
+
+
+async def test_who_takes_too_slowly_is_told(cache: WatchCache) -> None:
+    changes = cache.changes("pods", cache.revision, "a")
+    first = await put(cache, "pods/a/first")
+    assert (await take(changes)).revision == first
+    for number in range(WINDOW * 2):
+        await put(cache, f"pods/a/{number}")
+    with pytest.raises(ApiError) as told:
+        await take(changes)
+    assert told.value.code == 410
+
+
+async def test_everybody_sees_all_in_order(cache: WatchCache) -> None:
+    changes = cache.changes("pods", cache.revision)
+    for number in range(WINDOW // 2):
+        await put(cache, f"pods/{'ab'[number % 2]}/{number}")
+        await put(cache, f"nodes//{number}")
+    assert [(await take(changes)).revision for _ in range(WINDOW // 2)] == list(range(1, WINDOW, 2))
+    await changes.aclose()
