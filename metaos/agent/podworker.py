@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SANDBOX_RETRY_SECONDS = 2.0
+EVICTION_GRACE_SECONDS = 1.0
 
 
 class PodWorker:
@@ -38,6 +39,7 @@ class PodWorker:
         self._ready_since: float | None = record.value.get("readySince")
         self._announced: tuple[Any, ...] = ()
         self._problem = ""
+        self._evicted = ""
 
     # -- seen from outside ----------------------------------------------------------------------------------
 
@@ -212,11 +214,21 @@ class PodWorker:
             self._announced = shown
             self._supervisor.changed()
 
+    def evict(self, message: str) -> None:
+        """It has used more of the site's disk than it may."""
+        self._evicted = message
+        self.wake.set()
+
     async def _step(self) -> float | None:
         """One step of a pod that shall live; seconds until the next one at the latest."""
         value, spec = self.record.value, self.record.pod["spec"]
         if value.get("phase"):
             return NEVER
+        if self._evicted:
+            self._containers.event("Warning", "Evicted", self._evicted)
+            wait = await self._finish("Failed", "Evicted", self._evicted, EVICTION_GRACE_SECONDS)
+            await asyncio.to_thread(self._supervisor.volumes.clear, self.record.uid)
+            return wait
         await self._containers.read_messages()
         if self._deadline_left() <= 0:
             text = "Pod was active on the node longer than the specified deadline"
@@ -291,10 +303,10 @@ class PodWorker:
         failed = any(s is not None and s.exit_code != 0 for _, s in states)
         await self._finish("Failed" if failed else "Succeeded", "", "")
 
-    async def _finish(self, phase: str, reason: str, message: str) -> float:
+    async def _finish(self, phase: str, reason: str, message: str, grace: float | None = None) -> float:
         """Ends what still runs of it; then it is over, but stays to be seen."""
-        began = self._supervisor.clock.now()
-        await self._stop_all(lambda: began + self.grace)
+        until = self._supervisor.clock.now() + (self.grace if grace is None else grace)
+        await self._stop_all(lambda: until)
         if self.record.deleting:
             return 0.0
         await self._containers.read_messages()

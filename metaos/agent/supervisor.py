@@ -21,6 +21,7 @@ from metaos.agent.notes import Notes, key_of
 from metaos.agent.podrecord import PodRecord
 from metaos.agent.podworker import PodWorker
 from metaos.agent.stateful import stateful, stateful_status
+from metaos.agent.storage import Storage
 from metaos.agent.template import CRON_NAME, CRON_UID, make_pod
 from metaos.agent.volumes import Volumes
 from metaos.agent.workloads import (
@@ -71,6 +72,7 @@ class Supervisor:
         self._cache, self._random = cache, random
         self._desired: dict[ObjectRef, Obj] = {}
         self._known = False
+        self._directory = directory
         self.volumes = Volumes(directory, tuple(host_paths), self.find, machine)
         self.states: dict[str, dict[str, ContainerState]] = {}
         self._workers: dict[str, PodWorker] = {}
@@ -120,7 +122,8 @@ class Supervisor:
     async def run(self) -> None:
         """Never returns. Cancelled, it leaves all pods running."""
         await self._refresh()
-        watching = asyncio.create_task(self._watch_runtime())
+        storage = Storage(self.runtime, self.clock, self._directory, self._occupying, self._evict)
+        beside = [asyncio.create_task(self._watch_runtime()), asyncio.create_task(storage.run())]
         try:
             for worker in self._workers.values():
                 worker.start()
@@ -135,11 +138,20 @@ class Supervisor:
                 with suppress(TimeoutError):
                     await self._wait(self._wake, again)
         finally:
-            watching.cancel()
+            for task in beside:
+                task.cancel()
             for worker in self._workers.values():
                 worker.cancel()
-            await asyncio.gather(watching, *(w.ended() for w in self._workers.values()), return_exceptions=True)
+            await asyncio.gather(*beside, *(w.ended() for w in self._workers.values()), return_exceptions=True)
             self._store_later()
+
+    def _occupying(self) -> list[Obj]:
+        return [w.record.pod for w in self._workers.values() if not w.record.value.get("phase") and not w.record.deleting]
+
+    def _evict(self, pod_uid: str, message: str) -> None:
+        worker = self._workers.get(pod_uid)
+        if worker is not None:
+            worker.evict(message)
 
     async def _wait(self, event: asyncio.Event, seconds: float) -> None:
         """Until the event, or the clock's seconds are over."""

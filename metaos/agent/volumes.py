@@ -44,6 +44,10 @@ class Volumes:
         self._written.pop(pod_uid, None)
         trees.remove(str(self.pod_directory(pod_uid)))
 
+    def clear(self, pod_uid: str) -> None:
+        """Nothing of the pod runs any more: its emptyDir volumes give their bytes back; claims are not touched."""
+        trees.remove(str(self.pod_directory(pod_uid) / "volumes"))
+
     # -- what a container says at its end -------------------------------------------------------------------
 
     def message_file(self, pod_uid: str, container: str) -> Path:

@@ -188,6 +188,11 @@ class Runtime(Protocol):
         """Pod uid → container → ``{"cpu": cores in use, "memory": bytes}``, measured. Pods without a running container too."""
         ...
 
+    async def storage(self, uid: str) -> Mapping[str, int]:
+        """Container → bytes on disk: what it has written outside of volumes, and its logs. Raises ``LookupError`` where there
+        is no such pod, ``metaos.trees.TooDeep``."""
+        ...
+
     def conditions(self) -> Sequence[Mapping[str, str]]:
         """What this machine cannot honour (``{"type": "ResourceLimits", "status": "False", "message": …}``)."""
         ...

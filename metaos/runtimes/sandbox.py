@@ -454,6 +454,10 @@ class SandboxRuntime:
         leftover = [found for pid in group.kill(pod.uid, container.group) if (found := process.identity(pid)) is not None]
         await self._gone(leftover)
         group.remove(pod.uid, container.group)
+        for name in ("upper", "work"):  # a new start begins with the image alone
+            place = os.path.join(container.directory, name)
+            if os.path.isdir(place):
+                await asyncio.to_thread(trees.remove, place)
 
     def _kill(self, pod: Pod, container: Container) -> list[process.Identity]:
         """SIGKILL to everything in it; who is hit."""
@@ -636,6 +640,14 @@ class SandboxRuntime:
             since, before = container.sample or (now - max(0.0, wall - container.start_time), 0.0)
             container.sample = now, cpu
             result[uid][name] = {"cpu": max(0.0, cpu - before) / (now - since) if now > since else 0.0, "memory": memory}
+        return result
+
+    async def storage(self, uid: str) -> Mapping[str, int]:
+        """Raises ``LookupError``, ``TooDeep``."""
+        places = {name: os.path.dirname(container.directory) for name, container in self._pod(uid).containers.items()}
+        result = {}
+        for name, place in places.items():
+            result[name] = (await asyncio.to_thread(trees.measure, place)).bytes
         return result
 
     def conditions(self) -> Sequence[Mapping[str, str]]:

@@ -129,6 +129,9 @@ class Machine:
         await self.changed.wait()
         self.changed.clear()
 
+    async def storage(self, uid: str) -> dict[str, int]:
+        return {}
+
     async def exec(self, uid: str, container: str, command: Sequence[str], **_: Any) -> FakeCommand:
         self.history.append(("exec", self.names[uid], " ".join(command)))
         return FakeCommand(self.answers.get(tuple(command), 0), tuple(command) in self.hanging)
