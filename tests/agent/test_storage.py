@@ -124,6 +124,6 @@ async def test_real_pods_are_evicted_and_neighbours_are_not(site: RealSite, fold
     assert "nested deeper" in said["deep"]["message"]
     assert {name for name, reason in site.events if reason == "Evicted"} == bad
     # What they used is free again, and others have what is theirs.
-    left = {p.parent.parent.name for p in folder.glob("runtime/pods/*/volumes/cache")}
-    assert left == {meta.uid(site.pods()[name]) for name in ("sparse", "linked")}
+    others = {meta.uid(site.pods()[name]) for name in ("sparse", "linked")}
+    await site.until(lambda: {p.parent.parent.name for p in folder.glob("runtime/pods/*/volumes/cache")} == others)
     assert all(site.pods()[name]["status"]["phase"] == "Running" for name in ("sparse", "linked"))
