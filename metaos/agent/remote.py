@@ -13,13 +13,14 @@ import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any, Protocol
 
 from metaos.agent.contact import Contact
 from metaos.agent.relay import relay_stream
+from metaos.agent.websocket import Refused, WebSocket
 from metaos.clock import Clock
-from metaos.http import keep_alive, path_of
+from metaos.http import path_of
 from metaos.plugins.points import Exec
 from metaos.resources.errors import ApiError, unavailable
 from metaos.resources.scheme import CLUSTER
@@ -86,7 +87,7 @@ class Remote:
     def __init__(
         self, hub: str, site: str, context: Callable[[], ssl.SSLContext], contact: Contact, clock: Clock, pods: SiteAccess
     ) -> None:
-        self._url = "ws" + hub.removeprefix("http").rstrip("/") + path_of(CLUSTER, "", site, "tunnel")
+        self._url = hub.rstrip("/") + path_of(CLUSTER, "", site, "tunnel")
         self._context, self._contact, self._clock, self._pods = context, contact, clock, pods
         self._tunnel: Tunnel | None = None
         self._redial = asyncio.Event()
@@ -143,61 +144,51 @@ class Remote:
 
     async def _connection(self) -> None:
         """One connection from beginning to end. Raises ``ApiError``."""
-        from websockets.asyncio.client import connect
-        from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
-
         try:
-            async with connect(
-                self._url,
-                ssl=self._context() if self._url.startswith("wss:") else None,
-                subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
-                compression=None,
-                max_size=MAX_DATA + 1024,
-                max_queue=8,
-                open_timeout=OPEN_SECONDS,
-                ping_interval=PING_SECONDS,
-                ping_timeout=PING_SECONDS,
-                close_timeout=1,
-                user_agent_header=None,
-                proxy=None,
-            ) as connection:
-                keep_alive(connection.transport.get_extra_info("socket"))
-                tunnel = self._tunnel = Tunnel(connection.send, self.serve, client=True)
-                self._contact.reached()
-                self._doubted.clear()
-                watching = asyncio.create_task(self._watch(connection))
-                try:
-                    async for message in connection:
-                        if isinstance(message, bytes):
-                            await tunnel.receive(message)
-                finally:
-                    watching.cancel()
-                    if self._tunnel is tunnel:
-                        self._tunnel = None
-                    await tunnel.close("the connection to the hub broke")
-        except InvalidStatus as error:
-            body = bytes(error.response.body or b"")[:300].decode(errors="replace")
-            raise ApiError(error.response.status_code, "Refused", f"the hub refuses the tunnel: {body or error}") from error
+            async with asyncio.timeout(OPEN_SECONDS):
+                context = self._context() if self._url.startswith("https:") else None
+                socket = await WebSocket.open(self._url, context, SUBPROTOCOL, MAX_DATA + 1024)
+        except Refused as error:
+            body = error.body[:300].decode(errors="replace")
+            raise ApiError(error.status, "Refused", f"the hub refuses the tunnel: {body or error}") from error
+        except (OSError, TimeoutError) as error:
+            raise self._unreachable(error) from error
+        tunnel = self._tunnel = Tunnel(socket.send, self.serve, client=True)
+        self._contact.reached()
+        self._doubted.clear()
+        watching = asyncio.create_task(self._watch(socket))
+        try:
+            async with aclosing(socket.messages()) as messages:
+                async for message in messages:
+                    await tunnel.receive(message)
         except TunnelError as error:
             raise ApiError(400, "BadRequest", str(error)) from error
-        except (OSError, TimeoutError, InvalidHandshake, WebSocketException, EOFError) as error:
-            raise unavailable(f"cannot reach the hub at {self._url}: {error or type(error).__name__}") from error
+        except OSError as error:
+            raise self._unreachable(error) from error
+        finally:
+            watching.cancel()
+            socket.abort()
+            if self._tunnel is tunnel:
+                self._tunnel = None
+            await tunnel.close("the connection to the hub broke")
 
-    async def _watch(self, connection: Any) -> None:
-        """After an outage: does this connection still carry anything?"""
-        from websockets.exceptions import WebSocketException
+    def _unreachable(self, error: BaseException) -> ApiError:
+        return unavailable(f"cannot reach the hub at {self._url}: {error or type(error).__name__}")
 
+    async def _watch(self, socket: WebSocket) -> None:
+        """A ping now and then, and soon after an outage: does this connection still carry anything?"""
         while True:
-            await self._doubted.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PING_SECONDS):
+                    await self._doubted.wait()
+            seconds = DOUBT_SECONDS if self._doubted.is_set() else PING_SECONDS
             self._doubted.clear()
             try:
-                async with asyncio.timeout(DOUBT_SECONDS):
-                    await (await connection.ping())
-            except WebSocketException:
-                return
+                async with asyncio.timeout(seconds):
+                    await socket.ping()
             except (TimeoutError, OSError):
-                log.info("the tunnel did not outlive the outage: another one is opened")
-                connection.transport.abort()
+                log.info("the tunnel carries nothing any more: another one is opened")
+                socket.abort()
                 return
 
     # -- what the hub asks for -------------------------------------------------------------------------------
