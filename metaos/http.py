@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
@@ -31,6 +31,8 @@ CONNECT_SECONDS = 10.0
 REQUEST_SECONDS = 60.0
 #: A connection that was idle for longer is not used again; servers close theirs after 75 s or so.
 IDLE_SECONDS = 45.0
+#: The reason of an error that says nothing of the server: :meth:`HttpClient.drop_older` has broken the connection.
+DROPPED = "ConnectionDropped"
 MAX_IDLE = 2
 #: Requests and watches at the same time; further ones wait.
 MAX_REQUESTS = 16
@@ -84,6 +86,10 @@ class Response:
         return next((value for key, value in self.headers if key == wanted), "")
 
 
+class _Dropped(ConnectionError):
+    """We broke this connection ourselves."""
+
+
 class _Connection:
     """One HTTP/1.1 connection: the state machine and the socket."""
 
@@ -95,6 +101,15 @@ class _Connection:
         everyone.add(self)
         self.machine = h11.Connection(h11.CLIENT, max_incomplete_event_size=64 * 1024)
         self.idle_since = 0.0
+        self.dropped = False
+
+    def drop(self) -> None:
+        self.dropped = True
+        self.abort()
+
+    def why(self, error: Exception) -> Exception:
+        """What an error on it means."""
+        return _Dropped("given up after an outage, to be asked again") if self.dropped else error
 
     async def send(self, request: h11.Request, body: bytes) -> None:
         parts = [self.machine.send(request)]
@@ -179,6 +194,8 @@ class HttpClient:
         self._clock, self._random = clock, random
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
+        #: Called at every answer, whatever it is.
+        self.on_answer: Callable[[], None] = lambda: None
         self._requests, self._watches = asyncio.Semaphore(MAX_REQUESTS), asyncio.Semaphore(MAX_WATCHES)
 
     def use(self, context: ssl.SSLContext) -> None:
@@ -190,7 +207,7 @@ class HttpClient:
         """Break the connections that were opened before a (monotonic) moment, with the requests and watches on them. After an
         outage they may go on, but not before the kernel's next retry, which may be as far away as the outage was long."""
         for connection in [each for each in self._open if each.opened < moment]:
-            connection.abort()
+            connection.drop()
 
     async def close(self) -> None:
         """Close what is kept alive."""
@@ -237,6 +254,7 @@ class HttpClient:
         try:
             await connection.send(request, body)
             head = await connection.response()
+            self.on_answer()
             content = bytearray()
             async with aclosing(connection.body()) as chunks:
                 async for chunk in chunks:
@@ -246,6 +264,8 @@ class HttpClient:
                             f"{self.url} answered with more than {MAX_BODY} bytes: ask for less with a selector"
                         )
             keep = connection.reusable()
+        except (OSError, h11.ProtocolError) as error:
+            raise connection.why(error) from error
         finally:
             if keep and len(self._idle) < MAX_IDLE:
                 connection.idle_since = self._clock.monotonic()
@@ -290,7 +310,10 @@ class HttpClient:
 
     def _unreachable(self, error: BaseException) -> ApiError:
         why = _said(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
-        return errors.unavailable(f"cannot reach the hub at {self.url}: {why}")
+        found = errors.unavailable(f"cannot reach the hub at {self.url}: {why}")
+        if isinstance(error, _Dropped):
+            found.reason = DROPPED
+        return found
 
     async def _json(
         self, method: str, path: str, body: Any = None, *, query: dict[str, str] | None = None, type_: str = ""
@@ -374,6 +397,7 @@ class HttpClient:
                     connection = await self._connect()
                     await connection.send(request, body)
                     head = await connection.response()
+                self.on_answer()
                 async with aclosing(connection.body()) as chunks:
                     if head.status_code >= 400:
                         content = b"".join([chunk async for chunk in chunks])
@@ -381,7 +405,7 @@ class HttpClient:
                     async for chunk in chunks:
                         yield chunk
             except (OSError, TimeoutError, h11.ProtocolError, EOFError) as error:
-                raise self._unreachable(error) from error
+                raise self._unreachable(connection.why(error) if connection else error) from error
             finally:
                 if connection is not None:
                     connection.abort()

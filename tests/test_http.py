@@ -244,7 +244,7 @@ async def test_connections_of_before_an_outage_are_dropped_and_newer_ones_stay(s
     client.drop_older(lost)
     with pytest.raises(ApiError) as caught:
         await asyncio.wait_for(anext(old), 5)
-    assert caught.value.code == 503
+    assert (caught.value.code, caught.value.reason) == (503, http.DROPPED)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(anext(new), 0.05)
     assert (await client.request("GET", "/again")).status == 200, "not on the connection that was kept"

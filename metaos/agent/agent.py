@@ -45,8 +45,6 @@ REMOVED, REFUSED, UNUSABLE = 3, 4, 5
 COALESCE_SECONDS = 0.05
 #: How long a removed site waits for its pods to end.
 FAREWELL_SECONDS = 90.0
-#: Old connections are dropped after an outage, but not more often than this.
-DROP_SECONDS = 30.0
 
 
 #: (object, ``Normal`` or ``Warning``, reason, message)
@@ -74,8 +72,9 @@ class Agent:
         self._context: ssl.SSLContext = identity.context()
         self.client = HttpClient(config.hub, context=self._context, clock=clock, random=random)
         self.contact = Contact(clock, random, config.data / "renewed")
-        self.contact.on_return(self._hub_returned)
-        self._dropped = float("-inf")
+        self.client.on_answer = self.contact.reached
+        # What was under way when the hub was lost is done again, on new connections.
+        self.contact.on_return(lambda: self.client.drop_older(self.contact.lost))
         self.works = Works(self.client, self.contact, clock, WorkFiles(config.data / "works"), self._name)
         self.remote = Remote(config.hub, self._name, lambda: self._context, self.contact, clock, self)
         self.network = ServiceNetwork(runtime, self._name, config.data / "addresses.json", self.remote.dial)
@@ -123,13 +122,6 @@ class Agent:
 
     def renew(self) -> None:
         self.rotation.ask()
-
-    def _hub_returned(self) -> None:
-        """What was under way when the hub was lost is done again, on new connections; not for ever in turns."""
-        now = self._clock.monotonic()
-        if now - self._dropped >= DROP_SECONDS:
-            self._dropped = now
-            self.client.drop_older(self.contact.lost)
 
     def _find(self, pod_uid: str) -> Obj | None:
         return next((pod for pod in self.pods.pods() if uid(pod) == pod_uid), None)

@@ -15,6 +15,7 @@ from random import Random  # noqa: TID251  (the type of the seeded source that i
 
 from metaos.client import Client, WatchEvent
 from metaos.clock import Clock, sleep_or
+from metaos.http import DROPPED
 from metaos.reconcile.workqueue import backoff_seconds
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, resource_version
@@ -75,7 +76,9 @@ class Contact:
             listener()
 
     def missed(self, error: ApiError) -> None:
-        """An exchange failed. Only an unreachable hub counts; other errors are answers."""
+        """An exchange failed. Only an unreachable hub counts; other errors are answers, and what we gave up says nothing."""
+        if error.reason == DROPPED:
+            return
         if error.code != 503:
             self.reached()
         elif self._reachable is not False:

@@ -14,7 +14,7 @@ from random import Random  # noqa: TID251  (the type of the seeded source that i
 from typing import Any
 
 from metaos.agent.contact import Contact, Follower
-from metaos.agent.report import merge_patch
+from metaos.agent.report import merge_patch, settled
 from metaos.agent.turns import Turns
 from metaos.client import Client, WatchEvent
 from metaos.clock import Clock
@@ -171,10 +171,15 @@ class PodMirrors:
         old, new = hub.get("status") or {}, local.get("status") or {}
         if old == new or self._acknowledged.get(key) == (new, old):
             return
-        patch = {"metadata": {"uid": uid(hub)}, "status": merge_patch(old, new)}
+        sent = merge_patch(old, new)
+        patch = {"metadata": {"uid": uid(hub)}, "status": sent}
         answer = await self._client.patch(POD, key[1], key[0], patch, subresource="status", field_manager="nemo-agent")
         self._hub[key] = hub = _lean(answer)
-        self._acknowledged[key] = (new, hub.get("status") or {})
+        made = hub.get("status") or {}
+        if settled(sent, made, new):
+            self._acknowledged[key] = (new, made)
+        else:
+            self._turns.add(key, 0.0)
 
     async def _delete(self, key: Key, hub: Obj, grace_seconds: int = 0) -> None:
         try:

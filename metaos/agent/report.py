@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 from typing import Any
 
@@ -63,7 +63,8 @@ class WorkReports:
         new = work_status(work, old, self._status_of, fenced=self._works.fenced(key), now=self._clock.now())
         if new == old or self._acknowledged.get(key) == (new, old):
             return
-        patch = {"status": merge_patch(old, new)}
+        sent = merge_patch(old, new)
+        patch = {"status": sent}
         try:
             answer = await self._client.patch(WORK, key, self._namespace, patch, subresource="status", field_manager="nemo-agent")
         except ApiError as error:
@@ -71,7 +72,10 @@ class WorkReports:
                 return  # the Work is gone; the news of it is on the way
             raise
         work["status"] = answer.get("status") or {}
-        self._acknowledged[key] = (new, work["status"])
+        if settled(sent, work["status"], new):
+            self._acknowledged[key] = (new, work["status"])
+        else:
+            self._turns.add(key, 0.0)
 
 
 def work_status(work: Obj, old: dict[str, Any], status_of: StatusOf, *, fenced: bool, now: float) -> dict[str, Any]:
@@ -126,6 +130,19 @@ def available(manifest: Obj, status: Obj) -> bool:
     if kind == "Pod":
         return conditions.get("Ready") == "True" or status.get("phase") == "Succeeded"
     return True
+
+
+def settled(sent: Mapping[str, Any], made: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether what still differs after a write is how the hub keeps it. What was not even sent, another has changed in
+    the meantime (a site that is missed has its pods marked): it has to be said again."""
+    return _covers(sent, merge_patch(made, new))
+
+
+def _covers(sent: Mapping[str, Any], left: Mapping[str, Any]) -> bool:
+    return all(
+        key in sent and (not isinstance(value, dict) or not isinstance(sent[key], dict) or _covers(sent[key], value))
+        for key, value in left.items()
+    )
 
 
 def merge_patch(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,6 @@ class Turns(Generic[K]):
             try:
                 await self._step(key)
                 self._queue.forget(key)
-                self._contact.reached()
             except ApiError as error:
                 self._contact.missed(error)
                 if error.code == 503:
