@@ -110,9 +110,22 @@ def amount(count: float) -> str:
 
 def limits_page() -> str:
     """The bounds of the hub's API, from the constants that hold them."""
-    from metaos import tunnel
+    from metaos import server, tunnel
     from metaos.agent import network
-    from metaos.apiserver import addressing, app, bodies, fairness, gates, listening, patch, transfer, tunnels, watch
+    from metaos.apiserver import (
+        addressing,
+        app,
+        bodies,
+        cache,
+        fairness,
+        gates,
+        listening,
+        patch,
+        transfer,
+        tunnels,
+        upkeep,
+        watch,
+    )
     from metaos.resources import meta
 
     rows = [
@@ -164,6 +177,22 @@ def limits_page() -> str:
             "Time of a watch without timeoutSeconds",
             f"{watch.DEFAULT_SECONDS} to {2 * watch.DEFAULT_SECONDS} s",
             "it ends; clients begin a new one",
+        ),
+        (
+            "Events of a watch that wait for its reader",
+            f"{amount(watch.WAITING_BYTES)} and one more",
+            "the next waits; 410 once the window of events has gone on",
+        ),
+        ("Time in which the reader of a watch takes nothing", f"{watch.STALLED_SECONDS:g} s", "the connection is reset"),
+        (
+            "Window of events: in memory; on the disk",
+            f"{cache.WINDOW_EVENTS:,} or {amount(cache.WINDOW_BYTES)}; {upkeep.HISTORY_SECONDS:g} s",
+            "410, list again",
+        ),
+        (
+            "Disk space set aside for deletes and heartbeats",
+            amount(server.RESERVE_BYTES),
+            "507 for all else when the disk is full",
         ),
     ]
     parts = ["# Limits of the API", "", "Generated from the code by `make docs`.", ""]
