@@ -10,6 +10,7 @@ import pytest
 
 from metaos.clock import SystemClock
 from metaos.http import HttpClient
+from metaos.resources.errors import ApiError
 from metaos.tunnel import Stream, StreamReset
 from tests.apiserver.objects import cluster, pod
 from tests.apiserver.serving import ServedHub, endpoint_slice, served, service, site
@@ -292,3 +293,60 @@ async def test_a_web_socket_of_another_protocol_is_refused(hub: ServedHub, clien
     for ports in ("0", "70000", "x"):
         asked = await client.request("GET", "/api/v1/namespaces/default/pods/web-1/portforward", query={"ports": ports})
         assert asked.status == 400
+
+
+async def test_the_bounds_of_a_tunnel_are_told_to_who_meets_them(hub: ServedHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone: list[str] = []
+
+    async def silent(header: dict[str, Any], stream: Stream) -> None:
+        if header["type"] == "answered":
+            await stream.accept()
+        await stream.wait_closed()
+        gone.append(header["type"])
+
+    async def until_gone(*kinds: str) -> None:
+        async with asyncio.timeout(5):
+            while sorted(gone) != sorted(kinds):
+                await asyncio.sleep(0.005)
+
+    monkeypatch.setattr("metaos.apiserver.tunnels.ACCEPT_SECONDS", 0.2)
+    async with site(hub, "a", silent):
+        with pytest.raises(ApiError, match=r"may have 8192 bytes.*is the command too long") as caught:
+            await hub.tunnels.open("a", {"type": "exec", "command": ["x" * 9000]})
+        assert caught.value.code == 400
+        with pytest.raises(ApiError, match=r"did not answer within 0\.2 s") as caught:
+            await hub.tunnels.open("a", {"type": "late"})
+        assert caught.value.code == 503
+        await until_gone("late")
+        monkeypatch.setattr("metaos.apiserver.tunnels.ACCEPT_SECONDS", 60.0)
+        waiting = asyncio.create_task(hub.tunnels.open("a", {"type": "left"}))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await until_gone("late", "left")
+        monkeypatch.setattr(hub.tunnels._tunnels["a"]._core, "_max_streams", 2)
+        held = [await hub.tunnels.open("a", {"type": "answered"}) for _ in range(2)]
+        with pytest.raises(ApiError, match="carries 2 streams already") as caught:
+            await hub.tunnels.open("a", {"type": "answered"})
+        assert caught.value.code == 503
+        await held[0].close()
+        held.append(await hub.tunnels.open("a", {"type": "answered"}))
+        for stream in held:
+            await stream.close()
+
+
+async def test_users_streams_end_when_nothing_passes_for_hours(hub: ServedHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def accept(header: dict[str, Any], stream: Stream) -> None:
+        await stream.accept()
+        while await stream.read():
+            pass
+
+    monkeypatch.setattr("metaos.apiserver.tunnels.HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("metaos.apiserver.tunnels.IDLE_SECONDS", 0.1)
+    async with site(hub, "a", accept):
+        users = await hub.tunnels.open("a", {"type": "exec"})
+        pods = await hub.tunnels.open("a", {"type": "dial", "source": {"pod": "p"}})
+        with pytest.raises(StreamReset, match="nothing has passed"):
+            await asyncio.wait_for(users.read(), 10)
+        await pods.write(b"still open")
+        await pods.close()
