@@ -69,6 +69,7 @@ class WorkReconciler:
         self._works = manager.informer(scheme.WORK)
         self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
         self._works.add_index("dependency", _dependencies)
+        self._objects["Pod"].add_index("site", lambda p: [str((p.get("spec") or {}).get("nodeName") or "")])
         self._silence = Silence(manager, clock)
         self._budgets = manager.informer(scheme.POD_DISRUPTION_BUDGET)
         self._recorder = Recorder(client, clock, "work-controller")
@@ -171,6 +172,8 @@ class WorkReconciler:
             lease = await self._client.get(scheme.LEASE, site, cluster_namespace(site))
             if renewal_of(lease) != before:
                 waits.append(1.0)
+                continue
+            await self._forget_pods(obj, site)
         return max(waits)
 
     async def _disrupt(self, obj: Obj, site: str) -> str:
@@ -181,6 +184,16 @@ class WorkReconciler:
             if (controller_of(pod) or {}).get("uid", uid(pod)) == uid(obj) and (pod.get("spec") or {}).get("nodeName") == site
         ]
         return await noted(self._client, self._budgets.list(namespace(obj)), pods, self._clock.now())
+
+    async def _forget_pods(self, obj: Obj, site: str) -> None:
+        """The mirrors of pods that their site has stopped by itself: their successors elsewhere may have the same names."""
+        for pod in self._objects["Pod"].by_index("site", site):
+            if (controller_of(pod) or {}).get("uid") == uid(obj):
+                try:
+                    await self._client.delete(scheme.POD, name(pod), namespace(pod), uid=uid(pod), grace_period_seconds=0)
+                except ApiError as error:
+                    if error.code not in (404, 409):
+                        raise
 
     async def _write_halt(self, found: Obj) -> None:
         if not halted(found) and not deleting(found):

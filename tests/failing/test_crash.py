@@ -51,7 +51,14 @@ class Scenario:
     async def finish(self, world: World) -> None:
         """Runs on until all is done, heals what was cut, and looks at everything."""
         if world.sites["a"].line.cut:
-            await world.until(lambda: world.ready() and world.ready().get("b") == self.replicas, "b has taken over", 90)
+            await world.until(
+                lambda: (
+                    world.ready().get("b") == self.replicas == len(world.endpoints())
+                    and {s for s, _ in world.endpoints()} == {"b"}
+                ),
+                "b has taken over and serves",
+                90,
+            )
             await world.run(3)
             world.sites["a"].line.cut = False
         await world.until(lambda: world.settled("b"), "everything is on b and nothing elsewhere", 90)
