@@ -128,6 +128,8 @@ class ServiceNetwork:
         if len(self._addresses.known) > MAX_ADDRESSES:
             self._forget_unused(local)
         self._store()
+        # Those that have run to their end have no network any more.
+        local = [pod for pod in local if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")]
         present = {uid(pod) for pod in local}
         for gone in [key for key in self._pods if key not in present]:
             self.detach(gone)

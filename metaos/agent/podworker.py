@@ -223,6 +223,7 @@ class PodWorker:
         """One step of a pod that shall live; seconds until the next one at the latest."""
         value, spec = self.record.value, self.record.pod["spec"]
         if value.get("phase"):
+            await self._supervisor.runtime.release_pod(self.record.uid)
             return NEVER
         if self._evicted:
             self._containers.event("Warning", "Evicted", self._evicted)
@@ -314,6 +315,7 @@ class PodWorker:
         value |= {"phase": phase, "reason": reason, "message": message, "finished": self._supervisor.clock.now()}
         self.save()
         self._supervisor.changed()
+        self.wake.set()
         return NEVER
 
     async def _end(self) -> float | None:

@@ -71,6 +71,10 @@ class Attached:
         metadata = {"uid": pod.uid, "namespace": pod.namespace, "name": pod.name, "labels": dict(pod.labels)}
         await self._network.attach(found or {"metadata": metadata})
 
+    async def release_pod(self, uid: str) -> None:
+        self._network.detach(uid)
+        await self._runtime.release_pod(uid)
+
     async def stop_pod(self, uid: str) -> None:
         self._network.detach(uid)
         await self._runtime.stop_pod(uid)

@@ -128,6 +128,10 @@ class Runtime(Protocol):
         """Kill whatever still runs of it and remove its sandbox and files."""
         ...
 
+    async def release_pod(self, uid: str) -> None:
+        """A pod whose containers have all ended for good gives its namespaces back. States and logs stay until ``stop_pod``."""
+        ...
+
     async def pods(self) -> Mapping[str, Sequence[ContainerState]]:
         """Pod uid → its containers, running or ended; also those started before this process. A pod without
         containers is listed too."""

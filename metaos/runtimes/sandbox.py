@@ -147,6 +147,12 @@ class SandboxRuntime:
             raise LookupError(f"pod {uid} is not on this site")
         return pod
 
+    def _networked(self, uid: str) -> Pod:
+        pod = self._pod(uid)
+        if pod.holder is None and self._isolation.name == "bubblewrap":
+            raise LookupError(f"pod {uid} has ended: it has no network any more")
+        return pod
+
     def _container(self, uid: str, name: str) -> Container:
         container = self._pod(uid).containers.get(name)
         if container is None:
@@ -210,10 +216,31 @@ class SandboxRuntime:
 
     def _holder_ended(self, pod: Pod) -> None:
         """Without its holder a pod has lost its network's owner: its containers end, and are started anew in a new one."""
-        if not pod.stopping:
+        if not pod.stopping and pod.holder is not None:
             for container in pod.containers.values():
                 self._kill(pod, container)
             self._changed.set()
+
+    async def _let_go(self, pod: Pod) -> None:
+        """Ends the pod's holder, and with it its namespaces."""
+        holder, watch = pod.holder, pod.watch
+        pod.holder = pod.watch = None
+        if pod.sockets is not None:
+            pod.sockets.close()
+            pod.sockets = None
+        if holder is not None and watch is not None:
+            holder.kill()
+            await watch.ended.wait()
+            watch.close()
+
+    async def release_pod(self, uid: str) -> None:
+        async with self._lock(uid):
+            pod = self._known().get(uid)
+            if pod is None or pod.holder is None:
+                return
+            await asyncio.gather(*(self._destroy(pod, container) for container in pod.containers.values()))
+            await self._let_go(pod)
+            pod.record()
 
     async def stop_pod(self, uid: str) -> None:
         async with self._lock(uid):
@@ -222,12 +249,7 @@ class SandboxRuntime:
                 return
             pod.stopping = True
             await asyncio.gather(*(self._destroy(pod, container) for container in pod.containers.values()))
-            if pod.sockets is not None:
-                pod.sockets.close()
-            if pod.holder is not None and pod.watch is not None:
-                pod.holder.kill()
-                await pod.watch.ended.wait()
-                pod.watch.close()
+            await self._let_go(pod)
             for each in pod.containers.values():
                 self._output().drop(each.directory)
             written = [os.path.join(each.directory, "upper") for each in pod.containers.values()]
@@ -576,19 +598,19 @@ class SandboxRuntime:
         """Raises ``LookupError`` where there is no such pod."""
         if not uid:
             return PodNetwork("", not self._isolation.no_card)
-        sockets = self._pod(uid).sockets
+        sockets = self._networked(uid).sockets
         return PodNetwork("", False) if sockets is None else PodNetwork(sockets.id, bool(sockets.address))
 
     async def connect(self, uid: str, port: int) -> socket.socket:
         """Raises ``OSError`` where nobody listens, ``LookupError`` where there is no such pod."""
-        pod = self._pod(uid)
+        pod = self._networked(uid)
         if pod.sockets is None:
             return await netns.connect_shared(pod.address, port)
         return await pod.sockets.connect(port)
 
     async def listen(self, uid: str, address: str, port: int) -> socket.socket:
         """Raises ``OSError`` where the address is in use."""
-        pod = self._pod(uid)
+        pod = self._networked(uid)
         if pod.sockets is None:
             return netns.listen_shared(address, port)
         return await pod.sockets.listen(address, port)

@@ -67,6 +67,10 @@ class Machine:
         self.step()
         self.changed.set()
 
+    async def release_pod(self, uid: str) -> None:
+        self.step()
+        assert not any(state.running for state in self.found.get(uid, {}).values())
+
     async def pods(self) -> Mapping[str, Sequence[ContainerState]]:
         return {uid: list(states.values()) for uid, states in self.found.items()}
 

@@ -140,6 +140,27 @@ class RuntimeConformance:
         await runtime.stop_pod(pod().uid)
         assert await runtime.pods() == {}
 
+    async def test_what_has_ended_for_good_gives_its_namespaces_back(self, runtime: Runtime, make: Callable[[], Runtime]) -> None:
+        first = make()
+        await first.start_pod(pod("three"))
+        ended, said = await run(first, "three", container("sh", "-c", "echo bye; exit 5"))
+        await first.release_pod("three")
+        await first.release_pod("three")
+        assert await state(first, "three") == ended
+        assert (await log(first, "three", "main")).decode() == said == "bye\n"
+        await first.close()
+        second = make()
+        try:
+            assert await state(second, "three") == ended
+            assert await log(second, "three", "main") == b"bye\n"
+            await second.start_container("three", container("sh", "-c", "echo ready; sleep 100", attempt=1))
+            await until_logged(second, "three", b"ready")
+            assert (await execute(second, "three", ("true",)))[0] == 0, "it may be started again all the same"
+        finally:
+            await second.stop_pod("three")
+            assert "three" not in await second.pods()
+            await second.close()
+
     async def test_a_running_container_is_not_started_twice(self, runtime: Runtime) -> None:
         await runtime.start_pod(pod())
         await runtime.start_container(pod().uid, container("sleep", "100"))

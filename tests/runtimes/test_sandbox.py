@@ -103,6 +103,20 @@ async def test_names_of_the_hosts_file_follow(runtime: SandboxRuntime) -> None:
     assert (code, out.split()) == (0, [b"127.5.0.2", b"api"])
 
 
+async def test_a_pod_that_was_released_has_no_process_and_no_network(runtime: SandboxRuntime) -> None:
+    await run(runtime, pod().uid, container("true"))
+
+    holder = runtime._known()[pod().uid].holder
+    assert holder is not None and holder.alive()
+    await runtime.release_pod(pod().uid)
+    assert not holder.alive()
+    for ask in (runtime.connect(pod().uid, 80), runtime.listen(pod().uid, "127.9.9.9", 80)):
+        with pytest.raises(LookupError, match="has ended"):
+            await ask
+    with pytest.raises(LookupError, match="has ended"):
+        runtime.network(pod().uid)
+
+
 async def test_ports_below_1024_are_the_containers_own(runtime: SandboxRuntime) -> None:
     script = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 80)); print('bound')"
     ended, said = await run(runtime, pod().uid, container("python3", "-c", script))
