@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from bench.wire import Connection, Endpoint
+from bench.wire import Connection, Endpoint, unverified
 from examples.demo.continuum import free_port
 
 CLIENTS = 16
@@ -142,7 +141,7 @@ async def bare(data: Path) -> AsyncIterator[Server]:
     port, pem = free_port(), data / "pki" / "server.pem"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", BARE, str(pem), str(port))
     try:
-        endpoint = Endpoint("127.0.0.1", port, _unchecked())
+        endpoint = Endpoint("127.0.0.1", port, unverified())
         await until("the bare server", lambda: answers(endpoint))
         server = Server("bare aiohttp", endpoint, [process.pid])
         yield server
@@ -150,12 +149,6 @@ async def bare(data: Path) -> AsyncIterator[Server]:
     finally:
         process.terminate()
         await process.wait()
-
-
-def _unchecked() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context
 
 
 def real() -> Server | None:

@@ -20,6 +20,7 @@ import orjson
 from aiohttp import web
 
 from metaos import __version__
+from metaos.apiserver.watch import STALLED_SECONDS
 from metaos.clock import Clock
 from metaos.resources import errors
 from metaos.resources.meta import format_time
@@ -39,6 +40,8 @@ HISTORY_SECONDS, COMPACT_SECONDS = 300.0, 60.0
 FULL_SECONDS = 5.0
 __all__ = ["PATHS", "Stretched", "Upkeep", "backup_directory", "describe_backup", "restore_hub", "stretched"]
 _CHUNK = 256 * 1024
+#: Where the copy is made that is sent; open, it needs no name any more.
+COPY = "state.backup"
 
 
 def key_files(data: Path) -> dict[str, bytes]:
@@ -61,6 +64,8 @@ class Upkeep:
     def __init__(self, data: Path, store: SealedStore, clock: Clock, full: Callable[[], bool] = bool) -> None:
         self._data, self._store, self._clock, self._full = data, store, clock, full
         self._turn = asyncio.Lock()
+        # A hub that was killed while it made one.
+        (data / COPY).unlink(missing_ok=True)
 
     async def serve(self, request: web.Request, path: str, headers: dict[str, str]) -> web.StreamResponse:
         if request.method != ("GET" if path == "/keys" else "POST"):
@@ -110,7 +115,7 @@ class Upkeep:
 
     async def _backup(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
         secret = _secret(await request.read())
-        target = self._data / "state.backup"
+        target = self._data / COPY
         async with self._turn:
             try:
                 await asyncio.to_thread(make_backup, self._data, target, self._clock.now(), secret)
@@ -123,9 +128,15 @@ class Upkeep:
             response.content_length = file.seek(0, 2)
             file.seek(0)
             await response.prepare(request)
-            while chunk := file.read(_CHUNK):
-                await response.write(chunk)
-        await response.write_eof()
+            try:
+                while chunk := file.read(_CHUNK):
+                    async with asyncio.timeout(STALLED_SECONDS):
+                        await response.write(chunk)
+                await response.write_eof()
+            except TimeoutError:
+                # Half a backup: the reader must see that it is not whole.
+                if request.transport is not None:
+                    request.transport.abort()
         return response
 
 
