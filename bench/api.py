@@ -18,7 +18,7 @@ from bench.results import Figure, figure, percentile, write
 from bench.servers import CLIENTS, PATH, Server, bare, hub, real
 from bench.wire import Connection, config_map
 
-COUNT, ROUNDS, LIST_COUNT, LAGS = 1500, 3, 2000, 500
+COUNT, ROUNDS, LIST_COUNT, LAGS = 1000, 3, 2000, 200
 WATCHERS, EVENTS, EVENT_SECONDS = 500, 60, 0.05
 VALUE = "x" * 500
 
@@ -77,6 +77,36 @@ async def watched(server: Server, watchers: int, events: int, pause: float, mark
     return lags, spent
 
 
+async def bystanders(server: Server, mark: str) -> float:
+    """What ``WATCHERS`` watchers of other namespaces add to the CPU of one create, in microseconds."""
+
+    async def cost(word: str) -> float:
+        cpu = server.cpu()
+        await server.rate(COUNT, lambda n: ("POST", PATH, config_map(f"{mark}-{word}-{n}", VALUE)))
+        return (server.cpu() - cpu) * 1e6 / COUNT
+
+    without = await cost("alone")
+    connections = [Connection(server.endpoint) for _ in range(WATCHERS)]
+
+    async def follow(number: int, connection: Connection) -> None:
+        async for _ in connection.lines(f"/api/v1/namespaces/other-{number}/configmaps?watch=1"):
+            pass
+
+    tasks = []
+    for number, connection in enumerate(connections):
+        tasks.append(asyncio.create_task(follow(number, connection)))
+        if number % 50 == 0:
+            await asyncio.sleep(0.3)
+    await asyncio.sleep(0.5)
+    with_them = await cost("beside")
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for connection in connections:
+        await connection.closed()
+    return with_them - without
+
+
 async def measure(server: Server, found: Found, mark: str) -> None:
     """One round of everything that the bare server cannot do."""
     found["list"] += [await list_ms(server) for _ in range(5)]
@@ -87,6 +117,7 @@ async def measure(server: Server, found: Found, mark: str) -> None:
     found["fan p50"].append(percentile(lags, 0.5))
     found["fan p99"].append(percentile(lags, 0.99))
     found["fan cpu"].append(cpu * 1e6 / (WATCHERS * EVENTS))
+    found["bystanders"].append(await bystanders(server, f"by-{mark}"))
 
 
 async def compare(directory: Path) -> list[Figure]:
@@ -108,7 +139,7 @@ async def compare(directory: Path) -> list[Figure]:
             for server in servers:
                 if server is not limit:
                     await measure(server, found[server.name], f"{mark}-{number}")
-        present = ROUNDS * (COUNT + LAGS + EVENTS)
+        present = ROUNDS * (3 * COUNT + LAGS + EVENTS)
         for server in servers:
             if server is not limit:
                 await server.rate(10_000 - present, lambda n: ("POST", PATH, config_map(f"{mark}-fill-{n}", VALUE)))
@@ -141,6 +172,7 @@ def figures(found: dict[str, Found], limit: str, theirs: str) -> list[Figure]:
         row(f"api: the same with {WATCHERS} watchers, p50", "fan p50", "ms"),
         row(f"api: the same with {WATCHERS} watchers, p99", "fan p99", "ms"),
         row(f"api: CPU for one event to one of {WATCHERS} watchers", "fan cpu", "us"),
+        row(f"api: CPU that {WATCHERS} watchers of other namespaces add to a create", "bystanders", "us"),
         row("hub: memory idle", "memory idle", "MB", 150),
         row("hub: memory with 10,000 objects", "memory full", "MB", 300),
     ]

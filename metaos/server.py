@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -68,6 +69,8 @@ CONTROLLERS = UserInfo("system:controller-manager", (MASTERS,))
 #: Set aside on the disk, so that deletes and heartbeats go on when it is full.
 RESERVE_BYTES = 16 << 20
 LOCAL_SITE = "local"
+#: What a TLS connection sets aside to read into, for as long as it is open (asyncio's own choice: 256 KiB). A record has 16 KiB.
+TLS_READ_BYTES = 32 * 1024
 #: Containers made before garbage is looked for (Python's default is 700): a request makes hundreds, and no cycles.
 GARBAGE_THRESHOLD = 10_000
 RESTART_SECONDS = (1.0, 60.0)
@@ -370,6 +373,7 @@ def run_hub(config: HubConfig, *, local: bool) -> int:
     clock, random = SystemClock(), SystemRandom()
     # Loading makes millions of containers and no garbage: looking for some would take as long as the loading itself.
     gc.disable()
+    SSLProtocol.max_size = TLS_READ_BYTES
 
     async def run() -> None:
         stop = asyncio.Event()
