@@ -1,4 +1,4 @@
-"""The same as a plain user: the suites of escapes and of exhaustion again, in a process without any privilege.
+"""The same as a plain user: the suites of escapes, of exhaustion and of networks again, in a process without any privilege.
 
 Root only makes the view: a mount namespace of its own, in which this work tree and this Python are readable by everybody.
 """
@@ -31,7 +31,7 @@ exec setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set -all --in
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else (these suites then run as you anyway)")
-@pytest.mark.parametrize("suite", ["test_escape.py", "test_exhaustion.py"])
+@pytest.mark.parametrize("suite", ["test_escape.py", "test_exhaustion.py", "test_gateway.py"])
 def test_a_plain_user(suite: str) -> None:
     packages = Path(pytest.__file__).parents[1]
     if not packages.is_relative_to(REPOSITORY) or not shutil.which("setpriv"):
