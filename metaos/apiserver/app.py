@@ -24,7 +24,15 @@ from metaos.apiserver.audit import Audit, no_audit
 from metaos.apiserver.authn import ANONYMOUS, Authenticator, Identity, RefusedCertificate
 from metaos.apiserver.bodies import MAX_BODY, decoded, flag, readable
 from metaos.apiserver.fairness import classify, width
-from metaos.apiserver.gates import BYTES_PER_SEAT, CONNECTIONS_UNKNOWN, SMALL_BYTES, Gate, Gates, TooManyConnections
+from metaos.apiserver.gates import (
+    BYTES_PER_SEAT,
+    CONNECTIONS_UNKNOWN,
+    LARGE_BYTES,
+    SMALL_BYTES,
+    Gate,
+    Gates,
+    TooManyConnections,
+)
 from metaos.apiserver.jointokens import BOOTSTRAPPERS, JoinTokens
 from metaos.apiserver.metrics import Metrics, resident_bytes
 from metaos.apiserver.negotiation import JSON, encoded, not_acceptable, ranges
@@ -172,17 +180,31 @@ class Api:
                     return await self._begin_watch(call, self._gates.of(level), flow)
                 return await self._serve_long(call)
         size = announced(request)
-        with self._gates.holding(flow, size):
-            if request.can_read_body:
-                async with asyncio.timeout(REQUEST_SECONDS):
-                    await request.read()
-            if self._join_tokens is not None and BOOTSTRAPPERS in identity.user.groups:
-                await self._admit_joining(call)
-            size = max(size, self._stored_bytes(target))
-            seats = width(level, self._work(call), size // BYTES_PER_SEAT)
-            async with self._gates.of(level).seats(flow, seats), asyncio.timeout(REQUEST_SECONDS), self._gates.worked_on(size):
-                answer = await self._verbs.serve(call)
+        if size <= SMALL_BYTES:
+            answer = await self._serve_short(call, self._gates.of(level), flow, size)
+        else:
+            with self._gates.holding(flow, size):
+                answer = await self._serve_short(call, self._gates.of(level), flow, size)
         return await self._sent(request, answer, flow)
+
+    async def _serve_short(self, call: Call, gate: Gate, flow: str, size: int) -> web.StreamResponse:
+        """What ends by itself. The body comes first: while it arrives no seat is taken."""
+        if size:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                await call.request.read()
+        if self._join_tokens is not None and BOOTSTRAPPERS in call.user.groups:
+            await self._admit_joining(call)
+        size = max(size, self._stored_bytes(call.target))
+        seats = width(gate.queue.level, self._work(call), size // BYTES_PER_SEAT)
+        await gate.enter(flow, seats)
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                if size < LARGE_BYTES:
+                    return await self._verbs.serve(call)
+                async with self._gates.one_by_one():
+                    return await self._verbs.serve(call)
+        finally:
+            gate.leave(flow, seats)
 
     async def _begin_watch(self, call: Call, gate: Gate, flow: str) -> web.StreamResponse:
         """A watch takes seats as a list does until it has sent what was there, or for a while where its reader is slow."""

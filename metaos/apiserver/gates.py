@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
 
@@ -42,8 +42,9 @@ class Ticket:
 
     flow: str
     seats: int
-    admitted: asyncio.Future[None]
     gone: bool = False
+    #: Made where it has to wait.
+    admitted: asyncio.Future[None] = field(init=False)
 
 
 class Gate:
@@ -67,7 +68,7 @@ class Gate:
 
     async def enter(self, flow: str, count: int) -> None:
         """:meth:`seats`, until :meth:`leave`."""
-        ticket = Ticket(flow, count, asyncio.get_running_loop().create_future())
+        ticket = Ticket(flow, count)
         admitted = self.queue.arrive(flow, count, ticket)
         if admitted is None:
             self.rejected["queue-full"] += 1
@@ -83,6 +84,7 @@ class Gate:
         self._dispatch()
 
     async def _wait(self, ticket: Ticket) -> None:
+        ticket.admitted = asyncio.get_running_loop().create_future()
         started = self._clock.monotonic()
         try:
             async with asyncio.timeout(QUEUE_SECONDS):
@@ -168,11 +170,8 @@ class Gates:
             self._bodies.give(flow, count)
 
     @asynccontextmanager
-    async def worked_on(self, count: int) -> AsyncIterator[None]:
-        """The time in which a body of so many bytes is worked on."""
-        if count < LARGE_BYTES:
-            yield
-            return
+    async def one_by_one(self) -> AsyncIterator[None]:
+        """The time in which a body or object of ``LARGE_BYTES`` or more is worked on."""
         async with self._large:
             await self._clock.sleep(max(0.0, self._rested - self._clock.monotonic()))
             started = self._clock.monotonic()
