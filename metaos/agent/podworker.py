@@ -16,7 +16,7 @@ from metaos.agent.podrecord import PodRecord
 from metaos.agent.podstatus import PodFacts, is_sidecar, phase_of, pod_status
 from metaos.agent.workloads import PodView
 from metaos.plugins.points import ContainerState, PodConfig
-from metaos.resources.meta import Obj, annotations, format_time, is_true, labels, name, namespace
+from metaos.resources.meta import Obj, annotations, format_time, is_true, labels, name, namespace, with_condition
 
 if TYPE_CHECKING:
     from metaos.agent.supervisor import Supervisor
@@ -221,8 +221,7 @@ class PodWorker:
 
     async def _step(self) -> float | None:
         """One step of a pod that shall live; seconds until the next one at the latest."""
-        value, spec = self.record.value, self.record.pod["spec"]
-        if value.get("phase"):
+        if self.record.value.get("phase"):
             await self._supervisor.runtime.release_pod(self.record.uid)
             return NEVER
         if self._evicted:
@@ -234,8 +233,17 @@ class PodWorker:
         if self._deadline_left() <= 0:
             text = "Pod was active on the node longer than the specified deadline"
             return await self._finish("Failed", "DeadlineExceeded", text)
-        if self.record.uid not in self._supervisor.states:
+        if self.record.uid in self._supervisor.states:
+            return await self._go_on()
+        async with self._supervisor.starts:
+            if self.record.deleting:
+                return 0.0
             await self._sandbox()
+            return await self._go_on()
+
+    async def _go_on(self) -> float:
+        """Starts what is due in its sandbox."""
+        value, spec = self.record.value, self.record.pod["spec"]
         try:
             self._supervisor.volumes.refresh(self.record.pod)
         except MountError as error:
@@ -306,8 +314,12 @@ class PodWorker:
 
     async def _finish(self, phase: str, reason: str, message: str, grace: float | None = None) -> float:
         """Ends what still runs of it; then it is over, but stays to be seen."""
-        until = self._supervisor.clock.now() + (self.grace if grace is None else grace)
-        await self._stop_all(lambda: until)
+        now = self._supervisor.clock.now()
+        if reason == "Evicted":
+            # So that a Job's failure policy can tell it from a failure of its own.
+            found = with_condition(self._conditions, "DisruptionTarget", "True", "TerminationByKubelet", message, now)
+            self.record.value["conditions"] = self._conditions = found
+        await self._stop_all(lambda: now + (self.grace if grace is None else grace))
         if self.record.deleting:
             return 0.0
         await self._containers.read_messages()

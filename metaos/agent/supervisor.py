@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
 #: A full look at least this often, besides changes: also keeps container logs within their bound.
 LOOK_SECONDS = 10.0
+#: So many pods are brought up at once, in the order in which they were made; more would only make all of them wait.
+STARTS = 4
 _WORKLOADS = {"Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob", "Pod"}
 Record = Callable[[Obj, str, str, str], None]
 
@@ -89,6 +91,7 @@ class Supervisor:
         self._said: dict[ObjectRef, list[tuple[str, str, str]]] = {}
         self._problems: dict[ObjectRef, str] = {}
         self._later: dict[str, PodRecord] = {}
+        self.starts = asyncio.Semaphore(STARTS)
         for key, value in cache.items("status"):
             self._statuses[ObjectRef(*key.split("|"))] = value
 

@@ -591,3 +591,16 @@ async def test_cron_jobs_run_and_keep_a_bounded_history(site: Site) -> None:
     assert len([h for h in site.machine.history if h[0] == "start"]) in (6, 7)
     assert len(site.pods()) == 2
     assert site.status(cron)["lastSuccessfulTime"] and "active" not in site.status(cron)
+
+
+async def test_an_evicted_pod_is_no_failure_where_the_policy_says_so(site: Site) -> None:
+    rules = [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
+    job = workload("Job", template={"restartPolicy": "Never"}, backoffLimit=0, podFailurePolicy={"rules": rules})
+    await site.apply(job)
+    (pod,) = site.supervisor._workers.values()
+    pod.evict("it used more of the disk than it may")
+    await site.settle()
+    await site.clock.advance(1)
+    assert len(site.machine.running()) == 1 and not site.status(job).get("failed")
+    reasons = [p["status"].get("reason") for p in site.pods().values()]
+    assert reasons.count("Evicted") == 1
