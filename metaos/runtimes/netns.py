@@ -19,6 +19,8 @@ from metaos.runtimes import process
 POOL = 16
 #: How many of them are made with the network: probes, and Services to listen for, come at once.
 FIRST = 8
+#: Requests that the program serves at the same time, each in a process of its own; further ones wait.
+AT_ONCE = 8
 #: How long the program may take to answer.
 ANSWER_SECONDS = 20.0
 _BACKLOG = 128
@@ -30,6 +32,7 @@ class Networks:
 
     def __init__(self) -> None:
         self._channel: socket.socket | None = None
+        self._free = asyncio.Semaphore(AT_ONCE)
 
     async def make(self, holder: process.Identity, address: str) -> Sockets:
         """A network card with this address, and the gateway. Raises ``OSError``."""
@@ -47,7 +50,10 @@ class Networks:
         """Raises ``OSError``. A program that ended with the request unread is started again, once."""
         if not holder.alive():
             raise ConnectionRefusedError("the pod has ended")
-        request = f"{task} {holder.pid} {holder.start} {address} {inside} {outside}".encode()
+        async with self._free:
+            return await self._exchange(f"{task} {holder.pid} {holder.start} {address} {inside} {outside}".encode())
+
+    async def _exchange(self, request: bytes) -> list[socket.socket]:
         for last in (False, True):
             ours, theirs = socket.socketpair()
             try:
