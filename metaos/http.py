@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import ssl
+from asyncio.sslproto import SSLProtocol
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -39,8 +40,15 @@ MAX_REQUESTS = 16
 MAX_WATCHES = 32
 MAX_BODY = 64 * 1024 * 1024
 MAX_LINE = 8 * 1024 * 1024
+#: A TLS record has 16 KiB at most.
+TLS_READ_BYTES = 32 * 1024
 #: The server ends a watch after this long, spread by up to as much again, so that members do not come back at once.
 WATCH_SECONDS = 300
+
+
+def spare_memory() -> None:
+    """TLS connections of this process set ``TLS_READ_BYTES`` aside each to read into, instead of asyncio's 256 KiB."""
+    SSLProtocol.max_size = TLS_READ_BYTES
 
 
 def tls_context(ca: str = "", certificate: str = "", key: str = "") -> ssl.SSLContext:

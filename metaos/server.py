@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import sys
-from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -48,6 +47,7 @@ from metaos.controllers.carbon import ensure_replay
 from metaos.controllers.certificate import secret_text
 from metaos.controllers.settings import Settings
 from metaos.files import write_private
+from metaos.http import spare_memory
 from metaos.pki import ADMIN, Pki
 from metaos.plugins.points import CarbonSource
 from metaos.plugins.registry import names, provision
@@ -69,8 +69,6 @@ CONTROLLERS = UserInfo("system:controller-manager", (MASTERS,))
 #: Set aside on the disk, so that deletes and heartbeats go on when it is full.
 RESERVE_BYTES = 16 << 20
 LOCAL_SITE = "local"
-#: What a TLS connection sets aside to read into, for as long as it is open (asyncio's own choice: 256 KiB). A record has 16 KiB.
-TLS_READ_BYTES = 32 * 1024
 #: Containers made before garbage is looked for (Python's default is 700): a request makes hundreds, and no cycles.
 GARBAGE_THRESHOLD = 10_000
 RESTART_SECONDS = (1.0, 60.0)
@@ -373,7 +371,7 @@ def run_hub(config: HubConfig, *, local: bool) -> int:
     clock, random = SystemClock(), SystemRandom()
     # Loading makes millions of containers and no garbage: looking for some would take as long as the loading itself.
     gc.disable()
-    SSLProtocol.max_size = TLS_READ_BYTES
+    spare_memory()
 
     async def run() -> None:
         stop = asyncio.Event()

@@ -31,7 +31,7 @@ from metaos.agent.supervisor import Supervisor
 from metaos.agent.sync import WorkFiles, Works
 from metaos.clock import Clock, SystemClock
 from metaos.config import DataVersionError, open_data
-from metaos.http import HttpClient
+from metaos.http import HttpClient, spare_memory
 from metaos.plugins.points import Runtime, RuntimeUnavailable
 from metaos.resources.meta import Obj, ObjectRef, cluster_namespace, name, uid
 from metaos.resources.scheme import WORKLOADS
@@ -301,4 +301,5 @@ def supervised(config: AgentConfig, site: Obj, cache: Cache, clock: Clock, rando
 
 def main(config: AgentConfig) -> int:
     """For the command line: the exit code."""
+    spare_memory()
     return asyncio.run(run_agent(config))

@@ -205,7 +205,8 @@ def _plain_files(watch: Watch) -> Iterator[None]:
         known["fsync"](descriptor)
 
     def on_replace(source: Any, target: Any, **named: Any) -> None:
-        content(str(source))
+        if not os.path.isdir(source):
+            content(str(source))
         refuse(watch(Step(Kind.RENAME, str(source), target=str(target))))
         if str(source) in written:
             written[str(target)] = written.pop(str(source))

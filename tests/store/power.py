@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from tests.store.disk import Kind, Step
 
@@ -40,7 +41,7 @@ def survivors(steps: Sequence[Step], luck: Luck) -> dict[str, bytes]:
     """The files (path → content) that one possible power loss after ``steps`` leaves."""
     names: dict[str, _File] = {}
     durable: dict[str, _File] = {}
-    waiting: dict[str, list[tuple[str, _File | None]]] = {}
+    waiting: dict[str, list[tuple[str, _File | str | None]]] = {}
 
     def rename(path: str, file: _File | None) -> None:
         waiting.setdefault(os.path.dirname(path), []).append((path, file))
@@ -57,6 +58,10 @@ def survivors(steps: Sequence[Step], luck: Luck) -> dict[str, bytes]:
                 for each in file.pending:
                     _apply(file.durable, each, None)
                 file.pending.clear()
+            case Kind.RENAME if step.path not in names:
+                _move(names, step.path, step.target)
+                _move(waiting, step.path, step.target)
+                waiting.setdefault(os.path.dirname(step.target), []).append((step.path, step.target))
             case Kind.RENAME:
                 file = names.pop(step.path)
                 names[step.target] = file
@@ -73,12 +78,20 @@ def survivors(steps: Sequence[Step], luck: Luck) -> dict[str, bytes]:
     return {path: _left(file, luck) for path, file in durable.items()}
 
 
-def _names(durable: dict[str, _File], changes: Sequence[tuple[str, _File | None]]) -> None:
-    for path, file in changes:
-        if file is None:
+def _names(durable: dict[str, _File], changes: Sequence[tuple[str, _File | str | None]]) -> None:
+    """Each change gives a file to a path, takes it away, or moves the directory at a path."""
+    for path, what in changes:
+        if what is None:
             durable.pop(path, None)
+        elif isinstance(what, str):
+            _move(durable, path, what)
         else:
-            durable[path] = file
+            durable[path] = what
+
+
+def _move(below: dict[str, Any], source: str, target: str) -> None:
+    for path in [path for path in below if path == source or path.startswith(source + "/")]:
+        below[target + path.removeprefix(source)] = below.pop(path)
 
 
 def _left(file: _File, luck: Luck) -> bytes:

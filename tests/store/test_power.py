@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from metaos import files
-from metaos.store import file
+from metaos.store import backup, file
 from metaos.store.seal import Keyring, SealedStore
 from metaos.store.sqlite import SqliteStore
 from tests.store.disk import Kind, Step, watched
@@ -171,3 +171,26 @@ def test_the_simulation_finds_a_store_that_does_not_sync(
 ) -> None:
     weakened(monkeypatch)
     assert crashes(recorded(tmp_path / "data", 1, 3), tmp_path / "after", 60, Random(1)) > 0
+
+
+def test_a_restored_hub_survives_a_power_loss_at_once(tmp_path: Path) -> None:
+    """Whole, once the restore has returned; before that whole or not there at all."""
+    source, target, copy = tmp_path / "source", tmp_path / "place" / "hub", tmp_path / "backup"
+    recorder = recorded(source, 1, 2)
+    backup.snapshot(source / "state.db", copy)
+    backup.describe(copy, {}, {}, None)
+    target.parent.mkdir()
+    steps = Recorder(target.parent)
+    with watched(steps):
+        backup.restore(copy, target, {"keys.json": (source / "keys.json").read_bytes()})
+    last = {step.path: step for step in recorder.steps if step.kind is Kind.SAID}
+    said = [step for step in last.values()]
+    for point in range(1, len(steps.steps) + 1):
+        for share in SHARES:
+            scratch = tmp_path / "after"
+            lay_out(survivors(steps.steps[:point], Luck(share, Random(f"{point}/{share}"))), target.parent, scratch)
+            if point == len(steps.steps):
+                assert (scratch / "hub" / "state.db").exists()
+            if (scratch / "hub").exists():
+                asyncio.run(check(scratch / "hub", said))
+            shutil.rmtree(scratch, ignore_errors=True)
