@@ -16,7 +16,7 @@ from metaos.http import HttpClient, tls_context
 from metaos.pki import Pki
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
-from metaos.security.identity import Authority, KeyPair
+from metaos.security.identity import BACKDATE_SECONDS, Authority, KeyPair
 from tests.apiserver.serving import ServedHub, served
 
 DAY = 86400.0
@@ -149,7 +149,8 @@ async def test_an_expired_certificate_is_refused(hub: ServedHub) -> None:
 
 
 async def test_a_certificate_that_is_not_valid_yet_is_refused(hub: ServedHub) -> None:
-    error = await refused(hub, hub.authority.issue_client("admin", ("system:masters",), hub.clock.now() + 2 * 3600, 5 * 3600))
+    begins = hub.clock.now() + BACKDATE_SECONDS + 3600
+    error = await refused(hub, hub.authority.issue_client("admin", ("system:masters",), begins, 3600))
     assert error.code == 503
 
 
