@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-BENCHMARKS = ("store", "start", "api", "continuum", "agent")
+BENCHMARKS = ("store", "start", "api", "continuum", "agent", "pods")
 
 
 def main() -> int:

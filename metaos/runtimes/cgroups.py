@@ -127,6 +127,8 @@ class Cgroups:
         if self.problem:
             return []
         places = self._places(pod, container)
+        if not cpu:
+            places.pop("cpu", None)  # in version 1 it is for the limit only, and each directory takes its time
         for place in places.values():
             os.makedirs(place, exist_ok=True)
         if self._version == 2:

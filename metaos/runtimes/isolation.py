@@ -321,8 +321,12 @@ class Bubblewrap:
 
     def members(self, pod: str, monitor: Identity, directory: str) -> list[Identity]:
         init = self._init(monitor, directory)
-        # The end of process 1 ends everything in the container. Before it is there, only the session tells.
-        return [init] if init else process.session_of(monitor)
+        if init is not None:
+            return [init]  # its end ends everything in the container
+        if "child-pid" in self._records(directory):
+            return [monitor] if monitor.alive() else []
+        # Before it is there, only the session tells; that is a walk through all processes of the machine.
+        return process.session_of(monitor)
 
     def enter(
         self, pod: str, main: Identity, directory: str, command: Sequence[str], env: Sequence[tuple[str, str]], terminal: str

@@ -32,6 +32,8 @@ MAX_EXECUTIONS = 64
 #: Seconds that a killed process may take to vanish before we go on without it (it hangs in the kernel).
 KILL_SECONDS = 10.0
 KILL_ROUNDS = 5
+#: Pods whose namespaces and network are made at the same time.
+HOLDERS_AT_ONCE = 4
 #: Who says that a command could not be started at all.
 _COMPLAINTS = ("bwrap: ", "nsenter: ", "nemo: ")
 
@@ -60,6 +62,7 @@ class SandboxRuntime:
         self._images = ImageStore(os.path.join(self._directory, "images"), host_images)
         self._cgroups: Cgroups | None = None
         self._outputs: Outputs | None = None
+        self._holding = asyncio.Semaphore(HOLDERS_AT_ONCE)
         self._pods: dict[str, Pod] | None = None
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -191,7 +194,12 @@ class SandboxRuntime:
                 await self._hold(found)
 
     async def _hold(self, pod: Pod) -> None:
-        """Starts the pod's holder, makes its network, and records both."""
+        """Starts the pod's holder, makes its network, and records both. Few at a time: the first ones' containers then start
+        while later ones wait, instead of all waiting for all."""
+        async with self._holding:
+            await self._hold_now(pod)
+
+    async def _hold_now(self, pod: Pod) -> None:
         holder = await self._isolation.hold(pod.hostname, pod.directory)
         made = None
         if holder is not None and pod.address and self._isolation.networks is not None:

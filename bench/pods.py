@@ -1,0 +1,154 @@
+"""A hundred pods at once at one site: from desired until each one's own command runs, and until the site says so.
+
+Beside it, in the same run: the same hundred commands started as bare processes, and as bare bubblewraps with the namespaces
+and the view of a pod, all at once. The clock is the modification time of a file that each command makes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from bench.results import Figure, figure, percentile, write
+from metaos.agent.cache import Cache
+from metaos.agent.supervisor import Supervisor
+from metaos.clock import SystemClock
+from metaos.runtimes.bubblewrap import find_bwrap, show
+from metaos.runtimes.images import system_paths
+from metaos.runtimes.sandbox import SandboxRuntime
+
+PODS = 100
+ROUNDS = 3
+COMMAND = ["/bin/sh", "-c", ": >/v/started; exec sleep 3600"]
+DEADLINE = 120.0
+
+
+def pod(number: int) -> dict[str, Any]:
+    spec = {
+        "terminationGracePeriodSeconds": 0,
+        "volumes": [{"name": "v", "emptyDir": {}}],
+        "containers": [
+            {"name": "main", "image": "python:3", "command": COMMAND, "volumeMounts": [{"name": "v", "mountPath": "/v"}]}
+        ],
+    }
+    metadata = {"name": f"p-{number}", "namespace": "bench", "uid": f"uid-{number}"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+async def at_a_site(place: Path) -> tuple[list[float], list[float]]:
+    """Milliseconds until the commands run, and until the pods are reported as running."""
+    cache = Cache(place / "records.db")
+    runtime = SandboxRuntime(str(place / "runtime"), clock=SystemClock())
+    await runtime.check()
+    supervisor = Supervisor(
+        runtime,
+        cache,
+        SystemClock(),
+        Random(0),
+        site="bench",
+        directory=place / "runtime",
+        address=lambda where, name: f"100.64.1.{int(name.rpartition('-')[2]) + 1}",
+        record=lambda *told: None,
+    )
+    loop = asyncio.create_task(supervisor.run())
+    reported: dict[str, float] = {}
+    changed = asyncio.Event()
+    supervisor.on_change(changed.set)
+    try:
+        await asyncio.sleep(0)
+        began = time.time()
+        supervisor.set_desired([pod(number) for number in range(PODS)])
+        async with asyncio.timeout(DEADLINE):
+            while len(reported) < PODS:
+                await changed.wait()
+                changed.clear()
+                now = time.time()
+                for uid, states in supervisor.states.items():
+                    if states.get("main") is not None and states["main"].running:
+                        reported.setdefault(uid, now)
+            files = list((place / "runtime/pods").glob("*/volumes/v"))
+            while not all((file / "started").exists() for file in files):
+                await asyncio.sleep(0.01)
+        started = [((file / "started").stat().st_mtime - began) * 1000 for file in files]
+        supervisor.set_desired([])
+        while supervisor.pods():
+            await asyncio.sleep(0.01)
+        return started, [(when - began) * 1000 for when in reported.values()]
+    finally:
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+        await runtime.close()
+        cache.close()
+
+
+def bare(place: Path, *, isolated: bool) -> list[float]:
+    """Milliseconds until each of as many bare processes runs, all started at once."""
+    bwrap = [find_bwrap(), "--unshare-user", "--unshare-all", "--die-with-parent", "--disable-userns", "--cap-drop", "ALL"]
+    for path in system_paths():
+        bwrap += show(path)
+    bwrap += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    libraries = os.path.dirname(os.path.dirname(bwrap[0])) + ".libs"
+    files = [place / f"bare-{number}" for number in range(PODS)]
+    for file in files:
+        file.mkdir()
+    processes = []
+    began = time.time()
+    try:
+        for file in files:
+            own = [word.replace("/v/", f"{file}/") for word in COMMAND]
+            command = [*bwrap, "--bind", str(file), str(file), *own] if isolated else own
+            processes.append(subprocess.Popen(command, env={"LD_LIBRARY_PATH": libraries, "PATH": "/usr/bin:/bin"}))
+        while not all((file / "started").exists() for file in files):
+            if time.time() - began > DEADLINE:
+                raise TimeoutError("the bare processes did not start")
+            time.sleep(0.01)
+        return [((file / "started").stat().st_mtime - began) * 1000 for file in files]
+    finally:
+        for each in processes:
+            each.kill()
+            each.wait()
+        for file in files:
+            shutil.rmtree(file)
+
+
+def main() -> None:
+    found: dict[str, list[list[float]]] = {"process": [], "bwrap": [], "started": [], "reported": []}
+    for _ in range(ROUNDS):
+        place = Path(os.path.realpath(tempfile.mkdtemp(prefix="nemo-bench-")))
+        try:
+            found["process"].append(bare(place, isolated=False))
+            found["bwrap"].append(bare(place, isolated=True))
+            started, reported = asyncio.run(at_a_site(place))
+            found["started"].append(started)
+            found["reported"].append(reported)
+        finally:
+            shutil.rmtree(place)
+
+    def of(which: str, share: float) -> list[float]:
+        return [percentile(values, share) for values in found[which]]
+
+    figures: list[Figure] = []
+    for name, share in (("p50", 0.5), ("p99", 0.99)):
+        figures += [
+            figure(f"{PODS} bare processes at once, {name}", of("process", share), "ms"),
+            figure(f"{PODS} bare bubblewraps at once, {name}", of("bwrap", share), "ms", baseline=of("process", share)),
+            figure(
+                f"{PODS} pods at once until the command runs, {name}", of("started", share), "ms", baseline=of("bwrap", share)
+            ),
+            figure(f"{PODS} pods at once until reported, {name}", of("reported", share), "ms", baseline=of("bwrap", share)),
+        ]
+    each = [max(values) / PODS for values in found["started"]]
+    floor = [max(values) / PODS for values in found["bwrap"]]
+    figures.append(figure("work of one pod's start, beyond the process's own", each, "ms", baseline=floor, aim=100.0))
+    write("pods", figures)
+
+
+if __name__ == "__main__":
+    main()
