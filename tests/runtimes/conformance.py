@@ -235,10 +235,10 @@ class RuntimeConformance:
 
         first = await runtime.attach(pod().uid, "main")
         await first.resize(101, 33)
-        await say(first, "X=5; stty size; echo $TERM$((1+1))\n", b"xterm2")
-        await say(first, "sleep 1000\n", b"sleep 1000")
+        await say(first, "PS1='ready> '; X=5; stty size; echo $TERM$((1+1))\n", b"xterm2")
+        await say(first, "sh -c 'echo go$((1+1)); exec sleep 1000'\n", b"go2")  # by the command itself: it is there
         # The signal goes to the command in the foreground, not to the shell.
-        await say(first, "\x03", b"# " if b"#" in await log(runtime, pod().uid) else b"$ ")
+        await say(first, "\x03", b"ready> ")
         await first.kill()
         second = await runtime.attach(pod().uid, "main")
         await say(second, "echo still $X\n", b"still 5")
