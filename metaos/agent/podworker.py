@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from metaos.agent.containers import MountError, hostname
-from metaos.agent.podcontainers import NEVER, PodContainers
+from metaos.agent.podcontainers import CONFIG_RETRY_SECONDS, NEVER, PodContainers
 from metaos.agent.podend import stop_in_order
 from metaos.agent.podrecord import PodRecord
 from metaos.agent.podstatus import PodFacts, is_sidecar, phase_of, pod_status
@@ -39,6 +39,7 @@ class PodWorker:
         self._ready_since: float | None = record.value.get("readySince")
         self._announced: tuple[Any, ...] = ()
         self._problem = ""
+        self._missing = ""
         self._evicted = ""
 
     # -- seen from outside ----------------------------------------------------------------------------------
@@ -244,11 +245,7 @@ class PodWorker:
     async def _go_on(self) -> float:
         """Starts what is due in its sandbox."""
         value, spec = self.record.value, self.record.pod["spec"]
-        try:
-            self._supervisor.volumes.refresh(self.record.pod)
-        except MountError as error:
-            self._containers.event("Warning", "FailedMount", str(error))
-        waits = [self._deadline_left()]
+        waits = [self._deadline_left(), self._refresh_volumes()]
         if not await self._initialize(waits):
             return min(waits) if not value.get("phase") else NEVER
         for container in spec.get("containers") or ():
@@ -257,6 +254,18 @@ class PodWorker:
                 break  # The next container waits for it.
         await self._settle()
         return min(waits)
+
+    def _refresh_volumes(self) -> float:
+        """Seconds until it is tried again, where something is missing."""
+        try:
+            self._supervisor.volumes.refresh(self.record.pod)
+        except MountError as error:
+            if str(error) != self._missing:
+                self._containers.event("Warning", "FailedMount", str(error))
+            self._missing = str(error)
+            return CONFIG_RETRY_SECONDS
+        self._missing = ""
+        return NEVER
 
     def _deadline_left(self) -> float:
         deadline, started = self.record.pod["spec"].get("activeDeadlineSeconds"), self.record.value.get("started")

@@ -145,6 +145,7 @@ class Volumes:
             except (ConfigError, OSError) as error:
                 problem = f'MountVolume.SetUp failed for volume "{volume["name"]}" : {error}'
         if problem:
+            del self._written[uid(pod)]
             raise MountError(problem)
 
     def _files(self, pod: Obj, container: Mapping[str, Any], volume: Mapping[str, Any]) -> Files:

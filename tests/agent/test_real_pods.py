@@ -202,6 +202,15 @@ asyncio.run(main())
 
 
 async def test_agents_are_killed_while_pods_start_roll_and_end(folder: Path) -> None:
+    await killed(folder, 5, completions=6)
+
+
+@pytest.mark.slow
+async def test_agents_are_killed_by_the_dozen(folder: Path) -> None:
+    await killed(folder, 40, completions=40)
+
+
+async def killed(folder: Path, times: int, completions: int) -> None:
     """SIGKILL at random moments. Every index of the Job runs once; the StatefulSet never has two of one name."""
     log = folder / "log"
     log.mkdir()
@@ -209,7 +218,9 @@ async def test_agents_are_killed_while_pods_start_roll_and_end(folder: Path) -> 
     volumes = [{"name": "log", "persistentVolumeClaim": {"claimName": "log"}}]
     claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "log", "namespace": "shop"}}
     once = {"restartPolicy": "Never", "containers": [shell("echo $JOB_COMPLETION_INDEX >> /log/job; sleep 0.2", **mounts)]}
-    job = workload("Job", "work", template=once | {"volumes": volumes}, completions=6, parallelism=2, completionMode="Indexed")
+    job = workload(
+        "Job", "work", template=once | {"volumes": volumes}, completions=completions, parallelism=2, completionMode="Indexed"
+    )
     # The lock is held as long as the process lives: a second one of the same name would say so.
     lock = "exec 9>>/log/$(hostname).lock; flock -n 9 || echo twice >> /log/twice; exec sleep 1000"
     db = workload("StatefulSet", "db", replicas=2, template={"containers": [shell(lock, **mounts)], "volumes": volumes})
@@ -219,7 +230,7 @@ async def test_agents_are_killed_while_pods_start_roll_and_end(folder: Path) -> 
     kills = 0
     for objects in wanted:
         (folder / "wanted.json").write_text(json.dumps(objects))
-        for _ in range(5):
+        for _ in range(times):
             agent = subprocess.Popen([sys.executable, "-c", AGENT, str(folder)], stdout=subprocess.PIPE)
             assert agent.stdout is not None
             assert await asyncio.to_thread(agent.stdout.readline) == b"up\n"
@@ -241,7 +252,7 @@ async def test_agents_are_killed_while_pods_start_roll_and_end(folder: Path) -> 
 
         await site.until(settled)
         kept = site.supervisor.volumes.claim_directory("shop", "log")
-        assert sorted((kept / "job").read_text().split()) == [str(i) for i in range(6)], f"after {kills} kills"
+        assert sorted((kept / "job").read_text().split(), key=int) == [str(i) for i in range(completions)], f"after {kills} kills"
         assert not (kept / "twice").exists()
         here = await site.runtime.pods()
         assert set(here) == {meta.uid(pod) for pod in site.supervisor.pods()}
