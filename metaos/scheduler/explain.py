@@ -115,6 +115,9 @@ def _lines(found: dict[str, Any], screen: int) -> list[str]:
     lines.append(f"  because   {found['reason']}  [{found['decidedTime']}]")
     if found["scheduled"] != "True" and found["message"]:
         lines.append(f"  problem   {found['message']}")
+    elif found["message"] and found["message"] != found["reason"]:
+        # The decision was made once; what is thought of it now is looked at again with every change.
+        lines.append(f"  now       {found['message']}")
     migration = found.get("migration")
     if migration:
         old, new = (", ".join(migration.get(side) or ()) for side in ("from", "to"))
