@@ -8,9 +8,36 @@ from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
-from metaos.resources.meta import Obj, ObjectRef, deleting, labels, name, ref
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import Obj, ObjectRef, deleting, labels, name, namespace, ref
 
 NAME = "networkpolicy"
+
+
+class Policies:
+    """The NetworkPolicies that there are, as Works."""
+
+    def __init__(self, manager: Manager, client: Client) -> None:
+        self._client = client
+        self._policies = manager.informer(scheme.NETWORK_POLICY)
+        self._namespaces = manager.informer(scheme.NAMESPACE)
+
+    def work(self, policy: Obj, site: str) -> Obj:
+        """With the namespace's labels, which selectors of policies speak of."""
+        said: Obj = {**scheme.NAMESPACE.empty(namespace(policy))}
+        said["metadata"]["labels"] = labels(self._namespaces.get(namespace(policy)) or {})
+        return work(ref(policy), site, [manifest(policy), said])
+
+    async def go_ahead(self, where: str, site: str) -> None:
+        """To be called before a workload is sent to a site that has none of this one: its pods are never without their
+        policies."""
+        for policy in self._policies.list(where):
+            if not deleting(policy):
+                try:
+                    await self._client.create(self.work(policy, site))
+                except ApiError as error:
+                    if error.reason != "AlreadyExists":
+                        raise
 
 
 class NetworkPolicyReconciler:
@@ -20,18 +47,15 @@ class NetworkPolicyReconciler:
 
     def __init__(self, manager: Manager, client: Client) -> None:
         self._policies = manager.informer(scheme.NETWORK_POLICY)
-        self._namespaces = manager.informer(scheme.NAMESPACE)
+        self._works = Policies(manager, client)
         self._following = Following(client, manager.informer(scheme.WORK))
 
     async def reconcile(self, about: ObjectRef) -> Result:
         policy = self._policies.get(about.name, about.namespace)
         wanted = {}
         if policy is not None and not deleting(policy):
-            space = self._namespaces.get(about.namespace)
-            said: Obj = {**scheme.NAMESPACE.empty(about.namespace)}
-            said["metadata"]["labels"] = labels(space or {})
             for site in self._following.sites(about.namespace):
-                wanted[site] = work(about, site, [manifest(policy), said])
+                wanted[site] = self._works.work(policy, site)
         await self._following.settle(about, wanted)
         return DONE
 

@@ -12,6 +12,7 @@ from metaos.clock import Clock
 from metaos.controllers.concern import on_health, workload_of
 from metaos.controllers.disruption import noted
 from metaos.controllers.fencing import Silence, agreed, fenced_after, fencing, halt, halted, renewal_of, stopped
+from metaos.controllers.networkpolicy import Policies
 from metaos.controllers.placement import placement_name
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.render import (
@@ -65,6 +66,7 @@ class WorkReconciler:
         self._objects = {k.kind: manager.informer(k) for k in (*scheme.WORKLOADS, *scheme.DEPENDENCIES)}
         self._placements = manager.informer(scheme.PLACEMENT)
         self._policies = manager.informer(scheme.PLACEMENT_POLICY)
+        self._network_policies = Policies(manager, client)
         self._clusters = manager.informer(scheme.CLUSTER)
         self._works = manager.informer(scheme.WORK)
         self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
@@ -123,6 +125,8 @@ class WorkReconciler:
                 # A site that does not answer keeps to what it was told last, and the hub has to know what that was.
                 wanted["spec"] = {k: v for k, v in wanted["spec"].items() if k != "fencing"}
                 wanted["spec"] |= {k: v for k, v in present["spec"].items() if k == "fencing"}
+            if present is None:
+                await self._network_policies.go_ahead(about.namespace, site)
             await self._apply(present, wanted)
             if about.kind == "Pod" and not (obj.get("spec") or {}).get("nodeName"):
                 await self._client.patch(scheme.POD, about.name, about.namespace, {"spec": {"nodeName": site}})

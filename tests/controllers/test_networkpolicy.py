@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from metaos.controllers import networkpolicy
-from metaos.controllers.render import work
+from metaos.controllers import work as work_controller
+from metaos.controllers.placement import placement_name
+from metaos.controllers.render import work, work_name
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, ref
-from tests.controllers.continuum import deployment, running, until
+from tests.controllers.continuum import cluster, deployment, running, until
 
 
 def policy(name: str = "deny", where: str = "shop") -> Obj:
@@ -42,3 +44,19 @@ async def test_policies_follow_workloads() -> None:
         await client.delete(scheme.NETWORK_POLICY, "deny", "shop")
         await until(clock, lambda: not told("paris"))
         assert len((await client.list(scheme.WORK)).items) == 1, "a policy of a namespace without workloads goes nowhere"
+
+
+async def test_no_pod_reaches_a_site_before_its_policies() -> None:
+    web = deployment() | {"metadata": {"name": "web", "namespace": "shop", "uid": "w"}}
+    async with running(networkpolicy.setup, work_controller.setup, objects=(policy(), space("a"), web, cluster("paris"))) as (
+        client,
+        clock,
+    ):
+        chosen = {"workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": "w"}}
+        placement: Obj = dict(scheme.PLACEMENT.empty(placement_name(ref(web)), "shop"))
+        placement["spec"] = chosen | {"clusters": [{"name": "paris", "replicas": 1}]}
+        await client.create(placement)
+        await until(clock, lambda: client.find(scheme.WORK, work_name(ref(web)), "nemo-cluster-paris"))
+        both = [client.find(scheme.WORK, name, "nemo-cluster-paris") for name in ("networkpolicy.shop.deny", work_name(ref(web)))]
+        first, second = (int(found["metadata"]["resourceVersion"]) for found in both if found)
+        assert first < second
