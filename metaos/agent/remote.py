@@ -92,7 +92,6 @@ class Remote:
         self._tunnel: Tunnel | None = None
         self._redial = asyncio.Event()
         self._doubted = asyncio.Event()
-        contact.on_return(self._doubted.set)
 
     def redial(self) -> None:
         """Open another tunnel, with the present certificate; the streams of this one go on until they end."""
@@ -111,6 +110,7 @@ class Remote:
 
     async def run(self) -> None:
         """Never returns."""
+        self._contact.on_return(self._doubted.set)
         failures = 0
         connections: set[asyncio.Task[None]] = set()  # The present one, and one that ends its streams.
         try:
