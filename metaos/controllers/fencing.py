@@ -23,8 +23,10 @@ DEFAULT_GRACE_SECONDS = 30.0
 def fencing(obj: Obj, policies: Iterable[Obj], default: float) -> float | None:
     """After how many seconds without a heartbeat a site stops this work, so that it never runs twice; ``None``: it goes on.
 
-    Work with local data is never replaced elsewhere, so it need not stop.
+    Work with local data is never replaced elsewhere, so it need not stop; nor need a DaemonSet, which is everywhere.
     """
+    if obj.get("kind") == "DaemonSet":
+        return None
     for policy in policies:
         stated = ((policy.get("spec") or {}).get("fencing") or {}).get("afterSeconds")
         if stated is not None:
@@ -48,7 +50,7 @@ def halt(found: Obj) -> Obj:
     """The spec of a Work that tells its site to run none of it."""
     spec: Obj = found["spec"]
     first, *others = spec["manifests"]
-    none: dict[str, Any] = {"suspend": True} if first.get("kind") == "Job" else {"replicas": 0}
+    none: dict[str, Any] = {"suspend": True} if first.get("kind") in ("Job", "CronJob") else {"replicas": 0}
     return spec | {"manifests": [first | {"spec": (first.get("spec") or {}) | none}, *others]}
 
 
@@ -59,10 +61,14 @@ def halted(found: Obj) -> bool:
 
 def stopped(found: Obj) -> bool:
     """Whether a site that was told to run none of it reports that nothing is left, not even a pod that is ending."""
-    status: Mapping[str, Any] = reported(found).get("status") or {}
+    entry = reported(found)
+    status: Mapping[str, Any] = entry.get("status") or {}
     seen = int((found.get("status") or {}).get("observedGeneration") or 0) >= generation(found)
-    counts = ("replicas", "terminatingReplicas", "active", "terminating")
-    return halted(found) and seen and bool(status) and not any(int(status.get(c) or 0) for c in counts)
+    # An object that the site has not taken up yet is reported with no generation: of it nothing is known.
+    known = int(entry.get("observedGeneration") or 0) > 0
+    # Any count that is not zero; a CronJob lists what is active.
+    left = any(status.get(count) for count in ("replicas", "terminatingReplicas", "active", "terminating"))
+    return halted(found) and seen and known and not left
 
 
 class Silence:
