@@ -69,8 +69,8 @@ def apply(continuum: Continuum, *objects: dict) -> None:  # type: ignore[type-ar
     continuum.kubectl("apply", "-f", str(file))
 
 
-def workload(kind: str, name: str, replicas: int, mark: str) -> dict:  # type: ignore[type-arg]
-    container = {"name": "c", "image": "python:3", "command": ["sleep", mark]}
+def workload(kind: str, name: str, replicas: int, sleep: str) -> dict:  # type: ignore[type-arg]
+    container = {"name": "c", "image": "python:3", "command": ["sleep", sleep]}
     template = {
         "metadata": {"labels": {"app": name}},
         "spec": {"terminationGracePeriodSeconds": 1, "containers": [container]},
@@ -79,17 +79,22 @@ def workload(kind: str, name: str, replicas: int, mark: str) -> dict:  # type: i
     return {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name, "labels": {"app": name}}, "spec": spec}
 
 
+def mark(number: int) -> str:
+    """How long a pod sleeps: a figure by which its process is known, and that no other run of these tests has."""
+    return f"{10_000_000 + os.getpid()}{number}"
+
+
 def policy(name: str, **spec: object) -> dict:  # type: ignore[type-arg]
     chosen = {"workloads": {"selector": {"matchLabels": {"app": name}}}}
     return {"apiVersion": "meta-os.eu/v1alpha1", "kind": "PlacementPolicy", "metadata": {"name": name}, "spec": chosen | spec}
 
 
 class Copies(threading.Thread):
-    """How many processes ``sleep MARK`` there are, looked at all the time: (seconds, number) whenever it changes."""
+    """How many processes sleep for these seconds, looked at all the time: (moment, number) whenever it changes."""
 
-    def __init__(self, mark: str) -> None:
+    def __init__(self, sleep: str) -> None:
         super().__init__(daemon=True)
-        self._wanted = b"sleep\0" + mark.encode() + b"\0"
+        self._wanted = b"sleep\0" + sleep.encode() + b"\0"
         self._ended = threading.Event()
         self.seen: list[tuple[float, int]] = []
 
@@ -123,7 +128,7 @@ def kill_hub(continuum: Continuum) -> None:
 
 
 def test_most_sites_are_cut_off_and_nothing_moves(continuum: Continuum) -> None:
-    apply(continuum, policy("crowd", spread=[{"by": "site", "minGroups": 3}]), workload("Deployment", "crowd", 3, "31001"))
+    apply(continuum, policy("crowd", spread=[{"by": "site", "minGroups": 3}]), workload("Deployment", "crowd", 3, mark(1)))
     wait_for("three pods on three sites", lambda: len(set(pods(continuum, "crowd").values())) == 3)
     before, where = pods(continuum, "crowd"), placed(continuum, "deployment-crowd")
     cut = [s for s in SITES if s != "cloud-hamina"]
@@ -145,7 +150,7 @@ def test_most_sites_are_cut_off_and_nothing_moves(continuum: Continuum) -> None:
 @pytest.mark.parametrize("moment", ["cut off", "missed", "decided"])
 def test_the_hub_is_killed_in_a_failover(continuum: Continuum, moment: str) -> None:
     name = f"web-{moment.replace(' ', '-')}"
-    apply(continuum, policy(name, failback="Never"), workload("Deployment", name, 2, "31002"))
+    apply(continuum, policy(name, failback="Never"), workload("Deployment", name, 2, mark(2)))
     wait_for("two pods", lambda: len(pods(continuum, name)) == 2)
     lost = sorted(pods(continuum, name).values())[0]
     kept = {u: s for u, s in pods(continuum, name).items() if s != lost}
@@ -168,10 +173,10 @@ def test_the_hub_is_killed_in_a_failover(continuum: Continuum, moment: str) -> N
 
 def test_what_must_not_run_twice_is_fenced_replaced_and_never_twice(continuum: Continuum) -> None:
     rule = policy("solo", failback="Never", fencing={"afterSeconds": FENCE_SECONDS})
-    apply(continuum, rule, workload("StatefulSet", "solo", 1, "31003"))
+    apply(continuum, rule, workload("StatefulSet", "solo", 1, mark(3)))
     wait_for("its pod", lambda: len(pods(continuum, "solo")) == 1)
     (lost,) = pods(continuum, "solo").values()
-    copies = Copies("31003")
+    copies = Copies(mark(3))
     copies.start()
     cut = time.monotonic()
     continuum.sites[lost].link.cut()
@@ -200,8 +205,8 @@ def test_fail_back_goes_by_the_policy(continuum: Continuum) -> None:
         continuum,
         policy("back", clusters=preferred, migration={"coolDownSeconds": 0}),
         policy("away", clusters=preferred, migration={"coolDownSeconds": 0}, failback="Never"),
-        workload("Deployment", "back", 1, "31004"),
-        workload("Deployment", "away", 1, "31005"),
+        workload("Deployment", "back", 1, mark(4)),
+        workload("Deployment", "away", 1, mark(5)),
     )
     both = ("back", "away")
     wait_for("both at home", lambda: all(list(pods(continuum, n).values()) == [home] for n in both))

@@ -190,6 +190,15 @@ class World:
 
         return check
 
+    def somewhere(self, count: int) -> Callable[[], str]:
+        """So many copies are ready, also on sites that are cut off: what stands is not taken down for nothing."""
+
+        def check() -> str:
+            ready = self.ready()
+            return "" if sum(ready.values()) >= count else f"only {ready} are ready anywhere, and at least {count} were"
+
+        return check
+
     def at_most(self, count: int) -> Callable[[], str]:
         """No more copies than so many exist anywhere, always."""
 

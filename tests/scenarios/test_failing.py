@@ -5,8 +5,8 @@ A scenario has ``title``, ``sites`` (name → spec), ``workload`` (``kind``, ``r
 ``change`` (site → spec), ``kill hub`` (seconds that it stays away), ``hub clock`` (seconds that it jumps), ``wait`` (seconds),
 and ``until``, which says what must come about: ``runs on`` (everything about the workload is there and nothing elsewhere),
 ``ready`` (copies by site, as they truly run), ``decided`` (replicas by site), ``lost`` (sites); ``within`` bounds the wait.
-``always``: ``copies at most``, ``ready at least``, ``served``, ``never on``. Agents are stand-ins, the hub is real, time is
-virtual.
+``always``: ``copies at most``, ``ready at least`` (on sites that are reached), ``ready somewhere at least``, ``served``,
+``never on``. Agents are stand-ins, the hub is real, time is virtual.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ def always(world: World, wanted: dict[str, Any]) -> list[Callable[[], str]]:
     checks: dict[str, Callable[[Any], Callable[[], str]]] = {
         "copies at most": world.at_most,
         "ready at least": world.at_least,
+        "ready somewhere at least": world.somewhere,
         "served": lambda _: world.served,
         "never on": lambda _: lambda: "",
     }
