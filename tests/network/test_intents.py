@@ -257,3 +257,30 @@ def test_no_offer_breaks_the_law() -> None:
     near = site("uk", latencies={"x": 30.0}, jurisdictions=frozenset({"GB"}))
     what = workload(targets=tuple(targets_of(found)))
     assert "offers" not in evaluate(found, [(what, [])], [near], NOW)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["EU", "high", "", "x"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "value"]), inner, max_size=2),
+    max_leaves=5,
+)
+any_target = st.fixed_dictionaries(
+    {"name": st.sampled_from(KNOWN), "condition": st.sampled_from(ALL_CONDITIONS)},
+    optional={
+        "value": anything,
+        "unit": st.sampled_from(["ms", "%", "", "parsec"]),
+        "hard": st.booleans(),
+        "contexts": st.lists(st.fixed_dictionaries({"name": st.just("usersIn")}, optional={"value": anything}), max_size=2),
+    },
+)
+
+
+@given(st.lists(any_target, min_size=1, max_size=3))
+def test_whatever_is_asked_is_refused_or_can_be_decided(targets: list[dict[str, Any]]) -> None:
+    found = intent(*targets)
+    if validate_intent(found):
+        return
+    what = workload(targets=tuple(targets_of(found)))
+    decide(world(NEAR, FAR), what)
+    status = evaluate(found, [(what, [NEAR]), (what, [])], [NEAR, FAR], NOW)
+    assert status["fulfilment"] in ("Fulfilled", "Degraded", "NotFulfilled")
