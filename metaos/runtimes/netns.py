@@ -169,6 +169,11 @@ def listen_shared(address: str, port: int) -> socket.socket:
     return listening(made, address, port)
 
 
+def has_gateway(holder: process.Identity) -> bool:
+    """Whether a pod that is to have a network card got it."""
+    return holder.alive() and os.path.exists(f"/proc/{holder.pid}/root/dev/gateway")
+
+
 async def connected(made: socket.socket, port: int, address: str = "127.0.0.1") -> socket.socket:
     try:
         made.setblocking(False)

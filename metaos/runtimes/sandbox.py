@@ -131,6 +131,9 @@ class SandboxRuntime:
                 self._watch_container(pod, container)
             else:
                 self._ended(pod, container, "the machine was restarted")
+        if pod.holder is not None and not pod.containers and pod.address and not netns.has_gateway(pod.holder):
+            pod.holder.kill()  # its start was interrupted before it had a network
+            pod.holder = None
         if pod.holder is not None:
             self._watch_holder(pod)
 
@@ -201,6 +204,8 @@ class SandboxRuntime:
 
     async def _hold_now(self, pod: Pod) -> None:
         holder = await self._isolation.hold(pod.hostname, pod.directory)
+        pod.holder, pod.boot = holder, process.boot_id()
+        pod.record()  # before anything else: whoever comes after us finds it
         made = None
         if holder is not None and pod.address and self._isolation.networks is not None:
             try:
@@ -209,8 +214,6 @@ class SandboxRuntime:
                 holder.kill()
                 await process.ended(holder)
                 raise
-        pod.holder, pod.boot = holder, process.boot_id()
-        pod.record()
         if pod.sockets is not None:
             pod.sockets.close()
             pod.sockets = None

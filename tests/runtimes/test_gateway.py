@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from metaos.clock import SystemClock
-from metaos.runtimes.netns import Networks
+from metaos.runtimes.netns import Networks, Sockets, has_gateway
+from metaos.runtimes.process import Identity
 from metaos.runtimes.sandbox import SandboxRuntime
 from tests.runtimes.conformance import DEADLINE, ask, container, execute, log, pod, run, until_logged
 
@@ -138,6 +139,31 @@ async def test_a_network_that_was_made_anew_is_another_one(runtime: SandboxRunti
     after = runtime.network(pod().uid)
     assert after.separate and after.id != before.id
     assert await ask(await runtime.connect(pod().uid, 8080), b"x") == b"169.254.1.1"
+
+
+async def test_a_start_that_was_interrupted_leaves_nothing_and_is_begun_again(
+    runtime: SandboxRuntime, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def not_yet(self: Networks, holder: Identity, address: str) -> Sockets:
+        return self.of(holder, address)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Networks, "make", not_yet)
+        await runtime.start_pod(pod("cut-off", address="100.64.7.9"))
+    holder = runtime._pod("cut-off").holder
+    assert holder is not None and holder.alive() and not has_gateway(holder)
+    await runtime.close()
+    again = SandboxRuntime(os.path.join(place, "state"), clock=SystemClock())
+    try:
+        assert set(await again.pods()) == {pod().uid, "cut-off"}
+        async with asyncio.timeout(DEADLINE):
+            while holder.alive():
+                await asyncio.sleep(0)
+        await again.start_pod(pod("cut-off", address="100.64.7.9"))
+        (await again.listen("cut-off", "100.64.0.9", 80)).close()
+        await again.stop_pod("cut-off")
+    finally:
+        await again.close()
 
 
 async def test_the_program_may_end_at_any_time(runtime: SandboxRuntime) -> None:
