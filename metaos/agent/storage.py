@@ -31,6 +31,8 @@ LOOK_SECONDS = 10.0
 #: The disk is full when less than this part of it, at most so many bytes, is free.
 FREE_PART = 0.05
 FREE_BYTES = 1 << 30
+#: Above the first part of the disk in use, imported images that nothing needs go, until the second is reached.
+IMAGES_HIGH, IMAGES_LOW = 0.85, 0.80
 RESERVE_BYTES = 32 << 20
 RESOURCE = "ephemeral-storage"
 
@@ -96,7 +98,8 @@ def enough(size: int) -> int:
 
 
 class Storage:
-    """``pods`` are those that run; ``evict(uid, message)`` ends one. ``directory``: where volumes and the reserve are."""
+    """``pods`` are those that run, ``images`` the names of those that anything wanted names; ``evict(uid, message)`` ends a pod.
+    ``directory``: where volumes and the reserve are."""
 
     def __init__(
         self,
@@ -104,10 +107,11 @@ class Storage:
         clock: Clock,
         directory: Path,
         pods: Callable[[], Sequence[Obj]],
+        images: Callable[[], set[str]],
         evict: Callable[[str, str], None],
     ) -> None:
         self._runtime, self._clock, self._directory = runtime, clock, directory
-        self._pods, self._evict = pods, evict
+        self._pods, self._images, self._evict = pods, images, evict
         self._reserve = directory / "reserve"
 
     async def run(self) -> None:
@@ -119,6 +123,7 @@ class Storage:
                 began = self._clock.monotonic()
                 if not await self._relieve() and began >= due:
                     await self.look()
+                    await self._collect()
                     due = began + max(LOOK_SECONDS, 10 * (self._clock.monotonic() - began))
             except OSError:
                 log.exception("what pods use of the disk cannot be measured; it is tried again in %g s", LOOK_SECONDS)
@@ -130,6 +135,18 @@ class Storage:
             if message := exceeded(pod, await self._measure(pod)):
                 self._evict(uid(pod), message)
 
+    async def _collect(self) -> bool:
+        """Whether any image went. Registries are not asked, so they have to be imported again when they are wanted again."""
+        disk = os.statvfs(self._directory)
+        used, size = disk.f_blocks - disk.f_bavail, disk.f_blocks
+        if used <= size * IMAGES_HIGH:
+            return False
+        wanted = int((used - size * IMAGES_LOW) * disk.f_frsize)
+        removed = await self._runtime.collect_images(self._images(), wanted)
+        if removed:
+            log.warning("the disk is %d %% full: images that nothing here uses were removed: %s", 100 * used / size, removed)
+        return bool(removed)
+
     async def _relieve(self) -> bool:
         """Whether the disk is full; then the pod that uses most of it goes."""
         disk = os.statvfs(self._directory)
@@ -138,6 +155,8 @@ class Storage:
             self._keep_reserve(free)
             return False
         self._reserve.unlink(missing_ok=True)
+        if await self._collect():
+            return True
         used = {uid(pod): (await self._measure(pod)).total for pod in self._pods()}
         if not used:
             return True

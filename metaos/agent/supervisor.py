@@ -125,7 +125,7 @@ class Supervisor:
     async def run(self) -> None:
         """Never returns. Cancelled, it leaves all pods running."""
         await self._refresh()
-        storage = Storage(self.runtime, self.clock, self._directory, self._occupying, self._evict)
+        storage = Storage(self.runtime, self.clock, self._directory, self._occupying, self._images, self._evict)
         beside = [asyncio.create_task(self._watch_runtime()), asyncio.create_task(storage.run())]
         try:
             for worker in self._workers.values():
@@ -150,6 +150,11 @@ class Supervisor:
 
     def _occupying(self) -> list[Obj]:
         return [w.record.pod for w in self._workers.values() if not w.record.value.get("phase") and not w.record.deleting]
+
+    def _images(self) -> set[str]:
+        wanted = [workload.pod_spec(obj) for about, obj in self._desired.items() if about.kind in _WORKLOADS]
+        specs = [*wanted, *(worker.record.pod["spec"] for worker in self._workers.values())]
+        return {str(container["image"]) for spec in specs for container in workload.containers(spec)}
 
     def _evict(self, pod_uid: str, message: str) -> None:
         worker = self._workers.get(pod_uid)

@@ -6,7 +6,7 @@ Life: the registry loads the class, calls ``cls(**settings)`` (provision), ``val
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -186,6 +186,11 @@ class Runtime(Protocol):
 
     async def images(self) -> Sequence[Mapping[str, Any]]:
         """``{"names": [...], "sizeBytes": n, "host": bool}``: what ``Node.status.images`` shows."""
+        ...
+
+    async def collect_images(self, keep: Collection[str], wanted: int) -> Sequence[str]:
+        """Removes images that no container uses and ``keep`` does not name, least recently used first, until ``wanted`` bytes are
+        free; their names."""
         ...
 
     async def usage(self) -> Mapping[str, Mapping[str, Mapping[str, float]]]:

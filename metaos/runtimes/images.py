@@ -14,7 +14,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,9 +194,46 @@ class ImageStore:
 
         users = os.path.join(os.path.dirname(image.rootfs), "users")
         with self._locked():
+            if not os.path.isdir(image.rootfs):
+                raise ImageError("ErrImagePull", f"image {image.names[0]} has just been removed: import it again")
             os.makedirs(users, exist_ok=True)
+            os.utime(os.path.dirname(image.rootfs))  # when it was used last
             with contextlib.suppress(FileExistsError):
                 os.symlink(user, os.path.join(users, hashlib.sha256(os.fsencode(user)).hexdigest()[:32]))
+
+    def collect(self, keep: Collection[str], wanted: int, older_than: float) -> list[str]:
+        """Removes imported images until ``wanted`` bytes are free, those first that were used least recently: none that
+        a container uses, that has a name in ``keep``, or that was imported or used after ``older_than``. The names that went."""
+        import shutil
+
+        if not os.path.isdir(self._directory):
+            return []
+        kept: set[str] = set()
+        for name in keep:
+            with contextlib.suppress(ImageError):  # not the name of any image that is here
+                kept.add(normalise(name))
+        removed: list[str] = []
+        with self._locked():
+            self._sweep()
+            index = self._names()
+            by_identity: dict[str, list[str]] = {}
+            for name, identity in index.items():
+                by_identity.setdefault(identity, []).append(name)
+            places = {identity: os.path.join(self._directory, identity) for identity in by_identity}
+            last = {identity: os.stat(place).st_mtime for identity, place in places.items()}
+            for identity in sorted(by_identity, key=lambda each: (last[each], each)):
+                if wanted <= 0:
+                    break
+                names = by_identity[identity]
+                if last[identity] >= older_than or kept & set(names) or self._used(places[identity]):
+                    continue
+                wanted -= self._imported(identity).size
+                for name in names:
+                    del index[name]
+                self._write(index)  # first: a name without files would be worse than files without a name
+                shutil.rmtree(places[identity], ignore_errors=True)
+                removed += names
+        return removed
 
     def import_archive(self, path: str, name: str | None = None) -> list[str]:
         """Takes in a docker archive or an OCI layout (file or directory); the full names that it has now."""

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from metaos import trees
@@ -32,6 +32,8 @@ MAX_EXECUTIONS = 64
 #: Seconds that a killed process may take to vanish before we go on without it (it hangs in the kernel).
 KILL_SECONDS = 10.0
 KILL_ROUNDS = 5
+#: An image that was imported or used so recently is not collected.
+IMAGE_SECONDS = 120.0
 #: Pods whose namespaces and network are made at the same time.
 HOLDERS_AT_ONCE = 4
 #: Who says that a command could not be started at all.
@@ -644,6 +646,10 @@ class SandboxRuntime:
     async def import_archive(self, path: str) -> Sequence[str]:
         """A docker archive or an OCI layout; the names that it brought. Blocks for as long as unpacking takes."""
         return self._images.import_archive(path)
+
+    async def collect_images(self, keep: Collection[str], wanted: int) -> Sequence[str]:
+        """See :meth:`ImageStore.collect`."""
+        return await asyncio.to_thread(self._images.collect, keep, wanted, self._clock.now() - IMAGE_SECONDS)
 
     async def remove_image(self, image: str) -> None:
         self._images.remove(image)

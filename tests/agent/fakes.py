@@ -77,6 +77,9 @@ class FakeRuntime:
     async def usage(self) -> dict[str, dict[str, dict[str, float]]]:
         return {pod: {"c": {"cpu": 0.1, "memory": 2.0**20}} for pod in self.sandboxes}
 
+    async def collect_images(self, keep: set[str], wanted: int) -> list[str]:
+        return []
+
     async def storage(self, uid: str) -> dict[str, int]:
         return {}
 

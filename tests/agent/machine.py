@@ -133,6 +133,9 @@ class Machine:
         await self.changed.wait()
         self.changed.clear()
 
+    async def collect_images(self, keep: set[str], wanted: int) -> list[str]:
+        return []
+
     async def storage(self, uid: str) -> dict[str, int]:
         return {}
 

@@ -71,10 +71,21 @@ async def test_of_a_full_disk_the_pod_that_uses_most_goes(full: SimpleNamespace,
         volume.mkdir(parents=True)
         (volume / "file").write_bytes(b"x" * size * MI)
     evicted: list[tuple[str, str]] = []
-    looking = Storage(FakeRuntime(), SystemClock(), tmp_path, lambda: pods, lambda *told: evicted.append(told))  # type: ignore[arg-type]
+    runtime = FakeRuntime()
+    asked: list[tuple[set[str], int]] = []
+    removed = [["docker.io/library/old:1"]]
+
+    async def collect(keep: set[str], wanted: int) -> list[str]:
+        asked.append((keep, wanted))
+        return removed.pop() if removed else []
+
+    runtime.collect_images = collect  # type: ignore[method-assign]
+    looking = Storage(runtime, SystemClock(), tmp_path, lambda: pods, lambda: {"x"}, lambda *told: evicted.append(told))  # type: ignore[arg-type]
     assert not await looking._relieve()
     assert (tmp_path / "reserve").stat().st_size == storage.RESERVE_BYTES and not evicted
     full.f_bavail = 49 * MI // 4096
+    assert await looking._relieve() and not evicted  # first images that nothing needs
+    assert asked == [({"x"}, 151 * MI)]
     assert await looking._relieve()
     assert not (tmp_path / "reserve").exists()  # the agent can write on
     ((who, why),) = evicted

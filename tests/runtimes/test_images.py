@@ -218,6 +218,29 @@ def test_removal_leaves_nothing(store: ImageStore, tmp_path: Path) -> None:
         store.remove("python:3")
 
 
+def test_images_that_nothing_needs_are_collected_oldest_first(store: ImageStore, tmp_path: Path) -> None:
+    for number, name in enumerate(("old:1", "kept:1", "used:1", "newer:1", "newest:1")):
+        store.import_archive(str(docker_archive(tmp_path, [layer({"file": b"%d" % number * 100_000})], [name])))
+        place = Path(store.find(name).rootfs or "").parent
+        if name == "used:1":
+            (tmp_path / "container").mkdir()
+            store.hold(store.find(name), str(tmp_path / "container"))
+        os.utime(place, (1000 + number, 1000 + number))
+    stale = store.find("old:1")
+    assert store.collect({"kept:1", "Not A Name"}, 0, 2000) == []
+    assert store.collect({"kept:1"}, 1, 2000) == ["docker.io/library/old:1"]
+    with pytest.raises(ImageError, match="import it again"):
+        store.hold(stale, str(tmp_path / "container"))
+    assert store.collect({"kept:1"}, 1 << 40, 1004) == ["docker.io/library/newer:1"]
+    assert store.collect({"kept:1"}, 1 << 40, 2000) == ["docker.io/library/newest:1"]
+    left = {name for image in store.all() for name in image.names} - {"docker.io/library/python:3"}
+    assert left == {"docker.io/library/kept:1", "docker.io/library/used:1"}
+    assert all(os.path.isdir(store.find(name).rootfs or "") for name in left)
+    (tmp_path / "container").rmdir()
+    assert store.collect({"kept:1"}, 1 << 40, 1 << 40) == ["docker.io/library/used:1"]
+    assert len([each for each in os.scandir(Path(store.find("kept:1").rootfs or "").parent.parent) if each.is_dir()]) == 1
+
+
 def test_another_process_sees_the_import(store: ImageStore, tmp_path: Path) -> None:
     with pytest.raises(ImageError):
         store.find("a:1")
