@@ -15,7 +15,7 @@ ROLES = {
         *("up", "kubeconfig", "revoke", "join-token", "ca status", "ca rotate", "ca retire"),
         *("keys list", "keys rotate", "backup", "restore"),
     ),
-    "Owner of a site": ("agent", "image import"),
+    "Owner of a site": ("agent", "image import", "image list", "image remove"),
     "Everybody": ("doctor", "version"),
 }
 _PURE = {"scheduler", "network", "data", "ai", "accounting", "security", "plugins", "resources"}

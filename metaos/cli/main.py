@@ -500,6 +500,40 @@ def image_import(archive: Path, data: Path | None, output: str) -> None:
     emit({"images": names}, output, text="\n".join(f"imported {name}" for name in names))
 
 
+@image.command("list")
+@click.option("--data", type=click.Path(path_type=Path), help="The site's data directory.")
+@OUTPUT
+def image_list(data: Path | None, output: str) -> None:
+    """Show the imported images.
+
+    \b
+    Example: nemo image list --data ./edge-1
+    """
+    from metaos.cli.operations import imported_images
+    from metaos.cli.output import emit
+
+    found = imported_images(data or default_data("agent"))
+    rows = [f"{each['sizeBytes'] / 1_000_000:>8.1f} MB  {', '.join(each['names'])}" for each in found]
+    emit({"images": found}, output, text="\n".join(rows) or "no image was imported; host images are in the site file")
+
+
+@image.command("remove")
+@click.argument("name")
+@click.option("--data", type=click.Path(path_type=Path), help="The site's data directory.")
+@OUTPUT
+def image_remove(name: str, data: Path | None, output: str) -> None:
+    """Remove an imported image; containers that run keep its files until they end.
+
+    \b
+    Example: nemo image remove localhost/web:1
+    """
+    from metaos.cli.operations import remove_image
+    from metaos.cli.output import emit
+
+    remove_image(name, data or default_data("agent"))
+    emit({"removed": name}, output, text=f"removed {name}")
+
+
 @nemo.command()
 @OUTPUT
 def doctor(output: str) -> None:

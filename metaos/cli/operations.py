@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import SystemRandom
+from typing import Any, TypeVar
 
 from metaos.cli.connection import ADMIN_KUBECONFIG, authority_text, with_client
 from metaos.clock import SystemClock
@@ -13,6 +15,8 @@ from metaos.http import HttpClient
 from metaos.plugins.points import ImageError
 from metaos.resources import scheme
 from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, format_time
+
+T = TypeVar("T")
 
 
 def make_join_token(name: str, lifetime_seconds: float, kubeconfig: Path | None, data: Path) -> tuple[str, str]:
@@ -55,19 +59,47 @@ def admin_kubeconfig(data: Path, server: str | None) -> str:
     return yaml.safe_dump(config, sort_keys=False)
 
 
-def import_image(archive: Path, data: Path) -> list[str]:
-    """Imports into the image store of the site whose data directory is ``data``."""
+def _about_images(data: Path, work: Callable[[Any], Awaitable[T]]) -> T:
+    """What ``work`` gets from the runtime of the site whose data directory is ``data``; its agent may run meanwhile."""
     from metaos.plugins.registry import load
 
     runtime = load("metaos.runtime", "sandbox")(str(data / "runtime"), clock=SystemClock())
 
-    async def bring() -> list[str]:
+    async def ask() -> T:
         try:
-            return [str(name) for name in await runtime.import_archive(str(archive))]
+            return await work(runtime)
         finally:
             await runtime.close()
 
     try:
-        return asyncio.run(bring())
+        return asyncio.run(ask())
     except ImageError as error:
         raise ValueError(error.message.splitlines()[0]) from None
+
+
+def import_image(archive: Path, data: Path) -> list[str]:
+    """Imports into the site's image store; the names."""
+
+    async def bring(runtime: Any) -> list[str]:
+        return [str(name) for name in await runtime.import_archive(str(archive))]
+
+    return _about_images(data, bring)
+
+
+def imported_images(data: Path) -> list[dict[str, Any]]:
+    """What was imported: ``{"names": …, "sizeBytes": …}``. Host images are in the site file."""
+
+    async def find(runtime: Any) -> list[dict[str, Any]]:
+        images = await runtime.images()
+        return [{"names": sorted(each["names"]), "sizeBytes": each["sizeBytes"]} for each in images if not each["host"]]
+
+    return _about_images(data, find)
+
+
+def remove_image(name: str, data: Path) -> None:
+    """Takes a name away; the files go with the last name and the last container."""
+
+    async def remove(runtime: Any) -> None:
+        await runtime.remove_image(name)
+
+    _about_images(data, remove)

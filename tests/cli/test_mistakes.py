@@ -22,6 +22,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "agent": ("--hub", "https://127.0.0.1:1", "--site", "{folder}/site.yaml"),
     "backup": ("{folder}/backup",),
     "image import": ("{folder}/text.yaml",),
+    "image remove": ("none:1",),
     "intent export": ("fast",),
     "intent import": ("{folder}/text.yaml",),
     "join-token": ("edge",),
@@ -218,6 +219,8 @@ def test_files_that_are_something_else(run: Any, folder: Path) -> None:
         said = run("image", "import", str(folder / file), "--data", str(folder / "site"), needs=False)
         said.refused(file, why)
     run("image import", "--data", str(folder / "text.yaml")).refused("text.yaml")
+    run("image remove", "--data", str(folder / "site")).refused("none:1 is not on this site")
+    assert "no image was imported" in run("image list", "--data", str(folder / "site")).out
     run("intent", "import", str(folder / "broken.yaml"), needs=False).refused("the file is not JSON")
     run("intent", "import", str(folder / "binary"), needs=False).refused("the file is not JSON")
     run("intent import").refused("must be a JSON object")
