@@ -96,7 +96,8 @@ def _below(fd: int) -> tuple[int, list[str]]:
 
 def remove(path: str) -> None:
     """Also what has no permissions (an overlay's work directory has mode 0). Only when nobody writes there any more: every
-    directory is moved up to the first level and emptied there, so that no depth matters. Missing is fine."""
+    directory is moved up to the first level and emptied there, so that no depth matters. Missing is fine, also when somebody else
+    removes the same."""
     try:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             os.unlink(path)
@@ -109,10 +110,12 @@ def remove(path: str) -> None:
     try:
         while names := os.listdir(top):
             for name in names:
-                moved = _empty(top, name, moved)
+                with contextlib.suppress(FileNotFoundError):
+                    moved = _empty(top, name, moved)
     finally:
         os.close(top)
-    os.rmdir(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(path)
 
 
 def _empty(top: int, name: str, moved: int) -> int:

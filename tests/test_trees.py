@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,14 @@ def test_no_depth_is_too_deep_to_remove(tmp_path: Path) -> None:
     trees.remove(str(tmp_path / "pod"))
     assert os.listdir(tmp_path) == []
     trees.remove(str(tmp_path / "pod"))
+
+
+def test_two_may_remove_the_same(tmp_path: Path) -> None:
+    for number in range(300):
+        (tmp_path / f"pod/{number % 7}/{number % 11}/{number}").mkdir(parents=True)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(trees.remove, [str(tmp_path / "pod")] * 4))
+    assert os.listdir(tmp_path) == []
 
 
 def test_links_and_special_files_lead_nowhere(tmp_path: Path) -> None:
