@@ -7,6 +7,7 @@ and no path is ever put together from names that a stranger chose. Tests make th
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -110,8 +111,11 @@ def remove(path: str) -> None:
     try:
         while names := os.listdir(top):
             for name in names:
-                with contextlib.suppress(FileNotFoundError):
+                try:
                     moved = _empty(top, name, moved)
+                except OSError as error:  # somebody else has removed it, or moved something else there
+                    if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                        raise
     finally:
         os.close(top)
     with contextlib.suppress(FileNotFoundError):
