@@ -19,10 +19,10 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from metaos.apiserver import discovery
-from metaos.apiserver.addressing import key_of, stored_kind
 from metaos.apiserver.audit import Audit, no_audit
 from metaos.apiserver.authn import ANONYMOUS, Authenticator, Identity, RefusedCertificate
 from metaos.apiserver.bodies import MAX_BODY, decoded, flag, readable
+from metaos.apiserver.effort import objects_of, stored_bytes
 from metaos.apiserver.fairness import classify, width
 from metaos.apiserver.gates import (
     BYTES_PER_SEAT,
@@ -61,8 +61,6 @@ IDLE_SECONDS = 120.0
 MAX_LINE, MAX_FIELD, MAX_FIELDS = 64 * 1024, 16 * 1024, 128
 #: A watch gives its seats back after this long, also where its reader has not yet taken all that was there.
 BEGIN_SECONDS = 5.0
-#: So many times the work of a list of encoded objects is one that decodes them.
-DECODED_COSTS = 4
 PUBLIC = frozenset({"/version", "/livez", "/readyz", "/healthz", "/cacerts"})
 
 #: What serves a call that lasts or reaches a site.
@@ -194,8 +192,8 @@ class Api:
                 await call.request.read()
         if self._join_tokens is not None and BOOTSTRAPPERS in call.user.groups:
             await self._admit_joining(call)
-        size = max(size, self._stored_bytes(call.target))
-        seats = width(gate.queue.level, self._work(call), size // BYTES_PER_SEAT)
+        size = max(size, stored_bytes(call.target, self._registry.cache))
+        seats = width(gate.queue.level, objects_of(call, self._registry.cache), size // BYTES_PER_SEAT)
         await gate.enter(flow, seats)
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
@@ -208,7 +206,7 @@ class Api:
 
     async def _begin_watch(self, call: Call, gate: Gate, flow: str) -> web.StreamResponse:
         """A watch takes seats as a list does until it has sent what was there, or for a while where its reader is slow."""
-        seats = width(gate.queue.level, self._work(call))
+        seats = width(gate.queue.level, objects_of(call, self._registry.cache))
         await gate.enter(flow, seats)
         held = [True]
 
@@ -224,32 +222,6 @@ class Api:
         finally:
             limit.cancel()
             begun()
-
-    def _work(self, call: Call) -> int:
-        """Objects that a request goes through."""
-        target, query = call.target, call.query
-        if target.verb not in ("list", "watch", "deletecollection"):
-            return 0
-        if target.verb == "watch" and query.get("resourceVersion") not in (None, "", "0") and "sendInitialEvents" not in query:
-            return 0
-        objects = self._registry.cache.count(stored_kind(target.kind).resource, target.namespace)
-        limit = query.get("limit", "")
-        if (
-            target.verb == "list"
-            and limit.isdecimal()
-            and len(limit) < 8
-            and not {"labelSelector", "fieldSelector"} & query.keys()
-        ):
-            objects = min(objects, int(limit) or objects)
-        # To show objects in another form they are decoded.
-        return objects * DECODED_COSTS if ";as=" in call.request.headers.get("Accept", "") else objects
-
-    def _stored_bytes(self, target: Target) -> int:
-        """The size of the object that is changed, which is as much work as a body of that size."""
-        if target.verb not in ("update", "patch"):
-            return 0
-        held = self._registry.cache.get(key_of(stored_kind(target.kind), target.namespace, target.name))
-        return len(held.encoded) if held is not None else 0
 
     async def _sent(self, request: web.Request, answer: web.StreamResponse, flow: str) -> web.StreamResponse:
         """A large answer goes out in parts, so that what is held for a slow reader is bounded."""
