@@ -216,7 +216,7 @@ class Remote:
             await stream.reset(error.message)
 
     async def _log(self, header: dict[str, Any], stream: Stream, where: str, pod: str, container: str) -> None:
-        tail, newest = _number(header, "tail"), _number(header, "newestSeconds")
+        tail, newest = _number(header, "tail"), _seconds(header, "newestSeconds")
         lines = self._pods.logs(
             where,
             pod,
@@ -275,6 +275,14 @@ def _number(header: dict[str, Any], word: str) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63):
         return value
     raise ApiError(400, "BadRequest", f"{word} {str(value)[:80]!r} of a stream must be a whole number from 0")
+
+
+def _seconds(header: dict[str, Any], word: str) -> float | None:
+    """The same for a time, which need not be whole."""
+    value = header.get(word)
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**63):
+        return value
+    raise ApiError(400, "BadRequest", f"{word} {str(value)[:80]!r} of a stream must be a number of seconds from 0")
 
 
 def _ignore(left: asyncio.Task[None]) -> None:
