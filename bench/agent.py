@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.results import Figure, figure, write
 from bench.servers import resident_mb
-from examples.demo.continuum import ROOT, Continuum, Site, wait_for
+from examples.demo.continuum import Continuum, Site, wait_for
 
 PODS, IDLE_SECONDS = 10, 60.0
 #: The agent's own defaults, as ``nemo up`` and ``nemo agent`` have them.
@@ -89,9 +89,8 @@ def main() -> None:
     continuum = Continuum(directory, isolated=True, lease_seconds=LEASE_SECONDS, heartbeat_seconds=HEARTBEAT_SECONDS)
     try:
         continuum.start_hub()
-        site = continuum.add_site(ROOT / "examples/sites/edge-paris.yaml")
-        wait_for("the site to be known", lambda: (continuum.get("clusters") or {}).get("items"))
-        continuum.kubectl("wait", "--for=condition=Ready", "clusters", "--all", "--timeout=30s")
+        continuum.add_sites("edge-paris")
+        site = continuum.sites["edge-paris"]
         pid = continuum.agent_pid(site)
         bare = resident_mb(pid)
         roll(continuum, 0)

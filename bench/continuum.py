@@ -72,18 +72,9 @@ def main() -> None:
     continuum = Continuum(Path(tempfile.mkdtemp(prefix="nemo-bench-")), isolated=True)
     try:
         continuum.start_hub()
-        for name in ("edge-paris", "edge-london"):
-            continuum.add_site(ROOT / "examples/sites" / f"{name}.yaml")
+        continuum.add_sites("edge-paris", "edge-london")
         story = Story.__new__(Story)
         story.continuum = continuum
-        wait_for(
-            "two sites",
-            lambda: (
-                "False" not in continuum.kubectl("get", "clusters", check=False).split()
-                and len(continuum.get("clusters")["items"]) == 2
-            ),
-        )
-        continuum.kubectl("wait", "--for=condition=Ready", "clusters", "--all", "--timeout=30s")
         url = StableUrl(continuum.kubeconfig)
         starts = applied_to_running(continuum, url)
         figures = [

@@ -130,6 +130,13 @@ class Continuum:
         self.start_site(site)
         return site
 
+    def add_sites(self, *names: str) -> None:
+        """Starts example sites by name, and waits until every site so far is ready."""
+        for name in names:
+            self.add_site(ROOT / "examples/sites" / f"{name}.yaml")
+        wait_for("all sites to be known", lambda: len((self.get("clusters") or {}).get("items") or ()) == len(self.sites))
+        self.kubectl("wait", "--for=condition=Ready", "clusters", "--all", "--timeout=60s")
+
     def start_site(self, site: Site) -> None:
         """Boots the machine: its init starts the agent."""
         agent = [

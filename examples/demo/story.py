@@ -73,10 +73,7 @@ class Story:
         self.title("A hub and five sites, each with processes of its own")
         trace = ROOT / "examples/data/carbon-week.csv"
         self.continuum.start_hub("--carbon-trace", str(trace), "--carbon-start-hour", str(CLEAN_HOUR))
-        for name in SITES:
-            self.continuum.add_site(ROOT / "examples/sites" / f"{name}.yaml")
-        wait_for("all sites to be known", lambda: len((self.continuum.get("clusters") or {}).get("items") or ()) == len(SITES))
-        self.continuum.kubectl("wait", "--for=condition=Ready", "clusters", "--all", "--timeout=60s")
+        self.continuum.add_sites(*SITES)
         self.show(self.continuum.kubectl("get", "clusters"))
         self.check(
             len(self.continuum.get("nodes")["items"]) == len(SITES), "five sites are ready, and kubectl sees them as nodes"

@@ -14,7 +14,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, overload
 
 from metaos.agent.contact import Contact
 from metaos.agent.relay import relay_stream
@@ -216,7 +216,7 @@ class Remote:
             await stream.reset(error.message)
 
     async def _log(self, header: dict[str, Any], stream: Stream, where: str, pod: str, container: str) -> None:
-        tail, newest = _number(header, "tail"), _seconds(header, "newestSeconds")
+        tail, newest = _number(header, "tail"), _number(header, "newestSeconds", whole=False)
         lines = self._pods.logs(
             where,
             pod,
@@ -269,20 +269,18 @@ class Remote:
             await asyncio.gather(feeding, return_exceptions=True)
 
 
-def _number(header: dict[str, Any], word: str) -> int | None:
+@overload
+def _number(header: dict[str, Any], word: str, *, whole: Literal[True] = True) -> int | None: ...
+@overload
+def _number(header: dict[str, Any], word: str, *, whole: Literal[False]) -> float | None: ...
+def _number(header: dict[str, Any], word: str, *, whole: bool = True) -> float | None:
     """Raises ``ApiError`` 400 where a stream's header says something else there."""
     value = header.get(word)
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63):
+    wanted = (int,) if whole else (int, float)
+    if value is None or (isinstance(value, wanted) and not isinstance(value, bool) and 0 <= value < 2**63):
         return value
-    raise ApiError(400, "BadRequest", f"{word} {str(value)[:80]!r} of a stream must be a whole number from 0")
-
-
-def _seconds(header: dict[str, Any], word: str) -> float | None:
-    """The same for a time, which need not be whole."""
-    value = header.get(word)
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**63):
-        return value
-    raise ApiError(400, "BadRequest", f"{word} {str(value)[:80]!r} of a stream must be a number of seconds from 0")
+    kind = "whole number" if whole else "number"
+    raise ApiError(400, "BadRequest", f"{word} {str(value)[:80]!r} of a stream must be a {kind} from 0")
 
 
 def _ignore(left: asyncio.Task[None]) -> None:

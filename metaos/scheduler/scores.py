@@ -60,11 +60,6 @@ def _carbon(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
     return cluster.carbon if not later else (cluster.carbon + sum(later) / len(later)) / 2
 
 
-def _emission(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
-    found = _carbon(workload, cluster)
-    return None if found is None else found * watts(cluster, workload.cpu * workload.replicas) / 1000
-
-
 def _energy(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
     return watts(cluster, workload.cpu * workload.replicas)
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -100,8 +101,9 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(place)
 
 
-@pytest.fixture
-async def site(folder: Path) -> AsyncIterator[RealSite]:
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[RealSite]:
+    """A site that leaves nothing running."""
     found = RealSite(folder)
     found.start()
     yield found
@@ -110,6 +112,12 @@ async def site(folder: Path) -> AsyncIterator[RealSite]:
         await found.supervisor.delete_pod("shop", pod, 0.0)
     assert not await found.runtime.pods()
     await found.stop()
+
+
+@pytest.fixture
+async def site(folder: Path) -> AsyncIterator[RealSite]:
+    async with running(folder) as found:
+        yield found
 
 
 def shell(script: str, name: str = "c", **more: Any) -> dict[str, Any]:

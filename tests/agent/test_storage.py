@@ -19,7 +19,7 @@ from metaos.resources import meta
 from metaos.resources.meta import Obj
 from tests.agent.fakes import FakeRuntime
 from tests.agent.machine import workload
-from tests.agent.test_real_pods import RealSite, folder, shell
+from tests.agent.test_real_pods import RealSite, folder, running, shell
 
 __all__ = ["folder"]  # a fixture
 
@@ -96,13 +96,8 @@ async def test_of_a_full_disk_the_pod_that_uses_most_goes(full: SimpleNamespace,
 async def site(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RealSite]:
     monkeypatch.setattr(storage, "PRESSURE_SECONDS", 0.1)
     monkeypatch.setattr(storage, "LOOK_SECONDS", 0.1)
-    found = RealSite(folder)
-    found.start()
-    yield found
-    found.supervisor.set_desired([])
-    for name in list(found.pods()):
-        await found.supervisor.delete_pod("shop", name, 0.0)
-    await found.stop()
+    async with running(folder) as found:
+        yield found
 
 
 @pytest.mark.system

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from bench.wire import Connection, Endpoint
-from examples.demo.continuum import ROOT, Continuum, free_port, wait_for
+from examples.demo.continuum import Continuum, free_port, wait_for
 from tests.crashing import Hub
 from tests.e2e.clients import PATH, Client, Record, Watching
 from tests.linearizability import Verb
@@ -113,9 +113,7 @@ def test_sites_go_on_with_a_restored_hub(tmp_path: Path) -> None:
     phrase.write_text("correct horse battery staple\n")
     try:
         continuum.start_hub()
-        continuum.add_site(ROOT / "examples/sites/edge-paris.yaml")
-        wait_for("the site", lambda: continuum.get("clusters")["items"], 30)
-        continuum.kubectl("wait", "--for=condition=Ready", "clusters", "--all", "--timeout=30s")
+        continuum.add_sites("edge-paris")
         continuum.kubectl("create", "deployment", "stay", "--image=python:3", "--", "sleep", "3600")
         continuum.kubectl("wait", "--for=condition=Available", "deployment/stay", "--timeout=30s")
         (before,) = continuum.get("pods")["items"]

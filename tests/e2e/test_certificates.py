@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.demo.continuum import ROOT, Continuum, namespaces_work, wait_for
+from examples.demo.continuum import Continuum, namespaces_work, wait_for
 from metaos.cli.doctor import isolation
 
 pytestmark = [
@@ -39,9 +39,7 @@ def continuum(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Continuum]:
     found.directory.mkdir()
     try:
         found.start_hub()
-        found.add_site(ROOT / "examples/sites/edge-paris.yaml")
-        wait_for("the site", lambda: (found.get("clusters") or {}).get("items"))
-        found.kubectl("wait", "--for=condition=Ready", "clusters", "--all", "--timeout=30s")
+        found.add_sites("edge-paris")
         manifest = found.directory / "pod.yaml"
         manifest.write_text(POD)
         found.kubectl("apply", "-f", str(manifest))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from examples.demo.continuum import ROOT, Continuum, namespaces_work, wait_for
+from examples.demo.continuum import Continuum, namespaces_work, wait_for
 from metaos.cli.doctor import isolation
 
 pytestmark = [
@@ -92,10 +92,7 @@ def continuum(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Continuum]:
     found.directory.mkdir()
     try:
         found.start_hub()
-        for name in sorted(set(PLACES.values())):
-            found.add_site(ROOT / "examples/sites" / f"{name}.yaml")
-        wait_for("two sites", lambda: len((found.get("clusters") or {}).get("items") or ()) == 2)
-        found.kubectl("wait", "--for=condition=Ready", "clusters", "--all", "--timeout=30s")
+        found.add_sites(*sorted(set(PLACES.values())))
         apply(found, manifests())
         for name in PLACES:
             found.kubectl("rollout", "status", f"deployment/{name}", "-n", "net", "--timeout=30s")

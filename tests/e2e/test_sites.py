@@ -25,10 +25,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     found.continuum = continuum
     try:
         continuum.start_hub()
-        for name in ("edge-paris", "edge-london"):
-            continuum.add_site(ROOT / "examples/sites" / f"{name}.yaml")
-        wait_for("two sites", lambda: len((continuum.get("clusters") or {}).get("items") or ()) == 2)
-        continuum.kubectl("wait", "--for=condition=Ready", "clusters", "--all", "--timeout=30s")
+        continuum.add_sites("edge-paris", "edge-london")
         continuum.kubectl("apply", "-f", str(ROOT / "examples/shop/00-namespace.yaml"))
         continuum.kubectl("apply", "-f", str(ROOT / "examples/intents/30-residency.yaml"))
         continuum.kubectl(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from examples.demo.continuum import ROOT, Continuum, namespaces_work, wait_for
+from examples.demo.continuum import Continuum, namespaces_work, wait_for
 from metaos.cli.doctor import isolation
 from metaos.clock import SystemClock
 from tests.apiserver.serving import ServedHub, served
@@ -160,10 +160,7 @@ def continuum(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Continuum]:
     found.directory.mkdir()
     try:
         found.start_hub("--autoscale-interval", "1")
-        for name in ("edge-paris", "edge-london"):
-            found.add_site(ROOT / "examples/sites" / f"{name}.yaml")
-        wait_for("two sites", lambda: len((found.get("clusters") or {}).get("items") or ()) == 2)
-        found.kubectl("wait", "--for=condition=Ready", "clusters", "--all", "--timeout=30s")
+        found.add_sites("edge-paris", "edge-london")
         yield found
     finally:
         found.stop()
