@@ -73,22 +73,26 @@ def pins(text: str) -> list[Pin]:
 
 def sbom(found: Iterable[Pin], version: str) -> dict[str, Any]:
     """CycloneDX 1.6. Equal pins give an equal document: no time, and a serial number that follows from the content."""
-    known = {pin.name: pin for pin in found}
+    found = list(found)
+    # One name may be pinned twice, for different Pythons.
+    known: dict[str, list[Pin]] = {}
+    for pin in found:
+        known.setdefault(pin.name, []).append(pin)
     root = {"type": "application", "bom-ref": "nemo-metaos", "name": "nemo-metaos", "version": version}
     root |= {"purl": f"pkg:pypi/nemo-metaos@{version}", "licenses": [{"license": {"id": "Apache-2.0"}}]}
-    components = [_component(pin) for pin in known.values()]
-    depends: dict[str, set[str]] = {"nemo-metaos": set(), **{pin.purl: set() for pin in known.values()}}
-    for pin in known.values():
+    depends: dict[str, set[str]] = {"nemo-metaos": set(), **{pin.purl: set() for pin in found}}
+    for pin in found:
         for parent in pin.via:
-            owner = known.get(canonicalize_name(parent))
-            depends[owner.purl if owner else "nemo-metaos"].add(pin.purl)
+            owners = [owner.purl for owner in known.get(canonicalize_name(parent), ())]
+            for owner in owners or ["nemo-metaos"]:
+                depends[owner].add(pin.purl)
     document: dict[str, Any] = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
         "metadata": {"component": root},
-        "components": components,
+        "components": [_component(pin) for pin in found],
         "dependencies": [{"ref": ref, "dependsOn": sorted(on)} for ref, on in sorted(depends.items())],
     }
     serial = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps(document, sort_keys=True))
@@ -167,21 +171,25 @@ def advisories(database: Path) -> Iterator[dict[str, Any]]:
 
 def findings(found: Iterable[Pin], known: Iterable[dict[str, Any]]) -> list[Finding]:
     """Which pins the advisories are about; withdrawn ones count for nothing."""
-    by_name = {pin.name: pin for pin in found}
-    result = []
+    by_name: dict[str, list[Pin]] = {}
+    for pin in found:
+        by_name.setdefault(pin.name, []).append(pin)
+    result: dict[tuple[str, str, str], Finding] = {}
     for advisory in known:
         if advisory.get("withdrawn"):
             continue
         for affected in advisory.get("affected") or ():
             package = affected.get("package") or {}
-            pin = by_name.get(canonicalize_name(str(package.get("name") or "")))
-            if package.get("ecosystem") != "PyPI" or pin is None or not _affects(affected, pin.version):
+            if package.get("ecosystem") != "PyPI":
                 continue
-            fixed = [e["fixed"] for r in affected.get("ranges") or () for e in r.get("events") or () if "fixed" in e]
-            summary = str(advisory.get("summary") or advisory.get("details") or "")[:120]
-            result.append(Finding(pin, str(advisory.get("id")), summary, tuple(fixed)))
-            break
-    return sorted(result, key=lambda f: (f.pin.name, f.id))
+            for pin in by_name.get(canonicalize_name(str(package.get("name") or "")), ()):
+                if not _affects(affected, pin.version):
+                    continue
+                fixed = [e["fixed"] for r in affected.get("ranges") or () for e in r.get("events") or () if "fixed" in e]
+                summary = str(advisory.get("summary") or advisory.get("details") or "")[:120]
+                about = Finding(pin, str(advisory.get("id")), summary, tuple(fixed))
+                result.setdefault((pin.name, about.id, pin.version), about)
+    return [result[key] for key in sorted(result)]
 
 
 def _affects(affected: dict[str, Any], version: str) -> bool:

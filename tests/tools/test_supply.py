@@ -106,6 +106,13 @@ def test_versions_withdrawals_and_others() -> None:
     assert not findings([PIN], [other])
 
 
+def test_a_name_that_is_pinned_for_two_pythons_is_looked_at_twice() -> None:
+    newer = Pin(PIN.name, "3.0", "python_full_version >= '3.12'", PIN.hashes, ())
+    assert [f.pin for f in findings([PIN, newer], [advisory({"introduced": "0"})])] == [PIN, newer]
+    assert [f.pin for f in findings([PIN, newer], [advisory({"introduced": "0"}, {"fixed": "2.6"})])] == [PIN]
+    assert [c["version"] for c in sbom([PIN, newer], __version__)["components"]] == ["2.5.1", "3.0"]
+
+
 def test_a_database_is_a_file_a_folder_or_a_zip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     about = all_pins()[0]
     bad = advisory({"introduced": "0"}, {"fixed": "9999"}, name=about.name)
