@@ -5,6 +5,8 @@ that wait at the same time share one transaction and thereby one fsync (WAL, ``s
 after that commit, and a failed compare-and-swap fails alone. Readers have connections and threads of their own: WAL gives
 each a consistent snapshot that never waits for the writer.
 
+What was committed is copied into the main file beside the writer (``checkpoint``).
+
 Bounds: a pending call is held by whoever awaits it; a transaction takes at most ``BATCH`` writes; a watcher's buffer is
 bounded (``fanout``); history is read in pages of ``PAGE``; compaction looks at ``STEP`` revisions or ``STEP_BYTES`` at a
 time, and other writes go in between.
@@ -23,6 +25,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
+from metaos.store.checkpoint import Checkpointer
 from metaos.store.fanout import BUFFER, FanOut, Watcher
 from metaos.store.file import HEADS, Reserve, bounds, lock_file, prepare
 from metaos.store.log import Compacted, Conflict, Entry, EventType, Listing, LogEvent, StoreClosed, StoreFailed, StoreFull
@@ -77,6 +80,7 @@ class SqliteStore:
         self,
         writer: sqlite3.Connection,
         readers: Sequence[sqlite3.Connection],
+        checkpointer: Checkpointer,
         lock: int,
         revision: int,
         watch_buffer: int,
@@ -90,6 +94,7 @@ class SqliteStore:
         self._fan_out = FanOut(watch_buffer)
         self._max_bytes = max_bytes
         self._reserve, self._vital = reserve, vital
+        self._checkpointer = checkpointer
         self._lock = lock
         self._connections = [*readers, writer]
         self._writes: _Queue = SimpleQueue()
@@ -126,13 +131,14 @@ class SqliteStore:
         connections: list[sqlite3.Connection] = []
         try:
             revision = await asyncio.to_thread(prepare, file, connections)
+            checkpointer = Checkpointer(file, connections[0])
         except BaseException:
             for connection in connections:
                 connection.close()
             os.close(lock)
             raise
         reserve.take()
-        return cls(connections[0], connections[1:], lock, revision, watch_buffer, max_bytes, reserve, vital)
+        return cls(connections[0], connections[1:], checkpointer, lock, revision, watch_buffer, max_bytes, reserve, vital)
 
     @property
     def full(self) -> bool:
@@ -222,6 +228,7 @@ class SqliteStore:
     def _join(self) -> None:
         for thread in (self._writer, *self._readers):
             thread.join()
+        self._checkpointer.close()
         for connection in self._connections:
             connection.close()
         os.close(self._lock)
@@ -270,6 +277,7 @@ class SqliteStore:
                     call.error = failure
             events, self._events = self._events, []
             self._post(self._publish, calls, events)
+            self._checkpointer.wrote(len(events))
         with contextlib.suppress(sqlite3.Error):
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 

@@ -1,0 +1,55 @@
+"""Copying the write-ahead log back into the main file, beside the writer: no write waits for it.
+
+SQLite would do it within the commit that makes the log long enough, which then takes some milliseconds more. A checkpoint
+of kind PASSIVE waits for nobody and blocks nobody; https://www.sqlite.org/wal.html.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from pathlib import Path
+
+from metaos.store.file import SYNCHRONOUS, connect
+
+#: Writes after which the log is copied.
+EVERY = 128
+#: Where the thread cannot keep up, a commit does it, so that the log stays below 64 MiB (in pages of 4 KiB).
+MOST_PAGES = 16_384
+
+
+class Checkpointer:
+    """A thread with a connection of its own."""
+
+    def __init__(self, path: Path, writer: sqlite3.Connection) -> None:
+        writer.execute(f"PRAGMA wal_autocheckpoint={MOST_PAGES}")
+        self._db = connect(path)
+        self._db.execute(f"PRAGMA synchronous={SYNCHRONOUS}")
+        self._due, self._ended = threading.Event(), False
+        self._writes = 0
+        self._thread = threading.Thread(target=self._run, name="store-checkpoint", daemon=True)
+        self._thread.start()
+
+    def wrote(self, count: int) -> None:
+        """So many writes were committed."""
+        self._writes += count
+        if self._writes >= EVERY:
+            self._writes = 0
+            self._due.set()
+
+    def close(self) -> None:
+        """Ends when what is under way is done."""
+        self._ended = True
+        self._due.set()
+        self._thread.join()
+        self._db.close()
+
+    def _run(self) -> None:
+        while self._due.wait():
+            self._due.clear()
+            if self._ended:
+                return
+            # A full disk: the log keeps what it has, and the writer says so to those who write.
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
