@@ -44,7 +44,7 @@ from metaos.clock import Clock, SystemClock, sleep_or
 from metaos.config import Address, HubConfig, open_data
 from metaos.controllers import all_setups
 from metaos.controllers.carbon import ensure_replay
-from metaos.controllers.certificate import secret_text
+from metaos.controllers.certificate import secret_text, take_over
 from metaos.controllers.settings import Settings
 from metaos.files import write_private
 from metaos.http import spare_memory
@@ -111,6 +111,7 @@ class Hub:
         await registry.start()
         stack.push_async_callback(registry.stop)
         client = self.client = registry.client(CONTROLLERS)
+        await take_over(client)
 
         carbon = _carbon_source(self.config, clock)
         if isinstance(carbon, TraceCarbonSource):

@@ -7,6 +7,7 @@ name or group of the system itself. Everything else is denied, and says so.
 
 import base64
 import binascii
+import logging
 import re
 
 from metaos.client import Client
@@ -16,10 +17,12 @@ from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, ObjectRef, ref, with_condition
+from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, ObjectRef, deleting, name, parse_time, ref, with_condition
 from metaos.security import revocation
 from metaos.security.authz import AGENT_SIGNER, BOOTSTRAP_USER_PREFIX, CLUSTER_USER_PREFIX, CLUSTERS, UserInfo, cluster_of
 from metaos.security.identity import SERVER_LIFETIME_SECONDS, USER_SIGNER, Request
+
+log = logging.getLogger(__name__)
 
 NAME = "certificate"
 #: The least lifetime that may be asked for, as in Kubernetes.
@@ -54,8 +57,11 @@ async def withdrawn(client: Client) -> dict[str, str]:
 async def withdraw(client: Client, user: str, now: float) -> None:
     """Whatever certificate this user has is worth nothing from now on. What is too old to matter leaves the record."""
     before = await withdrawn(client)
-    if revocation.withdrawn_time(before, user) >= now - 1:
+    until = revocation.withdrawn_time(before, user)
+    if now - 1 <= until <= now or until == float("inf"):
         return
+    # A name that is withdrawn until later may have a certificate that counts as issued just after that.
+    now = max(now, until + 1)
     entry = {"stringData": revocation.entry(user, now), "data": dict.fromkeys(revocation.outdated(before, now))}
     try:
         await client.patch(scheme.SECRET, revocation.RECORD, SYSTEM_NAMESPACE, entry)
@@ -64,6 +70,18 @@ async def withdraw(client: Client, user: str, now: float) -> None:
             raise
         secret: Obj = {**scheme.SECRET.empty(revocation.RECORD, SYSTEM_NAMESPACE), "stringData": entry["stringData"]}
         await client.create(secret)
+
+
+async def take_over(client: Client) -> None:
+    """The record as the first layout kept it counts on: before anybody is served, as who was removed would be let in."""
+    before = await withdrawn(client)
+    if not before:
+        return
+    clusters = (await client.list(scheme.CLUSTER)).items
+    sites = {name(c): parse_time(c["metadata"]["creationTimestamp"]) for c in clusters if not deleting(c)}
+    if found := revocation.taken_over(before, sites):
+        await client.patch(scheme.SECRET, revocation.RECORD, SYSTEM_NAMESPACE, {"stringData": found})
+        log.info("certificates of %d removed sites stay withdrawn, in a record of an earlier release", len(found))
 
 
 class CertificateReconciler:

@@ -8,12 +8,16 @@ a Secret in ``nemo-system``; an entry is kept for as long as a certificate from 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 
 from metaos.resources.meta import format_time, parse_time
+from metaos.security.authz import CLUSTER_USER_PREFIX
 from metaos.security.identity import BACKDATE_SECONDS, SERVER_LIFETIME_SECONDS
 
 #: The record's name.
 RECORD = "revoked-certificates"
+#: By how much the validity of the first layout's certificates begins before they were issued.
+FORMER_BACKDATE_SECONDS = 3600.0
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.")
 
 
@@ -25,6 +29,24 @@ def entry_key(user: str) -> str:
 def entry(user: str, now: float) -> dict[str, str]:
     """What is added to the record to withdraw a user's certificates."""
     return {entry_key(user): format_time(now)}
+
+
+def taken_over(record: Mapping[str, str], sites: Mapping[str, float]) -> dict[str, str]:
+    """What is to be added to a record that the first layout began: it kept the sites that were removed by their names, not by
+    their users. ``sites`` are those that are members now, with the time since when: of a name that was a member when it was
+    withdrawn, and still is one, the entry is about a user called so. The old entries stay, as they may be about such a user
+    and hurt nobody else."""
+    found = {}
+    for key, text in record.items():
+        user, withdrawn = CLUSTER_USER_PREFIX + key, withdrawn_time(record, key)
+        if isfinite(withdrawn):
+            # Of a certificate of that release it looks as if it had been issued later.
+            withdrawn += BACKDATE_SECONDS - FORMER_BACKDATE_SECONDS
+            text = format_time(withdrawn)
+        was_removed = "_" not in key and (key not in sites or sites[key] > withdrawn)
+        if was_removed and withdrawn > withdrawn_time(record, user):
+            found[entry_key(user)] = text
+    return found
 
 
 def issued_time(not_before: float) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from metaos.controllers.certificate import NAME, Denied, entitled, setup, subject
+from metaos.controllers.certificate import NAME, Denied, entitled, setup, subject, withdraw
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
@@ -122,6 +122,17 @@ async def test_a_certificate_after_a_withdrawal_counts_and_the_ones_before_do_no
     assert certificate is not None
     assert not revocation.is_withdrawn(record, "ann", certificate.not_valid_before_utc.timestamp())
     assert revocation.is_withdrawn(record, "ann", int(now) - BACKDATE_SECONDS)
+
+
+async def test_a_name_that_is_withdrawn_until_later_can_be_withdrawn_again(signing: Signing) -> None:
+    now = signing.clock.now()
+    data = {k: base64.b64encode(v.encode()).decode() for k, v in revocation.entry("ann", now + 3600).items()}
+    signing.client.seed({**scheme.SECRET.empty(revocation.RECORD, SYSTEM_NAMESPACE), "data": data})
+    certificate, _ = await signing.outcome(approved(request("ann")))
+    assert certificate is not None
+    await withdraw(signing.client, "ann", now)
+    record = (await signing.client.get(scheme.SECRET, revocation.RECORD, SYSTEM_NAMESPACE))["stringData"]
+    assert revocation.is_withdrawn(record, "ann", certificate.not_valid_before_utc.timestamp())
 
 
 def test_the_rules_by_themselves() -> None:

@@ -33,6 +33,21 @@ def test_nobody_is_taken_for_another(one: str, other: str, now: float) -> None:
     assert all(re.fullmatch(r"[-._a-zA-Z0-9]+", key) for key in record), "a Secret's key"
 
 
+def test_the_first_layouts_entries_count_on() -> None:
+    early, late = 1.7e9, 1.8e9
+    old = {key: revocation.format_time(early + 9) for key in ("gone", "back", "ann", "x_2fy")} | {"torn": "sometime"}
+    sites = {"back": late, "ann": early}  # Since when they are members.
+    found = revocation.taken_over(old, sites)
+    record = old | found
+    for site in ("gone", "back", "torn"):
+        assert revocation.is_withdrawn(record, f"system:cluster:{site}", not_before(early)), site
+    assert not revocation.is_withdrawn(record, "system:cluster:back", not_before(late)), "it joined anew"
+    assert not revocation.is_withdrawn(record, "system:cluster:ann", not_before(early)), "a user is called so"
+    assert not revocation.taken_over(record, sites), "once is enough"
+    later = record | revocation.entry("system:cluster:gone", late)
+    assert not revocation.taken_over(later, sites), "no entry is set back"
+
+
 def test_a_damaged_entry_withdraws_all() -> None:
     assert revocation.is_withdrawn({"ann": "sometime"}, "ann", 4e9)
 

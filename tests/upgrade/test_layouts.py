@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 import tarfile
 from pathlib import Path
@@ -14,7 +15,12 @@ from metaos.agent.cache import Cache
 from metaos.agent.join import Identity
 from metaos.clock import SystemClock
 from metaos.config import DATA_VERSION, Address, DataVersionError, HubConfig, open_data
+from metaos.http import HttpClient, tls_context
+from metaos.pki import Pki
 from metaos.resources import scheme
+from metaos.resources.errors import ApiError
+from metaos.security.authz import CLUSTERS
+from metaos.security.identity import BACKDATE_SECONDS
 from metaos.server import Hub
 
 LAYOUTS = sorted(Path(__file__).parent.glob("layout-*.tar.gz"))
@@ -47,6 +53,33 @@ async def test_the_hub_takes_over_what_there_is(data: Path) -> None:
             writer.close()
             await writer.wait_closed()
     assert (data / "version").read_text().strip() == str(DATA_VERSION)
+
+
+@pytest.mark.parametrize("stamp", ["", str(DATA_VERSION)], ids=["as it was", "taken over by a release that forgot this"])
+async def test_who_was_removed_stays_out(data: Path, stamp: str) -> None:
+    if stamp:
+        (data / "version").write_text(f"{stamp}\n")
+    for _ in range(2):
+        async with Hub(HubConfig(data, Address("127.0.0.1", 0)), SystemClock(), SystemRandom()) as hub:
+            # The fixture's own certificates live for a week; these are as old, and live on.
+            identity = json.loads((data / "local/agent/identity/identity.json").read_text())
+            issued = identity["notBefore"] + BACKDATE_SECONDS
+            authority = Pki(data / "pki", SystemRandom(), SystemClock().now).authority
+            said = {}
+            for site in ("gone-1", "local"):
+                pair = authority.issue_client(f"system:cluster:{site}", (CLUSTERS,), issued)
+                context = tls_context(
+                    (data / "local/agent/identity/ca.pem").read_text(), pair.certificate.decode(), pair.key.decode()
+                )
+                client = HttpClient(hub.url, context=context, clock=SystemClock(), random=SystemRandom())
+                try:
+                    await client.get(scheme.CLUSTER, site)
+                    said[site] = "let in"
+                except ApiError as error:
+                    said[site] = error.message
+                finally:
+                    await client.close()
+            assert said == {"gone-1": "the certificate of system:cluster:gone-1 has been revoked", "local": "let in"}
 
 
 def test_a_site_takes_over_what_there_is(data: Path) -> None:
