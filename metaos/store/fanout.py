@@ -52,7 +52,8 @@ class FanOut:
 
     def __init__(self, bound: int = BUFFER) -> None:
         self._bound = bound
-        self._watchers: set[Watcher] = set()
+        #: In the order in which they came, so that they are told in one order.
+        self._watchers: dict[Watcher, None] = {}
         self._ended = False
 
     def __len__(self) -> int:
@@ -63,11 +64,11 @@ class FanOut:
         watcher = Watcher(prefix, self._bound)
         if self._ended:
             watcher.end()
-        self._watchers.add(watcher)
+        self._watchers[watcher] = None
         return watcher
 
     def detach(self, watcher: Watcher) -> None:
-        self._watchers.discard(watcher)
+        self._watchers.pop(watcher, None)
 
     def publish(self, events: Iterable[LogEvent]) -> None:
         for event in events:

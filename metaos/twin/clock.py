@@ -1,0 +1,122 @@
+"""Virtual time: an asyncio event loop in which nothing waits, and the ``Clock`` that goes by it.
+
+When nothing is ready, time jumps to the next timer, so a day passes as fast as what happens in it can be computed. The loop
+has no sockets, threads or processes; who asks for one is refused, and what is handed to a thread is done at once. So the
+same program with the same seeds does the same things in the same order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+#: When worlds begin unless told otherwise: 2022-01-01, the first hour of the public carbon traces.
+EPOCH = 1_640_995_200.0
+
+
+class Stalled(RuntimeError):
+    """Nothing is ready and no timer is set: what is awaited can never come."""
+
+
+class _Jump:
+    """Stands where the loop has its selector: instead of waiting, time moves."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+
+    def select(self, timeout: float | None) -> list[Any]:
+        if timeout is None:
+            raise Stalled("nothing is ready and no timer is set: what is awaited can never come")
+        if timeout > 0:
+            self._loop.jump()
+        return []
+
+    def close(self) -> None: ...
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    """See the module. ``time()`` begins at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._elapsed = 0.0
+        self._selector = _Jump(self)
+        self._clock_resolution = 1e-9
+
+    def time(self) -> float:
+        return self._elapsed
+
+    def jump(self) -> None:
+        """To the next timer."""
+        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
+        self._elapsed = max(self._elapsed, scheduled[0].when())
+
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
+        """There are no threads: it is done here and now."""
+        done: asyncio.Future[T] = self.create_future()
+        try:
+            done.set_result(func(*args))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+    # A simulated runtime's listeners: nothing ever comes in at them.
+
+    def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None: ...
+
+    def remove_reader(self, fd: Any) -> bool:
+        return True
+
+    # What ``BaseEventLoop`` leaves to those who have real files.
+
+    def _process_events(self, event_list: list[Any]) -> None: ...
+
+    def _write_to_self(self) -> None: ...
+
+
+class VirtualClock:
+    """Implements :class:`metaos.clock.Clock` in a ``VirtualLoop``. ``offset``: how wrong this machine's wall clock is; it may be
+    changed at any time, as a wrong time server does."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, epoch: float = EPOCH, offset: float = 0.0) -> None:
+        self._loop, self.epoch, self.offset = loop, epoch, offset
+
+    def now(self) -> float:
+        return self.epoch + self._loop.time() + self.offset
+
+    def monotonic(self) -> float:
+        return self._loop.time()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)  # noqa: TID251  (virtual seconds)
+
+    def skewed(self, offset: float) -> VirtualClock:
+        """Another machine's: the same passing of time, another time of day."""
+        return VirtualClock(self._loop, self.epoch, offset)
+
+
+def run(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
+    """Runs ``main(loop)`` in virtual time. Cyclic garbage is collected between, not at moments that depend on what else this
+    process did."""
+    loop = VirtualLoop()
+    collecting = gc.isenabled()
+    try:
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(main(loop))
+    finally:
+        try:
+            left = asyncio.all_tasks(loop)
+            for task in sorted(left, key=lambda task: task.get_name()):
+                task.cancel()
+            if left:
+                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
+            if collecting:
+                gc.enable()
