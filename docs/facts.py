@@ -215,8 +215,19 @@ def agent_parts() -> list[str]:
     """What an agent runs side by side: ``presence.keep_lease``."""
     for node in ast.walk(tree("agent/agent.py")):
         if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "parts" and isinstance(node.value, ast.List):
-            return [ast.unparse(call.func).removeprefix("self.") for call in node.value.elts if isinstance(call, ast.Call)]
+            return _called(node.value) + _connection_parts()
     raise LookupError("agent/agent.py has no list of parts any more")
+
+
+def _called(found: ast.List) -> list[str]:
+    return [ast.unparse(call.func).removeprefix("self.").lstrip("_") for call in found.elts if isinstance(call, ast.Call)]
+
+
+def _connection_parts() -> list[str]:
+    for node in ast.walk(tree("agent/connection.py")):
+        if isinstance(node, ast.Return) and isinstance(node.value, ast.List):
+            return _called(node.value)
+    raise LookupError("agent/connection.py has no list of parts any more")
 
 
 def tasks(*paths: str) -> list[str]:

@@ -9,29 +9,28 @@ import asyncio
 import gc
 import logging
 import signal
-import ssl
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
+from functools import partial
 from random import Random, SystemRandom  # noqa: TID251  (a composition root)
 from typing import Any
 
 from metaos.agent import inventory
 from metaos.agent.cache import Cache, NewerCache
+from metaos.agent.connection import Connect, HubConnection
 from metaos.agent.contact import Contact
 from metaos.agent.events import SiteEvents
-from metaos.agent.join import Identity, JoinError, Membership
+from metaos.agent.join import JoinError
 from metaos.agent.mirror import PodMirrors
 from metaos.agent.network import ServiceNetwork
 from metaos.agent.presence import Presence, Removed
-from metaos.agent.remote import Remote
 from metaos.agent.report import WorkReports
-from metaos.agent.rotation import Rotation
 from metaos.agent.site import AgentConfig, Attached, Pods, enter, lock, make_runtime, read_site
 from metaos.agent.supervisor import Supervisor
 from metaos.agent.sync import WorkFiles, Works
 from metaos.clock import Clock, SystemClock
 from metaos.config import DataVersionError, open_data
-from metaos.http import HttpClient, spare_memory
+from metaos.http import spare_memory
 from metaos.plugins.points import Runtime, RuntimeUnavailable
 from metaos.resources.meta import Obj, ObjectRef, cluster_namespace, name, uid
 from metaos.resources.scheme import WORKLOADS
@@ -54,30 +53,28 @@ MakePods = Callable[[Runtime, ServiceNetwork, Record], Pods]
 
 class Agent:
     """One site, ready to run. ``make_pods`` is given the runtime with the network attached, the network (a pod's address
-    is its ``pod_address``), and what records events."""
+    is its ``pod_address``), and what records events; ``connect`` the contact and this site, and gives the way to the hub."""
 
     def __init__(
         self,
         config: AgentConfig,
         site: Obj,
-        identity: Identity,
+        connect: Connect,
         runtime: Runtime,
         make_pods: MakePods,
         clock: Clock,
         random: Random,
+        machine: inventory.Machine | None = None,
     ) -> None:
         self._config, self._site, self._runtime = config, site, runtime
         self._clock, self._random = clock, random
+        self._machine = machine or inventory.Machine()
         self._name = name(site)
-        self._context: ssl.SSLContext = identity.context()
-        self.client = HttpClient(config.hub, context=self._context, clock=clock, random=random)
         self.contact = Contact(clock, random, config.data / "renewed")
-        self.client.on_answer = self.contact.reached
-        # What was under way when the hub was lost is done again, on new connections.
-        self.contact.on_return(lambda: self.client.drop_older(self.contact.lost))
+        self.connection = connect(self.contact, self)
+        self.client = self.connection.client
         self.works = Works(self.client, self.contact, clock, WorkFiles(config.data / "works"), self._name)
-        self.remote = Remote(config.hub, self._name, lambda: self._context, self.contact, clock, self)
-        self.network = ServiceNetwork(runtime, self._name, config.data / "addresses.json", self.remote.dial)
+        self.network = ServiceNetwork(runtime, self._name, config.data / "addresses.json", self.connection.dial)
         self.events = SiteEvents(
             self.client, self.contact, clock, random, self._name, lambda ns, pod: self.mirrors.uid_of(ns, pod)
         )
@@ -88,8 +85,6 @@ class Agent:
             self.client, self.contact, clock, random, self.works, self._status_of, cluster_namespace(self._name)
         )
         self.presence = Presence(self.client, self.contact, clock, self._name, config.heartbeat_seconds, self.measure)
-        membership = Membership(config.hub, config.data / "identity", self._name, clock, random)
-        self.rotation = Rotation(membership, identity, self.client, self.contact, clock, random, self._renewed)
         #: When (monotonic) the pods were last measured, since when, and what they used.
         self._used: tuple[float, float, dict[str, Any]] | None = None
         self._changed = asyncio.Event()
@@ -121,7 +116,7 @@ class Agent:
         return {"age": self._clock.monotonic() - measured, "window": window, "pods": inventory.by_pod(used, self.pods.pods())}
 
     def renew(self) -> None:
-        self.rotation.ask()
+        self.connection.renew()
 
     def _find(self, pod_uid: str) -> Obj | None:
         return next((pod for pod in self.pods.pods() if uid(pod) == pod_uid), None)
@@ -146,13 +141,10 @@ class Agent:
             self.events.run(),
             self.presence.keep_lease(),
             self.presence.keep_status(),
-            self.remote.run(),
-            self.rotation.run(),
+            *self.connection.parts(),
         ]
         removed: Removed | None = None
         tasks = [asyncio.create_task(part) for part in parts]
-        gc.collect()
-        gc.freeze()
         try:
             try:
                 await _first_failure(tasks)
@@ -166,7 +158,7 @@ class Agent:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.mirrors.close()
             await self.network.close()
-            await self.client.close()
+            await self.connection.close()
         if removed is not None:
             raise removed
 
@@ -193,7 +185,7 @@ class Agent:
 
     async def measure(self) -> dict[str, Any]:
         """The agent's part of ``Cluster.status``."""
-        has, free = inventory.capacity(self._site, inventory.measure())
+        has, free = inventory.capacity(self._site, self._machine.measure())
         isolation = str((self._site.get("spec") or {}).get("isolation") or "bubblewrap")
         used = dict(await self._runtime.usage())
         for pod in self.pods.pods():
@@ -205,17 +197,11 @@ class Agent:
             "capacity": has.quantities(),
             "allocatable": free.quantities(),
             "usage": inventory.usage(used),
-            "nodeInfo": inventory.node_info(isolation, str((self._site.get("spec") or {}).get("runtime") or "sandbox")),
+            "nodeInfo": self._machine.node_info(isolation, str((self._site.get("spec") or {}).get("runtime") or "sandbox")),
             "images": [dict(image) for image in await self._runtime.images()],
             "agentConditions": inventory.condition_list(self._runtime.conditions()),
-            "certificate": self.rotation.status(),
+            "certificate": self.connection.certificate(),
         }
-
-    def _renewed(self, identity: Identity) -> None:
-        """New connections show the new certificate; what is under way ends on the old one."""
-        self._context = identity.context()
-        self.client.use(self._context)
-        self.remote.redial()
 
     async def _farewell(self) -> None:
         """Stop everything and forget the membership, so that nothing of it comes back."""
@@ -262,7 +248,10 @@ async def run_agent(config: AgentConfig) -> int:
         try:
             identity = await enter(config, site, clock, random)
             make_pods = supervised(config, site, cache, clock, random)
-            await Agent(config, site, identity, runtime, make_pods, clock, random).run()
+            connect = partial(HubConnection, config, name(site), identity, clock, random)
+            agent = Agent(config, site, connect, runtime, make_pods, clock, random)
+            loop.call_soon(_freeze)
+            await agent.run()
         except JoinError as error:
             log.error("%s", error)
             return REFUSED
@@ -276,6 +265,12 @@ async def run_agent(config: AgentConfig) -> int:
                 loop.remove_signal_handler(each)
             await runtime.close()
     return 0
+
+
+def _freeze() -> None:
+    """What is there at the start stays: garbage collection need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def supervised(config: AgentConfig, site: Obj, cache: Cache, clock: Clock, random: Random) -> MakePods:

@@ -75,7 +75,7 @@ class PodMirrors:
         if pods is not None:
             # Of two with one name the older is on its way out.
             self._local = {(namespace(pod), name(pod)): pod for pod in sorted(pods, key=meta.deleting, reverse=True)}
-        for key in self._local.keys() | self._hub.keys():
+        for key in sorted(self._local.keys() | self._hub.keys()):
             self._turns.add(key, COALESCE_SECONDS)
 
     async def run(self) -> None:

@@ -67,6 +67,7 @@ class Supervisor:
         host_paths: Sequence[str] = (),
         backoff_seconds: float = 10.0,
         machine: Mapping[str, str] | None = None,
+        make_storage: Callable[..., Storage] = Storage,
     ) -> None:
         self.runtime, self.clock = runtime, clock
         self.site, self.address, self.record_event = site, address, record
@@ -74,7 +75,7 @@ class Supervisor:
         self._cache, self._random = cache, random
         self._desired: dict[ObjectRef, Obj] = {}
         self._known = False
-        self._directory = directory
+        self._directory, self._make_storage = directory, make_storage
         self.volumes = Volumes(directory, tuple(host_paths), self.find, machine)
         self.states: dict[str, dict[str, ContainerState]] = {}
         self._workers: dict[str, PodWorker] = {}
@@ -125,7 +126,7 @@ class Supervisor:
     async def run(self) -> None:
         """Never returns. Cancelled, it leaves all pods running."""
         await self._refresh()
-        storage = Storage(self.runtime, self.clock, self._directory, self._occupying, self._images, self._evict)
+        storage = self._make_storage(self.runtime, self.clock, self._directory, self._occupying, self._images, self._evict)
         beside = [asyncio.create_task(self._watch_runtime()), asyncio.create_task(storage.run())]
         try:
             for worker in self._workers.values():

@@ -6,9 +6,10 @@ Bound: the last ``history`` events; older ones are compacted by themselves.
 
 from __future__ import annotations
 
+import builtins
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from itertools import islice
 from types import coroutine
 
@@ -34,6 +35,8 @@ class MemoryStore:
         self._log: deque[tuple[LogEvent, Entry | None]] = deque()
         self._revision, self._oldest = 0, 0
         self._buffer, self._history = watch_buffer, history
+        #: Told of each write in the moment in which it is done.
+        self.on_event: Callable[[LogEvent], None] | None = None
         self.reopen()
 
     def reopen(self) -> None:
@@ -68,7 +71,7 @@ class MemoryStore:
                 return
             yield self._current[key]
 
-    def _as_of(self, prefix: str, revision: int, after: str) -> list[Entry]:
+    def _as_of(self, prefix: str, revision: int, after: str) -> builtins.list[Entry]:
         """Undoes what came later."""
         found: dict[str, Entry | None] = {entry.key: entry for entry in self._present(prefix)}
         for event, previous in reversed(self._log):
@@ -107,6 +110,8 @@ class MemoryStore:
         self._log.append((event, previous))
         if len(self._log) > self._history:
             self._oldest = self._log.popleft()[0].revision
+        if self.on_event is not None:
+            self.on_event(event)
         self._fan_out.publish((event,))
         await _turn()
         return revision

@@ -66,7 +66,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     # A simulated runtime's listeners: nothing ever comes in at them.
 
-    def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None: ...
+    def add_reader(self, fd: Any, callback: Any, *args: Any) -> Any: ...  # type: ignore[override]
 
     def remove_reader(self, fd: Any) -> bool:
         return True

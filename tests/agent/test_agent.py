@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 
 from metaos.agent import contact, presence, turns
 from metaos.agent.agent import Agent
+from metaos.agent.connection import HubConnection
 from metaos.agent.mirror import LOCAL_UID
 from metaos.agent.presence import Removed
+from metaos.agent.rotation import Rotation
 from metaos.agent.site import AgentConfig, enter
 from metaos.clock import SystemClock
 from metaos.resources import errors, scheme
@@ -36,6 +39,12 @@ def deployment(name: str = "web", replicas: int = 2, uid: str = "d-web") -> Obj:
 def work(*manifests: Obj, name: str = "deployment.shop.web", **spec: Any) -> Obj:
     found: Any = scheme.WORK.empty(name, HERE)
     return {**found, "spec": {"manifests": list(manifests), **spec}}
+
+
+def rotation_of(agent: Agent) -> Rotation:
+    found = agent.connection
+    assert isinstance(found, HubConnection)
+    return found.rotation
 
 
 class Member:
@@ -62,7 +71,7 @@ class Member:
         self.agent = Agent(
             self.config,
             self.site,
-            identity,
+            partial(HubConnection, self.config, self.site["metadata"]["name"], identity, clock, random),
             self.runtime.as_runtime(),
             lambda runtime, network, record: self.pods.as_pods(),
             clock,
@@ -339,9 +348,11 @@ async def test_the_certificate_is_renewed_in_time(hub: Hub, tmp_path: Path) -> N
     hub.lifetime_seconds = 9.0
     short = Member(hub, tmp_path / "edge-b", "edge-b")
     await short.start()
-    first = short.agent.rotation.identity
+    first = rotation_of(short.agent).identity
     hub.lifetime_seconds = 1000.0
-    await until(lambda: short.agent.rotation.identity is not first)
-    assert short.agent.rotation.identity.not_after > hub.clock.now() + 900 and short.agent.rotation.identity.key != first.key
+    await until(lambda: rotation_of(short.agent).identity is not first)
+    assert (
+        rotation_of(short.agent).identity.not_after > hub.clock.now() + 900 and rotation_of(short.agent).identity.key != first.key
+    )
     await until(lambda: short.agent.contact.reachable)
     await short.stop()

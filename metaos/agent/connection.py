@@ -1,0 +1,92 @@
+"""How a site reaches its hub: calls and watches over HTTPS, the tunnel, and the certificate that both show.
+
+The agent knows the protocol alone, so that the twin can put an in-memory network in its place.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Coroutine
+from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
+from typing import Any, Protocol
+
+from metaos.agent.contact import Contact
+from metaos.agent.join import Identity, Membership
+from metaos.agent.remote import Remote, SiteAccess
+from metaos.agent.rotation import Rotation
+from metaos.agent.site import AgentConfig
+from metaos.client import Client
+from metaos.clock import Clock
+from metaos.http import HttpClient
+from metaos.tunnel import Stream
+
+
+class Connection(Protocol):
+    """``parts`` run as long as the agent does."""
+
+    client: Client
+
+    def parts(self) -> list[Coroutine[Any, Any, Any]]: ...
+
+    async def dial(self, header: dict[str, Any]) -> Stream:
+        """A stream to another site's pod."""
+        ...
+
+    def certificate(self) -> dict[str, Any]:
+        """The part of ``Cluster.status`` that says which certificate this site has."""
+        ...
+
+    def renew(self) -> None:
+        """The hub wants this site to have a new certificate."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+#: (contact, what the hub may do at this site)
+Connect = Callable[[Contact, SiteAccess], Connection]
+
+
+class HubConnection:
+    """The real one."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        site: str,
+        identity: Identity,
+        clock: Clock,
+        random: Random,
+        contact: Contact,
+        access: SiteAccess,
+    ) -> None:
+        self._context: ssl.SSLContext = identity.context()
+        self._client = HttpClient(config.hub, context=self._context, clock=clock, random=random)
+        self.client: Client = self._client
+        self._client.on_answer = contact.reached
+        # What was under way when the hub was lost is done again, on new connections.
+        contact.on_return(lambda: self._client.drop_older(contact.lost))
+        self._remote = Remote(config.hub, site, lambda: self._context, contact, clock, access)
+        membership = Membership(config.hub, config.data / "identity", site, clock, random)
+        self.rotation = Rotation(membership, identity, self._client, contact, clock, random, self._renewed)
+
+    def parts(self) -> list[Coroutine[Any, Any, Any]]:
+        return [self._remote.run(), self.rotation.run()]
+
+    async def dial(self, header: dict[str, Any]) -> Stream:
+        return await self._remote.dial(header)
+
+    def certificate(self) -> dict[str, Any]:
+        return self.rotation.status()
+
+    def renew(self) -> None:
+        self.rotation.ask()
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    def _renewed(self, identity: Identity) -> None:
+        """New connections show the new certificate; what is under way ends on the old one."""
+        self._context = identity.context()
+        self._client.use(self._context)
+        self._remote.redial()

@@ -1,0 +1,92 @@
+"""The hub's disk in the twin: every write takes its time, and after any of them the hub may die.
+
+It outlives the hub. Writes go through one at a time, so that "after write N" is one definite state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from metaos.clock import Clock
+from metaos.store.log import Entry, Listing, LogEvent
+from metaos.store.memory import MemoryStore
+
+
+class Disk:
+    """``write_seconds``: how long a write takes, 0 at first. One life of a hub uses it through :meth:`mount`."""
+
+    def __init__(self, clock: Clock, history: int) -> None:
+        self.clock = clock
+        self.store = MemoryStore(history=history)
+        self.write_seconds = 0.0
+        self.writes = 0
+
+    def mount(self) -> Mounted:
+        """For the next life. The one before must have ended."""
+        self.store.reopen()
+        return Mounted(self)
+
+
+class Mounted:
+    """A ``Store``. Once dead it answers no more."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk, self._store = disk, disk.store
+        self._turn = asyncio.Lock()
+        #: How many more writes are done before the hub dies; -1: it lives.
+        self.kill_after = -1
+        self.dead = asyncio.Event()
+
+    async def _write(self, write: Callable[[], Coroutine[Any, Any, int]]) -> int:
+        if self._disk.write_seconds or self.kill_after >= 0 or self._turn.locked() or self.dead.is_set():
+            async with self._turn:
+                if self._disk.write_seconds:
+                    await self._disk.clock.sleep(self._disk.write_seconds)
+                return await self._do(write)
+        return await self._do(write)
+
+    async def _do(self, write: Callable[[], Coroutine[Any, Any, int]]) -> int:
+        if self.kill_after == 0:
+            self.dead.set()
+        if not self.dead.is_set():
+            revision = await write()
+            self._disk.writes += 1
+            if self.kill_after > 0:
+                self.kill_after -= 1
+            if self.kill_after != 0:
+                return revision
+            self.dead.set()
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError("the dead do not answer")
+
+    async def create(self, key: str, value: bytes) -> int:
+        return await self._write(lambda: self._store.create(key, value))
+
+    async def update(self, key: str, value: bytes, *, expected: int) -> int:
+        return await self._write(lambda: self._store.update(key, value, expected=expected))
+
+    async def delete(self, key: str, *, expected: int) -> int:
+        return await self._write(lambda: self._store.delete(key, expected=expected))
+
+    async def revision(self) -> int:
+        return await self._store.revision()
+
+    async def get(self, key: str) -> Entry | None:
+        return await self._store.get(key)
+
+    async def list(self, prefix: str, *, revision: int = 0, limit: int = 0, after: str = "") -> Listing:
+        return await self._store.list(prefix, revision=revision, limit=limit, after=after)
+
+    def watch(self, prefix: str, *, after: int) -> AsyncIterator[LogEvent]:
+        return self._store.watch(prefix, after=after)
+
+    async def heads(self, start: bytes, size: int) -> set[bytes]:
+        return await self._store.heads(start, size)
+
+    async def compact(self, revision: int) -> None:
+        await self._store.compact(revision)
+
+    async def close(self) -> None:
+        await self._store.close()

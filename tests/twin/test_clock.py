@@ -1,0 +1,78 @@
+"""Virtual time: nothing waits, nothing is left to chance, and what would leave the loop is done at once or refused."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from metaos.twin.clock import EPOCH, Stalled, VirtualClock, VirtualLoop, run
+
+
+def test_a_day_takes_no_time_and_timers_come_in_order() -> None:
+    async def main(loop: VirtualLoop) -> list[tuple[float, str]]:
+        clock, found = VirtualClock(loop), []
+
+        async def nap(name: str, seconds: float) -> None:
+            await clock.sleep(seconds)
+            found.append((clock.monotonic(), name))
+
+        await asyncio.gather(nap("c", 86400), nap("a", 1), nap("b", 1), nap("d", 86400))
+        assert clock.now() == EPOCH + 86400
+        return found
+
+    began = time.monotonic()
+    assert run(main) == [(1, "a"), (1, "b"), (86400, "c"), (86400, "d")]
+    assert time.monotonic() - began < 5
+
+
+def test_timeouts_go_by_it() -> None:
+    async def main(loop: VirtualLoop) -> float:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(500):
+                await asyncio.Event().wait()
+        return loop.time()
+
+    assert run(main) == 500
+
+
+def test_a_thread_s_work_is_done_at_once() -> None:
+    async def main(loop: VirtualLoop) -> tuple[int, float]:
+        found = await asyncio.to_thread(lambda: 7)
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.to_thread(lambda: 1 // 0)
+        return found, loop.time()
+
+    assert run(main) == (7, 0.0)
+
+
+def test_there_are_no_sockets_and_no_processes() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        with pytest.raises(NotImplementedError):
+            await asyncio.create_subprocess_exec("true")
+        with pytest.raises(NotImplementedError):
+            await asyncio.open_connection("127.0.0.1", 1)
+
+    run(main)
+
+
+def test_waiting_for_what_never_comes_is_an_error_and_not_for_ever() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        await loop.create_future()
+
+    with pytest.raises(Stalled):
+        run(main)
+
+
+def test_a_skewed_clock_differs_in_the_time_of_day_alone() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        clock = VirtualClock(loop)
+        other = clock.skewed(3600.0)
+        await other.sleep(5)
+        assert (clock.monotonic(), other.monotonic()) == (5, 5)
+        assert other.now() - clock.now() == 3600
+        other.offset = -60.0
+        assert other.now() - clock.now() == -60
+
+    run(main)
