@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -185,8 +186,8 @@ def ago(seconds: float) -> str:
 def show_status(kubeconfig: Path | None, data: Path, output: str, *, watch: bool) -> None:
     """Prints the screen once, or keeps it current until interrupted; a hub that is away meanwhile is waited for."""
     clock = SystemClock()
-    console = Console()
     if not watch:
+        console = Console()
         found = with_client(kubeconfig, data, read)
         if output == "text":
             console.print(render(found, clock.now(), console.width))
@@ -194,6 +195,9 @@ def show_status(kubeconfig: Path | None, data: Path, output: str, *, watch: bool
             value = {"sites": [site_row(c) for c in found.clusters], "intents": list(found.intents), "events": list(found.events)}
             emit(value, output, text="")
         return
+
+    # COLUMNS and LINES are what the terminal had when somebody set them, and a screen that stays open is resized.
+    console = Console(_environ={k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")})
 
     async def follow(client: HttpClient) -> None:
         found = await read(client)

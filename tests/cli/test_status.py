@@ -135,7 +135,7 @@ class Terminal:
         self.master, slave = pty.openpty()
         self.resize(24, 80, slave)
         command = [sys.executable, "-m", "metaos", "status", "--watch", "--kubeconfig", str(kubeconfig)]
-        environment = os.environ | {"TERM": "xterm"}
+        environment = os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
         self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment, preexec_fn=os.setsid)
         os.close(slave)
 
