@@ -82,7 +82,7 @@ class Agent:
         self.pods = make_pods(attached, self.network, self.events.record)
         self.mirrors = PodMirrors(self.client, self.contact, clock, random, self._name, self.pods.delete_pod)
         self.reports = WorkReports(
-            self.client, self.contact, clock, random, self.works, self._status_of, cluster_namespace(self._name)
+            self.client, self.contact, clock, random, self.works, self._status_of, self._show, cluster_namespace(self._name)
         )
         self.presence = Presence(self.client, self.contact, clock, self._name, config.heartbeat_seconds, self.measure)
         #: When (monotonic) the pods were last measured, since when, and what they used.
@@ -124,6 +124,9 @@ class Agent:
     def _status_of(self, ref: ObjectRef) -> Obj | None:
         """Only workloads have a status here; what they refer to is there when it is desired."""
         return self.pods.status_of(ref) if ref.kind in _WORKLOAD_KINDS else {}
+
+    async def _show(self, work: Obj) -> None:
+        await self.mirrors.show(work, self.pods.pods())
 
     async def run(self) -> None:
         """Never returns. Raises ``Removed`` after this site's pods have been stopped and its membership forgotten."""

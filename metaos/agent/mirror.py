@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 LOCAL_UID = "meta-os.eu/site-uid"
 #: Changes of one pod within this time become one write.
 COALESCE_SECONDS = 0.1
+#: Steps that :meth:`PodMirrors.show` waits for: a mirror of the same name may have to go first, and a write may meet another's.
+SHOW_STEPS = 3
 
 Key = tuple[str, str]
 
@@ -77,6 +79,28 @@ class PodMirrors:
             self._local = {(namespace(pod), name(pod)): pod for pod in sorted(pods, key=meta.deleting, reverse=True)}
         for key in sorted(self._local.keys() | self._hub.keys()):
             self._turns.add(key, COALESCE_SECONDS)
+
+    async def show(self, work: Obj, pods: Iterable[Obj]) -> None:
+        """Returns once those of the local pods that belong to a Work's objects stand at the hub as they are here. What the hub
+        does not take is not waited for."""
+        owners = {uid(manifest) for manifest in (work.get("spec") or {}).get("manifests") or ()}
+        keys = []
+        for pod in pods:
+            mine = any(o.get("uid") in owners for o in pod["metadata"].get("ownerReferences") or ())
+            if mine and not meta.deleting(pod):
+                keys.append((namespace(pod), name(pod)))
+                self._local[keys[-1]] = pod
+        for _ in range(SHOW_STEPS):
+            await asyncio.gather(*(self._turns.once(key) for key in keys if not self._stands(key)))
+
+    def _stands(self, key: Key) -> bool:
+        local, hub = self._local.get(key), self._hub.get(key)
+        if local is None or hub is None:
+            return local is None or not local["metadata"].get("ownerReferences")
+        if uid(local) not in (meta.annotations(hub).get(LOCAL_UID), uid(hub)):
+            return False
+        old, new = hub.get("status") or {}, local.get("status") or {}
+        return old == new or self._acknowledged.get(key) == (new, old)
 
     async def run(self) -> None:
         """Never returns."""
@@ -168,9 +192,9 @@ class PodMirrors:
         if changed:
             answer = await self._client.patch(POD, key[1], key[0], {"metadata": changed}, field_manager="nemo-agent")
             self._hub[key] = hub = _lean(answer)
-        old, new = hub.get("status") or {}, local.get("status") or {}
-        if old == new or self._acknowledged.get(key) == (new, old):
+        if self._stands(key):
             return
+        old, new = hub.get("status") or {}, local.get("status") or {}
         sent = merge_patch(old, new)
         patch = {"metadata": {"uid": uid(hub)}, "status": sent}
         answer = await self._client.patch(POD, key[1], key[0], patch, subresource="status", field_manager="nemo-agent")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 from typing import Any
 
@@ -25,7 +25,8 @@ StatusOf = Callable[[ObjectRef], Obj | None]
 
 
 class WorkReports:
-    """``status_of`` gives an object's local status, ``None`` where this site does not run it (yet)."""
+    """``status_of`` gives an object's local status, ``None`` where this site does not run it (yet). ``show`` returns once the
+    hub has the pods of a Work's objects: who is told that they are ready may look at them at once."""
 
     def __init__(
         self,
@@ -35,10 +36,11 @@ class WorkReports:
         random: Random,
         works: Works,
         status_of: StatusOf,
+        show: Callable[[Obj], Awaitable[None]],
         site_namespace: str,
     ) -> None:
         self._client, self._clock = client, clock
-        self._works, self._status_of, self._namespace = works, status_of, site_namespace
+        self._works, self._status_of, self._show, self._namespace = works, status_of, show, site_namespace
         self._turns: Turns[str] = Turns(contact, clock, random, self._report, "Work", WORKERS)
         #: What was written and what the hub made of it: where it normalises something, that is no reason to write again.
         self._acknowledged: dict[str, tuple[Obj, Obj]] = {}
@@ -62,6 +64,10 @@ class WorkReports:
         old: dict[str, Any] = work.get("status") or {}
         new = work_status(work, old, self._status_of, fenced=self._works.fenced(key), now=self._clock.now())
         if new == old or self._acknowledged.get(key) == (new, old):
+            return
+        await self._show(work)
+        if self._works.get(key) is not work:
+            self._turns.add(key, 0.0)
             return
         sent = merge_patch(old, new)
         patch = {"status": sent}

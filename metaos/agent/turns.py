@@ -30,10 +30,19 @@ class Turns(Generic[K]):
     ) -> None:
         self._contact, self._step, self._what, self._workers = contact, step, what, workers
         self._queue: WorkQueue[K] = WorkQueue(clock, random)
+        #: Who waits for a step, by key.
+        self._waiting: dict[K, list[asyncio.Future[None]]] = {}
 
     def add(self, key: K, seconds: float) -> None:
         """Look at ``key`` after ``seconds`` at the latest."""
         self._queue.add_after(key, seconds)
+
+    async def once(self, key: K) -> None:
+        """Look at ``key`` now; returns when a step that began after this call has ended, however it went."""
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(key, []).append(waiting)
+        self._queue.add(key)
+        await waiting
 
     async def run(self) -> None:
         """Never returns."""
@@ -50,6 +59,7 @@ class Turns(Generic[K]):
                 key = await self._queue.get()
             except Closed:
                 return
+            waiting = self._waiting.pop(key, ())
             try:
                 await self._step(key)
                 self._queue.forget(key)
@@ -64,3 +74,6 @@ class Turns(Generic[K]):
                     log.warning("%s %s cannot be reported: %s", self._what, key, error.message)
             finally:
                 self._queue.done(key)
+                for each in waiting:
+                    if not each.done():
+                        each.set_result(None)

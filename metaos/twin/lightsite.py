@@ -7,7 +7,7 @@ events of pods. A pod starts in ``START_SECONDS`` and stops in ``STOP_SECONDS``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 from typing import Any
 
@@ -114,7 +114,11 @@ class LightSite:
         contact = Beat(self, random)
         works = self._works = Works(self.line, contact, self.clock, self._files, self.name)
         mirrors = PodMirrors(self.line, contact, self.clock, random, self.name, self._delete)
-        reports = WorkReports(self.line, contact, self.clock, random, works, self._status_of, cluster_namespace(self.name))
+
+        def show(work: Obj) -> Awaitable[None]:
+            return mirrors.show(work, [pod.obj for pod in self.pods.values()])
+
+        reports = WorkReports(self.line, contact, self.clock, random, works, self._status_of, show, cluster_namespace(self.name))
         presence = Presence(self.line, contact, self.clock, self.name, self._ground.heartbeat_seconds, self._status)
         status: Turns[str] = Turns(contact, self.clock, random, lambda _: self._report(), "Cluster", 1)
         status.add(self.name, 0.0)

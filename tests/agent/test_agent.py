@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from metaos.agent import contact, presence, turns
+from metaos.agent import contact, mirror, presence, turns
 from metaos.agent.agent import Agent
 from metaos.agent.connection import HubConnection
 from metaos.agent.mirror import LOCAL_UID
@@ -151,6 +151,15 @@ async def test_a_work_runs_is_reported_mirrored_and_pruned(hub: Hub, member: Mem
     hub.client.drop(scheme.WORK, "deployment.shop.web", HERE)
     await until(lambda: not member.pods.here and not member.mirrors())
     assert [o["kind"] for o in member.pods.desired] == ["Secret"], "only its own went"
+
+
+async def test_who_is_told_that_pods_are_ready_finds_them(hub: Hub, member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
+    await until(lambda: member.agent.contact.reachable)
+    # By themselves the mirrors would come long after the status that counts them.
+    monkeypatch.setattr(mirror, "COALESCE_SECONDS", 3600.0)
+    hub.client.seed(work(deployment()))
+    await until(lambda: condition(status_of(hub), "Available") == "True")
+    assert [p["status"]["conditions"][0]["status"] for p in member.mirrors()] == ["True", "True"]
 
 
 async def test_offline_it_goes_on_restarts_from_disk_and_catches_up(hub: Hub, member: Member) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -47,6 +49,30 @@ async def test_a_pod_that_was_marked_lost_unseen_is_told_whole(tmp_path: Path) -
     for _ in range(3):
         await mirrors._sync(("shop", "p"))
     assert (await client.get(scheme.POD, "p", "shop"))["status"] == after["status"]
+
+
+async def test_what_is_shown_stands_at_the_hub_and_what_it_refuses_is_not_waited_for(tmp_path: Path) -> None:
+    clock = FakeClock()
+    client = FakeClient(clock)
+    contact = Contact(clock, Random(1), tmp_path / "renewed")
+
+    async def never(*_: Any) -> None:
+        raise AssertionError
+
+    mirrors = PodMirrors(client, contact, clock, Random(1), "here", never)
+    mirrors._replace_all([])
+    running = asyncio.create_task(mirrors.run())
+    pod = local(2)
+    pod["metadata"]["ownerReferences"] = [{"kind": "Deployment", "name": "p", "uid": "d"}]
+    owner = {"spec": {"manifests": [{"kind": "Deployment", "metadata": {"name": "p", "uid": "d"}}]}}
+    await mirrors.show(owner, [pod])
+    assert (await client.get(scheme.POD, "p", "shop"))["status"] == pod["status"]
+    # Of another's pod that has the name already the hub lets no mirror be made.
+    taken = copy.deepcopy(pod)
+    taken["metadata"] |= {"name": "q", "uid": "v"}
+    client.seed({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "q", "namespace": "shop", "uid": "w"}, "spec": {}})
+    await asyncio.wait_for(mirrors.show(owner, [taken, pod]), 10)
+    running.cancel()
 
 
 values = st.dictionaries(

@@ -54,6 +54,15 @@ def test_a_failure_policy_ends_a_job(real: Real) -> None:
     assert "broken" in real("describe", "pod", real.first("app=broken"))
 
 
+def test_what_is_rolled_out_can_be_looked_at(real: Real) -> None:
+    for n in range(3):
+        real.apply(workload("Deployment", f"now-{n}", pod_spec("echo here; exec sleep 1000"), replicas=2))
+        real.rolled_out(f"deployment/now-{n}")
+        rows = real("get", "pods", "-l", f"app=now-{n}", "--no-headers").splitlines()
+        assert [row.split()[1:3] for row in rows] == [["1/1", "Running"]] * 2
+        assert real("exec", f"deployment/now-{n}", "--", "echo", "hello") == "hello\n"
+
+
 def test_volumes_follow_their_sources(real: Real) -> None:
     volume = {"name": "v", "projected": {"sources": [{"configMap": {"name": "settings"}}, {"secret": {"name": "key"}}]}}
     mounts = [{"name": "v", "mountPath": "/v"}]
