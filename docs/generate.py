@@ -111,7 +111,7 @@ def amount(count: float) -> str:
 def limits_page() -> str:
     """The bounds of the hub's API, from the constants that hold them."""
     from metaos import server, tunnel
-    from metaos.agent import network
+    from metaos.agent import datagrams, flows, network
     from metaos.apiserver import (
         addressing,
         app,
@@ -231,6 +231,23 @@ def limits_page() -> str:
             "Connections that a site relays for its pods; for one pod",
             f"{network.MAX_RELAYS}; {network.MAX_POD_RELAYS}",
             "refused",
+        ),
+        (
+            "Flows of datagrams (UDP) of a site; of one pod, or of a pod elsewhere to one here",
+            f"{flows.MAX_FLOWS}; {flows.MAX_POD_FLOWS}",
+            "the pod's flow goes that was quiet for longest; where it has none, the datagram is dropped",
+        ),
+        ("Time in which nothing passes on a flow", f"{flows.IDLE_SECONDS:g} s", "it ends"),
+        ("A datagram", f"{flows.MAX_DATAGRAM} bytes", "the sender's system refuses it"),
+        (
+            "Datagrams of a flow that wait for its way; of a stream that wait for credit",
+            f"{flows.WAITING}, {amount(flows.WAITING_BYTES)}",
+            "dropped and counted",
+        ),
+        (
+            "Time for which a flow goes on before endpoints and policies are looked at again",
+            f"{datagrams.RECHECK_SECONDS:g} s",
+            "it is led elsewhere, or ends",
         ),
     ]
     parts += [f"| {what} | {bound} | {beyond} |" for what, bound, beyond in rows]

@@ -20,6 +20,7 @@ from metaos.agent.cache import Cache, NewerCache
 from metaos.agent.connection import Connect, HubConnection
 from metaos.agent.contact import Contact
 from metaos.agent.events import SiteEvents
+from metaos.agent.flows import Counts
 from metaos.agent.join import JoinError
 from metaos.agent.mirror import PodMirrors
 from metaos.agent.network import ServiceNetwork
@@ -107,6 +108,13 @@ class Agent:
 
     def refusal(self, *arguments: Any) -> str | None:
         return self.network.refusal(*arguments)
+
+    async def datagrams(self, namespace: str, pod: str, port: int) -> Any:
+        return await self.network.datagrams(namespace, pod, port)
+
+    @property
+    def counts(self) -> Counts:
+        return self.network.counts
 
     async def usage(self) -> dict[str, Any]:
         if self._used is None:

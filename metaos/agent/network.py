@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from metaos.agent.datagrams import Datagrams
+from metaos.agent.flows import Counts
 from metaos.agent.relay import refuse, relay_sockets, relay_stream
 from metaos.agent.routes import (
     Addresses,
@@ -62,7 +64,8 @@ class _Pod:
         self.label = f"{namespace(pod)}/{name(pod)}"
         self.name = name(pod)
         self.labels: dict[str, str] = {}
-        self.named_ports: dict[str, int] = {}
+        #: By protocol.
+        self.named_ports: dict[str, dict[str, int]] = {}
         self.own_ports: set[int] = set()
         self.own_services: set[str] = set()
         self.sockets: dict[Listener, socket.socket] = {}
@@ -75,7 +78,8 @@ class _Pod:
         self.lock = asyncio.Lock()
 
     def look_at(self, pod: Obj, services: list[Obj]) -> None:
-        self.labels, self.named_ports = dict(labels(pod)), named_ports(pod)
+        self.labels = dict(labels(pod))
+        self.named_ports = {protocol: named_ports(pod, protocol) for protocol in ("TCP", "UDP")}
         self.own_ports = own_ports(pod, services)
         self.own_services = {name(s) for s in services if namespace(s) == self.namespace and service_selects(s, labels(pod))}
 
@@ -105,6 +109,8 @@ class ServiceNetwork:
         self._turn = 0
         self._relays: set[asyncio.Task[None]] = set()
         self._setups: set[asyncio.Task[None]] = set()
+        self.counts = Counts()
+        self._datagrams = Datagrams(runtime, self._choose, self._reach, self.counts)
 
     def pod_address(self, where: str, pod: str) -> str:
         """The address of a local pod at this site: its ``podIP``, and that of its network card where it gets one."""
@@ -154,12 +160,13 @@ class ServiceNetwork:
         known = self._pods.pop(pod_uid, None)
         if known is not None:
             known.close(asyncio.get_running_loop())
+            self._datagrams.detach(pod_uid)
 
-    def refusal(self, header: Any, where: str, pod: str, port: int) -> str | None:
+    def refusal(self, header: Any, where: str, pod: str, port: int, protocol: str = "TCP") -> str | None:
         """Why a pod of another site may not connect to one of this site, or nothing. ``header``: who it is, as the hub has
         checked it."""
-        target = next((p for p in self._pods.values() if (p.namespace, p.name) == (where, pod)), None)
-        if not self._policies or target is None:
+        target = self._find(where, pod) if self._policies else None
+        if target is None:
             return None
         found = header if isinstance(header, dict) else {}
         caller = Peer(
@@ -168,12 +175,22 @@ class ServiceNetwork:
             found.get("labels") or {},
             found.get("namespaceLabels") or {},
         )
-        return refusal(self._policies, caller, self._peer(target), port)
+        return refusal(self._policies, caller, self._peer(target, protocol), port, protocol)
 
-    def _peer(self, pod: _Pod) -> Peer:
+    def _find(self, where: str, pod: str) -> _Pod | None:
+        return next((p for p in self._pods.values() if (p.namespace, p.name) == (where, pod)), None)
+
+    async def datagrams(self, where: str, pod: str, port: int) -> socket.socket:
+        """A UDP socket to a pod of this site. Raises ``OSError``, ``LookupError``."""
+        found = self._find(where, pod)
+        if found is None:
+            raise LookupError(f"pod {pod} is not on this site")
+        return await self._runtime.datagrams(found.uid, port)  # type: ignore[no-any-return]
+
+    def _peer(self, pod: _Pod, protocol: str = "TCP") -> Peer:
         # With the label that its mirror has, so that policies may speak of sites.
         own = pod.labels | {CLUSTER_LABEL: self._site}
-        return Peer(pod.namespace, pod.name, own, self._namespaces.get(pod.namespace, {}), pod.named_ports)
+        return Peer(pod.namespace, pod.name, own, self._namespaces.get(pod.namespace, {}), pod.named_ports.get(protocol, {}))
 
     def attached(self, pod_uid: str) -> bool:
         return pod_uid in self._pods
@@ -185,6 +202,7 @@ class ServiceNetwork:
         await asyncio.gather(*tasks, return_exceptions=True)
         for key in list(self._pods):
             self.detach(key)
+        await self._datagrams.close()
 
     # -- inside a pod ----------------------------------------------------------------------------------------
 
@@ -199,6 +217,7 @@ class ServiceNetwork:
                 found = self._runtime.network(pod.uid)
                 if found.id != pod.network:  # the first time, or made anew
                     pod.close(loop)
+                    self._datagrams.detach(pod.uid)
                     pod.network, pod.separate, pod.hosts = found.id, found.separate, None
                 hosts = wanted.hosts if pod.separate else hosts_on_loopback(wanted.hosts)
                 if pod.hosts != hosts:
@@ -218,9 +237,25 @@ class ServiceNetwork:
                     if sock is not None:
                         pod.sockets[listener] = sock
                         loop.add_reader(sock, self._accept, pod, listener, sock)
+                await self._listen_for_datagrams(pod, wanted)
             except (OSError, LookupError) as error:
                 # The sandbox may be going; the next update tries again where it is not.
                 log.debug("services of pod %s cannot be set up: %s", pod.label, error)
+
+    async def _listen_for_datagrams(self, pod: _Pod, wanted: NamespacePlan) -> None:
+        ports = {port for _, port in wanted.datagrams}
+        if pod.separate:
+            await self._datagrams.listen(pod.uid, ports)
+            return
+        for listener, route in wanted.datagrams.items():
+            if listener not in pod.said:
+                pod.said.add(listener)
+                log.warning(
+                    "pod %s has no network card, so it cannot reach Service %s by UDP (port %d): see the site's PodNetwork",
+                    pod.label,
+                    route.service,
+                    listener[1],
+                )
 
     def _may_listen(self, pod: _Pod, listener: Listener, route: Route) -> bool:
         if listener[1] not in pod.own_ports:
@@ -272,12 +307,7 @@ class ServiceNetwork:
 
     async def _relay(self, pod: _Pod, accepted: socket.socket, route: Route, turn: int) -> None:
         try:
-            why = "it has no ready endpoint"
-            allowed = []
-            for endpoint in choices(route, turn):
-                refused = self._refused(pod, endpoint)
-                why = refused or why
-                allowed += [] if refused else [endpoint]
+            allowed, why = self._allowed(pod, route, turn)
             for endpoint in allowed[:MAX_TRIES]:
                 try:
                     target = await self._connect(pod, route, endpoint)
@@ -295,10 +325,39 @@ class ServiceNetwork:
             pod.relays -= 1
             accepted.close()
 
-    def _refused(self, pod: _Pod, endpoint: LocalEndpoint | RemoteEndpoint) -> str | None:
+    def _allowed(
+        self, pod: _Pod, route: Route, turn: int, protocol: str = "TCP"
+    ) -> tuple[list[LocalEndpoint | RemoteEndpoint], str]:
+        """The endpoints in the order to try, and why there is none."""
+        why = "it has no ready endpoint"
+        allowed = []
+        for endpoint in choices(route, turn):
+            refused = self._refused(pod, endpoint, protocol)
+            why = refused or why
+            allowed += [] if refused else [endpoint]
+        return allowed, why
+
+    def _choose(self, pod_uid: str, listener: Listener) -> tuple[Route, list[LocalEndpoint | RemoteEndpoint]] | None:
+        """Of datagrams."""
+        pod = self._pods.get(pod_uid)
+        route = self._plans.get(pod.namespace, NamespacePlan()).datagrams.get(listener) if pod is not None else None
+        if pod is None or route is None:
+            return None
+        self._turn += 1
+        return route, self._allowed(pod, route, self._turn, "UDP")[0]
+
+    async def _reach(self, pod_uid: str, route: Route, endpoint: RemoteEndpoint) -> Stream:
+        pod = self._pods.get(pod_uid)
+        if pod is None:
+            raise LookupError("the pod has ended")
+        return await self._stream("datagrams", pod, route, endpoint)
+
+    def _refused(self, pod: _Pod, endpoint: LocalEndpoint | RemoteEndpoint, protocol: str) -> str | None:
         """By NetworkPolicies. What leads to other sites the hub decides, which knows the pods there."""
         target = self._pods.get(endpoint.pod) if isinstance(endpoint, LocalEndpoint) and self._policies else None
-        return refusal(self._policies, self._peer(pod), self._peer(target), endpoint.port) if target else None
+        if target is None:
+            return None
+        return refusal(self._policies, self._peer(pod), self._peer(target, protocol), endpoint.port, protocol)
 
     async def _connect(self, pod: _Pod, route: Route, endpoint: LocalEndpoint | RemoteEndpoint) -> socket.socket | Stream:
         """Raises ``OSError`` (``ConnectionError`` from the tunnel too), ``LookupError`` or ``TimeoutError``."""
@@ -306,22 +365,26 @@ class ServiceNetwork:
             if isinstance(endpoint, LocalEndpoint):
                 found: socket.socket = await self._runtime.connect(endpoint.pod, endpoint.port)
                 return found
-            header = {
-                "type": "dial",
-                "cluster": endpoint.cluster,
-                "namespace": route.namespace,
-                "service": route.service,
-                "pod": endpoint.pod,
-                "port": endpoint.port,
-                "source": {"pod": pod.name},
-            }
-            stream = await self._dial(header)
-            try:
-                await stream.accepted()
-            except BaseException:
-                await stream.reset("given up")
-                raise
-            return stream
+            return await self._stream("dial", pod, route, endpoint)
+
+    async def _stream(self, kind: str, pod: _Pod, route: Route, endpoint: RemoteEndpoint) -> Stream:
+        """Raises ``OSError``."""
+        header = {
+            "type": kind,
+            "cluster": endpoint.cluster,
+            "namespace": route.namespace,
+            "service": route.service,
+            "pod": endpoint.pod,
+            "port": endpoint.port,
+            "source": {"pod": pod.name},
+        }
+        stream = await self._dial(header)
+        try:
+            await stream.accepted()
+        except BaseException:
+            await stream.reset("given up")
+            raise
+        return stream
 
     def _forget_unused(self, pods: list[Obj]) -> None:
         used = {address for found in self._plans.values() for address, _ in found.hosts}

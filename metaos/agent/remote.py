@@ -1,6 +1,6 @@
 """This site's end of the tunnel: the agent dials the hub, and the hub asks for logs, commands and connections.
 
-Streams of the hub: ``log``, ``exec``, ``attach``, ``usage``, ``dial`` and ``renew`` (see :mod:`metaos.tunnel` for the
+Streams of the hub: ``log``, ``exec``, ``attach``, ``usage``, ``dial``, ``datagrams``, ``renew`` (see :mod:`metaos.tunnel` for the
 framing). ``exec`` and ``attach`` carry messages as in the Kubernetes subprotocol ``v5.channel.k8s.io``: the first byte is the
 channel.
 """
@@ -17,6 +17,8 @@ from contextlib import aclosing, suppress
 from typing import Any, Literal, Protocol, overload
 
 from metaos.agent.contact import Contact
+from metaos.agent.datagrams import deliver
+from metaos.agent.flows import Counts
 from metaos.agent.relay import relay_stream
 from metaos.agent.websocket import Refused, WebSocket
 from metaos.clock import Clock
@@ -72,8 +74,17 @@ class SiteAccess(PodAccess, Protocol):
         """The hub asks for another certificate: the authority that made the present one is about to go."""
         ...
 
-    def refusal(self, source: Any, namespace: str, pod: str, port: int) -> str | None:
+    def refusal(self, source: Any, namespace: str, pod: str, port: int, protocol: str = "TCP") -> str | None:
         """Why a pod of another site may not connect, or nothing. ``source``: who it is, as the hub has checked it."""
+        ...
+
+    async def datagrams(self, namespace: str, pod: str, port: int) -> socket.socket:
+        """A UDP socket to a pod. Raises ``OSError``, ``LookupError``."""
+        ...
+
+    @property
+    def counts(self) -> Counts:
+        """Of this site's datagrams."""
         ...
 
     async def usage(self) -> dict[str, Any]:
@@ -210,6 +221,8 @@ class Remote:
                 self._pods.renew()
             elif kind == "dial":
                 await self._dial(header, stream, where, pod, _number(header, "port") or 0)
+            elif kind == "datagrams":
+                await self._datagrams(header, stream, where, pod, _number(header, "port") or 0)
             else:
                 raise ApiError(400, "BadRequest", f"this agent knows no stream of type {kind!r}; is it older than the hub?")
         except ApiError as error:
@@ -249,6 +262,16 @@ class Remote:
             await relay_stream(target, stream)
         finally:
             target.close()
+
+    async def _datagrams(self, header: dict[str, Any], stream: Stream, where: str, pod: str, port: int) -> None:
+        """By UDP, for a pod of another site."""
+
+        def refusal() -> str | None:
+            return self._pods.refusal(header.get("source"), where, pod, port, "UDP")
+
+        if (why := refusal()) is not None:
+            raise ApiError(403, "Forbidden", why)
+        await deliver(stream, lambda: self._pods.datagrams(where, pod, port), refusal, self._pods.counts)
 
     async def _exec(self, header: dict[str, Any], stream: Stream, where: str, pod: str, container: str) -> None:
         command = [str(part) for part in header.get("command") or ()]

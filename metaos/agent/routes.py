@@ -58,6 +58,8 @@ class NamespacePlan:
 
     hosts: Hosts = ()
     routes: Mapping[Listener, Route] = field(default_factory=dict)
+    #: Those of UDP.
+    datagrams: Mapping[Listener, Route] = field(default_factory=dict)
 
 
 class Addresses:
@@ -126,15 +128,15 @@ def plan(manifests: Iterable[Obj], pods: Iterable[Obj], addresses: Addresses, si
     by_namespace: dict[str, list[Obj]] = {}
     for pod in sorted(pods, key=lambda p: (name(p), uid(p))):
         by_namespace.setdefault(namespace(pod), []).append(pod)
-    found: dict[str, tuple[dict[str, list[str]], dict[Listener, Route]]] = {}
+    found: dict[str, tuple[dict[str, list[str]], dict[str, dict[Listener, Route]]]] = {}
     for service in sorted(services, key=lambda s: (namespace(s), name(s))):
         where = namespace(service)
-        hosts, routes = found.setdefault(where, ({}, {}))
+        hosts, routes = found.setdefault(where, ({}, {"TCP": {}, "UDP": {}}))
         _add_service(
             service, by_namespace.get(where, []), slices.get((where, name(service)), []), draining, addresses, site, hosts, routes
         )
     return {
-        where: NamespacePlan(tuple((address, tuple(names)) for address, names in sorted(hosts.items())), routes)
+        where: NamespacePlan(tuple((address, tuple(names)) for address, names in sorted(hosts.items())), *routes.values())
         for where, (hosts, routes) in found.items()
     }
 
@@ -147,7 +149,7 @@ def _add_service(
     addresses: Addresses,
     site: str,
     hosts: dict[str, list[str]],
-    routes: dict[Listener, Route],
+    by_protocol: dict[str, dict[Listener, Route]],
 ) -> None:
     where, spec = namespace(service), service.get("spec") or {}
     if spec.get("type") == "ExternalName":
@@ -159,7 +161,8 @@ def _add_service(
         address = addresses.of(service_key(where, name(service)))
         hosts.setdefault(address, []).extend(service_names(where, name(service)))
     for port in spec.get("ports") or ():
-        if port.get("protocol", "TCP") != "TCP":
+        routes = by_protocol.get(str(port.get("protocol") or "TCP"))
+        if routes is None:
             continue
         local = [
             (pod, LocalEndpoint(uid(pod), number, _drains(pod, draining)))
@@ -237,18 +240,18 @@ def target_port(port: Obj, pod: Obj) -> int | None:
         return int(target)
     for container in (pod.get("spec") or {}).get("containers") or ():
         for offered in container.get("ports") or ():
-            if offered.get("name") == target:
+            if offered.get("name") == target and offered.get("protocol", "TCP") == port.get("protocol", "TCP"):
                 return int(offered["containerPort"])
     return None
 
 
 def own_ports(pod: Obj, services: Iterable[Obj]) -> set[int]:
-    """Ports that a pod's own processes will most likely listen on: nothing else may listen there, on any address, or
+    """TCP ports that a pod's own processes will most likely listen on: nothing else may listen there, on any address, or
     they could not (a wildcard socket and another address of the same port exclude each other)."""
     spec = pod.get("spec") or {}
     found = set()
     for container in [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]:
-        found |= {int(p["containerPort"]) for p in container.get("ports") or () if p.get("containerPort")}
+        found |= {int(p["containerPort"]) for p in container.get("ports") or () if p.get("containerPort") and _tcp(p)}
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             asked = container.get(probe) or {}
             port = (asked.get("httpGet") or asked.get("tcpSocket") or {}).get("port")
@@ -256,8 +259,13 @@ def own_ports(pod: Obj, services: Iterable[Obj]) -> set[int]:
                 found.add(int(port))
     for service in services:
         if namespace(service) == namespace(pod) and service_selects(service, labels(pod)):
-            found |= {p for port in (service.get("spec") or {}).get("ports") or () if (p := target_port(port, pod)) is not None}
+            ports = [port for port in (service.get("spec") or {}).get("ports") or () if _tcp(port)]
+            found |= {p for port in ports if (p := target_port(port, pod)) is not None}
     return found
+
+
+def _tcp(port: Obj) -> bool:
+    return bool(port.get("protocol", "TCP") == "TCP")
 
 
 def _drains(pod: Obj, draining: set[str]) -> bool:

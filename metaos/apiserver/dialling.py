@@ -13,6 +13,9 @@ from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
 from metaos.resources.meta import CLUSTER_LABEL, Obj, labels, name, namespace
 
+#: What a site may open streams to another site's pod for: one connection, or datagrams.
+PROTOCOLS = {"dial": "TCP", "datagrams": "UDP"}
+
 
 class Refused(Exception):
     """The message says why."""
@@ -31,42 +34,43 @@ class DialRule:
     def __call__(self, source: str, target: str, header: dict[str, Any]) -> dict[str, Any]:
         """The header for the target. Raises ``Refused``."""
         where, pod = str(header.get("namespace") or ""), str(header.get("pod") or "")
-        port = header.get("port")
+        port, kind = header.get("port"), str(header.get("type"))
+        protocol = PROTOCOLS[kind]
         if not any(labels(w).get(CLUSTER_LABEL) == source for w in self._works.by_index("workloadNamespace", where)):
             raise Refused(f"site {source} has no work in namespace {where}")
-        if not isinstance(port, int) or not self._leads(where, pod, target, port):
-            raise Refused(f"no service in namespace {where} leads to port {port} of pod {pod} on site {target}")
-        caller = self._caller(source, where, header.get("source"))
+        if not isinstance(port, int) or not self._leads(where, pod, target, port, protocol):
+            raise Refused(f"no service in namespace {where} leads to {protocol} port {port} of pod {pod} on site {target}")
+        caller = self._caller(source, where, header.get("source"), protocol)
         policies = self._policies.list(where)
         if policies:
             mirror = self._pods.get(pod, where) or {"metadata": {"name": pod, "namespace": where}}
-            why = refusal(policies, caller, self._peer(mirror), port)
+            why = refusal(policies, caller, self._peer(mirror, protocol), port, protocol)
             if why is not None:
                 raise Refused(why)
         said = {"namespace": where, "pod": caller.name, "labels": caller.labels, "namespaceLabels": caller.namespace_labels}
-        return {"type": "dial", "namespace": where, "pod": pod, "port": port, "source": said}
+        return {"type": kind, "namespace": where, "pod": pod, "port": port, "source": said}
 
-    def _leads(self, where: str, pod: str, target: str, port: int) -> bool:
+    def _leads(self, where: str, pod: str, target: str, port: int, protocol: str) -> bool:
         return any(
             endpoint.get("nodeName") == target and (endpoint.get("targetRef") or {}).get("name") == pod
             for found in self._slices.list(where)
-            if port in [p.get("port") for p in found.get("ports") or ()]
+            if any(p.get("port") == port and (p.get("protocol") or "TCP") == protocol for p in found.get("ports") or ())
             for endpoint in found.get("endpoints") or ()
         )
 
-    def _caller(self, site: str, where: str, claimed: Any) -> Peer:
+    def _caller(self, site: str, where: str, claimed: Any, protocol: str) -> Peer:
         """Pods reach Services of their own namespace. One that the hub does not know has no labels."""
         pod = str(claimed.get("pod") or "") if isinstance(claimed, dict) else ""
         mirror = self._pods.get(pod, where) if pod else None
         if mirror is not None and (mirror.get("spec") or {}).get("nodeName") == site:
-            return self._peer(mirror)
+            return self._peer(mirror, protocol)
         return Peer(where, "", {}, self._labels(where))
 
-    def _peer(self, pod: Obj) -> Peer:
+    def _peer(self, pod: Obj, protocol: str) -> Peer:
         # With the label that mirrors have, on a user's own Pod too, so that policies may speak of sites.
         site = (pod.get("spec") or {}).get("nodeName")
         own = labels(pod) | ({CLUSTER_LABEL: site} if site else {})
-        return Peer(namespace(pod), name(pod), own, self._labels(namespace(pod)), named_ports(pod))
+        return Peer(namespace(pod), name(pod), own, self._labels(namespace(pod)), named_ports(pod, protocol))
 
     def _labels(self, where: str) -> dict[str, str]:
         return dict(labels(self._namespaces.get(where) or {}))

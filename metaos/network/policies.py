@@ -22,7 +22,7 @@ INGRESS, EGRESS = "Ingress", "Egress"
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A pod, as policies see it. ``ports``: its named TCP ports."""
+    """A pod, as policies see it. ``ports``: its named ports, of the protocol in question."""
 
     namespace: str
     name: str
@@ -31,19 +31,20 @@ class Peer:
     ports: Mapping[str, int] = field(default_factory=dict)
 
 
-def refusal(policies: Iterable[Obj], source: Peer, destination: Peer, port: int) -> str | None:
-    """Why a TCP connection to a pod's port is not allowed, or nothing. ``policies``: at least those of both namespaces."""
+def refusal(policies: Iterable[Obj], source: Peer, destination: Peer, port: int, protocol: str = "TCP") -> str | None:
+    """Why a connection (or, by UDP, a datagram) to a pod's port is not allowed, or nothing. ``policies``: at least those of both
+    namespaces."""
     if (source.namespace, source.name) == (destination.namespace, destination.name):
         return None
     known = list(policies)
     for direction, own, other in ((EGRESS, source, destination), (INGRESS, destination, source)):
         applying = [policy for policy in known if _applies(policy, own, direction)]
-        if applying and not any(_allows(policy, direction, other, destination, port) for policy in applying):
+        if applying and not any(_allows(policy, direction, other, destination, port, protocol) for policy in applying):
             names = ", ".join(sorted(name(policy) for policy in applying))
             end = "to" if direction == EGRESS else "from"
             return (
                 f"NetworkPolicies of namespace {own.namespace} ({names}) allow pod {own.name} no {direction.lower()} {end} "
-                f"pod {other.namespace}/{other.name} on port {port}"
+                f"pod {other.namespace}/{other.name} on port {port}{'' if protocol == 'TCP' else '/' + protocol}"
             )
     return None
 
@@ -63,22 +64,22 @@ def policy_types(spec: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(stated) if stated else (INGRESS, EGRESS) if spec.get("egress") else (INGRESS,)
 
 
-def _allows(policy: Obj, direction: str, other: Peer, destination: Peer, port: int) -> bool:
+def _allows(policy: Obj, direction: str, other: Peer, destination: Peer, port: int, protocol: str) -> bool:
     rules = (policy.get("spec") or {}).get(direction.lower()) or ()
     word = "from" if direction == INGRESS else "to"
     return any(
-        _has_port(rule.get("ports"), destination, port)
+        _has_port(rule.get("ports"), destination, port, protocol)
         and (not rule.get(word) or any(_is_peer(peer, namespace(policy), other) for peer in rule[word]))
         for rule in rules
     )
 
 
-def _has_port(ports: Iterable[Mapping[str, Any]] | None, destination: Peer, port: int) -> bool:
+def _has_port(ports: Iterable[Mapping[str, Any]] | None, destination: Peer, port: int, protocol: str) -> bool:
     if not ports:
         return True
     for each in ports:
         wanted = each.get("port")
-        if (each.get("protocol") or "TCP") != "TCP":
+        if (each.get("protocol") or "TCP") != protocol:
             continue
         if wanted is None:
             return True
@@ -122,11 +123,11 @@ def _within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
     return inner[1] >= outer[1] and (inner[0] ^ outer[0]) >> (32 - outer[1]) == 0
 
 
-def named_ports(pod: Obj) -> dict[str, int]:
-    """The named TCP ports of a pod's containers."""
+def named_ports(pod: Obj, protocol: str = "TCP") -> dict[str, int]:
+    """The named ports of a pod's containers."""
     found: dict[str, int] = {}
     for container in (pod.get("spec") or {}).get("containers") or ():
         for port in container.get("ports") or ():
-            if port.get("name") and port.get("protocol", "TCP") == "TCP":
+            if port.get("name") and port.get("protocol", "TCP") == protocol:
                 found.setdefault(str(port["name"]), int(port["containerPort"]))
     return found

@@ -180,6 +180,16 @@ class Runtime(Protocol):
         """A bound, listening, non-blocking ``socket.socket`` which the pod's connections to ``address`` reach."""
         ...
 
+    async def datagrams(self, uid: str, port: int) -> Any:
+        """A non-blocking UDP ``socket.socket`` connected to a port of the pod. Raises ``OSError`` where the pod has no network of
+        its own, ``LookupError``."""
+        ...
+
+    async def receive(self, uid: str, port: int) -> Any:
+        """A non-blocking UDP ``socket.socket`` that gets what the pod sends to Services on ``port``, each with the address
+        that it was sent to (``IP_PKTINFO``). Raises as :meth:`datagrams`."""
+        ...
+
     async def set_hosts(self, uid: str, hosts: Sequence[tuple[str, tuple[str, ...]]]) -> None: ...
 
     async def image_exists(self, image: str) -> bool: ...

@@ -105,8 +105,8 @@ def _write(path: str, text: str) -> None:
     os.close(fd)
 
 
-def _sockets(count: int) -> list[_socket.socket]:
-    kind = _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
+def _sockets(count: int, kind: int = _socket.SOCK_STREAM) -> list[_socket.socket]:
+    kind |= _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
     return [_socket.socket(_socket.AF_INET, kind) for _ in range(count)]
 
 
@@ -136,8 +136,8 @@ def make(pod: int, mounts: int, address: str) -> None:
 
 
 def serve(words: list[str], reply: _socket.socket) -> None:
-    """``network|sockets PID START ADDRESS INSIDE OUTSIDE``: the last two say how many sockets to make in the pod and at its
-    gateway. Without an address the pod has no gateway."""
+    """``network|sockets PID START ADDRESS INSIDE OUTSIDE DATAGRAM``: the last three say how many sockets to make in the pod, at
+    its gateway, and there for UDP. Without an address the pod has no gateway."""
     task, pid, address = words[0], int(words[1]), words[3]
     network, mounts = _open(pid, "net"), _open(pid, "mnt")
     gateway = -1 if task == "network" or not address else os.open(f"/proc/{pid}/root{KEPT}", os.O_RDONLY | os.O_CLOEXEC)
@@ -150,7 +150,7 @@ def serve(words: list[str], reply: _socket.socket) -> None:
         make(network, mounts, address)
     elif gateway >= 0:
         _setns(gateway, "net")
-    made += _sockets(int(words[5]))
+    made += _sockets(int(words[5])) + _sockets(int(words[6]), _socket.SOCK_DGRAM)
     reply.sendmsg([b"+"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [each.fileno() for each in made]))])
 
 

@@ -363,7 +363,7 @@ class Bubblewrap:
                 (
                     "PodNetwork",
                     f"pods have a loopback and no network card ({self.no_card}): a pod that listens on a port cannot reach "
-                    "Services on the same port; load the kernel module veth ('modprobe veth') and restart the agent",
+                    "Services on the same port, nor any by UDP; load the kernel module veth ('modprobe veth'), restart the agent",
                 )
             )
         return result
@@ -451,7 +451,7 @@ class Plain:
             (
                 "PodNetwork",
                 "pods share the machine's network: two pods cannot listen on the same port, unless each listens only at the "
-                "address that NEMO_POD_ADDRESS names",
+                "address that NEMO_POD_ADDRESS names; Services are not reached by UDP",
             ),
             (
                 "ServiceNames",

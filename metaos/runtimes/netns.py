@@ -3,12 +3,13 @@
 A socket belongs to the network namespace in which it was made, whoever holds it. A small program enters the namespaces,
 makes a pod's network card and gateway (see ``gateway.py``) and batches of unconnected sockets, and passes these out;
 connecting and listening is then done here. Where a machine allows no virtual network card, pods have their loopback only,
-and Service addresses are loopback addresses inside them. Each pod's store of sockets is bounded by :data:`POOL`.
+and Service addresses are loopback addresses inside them. Each pod's stores of sockets are bounded by :data:`POOL`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import sys
@@ -24,6 +25,10 @@ AT_ONCE = 8
 #: How long the program may take to answer.
 ANSWER_SECONDS = 20.0
 _BACKLOG = 128
+#: Where a socket is made, and of which kind: TCP in the pod, TCP at its gateway, UDP at its gateway.
+INSIDE, OUTSIDE, DATAGRAM = 0, 1, 2
+#: Of ip(7): each datagram comes with the address that it was sent to. (Python names it from 3.13 on.)
+IP_PKTINFO = 8
 _PROGRAM = os.path.join(os.path.dirname(__file__), "gateway.py")
 
 
@@ -36,22 +41,22 @@ class Networks:
 
     async def make(self, holder: process.Identity, address: str) -> Sockets:
         """A network card with this address, and the gateway. Raises ``OSError``."""
-        made = await self._ask("network", holder, address, FIRST, FIRST)
+        made = await self._ask("network", holder, address, (FIRST, FIRST, 0))
         return Sockets(self, holder, address, made[:FIRST], made[FIRST:])
 
     def of(self, holder: process.Identity, address: str) -> Sockets:
         """Of a pod whose network was made before; without ``address`` it has its loopback only."""
         return Sockets(self, holder, address)
 
-    async def more(self, holder: process.Identity, address: str, *, outside: bool) -> list[socket.socket]:
-        return await self._ask("sockets", holder, address, 0 if outside else POOL, POOL if outside else 0)
+    async def more(self, holder: process.Identity, address: str, kind: int) -> list[socket.socket]:
+        return await self._ask("sockets", holder, address, tuple(POOL if each == kind else 0 for each in range(3)))
 
-    async def _ask(self, task: str, holder: process.Identity, address: str, inside: int, outside: int) -> list[socket.socket]:
+    async def _ask(self, task: str, holder: process.Identity, address: str, counts: tuple[int, ...]) -> list[socket.socket]:
         """Raises ``OSError``. A program that ended with the request unread is started again, once."""
         if not holder.alive():
             raise ConnectionRefusedError("the pod has ended")
         async with self._free:
-            return await self._exchange(f"{task} {holder.pid} {holder.start} {address} {inside} {outside}".encode())
+            return await self._exchange(f"{task} {holder.pid} {holder.start} {address} {' '.join(map(str, counts))}".encode())
 
     async def _exchange(self, request: bytes) -> list[socket.socket]:
         for last in (False, True):
@@ -110,7 +115,7 @@ class Sockets:
     ) -> None:
         self.address = address
         self._networks, self._holder = networks, holder
-        self._stores = {False: inside or [], True: outside or []}
+        self._stores: tuple[list[socket.socket], ...] = (inside or [], outside or [], [])
         self._filling = asyncio.Lock()
         self._closed = False
 
@@ -119,33 +124,59 @@ class Sockets:
         """Another one when the network was made anew."""
         return f"{self._holder.pid}-{self._holder.start}"
 
-    async def _take(self, *, outside: bool) -> socket.socket:
-        """A fresh TCP socket inside the pod, or at its gateway. Raises ``OSError``."""
-        store = self._stores[outside]
+    async def _take(self, kind: int) -> socket.socket:
+        """A fresh socket. Raises ``OSError``."""
+        store = self._stores[kind]
         async with self._filling:
             if not store:
                 if self._closed:
                     raise ConnectionRefusedError("the pod has ended")
-                store += await self._networks.more(self._holder, self.address, outside=outside)
+                store += await self._networks.more(self._holder, self.address, kind)
             return store.pop()
 
     async def connect(self, port: int) -> socket.socket:
         """To the pod's address, as others reach it; where nobody listens there, to its own loopback."""
         if self.address:
-            made = await self._take(outside=True)
+            made = await self._take(OUTSIDE)
             try:
                 return await connected(made, port, self.address)
             except ConnectionRefusedError:
                 pass
-        return await connected(await self._take(outside=False), port)
+        return await connected(await self._take(INSIDE), port)
 
     async def listen(self, address: str, port: int) -> socket.socket:
         """At the gateway where there is one, otherwise inside the pod."""
-        return listening(await self._take(outside=bool(self.address)), address, port)
+        return listening(await self._take(OUTSIDE if self.address else INSIDE), address, port)
+
+    async def datagrams(self, port: int) -> socket.socket:
+        """To the pod's UDP port. Whether somebody listens shows later, by ``ConnectionRefusedError``."""
+        made = await self._take_datagram()
+        try:
+            made.connect((self.address, port))
+        except OSError:
+            made.close()
+            raise
+        return made
+
+    async def receive(self, port: int) -> socket.socket:
+        """What the pod sends to any address by UDP, with that address (``IP_PKTINFO``)."""
+        made = await self._take_datagram()
+        try:
+            made.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+            made.bind(("0.0.0.0", port))
+        except OSError as error:
+            made.close()
+            raise OSError(error.errno, f"cannot receive on UDP port {port}: {error.strerror}") from error
+        return made
+
+    async def _take_datagram(self) -> socket.socket:
+        if not self.address:
+            raise OSError(errno.EOPNOTSUPP, "the pod has no network card: nothing is carried by UDP")
+        return await self._take(DATAGRAM)
 
     def close(self) -> None:
         self._closed = True
-        for store in self._stores.values():
+        for store in self._stores:
             for each in store:
                 each.close()
             store.clear()

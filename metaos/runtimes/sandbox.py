@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -627,6 +628,20 @@ class SandboxRuntime:
         if pod.sockets is None:
             return netns.listen_shared(address, port)
         return await pod.sockets.listen(address, port)
+
+    async def datagrams(self, uid: str, port: int) -> socket.socket:
+        """Raises ``OSError`` where the pod has no network card, ``LookupError`` where there is no such pod."""
+        return await self._carded(uid).datagrams(port)
+
+    async def receive(self, uid: str, port: int) -> socket.socket:
+        """Raises ``OSError`` where the pod has no network card, ``LookupError`` where there is no such pod."""
+        return await self._carded(uid).receive(port)
+
+    def _carded(self, uid: str) -> netns.Sockets:
+        sockets = self._networked(uid).sockets
+        if sockets is None:
+            raise OSError(errno.EOPNOTSUPP, "pods share the machine's network: nothing is carried by UDP")
+        return sockets
 
     # --- images and the machine -------------------------------------------------------------------------------------
 

@@ -110,7 +110,11 @@ def test_what_is_not_ready_draining_or_not_tcp() -> None:
     route = only(found.routes.values())
     assert [getattr(e, "pod", "") for e in choices(route, 0)] == ["uid-b", "z", "uid-a"], "a draining one is the last resort"
     udp = service() | {"spec": {"selector": {"app": "api"}, "ports": [{"port": 53, "protocol": "UDP"}]}}
-    assert not plan([udp], [pod("a")], Addresses(), "here")["shop"].routes
+    found = plan([udp], [pod("a")], Addresses(), "here")["shop"]
+    assert not found.routes and [route.local[0].port for route in found.datagrams.values()] == [53]
+    sctp = service() | {"spec": {"selector": {"app": "api"}, "ports": [{"port": 53, "protocol": "SCTP"}]}}
+    found = plan([sctp], [pod("a")], Addresses(), "here")["shop"]
+    assert not found.routes and not found.datagrams and found.hosts
     assert not plan([service(type="ExternalName")], [pod("a")], Addresses(), "here")["shop"].hosts
 
 

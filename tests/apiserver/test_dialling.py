@@ -85,7 +85,7 @@ async def test_the_target_is_told_what_the_hub_knows_of_the_caller() -> None:
 @pytest.mark.parametrize(
     ("more", "why"),
     [
-        ({"port": 81}, "no service in namespace shop leads to port 81"),
+        ({"port": 81}, "no service in namespace shop leads to TCP port 81"),
         ({"port": "80"}, "no service"),
         ({"pod": "web"}, "no service"),
         ({"namespace": "else"}, "site a has no work in namespace else"),
@@ -104,3 +104,17 @@ async def test_policies_hold_across_sites() -> None:
             await asked(FROM_WEB, caller=caller)
     with pytest.raises(Refused, match="allow pod web no egress to"):
         await asked(policy(podSelector={}, policyTypes=["Egress"]))
+
+
+async def test_datagrams_go_where_a_service_leads_by_udp() -> None:
+    with pytest.raises(Refused, match="leads to UDP port 80"):
+        await asked(type="datagrams")
+    udp = SLICE | {"metadata": {"name": "dns-b", "namespace": "shop"}, "ports": [{"port": 53, "protocol": "UDP"}]}
+    with pytest.raises(Refused, match="leads to TCP port 53"):
+        await asked(udp, port=53)
+    assert (await asked(udp, port=53, type="datagrams"))["type"] == "datagrams"
+    by_tcp = policy(podSelector={}, ingress=[{"ports": [{"port": 53}]}])
+    with pytest.raises(Refused, match="on port 53/UDP"):
+        await asked(udp, by_tcp, port=53, type="datagrams")
+    by_udp = policy(podSelector={}, ingress=[{"ports": [{"port": 53, "protocol": "UDP"}]}])
+    assert await asked(udp, by_udp, port=53, type="datagrams")

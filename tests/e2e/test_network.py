@@ -19,11 +19,16 @@ pytestmark = [
 ]
 
 SERVE = """
-import http.server, os
+import http.server, os, socket, threading
 class Say(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.end_headers(); self.wfile.write(os.environ["NAME"].encode())
     def log_message(self, *_): pass
+def echo():
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(("0.0.0.0", 8080))
+    while True:
+        data, who = s.recvfrom(70000); s.sendto(os.environ["NAME"].encode() + data, who)
+threading.Thread(target=echo, daemon=True).start()
 http.server.ThreadingHTTPServer(("0.0.0.0", 8080), Say).serve_forever()
 """
 CALL = """
@@ -31,6 +36,19 @@ import sys, urllib.request
 for name in sys.argv[1:]:
     try:
         print(urllib.request.urlopen(f"http://{name}:8080", timeout=9).read().decode())
+    except OSError:
+        print("-")
+"""
+#: The same by UDP: a small datagram and the largest that the answer has room for.
+SEND = """
+import socket, sys
+for name in sys.argv[1:]:
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3); s.connect((name, 8080))
+    try:
+        for size in (0, 60000):
+            s.send(b"x" * size); answer = s.recv(70000)
+            assert answer == name.encode() + b"x" * size
+        print(name)
     except OSError:
         print("-")
 """
@@ -46,7 +64,10 @@ def manifests() -> str:
             "image": "python:3",
             "command": ["python3", "-c", SERVE],
             "env": [{"name": "NAME", "value": name}],
-            "ports": [{"name": "http", "containerPort": 8080}],
+            "ports": [
+                {"name": "http", "containerPort": 8080},
+                {"name": "coap", "containerPort": 8080, "protocol": "UDP"},
+            ],
             "readinessProbe": {"httpGet": {"port": "http"}, "periodSeconds": 1},
         }
         found.append(
@@ -74,7 +95,10 @@ def manifests() -> str:
                 },
             }
         )
-        ports = [{"port": 8080, "targetPort": "http"}]
+        ports = [
+            {"name": "http", "port": 8080, "targetPort": "http"},
+            {"name": "coap", "port": 8080, "targetPort": "coap", "protocol": "UDP"},
+        ]
         found.append(
             {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"selector": {"app": name}, "ports": ports}}
         )
@@ -107,11 +131,11 @@ def apply(continuum: Continuum, text: str) -> None:
     continuum.kubectl("apply", "-f", str(place))
 
 
-def reached(continuum: Continuum) -> dict[tuple[str, str], bool]:
+def reached(continuum: Continuum, program: str = CALL) -> dict[tuple[str, str], bool]:
     """(caller, Service) → whether it answers."""
     found = {}
     for caller in PLACES:
-        words = ("exec", "-n", "net", f"deployment/{caller}", "--", "python3", "-c", CALL, *PLACES)
+        words = ("exec", "-n", "net", f"deployment/{caller}", "--", "python3", "-c", program, *PLACES)
         said = continuum.kubectl(*words).split()
         found |= {(caller, name): answer == name for name, answer in zip(PLACES, said, strict=True)}
     return found
@@ -157,3 +181,19 @@ def test_network_policies_hold_at_a_site_and_across_sites(continuum: Continuum) 
     continuum.kubectl("delete", "networkpolicy", "guard", "-n", "net")
     wait_for("all ways again", lambda: all(reached(continuum).values()), 20)
     assert "networkpolicy" not in continuum.kubectl("get", "works", "-A")
+
+
+def test_datagrams_reach_all_and_policies_hold_for_them(continuum: Continuum) -> None:
+    wait_for("all ways by UDP", lambda: all(reached(continuum, SEND).values()), 20)
+    to_api = {(a, "api") for a in ("web", "other")}
+    for ports, closed in (([{"port": "http"}], to_api), ([{"port": "coap", "protocol": "UDP"}], set())):
+        apply(continuum, yaml.safe_dump(policy(podSelector={"matchLabels": {"app": "api"}}, ingress=[{"ports": ports}])))
+
+        def open_as_said(closed: set[tuple[str, str]] = closed) -> bool:
+            return {way for way, works in reached(continuum, SEND).items() if not works} == closed
+
+        wait_for(f"only {closed} to be closed by UDP", open_as_said, 20)
+        by_tcp = {way for way, works in reached(continuum).items() if not works}
+        assert by_tcp == to_api - closed if not closed else not by_tcp, "each protocol by its own rules"
+    continuum.kubectl("delete", "networkpolicy", "guard", "-n", "net")
+    wait_for("all ways by UDP again", lambda: all(reached(continuum, SEND).values()), 20)

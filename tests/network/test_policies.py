@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -99,6 +100,19 @@ def test_a_block_stands_for_pods_where_it_holds_all_their_addresses(block: dict[
 def test_named_ports() -> None:
     ports = [{"name": "http", "containerPort": 80}, {"name": "dns", "containerPort": 53, "protocol": "UDP"}, {"containerPort": 1}]
     assert named_ports({"spec": {"containers": [{"ports": ports}, {}]}}) == {"http": 80}
+    assert named_ports({"spec": {"containers": [{"ports": ports}, {}]}}, "UDP") == {"dns": 53}
+
+
+def test_each_protocol_is_allowed_by_its_own_rules() -> None:
+    dns = replace(API, ports={"dns": 53})
+    for rule, tcp, udp in (
+        ({"port": 53}, True, False),
+        ({"port": 53, "protocol": "UDP"}, False, True),
+        ({"port": "dns", "protocol": "UDP"}, False, True),
+        ({"protocol": "SCTP"}, False, False),
+    ):
+        found = [policy(podSelector=app("api"), ingress=[{"ports": [rule]}])]
+        assert (refusal(found, WEB, dns, 53) is None, refusal(found, WEB, dns, 53, "UDP") is None) == (tcp, udp), rule
 
 
 # -- against a plain reading --------------------------------------------------------------------------------

@@ -1,0 +1,279 @@
+"""Services by UDP: receives what a site's pods send at their gateways, and relays it to an endpoint and back.
+
+Endpoints and NetworkPolicies are looked at when a flow begins, and again while it goes on, so a flow whose endpoint has gone,
+or may not be reached any more, is led elsewhere or ends. See :mod:`metaos.agent.flows` for what is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+
+from metaos.agent.flows import BATCH, MAX_DATAGRAM, Counts, Flow, Flows, Link, Near, Way
+from metaos.agent.routes import Listener, LocalEndpoint, RemoteEndpoint, Route
+from metaos.plugins.points import Runtime
+from metaos.tunnel import Stream
+
+log = logging.getLogger(__name__)
+
+Endpoint = LocalEndpoint | RemoteEndpoint
+#: Endpoints that one flow tries before it gives up.
+MAX_TRIES = 4
+CONNECT_SECONDS = 5.0
+#: How long a flow may go on before it is looked at again.
+RECHECK_SECONDS = 1.0
+_PKTINFO = 8  # of ip(7); Python names it from 3.13 on
+_INFO = struct.Struct("=i4s4s")
+
+#: (pod's uid, address and port) → the route, and its endpoints in the order to try; an empty list where none may be reached.
+Choose = Callable[[str, Listener], tuple[Route, list[Endpoint]] | None]
+#: A stream for the datagrams of a pod to an endpoint at another site. Raises ``OSError``.
+Reach = Callable[[str, Route, RemoteEndpoint], Awaitable[Stream]]
+_Key = tuple[Listener, tuple[str, int]]
+
+
+class _Trunk:
+    """All flows of one pod to one endpoint at another site."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.replies: dict[int, Callable[[bytes], None]] = {}
+        self.ends: dict[int, Callable[[], None]] = {}
+        self._next = 0
+
+    def lead(self, received: Callable[[bytes], None], ended: Callable[[], None]) -> int:
+        self._next = (self._next + 1) % 2**32
+        self.replies[self._next], self.ends[self._next] = received, ended
+        return self._next
+
+    def received(self, number: int, data: bytes) -> None:
+        reply = self.replies.get(number)
+        if reply is not None:
+            reply(data)
+
+
+class _Far:
+    """To a pod of another site."""
+
+    def __init__(self, trunk: _Trunk, number: int, unused: Callable[[], None]) -> None:
+        self._trunk, self._number, self._unused = trunk, number, unused
+
+    def send(self, data: bytes) -> None:
+        self._trunk.link.send(self._number, data)
+
+    def close(self) -> None:
+        self._trunk.replies.pop(self._number, None)
+        self._trunk.ends.pop(self._number, None)
+        if not self._trunk.replies:
+            self._unused()
+
+
+class _Origin:
+    """A pod that sends."""
+
+    def __init__(self, uid: str, counts: Counts) -> None:
+        self.uid = uid
+        self.sockets: dict[int, socket.socket] = {}
+        self.flows: Flows[_Key] = Flows(counts)
+        self.trunks: dict[tuple[str, RemoteEndpoint], tuple[asyncio.Task[None], asyncio.Future[_Trunk]]] = {}
+
+
+class Datagrams:
+    """Those that the pods of this site send to Services."""
+
+    def __init__(self, runtime: Runtime, choose: Choose, reach: Reach, counts: Counts) -> None:
+        self._runtime, self._choose, self._reach, self._counts = runtime, choose, reach, counts
+        self._origins: dict[str, _Origin] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def ports(self, uid: str) -> set[int]:
+        """On which a pod's datagrams are received."""
+        origin = self._origins.get(uid)
+        return set(origin.sockets) if origin else set()
+
+    async def listen(self, uid: str, ports: set[int]) -> None:
+        """Receive what the pod sends to these ports, and no others. Raises ``OSError``, ``LookupError``."""
+        origin = self._origins.setdefault(uid, _Origin(uid, self._counts))
+        for port in origin.sockets.keys() - ports:
+            self._close(origin, port)
+        for port in sorted(ports - origin.sockets.keys()):
+            sock = await self._runtime.receive(uid, port)
+            if self._origins.get(uid) is not origin or port in origin.sockets:
+                sock.close()
+                return
+            origin.sockets[port] = sock
+            asyncio.get_running_loop().add_reader(sock, self._arrived, origin, port, sock)
+
+    def detach(self, uid: str) -> None:
+        origin = self._origins.pop(uid, None)
+        if origin is not None:
+            origin.flows.close()
+            for task, _ in list(origin.trunks.values()):
+                task.cancel()
+            for port in list(origin.sockets):
+                self._close(origin, port)
+
+    async def close(self) -> None:
+        for uid in list(self._origins):
+            self.detach(uid)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _close(self, origin: _Origin, port: int) -> None:
+        sock = origin.sockets.pop(port)
+        asyncio.get_running_loop().remove_reader(sock)
+        sock.close()
+
+    # -- from a pod ------------------------------------------------------------------------------------------
+
+    def _arrived(self, origin: _Origin, port: int, sock: socket.socket) -> None:
+        for _ in range(BATCH):
+            try:
+                data, more, _, source = sock.recvmsg(MAX_DATAGRAM + 1, socket.CMSG_SPACE(_INFO.size))
+            except OSError:  # nothing more, or an answer that nobody took
+                return
+            found = [content for level, kind, content in more if (level, kind) == (socket.IPPROTO_IP, _PKTINFO)]
+            if found:
+                address = socket.inet_ntoa(_INFO.unpack(found[0])[2])
+                self._pass(origin, sock, ((address, port), source), data)
+
+    def _pass(self, origin: _Origin, sock: socket.socket, key: _Key, data: bytes) -> None:
+        flow = origin.flows.use(key)
+        if flow is not None and flow.used - flow.checked >= RECHECK_SECONDS:
+            flow.checked = flow.used
+            chosen = self._choose(origin.uid, key[0])
+            if chosen is None or (flow.endpoint is not None and flow.endpoint not in chosen[1]):
+                origin.flows.end(key)
+                flow = None
+        if flow is None:
+            flow = self._begin(origin, sock, key)
+        if flow is not None:
+            flow.send(data)
+
+    def _begin(self, origin: _Origin, sock: socket.socket, key: _Key) -> Flow | None:
+        chosen = self._choose(origin.uid, key[0])
+        if chosen is None or not chosen[1]:
+            self._counts.drop("no endpoint that may be reached")
+            return None
+        route, endpoints = chosen
+        (address, _), source = key
+
+        def reply(data: bytes) -> None:
+            origin.flows.use(key)
+            info = _INFO.pack(0, socket.inet_aton(address), bytes(4))
+            try:
+                sock.sendmsg([data], [(socket.IPPROTO_IP, _PKTINFO, info)], 0, source)
+                self._counts.carried += 1
+            except OSError:
+                self._counts.drop("the pod does not take the answer")
+
+        def ended() -> None:
+            origin.flows.end(key)
+
+        async def find(flow: Flow) -> Way:
+            why: BaseException | None = None
+            for endpoint in endpoints[:MAX_TRIES]:
+                try:
+                    async with asyncio.timeout(CONNECT_SECONDS):
+                        way = await self._way(origin, route, endpoint, reply, ended)
+                    flow.endpoint = endpoint
+                    return way
+                except (OSError, LookupError, TimeoutError) as error:
+                    why = error
+            raise OSError(f"Service {route.service}: {why}")
+
+        return origin.flows.begin(key, find)
+
+    async def _way(
+        self,
+        origin: _Origin,
+        route: Route,
+        endpoint: Endpoint,
+        reply: Callable[[bytes], None],
+        ended: Callable[[], None],
+    ) -> Way:
+        if isinstance(endpoint, LocalEndpoint):
+            return Near(await self._runtime.datagrams(endpoint.pod, endpoint.port), reply, ended)
+        trunk = await self._trunk(origin, route, endpoint)
+        return _Far(trunk, trunk.lead(reply, ended), lambda: self._cut(origin, route, endpoint, trunk))
+
+    # -- to other sites --------------------------------------------------------------------------------------
+
+    async def _trunk(self, origin: _Origin, route: Route, endpoint: RemoteEndpoint) -> _Trunk:
+        key = route.service, endpoint
+        if key not in origin.trunks:
+            ready: asyncio.Future[_Trunk] = asyncio.get_running_loop().create_future()
+            task = asyncio.get_running_loop().create_task(self._carry(origin, route, endpoint, ready))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            origin.trunks[key] = task, ready
+        return await asyncio.shield(origin.trunks[key][1])
+
+    async def _carry(self, origin: _Origin, route: Route, endpoint: RemoteEndpoint, ready: asyncio.Future[_Trunk]) -> None:
+        key = route.service, endpoint
+        trunk: _Trunk | None = None
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                stream = await self._reach(origin.uid, route, endpoint)
+            try:
+                trunk = _Trunk(Link(stream, self._counts))
+                ready.set_result(trunk)
+                await trunk.link.run(trunk.received)
+            finally:
+                await stream.close()
+        except (OSError, LookupError, TimeoutError) as error:
+            log.debug("datagrams of pod %s to %s: %s", origin.uid, endpoint, error)
+            if not ready.done():
+                ready.set_exception(ConnectionError(str(error) or "no answer"))
+                ready.exception()  # where nobody waits for it any more
+        finally:
+            ready.cancel()
+            if origin.trunks.get(key, (None, None))[1] is ready:
+                del origin.trunks[key]
+            for ended in list(trunk.ends.values()) if trunk else ():
+                ended()
+
+    def _cut(self, origin: _Origin, route: Route, endpoint: RemoteEndpoint, trunk: _Trunk) -> None:
+        """No flow uses it any more."""
+        found = origin.trunks.get((route.service, endpoint))
+        if found is not None and found[1].done() and not found[1].cancelled() and found[1].result() is trunk:
+            del origin.trunks[(route.service, endpoint)]
+            found[0].cancel()
+
+
+async def deliver(
+    stream: Stream, dial: Callable[[], Awaitable[socket.socket]], refusal: Callable[[], str | None], counts: Counts
+) -> None:
+    """What a pod of another site sends to one of this site, and back. ``refusal``: why it may not any more. Raises
+    ``ConnectionError``."""
+    link = Link(stream, counts)
+    flows: Flows[int] = Flows(counts)
+    loop = asyncio.get_running_loop()
+    checked = loop.time()
+
+    def received(number: int, data: bytes) -> None:
+        nonlocal checked
+        if loop.time() - checked >= RECHECK_SECONDS:
+            checked = loop.time()
+            if (why := refusal()) is not None:
+                raise ConnectionRefusedError(why)
+
+        def back(answer: bytes) -> None:
+            flows.use(number)
+            link.send(number, answer)
+
+        async def find(flow: Flow) -> Way:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                return Near(await dial(), back, lambda: flows.end(number))
+
+        flow = flows.use(number) or flows.begin(number, find)
+        if flow is not None:
+            flow.send(data)
+
+    await stream.accept()
+    try:
+        await link.run(received)
+    finally:
+        flows.close()
