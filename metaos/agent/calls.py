@@ -1,4 +1,4 @@
-"""Asking a container something: what probes and lifecycle hooks have in common (exec, httpGet, tcpSocket, sleep)."""
+"""Asking a container something: what probes and lifecycle hooks have in common (exec, httpGet, tcpSocket, grpc, sleep)."""
 
 from __future__ import annotations
 
@@ -50,10 +50,17 @@ class Caller:
         if what.get("tcpSocket"):
             (await self._runtime.connect(self._uid, self._port(what["tcpSocket"].get("port")))).close()
             return None
+        if what.get("grpc"):
+            from metaos.agent import grpc
+
+            asked = what["grpc"]
+            port = self._port(asked.get("port"))
+            sock = await self._runtime.connect(self._uid, port)
+            return await grpc.check(sock, port, str(asked.get("service") or ""), _tls() if asked.get("mode") == "TLS" else None)
         if what.get("sleep"):
             await self._clock.sleep(float(what["sleep"].get("seconds") or 0))
             return None
-        return "there is none of exec, httpGet, tcpSocket, sleep"
+        return "there is none of exec, httpGet, tcpSocket, grpc, sleep"
 
     def _port(self, port: Any) -> int:
         if isinstance(port, int) or str(port).isdigit():
@@ -107,15 +114,20 @@ async def _plain(sock: Any, request: bytes) -> bytes:
         sock.close()
 
 
-async def _over_tls(sock: Any, request: bytes) -> bytes:
-    """As :func:`_plain`. Nobody's certificate is checked, as a kubelet does not: it asks whether someone is there."""
+def _tls() -> Any:
+    """Nobody's certificate is checked, as a kubelet does not: it asks whether someone is there."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def _over_tls(sock: Any, request: bytes) -> bytes:
+    """As :func:`_plain`."""
     try:
-        reader, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname="localhost")
+        reader, writer = await asyncio.open_connection(sock=sock, ssl=_tls(), server_hostname="localhost")
     except BaseException:
         sock.close()
         raise

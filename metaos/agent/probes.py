@@ -15,9 +15,9 @@ QUICK_SECONDS, QUICK_FAILURES = 0.1, 50
 
 
 def asked(container: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
-    """A probe that is run: one by gRPC is not (admission warns), the container counts as healthy by it."""
+    """A probe that says what to ask."""
     probe: Mapping[str, Any] | None = container.get(kind)
-    return probe if probe and any(probe.get(way) for way in ("exec", "httpGet", "tcpSocket")) else None
+    return probe if probe and any(probe.get(way) for way in ("exec", "httpGet", "tcpSocket", "grpc")) else None
 
 
 class Probes:

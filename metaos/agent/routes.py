@@ -254,7 +254,7 @@ def own_ports(pod: Obj, services: Iterable[Obj]) -> set[int]:
         found |= {int(p["containerPort"]) for p in container.get("ports") or () if p.get("containerPort") and _tcp(p)}
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             asked = container.get(probe) or {}
-            port = (asked.get("httpGet") or asked.get("tcpSocket") or {}).get("port")
+            port = (asked.get("httpGet") or asked.get("tcpSocket") or asked.get("grpc") or {}).get("port")
             if port is not None and str(port).isdigit():
                 found.add(int(port))
     for service in services:

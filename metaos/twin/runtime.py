@@ -157,6 +157,12 @@ class SimulatedRuntime:
     async def listen(self, uid: str, address: str, port: int) -> Any:
         return Silent()
 
+    async def datagrams(self, uid: str, port: int) -> Any:
+        raise ConnectionRefusedError("a simulated pod takes no datagrams")
+
+    async def receive(self, uid: str, port: int) -> Any:
+        return Silent()
+
     async def set_hosts(self, uid: str, hosts: Sequence[tuple[str, tuple[str, ...]]]) -> None: ...
 
     async def image_exists(self, image: str) -> bool:

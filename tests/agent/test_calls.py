@@ -82,7 +82,7 @@ async def test_tcp(server: Server) -> None:
     ("what", "text"),
     [
         ({"tcpSocket": {"port": "nowhere"}}, "port 'nowhere' is not a port of the container"),
-        ({"grpc": {"port": 1}}, "there is none of exec, httpGet, tcpSocket, sleep"),
+        ({"else": {"port": 1}}, "there is none of exec, httpGet, tcpSocket, grpc, sleep"),
     ],
 )
 async def test_what_cannot_be_asked(server: Server, what: dict[str, Any], text: str) -> None:
