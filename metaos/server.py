@@ -45,6 +45,7 @@ from metaos.config import Address, HubConfig, open_data
 from metaos.controllers import all_setups
 from metaos.controllers.carbon import ensure_replay
 from metaos.controllers.certificate import secret_text, take_over
+from metaos.controllers.planning import Planner
 from metaos.controllers.settings import Settings
 from metaos.files import write_private
 from metaos.http import spare_memory
@@ -58,7 +59,7 @@ from metaos.resources.errors import ApiError
 from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, format_time
 from metaos.resources.meta import name as resource_name
 from metaos.security import revocation
-from metaos.security.authz import MASTERS, UserInfo
+from metaos.security.authz import MASTERS, Attributes, UserInfo
 from metaos.security.identity import TOKEN_TYPE, JoinToken, token_hash
 from metaos.store.seal import Keyring, SealedStore
 from metaos.store.sqlite import SqliteStore
@@ -127,8 +128,13 @@ class Hub:
         for setup in all_setups():
             setup(manager, client, clock, settings)
         stack.push_async_callback(manager.stop)
+        planner = Planner(manager, clock, settings)
         await manager.start()
 
+        async def review(user: UserInfo, obj: Obj) -> Obj:
+            return await planner.review(obj, lambda where: registry.authorize(user, _placements_in(where)).allowed)
+
+        registry.reviews[scheme.PLACEMENT_REVIEW] = review
         tunnels = Tunnels(DialRule(manager))
         stack.push_async_callback(tunnels.close)
         sites = Sites(tunnels, clock)
@@ -283,6 +289,10 @@ class _Revocations:
     def _read(self) -> None:
         secret = self._secrets.get(revocation.RECORD, SYSTEM_NAMESPACE) or {}
         self.record = {key: secret_text(secret, key) for key in secret.get("data") or {}}
+
+
+def _placements_in(where: str) -> Attributes:
+    return Attributes("list", scheme.PLACEMENT.group, scheme.PLACEMENT.plural, "", where)
 
 
 def vital(key: str) -> bool:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import functools
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random  # noqa: TID251 - the type of the source that is handed in
 from typing import Any
@@ -86,6 +86,8 @@ class Registry(Reading):
         self._random = random
         self._admission = tuple(admission)
         self._bookmarks: asyncio.Task[None] | None = None
+        #: Who answers review kinds of NEMO's own.
+        self.reviews: dict[Kind, Callable[[UserInfo, Obj], Awaitable[Obj]]] = {}
 
     async def start(self) -> None:
         """Loads the cache and makes what must exist: the first namespaces and the bootstrap roles."""
@@ -131,6 +133,11 @@ class Registry(Reading):
         """Also the review kinds. ``kind`` and ``namespace`` come from the URL and are checked against the body."""
         write = Write(user, field_manager, dry_run, field_validation, warnings if warnings is not None else [])
         kind, obj = addressed(obj, kind, "", namespace)
+        if kind is scheme.PLACEMENT_REVIEW:
+            if kind not in self.reviews:
+                raise errors.method_not_allowed("placement reviews are answered where the controllers run, and none do here")
+            self.check(user, Attributes("create", kind.group, kind.plural))
+            return await self.reviews[kind](user, shape(kind, obj, None, write.field_validation, write.warnings))
         if "list" not in kind.verbs:
             return reviews.review(user, kind, obj, self.authorize, self._roles.rules)
         where = str(obj["metadata"].get("namespace") or "")

@@ -341,6 +341,45 @@ def why(workload: str, namespace: str, output: str, kubeconfig: Path | None, dat
     show_why(workload, namespace, output, kubeconfig, data or default_data("hub"))
 
 
+@nemo.command()
+@click.option(
+    "-f", "--filename", "paths", multiple=True, type=click.Path(exists=True, path_type=Path), help="Manifests: files or folders."
+)
+@click.option("--drain", multiple=True, metavar="SITE", help="Suppose that this site is drained.")
+@click.option("--lose", multiple=True, metavar="SITE", help="Suppose that this site is lost.")
+@click.option("--price", multiple=True, metavar="SITE=AMOUNT", help="Suppose this price of a core for an hour.")
+@click.option("--carbon", multiple=True, metavar="ZONE=AMOUNT", help="Suppose these gCO2eq/kWh in a zone or at a site.")
+@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="Draw the alternatives: FILE.svg or FILE.png.")
+@NAMESPACE
+@OUTPUT
+@hub_options
+def plan(
+    paths: tuple[Path, ...],
+    drain: tuple[str, ...],
+    lose: tuple[str, ...],
+    price: tuple[str, ...],
+    carbon: tuple[str, ...],
+    picture: Path | None,
+    namespace: str,
+    output: str,
+    kubeconfig: Path | None,
+    data: Path | None,
+) -> None:
+    """Show what would go where and why, without doing it: if manifests were applied, or the world changed.
+
+    \b
+    Example: nemo plan -f examples/shop/ -f examples/intents/
+             nemo plan --lose edge-paris --carbon DE=450 --picture plan.svg
+    """
+    from metaos.cli.plan import show_plan, supposed
+
+    changes = supposed(drain, lose, price, carbon)
+    if not paths and not changes:
+        suppose = "or suppose something with --drain, --lose, --price, --carbon"
+        raise click.UsageError(f"Missing what to plan: name manifests with -f, {suppose}")
+    show_plan(paths, changes, namespace, output, picture, kubeconfig, data or default_data("hub"))
+
+
 @nemo.group()
 def intent() -> None:
     """Intents: list them, and exchange them in the form of 3GPP TS 28.312.

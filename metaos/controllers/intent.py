@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from metaos.client import Client
 from metaos.clock import Clock
-from metaos.controllers.placement import placeable, placement_name
+from metaos.controllers.facts import placeable, placement_name
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
 from metaos.network.intents import evaluate

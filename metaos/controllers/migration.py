@@ -14,8 +14,8 @@ from typing import Any
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.concern import on_health, workload_of
+from metaos.controllers.facts import placement_name
 from metaos.controllers.fencing import stopped
-from metaos.controllers.placement import placement_name
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.render import available, cluster_of, source_label, source_of
 from metaos.controllers.settings import Settings

@@ -5,13 +5,12 @@ migration controllers carry the decision out.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.concern import workload_of
-from metaos.controllers.fencing import tolerated_seconds
+from metaos.controllers.facts import Facts, decided, finished, placeable, placement_name
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
 from metaos.controllers.usage import Share, Usage
@@ -21,18 +20,13 @@ from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme, workload
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
-    CLUSTER_LABEL,
     EVICTED,
     Obj,
     ObjectRef,
     annotations,
     controller_of,
-    deleting,
     format_time,
     generation,
-    is_true,
-    labels,
-    name,
     namespace,
     owner_reference,
     parse_time,
@@ -40,7 +34,8 @@ from metaos.resources.meta import (
     uid,
     with_condition,
 )
-from metaos.resources.snapshot import Move, Snapshot, WorkloadInfo, cluster_info, concerns, workload_info
+from metaos.resources.snapshot import Snapshot, WorkloadInfo, cluster_info
+from metaos.scheduler.conflicts import as_data, impossible
 from metaos.scheduler.explain import placement_status
 from metaos.scheduler.filters import FILTERS
 from metaos.scheduler.framework import Plan, decide
@@ -54,44 +49,19 @@ SETTLE_SECONDS = 0.2
 MOVES_KEPT = 100
 
 
-def placement_name(about: ObjectRef) -> str:
-    """``deployment-web``."""
-    return f"{about.kind.lower()}-{about.name}"
-
-
-def placeable(obj: Obj) -> bool:
-    """Whether this is a workload that users want placed: no mirror, no pod that a controller owns, none of NEMO's own."""
-    if namespace(obj).startswith("nemo-") or deleting(obj):
-        return False
-    if obj.get("kind") == "Pod":
-        return not controller_of(obj) and not (obj.get("spec") or {}).get("nodeName")
-    return CLUSTER_LABEL not in labels(obj)
-
-
-def _move(raw: Mapping[str, Any]) -> Move:
-    """As the Placement keeps it."""
-    return Move(parse_time(raw["time"]), tuple(raw.get("from") or ()), tuple(raw.get("to") or ()), bool(raw.get("forced")))
-
-
-def finished(obj: Obj) -> bool:
-    """A Job that has ended is not moved any more."""
-    return obj.get("kind") == "Job" and (is_true(obj, "Complete") or is_true(obj, "Failed"))
-
-
 class PlacementReconciler:
     """See the module."""
 
     name = NAME
 
     def __init__(self, manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
-        self._client, self._clock, self._settings = client, clock, settings
+        self._client, self._clock = client, clock
         self._recorder = Recorder(client, clock, "placement-controller")
         self._manager = manager
         self._workloads = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
         self._placements = manager.informer(scheme.PLACEMENT)
         self._clusters = manager.informer(scheme.CLUSTER)
-        self._intents = manager.informer(scheme.INTENT)
-        self._policies = manager.informer(scheme.PLACEMENT_POLICY)
+        self._facts = Facts(manager, settings)
         self._filters = load_all("metaos.filter", [name for name, _ in FILTERS])
         self._scores = [score for _, score in load_all("metaos.score", [score.name for score in SCORES])]
         # Decisions that the informer may not show yet, so that room is not given away twice. Bounded by the workloads.
@@ -117,10 +87,11 @@ class PlacementReconciler:
             self.take_account(about)
         if placement is not None and finished(obj):
             return DONE
-        found = self._workload(obj, placement)
+        found = self._facts.workload(obj, placement, self._current(about, placement))
         now = self._clock.now()
-        plan = decide(Snapshot(now, self._usage.sites(about)), found, self._filters, self._scores)
-        await self._write(obj, placement, found, plan, now)
+        snapshot = Snapshot(now, self._usage.sites(about))
+        plan = decide(snapshot, found, self._filters, self._scores)
+        await self._write(obj, placement, found, plan, snapshot)
         return self._again(found, plan, now)
 
     # -- the snapshot ---------------------------------------------------------------------------------------
@@ -128,31 +99,7 @@ class PlacementReconciler:
     def _current(self, about: ObjectRef, placement: Obj | None) -> dict[str, int]:
         if about in self._decided:
             return self._decided[about]
-        return {c["name"]: int(c.get("replicas", 0)) for c in ((placement or {}).get("spec") or {}).get("clusters") or ()}
-
-    def _workload(self, obj: Obj, placement: Obj | None) -> WorkloadInfo:
-        about, where = ref(obj), namespace(obj)
-        policies = self._policies.list(where)
-        moves = [_move(m) for m in ((placement or {}).get("spec") or {}).get("moves") or ()]
-        found = workload_info(
-            obj,
-            current=self._current(about, placement),
-            intents=sorted(self._intents.list(where), key=name),
-            policies=policies,
-            evicted=self._evicted(obj),
-            moves=moves,
-        )
-        fenced = tolerated_seconds(obj, [p for p in policies if concerns(p, obj)], self._settings)
-        if fenced > found.policy.toleration_seconds:
-            found = replace(found, policy=replace(found.policy, toleration_seconds=fenced))
-        return found
-
-    def _evicted(self, obj: Obj) -> Iterable[str]:
-        for pod in self._workloads["Pod"].list(namespace(obj)):
-            if EVICTED in annotations(pod):
-                owner = controller_of(pod)
-                if (owner or {}).get("uid", uid(pod)) == uid(obj):
-                    yield str((pod.get("spec") or {}).get("nodeName", ""))
+        return decided(placement)
 
     def take_account(self, about: ObjectRef) -> None:
         """What a workload takes at which sites may have changed."""
@@ -166,7 +113,7 @@ class PlacementReconciler:
 
     # -- the decision's object ------------------------------------------------------------------------------
 
-    async def _write(self, obj: Obj, placement: Obj | None, found: WorkloadInfo, plan: Plan, now: float) -> None:
+    async def _write(self, obj: Obj, placement: Obj | None, found: WorkloadInfo, plan: Plan, snapshot: Snapshot) -> None:
         about = ref(obj)
         chosen = dict(plan.clusters)
         before = found.current
@@ -177,8 +124,8 @@ class PlacementReconciler:
         self._decided[about] = chosen
         self.take_account(about)
         try:
-            placement = await self._write_spec(obj, placement, spec, before, plan, now)
-            await self._write_status(placement, obj, found, plan, now)
+            placement = await self._write_spec(obj, placement, spec, before, plan, snapshot.now)
+            await self._write_status(placement, obj, found, plan, snapshot)
         except ApiError:
             # The next look begins from what is stored.
             self._decided.pop(about, None)
@@ -210,8 +157,8 @@ class PlacementReconciler:
         metadata = placement["metadata"] | {"ownerReferences": [owner_reference(obj)]}
         return await self._client.update(placement | {"metadata": metadata, "spec": stamped})
 
-    async def _write_status(self, placement: Obj, obj: Obj, found: WorkloadInfo, plan: Plan, now: float) -> None:
-        old = placement.get("status") or {}
+    async def _write_status(self, placement: Obj, obj: Obj, found: WorkloadInfo, plan: Plan, snapshot: Snapshot) -> None:
+        old, now = placement.get("status") or {}, snapshot.now
         done = "True" if plan.clusters and plan.complete else "False"
         reason = "Placed" if done == "True" else "Unplaceable" if not plan.clusters else "Incomplete"
         conditions = with_condition(old.get("conditions") or (), "Scheduled", done, reason, plan.reason, now)
@@ -230,6 +177,8 @@ class PlacementReconciler:
             },
             **placement_status(plan),
         }
+        if done == "False":
+            status["conflict"] = as_data(impossible(snapshot, found, self._filters))
         if status != old:
             await self._client.update(placement | {"status": status}, subresource="status")
 

@@ -10,7 +10,7 @@ from typing import Any
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.concern import on_health, workload_of
-from metaos.controllers.placement import placement_name
+from metaos.controllers.facts import placement_name
 from metaos.controllers.render import available, cluster_of, paused, reported, source_label, source_of, template_of
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager

@@ -11,9 +11,9 @@ from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.concern import on_health, workload_of
 from metaos.controllers.disruption import noted
+from metaos.controllers.facts import placement_name
 from metaos.controllers.fencing import Silence, agreed, fenced_after, fencing, halt, halted, renewal_of, stopped
 from metaos.controllers.networkpolicy import Policies
-from metaos.controllers.placement import placement_name
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.render import (
     cluster_of,

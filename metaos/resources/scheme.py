@@ -124,6 +124,7 @@ CLUSTER = Kind(GROUP, VERSION, "Cluster", "clusters", False, ("site", "sites"), 
 PLACEMENT_POLICY = Kind(GROUP, VERSION, "PlacementPolicy", "placementpolicies", True, ("pp",), ("nemo",))
 INTENT = Kind(GROUP, VERSION, "Intent", "intents", True, (), ("nemo",), _STATUS)
 PLACEMENT = Kind(GROUP, VERSION, "Placement", "placements", True, ("pl",), ("nemo",), _STATUS)
+PLACEMENT_REVIEW = Kind(GROUP, VERSION, "PlacementReview", "placementreviews", False, verbs=("create",))
 WORK = Kind(GROUP, VERSION, "Work", "works", True, (), ("nemo",), _STATUS)
 
 KINDS: tuple[Kind, ...] = (
@@ -169,6 +170,7 @@ KINDS: tuple[Kind, ...] = (
     PLACEMENT_POLICY,
     INTENT,
     PLACEMENT,
+    PLACEMENT_REVIEW,
     WORK,
 )
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from metaos.resources.meta import Obj, condition, name, namespace
+from metaos.scheduler import conflicts
 from metaos.scheduler.framework import Plan
 
 #: Of how many sites a Placement keeps the scores and the rejections: what was chosen, the best others, and reasons of each kind.
@@ -75,6 +76,7 @@ def explain(placement: Obj, clusters: Iterable[Obj], intents: Iterable[Obj]) -> 
         "rejected": [*rejected, *unknown],
         "sitesLeftOut": left_out,
         "alternatives": status.get("alternatives") or [],
+        "conflict": status.get("conflict"),
         "migration": status.get("migration"),
         "moves": spec.get("moves") or [],
         "limits": status.get("limits") or {},
@@ -137,6 +139,8 @@ def _lines(found: dict[str, Any], screen: int) -> list[str]:
         lines += ["", "  rejected"]
         width = max(len(r["cluster"]) for r in found["rejected"])
         lines += [f"    {r['cluster']:<{width}}  {r['reason']}" for r in found["rejected"]]
+    if found.get("conflict"):
+        lines += ["", "  conflict", *(f"    {line}" for line in conflicts.lines(found["conflict"]))]
     if found.get("sitesLeftOut"):
         lines.append(f"  and {found['sitesLeftOut']} more sites, which are not listed")
     if found["intents"]:

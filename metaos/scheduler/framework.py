@@ -16,6 +16,8 @@ HOUR_SECONDS = 3600.0
 #: Filters whose word makes a site be left whatever the budget says: the site is gone, or somebody said so. What other filters
 #: reject (measured values above all) may change from minute to minute, so leaving for it is within the budget.
 MUST_LEAVE = frozenset({"Residency", "LocalData", "Policy", "Selectors", "Leaving", "Health", "Taints", "Cordon"})
+#: In one sentence about why there is no place.
+REASONS_TOLD, SITES_TOLD = 6, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,12 +251,16 @@ def _nowhere(rejected: Sequence[Rejection], workload: WorkloadInfo, feasible: Se
         return "there is no site yet: join one with 'nemo join-token NAME' and 'nemo agent'"
     counted: dict[str, list[str]] = {}
     for found in rejected:
-        counted.setdefault(found.filter, []).append(found.cluster)
-    return "no site can take it: " + "; ".join(f"{', '.join(sites)}: {_first(rejected, sites[0])}" for sites in counted.values())
+        counted.setdefault(found.reason, []).append(found.cluster)
+    told = list(counted.items())[:REASONS_TOLD]
+    left = len(rejected) - sum(len(sites) for _, sites in told)
+    more = f"; and {left} more sites for other reasons" if left else ""
+    return "no site can take it: " + "; ".join(f"{_some(sites)}: {reason}" for reason, sites in told) + more
 
 
-def _first(rejected: Sequence[Rejection], cluster: str) -> str:
-    return next(r.reason for r in rejected if r.cluster == cluster)
+def _some(sites: Sequence[str]) -> str:
+    left = len(sites) - SITES_TOLD
+    return ", ".join(sites[:SITES_TOLD]) + (f" and {left} more" if left > 0 else "")
 
 
 def _runner_up(workload: WorkloadInfo, feasible: Sequence[ClusterInfo], totals: dict[str, float], chosen: Choice) -> Choice:

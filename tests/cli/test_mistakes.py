@@ -27,6 +27,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "intent import": ("{folder}/text.yaml",),
     "join-token": ("edge",),
     "kubeconfig": ("--user", "ann"),
+    "plan": ("--drain", "edge"),
     "restore": ("{folder}/text.yaml",),
     "revoke": ("ann",),
     "why": ("deployment/web",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from metaos.controllers import cronjob as controller
-from metaos.controllers.placement import placeable
+from metaos.controllers.facts import placeable
 from metaos.controllers.render import manifest, work
 from metaos.resources import scheme
 from metaos.resources.meta import CLUSTER_LABEL, Obj, ref

@@ -6,7 +6,7 @@ from typing import Any
 
 from metaos.controllers import networkpolicy
 from metaos.controllers import work as work_controller
-from metaos.controllers.placement import placement_name
+from metaos.controllers.facts import placement_name
 from metaos.controllers.render import work, work_name
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, ref

@@ -1,5 +1,6 @@
 """Two real sites: cordon, drain, taint and removal do what their names say; secrets stay where they may be."""
 
+import json
 import subprocess
 from collections.abc import Iterator
 
@@ -51,6 +52,18 @@ def test_a_secret_is_on_no_site_outside_its_residency_and_nowhere_in_clear(story
         assert found.stdout == "", f"the secret's value is in {found.stdout}"
     for log in continuum.directory.glob("*.log"):
         assert "change-me" not in log.read_text(errors="replace")
+
+
+def test_a_drain_goes_where_the_plan_said(story: Story) -> None:
+    here = story.ready_sites("front")[0]
+    planned = json.loads(story.continuum.nemo("plan", "--drain", here, "-o", "json"))
+    row = next(w for w in planned["workloads"] if w["name"] == "front")
+    there = [c["name"] for c in row["after"]["clusters"]]
+    assert [c["name"] for c in row["before"]["clusters"]] == [here] and there != [here]
+    assert story.ready_sites("front") == [here, here], "a plan does nothing"
+    story.continuum.kubectl("drain", here, "--ignore-daemonsets", "--pod-selector=app=front", "--timeout=30s")
+    assert sorted(set(story.ready_sites("front"))) == there
+    story.continuum.kubectl("uncordon", here)
 
 
 def test_a_drained_site_is_left_make_before_break(story: Story) -> None:

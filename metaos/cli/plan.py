@@ -1,0 +1,273 @@
+"""``nemo plan``: what would go where and why, without doing it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from metaos.cli.connection import with_client
+from metaos.cli.output import emit, screen_width
+from metaos.http import HttpClient
+from metaos.resources import scheme
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import Obj, name, namespace
+from metaos.resources.scheme import Kind
+
+FIELD_MANAGER = "nemo-plan"
+SUFFIXES = (".yaml", ".yml", ".json")
+#: Of a plot in the terminal.
+PLOT_COLUMNS, PLOT_ROWS = 60, 12
+
+_MEASURES = (("cost", "/h"), ("carbon", "gCO2eq/h"), ("power", "W"), ("latency", "ms"))
+
+
+def read_objects(paths: Sequence[Path], where: str) -> list[Obj]:
+    """The objects of files and folders, in their order; lists are taken apart. Raises ``ValueError`` naming file and remedy."""
+    import yaml
+
+    found: list[Obj] = []
+    for path in paths:
+        files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES) if path.is_dir() else [path]
+        if not files:
+            raise ValueError(f"{path} has no file that ends in {', '.join(SUFFIXES)}")
+        for file in files:
+            try:
+                documents = list(yaml.safe_load_all(file.read_text()))
+            except yaml.MarkedYAMLError as error:
+                line = error.problem_mark.line + 1 if error.problem_mark else 1
+                raise ValueError(f"{file}: line {line}: {error.problem}") from None
+            except (yaml.YAMLError, UnicodeDecodeError):
+                raise ValueError(f"{file} is no manifest: it is not a YAML text") from None
+            for document in documents:
+                found += _objects(document, file, where)
+    return found
+
+
+def _objects(document: object, file: Path, where: str) -> Iterable[Obj]:
+    if document is None:
+        return
+    if not isinstance(document, dict) or not document.get("kind") or not document.get("apiVersion"):
+        raise ValueError(f"{file}: every document needs apiVersion and kind")
+    if str(document["kind"]).endswith("List") and isinstance(document.get("items"), list):
+        for item in document["items"]:
+            yield from _objects(item, file, where)
+        return
+    kind = scheme.by_kind(str(document["apiVersion"]), str(document["kind"]))
+    if kind is None:
+        what = f"kind {document['kind']!r} in {document['apiVersion']!r}"
+        raise ValueError(f"{file}: {what} is not served: see 'kubectl api-resources'")
+    metadata = document.get("metadata")
+    if not isinstance(metadata, dict) or not metadata.get("name"):
+        raise ValueError(f"{file}: a {kind.kind} without metadata.name")
+    if kind.namespaced and not metadata.get("namespace"):
+        metadata["namespace"] = where
+    yield document
+
+
+def supposed(drain: Sequence[str], lose: Sequence[str], price: Sequence[str], carbon: Sequence[str]) -> dict[str, Any]:
+    """The part of a review's spec that says how the world would change. Raises ``click.BadParameter``."""
+    found: dict[str, Any] = {"drain": list(drain), "lose": list(lose)}
+    found["prices"] = dict(_amount(text, "--price") for text in price)
+    found["carbonIntensities"] = dict(_amount(text, "--carbon") for text in carbon)
+    return {word: value for word, value in found.items() if value}
+
+
+def _amount(text: str, option: str) -> tuple[str, float]:
+    named, _, amount = text.partition("=")
+    try:
+        value = float(amount)
+    except ValueError:
+        value = math.nan
+    if not named or not math.isfinite(value) or value < 0:
+        raise click.BadParameter(f"{text!r} must be NAME=AMOUNT with a number of at least 0", param_hint=option)
+    return named, value
+
+
+async def ask(client: HttpClient, objects: Sequence[Obj], changes: dict[str, Any]) -> tuple[Obj, list[str]]:
+    """The answered review, and what was not checked. Each object is applied without effect first, so that it is valid, has its
+    defaults, and is what this user may apply."""
+    told: list[str] = []
+    new = {name(o) for o in objects if o["kind"] == scheme.NAMESPACE.kind}
+    spec: dict[str, Any] = {"objects": [], **changes}
+    for obj in objects:
+        kind = scheme.kind_of(obj)
+        if kind not in (*scheme.WORKLOADS, scheme.INTENT, scheme.PLACEMENT_POLICY):
+            continue
+        spec["objects"].append(await _applied(client, kind, obj, new, told))
+    review = {"apiVersion": scheme.PLACEMENT_REVIEW.api_version, "kind": scheme.PLACEMENT_REVIEW.kind, "spec": spec}
+    return await client.create(review), told
+
+
+async def _applied(client: HttpClient, kind: Kind, obj: Obj, new: set[str], told: list[str]) -> Obj:
+    from metaos.client import PatchType
+
+    where = namespace(obj)
+    try:
+        return await client.patch(
+            kind, name(obj), where, obj, type=PatchType.APPLY, field_manager=FIELD_MANAGER, force=True, dry_run=True
+        )
+    except ApiError as error:
+        if error.code == 404 and where in new:
+            note = f"namespace {where!r} is not there yet: what goes into it was not validated"
+            told += [note] if note not in told else []
+            return obj
+        raise
+
+
+def show_plan(
+    paths: Sequence[Path],
+    changes: dict[str, Any],
+    where: str,
+    output: str,
+    picture: Path | None,
+    kubeconfig: Path | None,
+    data: Path,
+) -> None:
+    """Prints the answer, and draws it where a file for the picture is named."""
+    objects = read_objects(paths, where or "default")
+
+    async def read(client: HttpClient) -> tuple[Obj, list[str]]:
+        return await ask(client, objects, changes)
+
+    review, told = with_client(kubeconfig, data, read)
+    status = review.get("status") or {}
+    if picture is not None:
+        draw(status, picture)
+        told.append(f"the picture is in {picture}")
+    emit(status, output, text="\n".join([*render(status, screen_width() or 100), *(f"note: {t}" for t in told)]))
+    if output != "text":
+        for text in told:
+            click.echo(f"note: {text}", err=True)
+
+
+# -- for people --------------------------------------------------------------------------------------------
+
+
+def render(status: dict[str, Any], width: int) -> list[str]:
+    """The plan: each workload, the sums, what cannot be met, and what else could be had."""
+    from metaos.scheduler.conflicts import lines as conflict_lines
+
+    rows = status.get("workloads") or []
+    found: list[str] = []
+    for row in rows:
+        before, after = _places(row["before"]["clusters"]), _places(row["after"]["clusters"])
+        found.append(f"{row['kind']} {row['namespace']}/{row['name']}")
+        move = after if before == after else f"{before} -> {after}"
+        found.append(f"  where     {move}")
+        found.append(f"  because   {row['reason']}")
+        if row["before"]["clusters"] or row["after"]["clusters"]:
+            found.append(f"  figures   {_figures(row['before'], row['after'])}")
+        if row.get("conflict"):
+            told = conflict_lines(row["conflict"])
+            found += [f"  {word:<9} {line}" for word, line in zip(["problem", *[""] * len(told)], told, strict=False)]
+        else:
+            found += [f"  not on    {r['cluster']}: {r['reason']}" for r in row.get("rejected") or ()]
+        found.append("")
+    if status.get("unchanged"):
+        found.append(f"{status['unchanged']} workloads would stay as they are")
+    if status.get("workloadsLeftOut"):
+        found.append(f"{status['workloadsLeftOut']} more would change that are not listed here")
+    if not rows and not status.get("workloadsLeftOut"):
+        found.append("nothing would change")
+    if status.get("before") or status.get("after"):
+        found.append(f"all together  {_figures(status.get('before') or {}, status.get('after') or {})}")
+    ways = status.get("alternatives") or []
+    if len(ways) > 1:
+        found += [
+            "",
+            "other ways for what comes or moves; none is beaten by another in everything:",
+            *_table(ways, status),
+        ]
+        found += ["", *plot(ways, status.get("chosen") or {}, min(PLOT_COLUMNS, max(20, width - 16)))]
+    return found
+
+
+def _places(clusters: Iterable[dict[str, Any]]) -> str:
+    return ", ".join(f"{c['name']} ({c['replicas']})" for c in clusters) or "nowhere"
+
+
+def _figures(before: dict[str, Any], after: dict[str, Any]) -> str:
+    parts = []
+    for word, unit in _MEASURES:
+        old, new = before.get(word), after.get(word)
+        if new is None and old is None:
+            continue
+        was = "" if old is None or not (before.get("clusters", True)) or old == new else f"{old:.4g} -> "
+        parts.append(f"{word} {was}{'unknown' if new is None else f'{new:.4g}'} {unit}")
+    return ", ".join(parts) or "none known"
+
+
+def _table(ways: Sequence[dict[str, Any]], status: dict[str, Any]) -> list[str]:
+    rows = [["", *(f"{word} [{unit}]" for word, unit in _MEASURES), "where"]]
+    rows.append(["plan", *_cells(status.get("chosen") or {}), ""])
+    for number, way in enumerate(ways, start=1):
+        places = sorted({f"{w['name']} on {'+'.join(c['name'] for c in w['clusters'])}" for w in way["workloads"]})
+        rows.append([str(number), *_cells(way), "; ".join(places)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _cells(found: dict[str, Any]) -> list[str]:
+    return ["-" if found.get(word) is None else f"{found[word]:.4g}" for word, _ in _MEASURES]
+
+
+def plot(ways: Sequence[dict[str, Any]], chosen: dict[str, Any], columns: int) -> list[str]:
+    """Money over carbon, a number for each way and ``*`` for the plan."""
+    points = [(str(n % 10), w["cost"], w["carbon"]) for n, w in enumerate(ways, start=1) if _drawable(w)]
+    if _drawable(chosen):
+        points.append(("*", chosen["cost"], chosen["carbon"]))
+    if len(points) < 2:
+        return []
+    xs, ys = [p[1] for p in points], [p[2] for p in points]
+    grid = [[" "] * columns for _ in range(PLOT_ROWS)]
+    for mark, x, y in points:
+        column = round((x - min(xs)) / ((max(xs) - min(xs)) or 1) * (columns - 1))
+        row = round((max(ys) - y) / ((max(ys) - min(ys)) or 1) * (PLOT_ROWS - 1))
+        grid[row][column] = mark
+    heads = [f"{max(ys):.4g}", *[""] * (PLOT_ROWS - 2), f"{min(ys):.4g}"]
+    found = ["  gCO2eq/h", *(f"{head:>11} |{''.join(row).rstrip()}" for head, row in zip(heads, grid, strict=True))]
+    found.append(" " * 12 + "+" + "-" * columns)
+    left = f"{min(xs):.4g}"
+    return [*found, " " * 13 + left + f"{max(xs):.4g} money/h".rjust(columns - len(left))]
+
+
+def _drawable(found: dict[str, Any]) -> bool:
+    return found.get("cost") is not None and found.get("carbon") is not None
+
+
+def draw(status: dict[str, Any], file: Path) -> None:
+    """The alternatives as PNG, SVG or PDF, by the file's ending: money, carbon, and the round trip as colour."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("pictures need matplotlib: pip install 'nemo-metaos[pictures]'") from None
+    ways = [w for w in status.get("alternatives") or () if _drawable(w)]
+    chosen = status.get("chosen") or {}
+    if not ways and not _drawable(chosen):
+        raise ValueError("there is nothing to draw: nothing would move, or no site states its price and carbon intensity")
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    if ways:
+        trips = [w.get("latency") for w in ways]
+        known = all(t is not None for t in trips)
+        colours: dict[str, Any] = {"c": trips, "cmap": "viridis"} if known else {}
+        dots = axes.scatter([w["cost"] for w in ways], [w["carbon"] for w in ways], s=60, zorder=2, **colours)
+        if known:
+            figure.colorbar(dots, label="worst round trip from users [ms]")
+        for number, way in enumerate(ways, start=1):
+            axes.annotate(str(number), (way["cost"], way["carbon"]), textcoords="offset points", xytext=(7, 5))
+    if _drawable(chosen):
+        axes.scatter([chosen["cost"]], [chosen["carbon"]], s=220, marker="*", color="tab:red", label="the plan", zorder=3)
+        axes.legend()
+    axes.set_xlabel("money per hour")
+    axes.set_ylabel("gCO2eq per hour")
+    axes.set_title("What else could be had: no way is beaten by another in everything")
+    axes.grid(alpha=0.3)
+    try:
+        figure.savefig(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the picture {file} cannot be written: {error}") from None

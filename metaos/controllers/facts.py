@@ -1,0 +1,94 @@
+"""What decisions are told of a workload: read from the informers by all who decide or ask what would be decided."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from metaos.controllers.fencing import tolerated_seconds
+from metaos.controllers.settings import Settings
+from metaos.reconcile.manager import Manager
+from metaos.resources import scheme
+from metaos.resources.meta import (
+    CLUSTER_LABEL,
+    EVICTED,
+    Obj,
+    ObjectRef,
+    annotations,
+    controller_of,
+    deleting,
+    is_true,
+    labels,
+    name,
+    namespace,
+    parse_time,
+    uid,
+)
+from metaos.resources.snapshot import Move, WorkloadInfo, concerns, workload_info
+
+
+def placement_name(about: ObjectRef) -> str:
+    """``deployment-web``."""
+    return f"{about.kind.lower()}-{about.name}"
+
+
+def placeable(obj: Obj) -> bool:
+    """Whether this is a workload that users want placed: no mirror, no pod that a controller owns, none of NEMO's own."""
+    if namespace(obj).startswith("nemo-") or deleting(obj):
+        return False
+    if obj.get("kind") == "Pod":
+        return not controller_of(obj) and not (obj.get("spec") or {}).get("nodeName")
+    return CLUSTER_LABEL not in labels(obj)
+
+
+def finished(obj: Obj) -> bool:
+    """A Job that has ended is not moved any more."""
+    return obj.get("kind") == "Job" and (is_true(obj, "Complete") or is_true(obj, "Failed"))
+
+
+def decided(placement: Obj | None) -> dict[str, int]:
+    """Site → replicas, as a Placement says it."""
+    return {c["name"]: int(c.get("replicas", 0)) for c in ((placement or {}).get("spec") or {}).get("clusters") or ()}
+
+
+class Facts:
+    """See the module."""
+
+    def __init__(self, manager: Manager, settings: Settings) -> None:
+        self._settings = settings
+        self._pods = manager.informer(scheme.POD)
+        self._intents = manager.informer(scheme.INTENT)
+        self._policies = manager.informer(scheme.PLACEMENT_POLICY)
+
+    def rules(self, where: str) -> tuple[list[Obj], list[Obj]]:
+        """The Intents, by name, and PlacementPolicies of a namespace."""
+        return sorted(self._intents.list(where), key=name), self._policies.list(where)
+
+    def workload(
+        self, obj: Obj, placement: Obj | None, current: Mapping[str, int], rules: tuple[list[Obj], list[Obj]] | None = None
+    ) -> WorkloadInfo:
+        """``current``: where it is decided to be. ``rules``: others than those that hold (see :meth:`rules`)."""
+        intents, policies = rules if rules is not None else self.rules(namespace(obj))
+        found = workload_info(
+            obj,
+            current=current,
+            intents=intents,
+            policies=policies,
+            evicted=self._evicted(obj),
+            moves=[_move(m) for m in ((placement or {}).get("spec") or {}).get("moves") or ()],
+        )
+        fenced = tolerated_seconds(obj, [p for p in policies if concerns(p, obj)], self._settings)
+        if fenced > found.policy.toleration_seconds:
+            found = replace(found, policy=replace(found.policy, toleration_seconds=fenced))
+        return found
+
+    def _evicted(self, obj: Obj) -> Iterable[str]:
+        for pod in self._pods.list(namespace(obj)):
+            if EVICTED in annotations(pod):
+                owner = controller_of(pod)
+                if (owner or {}).get("uid", uid(pod)) == uid(obj):
+                    yield str((pod.get("spec") or {}).get("nodeName", ""))
+
+
+def _move(raw: Mapping[str, Any]) -> Move:
+    """As the Placement keeps it."""
+    return Move(parse_time(raw["time"]), tuple(raw.get("from") or ()), tuple(raw.get("to") or ()), bool(raw.get("forced")))

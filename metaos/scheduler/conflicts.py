@@ -1,0 +1,267 @@
+"""What cannot be met: a minimal set of requirements that no site meets together, and the cheapest ways out, in order. Pure.
+
+Every requirement is asked of every site by itself, with the filter that judges it and everything else that the workload
+wants taken away. A set of requirements is in conflict when each site breaks one of them; it is minimal when none can be left
+out (Junker, QuickXplain, AAAI 2004, calls it a preferred conflict). Giving up all that one site breaks is a way out; those
+that contain no smaller one are the minimal correction sets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from metaos.resources import quantity
+from metaos.resources.snapshot import (
+    ClusterInfo,
+    PolicyInfo,
+    Snapshot,
+    Target,
+    WorkloadInfo,
+    base_unit,
+    distance,
+    measure,
+    wanted_text,
+)
+from metaos.scheduler.filters import FILTERS, Filter, tolerated
+
+#: Ways out that are told.
+RELAXATIONS_KEPT = 5
+#: What giving up something counts that has no amount, beside shares of amounts: 1 is "as much again as was asked".
+PLAIN_COST = 1.0
+#: Filters that judge what a workload asks for, and those that say what is the matter with a site, whatever is asked.
+ASKED = ("Residency", "LocalData", "Policy", "Selectors", "Taints", "Bounds", "Capacity")
+STATES = ("Leaving", "Health", "Cordon")
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One thing that is asked: in people's words, with where it was said, and the workload that asks for nothing else.
+
+    ``fixed``: no way out, as it is the law, not for sale, or a fact. ``target`` or ``resource`` where it has an amount."""
+
+    text: str
+    source: str
+    filter: str
+    alone: WorkloadInfo
+    fixed: bool = False
+    target: Target | None = None
+    resource: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What would have to be given up of a requirement for one site. ``share``: how far, as a share of what is asked."""
+
+    requirement: Requirement
+    text: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Relaxation:
+    """A way out: these changes, and the workload can run on ``cluster``."""
+
+    cluster: str
+    changes: tuple[Change, ...]
+
+    @property
+    def cost(self) -> float:
+        return sum(c.share for c in self.changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Impossible:
+    """``conflict`` is empty where no site could take anything at present: then ``facts`` says why, by site."""
+
+    conflict: tuple[Requirement, ...]
+    relaxations: tuple[Relaxation, ...]
+    facts: tuple[tuple[str, str], ...]
+
+
+def requirements(workload: WorkloadInfo, clusters: Sequence[ClusterInfo], now: float) -> list[Requirement]:
+    """Everything that a workload asks of a site."""
+    nothing = PolicyInfo(toleration_seconds=workload.policy.toleration_seconds)
+    bare = replace(
+        workload, cpu=0, memory=0, node_selector={}, node_affinity=(), targets=(), policy=nothing, pinned=False, local_data=False
+    )
+    everything = ({"operator": "Exists"},)
+    free = replace(bare, tolerations=everything)
+    found = []
+    for target in workload.targets:
+        if target.name == "residency" or (target.hard and target.name != "availability"):
+            law = target.name in ("residency", "trust")
+            about = f" from users in {', '.join(target.users_in)}" if target.users_in else ""
+            found.append(
+                Requirement(
+                    f"{target.name}{about} {wanted_text(target)}",
+                    f"intent {target.intent!r}",
+                    "Residency" if target.name == "residency" else "Bounds",
+                    replace(free, targets=(target,)),
+                    law,
+                    target,
+                )
+            )
+    for key, value in sorted(workload.node_selector.items()):
+        alone = replace(free, node_selector={key: value})
+        found.append(Requirement(f"a site with the label {key}={value}", "the pods' node selector", "Selectors", alone))
+    if workload.node_affinity:
+        alone = replace(free, node_affinity=workload.node_affinity)
+        found.append(Requirement("a site that the required node affinity matches", "the pods' affinity", "Selectors", alone))
+    policies = ", ".join(workload.policy.names)
+    if workload.policy.allowed is not None:
+        names = ", ".join(sorted(workload.policy.allowed)) or "no site"
+        alone = replace(free, policy=replace(nothing, names=workload.policy.names, allowed=workload.policy.allowed))
+        found.append(Requirement(f"only {names}", f"placement policy {policies}", "Policy", alone))
+    if workload.policy.selectors:
+        alone = replace(free, policy=replace(nothing, names=workload.policy.names, selectors=workload.policy.selectors))
+        found.append(Requirement("a site that the cluster selector matches", f"placement policy {policies}", "Policy", alone))
+    if workload.pinned:
+        homes = ", ".join(sorted(workload.current))
+        alone = replace(free, pinned=True, local_data=workload.local_data)
+        found.append(
+            Requirement(f"to stay on {homes}", "its data" if workload.local_data else "its kind", "LocalData", alone, True)
+        )
+    taints = {(t.key, t.value, t.effect) for c in clusters for t in c.taints if t.effect != "PreferNoSchedule"}
+    if any(
+        not tolerated(t, workload.tolerations, now) for c in clusters for t in c.taints if (t.key, t.value, t.effect) in taints
+    ):
+        alone = replace(bare, tolerations=workload.tolerations)
+        found.append(Requirement("no site whose taints it does not tolerate", "the pods' tolerations", "Taints", alone))
+    each = f" x {workload.replicas} on one site" if _together(workload) > 1 else ""
+    for resource, text in (
+        ("cpu", f"{quantity.format_milli(workload.cpu)} CPU{each}" if workload.cpu else ""),
+        ("memory", f"{workload.memory >> 20} MiB of memory{each}" if workload.memory else ""),
+        ("pods", f"room for {_together(workload)} more pods" if each else "room for one more pod"),
+    ):
+        if text:
+            found.append(Requirement(text, "the pods' requests", "Capacity", workload, resource == "pods", None, resource))
+    return found
+
+
+def impossible(snapshot: Snapshot, workload: WorkloadInfo, filters: Sequence[tuple[str, Filter]] = FILTERS) -> Impossible:
+    """Why nothing, or not all, of a workload has a place, and what to do."""
+    facts, usable = _facts(snapshot, workload, filters)
+    asked = requirements(workload, usable, snapshot.now)
+    known = dict(filters)
+    # A plugin's is one requirement, whatever it looks at.
+    others = [name for name in known if name not in ASKED and name not in STATES]
+    asked += [Requirement(f"what {name} asks for", f"filter {name}", name, workload) for name in others]
+    broken = {
+        site.name: tuple(i for i, r in enumerate(asked) if r.filter in known and _breaks(snapshot, r, site, known[r.filter]))
+        for site in usable
+    }
+    if not usable or not all(broken.values()):
+        return Impossible((), (), facts)
+    conflict = _minimal(broken.values(), len(asked))
+    ways = [
+        Relaxation(site.name, tuple(_change(asked[i], workload, site) for i in broken[site.name]))
+        for site in usable
+        if not any(asked[i].fixed for i in broken[site.name])
+    ]
+    sets = [frozenset(broken[w.cluster]) for w in ways]
+    least = [w for w, mine in zip(ways, sets, strict=True) if not any(other < mine for other in sets)]
+    least.sort(key=lambda w: (w.cost, len(w.changes), w.cluster))
+    return Impossible(tuple(asked[i] for i in conflict), tuple(least[:RELAXATIONS_KEPT]), facts)
+
+
+def _facts(
+    snapshot: Snapshot, workload: WorkloadInfo, filters: Sequence[tuple[str, Filter]]
+) -> tuple[tuple[tuple[str, str], ...], list[ClusterInfo]]:
+    facts, usable = [], []
+    for site in sorted(snapshot.clusters, key=lambda c: c.name):
+        reasons = [reason for name, judge in filters if name in STATES and (reason := judge(snapshot, workload, site))]
+        if reasons:
+            facts.append((site.name, reasons[0]))
+        else:
+            usable.append(site)
+    return tuple(facts), usable
+
+
+def _breaks(snapshot: Snapshot, asked: Requirement, site: ClusterInfo, judge: Filter) -> bool:
+    if asked.resource:
+        # The filter's own word is on the first replica alone. What runs there has its room.
+        free, each = _free(asked, site)
+        return free < each * (_together(asked.alone) - asked.alone.current.get(site.name, 0))
+    return judge(snapshot, asked.alone, site) is not None
+
+
+def _together(workload: WorkloadInfo) -> int:
+    """How many replicas a site must take for anything to run there."""
+    return max(1, workload.replicas) if workload.mode == "Whole" else 1
+
+
+def _free(asked: Requirement, site: ClusterInfo) -> tuple[int, int]:
+    """What is free of a resource, and what one replica asks of it."""
+    return {
+        "cpu": (site.cpu - site.cpu_requested, asked.alone.cpu),
+        "memory": (site.memory - site.memory_requested, asked.alone.memory),
+        "pods": (site.pods - site.pods_requested, 1),
+    }[asked.resource]
+
+
+def _minimal(broken: Iterable[tuple[int, ...]], count: int) -> list[int]:
+    """Indices of a minimal conflict. What few sites break is left out first, so that what matters most remains."""
+    sets = [frozenset(b) for b in broken]
+    kept = set(range(count))
+    weight = {i: sum(i in s for s in sets) for i in range(count)}
+    for i in sorted(kept, key=lambda i: (weight[i], -i)):
+        if all(s & (kept - {i}) for s in sets):
+            kept.discard(i)
+    return sorted(kept)
+
+
+def _change(asked: Requirement, workload: WorkloadInfo, site: ClusterInfo) -> Change:
+    target = asked.target
+    if target is not None:
+        value = measure(target.name, site, workload, target.users_in)
+        if value is None:
+            return Change(asked, f"do without {asked.text}, which is not known there", PLAIN_COST)
+        unit, short = base_unit(target.name), distance(target, value)
+        wanted = max(abs(v) for v in (target.value, target.low, target.high, 1e-9) if not math.isnan(v))
+        text = f"let {target.name} be {value:.4g} {unit} instead of {wanted_text(target)} ({short:.4g} {unit} off)"
+        return Change(asked, text.replace(" )", ")").replace("  ", " "), short / wanted)
+    if asked.resource:
+        free, each = _free(asked, site)
+        most = max(0, free) // _together(workload)
+        if not most:
+            return Change(asked, f"make room, where nothing is free, for {asked.text}", PLAIN_COST)
+        amount = f"{quantity.format_milli(most)} CPU" if asked.resource == "cpu" else f"{most >> 20} MiB of memory"
+        return Change(asked, f"ask for at most {amount} each instead of {asked.text}", 1 - most / each)
+    if asked.filter == "Taints":
+        taints = [t for t in site.taints if t.effect != "PreferNoSchedule" and not tolerated(t, workload.tolerations, 0.0)]
+        named = ", ".join(f"{t.key}{f'={t.value}' if t.value else ''}:{t.effect}" for t in taints)
+        return Change(asked, f"tolerate {named}", PLAIN_COST)
+    return Change(asked, f"give up {asked.text} ({asked.source})", PLAIN_COST)
+
+
+def as_data(found: Impossible) -> dict[str, Any]:
+    """In the form that ``Placement.status.conflict`` and reviews keep."""
+    data: dict[str, Any] = {
+        "requirements": [{"text": r.text, "source": r.source} for r in found.conflict],
+        "relaxations": [
+            {"cluster": w.cluster, "changes": [c.text for c in w.changes], "cost": round(min(w.cost, 1e9), 4)}
+            for w in found.relaxations
+        ],
+    }
+    if found.facts:
+        data["facts"] = [{"cluster": site, "reason": reason} for site, reason in found.facts]
+    return data
+
+
+def lines(conflict: Mapping[str, Any]) -> list[str]:
+    """For people."""
+    asked = conflict.get("requirements") or ()
+    if not asked:
+        return [f"{f['cluster']}: {f['reason']}" for f in conflict.get("facts") or ()]
+    found = ["no site meets these together:" if len(asked) > 1 else "no site meets this:"]
+    found += [f"  - {r['text']}  ({r['source']})" for r in asked]
+    ways = conflict.get("relaxations") or ()
+    if ways:
+        found.append("what would do, the least first:")
+        found += [f"  {n}. {w['cluster']}: {' and '.join(w['changes'])}" for n, w in enumerate(ways, start=1)]
+    else:
+        found.append("no site could take it without giving up what is law, trust or where its data is")
+    return found

@@ -1,0 +1,227 @@
+"""What-if: where everything would go if workloads came or the world changed, and what else could be had. Pure.
+
+The same decisions as the controllers', one workload after the other, each seeing the room that the ones before it take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from metaos.resources.meta import TAINT_UNREACHABLE, ObjectRef
+from metaos.resources.snapshot import ClusterInfo, Snapshot, Taint, WorkloadInfo, cost, latency, watts
+from metaos.scheduler.conflicts import Impossible, impossible
+from metaos.scheduler.filters import FILTERS, Filter
+from metaos.scheduler.framework import Plan, decide
+from metaos.scheduler.scores import SCORES, Score, users
+
+#: Of how many workloads the alternatives are looked for: a plan has ``len(MIXES)`` times as many decisions.
+MOST_WORKLOADS = 200
+#: What an alternative's weights are multiples of; an intent of the highest priority weighs 10.
+STRONG = 20.0
+#: Shares of (cost, carbon, latency): a grid over what people trade against each other.
+MIXES = tuple((a / 4, b / 4, (4 - a - b) / 4) for a in range(5) for b in range(5 - a))
+_MIXED = ("cost", "carbon", "latency")
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Of the world. ``price``: money per core and hour, by site. ``carbon``: gCO2eq/kWh, by site or electricity zone."""
+
+    drain: frozenset[str] = frozenset()
+    lose: frozenset[str] = frozenset()
+    price: tuple[tuple[str, float], ...] = ()
+    carbon: tuple[tuple[str, float], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.drain or self.lose or self.price or self.carbon)
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """Of a workload, or of several together: money and grams per hour, watts, and the worst round trip (ms) of those whose
+    users are known. ``None``: not known."""
+
+    cost: float | None
+    carbon: float | None
+    power: float
+    latency: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of one workload. ``impossible`` where not all of it has a place."""
+
+    workload: WorkloadInfo
+    plan: Plan
+    before: Measures
+    after: Measures
+    impossible: Impossible | None
+
+    @property
+    def changed(self) -> bool:
+        return dict(self.plan.clusters) != dict(self.workload.current)
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """One way that no other is better than in everything: its places, and its measures over all workloads in question."""
+
+    mix: tuple[float, float, float]
+    places: tuple[tuple[ObjectRef, tuple[tuple[str, int], ...]], ...]
+    measures: Measures
+
+
+def changed_sites(clusters: Iterable[ClusterInfo], changes: Changes, now: float) -> tuple[ClusterInfo, ...]:
+    """The sites after the changes. Raises ``ValueError`` for a site or zone that is not there."""
+    sites = {c.name: c for c in clusters}
+    zones = {c.zone for c in sites.values() if c.zone}
+    for word, names in (("drain", changes.drain), ("lose", changes.lose), ("price", {n for n, _ in changes.price})):
+        for missing in sorted(names - sites.keys()):
+            raise ValueError(f"{word}: there is no site {missing!r}; there are {', '.join(sorted(sites)) or 'none'}")
+    for named, _ in changes.carbon:
+        if named not in sites and named not in zones:
+            known = ", ".join([*sorted(sites), *sorted(zones)])
+            raise ValueError(f"carbon: there is no site or electricity zone {named!r}; there are {known or 'none'}")
+    for site, price in changes.price:
+        sites[site] = replace(sites[site], cpu_hour=price)
+    for named, intensity in changes.carbon:
+        for found in [c for c in sites.values() if named in (c.name, c.zone)]:
+            sites[found.name] = replace(found, carbon=intensity, forecast=())
+    for site in changes.drain:
+        sites[site] = replace(sites[site], unschedulable=True)
+    for site in changes.lose:
+        # Lost for so long that nothing tolerates it any more.
+        taint = Taint(TAINT_UNREACHABLE, "", "NoExecute", now - 1e9)
+        sites[site] = replace(sites[site], ready=False, taints=(*sites[site].taints, taint))
+    return tuple(sites[s] for s in sorted(sites))
+
+
+def measures(workload: WorkloadInfo, places: Mapping[str, int], sites: Mapping[str, ClusterInfo]) -> Measures:
+    """Of a workload with so many replicas on these sites."""
+    money, grams, power, trips = [], [], 0.0, []
+    for site, count in sorted(places.items()):
+        found = sites.get(site)
+        if found is None:
+            continue
+        money.append(cost(found, workload.cpu * count, workload.memory * count))
+        load = watts(found, workload.cpu * count)
+        power += load
+        grams.append(None if found.carbon is None else load / 1000 * found.carbon)
+        if regions := users(workload):
+            trips.append(latency(found, regions))
+    return Measures(
+        _sum(money), _sum(grams), power, None if None in trips else max((t for t in trips if t is not None), default=None)
+    )
+
+
+def together(found: Sequence[Measures]) -> Measures:
+    """Sums of money, grams and watts; the worst round trip."""
+    trips = [m.latency for m in found if m.latency is not None]
+    return Measures(
+        _sum([m.cost for m in found]), _sum([m.carbon for m in found]), sum(m.power for m in found), max(trips, default=None)
+    )
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return None if len(known) < len(values) else sum(known)
+
+
+def project(
+    snapshot: Snapshot,
+    changes: Changes,
+    workloads: Sequence[WorkloadInfo],
+    filters: Sequence[tuple[str, Filter]] = FILTERS,
+    scores: Sequence[Score] = SCORES,
+) -> list[Outcome]:
+    """Decides ``workloads`` in their order. ``snapshot`` counts everything that is decided already, theirs too."""
+    now = snapshot.now
+    before = {c.name: c for c in snapshot.clusters}
+    rooms = _Rooms(changed_sites(snapshot.clusters, changes, now))
+    found = []
+    for workload in workloads:
+        gone = frozenset(changes.drain & workload.current.keys())
+        asking = replace(workload, evicted=workload.evicted | gone) if gone else workload
+        rooms.take(asking, workload.current, -1)
+        world = Snapshot(now, rooms.sites())
+        plan = decide(world, asking, filters, scores)
+        rooms.take(asking, dict(plan.clusters), 1)
+        after = {c.name: c for c in world.clusters}
+        found.append(
+            Outcome(
+                asking,
+                plan,
+                measures(asking, workload.current, before),
+                measures(asking, dict(plan.clusters), after),
+                None if plan.complete and plan.clusters else impossible(world, asking, filters),
+            )
+        )
+    return found
+
+
+def alternatives(
+    snapshot: Snapshot,
+    changes: Changes,
+    outcomes: Sequence[Outcome],
+    filters: Sequence[tuple[str, Filter]] = FILTERS,
+    scores: Sequence[Score] = SCORES,
+) -> list[Alternative]:
+    """Ways to place the workloads that move or come, chosen anew by each of ``MIXES``: those that no other one beats in money,
+    carbon and latency together (Pareto). What is hard in intents and policies is so in all of them."""
+    asked = [o.workload for o in outcomes if o.changed and o.plan.clusters]
+    if not asked or len(asked) > MOST_WORKLOADS:
+        return []
+    sites = changed_sites(snapshot.clusters, changes, snapshot.now)
+    names = {c.name: c for c in sites}
+    found: dict[object, Alternative] = {}
+    for mix in MIXES:
+        weights = dict(zip(_MIXED, mix, strict=True))
+        weighed = [replace(s, weight=s.weight + STRONG * weights.get(s.name, 0.0)) for s in scores]
+        rooms = _Rooms(sites)
+        for workload in asked:
+            rooms.take(workload, workload.current, -1)
+        places = []
+        for workload in asked:
+            fresh = replace(workload, current={}, moves=(), pinned=False) if not workload.pinned else workload
+            plan = decide(Snapshot(snapshot.now, rooms.sites()), fresh, filters, weighed)
+            if not plan.complete:
+                break
+            rooms.take(workload, dict(plan.clusters), 1)
+            places.append((workload.ref, plan.clusters))
+        else:
+            total = together([measures(w, dict(p), names) for w, (_, p) in zip(asked, places, strict=True)])
+            found.setdefault(tuple(places), Alternative(mix, tuple(places), total))
+    ways = list(found.values())
+    kept = [w for w in ways if not any(_beats(o.measures, w.measures) for o in ways)]
+    return sorted(kept, key=lambda w: (_key(w.measures.cost), _key(w.measures.carbon), _key(w.measures.latency)))
+
+
+def _key(value: float | None) -> float:
+    return float("inf") if value is None else value
+
+
+def _beats(one: Measures, other: Measures) -> bool:
+    pairs = [(_key(getattr(one, f)), _key(getattr(other, f))) for f in ("cost", "carbon", "latency")]
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+class _Rooms:
+    """The sites, and what is taken of them."""
+
+    def __init__(self, sites: Iterable[ClusterInfo]) -> None:
+        self._sites = {c.name: c for c in sites}
+
+    def sites(self) -> tuple[ClusterInfo, ...]:
+        return tuple(self._sites[s] for s in sorted(self._sites))
+
+    def take(self, workload: WorkloadInfo, places: Mapping[str, int], sign: int) -> None:
+        for site, count in places.items():
+            found = self._sites.get(site)
+            if found is not None:
+                self._sites[site] = replace(
+                    found,
+                    cpu_requested=found.cpu_requested + sign * workload.cpu * count,
+                    memory_requested=found.memory_requested + sign * workload.memory * count,
+                    pods_requested=found.pods_requested + sign * count,
+                )

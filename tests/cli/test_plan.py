@@ -1,0 +1,109 @@
+"""``nemo plan``: what it reads, what it prints and what it draws."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from metaos.cli.plan import draw, plot, read_objects, render, supposed
+
+WAYS = [
+    {"cost": 0.1, "carbon": 9.0, "power": 20.0, "latency": 12.0, "workloads": [{"name": "web", "clusters": [{"name": "a"}]}]},
+    {"cost": 0.3, "carbon": 2.0, "power": 20.0, "workloads": [{"name": "web", "clusters": [{"name": "b"}, {"name": "c"}]}]},
+]
+
+
+def status(**more: Any) -> dict[str, Any]:
+    row = {
+        "kind": "Deployment",
+        "namespace": "shop",
+        "name": "web",
+        "before": {"clusters": [{"name": "a", "replicas": 1}], "cost": 0.1, "carbon": 9.0, "power": 20.0},
+        "after": {"clusters": [{"name": "b", "replicas": 1}], "cost": 0.3, "carbon": 2.0, "power": 20.0},
+        "reason": "had to leave a: the site is being drained",
+        "rejected": [{"cluster": "a", "filter": "Leaving", "reason": "the site is being drained"}],
+    }
+    return {"workloads": [row], "unchanged": 3, "before": row["before"], "after": row["after"], "chosen": row["after"]} | more
+
+
+def test_files_folders_and_lists_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\n---\n")
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n"}}
+    (tmp_path / "b.json").write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": [namespace]}))
+    (tmp_path / "c.txt").write_text("not read")
+    found = read_objects([tmp_path], "shop")
+    assert [(o["kind"], o["metadata"]) for o in found] == [
+        ("ConfigMap", {"name": "a", "namespace": "shop"}),
+        ("Namespace", {"name": "n"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "line 1"),
+        ("just a text", "every document needs apiVersion and kind"),
+        ("apiVersion: v1\nkind: Thing\nmetadata: {name: a}", "is not served: see 'kubectl api-resources'"),
+        ("apiVersion: v1\nkind: Pod", "a Pod without metadata.name"),
+        ("\x00", "is no manifest"),
+    ],
+)
+def test_a_mistake_in_a_file_names_it(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=said) as caught:
+        read_objects([file], "default")
+    assert str(file) in str(caught.value)
+
+
+def test_what_is_supposed_is_checked() -> None:
+    assert supposed(("a",), (), ("b=0.5",), ("DE=100",)) == {
+        "drain": ["a"],
+        "prices": {"b": 0.5},
+        "carbonIntensities": {"DE": 100.0},
+    }
+    for wrong in ("b", "=1", "b=", "b=x", "b=-1", "b=nan", "b=inf"):
+        with pytest.raises(click.BadParameter, match="must be NAME=AMOUNT"):
+            supposed((), (), (wrong,), ())
+
+
+def test_people_are_told_where_why_and_what_it_costs() -> None:
+    text = "\n".join(render(status(alternatives=WAYS), 100))
+    assert "a (1) -> b (1)" in text and "cost 0.1 -> 0.3 /h, carbon 9 -> 2 gCO2eq/h, power 20 W" in text
+    assert "not on    a: the site is being drained" in text and "3 workloads would stay as they are" in text
+    assert "web on b+c" in text and "money/h" in text
+
+
+def test_what_cannot_be_met_is_told_in_the_users_words() -> None:
+    found = status()
+    found["workloads"][0]["conflict"] = {"requirements": [{"text": "2 CPU", "source": "the pods' requests"}], "relaxations": []}
+    text = "\n".join(render(found, 100))
+    assert "problem   no site meets this:" in text and "- 2 CPU  (the pods' requests)" in text and "not on" not in text
+
+
+def test_nothing_to_tell_is_told() -> None:
+    assert render({"workloads": [], "alternatives": []}, 80) == ["nothing would change"]
+
+
+def test_the_plot_has_a_mark_for_each_way_and_keeps_its_width() -> None:
+    lines = plot(WAYS, {"cost": 0.2, "carbon": 5.0}, 40)
+    assert {"1", "2", "*"} <= set("".join(lines)) and max(map(len, lines)) <= 40 + 13
+    assert plot([], {}, 40) == [] and plot(WAYS[:1], {}, 40) == []
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_the_picture_is_drawn(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"plan.{suffix}"
+    draw(status(alternatives=WAYS), file)
+    assert file.read_bytes()[:5] in (b"<?xml", b"\x89PNG\r")
+
+
+def test_a_picture_of_nothing_or_of_no_known_form_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to draw"):
+        draw({}, tmp_path / "a.svg")
+    with pytest.raises(ValueError, match="cannot be written"):
+        draw(status(alternatives=WAYS), tmp_path / "a.nothing")

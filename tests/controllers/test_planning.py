@@ -1,0 +1,97 @@
+"""Placement reviews: what they say is what the placement controller then does, and nobody sees more than they may."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from metaos.controllers import placement
+from metaos.controllers.planning import Planner
+from metaos.controllers.settings import Settings
+from metaos.reconcile.manager import Manager
+from metaos.resources import scheme
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import Obj
+from tests.clock import FakeClock
+from tests.controllers.continuum import cluster, deployment, running, until
+from tests.fake_client import FakeClient
+
+
+def intent(*targets: dict[str, Any], name: str = "wish") -> Obj:
+    return {**scheme.INTENT.empty(name, "shop"), "spec": {"expectations": [{"targets": list(targets)}]}}
+
+
+class Asking:
+    """Keeps the planner that ``running`` sets up."""
+
+    def __init__(self) -> None:
+        self.planner: Planner | None = None
+
+    def setup(self, manager: Manager, client: Any, clock: Any, settings: Settings) -> None:
+        self.planner = Planner(manager, clock, settings)
+
+    async def __call__(self, visible: bool = True, **spec: Any) -> dict[str, Any]:
+        assert self.planner is not None
+        answer = await self.planner.review({"spec": spec, "metadata": {}}, lambda where: visible)
+        status: dict[str, Any] = answer["status"]
+        return status
+
+
+def places(row: dict[str, Any]) -> dict[str, int]:
+    return {c["name"]: c["replicas"] for c in row["clusters"]}
+
+
+async def placed(client: FakeClient, clock: FakeClock, name: str) -> dict[str, int]:
+    found = await until(clock, lambda: client.find(scheme.PLACEMENT, f"deployment-{name}", "shop"))
+    return places(found["spec"])
+
+
+async def test_what_is_planned_is_what_is_done() -> None:
+    asking = Asking()
+    sites = (cluster("a", electricity={"carbonIntensity": 500}), cluster("b", electricity={"carbonIntensity": 20}))
+    async with running(placement.setup, asking.setup, objects=sites) as (client, clock):
+        status = await asking(objects=[deployment("web", cpu="3"), deployment("api", cpu="3")])
+        planned = {w["name"]: places(w["after"]) for w in status["workloads"]}
+        assert planned == {"api": {"b": 1}, "web": {"a": 1}}
+        await client.create(deployment("api", cpu="3"))
+        assert await placed(client, clock, "api") == planned["api"]
+        await client.create(deployment("web", cpu="3"))
+        assert await placed(client, clock, "web") == planned["web"]
+        again = await asking(objects=[deployment("web", cpu="3")])
+        assert [places(w["after"]) for w in again["workloads"]] == [{"a": 1}]
+        assert again["workloads"][0]["before"]["clusters"] == [{"name": "a", "replicas": 1}]
+
+
+async def test_an_intent_that_is_not_applied_yet_counts_and_one_that_cannot_be_met_says_why() -> None:
+    asking = Asking()
+    async with running(placement.setup, asking.setup, objects=(cluster("a"), cluster("b"), deployment())) as (client, clock):
+        await placed(client, clock, "web")
+        wish = intent({"name": "carbonIntensity", "condition": "IsLessThan", "value": 100, "hard": True})
+        (row,) = (await asking(objects=[wish]))["workloads"]
+        assert row["conflict"]["requirements"] == [{"text": "carbonIntensity below 100 gCO2eq/kWh", "source": "intent 'wish'"}]
+        assert row["conflict"]["relaxations"][0]["cost"] == 1.0
+
+
+async def test_the_placement_of_what_cannot_be_placed_keeps_the_conflict() -> None:
+    wish = intent({"name": "residency", "condition": "IsOneOf", "value": ["CH"]})
+    async with running(placement.setup, objects=(cluster("a"), deployment(), wish)) as (client, clock):
+        found = await until(
+            clock, lambda: (client.find(scheme.PLACEMENT, "deployment-web", "shop") or {}).get("status", {}).get("conflict")
+        )
+        assert found["requirements"] == [{"text": "residency one of CH", "source": "intent 'wish'"}]
+        assert found["relaxations"] == []
+
+
+async def test_changes_of_the_world_touch_what_they_concern() -> None:
+    asking = Asking()
+    objects = (cluster("a"), cluster("b"), deployment("one"), deployment("two"))
+    async with running(placement.setup, asking.setup, objects=objects) as (client, clock):
+        here = next(iter(await placed(client, clock, "one")))
+        status = await asking(drain=[here])
+        assert all(here not in places(w["after"]) for w in status["workloads"]) and status["workloads"]
+        assert (await asking(visible=False, drain=[here]))["workloads"] == []
+        assert (await asking(visible=False, drain=[here]))["workloadsLeftOut"] == len(status["workloads"])
+        with pytest.raises(ApiError, match="there is no site 'mars'") as caught:
+            await asking(lose=["mars"])
+        assert caught.value.code == 422

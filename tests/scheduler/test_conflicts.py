@@ -1,0 +1,129 @@
+"""What cannot be met: the set is in conflict and minimal, and every way out leads out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hypothesis import given
+
+from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Snapshot, Taint, Target, WorkloadInfo
+from metaos.scheduler.conflicts import Impossible, Requirement, _breaks, as_data, impossible, lines, requirements
+from metaos.scheduler.filters import FILTERS
+from metaos.scheduler.framework import decide
+from tests.scheduler.worlds import GIB, NOW, clusters, residency, site, workload, workloads, world
+
+JUDGES = dict(FILTERS)
+
+
+def below(name: str, value: float, **more: object) -> Target:
+    return Target(name, "IsLessThan", value, hard=True, intent="wish", **more)  # type: ignore[arg-type]
+
+
+def texts(found: Impossible) -> list[str]:
+    return [r.text for r in found.conflict]
+
+
+def broken(found: tuple[ClusterInfo, ...], asked: Requirement) -> set[str]:
+    snapshot = Snapshot(NOW, found)
+    return {c.name for c in found if _breaks(snapshot, asked, c, JUDGES[asked.filter])}
+
+
+@given(clusters(), workloads(fresh=True))
+def test_a_conflict_is_one_and_nothing_in_it_is_too_much(found: tuple[ClusterInfo, ...], what: WorkloadInfo) -> None:
+    told = impossible(Snapshot(NOW, found), what)
+    facts = {name for name, _ in told.facts}
+    usable = tuple(c for c in found if c.name not in facts)
+    if not told.conflict:
+        return
+    sets = [broken(usable, r) for r in told.conflict]
+    assert set().union(*sets) == {c.name for c in usable}
+    for index in range(len(sets)):
+        assert set().union(*sets[:index], *sets[index + 1 :]) != {c.name for c in usable}
+
+
+@given(clusters(), workloads(fresh=True))
+def test_what_has_no_place_has_a_conflict_or_facts(found: tuple[ClusterInfo, ...], what: WorkloadInfo) -> None:
+    plan = decide(Snapshot(NOW, found), what)
+    if found and what.replicas and not plan.clusters and what.mode != "Whole":
+        told = impossible(Snapshot(NOW, found), what)
+        assert told.conflict or {n for n, _ in told.facts} == {c.name for c in found}
+
+
+@given(clusters(), workloads(fresh=True))
+def test_no_way_out_contains_a_smaller_one_or_gives_up_the_law(found: tuple[ClusterInfo, ...], what: WorkloadInfo) -> None:
+    told = impossible(Snapshot(NOW, found), what)
+    sets = [frozenset(c.requirement.text for c in way.changes) for way in told.relaxations]
+    assert not any(a < b for a in sets for b in sets)
+    assert not any(c.requirement.fixed for way in told.relaxations for c in way.changes)
+    assert [w.cost for w in told.relaxations] == sorted(w.cost for w in told.relaxations)
+
+
+def test_two_wishes_that_no_site_meets_together_are_named_and_a_third_is_not() -> None:
+    near = site("near", latencies={"es": 10.0}, carbon=400.0)
+    clean = site("clean", latencies={"es": 60.0}, carbon=30.0)
+    what = workload(
+        targets=(below("latency", 40, users_in=("es",)), below("carbonIntensity", 100), below("cost", 1.0), residency("EU"))
+    )
+    told = impossible(world(near, clean), what)
+    assert texts(told) == ["latency from users in es below 40 ms", "carbonIntensity below 100 gCO2eq/kWh"]
+    assert [(w.cluster, round(w.cost, 2)) for w in told.relaxations] == [("clean", 0.5), ("near", 3.0)]
+    assert lines(as_data(told)) == [
+        "no site meets these together:",
+        "  - latency from users in es below 40 ms  (intent 'wish')",
+        "  - carbonIntensity below 100 gCO2eq/kWh  (intent 'wish')",
+        "what would do, the least first:",
+        "  1. clean: let latency be 60 ms instead of below 40 ms (20 ms off)",
+        "  2. near: let carbonIntensity be 400 gCO2eq/kWh instead of below 100 gCO2eq/kWh (300 gCO2eq/kWh off)",
+    ]
+
+
+def test_the_law_is_named_and_never_offered() -> None:
+    told = impossible(world(site("a"), site("b")), workload(targets=(residency("CH"),)))
+    assert texts(told) == ["residency one of CH"] and not told.relaxations
+    assert lines(as_data(told))[-1] == "no site could take it without giving up what is law, trust or where its data is"
+
+
+def test_room_selectors_policies_and_taints_are_requirements_too() -> None:
+    small = site("small", cpu=500, labels={"gpu": "yes"})
+    large = site("large", cpu=8000)
+    tainted = site("tainted", labels={"gpu": "yes"}, taints=(Taint("only", "ml", "NoSchedule"),))
+    what = workload(cpu=2000, node_selector={"gpu": "yes"})
+    told = impossible(world(small, large, tainted), what)
+    assert texts(told) == ["a site with the label gpu=yes", "no site whose taints it does not tolerate", "2 CPU"]
+    ways = {w.cluster: [c.text for c in w.changes] for w in told.relaxations}
+    assert ways == {
+        "small": ["ask for at most 500m CPU each instead of 2 CPU"],
+        "large": ["give up a site with the label gpu=yes (the pods' node selector)"],
+        "tainted": ["tolerate only=ml:NoSchedule"],
+    }
+    barred = workload(policy=PolicyInfo(names=("p",), allowed=frozenset({"gone"})))
+    assert texts(impossible(world(small), barred)) == ["only gone"]
+
+
+def test_whole_work_needs_all_its_room_on_one_site() -> None:
+    what = dataclasses.replace(workload("StatefulSet", replicas=3, memory=4 * GIB))
+    told = impossible(world(site("a"), site("b")), what)
+    assert texts(told) == ["4096 MiB of memory x 3 on one site"]
+    assert (
+        told.relaxations[0].changes[0].text
+        == "ask for at most 2730 MiB of memory each instead of 4096 MiB of memory x 3 on one site"
+    )
+
+
+def test_sites_that_take_nothing_are_facts() -> None:
+    told = impossible(world(site("dead", ready=False), site("off", unschedulable=True)), workload())
+    assert not told.conflict and dict(told.facts) == {"dead": "the site does not answer", "off": "the site is cordoned"}
+    assert lines(as_data(told)) == ["dead: the site does not answer", "off: the site is cordoned"]
+
+
+def test_a_plugins_word_counts_as_one_requirement() -> None:
+    filters = (*FILTERS, ("Moon", lambda snapshot, workload, cluster: "no full moon"))
+    told = impossible(world(site("a")), workload(), filters)
+    assert texts(told) == ["what Moon asks for"] and told.relaxations[0].changes[0].share == 1.0
+
+
+def test_every_requirement_is_alone() -> None:
+    what = workload(cpu=10_000_000, node_selector={"x": "y"}, targets=(residency("CH"),))
+    for asked in requirements(what, [site("a")], NOW):
+        fits = asked.resource in ("memory", "pods")
+        assert broken((site("a"),), asked) == (set() if fits else {"a"})

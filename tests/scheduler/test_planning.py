@@ -1,0 +1,108 @@
+"""What-if: the same decisions as the real ones, in order, each within the room that is left; and what else could be had."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+
+from metaos.resources.meta import ObjectRef
+from metaos.resources.snapshot import ClusterInfo, Snapshot, Target, WorkloadInfo
+from metaos.scheduler.framework import decide
+from metaos.scheduler.planning import Changes, alternatives, changed_sites, measures, project, together
+from tests.scheduler.worlds import NOW, clusters, site, workload, workloads, world
+
+
+def named(name: str, **more: object) -> WorkloadInfo:
+    return dataclasses.replace(workload(**more), ref=ObjectRef("apps", "Deployment", "shop", name))  # type: ignore[arg-type]
+
+
+@given(clusters(), workloads())
+def test_one_workload_and_no_change_is_what_is_decided(found: tuple[ClusterInfo, ...], what: WorkloadInfo) -> None:
+    free = [
+        dataclasses.replace(
+            c,
+            cpu_requested=c.cpu_requested + what.cpu * what.current.get(c.name, 0),
+            memory_requested=c.memory_requested + what.memory * what.current.get(c.name, 0),
+            pods_requested=c.pods_requested + what.current.get(c.name, 0),
+        )
+        for c in found
+    ]
+    (outcome,) = project(Snapshot(NOW, tuple(free)), Changes(), [what])
+    assert outcome.plan == decide(Snapshot(NOW, tuple(sorted(found, key=lambda c: c.name))), what)
+
+
+@given(clusters())
+def test_room_is_given_once(found: tuple[ClusterInfo, ...]) -> None:
+    asked = [named(f"w{n}", replicas=3, cpu=1500) for n in range(4)]
+    used: dict[str, int] = {}
+    for outcome in project(Snapshot(NOW, found), Changes(), asked):
+        for name, count in outcome.plan.clusters:
+            used[name] = used.get(name, 0) + 1500 * count
+    for cluster in found:
+        assert used.get(cluster.name, 0) <= max(0, cluster.cpu - cluster.cpu_requested)
+
+
+def test_a_drained_and_a_lost_site_are_left() -> None:
+    here = named("web", current={"a": 1})
+    for changes in (Changes(drain=frozenset({"a"})), Changes(lose=frozenset({"a"}))):
+        (outcome,) = project(world(site("a"), site("b", cpu_hour=0.06)), changes, [here])
+        assert dict(outcome.plan.clusters) == {"b": 1} and outcome.changed
+        assert outcome.before.cost == pytest.approx(0.003) and outcome.after.cost == pytest.approx(0.006)
+
+
+def test_prices_and_carbon_change_by_site_and_by_zone() -> None:
+    sites = (site("a", zone="DE"), site("b", zone="DE"), site("c", zone="FR"))
+    found = {c.name: c for c in changed_sites(sites, Changes(price=(("a", 9.0),), carbon=(("DE", 700.0), ("c", 1.0))), NOW)}
+    assert found["a"].cpu_hour == 9.0 and found["b"].cpu_hour == 0.03
+    assert (found["a"].carbon, found["b"].carbon, found["c"].carbon) == (700.0, 700.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        Changes(drain=frozenset({"x"})),
+        Changes(lose=frozenset({"x"})),
+        Changes(price=(("x", 1.0),)),
+        Changes(carbon=(("x", 1.0),)),
+    ],
+)
+def test_a_site_that_is_not_there_is_named_with_those_that_are(changes: Changes) -> None:
+    with pytest.raises(ValueError, match=r"there is no site.* 'x'; there are a"):
+        changed_sites([site("a")], changes, NOW)
+
+
+def test_what_is_not_known_stays_unknown() -> None:
+    what = named("web", targets=(Target("latency", "IsLessThan", 50.0, users_in=("es",), intent="i"),))
+    known = measures(what, {"a": 2}, {"a": site("a", latencies={"es": 20.0})})
+    assert known.latency == 20.0 and known.cost == pytest.approx(0.006)
+    assert known.power == pytest.approx(5.0) and known.carbon == pytest.approx(1.0)
+    unknown = measures(
+        what, {"a": 1, "b": 1}, {"a": site("a", latencies={"es": 20.0}), "b": site("b", cpu_hour=None, carbon=None)}
+    )
+    assert (unknown.latency, unknown.cost, unknown.carbon) == (None, None, None)
+    assert together([known, unknown]).cost is None and together([known, known]).cost == pytest.approx(0.012)
+
+
+def test_alternatives_trade_money_against_carbon_and_none_is_beaten() -> None:
+    sites = world(
+        site("cheap", cpu_hour=0.01, carbon=500.0),
+        site("clean", cpu_hour=0.09, carbon=20.0),
+        site("bad", cpu_hour=0.2, carbon=900.0),
+    )
+    outcomes = project(sites, Changes(), [named("web", cpu=1000)])
+    found = alternatives(sites, Changes(), outcomes)
+    assert [a.places[0][1] for a in found] == [(("cheap", 1),), (("clean", 1),)]
+
+
+@given(clusters())
+def test_no_alternative_beats_another(found: tuple[ClusterInfo, ...]) -> None:
+    asked = [named(f"w{n}", cpu=300) for n in range(3)]
+    snapshot = Snapshot(NOW, found)
+    ways = alternatives(snapshot, Changes(), project(snapshot, Changes(), asked))
+    values = [(w.measures.cost, w.measures.carbon, w.measures.latency) for w in ways]
+    for one in values:
+        for other in values:
+            pairs = [(1e9 if a is None else a, 1e9 if b is None else b) for a, b in zip(one, other, strict=True)]
+            assert not (all(a <= b for a, b in pairs) and any(a < b for a, b in pairs))
