@@ -16,6 +16,13 @@ from examples.demo.load import Load, StableUrl
 
 SITES = ("cloud-frankfurt", "cloud-hamina", "edge-paris", "edge-london", "gateway-brussels")
 URL = "/api/v1/namespaces/shop/services/{}/proxy{}"
+#: Hours of the replay pass in seconds, so that work need not stay for minutes where it has moved to.
+QUICK = {
+    "apiVersion": "meta-os.eu/v1alpha1",
+    "kind": "PlacementPolicy",
+    "metadata": {"name": "quick", "namespace": "shop"},
+    "spec": {"migration": {"coolDownSeconds": 5}},
+}
 #: The carbon replay: rows of examples/data/carbon-week.csv.
 CLEAN_HOUR, DIRTY_HOUR = 60, 76
 
@@ -85,6 +92,9 @@ class Story:
         self.show(self.continuum.kubectl("apply", "-f", str(ROOT / "examples/shop/00-namespace.yaml")))
         for intent in ("10-latency", "20-carbon", "30-residency"):
             self.continuum.kubectl("apply", "-f", str(ROOT / f"examples/intents/{intent}.yaml"))
+        quick = self.continuum.directory / "quick.json"
+        quick.write_text(json.dumps(QUICK))
+        self.continuum.kubectl("apply", "-f", str(quick))
         self.show(self.continuum.kubectl("apply", "-f", str(self._application())))
         for workload in ("statefulset/store", "deployment/api", "deployment/web"):
             self.continuum.kubectl("rollout", "status", workload, "-n", "shop", "--timeout=60s")

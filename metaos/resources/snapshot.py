@@ -139,7 +139,7 @@ class PolicyInfo:
     toleration_seconds: float = 0.0
     minimum_improvement: float = 5.0
     budget_per_hour: int = 12
-    #: For so long nothing goes back to a site that it left.
+    #: For so long after a move nothing moves for a gain.
     cool_down_seconds: float = 300.0
 
 

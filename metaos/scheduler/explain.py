@@ -152,7 +152,7 @@ def _lines(found: dict[str, Any], screen: int) -> list[str]:
 def _limits(limits: dict[str, Any]) -> str:
     return (
         f"for a gain of {limits['minimumImprovement']:g} points or more, at most {limits['budgetPerHour']} times an hour, "
-        f"and not back within {limits['coolDownSeconds']:g} s"
+        f"and not within {limits['coolDownSeconds']:g} s of the last move"
     )
 
 

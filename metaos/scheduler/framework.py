@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo
+from metaos.resources.snapshot import ClusterInfo, Move, Snapshot, WorkloadInfo
 from metaos.scheduler import scores as scoring
 from metaos.scheduler.filters import FILTERS, Filter, closed, room
 from metaos.scheduler.scores import SCORES, Score, Term
@@ -193,12 +193,10 @@ def _improve(
     if gain < workload.policy.minimum_improvement:
         least = workload.policy.minimum_improvement
         return make(stay, f"stays: {names} would be only {gain:.1f} points better, a move is worth it from {least:g}")
-    until, left_site = _cooling(workload, best.clusters.keys() - workload.current.keys())
-    if until > snapshot.now:
-        seconds = workload.policy.cool_down_seconds
+    if workload.moves and (until := workload.moves[-1].time + workload.policy.cool_down_seconds) > snapshot.now:
+        seconds, moved = workload.policy.cool_down_seconds, _moved(workload.moves[-1])
         better = f"{names} would be {gain:.1f} points better"
-        text = f"stays: {better}, but it left {left_site} less than {seconds:g} s ago (cool-down)"
-        return make(stay, text, again=until)
+        return make(stay, f"stays: {better}, but it moved{moved} less than {seconds:g} s ago (cool-down)", again=until)
     if _spent(snapshot, workload):
         return make(stay, f"stays: {names} would be {gain:.1f} points better, but {_budget(workload)}", again=_refill(workload))
     return make(best, f"{names} is {gain:.1f} points better", migrates=True)
@@ -214,11 +212,10 @@ def _had_to_leave(workload: WorkloadInfo) -> set[str]:
     return found
 
 
-def _cooling(workload: WorkloadInfo, joining: Iterable[str]) -> tuple[float, str]:
-    """Until when the cool-down bars one of these sites, and which."""
-    wanted = set(joining)
-    ends = [(m.time + workload.policy.cool_down_seconds, site) for m in workload.moves for site in m.left if site in wanted]
-    return max(ends, default=(-math.inf, ""))
+def _moved(move: Move) -> str:
+    """From where and to where, as far as that is remembered."""
+    left, joined = ", ".join(sorted(move.left)), ", ".join(sorted(move.joined))
+    return (f" from {left}" if left else "") + (f" to {joined}" if joined else "")
 
 
 def _spent(snapshot: Snapshot, workload: WorkloadInfo) -> bool:

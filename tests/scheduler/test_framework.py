@@ -105,7 +105,7 @@ def test_a_small_gain_does_not() -> None:
 
 def test_a_spent_budget_keeps_it_until_the_hour_is_over() -> None:
     sites = world(site("a", carbon=500.0), site("b", carbon=30.0))
-    policy = PolicyInfo(budget_per_hour=1)
+    policy = PolicyInfo(budget_per_hour=1, cool_down_seconds=0)
     recent = workload(current={"a": 1}, targets=CLEAN, policy=policy, moves=(Move(NOW - 60),))
     assert placed(decide(sites, recent)) == {"a": 1}
     assert "budget" in decide(sites, recent).reason
