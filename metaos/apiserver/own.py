@@ -37,7 +37,10 @@ def policy_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     spec = obj.get("spec") or {}
     yield from _selector(spec.get("workloads"), "spec.workloads.selector")
     yield from _selector({"selector": spec.get("clusterSelector")}, "spec.clusterSelector")
-    for key, weight in ((spec.get("division") or {}).get("weights") or {}).items():
+    weights = (spec.get("division") or {}).get("weights") or {}
+    if weights and not any(weights.values()):
+        yield invalid("spec.division.weights", weights, "must give at least one site a weight above 0, or be left out")
+    for key, weight in weights.items():
         if weight < 0:
             yield invalid(f"spec.division.weights.{key}", weight, "must not be negative; 0 keeps replicas away from this site")
     for i, override in enumerate(spec.get("overrides") or ()):

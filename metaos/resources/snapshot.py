@@ -135,6 +135,8 @@ class PolicyInfo:
     tolerations: tuple[Mapping[str, Any], ...] = ()
     spread: tuple[Spread, ...] = ()
     mode: str = ""
+    #: By which divided replicas go to the sites that are named, and to no others; empty where scores decide.
+    weights: Mapping[str, float] = field(default_factory=dict)
     failback: str = "WhenBetter"
     toleration_seconds: float = 0.0
     minimum_improvement: float = 5.0
@@ -168,6 +170,11 @@ class WorkloadInfo:
     moves: tuple[Move, ...] = ()
     targets: tuple[Target, ...] = ()
     policy: PolicyInfo = PolicyInfo()
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Site → weight, where they decide how replicas are divided."""
+        return self.policy.weights if self.mode == "Divided" else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,6 +489,10 @@ def _users(contexts: Iterable[Mapping[str, Any]]) -> Iterable[str]:
             yield from (str(v) for v in value) if isinstance(value, list) else (str(value),)
 
 
+def _weights(stated: Mapping[str, Any]) -> dict[str, float]:
+    return {site: float(stated[site]) for site in sorted(stated) if 0 < float(stated[site]) < math.inf}
+
+
 def merge_policies(policies: Iterable[Obj]) -> PolicyInfo:
     """Several policies as one: selectors all hold, allowed sites are the intersection, the larger bound wins."""
     ordered = sorted(policies, key=name)
@@ -505,6 +516,7 @@ def merge_policies(policies: Iterable[Obj]) -> PolicyInfo:
             for s in spec.get("spread") or ()
         ),
         mode=next((str(spec["division"]["mode"]) for spec in found if (spec.get("division") or {}).get("mode")), ""),
+        weights=next((_weights(w) for spec in found if (w := (spec.get("division") or {}).get("weights"))), {}),
         failback="Never" if any(spec.get("failback") == "Never" for spec in found) else default.failback,
         toleration_seconds=max([float(spec.get("tolerationSeconds") or 0) for spec in found], default=0.0),
         minimum_improvement=max(

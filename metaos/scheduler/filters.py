@@ -128,6 +128,8 @@ def policy(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> 
         return f"placement policy {', '.join(found.names)} allows only {', '.join(sorted(found.allowed)) or 'no site'}"
     if not all(selects(cluster.labels) for selects in found.selectors):
         return f"placement policy {', '.join(found.names)} selects other sites"
+    if (weights := workload.weights) and cluster.name not in weights:
+        return f"placement policy {', '.join(found.names)} gives weight only to {', '.join(weights)}"
     return None
 
 

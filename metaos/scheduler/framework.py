@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from metaos.resources.snapshot import ClusterInfo, Move, Snapshot, WorkloadInfo
+from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo
 from metaos.scheduler import scores as scoring
 from metaos.scheduler.filters import FILTERS, Filter, closed, room
 from metaos.scheduler.scores import SCORES, Score, Term
@@ -149,6 +149,8 @@ def _reconsider(
             return make(Choice(staying, False), f"must leave {why}; but {_nowhere(rejected, workload, feasible)}")
         return make(choice, f"had to leave {why}", migrates=True, forced=True)
     kept = [c for c in feasible if c.name in workload.current]
+    if workload.weights and workload.replicas:
+        return _reweigh(snapshot, workload, feasible, totals, make)
     stay = distribute(workload, kept, kept if workload.mode != "Everywhere" else feasible, totals)
     if workload.mode == "Everywhere":
         return make(stay, "every site that matches")
@@ -167,6 +169,35 @@ def _reconsider(
             return make(kept_on, f"stays, though {why}: {_budget(workload)}", again=_refill(workload))
         return make(choice, why, migrates=leaves, forced=True)
     return _improve(snapshot, workload, feasible, totals, best, stay, make)
+
+
+def _reweigh(
+    snapshot: Snapshot,
+    workload: WorkloadInfo,
+    feasible: Sequence[ClusterInfo],
+    totals: dict[str, float],
+    make: Callable[..., Plan],
+) -> Plan:
+    """Where weights divide, no score does: what changes is who is there. A site is left for that as for a gain."""
+    if workload.settled and sum(workload.current.values()) == workload.replicas:
+        return make(Choice(dict(workload.current), True), "stays: a started job is not divided anew")
+    barred = _had_to_leave(workload) - workload.current.keys() if workload.policy.failback == "Never" else set()
+    choice = choose(workload, [c for c in feasible if c.name not in barred], totals)
+    if not choice.complete:
+        choice = choose(workload, feasible, totals)
+    if not choice.complete:
+        kept = choice if choice.clusters else Choice(dict(workload.current), False)
+        return make(kept, f"not all replicas have a place: {_nowhere((), workload, feasible)}")
+    leaving = workload.current.keys() - choice.clusters.keys()
+    if not leaving:
+        return make(choice, choice.why)
+    stay = distribute(workload, (), [c for c in feasible if c.name in workload.current], totals)
+    why = f"stays, though it shall be {choice.why}"
+    if stay.complete and (until := _cooled(workload)) > snapshot.now:
+        return make(stay, f"{why}, but {_moved(workload)}", again=until)
+    if stay.complete and _spent(snapshot, workload):
+        return make(stay, f"{why}, but {_budget(workload)}", again=_refill(workload))
+    return make(choice, choice.why, migrates=True)
 
 
 def _improve(
@@ -193,10 +224,8 @@ def _improve(
     if gain < workload.policy.minimum_improvement:
         least = workload.policy.minimum_improvement
         return make(stay, f"stays: {names} would be only {gain:.1f} points better, a move is worth it from {least:g}")
-    if workload.moves and (until := workload.moves[-1].time + workload.policy.cool_down_seconds) > snapshot.now:
-        seconds, moved = workload.policy.cool_down_seconds, _moved(workload.moves[-1])
-        better = f"{names} would be {gain:.1f} points better"
-        return make(stay, f"stays: {better}, but it moved{moved} less than {seconds:g} s ago (cool-down)", again=until)
+    if (until := _cooled(workload)) > snapshot.now:
+        return make(stay, f"stays: {names} would be {gain:.1f} points better, but {_moved(workload)}", again=until)
     if _spent(snapshot, workload):
         return make(stay, f"stays: {names} would be {gain:.1f} points better, but {_budget(workload)}", again=_refill(workload))
     return make(best, f"{names} is {gain:.1f} points better", migrates=True)
@@ -212,10 +241,17 @@ def _had_to_leave(workload: WorkloadInfo) -> set[str]:
     return found
 
 
-def _moved(move: Move) -> str:
-    """From where and to where, as far as that is remembered."""
-    left, joined = ", ".join(sorted(move.left)), ", ".join(sorted(move.joined))
-    return (f" from {left}" if left else "") + (f" to {joined}" if joined else "")
+def _cooled(workload: WorkloadInfo) -> float:
+    """Until when the cool-down after the last move bars another one."""
+    return workload.moves[-1].time + workload.policy.cool_down_seconds if workload.moves else -math.inf
+
+
+def _moved(workload: WorkloadInfo) -> str:
+    """Which move it cools down from, as far as that is remembered."""
+    last, seconds = workload.moves[-1], workload.policy.cool_down_seconds
+    left, joined = ", ".join(sorted(last.left)), ", ".join(sorted(last.joined))
+    where = (f" from {left}" if left else "") + (f" to {joined}" if joined else "")
+    return f"it moved{where} less than {seconds:g} s ago (cool-down)"
 
 
 def _spent(snapshot: Snapshot, workload: WorkloadInfo) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -50,6 +51,8 @@ def distribute(
         for cluster in good or fitting:
             return Choice({cluster.name: workload.replicas}, True, bool(good))
         return Choice({}, False)
+    if workload.weights:
+        return _weigh(workload, ranked, spaces)
     sites, satisfies = _sites(workload, ranked, spaces, len(held))
     choice = _fill(workload, sites, spaces, satisfies)
     if satisfies and not choice.satisfies and workload.policy.spread:
@@ -57,6 +60,29 @@ def distribute(
         wider = _fill(workload, [c for c in ranked if spaces[c.name] > 0], spaces, True)
         return wider if wider.satisfies else choice
     return choice
+
+
+def _weigh(workload: WorkloadInfo, feasible: Sequence[ClusterInfo], spaces: Mapping[str, int]) -> Choice:
+    """Divides the replicas by weight, as seats are by votes (Sainte-Laguë): one more replica adds one somewhere and moves none,
+    and what does not fit at one site goes to the others by their weights. Ties go to the heavier, then to the first name."""
+    weights = workload.weights
+    order = [(1 / weights[c.name], -weights[c.name], c.name) for c in feasible if c.name in weights and spaces[c.name] > 0]
+    heapq.heapify(order)
+    result: dict[str, int] = {}
+    left = workload.replicas
+    while left and order:
+        _, minus, site = order[0]
+        result[site] = result.get(site, 0) + 1
+        left -= 1
+        if result[site] < spaces[site]:
+            heapq.heapreplace(order, ((2 * result[site] + 1) / -minus, minus, site))
+        else:
+            heapq.heappop(order)
+    used = [c for c in feasible if c.name in result]
+    groups = all(len({group(c, s.by) for c in used}) >= s.min_groups for s in workload.policy.spread)
+    satisfies = not left and groups and _available(workload, used) and _even(workload, used, result)
+    why = f"divided by the policy's weights ({', '.join(f'{site} {weight:g}' for site, weight in weights.items())})"
+    return Choice(result, not left, satisfies, why)
 
 
 def _ranked(clusters: Sequence[ClusterInfo], totals: Mapping[str, float]) -> list[ClusterInfo]:

@@ -103,6 +103,29 @@ def test_a_small_gain_does_not() -> None:
     assert placed(plan) == {"a": 1} and not plan.migrates and "worth it from 5" in plan.reason
 
 
+def test_weights_decide_who_is_where_whatever_the_scores_say() -> None:
+    sites = (site("a", carbon=500.0), site("b", carbon=500.0), site("c", carbon=20.0))
+    policy = PolicyInfo(names=("p",), weights={"a": 2.0, "b": 1.0})
+    first = decide(world(*sites), workload(replicas=3, targets=CLEAN, policy=policy))
+    assert placed(first) == {"a": 2, "b": 1} and first.reason == "divided by the policy's weights (a 2, b 1)"
+    assert [(r.cluster, r.reason) for r in first.rejected] == [("c", "placement policy p gives weight only to a, b")]
+    # A site that is lost is left; healed, it gets its share back, and that is no move.
+    alone = decide(world(*sites[1:]), workload(replicas=3, policy=policy, current={"a": 2, "b": 1}))
+    assert placed(alone) == {"b": 3} and alone.forced
+    driven = Move(NOW - 10, ("a",), ("b",), True)
+    back = decide(world(*sites), workload(replicas=3, policy=policy, current={"b": 3}, moves=(driven,)))
+    assert placed(back) == {"a": 2, "b": 1} and not back.migrates
+    # To leave a site for it is a move, with its limits.
+    one = workload(policy=policy, current={"b": 1}, moves=(driven,))
+    waits = decide(world(*sites), one)
+    assert placed(waits) == {"b": 1} and "cool-down" in waits.reason and waits.again == NOW + 290
+    assert placed(decide(Snapshot(NOW + 290, sites), one)) == {"a": 1}
+    never = dataclasses.replace(one, policy=dataclasses.replace(policy, failback="Never"))
+    assert placed(decide(Snapshot(NOW + 290, sites), never)) == {"b": 1}
+    done = workload("Job", mode="Divided", settled=True, policy=policy, current={"b": 1})
+    assert placed(decide(world(*sites), done)) == {"b": 1}
+
+
 def test_a_spent_budget_keeps_it_until_the_hour_is_over() -> None:
     sites = world(site("a", carbon=500.0), site("b", carbon=30.0))
     policy = PolicyInfo(budget_per_hour=1, cool_down_seconds=0)

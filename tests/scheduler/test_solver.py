@@ -95,6 +95,51 @@ def test_no_more_and_no_fewer_than_wanted(found: tuple[ClusterInfo, ...], count:
     assert total <= count and (total == count) == (choice.complete or (count == 0 and not found))
 
 
+weights = st.dictionaries(st.sampled_from("abcde"), st.integers(1, 9).map(float) | st.floats(0.001, 1000), min_size=1)
+
+
+def by(stated: dict[str, float]) -> PolicyInfo:
+    return PolicyInfo(weights=stated)
+
+
+def test_weights_divide_and_scores_do_not() -> None:
+    sites = [site("a"), site("b"), site("c")]
+    what = workload(replicas=6, policy=by({"b": 1.0, "c": 2.0}))
+    choice = choose(what, sites, FLAT)
+    assert choice.clusters == {"b": 2, "c": 4} and choice.complete and choice.satisfies
+    assert choice.why == "divided by the policy's weights (b 1, c 2)"
+    full = choose(what, [site("a"), site("b"), site("c", pods=1)], FLAT)
+    assert full.clusters == {"b": 5, "c": 1} and full.complete
+    assert not choose(what, [site("a"), site("b", pods=2)], FLAT).complete
+    assert choose(workload("StatefulSet", replicas=2, policy=by({"b": 1.0})), sites, FLAT).clusters == {"a": 2}, "whole"
+
+
+@given(weights, clusters(), st.integers(0, 40), st.dictionaries(st.sampled_from("abcde"), st.integers(1, 3)))
+def test_weighted_division(stated: dict[str, float], found: tuple[ClusterInfo, ...], count: int, current: dict[str, int]) -> None:
+    def divided(replicas: int) -> dict[str, int]:
+        return dict(choose(workload(replicas=replicas, policy=by(stated), current=current), found, FLAT).clusters)
+
+    now, more = divided(count), divided(count + 1)
+    if count:
+        assert now.keys() <= stated.keys() & {c.name for c in found} and sum(now.values()) <= count
+        # One more adds one, and moves none.
+        assert all(more.get(s, 0) >= n for s, n in now.items()) and sum(more.values()) - sum(now.values()) in (0, 1)
+    # With room everywhere all have a place, and the heavier never gets less.
+    wide = [site(s, cpu=10**9, memory=1 << 60, pods=10**6) for s in stated]
+    choice = choose(workload(replicas=count or 1, policy=by(stated)), wide, FLAT)
+    assert choice.complete and sum(choice.clusters.values()) == (count or 1)
+    for one in stated:
+        for other in stated:
+            assert stated[one] <= stated[other] or choice.clusters.get(one, 0) >= choice.clusters.get(other, 0)
+
+
+@given(st.dictionaries(st.sampled_from("abcde"), st.integers(1, 9), min_size=1), st.integers(1, 5))
+def test_what_divides_evenly_by_weight_is_divided_exactly(stated: dict[str, int], times: int) -> None:
+    wide = [site(s, cpu=10**9, memory=1 << 60, pods=10**6) for s in stated]
+    what = workload(replicas=sum(stated.values()) * times, policy=by({s: float(w) for s, w in stated.items()}))
+    assert choose(what, wide, FLAT).clusters == {s: w * times for s, w in stated.items()}
+
+
 def test_groups_are_what_policies_name() -> None:
     where = site("a", region="r", tier="edge", country="ES", zone="z", owner="o", labels={"rack": "7"})
     assert [group(where, by) for by in ("site", "region", "tier", "country", "zone", "owner", "rack")] == [

@@ -104,6 +104,7 @@ policies = st.builds(
     allowed=st.none() | st.frozensets(names),
     preferred=st.frozensets(names, max_size=2),
     spread=st.just(()) | st.tuples(st.builds(Spread, by=st.sampled_from(["site", "region"]), min_groups=st.integers(1, 2))),
+    weights=st.just({}) | st.dictionaries(names, st.floats(0.1, 9.0), max_size=3),
     failback=st.sampled_from(["WhenBetter", "Never"]),
     toleration_seconds=st.sampled_from([0.0, 30.0, 300.0]),
 )
