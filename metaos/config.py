@@ -84,6 +84,13 @@ def forbid_core_files() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
+def allow_files() -> None:
+    """As many open files as the administrator allows. An agent needs them: descriptors that are on their way between processes
+    count by user, its containers' too, and up to this limit it may still pass some on."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def set_up_logging(*, verbose: bool = False) -> None:
     """One line per record on standard error: time, level, logger, message."""
     logging.basicConfig(

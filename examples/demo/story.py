@@ -39,7 +39,7 @@ class Story:
     # -- telling --------------------------------------------------------------------------------------------
 
     def title(self, text: str) -> None:
-        self.console.print(f"\n[bold cyan]{time.monotonic() - self.begin:5.0f} s  {text}[/]")
+        self.console.print(f"\n[bold cyan]{time.monotonic() - self.begin:5.0f} s  {text}[/]", soft_wrap=True)
 
     def say(self, text: str) -> None:
         self.console.print(f"         {text}", highlight=False, soft_wrap=True)
@@ -227,8 +227,25 @@ class Story:
             after["containerID"] == before["containerID"] and after["restartCount"] == before["restartCount"],
             "the store's container kept running through all of it: same container, no restart",
         )
+        wait_for("everything to have converged", lambda: self._as_decided("web", 2) and self._as_decided("api", 1), 40)
+        self.check(
+            len(self.pods("store")) == 1 and not self._twice(),
+            "everything converged: each pod is where it was decided, none is missing, none runs twice",
+        )
         orders = wait_for("the orders", lambda: self._answered("web", "/api/orders"), 30)
         self.check(b"article" in orders.body, "the order is still there")
+
+    def _twice(self) -> list[str]:
+        """Works of a site that was not chosen: what would run twice."""
+        works = (self.continuum.get("works", "-A") or {"items": []})["items"]
+        of = {f"nemo-cluster-{site}": site for site in SITES}
+        return [
+            f"{site} {workload}"
+            for kind, workload in (("statefulset", "store"), ("deployment", "api"), ("deployment", "web"))
+            for work in works
+            if (site := of.get(work["metadata"]["namespace"])) and work["metadata"]["name"] == f"{kind}.shop.{workload}"
+            if site not in self.clusters_of(f"{kind}-{workload}")
+        ]
 
     def _condition(self, cluster: str) -> str:
         found = (self.continuum.get("cluster", cluster) or {}).get("status", {}).get("conditions") or ()
@@ -254,7 +271,11 @@ class Story:
         self.say(status["message"])
         target = status["targets"][0]
         self.check(status["fulfilment"] == "NotFulfilled", "it says NotFulfilled, which part and by how much")
-        self.check(target.get("nearest"), f"and the nearest offer: {target['nearest']}")
+        nearest = target.get("nearest") or {}
+        self.check(
+            nearest,
+            f"and the nearest offer: {nearest.get('value')} ms on {nearest.get('cluster')}, {nearest.get('gap')} ms short",
+        )
 
     STEPS: tuple[Callable[[Story], None], ...] = (gather, deploy, explain, kill, migrate, cut_off, impossible)
 

@@ -158,7 +158,7 @@ def up(
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def agent(hub: str, token_file: Path | None, data: Path | None, site: Path, heartbeat: float, verbose: bool) -> None:
-    """Join this machine to a hub as a site, and run what is placed here. It only ever dials out.
+    """Join this machine to a hub as a site, and run its share. It only ever dials out.
 
     \b
     Example:
@@ -167,10 +167,11 @@ def agent(hub: str, token_file: Path | None, data: Path | None, site: Path, hear
     """
     from metaos.agent.agent import main
     from metaos.agent.site import AgentConfig
-    from metaos.config import forbid_core_files, set_up_logging
+    from metaos.config import allow_files, forbid_core_files, set_up_logging
 
     set_up_logging(verbose=verbose)
     forbid_core_files()
+    allow_files()
     config = AgentConfig(
         hub=hub, data=data or default_data("agent"), site_file=site, token_file=token_file, heartbeat_seconds=heartbeat
     )
@@ -204,7 +205,7 @@ def join_token(name: str, lifetime: float, output: str, kubeconfig: Path | None,
 def kubeconfig(
     user: str | None, groups: tuple[str, ...], ttl: str, server: str | None, kubeconfig: Path | None, data: Path | None
 ) -> None:
-    """Print a kubeconfig: the administrator's, or a new one for another user.
+    """Print a kubeconfig: the administrator's, or another user's.
 
     A new user may do what roles are bound to the name or its groups, and nothing before.
 
@@ -230,7 +231,7 @@ def kubeconfig(
 @click.option("--site", is_flag=True, help="NAME is a site's.")
 @hub_options
 def revoke(name: str, site: bool, kubeconfig: Path | None, data: Path | None) -> None:
-    """Withdraw the certificates of user NAME at once, and cut the connections that they opened.
+    """Withdraw a user's certificates at once, and cut its connections.
 
     Certificates that are made later count: a new kubeconfig lets a user back in, a new join token a site. The
     administrator's own (NAME admin) is made anew by the hub, in its data directory.
@@ -256,7 +257,7 @@ def ca() -> None:
 @OUTPUT
 @hub_options
 def ca_status(output: str, kubeconfig: Path | None, data: Path | None) -> None:
-    """Show which authorities count, and which sites still have a certificate of an older one.
+    """Show which authorities count, and which sites lag behind.
 
     \b
     Example: nemo ca status
@@ -382,7 +383,7 @@ def plan(
 
 @nemo.group()
 def intent() -> None:
-    """Intents: list them, and exchange them in the form of 3GPP TS 28.312.
+    """List intents, exchange them in the form of 3GPP TS 28.312.
 
     \b
     Example: nemo intent list -A
@@ -576,7 +577,7 @@ def image_remove(name: str, data: Path | None, output: str) -> None:
 @nemo.command()
 @OUTPUT
 def doctor(output: str) -> None:
-    """Find what is missing on this machine, and say what to do about it.
+    """Find what this machine lacks, and say what to do.
 
     \b
     Example: nemo doctor

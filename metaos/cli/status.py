@@ -115,10 +115,21 @@ def _coloured(word: str) -> Text:
 def render(found: Continuum, now: float, width: int = WIDE) -> RenderableType:
     """The screen, for so many columns: below :data:`WIDE` without tier and region."""
     parts = [_sites(found.clusters, width), intent_table(found.intents), _moves(found.events, now)]
-    sources = sorted({str(site_row(c)["carbonSource"]) for c in found.clusters} - {""})
-    if sources:
-        parts.append(Text("carbon: " + "; ".join(sources), style="dim"))
+    sources: dict[str, list[str]] = {}
+    for row in map(site_row, found.clusters):
+        if row["carbonSource"]:
+            sources.setdefault(row["carbonSource"], []).append(row["name"])
+    if len(sources) == 1:
+        parts.append(Text(f"carbon: {next(iter(sources))}", style="dim"))
+    elif sources:
+        said = "; ".join(f"{_names(sites)}: {source}" for source, sites in sorted(sources.items()))
+        parts.append(Text(f"carbon: {said}", style="dim"))
     return Group(*(each for part in parts for each in (part, Text(""))))
+
+
+def _names(sites: Sequence[str]) -> str:
+    """The first few."""
+    return ", ".join(sites[:3]) + (f" and {len(sites) - 3} more" if len(sites) > 3 else "")
 
 
 def _table(title: str, *columns: str, grows: str) -> Table:

@@ -107,11 +107,18 @@ async def running(folder: Path) -> AsyncIterator[RealSite]:
     found = RealSite(folder)
     found.start()
     yield found
-    found.supervisor.set_desired([])
-    for pod in list(found.pods()):
-        await found.supervisor.delete_pod("shop", pod, 0.0)
-    assert not await found.runtime.pods()
-    await found.stop()
+    await ended(found)
+
+
+async def ended(site: RealSite) -> None:
+    """Stops everything there, and then the site."""
+    site.supervisor.set_desired([])
+    for pod in list(site.pods()):
+        await site.supervisor.delete_pod("shop", pod, 0.0)
+    await site.until(lambda: not site.pods())
+    left = await site.runtime.pods()
+    await site.stop()
+    assert not left
 
 
 @pytest.fixture
@@ -265,7 +272,4 @@ async def killed(folder: Path, times: int, completions: int) -> None:
         here = await site.runtime.pods()
         assert set(here) == {meta.uid(pod) for pod in site.supervisor.pods()}
     finally:
-        site.supervisor.set_desired([])
-        for pod in list(site.pods()):
-            await site.supervisor.delete_pod("shop", pod, 0.0)
-        await site.stop()
+        await ended(site)

@@ -3,9 +3,10 @@
 import asyncio
 import gzip
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -27,10 +28,17 @@ async def hub(tmp_path: Path) -> AsyncIterator[ServedHub]:
 
 
 @asynccontextmanager
-async def raw(hub: ServedHub) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection of the administrator, for requests as they should not be."""
+async def raw(hub: ServedHub, buffer_bytes: int = 0) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection of the administrator, for requests as they should not be. ``buffer_bytes``: no more is kept unread."""
     context: ssl.SSLContext = hub.context("admin", "system:masters")
-    reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(hub.url).port, ssl=context)
+    with ExitStack() as unless_it_is_made:
+        connection = unless_it_is_made.enter_context(socket.socket())
+        if buffer_bytes:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        connection.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", urlsplit(hub.url).port))
+        reader, writer = await asyncio.open_connection(sock=connection, ssl=context, server_hostname="127.0.0.1")
+        unless_it_is_made.pop_all()
     try:
         yield reader, writer
     finally:
@@ -88,7 +96,7 @@ async def test_a_reader_that_does_not_read_is_cut_off(hub: ServedHub, monkeypatc
     monkeypatch.setattr(transfer, "SLOWEST_BYTES", 1 << 40)
     for i in range(8):
         await hub.make(config_map(f"c{i}", k="x" * 1_000_000))
-    async with asyncio.timeout(10), raw(hub) as (reader, writer):
+    async with asyncio.timeout(10), raw(hub, 1 << 16) as (reader, writer):
         writer.write(f"GET {CONFIG_MAPS} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
         client = hub.client()
         while "nemo_bodies_bytes 0\n" in (await client.request("GET", "/metrics")).body.decode():

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from metaos.clock import SystemClock
+from metaos.config import allow_files
 from metaos.runtimes import cgroups, isolation, process
 from metaos.runtimes.cgroups import Cgroups
 from metaos.runtimes.sandbox import SandboxRuntime
@@ -24,6 +25,7 @@ FEW = 100
 
 @pytest.fixture
 async def runtime(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SandboxRuntime]:
+    allow_files()  # as an agent does
     # The machine's own tests run beside: the same limits, only lower.
     monkeypatch.setattr(cgroups, "MAX_PIDS", FEW)
     monkeypatch.setattr(isolation, "MAX_PIDS", FEW)
