@@ -118,7 +118,7 @@ def version(output: str) -> None:
 def up(
     data: Path | None, listen: str, names: tuple[str, ...], no_local: bool, lease_duration: float, drain: float, **more: Any
 ) -> None:
-    """Run a hub, with a local site unless told otherwise, until interrupted.
+    """Run a hub, with a local site unless told otherwise.
 
     \b
     Example: nemo up --data ./hub --listen 127.0.0.1:6443 --no-local
@@ -231,7 +231,7 @@ def kubeconfig(
 @click.option("--site", is_flag=True, help="NAME is a site's.")
 @hub_options
 def revoke(name: str, site: bool, kubeconfig: Path | None, data: Path | None) -> None:
-    """Withdraw a user's certificates at once, and cut its connections.
+    """Withdraw a user's certificates, and cut its connections.
 
     Certificates that are made later count: a new kubeconfig lets a user back in, a new join token a site. The
     administrator's own (NAME admin) is made anew by the hub, in its data directory.
@@ -366,7 +366,7 @@ def plan(
     kubeconfig: Path | None,
     data: Path | None,
 ) -> None:
-    """Show what would go where and why, without doing it: if manifests were applied, or the world changed.
+    """Show what would go where and why, without doing it. If manifests were applied, or the world changed.
 
     \b
     Example: nemo plan -f examples/shop/ -f examples/intents/

@@ -519,6 +519,8 @@ class SandboxRuntime:
             for each in (work, alarm):
                 if each.cancel():
                     await asyncio.wait((each,))
+                    # Looked at: to a gather that was cancelled this is a result, and asyncio logs results that nobody took.
+                    _ = each.cancelled() or each.exception()
 
     async def stop_container(self, uid: str, name: str, grace_seconds: float) -> None:
         container = self._container(uid, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import os
 import shutil
 import subprocess
@@ -464,3 +465,13 @@ def test_it_is_light() -> None:
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     heavy = {"ctypes", "shutil", "tarfile", "tempfile", "cryptography", "aiohttp", "orjson", "pydantic", "importlib.metadata"}
     assert not heavy & set(loaded)
+
+
+async def test_what_is_given_up_leaves_no_complaint_in_the_log(tmp_path: Path) -> None:
+    runtime = SandboxRuntime(str(tmp_path), clock=SystemClock())
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(str(context["message"])))
+    assert not await runtime._within(0.01, asyncio.gather(asyncio.sleep(100), asyncio.sleep(100)))
+    gc.collect()
+    assert not complaints
+    await runtime.close()
