@@ -20,7 +20,7 @@ from metaos.client import Client, WatchEvent
 from metaos.clock import Clock
 from metaos.resources import meta
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import CLUSTER_LABEL, Obj, labels, name, namespace, uid
+from metaos.resources.meta import CLUSTER_LABEL, EVICTED, Obj, labels, name, namespace, uid
 from metaos.resources.scheme import POD
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class PodMirrors:
             return local is None or not local["metadata"].get("ownerReferences")
         if uid(local) not in (meta.annotations(hub).get(LOCAL_UID), uid(hub)):
             return False
-        old, new = hub.get("status") or {}, local.get("status") or {}
+        old, new = hub.get("status") or {}, _said(local, hub)
         return old == new or self._acknowledged.get(key) == (new, old)
 
     async def run(self) -> None:
@@ -194,7 +194,7 @@ class PodMirrors:
             self._hub[key] = hub = _lean(answer)
         if self._stands(key):
             return
-        old, new = hub.get("status") or {}, local.get("status") or {}
+        old, new = hub.get("status") or {}, _said(local, hub)
         sent = merge_patch(old, new)
         patch = {"metadata": {"uid": uid(hub)}, "status": sent}
         answer = await self._client.patch(POD, key[1], key[0], patch, subresource="status", field_manager="nemo-agent")
@@ -232,6 +232,20 @@ def mirror_of(local: Obj, site: str) -> Obj:
     if local["metadata"].get("generateName"):
         metadata["generateName"] = local["metadata"]["generateName"]
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": (local.get("spec") or {}) | {"nodeName": site}}
+
+
+def _said(local: Obj, hub: Obj) -> dict[str, Any]:
+    """The status that a mirror shall have: the local pod's, and that it is being evicted where the hub was asked for that."""
+    status: dict[str, Any] = local.get("status") or {}
+    try:
+        since = meta.parse_time(meta.annotations(hub)[EVICTED])
+    except (KeyError, ValueError):
+        return status
+    conditions = status.get("conditions") or ()
+    if status.get("phase") in ("Succeeded", "Failed") or any(c.get("type") == "DisruptionTarget" for c in conditions):
+        return status
+    found = meta.with_condition(conditions, "DisruptionTarget", "True", "EvictionByEvictionAPI", "Eviction API: evicting", since)
+    return status | {"conditions": found}
 
 
 def _lean(pod: Obj) -> Obj:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from metaos.agent.contact import Contact
 from metaos.agent.mirror import PodMirrors, mirror_of
 from metaos.agent.report import merge_patch, settled
-from metaos.resources import scheme
+from metaos.resources import meta, scheme
 from metaos.resources.meta import Obj
 from tests.clock import FakeClock
 from tests.fake_client import FakeClient
@@ -73,6 +73,37 @@ async def test_what_is_shown_stands_at_the_hub_and_what_it_refuses_is_not_waited
     client.seed({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "q", "namespace": "shop", "uid": "w"}, "spec": {}})
     await asyncio.wait_for(mirrors.show(owner, [taken, pod]), 10)
     running.cancel()
+
+
+async def test_an_evicted_pod_says_so(tmp_path: Path) -> None:
+    clock = FakeClock()
+    client = FakeClient(clock)
+    contact = Contact(clock, Random(1), tmp_path / "renewed")
+
+    async def never(*_: Any) -> None:
+        raise AssertionError
+
+    mirrors = PodMirrors(client, contact, clock, Random(1), "here", never)
+    pod = local(0)
+    evicted = mirror_of(pod, "here") | {"status": pod["status"]}
+    evicted["metadata"]["annotations"][meta.EVICTED] = "2026-01-01T00:00:00Z"
+    client.seed(evicted)
+    mirrors._replace_all([await client.get(scheme.POD, "p", "shop")])
+    mirrors._local = {("shop", "p"): pod}
+    for _ in range(2):
+        await mirrors._sync(("shop", "p"))
+    found = (await client.get(scheme.POD, "p", "shop"))["status"]["conditions"]
+    assert found[1:] == pod["status"]["conditions"], "the others stay"
+    assert found[:1] == [
+        {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "EvictionByEvictionAPI",
+            "message": "Eviction API: evicting",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }
+    ]
+    assert mirrors._stands(("shop", "p")), "and that is all"
 
 
 values = st.dictionaries(

@@ -51,6 +51,8 @@ def test_drain_waits_for_the_budget_and_the_move_keeps_it(real: Real) -> None:
         assert code == 1 and "Cannot evict pod as it would violate the pod's disruption budget" in err, err
         places = real("get", "pods", "-l", "app=kept", "-o", "jsonpath={.items[*].spec.nodeName}").split()
         assert node in places, "nothing moved"
+        name = real("get", "pods", "-l", "app=kept", "-o", "jsonpath={.items[0].metadata.name}")
+        telling = real.start("get", "pod", name, "--watch", "-o", "jsonpath={.status.conditions[*].reason} ")
         watched = Watched(real, "kept")
         watched.start()
         real("patch", "pdb", "kept", "--type=merge", "-p", '{"spec":{"minAvailable":1}}')
@@ -58,6 +60,8 @@ def test_drain_waits_for_the_budget_and_the_move_keeps_it(real: Real) -> None:
         assert f"node/{node} drained" in real("drain", node, "--pod-selector=app=kept", "--timeout=45s")
         watched.over.set()
         watched.join(20)
+        telling.terminate()
+        assert "EvictionByEvictionAPI" in telling.communicate()[0]
         # One might have gone; make before break has kept both.
         assert watched.fewest == 2
         until("the figures after the move", lambda: figures(real, "kept")["currentHealthy"] == 2)
