@@ -39,7 +39,8 @@ def main() -> int:
     try:
         tell(continuum, console, only_gather=arguments.stay)
         if arguments.stay:
-            console.print(f"\nexport KUBECONFIG={continuum.kubeconfig}    # then: kubectl get pods -A -o wide; nemo status")
+            console.print(f"\nexport KUBECONFIG={continuum.kubeconfig} PATH={Path(sys.executable).parent}:$PATH", soft_wrap=True)
+            console.print("then, for instance: kubectl get pods -A -o wide; nemo status; nemo why deployment/web -n shop")
             console.print("Ctrl-C ends it and removes everything.")
             signal.pause()
     except DemoFailed as error:

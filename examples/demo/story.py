@@ -158,10 +158,10 @@ class Story:
         self.say(f"{victim} is switched on again")
         self.continuum.start_site(self.continuum.sites[victim])
         self.continuum.kubectl("wait", "--for=condition=Ready", f"cluster/{victim}", "--timeout=60s")
-        wait_for("its leftovers to be gone", lambda: self._as_decided("web", 2), 40)
+        wait_for("its leftovers to be gone", lambda: self.as_decided("web", 2), 40)
         self.check(len(self.ready_sites("web")) == 2, "the healed site's leftovers are gone, good work was not deleted")
 
-    def _as_decided(self, app: str, replicas: int) -> bool:
+    def as_decided(self, app: str, replicas: int) -> bool:
         """Whether exactly the decided pods are there, all of them ready, and nothing is left elsewhere."""
         sites = [p["spec"]["nodeName"] for p in self.pods(app)]
         decided = set(self.clusters_of(f"deployment-{app}"))
@@ -227,7 +227,7 @@ class Story:
             after["containerID"] == before["containerID"] and after["restartCount"] == before["restartCount"],
             "the store's container kept running through all of it: same container, no restart",
         )
-        wait_for("everything to have converged", lambda: self._as_decided("web", 2) and self._as_decided("api", 1), 40)
+        wait_for("everything to have converged", lambda: self.as_decided("web", 2) and self.as_decided("api", 1), 40)
         self.check(
             len(self.pods("store")) == 1 and not self._twice(),
             "everything converged: each pod is where it was decided, none is missing, none runs twice",
