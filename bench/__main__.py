@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-BENCHMARKS = ("store", "start", "api", "continuum", "agent", "pods")
+BENCHMARKS = ("store", "start", "api", "continuum", "agent", "pods", "engine")
 
 
 def main() -> int:

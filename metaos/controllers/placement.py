@@ -91,7 +91,11 @@ class PlacementReconciler:
         now = self._clock.now()
         snapshot = Snapshot(now, self._usage.sites(about))
         plan = decide(snapshot, found, self._filters, self._scores)
-        await self._write(obj, placement, found, plan, snapshot)
+        # The reasons are worked out at once, while the world is as it was decided upon.
+        reasons = placement_status(plan)
+        if not plan.clusters or not plan.complete:
+            reasons["conflict"] = as_data(impossible(snapshot, found, self._filters))
+        await self._write(obj, placement, found, plan, reasons, now)
         return self._again(found, plan, now)
 
     # -- the snapshot ---------------------------------------------------------------------------------------
@@ -113,7 +117,9 @@ class PlacementReconciler:
 
     # -- the decision's object ------------------------------------------------------------------------------
 
-    async def _write(self, obj: Obj, placement: Obj | None, found: WorkloadInfo, plan: Plan, snapshot: Snapshot) -> None:
+    async def _write(
+        self, obj: Obj, placement: Obj | None, found: WorkloadInfo, plan: Plan, reasons: dict[str, Any], now: float
+    ) -> None:
         about = ref(obj)
         chosen = dict(plan.clusters)
         before = found.current
@@ -124,8 +130,8 @@ class PlacementReconciler:
         self._decided[about] = chosen
         self.take_account(about)
         try:
-            placement = await self._write_spec(obj, placement, spec, before, plan, snapshot.now)
-            await self._write_status(placement, obj, found, plan, snapshot)
+            placement = await self._write_spec(obj, placement, spec, before, plan, now)
+            await self._write_status(placement, obj, found, plan, reasons, now)
         except ApiError:
             # The next look begins from what is stored.
             self._decided.pop(about, None)
@@ -157,8 +163,10 @@ class PlacementReconciler:
         metadata = placement["metadata"] | {"ownerReferences": [owner_reference(obj)]}
         return await self._client.update(placement | {"metadata": metadata, "spec": stamped})
 
-    async def _write_status(self, placement: Obj, obj: Obj, found: WorkloadInfo, plan: Plan, snapshot: Snapshot) -> None:
-        old, now = placement.get("status") or {}, snapshot.now
+    async def _write_status(
+        self, placement: Obj, obj: Obj, found: WorkloadInfo, plan: Plan, reasons: dict[str, Any], now: float
+    ) -> None:
+        old = placement.get("status") or {}
         done = "True" if plan.clusters and plan.complete else "False"
         reason = "Placed" if done == "True" else "Unplaceable" if not plan.clusters else "Incomplete"
         conditions = with_condition(old.get("conditions") or (), "Scheduled", done, reason, plan.reason, now)
@@ -175,10 +183,8 @@ class PlacementReconciler:
                 "budgetPerHour": found.policy.budget_per_hour,
                 "coolDownSeconds": found.policy.cool_down_seconds,
             },
-            **placement_status(plan),
+            **reasons,
         }
-        if done == "False":
-            status["conflict"] = as_data(impossible(snapshot, found, self._filters))
         if status != old:
             await self._client.update(placement | {"status": status}, subresource="status")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metaos.clock import Clock
 from metaos.controllers.facts import Facts, decided, finished, placeable, placement_name
@@ -19,8 +19,10 @@ from metaos.resources.snapshot import Snapshot, WorkloadInfo
 from metaos.scheduler.conflicts import as_data
 from metaos.scheduler.explain import placement_status
 from metaos.scheduler.filters import FILTERS
-from metaos.scheduler.planning import Alternative, Changes, Measures, Outcome, alternatives, project, together
 from metaos.scheduler.scores import SCORES
+
+if TYPE_CHECKING:
+    from metaos.scheduler.planning import Alternative, Changes, Measures, Outcome
 
 #: Workloads whose outcome is told one by one.
 OUTCOMES_KEPT = 500
@@ -42,6 +44,9 @@ class Planner:
     async def review(self, obj: Obj, visible: Callable[[str], bool]) -> Obj:
         """The review with its status. ``visible`` says of which namespaces the caller may see placements; of workloads in
         others it is told only how many would move."""
+        # With numpy, which a hub loads when it is needed.
+        from metaos.scheduler.planning import Changes, alternatives, project, together
+
         spec = obj.get("spec") or {}
         objects = spec.get("objects") or []
         changes = Changes(

@@ -4,11 +4,17 @@ Nothing here is a truth of its own: every figure follows from the workloads, the
 informers, and is worked out again for one workload or one site when that one changed.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from metaos.resources.meta import Obj, ObjectRef, name
 from metaos.resources.snapshot import ClusterInfo, cluster_info
+
+if TYPE_CHECKING:
+    from metaos.scheduler.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +33,8 @@ class Usage:
         self._clusters = clusters
         self._shares: dict[ObjectRef, Share] = {}
         self._totals: dict[str, tuple[int, int, int]] = {}
-        #: Sites with their totals, by name; ``None`` where they are to be worked out again.
-        self._infos: dict[str, ClusterInfo] | None = None
+        #: Sites with their totals; ``None`` where they are to be read again, as one joined or left.
+        self._world: World | None = None
 
     def set(self, about: ObjectRef, share: Share | None) -> None:
         """What a workload takes now; ``None``: nothing."""
@@ -47,26 +53,30 @@ class Usage:
         for site in touched:
             if self._totals[site] == (0, 0, 0):
                 del self._totals[site]
-            if self._infos is not None and site in self._infos:
-                self._infos[site] = _with(self._infos[site], self._totals.get(site, (0, 0, 0)))
+            if self._world is not None and (info := self._world.site(site)) is not None:
+                self._world.put(_with(info, self._totals.get(site, (0, 0, 0))))
 
     def cluster_changed(self, old: Obj | None, new: Obj | None) -> None:
         """A site came, changed or went."""
-        if self._infos is None:
+        if self._world is None:
             return
-        if new is None:
-            self._infos.pop(name(old or {}), None)
+        if new is None or name(new) not in self._world.row_of:
+            self._world = None
         else:
-            self._infos[name(new)] = cluster_info(new, self._totals.get(name(new), (0, 0, 0)))
+            self._world.put(cluster_info(new, self._totals.get(name(new), (0, 0, 0))))
 
-    def sites(self, apart_from: ObjectRef) -> tuple[ClusterInfo, ...]:
-        """All sites by name, without what the workload itself takes."""
-        if self._infos is None:
-            self._infos = {name(c): cluster_info(c, self._totals.get(name(c), (0, 0, 0))) for c in self._clusters()}
+    def sites(self, apart_from: ObjectRef) -> World:
+        """All sites by name, without what the workload itself takes. It holds until something changes: decide at once."""
+        if self._world is None:
+            # With numpy, which a hub loads with its first decision.
+            from metaos.scheduler.world import World
+
+            self._world = World(cluster_info(c, self._totals.get(name(c), (0, 0, 0))) for c in self._clusters())
         share = self._shares.get(apart_from)
         if share is None:
-            return tuple(self._infos[site] for site in sorted(self._infos))
-        return tuple(self._without(self._infos[site], share) for site in sorted(self._infos))
+            return self._world
+        here = [info for site in share.replicas if (info := self._world.site(site)) is not None]
+        return self._world.beside(self._without(info, share) for info in here)
 
     def totals(self) -> dict[str, tuple[int, int, int]]:
         """(cpu, memory, pods) by site, of all workloads."""

@@ -179,10 +179,10 @@ class WorkloadInfo:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The world at ``now``."""
+    """The world at ``now``. Decisions are quickest where ``clusters`` is a ``metaos.scheduler.world.World``."""
 
     now: float
-    clusters: tuple[ClusterInfo, ...]
+    clusters: Sequence[ClusterInfo]
 
 
 # -- measures ----------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def placement_status(plan: Plan) -> dict[str, Any]:
         "rejected": [{"cluster": r.cluster, "filter": r.filter, "reason": r.reason} for r in plan.rejected[:SITES_KEPT]],
         "alternatives": [],
     }
-    left_out = len(plan.scored[SITES_KEPT:]) + len(plan.rejected[SITES_KEPT:])
+    left_out = max(0, len(plan.scored) - SITES_KEPT) + max(0, len(plan.rejected) - SITES_KEPT)
     if left_out:
         status["sitesLeftOut"] = left_out
     if plan.runner_up:

@@ -110,12 +110,13 @@ def selectors(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) 
     for key, value in sorted(workload.node_selector.items()):
         if cluster.labels.get(key) != value:
             return f"the node selector wants {key}={value}, and the site has {cluster.labels.get(key, 'no such label')}"
-    if workload.node_affinity and not any(_term(term, cluster) for term in workload.node_affinity):
+    if workload.node_affinity and not any(matches(term, cluster) for term in workload.node_affinity):
         return "the required node affinity does not match the site's labels"
     return None
 
 
-def _term(term: Mapping[str, Any], cluster: ClusterInfo) -> bool:
+def matches(term: Mapping[str, Any], cluster: ClusterInfo) -> bool:
+    """Whether a site is as a term of a node affinity says."""
     rules = [(cluster.labels, r) for r in term.get("matchExpressions") or ()]
     rules += [({"metadata.name": cluster.name}, r) for r in term.get("matchFields") or ()]
     return bool(rules) and all(match_expression(at, r["key"], r["operator"], set(r.get("values") or ())) for at, r in rules)

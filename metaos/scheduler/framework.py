@@ -5,37 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo
-from metaos.scheduler import scores as scoring
 from metaos.scheduler.filters import FILTERS, Filter, closed, room
-from metaos.scheduler.scores import SCORES, Score, Term
-from metaos.scheduler.solver import Choice, choose, distribute
+from metaos.scheduler.scores import SCORES, Score
+from metaos.scheduler.solver import Choice, Ranked, choose, distribute
+
+if TYPE_CHECKING:
+    from metaos.scheduler.ranking import Ranking, Rejection, Scored
 
 HOUR_SECONDS = 3600.0
 #: Filters whose word makes a site be left whatever the budget says: the site is gone, or somebody said so. What other filters
 #: reject (measured values above all) may change from minute to minute, so leaving for it is within the budget.
 MUST_LEAVE = frozenset({"Residency", "LocalData", "Policy", "Selectors", "Leaving", "Health", "Taints", "Cordon"})
 #: In one sentence about why there is no place.
-REASONS_TOLD, SITES_TOLD = 6, 6
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """Why a site was not considered."""
-
-    cluster: str
-    filter: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A site that was considered, with its total in points and its terms."""
-
-    cluster: str
-    total: float
-    terms: tuple[Term, ...]
+REASONS_LOOKED_AT, REASONS_TOLD, SITES_TOLD = 200, 6, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +28,9 @@ class Plan:
     """The decision. ``clusters``: (name, replicas) by name. ``reason`` says why it is this and why now."""
 
     clusters: tuple[tuple[str, int], ...]
-    scored: tuple[Scored, ...]
-    rejected: tuple[Rejection, ...]
+    #: Worked out when they are looked at, from the snapshot: look before the world changes.
+    scored: Sequence[Scored]
+    rejected: Sequence[Rejection]
     runner_up: tuple[tuple[str, int], ...]
     difference: float
     reason: str
@@ -57,16 +43,6 @@ class Plan:
     again: float | None = None
 
 
-def _rejection(
-    snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo, filters: Sequence[tuple[str, Filter]]
-) -> Rejection | None:
-    for name, reject in filters:
-        reason = reject(snapshot, workload, cluster)
-        if reason is not None:
-            return Rejection(cluster.name, name, reason)
-    return None
-
-
 def decide(
     snapshot: Snapshot,
     workload: WorkloadInfo,
@@ -74,36 +50,19 @@ def decide(
     scores: Sequence[Score] = SCORES,
 ) -> Plan:
     """Where a workload shall be. Staying is preferred unless a site must be left or the gain is worth the move."""
-    feasible: list[ClusterInfo] = []
-    rejected: list[Rejection] = []
-    #: Sites that it runs on and would leave for what was measured there, while the budget forbids any move.
-    endured: list[Rejection] = []
-    for cluster in sorted(snapshot.clusters, key=lambda c: c.name):
-        found = _rejection(snapshot, workload, cluster, filters)
-        if found is None:
-            feasible.append(cluster)
-        elif cluster.name in workload.current and found.filter not in MUST_LEAVE and _spent(snapshot, workload):
-            feasible.append(cluster)
-            endured.append(found)
-        else:
-            rejected.append(found)
-    scored, counting = [], scoring.weighted(workload, scores)
-    for cluster in feasible:
-        total, terms = scoring.evaluate(workload, cluster, counting)
-        scored.append(Scored(cluster.name, total, terms))
-    scored.sort(key=lambda s: (-s.total, s.cluster))
-    totals = {s.cluster: s.total for s in scored}
+    from metaos.scheduler.ranking import Ranking
+
+    ranking = Ranking(snapshot, workload, filters, scores, MUST_LEAVE, endures=_spent(snapshot, workload))
+    feasible, totals, endured = ranking.feasible, ranking.totals, ranking.endured
     best = choose(workload, feasible, totals)
 
     def plan(choice: Choice, reason: str, *, migrates: bool = False, forced: bool = False, again: float | None = None) -> Plan:
         runner_up = _runner_up(workload, feasible, totals, choice)
         difference = choice.mean(totals) - runner_up.mean(totals) if runner_up.clusters else 0.0
-        # What was chosen comes first, then the others by their totals.
-        order = sorted(scored, key=lambda s: (s.cluster not in choice.clusters, -s.total, s.cluster))
         return Plan(
             tuple(sorted(choice.clusters.items())),
-            tuple(order),
-            tuple(rejected),
+            ranking.scored(choice.clusters),
+            ranking.rejected,
             tuple(sorted(runner_up.clusters.items())),
             difference,
             reason,
@@ -115,38 +74,31 @@ def decide(
 
     if not workload.current:
         if not best.clusters:
-            return plan(best, _nowhere(rejected, workload, feasible))
+            return plan(best, _nowhere(ranking.rejected, workload, feasible))
         if not best.complete:
-            return plan(best, f"first placement, not of all replicas: {_nowhere(rejected, workload, feasible)}")
+            return plan(best, f"first placement, not of all replicas: {_nowhere(ranking.rejected, workload, feasible)}")
         return plan(best, best.why or "first placement: best score")
     if endured:
         stay = Choice(dict(workload.current), True)
         if all(c in totals for c in workload.current) and sum(workload.current.values()) == workload.replicas:
             why = "; ".join(f"{r.cluster}: {r.reason}" for r in endured)
             return plan(stay, f"stays, though {why}: {_budget(workload)}", again=_refill(workload))
-    return _reconsider(snapshot, workload, feasible, totals, best, rejected, plan)
+    return _reconsider(snapshot, workload, ranking, best, plan)
 
 
-def _reconsider(
-    snapshot: Snapshot,
-    workload: WorkloadInfo,
-    feasible: Sequence[ClusterInfo],
-    totals: dict[str, float],
-    best: Choice,
-    rejected: Sequence[Rejection],
-    make: Callable[..., Plan],
-) -> Plan:
+def _reconsider(snapshot: Snapshot, workload: WorkloadInfo, ranking: Ranking, best: Choice, make: Callable[..., Plan]) -> Plan:
+    feasible, totals = ranking.feasible, ranking.totals
     forced = sorted(c for c in workload.current if c not in totals)
-    reasons = {r.cluster: r for r in rejected}
     if forced:
-        why = "; ".join(f"{c}: {reasons[c].reason if c in reasons else 'the site has been removed'}" for c in forced)
+        reasons = {c: found.reason if (found := ranking.rejection(c)) else "the site has been removed" for c in forced}
+        why = "; ".join(f"{c}: {reason}" for c, reason in reasons.items())
         # Sites that are still good keep what they have; only what must leave is placed anew.
         kept = [c for c in feasible if c.name in workload.current]
         choice = distribute(workload, kept, feasible, totals)
         if not choice.clusters:
             # Nowhere to go: what may still run there, runs on. Residency alone takes it away.
-            staying = {c: n for c, n in workload.current.items() if _may_stay(c, rejected)}
-            return make(Choice(staying, False), f"must leave {why}; but {_nowhere(rejected, workload, feasible)}")
+            staying = {c: n for c, n in workload.current.items() if _may_stay(ranking.rejection(c))}
+            return make(Choice(staying, False), f"must leave {why}; but {_nowhere(ranking.rejected, workload, feasible)}")
         return make(choice, f"had to leave {why}", migrates=True, forced=True)
     kept = [c for c in feasible if c.name in workload.current]
     if workload.weights and workload.replicas:
@@ -163,7 +115,7 @@ def _reconsider(
         elif best.complete or len(best.clusters) > len(stay.clusters):
             choice, why = best, "its sites no longer suffice"
         else:
-            return make(kept_on, f"not all replicas have a place: {_nowhere(rejected, workload, feasible)}")
+            return make(kept_on, f"not all replicas have a place: {_nowhere(ranking.rejected, workload, feasible)}")
         leaves = bool(workload.current.keys() - choice.clusters.keys())
         if leaves and _spent(snapshot, workload):
             return make(kept_on, f"stays, though {why}: {_budget(workload)}", again=_refill(workload))
@@ -271,24 +223,27 @@ def _budget(workload: WorkloadInfo) -> str:
     return f"its budget of {workload.policy.budget_per_hour} migrations an hour is spent"
 
 
-def _may_stay(cluster: str, rejected: Sequence[Rejection]) -> bool:
-    return not any(r.cluster == cluster and r.filter == "Residency" for r in rejected)
+def _may_stay(found: Rejection | None) -> bool:
+    return found is None or found.filter != "Residency"
 
 
 def _nowhere(rejected: Sequence[Rejection], workload: WorkloadInfo, feasible: Sequence[ClusterInfo]) -> str:
     if feasible:
-        rooms = ", ".join(f"{c.name} has room for {0 if closed(workload, c) else room(workload, c)}" for c in feasible)
+        told = sorted(feasible, key=lambda c: c.name)[:SITES_TOLD]
+        rooms = ", ".join(f"{c.name} has room for {0 if closed(workload, c) else room(workload, c)}" for c in told)
+        if len(feasible) > len(told):
+            rooms += f", and {len(feasible) - len(told)} more sites do not suffice either"
         others = f"; {_nowhere(rejected, workload, ())}" if rejected else ""
         return f"{workload.replicas} replicas are wanted, and {rooms}{others}"
     if not rejected:
         return "there is no site yet: join one with 'nemo join-token NAME' and 'nemo agent'"
     counted: dict[str, list[str]] = {}
-    for found in rejected:
+    for found in rejected[:REASONS_LOOKED_AT]:
         counted.setdefault(found.reason, []).append(found.cluster)
-    told = list(counted.items())[:REASONS_TOLD]
-    left = len(rejected) - sum(len(sites) for _, sites in told)
-    more = f"; and {left} more sites for other reasons" if left else ""
-    return "no site can take it: " + "; ".join(f"{_some(sites)}: {reason}" for reason, sites in told) + more
+    reasons = list(counted.items())[:REASONS_TOLD]
+    left = len(rejected) - sum(len(sites) for _, sites in reasons)
+    more = f"; and {left} more sites" if left else ""
+    return "no site can take it: " + "; ".join(f"{_some(sites)}: {reason}" for reason, sites in reasons) + more
 
 
 def _some(sites: Sequence[str]) -> str:
@@ -301,5 +256,4 @@ def _runner_up(workload: WorkloadInfo, feasible: Sequence[ClusterInfo], totals: 
     if not chosen.clusters or workload.mode == "Everywhere":
         return Choice({}, False)
     first = max(chosen.clusters, key=lambda c: (totals.get(c, 0.0), c))
-    others = [c for c in feasible if c.name != first]
-    return choose(workload, others, totals)
+    return choose(workload, Ranked(c for c in feasible if c.name != first), totals)

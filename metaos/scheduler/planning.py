@@ -14,6 +14,7 @@ from metaos.scheduler.conflicts import Impossible, impossible
 from metaos.scheduler.filters import FILTERS, Filter
 from metaos.scheduler.framework import Plan, decide
 from metaos.scheduler.scores import SCORES, Score, users
+from metaos.scheduler.world import World
 
 #: Of how many workloads the alternatives are looked for: a plan has ``len(MIXES)`` times as many decisions.
 MOST_WORKLOADS = 200
@@ -138,23 +139,22 @@ def project(
     """Decides ``workloads`` in their order. ``snapshot`` counts everything that is decided already, theirs too."""
     now = snapshot.now
     before = {c.name: c for c in snapshot.clusters}
-    rooms = _Rooms(changed_sites(snapshot.clusters, changes, now))
+    world = World(changed_sites(snapshot.clusters, changes, now))
     found = []
     for workload in workloads:
         gone = frozenset(changes.drain & workload.current.keys())
         asking = replace(workload, evicted=workload.evicted | gone) if gone else workload
-        rooms.take(asking, workload.current, -1)
-        world = Snapshot(now, rooms.sites())
-        plan = decide(world, asking, filters, scores)
-        rooms.take(asking, dict(plan.clusters), 1)
-        after = {c.name: c for c in world.clusters}
+        free = Snapshot(now, taking(world, asking, workload.current, -1))
+        plan = decide(free, asking, filters, scores)
+        world = taking(World.of(free.clusters), asking, dict(plan.clusters), 1)
+        after = {c.name: c for c in free.clusters}
         found.append(
             Outcome(
                 asking,
                 plan,
                 measures(asking, workload.current, before),
                 measures(asking, dict(plan.clusters), after),
-                None if plan.complete and plan.clusters else impossible(world, asking, filters),
+                None if plan.complete and plan.clusters else impossible(free, asking, filters),
             )
         )
     return found
@@ -172,22 +172,21 @@ def alternatives(
     asked = [o.workload for o in outcomes if o.changed and o.plan.clusters]
     if not asked or len(asked) > MOST_WORKLOADS:
         return []
-    sites = changed_sites(snapshot.clusters, changes, snapshot.now)
-    names = {c.name: c for c in sites}
+    present = World(changed_sites(snapshot.clusters, changes, snapshot.now))
+    names = {c.name: c for c in present}
+    for workload in asked:
+        present = taking(present, workload, workload.current, -1)
     found: dict[object, Alternative] = {}
     for mix in MIXES:
         weights = dict(zip(_MIXED, mix, strict=True))
         weighed = [replace(s, weight=s.weight + STRONG * weights.get(s.name, 0.0)) for s in scores]
-        rooms = _Rooms(sites)
-        for workload in asked:
-            rooms.take(workload, workload.current, -1)
-        places = []
+        world, places = present, []
         for workload in asked:
             fresh = replace(workload, current={}, moves=(), pinned=False) if not workload.pinned else workload
-            plan = decide(Snapshot(snapshot.now, rooms.sites()), fresh, filters, weighed)
+            plan = decide(Snapshot(snapshot.now, world), fresh, filters, weighed)
             if not plan.complete:
                 break
-            rooms.take(workload, dict(plan.clusters), 1)
+            world = taking(world, workload, dict(plan.clusters), 1)
             places.append((workload.ref, plan.clusters))
         else:
             total = together([measures(w, dict(p), names) for w, (_, p) in zip(asked, places, strict=True)])
@@ -206,22 +205,15 @@ def _beats(one: Measures, other: Measures) -> bool:
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
-class _Rooms:
-    """The sites, and what is taken of them."""
-
-    def __init__(self, sites: Iterable[ClusterInfo]) -> None:
-        self._sites = {c.name: c for c in sites}
-
-    def sites(self) -> tuple[ClusterInfo, ...]:
-        return tuple(self._sites[s] for s in sorted(self._sites))
-
-    def take(self, workload: WorkloadInfo, places: Mapping[str, int], sign: int) -> None:
-        for site, count in places.items():
-            found = self._sites.get(site)
-            if found is not None:
-                self._sites[site] = replace(
-                    found,
-                    cpu_requested=found.cpu_requested + sign * workload.cpu * count,
-                    memory_requested=found.memory_requested + sign * workload.memory * count,
-                    pods_requested=found.pods_requested + sign * count,
-                )
+def taking(world: World, workload: WorkloadInfo, places: Mapping[str, int], sign: int) -> World:
+    """The world with so many replicas more, or fewer, at these sites."""
+    here = [(found, count) for site, count in places.items() if (found := world.site(site)) is not None]
+    return world.beside(
+        replace(
+            found,
+            cpu_requested=found.cpu_requested + sign * workload.cpu * count,
+            memory_requested=found.memory_requested + sign * workload.memory * count,
+            pods_requested=found.pods_requested + sign * count,
+        )
+        for found, count in here
+    )

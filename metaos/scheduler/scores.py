@@ -51,13 +51,16 @@ def _latency(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
     return latency(cluster, users(workload))
 
 
-def _carbon(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+def carbon_ahead(cluster: ClusterInfo) -> float | None:
+    """The present hour counts as much as all the following ones together."""
     if cluster.carbon is None:
         return None
-    hours = (cluster.carbon, *cluster.forecast[1 : FORECAST_HOURS + 1])
-    # The present hour counts as much as all the following ones together.
-    later = hours[1:]
+    later = cluster.forecast[1 : FORECAST_HOURS + 1]
     return cluster.carbon if not later else (cluster.carbon + sum(later) / len(later)) / 2
+
+
+def _carbon(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    return carbon_ahead(cluster)
 
 
 def _energy(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
@@ -87,7 +90,7 @@ def _along(score: Score, target: Target) -> bool:
     return target.condition in (("Maximize", *LOWER) if score.more_is_better else ("Minimize", *UPPER))
 
 
-def _wishes(workload: WorkloadInfo) -> list[Target]:
+def wishes(workload: WorkloadInfo) -> list[Target]:
     """Preferred targets that no score measures by itself: ranges, trust, and bounds against a score's direction."""
     measured = {s.target: s for s in SCORES if s.target}
     return [
@@ -98,7 +101,7 @@ def _wishes(workload: WorkloadInfo) -> list[Target]:
 
 
 def _wished(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
-    found = _wishes(workload)
+    found = wishes(workload)
     good = sum(t.priority + 1 for t in found if holds_at(t, cluster, workload))
     return 100.0 * good / sum(t.priority + 1 for t in found) if found else None
 
@@ -121,7 +124,7 @@ def weight(score: Score, workload: WorkloadInfo) -> float:
     if score.name == "preferred":
         return 5.0 if workload.policy.preferred else 0.0
     if score.name == "wishes":
-        return max((1.0 + t.priority * 0.09 for t in _wishes(workload)), default=0.0)
+        return max((1.0 + t.priority * 0.09 for t in wishes(workload)), default=0.0)
     asked = [1.0 + t.priority * 0.09 for t in workload.targets if score.target and t.name == score.target and _along(score, t)]
     return score.weight + max(asked, default=0.0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from metaos.resources.snapshot import ClusterInfo, WorkloadInfo, meets
@@ -43,14 +43,15 @@ def distribute(
         return Choice({homes[0].name: 0} if homes else {}, bool(homes))
     held = {c.name for c in kept}
     ranked = [*_ranked(kept, totals), *(c for c in _ranked(feasible, totals) if c.name not in held)]
-    has = workload.current
-    spaces = {c.name: max(0 if closed(workload, c) else room(workload, c), has.get(c.name, 0)) for c in ranked}
+    spaces = Spaces(workload, ranked)
     if workload.mode == "Whole":
-        fitting = [c for c in ranked if spaces[c.name] >= workload.replicas]
-        good = [c for c in fitting if _available(workload, [c])]
-        for cluster in good or fitting:
-            return Choice({cluster.name: workload.replicas}, True, bool(good))
-        return Choice({}, False)
+        fitting: ClusterInfo | None = None
+        for cluster in ranked:
+            if spaces[cluster.name] >= workload.replicas:
+                if _available(workload, [cluster]):
+                    return Choice({cluster.name: workload.replicas}, True)
+                fitting = fitting or cluster
+        return Choice({fitting.name: workload.replicas}, True, False) if fitting is not None else Choice({}, False)
     if workload.weights:
         return _weigh(workload, ranked, spaces)
     sites, satisfies = _sites(workload, ranked, spaces, len(held))
@@ -85,7 +86,27 @@ def _weigh(workload: WorkloadInfo, feasible: Sequence[ClusterInfo], spaces: Mapp
     return Choice(result, not left, satisfies, why)
 
 
+class Ranked(list[ClusterInfo]):
+    """Sites that are in order already: by points, then by name."""
+
+
+class Spaces(dict[str, int]):
+    """How many replicas a site has room for, worked out when it is asked for. What runs there has its room."""
+
+    def __init__(self, workload: WorkloadInfo, sites: Iterable[ClusterInfo]) -> None:
+        super().__init__()
+        self._workload, self._sites = workload, {c.name: c for c in sites}
+
+    def __missing__(self, site: str) -> int:
+        cluster, workload = self._sites[site], self._workload
+        space = max(0 if closed(workload, cluster) else room(workload, cluster), workload.current.get(site, 0))
+        self[site] = space
+        return space
+
+
 def _ranked(clusters: Sequence[ClusterInfo], totals: Mapping[str, float]) -> list[ClusterInfo]:
+    if isinstance(clusters, Ranked):
+        return clusters
     return sorted(clusters, key=lambda c: (-totals.get(c.name, 0.0), c.name))
 
 
@@ -106,7 +127,9 @@ def _sites(
 ) -> tuple[list[ClusterInfo], bool]:
     """The shortest run of good sites that has the room, the groups and the availability that are asked for."""
     chosen: list[ClusterInfo] = []
-    usable = [c for c in ranked if spaces[c.name] > 0]
+
+    def usable() -> Iterable[ClusterInfo]:
+        return (c for c in ranked if spaces[c.name] > 0)
 
     def lacks() -> bool:
         return (
@@ -115,7 +138,7 @@ def _sites(
             or not _available(workload, chosen)
         )
 
-    for index, cluster in enumerate(usable):
+    for index, cluster in enumerate(usable()):
         if len(chosen) >= workload.replicas:
             break
         if index >= held and not lacks():
@@ -131,7 +154,9 @@ def _sites(
             continue
         chosen.append(cluster)
     if lacks():
-        chosen += [c for c in usable if c not in chosen and len(chosen) < workload.replicas]
+        taken = {c.name for c in chosen}
+        if len(chosen) < workload.replicas:
+            chosen += [c for c in usable() if c.name not in taken]
     return chosen, not lacks()
 
 

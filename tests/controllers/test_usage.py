@@ -55,4 +55,4 @@ def test_it_follows_every_change(steps: list[tuple[str, Any, Any]]) -> None:
                 others = [(s, s.replicas.get(site, 0)) for n, s in held.items() if n != number]
                 total = sum(s.cpu * n for s, n in others), sum(s.memory * n for s, n in others), sum(n for _, n in others)
                 expected.append(cluster_info(clusters[site], total))
-            assert usage.sites(about(number)) == tuple(expected)
+            assert tuple(usage.sites(about(number))) == tuple(expected)

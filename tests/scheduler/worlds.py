@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+import metaos.scheduler.ranking  # noqa: F401  (with numpy, so that no example waits for it)
 from metaos.resources.meta import ObjectRef
 from metaos.resources.snapshot import ClusterInfo, Move, PolicyInfo, Snapshot, Spread, Taint, Target, WorkloadInfo
 

@@ -1,0 +1,142 @@
+"""How quickly decisions are made: one after the other, with everything that explains them kept, and with it looked at.
+
+The baseline asks every filter and score of every site one by one, as third parties' plugins without columns are asked. Worlds are
+made here from a seed: five regions of users, three laws, prices, carbon and forecasts drawn evenly; they are no measurement of
+anything real.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from random import Random
+
+from bench.results import Figure, figure, percentile, write
+from metaos.resources.meta import ObjectRef
+from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Snapshot, Spread, Target, WorkloadInfo
+from metaos.scheduler.explain import placement_status
+from metaos.scheduler.filters import FILTERS, Filter
+from metaos.scheduler.framework import Plan, decide
+from metaos.scheduler.planning import taking
+from metaos.scheduler.scores import SCORES, Score
+from metaos.scheduler.world import World
+
+NOW, ROUNDS = 1_700_000_000.0, 3
+QUEUED = 10_000
+
+
+def site(number: int, random: Random, cores: int) -> ClusterInfo:
+    return ClusterInfo(
+        name=f"site-{number:05}",
+        ready=True,
+        labels={"disk": random.choice(["ssd", "hdd"])},
+        tier=random.choice(["cloud", "edge"]),
+        region=f"region-{number % 40}",
+        country=f"C{number % 27}",
+        zone=f"zone-{number % 28}",
+        jurisdictions=frozenset({random.choice(["EU", "US", "CH"])}),
+        cpu=cores * 1000,
+        memory=cores * 4 << 30,
+        pods=cores * 10,
+        capacity_cpu=cores * 1000,
+        carbon=random.uniform(20, 700),
+        forecast=tuple(random.uniform(20, 700) for _ in range(24)),
+        idle_watts=50,
+        max_watts=random.uniform(100, 400),
+        cpu_hour=random.uniform(0.01, 0.1),
+        memory_gib_hour=0.001,
+        latencies={f"users-{n}": random.uniform(2, 120) for n in range(5)},
+        availability=random.uniform(0.95, 0.9999),
+    )
+
+
+def workload(number: int, random: Random) -> WorkloadInfo:
+    """All terms: a hard bound on latency, the law, two wishes, a spread."""
+    targets = (
+        Target("latency", "IsLessThan", 100.0, hard=True, users_in=(f"users-{number % 5}",), intent="near"),
+        Target("residency", "IsOneOf", values=("EU", "CH"), hard=True, intent="law"),
+        Target("carbonIntensity", "Minimize", intent="clean", priority=number % 100),
+        Target("cost", "IsLessThan", 0.05, intent="cheap"),
+    )
+    policy = PolicyInfo(names=("spread",), spread=(Spread("region", 2),)) if number % 4 == 0 else PolicyInfo()
+    return WorkloadInfo(
+        ref=ObjectRef("apps", "Deployment", "bench", f"w{number}"),
+        uid=str(number),
+        generation=1,
+        replicas=1 + number % 3,
+        cpu=random.choice([100, 250, 500]),
+        memory=random.choice([128, 256, 512]) << 20,
+        mode="Divided",
+        node_selector={"disk": "ssd"} if number % 3 == 0 else {},
+        targets=targets,
+        policy=policy,
+    )
+
+
+def one_by_one() -> tuple[Sequence[tuple[str, Filter]], Sequence[Score]]:
+    """The same filters and scores, hidden so that each is asked site by site."""
+    filters = [(name, _hidden(judge)) for name, judge in FILTERS]
+    scores = [
+        Score(s.name, s.unit, (lambda w, c, measure=s.measure: measure(w, c)), s.reference, s.weight, s.target, s.more_is_better)  # type: ignore[misc]
+        for s in SCORES
+    ]
+    return filters, scores
+
+
+def _hidden(judge: Filter) -> Filter:
+    return lambda snapshot, what, cluster: judge(snapshot, what, cluster)
+
+
+def arrivals(
+    world: World,
+    queue: Sequence[WorkloadInfo],
+    look: Callable[[Plan], object],
+    plugins: tuple[Sequence[tuple[str, Filter]], Sequence[Score]],
+) -> list[float]:
+    """Milliseconds of each decision; what is decided takes its room before the next one."""
+    times = []
+    for what in queue:
+        started = time.perf_counter()
+        plan = decide(Snapshot(NOW, world), what, *plugins)
+        look(plan)
+        times.append((time.perf_counter() - started) * 1000)
+        world = taking(world, what, dict(plan.clusters), 1)
+    return times
+
+
+def main() -> None:
+    rows: list[Figure] = []
+    plain = (FILTERS, SCORES)
+    for sites, count in ((100, QUEUED), (1_000, 1_000), (5_000, 300)):
+        found: dict[str, list[float]] = {"rate": [], "p50": [], "p99": [], "explained": [], "alone": []}
+        for seed in range(ROUNDS):
+            random = Random(seed)
+            # Room for everything that comes.
+            cores = max(64, count * 3 // sites)
+            infos = [site(n, random, cores) for n in range(sites)]
+            queue = [workload(n, random) for n in range(count)]
+            times = arrivals(World(infos), queue, lambda plan: None, plain)
+            found["rate"].append(1000 * len(times) / sum(times))
+            found["p50"].append(percentile(times, 0.5))
+            found["p99"].append(percentile(times, 0.99))
+            some = queue[: max(50, count // 20)]
+            told = arrivals(World(infos), some, placement_status, plain)
+            found["explained"].append(1000 * len(told) / sum(told))
+            few = queue[: max(10, 2_000 // sites)]
+            slow = arrivals(World(infos), few, lambda plan: None, one_by_one())
+            found["alone"].append(1000 * len(slow) / sum(slow))
+            print(f"  {sites} sites, seed {seed}: {found['rate'][-1]:,.0f}/s", flush=True)
+        aims = {100: (2_000.0, 5.0), 5_000: (50.0, 20.0)}.get(sites, (None, None))
+        rows += [
+            figure(
+                f"engine: decisions, {sites:,} sites, reasons kept", found["rate"], "1/s", baseline=found["alone"], aim=aims[0]
+            ),
+            figure("    the same with the reasons of 50 sites in words", found["explained"], "1/s"),
+            figure(f"engine: one decision, {sites:,} sites, {count:,} queued, p50", found["p50"], "ms"),
+            figure(f"engine: one decision, {sites:,} sites, {count:,} queued, p99", found["p99"], "ms", aim=aims[1]),
+        ]
+    write("engine", rows)
+
+
+if __name__ == "__main__":
+    main()

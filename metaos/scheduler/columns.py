@@ -1,0 +1,285 @@
+"""Filters and scores over all sites at once. What a filter says in words of one site, its mask here says of every site.
+
+A mask is true where the filter has something to say. A third party's filter or score that has a ``column`` attribute is asked
+for all sites at once too; any other one is asked site by site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from metaos.resources.meta import TAINT_UNREACHABLE
+from metaos.resources.snapshot import (
+    ALL_OF,
+    GIB,
+    NONE_OF,
+    TRUST_LEVELS,
+    WISHES,
+    Snapshot,
+    Target,
+    WorkloadInfo,
+)
+from metaos.scheduler import filters, scores
+from metaos.scheduler.filters import Filter, tolerated
+from metaos.scheduler.scores import Score
+from metaos.scheduler.world import Bools, Floats, Ints, World
+
+Mask = Callable[[Snapshot, WorkloadInfo, World], Bools | None]
+Column = Callable[[WorkloadInfo, World], Floats]
+
+
+def lawful(target: Target, world: World) -> Bools:
+    """See ``metaos.resources.snapshot.lawful``."""
+    named = [world.law(v) for v in target.values]
+    if target.condition in NONE_OF:
+        stated = world.bools["stated"]
+        return stated & ~np.logical_or.reduce(named) if named else stated
+    if not named:
+        return np.full(len(world), target.condition in ALL_OF)
+    found: Bools = np.logical_and.reduce(named) if target.condition in ALL_OF else np.logical_or.reduce(named)
+    return found
+
+
+def trusted(target: Target, world: World) -> Bools:
+    """See ``metaos.resources.snapshot.trusted``."""
+    named = [TRUST_LEVELS.get(v, 0) for v in target.values]
+    if target.condition in NONE_OF or target.condition == "IsEqualTo":
+        found = world.rows(lambda c: c.trust in target.values)
+        return ~found if target.condition in NONE_OF else found
+    enough: Bools = world.trust >= min(named, default=0)
+    return enough
+
+
+def measured(target: Target, workload: WorkloadInfo, world: World) -> Floats:
+    """A target's value everywhere; NaN where it is not known. See ``metaos.resources.snapshot.measure``."""
+    if target.name == "latency":
+        return world.trip(target.users_in)
+    if target.name == "carbonIntensity":
+        return world.floats["carbon"]
+    if target.name == "energy":
+        return _energy(workload, world)
+    if target.name == "cost":
+        return _cost(workload, world)
+    if target.name == "availability":
+        return world.floats["availability"]
+    return np.full(len(world), np.nan)
+
+
+def met(target: Target, values: Floats) -> Bools:
+    """See ``metaos.resources.snapshot.meets``. NaN compares as false."""
+    if target.condition in WISHES:
+        return np.ones(len(values), np.bool_)
+    found: dict[str, Callable[[], Bools]] = {
+        "IsLessThan": lambda: values < target.value,
+        "IsLessThanOrEqualTo": lambda: values <= target.value,
+        "IsGreaterThan": lambda: values > target.value,
+        "IsGreaterThanOrEqualTo": lambda: values >= target.value,
+        "IsWithinRange": lambda: (values >= target.low) & (values <= target.high),
+        "IsOutsideRange": lambda: (values < target.low) | (values > target.high),
+    }
+    judge = found.get(target.condition)
+    return np.zeros(len(values), np.bool_) if judge is None else judge()
+
+
+def holds(target: Target, workload: WorkloadInfo, world: World) -> Bools:
+    """See ``metaos.resources.snapshot.holds_at``."""
+    if target.name == "residency":
+        return lawful(target, world)
+    if target.name == "trust":
+        return trusted(target, world)
+    return met(target, measured(target, workload, world))
+
+
+def room(workload: WorkloadInfo, world: World) -> Ints:
+    """How many replicas fit beside what is decided for others."""
+    free = np.maximum(world.free, 0)
+    fits: Ints = free[:, 2]
+    if workload.cpu:
+        fits = np.minimum(fits, free[:, 0] // workload.cpu)
+    if workload.memory:
+        fits = np.minimum(fits, free[:, 1] // workload.memory)
+    return fits
+
+
+def closed(workload: WorkloadInfo, world: World) -> Bools:
+    """Where nothing new is taken: cordoned, silent, or tainted NoSchedule."""
+    found = world.bools["unschedulable"] | world.bools["deleting"] | ~world.bools["ready"]
+    for taint, where in world.taints().items():
+        if taint.effect == "NoSchedule" and not tolerated(taint, workload.tolerations, 0.0):
+            found |= where
+    return found
+
+
+# -- masks -------------------------------------------------------------------------------------------------
+
+
+def _residency(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
+    asked = [t for t in workload.targets if t.name == "residency"]
+    return ~np.logical_and.reduce([lawful(t, world) for t in asked]) if asked else None
+
+
+def _local_data(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
+    return ~world.at(workload.current) if workload.pinned else None
+
+
+def _policy(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
+    asked = workload.policy
+    found: Bools | None = None if asked.allowed is None else ~world.at(asked.allowed)
+    for selects in asked.selectors:
+        other = ~world.rows(lambda c, selects=selects: selects(c.labels))  # type: ignore[misc]
+        found = other if found is None else found | other
+    if workload.weights:
+        other = ~world.at(workload.weights)
+        found = other if found is None else found | other
+    return found
+
+
+def _selectors(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
+    found = [~world.label(key, value) for key, value in workload.node_selector.items()]
+    if workload.node_affinity:
+        found.append(~world.rows(lambda c: any(filters.matches(term, c) for term in workload.node_affinity)))
+    return np.logical_or.reduce(found) if found else None
+
+
+def _leaving(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
+    gone = world.bools["deleting"]
+    return gone | (world.bools["unschedulable"] & world.at(workload.evicted)) if workload.evicted else gone
+
+
+def _health(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
+    return ~world.bools["ready"] & ~world.at(workload.current)
+
+
+def _taints(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
+    taints = world.taints()
+    if not taints:
+        return None
+    found, here = np.zeros(len(world), np.bool_), world.at(workload.current)
+    waited = workload.policy.toleration_seconds
+    for taint, where in taints.items():
+        if taint.effect == "PreferNoSchedule" or tolerated(taint, workload.tolerations, snapshot.now):
+            continue
+        waits = (
+            taint.key == TAINT_UNREACHABLE and bool(waited) and taint.since is not None and snapshot.now < taint.since + waited
+        )
+        found |= where & ~here if taint.effect == "NoSchedule" or waits else where
+    return found
+
+
+def _cordon(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
+    return world.bools["unschedulable"] & ~world.at(workload.current)
+
+
+def _bounds(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
+    asked = [t for t in workload.targets if t.hard and t.name not in ("residency", "availability")]
+    return ~np.logical_and.reduce([holds(t, workload, world) for t in asked]) if asked else None
+
+
+def _capacity(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
+    return (room(workload, world) < 1) & ~world.at(workload.current)
+
+
+MASKS: dict[Filter, Mask] = {
+    filters.residency: _residency,
+    filters.local_data: _local_data,
+    filters.policy: _policy,
+    filters.selectors: _selectors,
+    filters.leaving: _leaving,
+    filters.health: _health,
+    filters.taints: _taints,
+    filters.cordon: _cordon,
+    filters.bounds: _bounds,
+    filters.capacity: _capacity,
+}
+
+
+def mask(judge: Filter, snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
+    """Where a filter rejects; ``None``: nowhere."""
+    found: Mask | None = MASKS.get(judge) or getattr(judge, "column", None)
+    if found is not None:
+        return found(snapshot, workload, world)
+    return world.rows(lambda c: judge(snapshot, workload, c) is not None)
+
+
+# -- scores ------------------------------------------------------------------------------------------------
+
+
+def _latency(workload: WorkloadInfo, world: World) -> Floats:
+    return world.trip(scores.users(workload))
+
+
+def _carbon(workload: WorkloadInfo, world: World) -> Floats:
+    return world.floats["carbon_ahead"]
+
+
+def _energy(workload: WorkloadInfo, world: World) -> Floats:
+    return world.floats["slope"] * (workload.cpu * workload.replicas)
+
+
+def _cost(workload: WorkloadInfo, world: World) -> Floats:
+    cpu, memory = workload.cpu * workload.replicas / 1000, workload.memory * workload.replicas / GIB
+    return world.floats["cpu_hour"] * cpu + world.floats["memory_gib_hour"] * memory
+
+
+def _availability(workload: WorkloadInfo, world: World) -> Floats:
+    return world.floats["availability"] * 100
+
+
+def _free(workload: WorkloadInfo, world: World) -> Floats:
+    whole = world.floats["cpu"]
+    share = world.free[:, 0] / np.where(whole > 0, whole, np.inf)
+    return np.maximum(0.0, 100.0 * share)
+
+
+def _preferred(workload: WorkloadInfo, world: World) -> Floats:
+    return world.at(workload.policy.preferred).astype(np.float64) * 100.0
+
+
+def _wished(workload: WorkloadInfo, world: World) -> Floats:
+    asked = scores.wishes(workload)
+    if not asked:
+        return np.full(len(world), np.nan)
+    good = np.zeros(len(world))
+    for target in asked:
+        good += holds(target, workload, world) * float(target.priority + 1)
+    return 100.0 * good / sum(t.priority + 1 for t in asked)
+
+
+COLUMNS: dict[scores.Measure, Column] = {
+    scores.LATENCY.measure: _latency,
+    scores.CARBON.measure: _carbon,
+    scores.ENERGY.measure: _energy,
+    scores.COST.measure: _cost,
+    scores.AVAILABILITY.measure: _availability,
+    scores.FREE.measure: _free,
+    scores.PREFERRED.measure: _preferred,
+    scores.WISHED.measure: _wished,
+}
+
+
+def values(score: Score, workload: WorkloadInfo, world: World) -> Floats:
+    """What a score measures everywhere; NaN where it is not known."""
+    found: Column | None = COLUMNS.get(score.measure) or getattr(score.measure, "column", None)
+    if found is not None:
+        return found(workload, world)
+    each = (score.measure(workload, c) for c in world)
+    return np.fromiter((np.nan if v is None else v for v in each), np.float64, len(world))
+
+
+def points(score: Score, found: Floats) -> Floats:
+    """See ``metaos.scheduler.scores.points``."""
+    earned = np.clip(found, 0.0, 100.0) if score.more_is_better else 100.0 / (1.0 + np.maximum(found, 0.0) / score.reference)
+    return np.where(np.isnan(found), 0.0, earned)
+
+
+def totals(workload: WorkloadInfo, world: World, counting: list[tuple[Score, float]]) -> Floats:
+    """Weighted means of points, 0 to 100."""
+    weight = sum(importance for _, importance in counting)
+    if not weight:
+        return np.zeros(len(world))
+    found = np.zeros(len(world))
+    for score, importance in counting:
+        found += importance * points(score, values(score, workload, world))
+    return found / weight

@@ -1,0 +1,138 @@
+"""Which sites a workload may be on and how good each is, over all sites at once.
+
+Reasons and terms are worked out when they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Generic, TypeVar, overload
+
+import numpy as np
+
+from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo
+from metaos.scheduler import columns
+from metaos.scheduler import scores as scoring
+from metaos.scheduler.filters import Filter
+from metaos.scheduler.scores import Score, Term
+from metaos.scheduler.solver import Ranked
+from metaos.scheduler.world import Ints, World
+
+T = TypeVar("T")
+NONE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a site was not considered."""
+
+    cluster: str
+    filter: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A site that was considered, with its total in points and its terms."""
+
+    cluster: str
+    total: float
+    terms: tuple[Term, ...]
+
+
+class Lazily(Sequence[T], Generic[T]):
+    """A sequence whose items are worked out when they are looked at. Equal to any sequence of equal items."""
+
+    def __init__(self, size: int, make: Callable[[int], T]) -> None:
+        self._size, self._make = size, make
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, at: int) -> T: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[T]: ...
+    def __getitem__(self, at: int | slice) -> T | Sequence[T]:
+        if isinstance(at, slice):
+            return [self._make(i) for i in range(*at.indices(self._size))]
+        return self._make(range(self._size)[at])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Ranking:
+    """One workload's filters and scores. ``keep`` names sites that stay in, as far as one of ``enduring`` alone rejects them."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        workload: WorkloadInfo,
+        filters: Sequence[tuple[str, Filter]],
+        scores: Sequence[Score],
+        must_leave: Collection[str],
+        *,
+        endures: bool,
+    ) -> None:
+        self._snapshot, self._workload, self._filters = snapshot, workload, filters
+        self.world = World.of(snapshot.clusters)
+        self._first = self._filter()
+        #: Sites that it runs on and would leave for what was measured there, were it not to endure that.
+        self.endured: list[Rejection] = []
+        if endures:
+            for row in sorted(self.world.row_of[c] for c in workload.current if c in self.world.row_of):
+                number = int(self._first[row])
+                if number != NONE and filters[number][0] not in must_leave:
+                    self.endured.append(self._rejection(row))
+                    self._first[row] = NONE
+        self._counting = scoring.weighted(workload, scores)
+        self._totals = columns.totals(workload, self.world, self._counting)
+        rows = np.flatnonzero(self._first == NONE)
+        # Sites are in the order of their names, so ties go to the first one.
+        self._rows = [int(row) for row in rows[np.argsort(-self._totals[rows], kind="stable")]]
+        self.feasible = Ranked(self.world[row] for row in self._rows)
+        self.totals = {cluster.name: float(self._totals[row]) for cluster, row in zip(self.feasible, self._rows, strict=True)}
+
+    def _filter(self) -> Ints:
+        """Of each site the number of the first filter that rejects it."""
+        first = np.full(len(self.world), NONE, np.int64)
+        for number, (_, judge) in enumerate(self._filters):
+            found = columns.mask(judge, self._snapshot, self._workload, self.world)
+            if found is not None:
+                first[found & (first == NONE)] = number
+        return first
+
+    def _rejection(self, row: int) -> Rejection:
+        name, judge = self._filters[int(self._first[row])]
+        cluster = self.world[row]
+        return Rejection(cluster.name, name, judge(self._snapshot, self._workload, cluster) or "")
+
+    @cached_property
+    def rejected(self) -> Sequence[Rejection]:
+        """By name."""
+        rows = [int(row) for row in np.flatnonzero(self._first != NONE)]
+        return Lazily(len(rows), lambda at: self._rejection(rows[at]))
+
+    def rejection(self, cluster: str) -> Rejection | None:
+        """Why a site is rejected; ``None`` where it is not, or not there."""
+        row = self.world.row_of.get(cluster)
+        return None if row is None or self._first[row] == NONE else self._rejection(row)
+
+    def scored(self, chosen: Collection[str]) -> Sequence[Scored]:
+        """What was chosen first, then the others by their totals."""
+        first = [row for row in self._rows if self.world.names[row] in chosen]
+        rows = first + [row for row in self._rows if self.world.names[row] not in chosen] if first else self._rows
+        return Lazily(len(rows), lambda at: self._score(rows[at]))
+
+    def _score(self, row: int) -> Scored:
+        cluster: ClusterInfo = self.world[row]
+        _, terms = scoring.evaluate(self._workload, cluster, self._counting)
+        return Scored(cluster.name, float(self._totals[row]), terms)

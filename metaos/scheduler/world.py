@@ -1,0 +1,226 @@
+"""The sites of a decision as columns: one array a fact, one row a site, in the order of names.
+
+Made once and kept up to date row by row, so that a decision for one workload does not build the world anew. What few
+decisions ask for (a label, a law, a region's round trips) becomes a column when it is first asked for. Memory: about 100
+bytes a site and asked column besides the sites themselves; columns are bounded by ``MOST_COLUMNS`` of each kind.
+
+A ``World`` is a sequence of :class:`~metaos.resources.snapshot.ClusterInfo`, so it stands for ``Snapshot.clusters``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metaos.resources.snapshot import TRUST_LEVELS, ClusterInfo, Taint, latency
+from metaos.scheduler.scores import carbon_ahead
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+K = TypeVar("K", bound=Hashable)
+
+#: Of each kind; above that they are forgotten and made again when they are asked for.
+MOST_COLUMNS = 1_000
+
+
+def _slope(cluster: ClusterInfo) -> float:
+    """Watts that a thousandth of a core adds."""
+    return (cluster.max_watts - cluster.idle_watts) / cluster.capacity_cpu * cluster.pue if cluster.capacity_cpu else 0.0
+
+
+def _known(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+_FLOATS: dict[str, Callable[[ClusterInfo], float]] = {
+    "carbon": lambda c: _known(c.carbon),
+    "carbon_ahead": lambda c: _known(carbon_ahead(c)),
+    "slope": _slope,
+    "cpu_hour": lambda c: _known(c.cpu_hour),
+    "memory_gib_hour": lambda c: c.memory_gib_hour,
+    "availability": lambda c: c.availability,
+    "cpu": lambda c: float(c.cpu),
+}
+_BOOLS: dict[str, Callable[[ClusterInfo], bool]] = {
+    "ready": lambda c: c.ready,
+    "unschedulable": lambda c: c.unschedulable,
+    "deleting": lambda c: c.deleting,
+    "stated": lambda c: bool(c.jurisdictions),
+    "tainted": lambda c: bool(c.taints),
+}
+
+
+class World(Sequence[ClusterInfo]):
+    """See the module. ``clusters`` in any order; names are unique."""
+
+    def __init__(self, clusters: Iterable[ClusterInfo]) -> None:
+        self._sites = sorted(clusters, key=lambda c: c.name)
+        self.names = [c.name for c in self._sites]
+        self.row_of = {name: row for row, name in enumerate(self.names)}
+        if len(self.row_of) < len(self.names):
+            raise ValueError("two sites of one name")
+        self.floats = {word: np.array([read(c) for c in self._sites], np.float64) for word, read in _FLOATS.items()}
+        self.bools = {word: np.array([read(c) for c in self._sites], np.bool_) for word, read in _BOOLS.items()}
+        self.trust = np.array([_trust(c) for c in self._sites], np.int64)
+        #: CPU (thousandths), bytes of memory, pods.
+        self.free = np.array([_free(c) for c in self._sites], np.int64).reshape(len(self._sites), 3)
+        self._labels: dict[tuple[str, str | None], Bools] = {}
+        self._laws: dict[str, Bools] = {}
+        self._trips: dict[tuple[str, ...], Floats] = {}
+        self._taints: dict[Taint, Bools] | None = None
+        #: Rows that differ from those that the columns were made of: see :meth:`beside`.
+        self._other: Mapping[int, ClusterInfo] = {}
+
+    @classmethod
+    def of(cls, clusters: Sequence[ClusterInfo]) -> World:
+        return clusters if isinstance(clusters, World) else cls(clusters)
+
+    # -- as a sequence -----------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    @overload
+    def __getitem__(self, row: int) -> ClusterInfo: ...
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[ClusterInfo]: ...
+    def __getitem__(self, row: int | slice) -> ClusterInfo | Sequence[ClusterInfo]:
+        if isinstance(row, slice):
+            return [self[r] for r in range(*row.indices(len(self)))]
+        return self._other.get(row) or self._sites[row]
+
+    def __iter__(self) -> Iterator[ClusterInfo]:
+        return iter(self._sites) if not self._other else (self[row] for row in range(len(self)))
+
+    def site(self, name: str) -> ClusterInfo | None:
+        row = self.row_of.get(name)
+        return None if row is None else self[row]
+
+    def at(self, names: Iterable[str]) -> Bools:
+        """True in the rows of these sites, as far as there are any."""
+        found = np.zeros(len(self), np.bool_)
+        for name in names:
+            row = self.row_of.get(name)
+            if row is not None:
+                found[row] = True
+        return found
+
+    # -- columns that are made when they are asked for ------------------------------------------------------------
+
+    def label(self, key: str, value: str) -> Bools:
+        return self._asked(self._labels, (key, value), lambda c: c.labels.get(key) == value)
+
+    def law(self, name: str) -> Bools:
+        return self._asked(self._laws, name, lambda c: name in c.jurisdictions)
+
+    def trip(self, regions: tuple[str, ...]) -> Floats:
+        """The worst round trip from these regions (ms); NaN where one is not known."""
+        found = self._trips.get(regions)
+        if found is None:
+            _bound(self._trips)
+            found = self._trips[regions] = np.array([_known(latency(c, regions)) for c in self], np.float64)
+        return found
+
+    def taints(self) -> Mapping[Taint, Bools]:
+        """Every taint and where it is."""
+        if self._taints is None:
+            self._taints = {}
+            for row in np.flatnonzero(self.bools["tainted"]):
+                for taint in self[int(row)].taints:
+                    self._taints.setdefault(taint, np.zeros(len(self), np.bool_))[row] = True
+        return self._taints
+
+    def rows(self, read: Callable[[ClusterInfo], bool]) -> Bools:
+        """A column for this once."""
+        return np.fromiter((read(c) for c in self), np.bool_, len(self))
+
+    def _asked(self, columns: dict[K, Bools], key: K, read: Callable[[ClusterInfo], bool]) -> Bools:
+        found = columns.get(key)
+        if found is None:
+            _bound(columns)
+            found = columns[key] = self.rows(read)
+        return found
+
+    # -- change ------------------------------------------------------------------------------------------------
+
+    def put(self, cluster: ClusterInfo) -> None:
+        """A site that is there already has changed. Raises ``KeyError`` where it is not."""
+        row = self.row_of[cluster.name]
+        before = self._sites[row]
+        self._sites[row] = cluster
+        self.free[row] = _free(cluster)
+        if _fixed(before) == _fixed(cluster):
+            return
+        for word, read in _FLOATS.items():
+            self.floats[word][row] = read(cluster)
+        for word, look in _BOOLS.items():
+            self.bools[word][row] = look(cluster)
+        self.trust[row] = _trust(cluster)
+        for (key, value), column in self._labels.items():
+            column[row] = cluster.labels.get(key) == value
+        for law, column in self._laws.items():
+            column[row] = law in cluster.jurisdictions
+        for regions, trips in self._trips.items():
+            trips[row] = _known(latency(cluster, regions))
+        if before.taints != cluster.taints:
+            self._taints = None
+
+    def beside(self, others: Iterable[ClusterInfo]) -> World:
+        """The same world with other figures of what is requested at some sites. Shares everything else: it holds until the
+        next :meth:`put`."""
+        found = World.__new__(World)
+        found.__dict__.update(self.__dict__)
+        found.free = self.free.copy()
+        changed = dict(self._other)
+        for cluster in others:
+            row = self.row_of[cluster.name]
+            changed[row] = cluster
+            found.free[row] = _free(cluster)
+        found._other = changed
+        return found
+
+
+def _trust(cluster: ClusterInfo) -> int:
+    return TRUST_LEVELS.get(cluster.trust, 0)
+
+
+def _free(cluster: ClusterInfo) -> tuple[int, int, int]:
+    return (
+        cluster.cpu - cluster.cpu_requested,
+        cluster.memory - cluster.memory_requested,
+        cluster.pods - cluster.pods_requested,
+    )
+
+
+def _fixed(cluster: ClusterInfo) -> tuple[object, ...]:
+    """Everything that columns hold besides what is free."""
+    return (
+        cluster.carbon,
+        cluster.forecast,
+        cluster.max_watts,
+        cluster.idle_watts,
+        cluster.capacity_cpu,
+        cluster.pue,
+        cluster.cpu_hour,
+        cluster.memory_gib_hour,
+        cluster.availability,
+        cluster.cpu,
+        cluster.ready,
+        cluster.unschedulable,
+        cluster.deleting,
+        cluster.taints,
+        cluster.trust,
+        cluster.labels,
+        cluster.jurisdictions,
+        cluster.latencies,
+        cluster.region,
+    )
+
+
+def _bound(columns: dict[K, NDArray[np.bool_]] | dict[K, NDArray[np.float64]]) -> None:
+    if len(columns) >= MOST_COLUMNS:
+        columns.clear()
