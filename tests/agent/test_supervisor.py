@@ -244,13 +244,6 @@ async def test_startup_holds_back_the_other_probes(site: Site) -> None:
     assert ready(only(site)) and state(only(site))["started"]
 
 
-async def test_a_grpc_probe_counts_as_healthy(site: Site) -> None:
-    probe = {"grpc": {"port": 9}}
-    await site.apply(workload("Pod", "p", template={"containers": [container(livenessProbe=probe, readinessProbe=probe)]}))
-    await site.clock.advance(60)
-    assert ready(only(site)) and state(only(site))["restartCount"] == 0
-
-
 async def test_readiness_outlives_the_agent(site: Site) -> None:
     probe = {"exec": {"command": ["ok"]}, "periodSeconds": 10}
     await site.apply(workload("Pod", "p", template={"containers": [container(readinessProbe=probe, startupProbe=probe)]}))

@@ -146,7 +146,7 @@ def test_what_no_member_honours_is_warned_about() -> None:
     obj = deployment()
     spec = obj["spec"]["template"]["spec"]
     spec["hostNetwork"] = True
-    spec["containers"][0]["ports"] = [{"containerPort": 53, "protocol": "UDP"}]
+    spec["containers"][0]["ports"] = [{"containerPort": 53, "protocol": "SCTP"}]
     spec["volumes"] = [{"name": "v", "nfs": {"server": "s", "path": "/"}}]
     obj = shaped(scheme.DEPLOYMENT, obj)
     _, said = UnsupportedFields().admit("CREATE", obj, None)
