@@ -34,6 +34,11 @@ class Notes:
             self._cache.put("notes", key_of(about), note)
         return note
 
+    def of_another(self, about: ObjectRef, obj: Obj) -> bool:
+        """Whether what is remembered is about an earlier object of the same name."""
+        note = self._notes.get(about)
+        return note is not None and note["uid"] != uid(obj)
+
     def keep_only(self, wanted: Container[ObjectRef]) -> None:
         for about in [a for a in self._notes if a not in wanted]:
             self._forget_templates(self._notes.pop(about), keep=())

@@ -103,6 +103,10 @@ class Supervisor:
         self._desired = {ref(o): o for o in objects}
         for gone in self._said.keys() - self._desired.keys():
             del self._said[gone]
+        for about, obj in self._desired.items():
+            # A Job is not over because an earlier one of its name was.
+            if about in self._statuses and self._notes.of_another(about, obj):
+                self._forget_status(about)
         self._known = True
         for worker in self._workers.values():
             worker.wake.set()
@@ -238,12 +242,15 @@ class Supervisor:
             for worker in strays:
                 worker.delete(worker.grace)
         for about in [a for a in self._statuses if a not in everything]:
-            del self._statuses[about]
-            self._cache.delete("status", key_of(about))
+            self._forget_status(about)
         self._notes.keep_only(everything)
         for gone in self._problems.keys() - everything.keys():
             del self._problems[gone]
         return max(0.02, again)
+
+    def _forget_status(self, about: ObjectRef) -> None:
+        if self._statuses.pop(about, None) is not None:
+            self._cache.delete("status", key_of(about))
 
     def _attempt(self, about: ObjectRef, step: Callable[[], float]) -> float:
         """One workload that cannot be planned holds up no other."""

@@ -36,7 +36,7 @@ from metaos.apiserver.gates import (
 from metaos.apiserver.jointokens import BOOTSTRAPPERS, JoinTokens
 from metaos.apiserver.metrics import Metrics, resident_bytes
 from metaos.apiserver.negotiation import JSON, encoded, not_acceptable, ranges
-from metaos.apiserver.openapi import OpenApi
+from metaos.apiserver.openapi import OpenApi, v2_media
 from metaos.apiserver.registry import Registry
 from metaos.apiserver.routing import Target, parse
 from metaos.apiserver.sessions import Sessions
@@ -299,7 +299,8 @@ class Api:
         if path.startswith("/openapi/v3"):
             return self._openapi_v3(request, path, exchange)
         if path == "/openapi/v2":
-            return self._compressed(request, self._openapi.v2(), exchange)
+            media = v2_media(accept)
+            return self._compressed(request, self._openapi.v2(media), exchange, media)
         if path == "/version":
             return _json(exchange, discovery.version())
         if path in ("/livez", "/readyz", "/healthz"):
@@ -333,12 +334,12 @@ class Api:
             raise errors.ApiError(404, "NotFound", "the server could not find the requested resource")
         return self._compressed(request, body, exchange)
 
-    def _compressed(self, request: web.Request, body: bytes, exchange: _Exchange) -> web.Response:
+    def _compressed(self, request: web.Request, body: bytes, exchange: _Exchange, media: str = JSON) -> web.Response:
         accept = request.headers.get("Accept", "")
-        if accept and not any(each.media in (JSON, "*/*", "application/*") for each in ranges(accept)):
+        if media == JSON and accept and not any(each.media in (JSON, "*/*", "application/*") for each in ranges(accept)):
             raise not_acceptable()
         tag = f'"{self._openapi.tag}"'
-        headers = {**exchange.headers, "Content-Type": JSON, "ETag": tag, "Vary": "Accept-Encoding, Accept"}
+        headers = {**exchange.headers, "Content-Type": media, "ETag": tag, "Vary": "Accept-Encoding, Accept"}
         if request.query.get("hash") == self._openapi.tag:
             # Under this URL it stays as it is; so does kubectl's copy on disk.
             headers["Cache-Control"] = "public, max-age=31536000, immutable"

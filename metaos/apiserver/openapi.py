@@ -15,7 +15,9 @@ from typing import Any
 import orjson
 
 from metaos import __version__
+from metaos.apiserver import openapi_protobuf
 from metaos.apiserver.discovery import MAJOR, MINOR, group_versions, kinds_of
+from metaos.apiserver.negotiation import JSON, not_acceptable, ranges
 from metaos.apiserver.schema import KUBERNETES, definition_name, definitions, own_texts
 from metaos.client import PatchType
 from metaos.resources.scheme import KINDS, Kind
@@ -66,11 +68,26 @@ class OpenApi:
                 self._built[name_of(group, version)] = _packed(_v3_document(kinds_of(group, version), raw))
         return self._built[name]
 
-    def v2(self) -> bytes:
-        """The compressed document of everything."""
-        if "v2" not in self._built:
-            self._built["v2"] = _packed(_v2_document(definitions()))
-        return self._built["v2"]
+    def v2(self, media: str = JSON) -> bytes:
+        """The compressed document of everything, in a form of :func:`v2_media`."""
+        if media not in self._built:
+            document = _v2_document(definitions())
+            if media == JSON:
+                self._built[media] = _packed(document)
+            else:
+                body = openapi_protobuf.document(_INFO, document["definitions"])
+                self._built[media] = gzip.compress(body, compresslevel=6, mtime=0)
+        return self._built[media]
+
+
+def v2_media(accept: str) -> str:
+    """In which form a caller wants ``/openapi/v2``. Raises ``ApiError`` 406."""
+    for each in ranges(accept or JSON):
+        if each.media in (JSON, "*/*", "application/*"):
+            return JSON
+        if each.media in (openapi_protobuf.MEDIA, openapi_protobuf.ASKED):
+            return openapi_protobuf.MEDIA
+    raise not_acceptable()
 
 
 def _packed(document: Any) -> bytes:

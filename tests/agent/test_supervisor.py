@@ -559,6 +559,29 @@ async def test_indexed_jobs(site: Site) -> None:
     assert [h[0] for h in site.machine.history].count("start") == 3
 
 
+async def test_what_an_earlier_object_of_the_name_did_is_not_counted(site: Site) -> None:
+    job = workload("Job", "once", template={"restartPolicy": "Never"}, completions=1)
+    cron = workload("CronJob", "tick", template={"restartPolicy": "Never"})
+    cron["spec"] |= {"schedule": "* * * * *"}
+    await site.apply(job, cron)
+    site.machine.end(meta.name(next(p for p in site.pods().values() if "once" in meta.name(p))), 0)
+    await site.clock.advance(70)
+    assert site.status(job)["succeeded"] == 1 and site.status(cron)["lastScheduleTime"]
+    # Deleted and made again: the site hears of both at once.
+    again = workload("Job", "once", uid="again", template={"restartPolicy": "Never"}, completions=1)
+    tick = workload("CronJob", "tick", uid="tock", template={"restartPolicy": "Never"})
+    tick["spec"] |= {"schedule": "* * * * *"}
+    site.supervisor.set_desired([again, tick])
+    assert site.supervisor.status_of(meta.ref(again)) is None and site.supervisor.status_of(meta.ref(tick)) is None
+    await site.apply(again, tick)
+    assert "lastScheduleTime" not in site.status(tick)
+    (pod,) = [p for p in site.pods().values() if p["status"]["phase"] == "Running" and "once" in meta.name(p)]
+    site.machine.end(meta.name(pod), 0)
+    await site.clock.advance(5)
+    assert site.status(again)["succeeded"] == 1
+    assert [h[0] for h in site.machine.history].count("start") >= 3
+
+
 async def test_suspended_and_resumed(site: Site) -> None:
     job = workload("Job", template={"restartPolicy": "Never"}, completions=1, activeDeadlineSeconds=60)
     await site.apply(job)

@@ -45,6 +45,18 @@ async def test_prune_by_apply_set(kubectl: Kubectl) -> None:
     assert await names(kubectl) == ["a", "parent"]
 
 
+async def test_a_list_is_checked_and_applied(kubectl: Kubectl) -> None:
+    """kubectl checks a List itself, by /openapi/v2 as protobuf."""
+    items = [*yaml.safe_load_all(settings("a")), deployment("web")]
+    whole = {"apiVersion": "v1", "kind": "List", "items": items}
+    said = await kubectl("apply", "-f", "-", text=json.dumps(whole))
+    assert "configmap/a created" in said and "deployment.apps/web created" in said
+    assert "configmap/a unchanged" in await kubectl("apply", "-f", "-", text=json.dumps(whole))
+    items[0]["daata"] = {}
+    code, _, err = await kubectl.run("apply", "-f", "-", text=json.dumps(whole))
+    assert code != 0 and 'unknown field "daata" in io.k8s.api.core.v1.ConfigMap' in err
+
+
 async def test_edit(kubectl: Kubectl, tmp_path: Path) -> None:
     await kubectl("apply", "-f", "-", text=settings("a"))
     await kubectl("edit", "cm", "a", EDITOR="sed -i s/k:.v/k:\\ changed/")
