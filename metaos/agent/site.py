@@ -15,6 +15,7 @@ from random import Random  # noqa: TID251  (the type of the seeded source that i
 from typing import Any, Protocol
 
 from metaos.agent.contact import Contact
+from metaos.agent.inventory import capacity, measure
 from metaos.agent.join import Identity, JoinError, Membership, identity_process, register
 from metaos.agent.network import ServiceNetwork
 from metaos.agent.remote import PodAccess
@@ -127,12 +128,14 @@ def make_runtime(site: Obj, plugin: str, data: Path, clock: Clock) -> Runtime:
     """The runtime that the site file names, found by entry point (see :func:`read_site`)."""
     module, _, attribute = plugin.partition(":")
     spec: Mapping[str, Any] = site.get("spec") or {}
+    free = capacity(site, measure())[1]
     found: Runtime = getattr(import_module(module), attribute)(
         str(data / "runtime"),
         clock=clock,
         isolation=str(spec.get("isolation") or "bubblewrap"),
         host_images=spec.get("hostImages") or (),
         host_paths=spec.get("hostPaths") or (),
+        most=(free.cpu, free.memory),
     )
     validate = getattr(found, "validate", None)
     if validate is not None:

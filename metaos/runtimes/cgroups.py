@@ -1,8 +1,9 @@
 """Limits and measurements by cgroups, version 1 and 2, where this process may make some.
 
 Below the cgroup that we are in: ``nemo/KEY/POD/CONTAINER`` (in version 1 in each of the memory, cpu, cpuacct and pids
-hierarchies). Source: Linux ``Documentation/admin-guide/cgroup-v2.rst`` and ``cgroup-v1/``. Memory is what Kubernetes
-calls the working set: use less inactive file cache.
+hierarchies). ``nemo/KEY`` holds all pods of a runtime together to what the site offers. Where version 2 has only some of the
+controllers, what they can do is done. Source: Linux ``Documentation/admin-guide/cgroup-v2.rst`` and ``cgroup-v1/``. Memory is
+what Kubernetes calls the working set: use less inactive file cache.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ MAX_PIDS = 4096
 PIDS_PART = 0.75
 _PERIOD_US = 100_000
 _CONTROLLERS = ("memory", "cpu", "cpuacct", "pids")
+#: Those of version 2, and what each is for.
+_LIMITS = {"memory": "memory", "cpu": "CPU", "pids": "the number of processes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +66,29 @@ def _below(point: str, root: str, path: str) -> str:
 
 
 class Cgroups:
-    """The containers' cgroups of one runtime. ``problem`` says why there are none; then nothing here does anything."""
+    """The containers' cgroups of one runtime. ``problem`` says which limits do not hold, why, and what to do.
 
-    def __init__(self, key: str, version: int, roots: Mapping[str, str]) -> None:
+    ``most``: thousandths of a core and bytes that all pods together may have; ``uncapped`` says why that does not hold.
+    """
+
+    def __init__(self, key: str, version: int, roots: Mapping[str, str], most: tuple[int, int] | None = None) -> None:
         self._version = version
         self._key = key
+        self._most = most
         self._parents = {controller: os.path.join(root, "nemo") for controller, root in roots.items()}
-        self.problem = "" if roots else "this machine mounts no cgroups with memory, cpu and pids controllers"
-        if self.problem:
+        #: Of version 2: the controllers that child groups get.
+        self._controllers = frozenset(_LIMITS)
+        #: Made and not removed: one of them may be about to join what has no process in it yet.
+        self._open: set[tuple[str, str]] = set()
+        self.uncapped = ""
+        self.problem = "" if roots else _absent()
+        self._usable = bool(roots)
+        if not roots:
             return
         try:
             self._prepare(roots)
         except OSError as error:
+            self._usable = False
             who = "root" if os.geteuid() == 0 else "a plain user without delegated cgroups"
             self.problem = (
                 f"cgroups cannot be made as {who} ({error.strerror}: {error.filename}): run the agent as root, "
@@ -82,39 +96,86 @@ class Cgroups:
             )
 
     @classmethod
-    def here(cls, key: str) -> Cgroups:
+    def here(cls, key: str, most: tuple[int, int] | None = None) -> Cgroups:
         try:
             with open("/proc/self/mountinfo", encoding="utf-8") as mounts, open("/proc/self/cgroup", encoding="utf-8") as own:
                 version, roots = locate(mounts.read(), own.read())
         except OSError:
             version, roots = 0, {}
-        return cls(key, version, roots)
+        return cls(key, version, roots, most)
 
     def _prepare(self, roots: Mapping[str, str]) -> None:
         if self._version == 2:
+            self._find_controllers(roots[""])
             self._delegate(roots[""])
         for parent in self._parents.values():
             os.makedirs(os.path.join(parent, self._key), exist_ok=True)
         if self._version == 2:
             for level in (self._parents[""], os.path.join(self._parents[""], self._key)):
-                _write(level, "cgroup.subtree_control", "+memory +cpu +pids")
+                self._pass_on(level)
+        self._cap()
         self._tidy()
+
+    def _find_controllers(self, root: str) -> None:
+        available = set(_read(root, "cgroup.controllers").split())
+        self._controllers = frozenset(_LIMITS) & available
+        missing = [name for name in _LIMITS if name not in available]
+        if missing:
+            self.problem = (
+                f"{' and '.join(_LIMITS[name] for name in missing)} cannot be limited: the cgroup {root} has no "
+                f"{', '.join(missing)} controller{'s' if len(missing) > 1 else ''} (it has: "
+                f"{', '.join(sorted(available)) or 'none'}). "
+                "Where the agent is a systemd unit, say Delegate=yes; where it runs in a user's session, say "
+                "'Delegate=cpu memory pids' in a drop-in of user@.service; where the controllers are mounted in version 1, boot "
+                "with systemd.unified_cgroup_hierarchy=1"
+            )
+
+    def _pass_on(self, level: str) -> None:
+        if self._controllers:
+            _write(level, "cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(self._controllers)))
+
+    def _cap(self) -> None:
+        """All pods together. What cannot be had is said, and does not keep pods from running."""
+        if self._most is None:
+            return
+        cpu, memory = self._most
+        wanted = (
+            [("", "memory.max", memory, "memory"), ("", "cpu.max", _quota(cpu), "cpu")]
+            if self._version == 2
+            else [
+                ("memory", "memory.limit_in_bytes", memory, "memory"),
+                ("cpu", "cpu.cfs_period_us", _PERIOD_US, "cpu"),
+                ("cpu", "cpu.cfs_quota_us", _quota(cpu).split(" ")[0], "cpu"),
+            ]
+        )
+        self.uncapped = ""
+        for parent, file, value, controller in wanted:
+            if controller not in self._controllers:
+                continue
+            try:
+                _write(os.path.join(self._parents[parent], self._key), file, str(value))
+            except OSError as error:
+                self.uncapped = (
+                    f"all pods together are not held to the site's allocatable {_LIMITS[controller]}: {error.filename} cannot be "
+                    f"set to {value} ({error.strerror}). Pods that run already may have more than that: it holds when they have "
+                    "ended and the agent is restarted"
+                )
 
     def _delegate(self, root: str) -> None:
         """Version 2 wants no process beside child cgroups: if we are the only one there, we move into a leaf."""
         try:
-            _write(root, "cgroup.subtree_control", "+memory +cpu +pids")
+            self._pass_on(root)
         except OSError:
             if _read(root, "cgroup.procs").split() != [str(os.getpid())]:
                 raise
             leaf = os.path.join(root, "nemo-agent")
             os.makedirs(leaf, exist_ok=True)
             _write(leaf, "cgroup.procs", str(os.getpid()))
-            _write(root, "cgroup.subtree_control", "+memory +cpu +pids")
+            self._pass_on(root)
 
     def _tidy(self) -> None:
         """Our level is made again when it is needed: an empty one is not left behind."""
-        for parent in self._parents.values():
+        for parent in () if self._open else self._parents.values():
             for level in (os.path.join(parent, self._key), parent):
                 with contextlib.suppress(OSError):
                     os.rmdir(level)
@@ -124,30 +185,40 @@ class Cgroups:
 
     def create(self, pod: str, container: str, *, cpu: int, memory: int) -> list[str]:
         """Directories that its first process has to join. ``cpu``: thousandths of a core, ``memory``: bytes, 0: no limit."""
-        if self.problem:
+        if not self._usable:
             return []
         places = self._places(pod, container)
-        if not cpu:
-            places.pop("cpu", None)  # in version 1 it is for the limit only, and each directory takes its time
+        if self._most is not None and cpu:
+            cpu = min(cpu, self._most[0])  # version 1 takes no more than the parent's
+        if not cpu and "cpu" in places:
+            # In version 1 a directory of its own is for the limit only, and each takes its time.
+            if self._most is None:
+                del places["cpu"]
+            else:
+                places["cpu"] = os.path.join(self._parents["cpu"], self._key)
+        self._open.add((pod, container))
         for place in places.values():
             os.makedirs(place, exist_ok=True)
         if self._version == 2:
             place = places[""]
             for level in (self._parents[""], os.path.join(self._parents[""], self._key), os.path.dirname(place)):
-                _write(level, "cgroup.subtree_control", "+memory +cpu +pids")
-            self._bound(os.path.dirname(place))
-            if memory:
+                self._pass_on(level)
+            self._cap()
+            if "pids" in self._controllers:
+                self._bound(os.path.dirname(place))
+            if memory and "memory" in self._controllers:
                 _write(place, "memory.max", str(memory))
                 _write(place, "memory.oom.group", "1")
-            if cpu:
-                _write(place, "cpu.max", f"{max(1000, cpu * _PERIOD_US // 1000)} {_PERIOD_US}")
+            if cpu and "cpu" in self._controllers:
+                _write(place, "cpu.max", _quota(cpu))
             return [place]
+        self._cap()
         self._bound(os.path.dirname(places["pids"]))
         if memory:
             _write(places["memory"], "memory.limit_in_bytes", str(memory))
         if cpu:
             _write(places["cpu"], "cpu.cfs_period_us", str(_PERIOD_US))
-            _write(places["cpu"], "cpu.cfs_quota_us", str(max(1000, cpu * _PERIOD_US // 1000)))
+            _write(places["cpu"], "cpu.cfs_quota_us", _quota(cpu).split(" ")[0])
         return sorted(set(places.values()))
 
     def _bound(self, pod: str) -> None:
@@ -156,13 +227,13 @@ class Cgroups:
 
     def directories(self, pod: str, container: str) -> list[str]:
         """Those that exist of a container's."""
-        if self.problem:
+        if not self._usable:
             return []
         return sorted({place for place in self._places(pod, container).values() if os.path.isdir(place)})
 
     def measure(self, pod: str, container: str) -> Measured | None:
-        """``None`` where it has no cgroup."""
-        if self.problem:
+        """``None`` where it has no cgroup, or one that does not measure memory."""
+        if not self._usable:
             return None
         places = self._places(pod, container)
         try:
@@ -191,6 +262,10 @@ class Cgroups:
     def kill(self, pod: str, container: str) -> list[int]:
         """SIGKILL to everything in it; the pids."""
         found = self.members(pod, container)
+        if found and self._version == 2:
+            with contextlib.suppress(OSError):  # before Linux 5.14
+                _write(self._places(pod, container)[""], "cgroup.kill", "1")  # all at once: nobody escapes by forking
+                return found
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -206,12 +281,26 @@ class Cgroups:
                 continue
             except OSError:
                 gone = False
-        for parent in self._parents.values() if not self.problem else ():
+        for parent in self._parents.values() if self._usable else ():
             with contextlib.suppress(OSError):
                 os.rmdir(os.path.join(parent, self._key, pod))
         if gone:
+            self._open.discard((pod, container))
             self._tidy()
         return gone
+
+
+def _absent() -> str:
+    return (
+        "this machine mounts no cgroups that can limit memory, CPU and processes: mount version 2 ('mount -t cgroup2 none "
+        "/sys/fs/cgroup'), or, in a container, hand the machine's in (for Docker: '--cgroupns=host -v "
+        "/sys/fs/cgroup:/sys/fs/cgroup')"
+    )
+
+
+def _quota(cpu: int) -> str:
+    """As in ``cpu.max``. ``cpu``: thousandths of a core."""
+    return f"{max(1000, cpu * _PERIOD_US // 1000)} {_PERIOD_US}"
 
 
 def pids_of_the_machine() -> int:
@@ -223,8 +312,12 @@ def pids_of_the_machine() -> int:
 
 
 def _write(directory: str, name: str, value: str) -> None:
-    with open(os.path.join(directory, name), "w", encoding="ascii") as file:
-        file.write(value)
+    path = os.path.join(directory, name)
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(value)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None  # which a failing write does not say
 
 
 def _read(directory: str, name: str) -> str:

@@ -45,7 +45,8 @@ class SandboxRuntime:
     """Implements ``Runtime``. ``directory``: all state; ``host_paths``: what may be mounted from outside of it.
 
     ``isolation``: ``bubblewrap``, or ``none`` for plain processes (only where an operator asked for it).
-    ``host_images``: the site file's (see ``images.host_image``).
+    ``host_images``: the site file's (see ``images.host_image``). ``most``: thousandths of a core and bytes of memory that all
+    pods together may have.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class SandboxRuntime:
         isolation: str = "bubblewrap",
         host_images: Sequence[Mapping[str, Any]] = (),
         host_paths: Sequence[str] = (),
+        most: tuple[int, int] | None = None,
     ) -> None:
         self._given = os.path.normpath(directory)
         self._directory = os.path.realpath(directory)
@@ -63,6 +65,7 @@ class SandboxRuntime:
         self._isolation: Isolation = isolated(isolation, self._directory)
         self._allowed = [self._directory, *(os.path.realpath(path) for path in host_paths)]
         self._images = ImageStore(os.path.join(self._directory, "images"), host_images)
+        self._most = most
         self._cgroups: Cgroups | None = None
         self._outputs: Outputs | None = None
         self._holding = asyncio.Semaphore(HOLDERS_AT_ONCE)
@@ -109,7 +112,7 @@ class SandboxRuntime:
         if self._pods is None:
             os.makedirs(os.path.join(self._directory, "pods"), mode=0o700, exist_ok=True)
             os.chmod(self._directory, 0o700)
-            self._cgroups = Cgroups.here(_key(self._directory))
+            self._cgroups = Cgroups.here(_key(self._directory), self._most)
             self._outputs = Outputs(self._directory)
             self._pods = {}
             boot = process.boot_id()
@@ -468,7 +471,7 @@ class SandboxRuntime:
         reason = "Completed" if code == 0 else "Error"
         measured = self._group().measure(pod.uid, container.group)
         if code and measured is not None and measured.oom_kills:
-            reason, message = "OOMKilled", "it used more memory than its limit"
+            reason, message = "OOMKilled", "it used more memory than its limit, or than all pods of the site together may"
         elif code in (1, 126, 127) and (complaint := logs.last_line(container.directory)).startswith(_COMPLAINTS):
             missing = "No such file" in complaint or "not found" in complaint
             reason, message, code = "ContainerCannotRun", complaint, 127 if missing else 128
@@ -711,9 +714,12 @@ class SandboxRuntime:
 
     def conditions(self) -> Sequence[Mapping[str, str]]:
         result = [{"type": kind, "status": "False", "message": message} for kind, message in self._isolation.conditions()]
-        problem = (self._cgroups or Cgroups.here(_key(self._directory))).problem
-        if problem:
-            result.append({"type": "ResourceLimits", "status": "False", "message": f"limits are not enforced: {problem}"})
+        groups = self._cgroups or Cgroups.here(_key(self._directory), self._most)
+        if groups.problem:
+            message = f"not all limits are enforced, of a container nor of all together: {groups.problem}"
+            result.append({"type": "ResourceLimits", "status": "False", "message": message})
+        if groups.uncapped:
+            result.append({"type": "SystemReserved", "status": "False", "message": groups.uncapped})
         return result
 
 

@@ -193,3 +193,54 @@ async def test_private_file_systems_are_bounded(runtime: SandboxRuntime) -> None
 async def test_no_core_is_dumped(runtime: SandboxRuntime) -> None:
     ended, said = await run(runtime, pod().uid, container("sh", "-c", "cd /tmp; ulimit -c; sh -c 'kill -ABRT $$'; ls"))
     assert ended.exit_code == 0 and "core" not in said and said.startswith("0\n")
+
+
+@pytest.fixture
+async def small() -> AsyncIterator[SandboxRuntime]:
+    """A site that gives all pods together 200 MiB and a third of a core."""
+    place = tempfile.mkdtemp(prefix="nemo-capped-")
+    made = SandboxRuntime(os.path.join(place, "state"), clock=SystemClock(), most=(333, 200 << 20))
+    await made.check()
+    said = {found["type"]: found["message"] for found in made.conditions()}
+    if {"ResourceLimits", "SystemReserved"} & set(said):
+        await made.close()
+        shutil.rmtree(place)
+        pytest.skip(f"pods cannot be held together here: {said}")
+    for uid in ("a", "b"):
+        await made.start_pod(pod(uid))
+    yield made
+    for uid in list(await made.pods()):
+        await made.stop_pod(uid)
+    await made.close()
+    shutil.rmtree(place)
+
+
+async def test_pods_without_limits_have_together_what_the_site_offers(small: SandboxRuntime) -> None:
+    # Each alone would fit.
+    hold = "import sys, time; held = bytearray(120 << 20); print('up', flush=True); time.sleep(1000)"
+    await small.start_container("a", container("python3", "-c", hold, name="hold"))
+    await until_logged(small, "a", b"up", "hold")
+    await small.start_container("b", container("python3", "-c", hold, name="hold"))
+    async with asyncio.timeout(DEADLINE):
+        while not (ended := [s for uid in ("a", "b") if (s := await state(small, uid, "hold")) and not s.running]):
+            await small.wait()
+    assert [s.reason for s in ended] == ["OOMKilled"] and "all pods of the site together" in ended[0].message
+    for uid in ("a", "b"):
+        await small.stop_container(uid, "hold", 0)
+
+
+async def test_busy_pods_leave_the_rest_of_the_machine_alone(small: SandboxRuntime) -> None:
+    script = """
+import os, time
+for _ in range(2): os.fork()
+end = time.monotonic() + 3
+while time.monotonic() < end: pass
+print(os.times().user + os.times().system, flush=True)
+try:
+    while True: os.wait()
+except ChildProcessError: pass
+"""
+    for uid, limit in (("a", 0), ("b", 2000)):  # b's own limit is more than there is
+        await small.start_container(uid, container("python3", "-c", script, cpu_limit=limit))
+    used = [float(line) for uid in ("a", "b") for line in (await log(small, uid, follow=True)).split()]
+    assert len(used) == 8 and sum(used) < 3 * 0.333 * 1.5, used
