@@ -21,8 +21,6 @@ from metaos.resources.errors import ApiError
 from metaos.security.authz import AUTHENTICATED, UNAUTHENTICATED, UserInfo
 
 ANONYMOUS = UserInfo("system:anonymous", (UNAUTHENTICATED,))
-#: Whoever may open the hub's unix socket is its administrator.
-LOCAL_ADMIN = UserInfo("admin", ("system:masters",))
 MAX_TOKEN = 4096
 
 

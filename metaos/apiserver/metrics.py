@@ -13,8 +13,6 @@ from contextlib import contextmanager
 #: Upper bounds of the latency histogram, in seconds.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
-Labels = tuple[tuple[str, str], ...]
-
 
 class Histogram:
     """Counts of observations by upper bound, with their sum."""

@@ -6,7 +6,7 @@ now. ``wide: true`` is priority 1 (``-o wide``). Source: ``k8s.io/kubernetes/pkg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -115,6 +115,3 @@ def partial(obj: Obj, version: str = "v1") -> Obj:
         "apiVersion": f"meta.k8s.io/{version}",
         "metadata": obj.get("metadata") or {"name": name(obj)},
     }
-
-
-Show = Callable[[Obj], Obj]

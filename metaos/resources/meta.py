@@ -30,10 +30,8 @@ CLUSTER_LABEL = "meta-os.eu/cluster"
 #: On Works and rendered manifests: what they were rendered from, ``KIND.NAMESPACE.NAME`` in lower case.
 SOURCE_LABEL = "meta-os.eu/source"
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
-#: Taints that the cluster controller sets.
+#: The taint that the cluster controller sets.
 TAINT_UNREACHABLE = "meta-os.eu/unreachable"
-TAINT_NOT_READY = "meta-os.eu/not-ready"
-TAINT_UNSCHEDULABLE = "meta-os.eu/unschedulable"
 
 
 class ObjectRef(NamedTuple):
