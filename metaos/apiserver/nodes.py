@@ -12,6 +12,8 @@ from typing import Any
 from metaos.resources import errors
 from metaos.resources.meta import Obj, labels, name
 
+#: Where clients look for the Lease of a Node.
+LEASES = "kube-node-lease"
 _UNSCHEDULABLE = "node.kubernetes.io/unschedulable"
 _ROLE = "node-role.kubernetes.io/"
 #: What the view adds to a Cluster's labels; never written back unless someone changed it.
@@ -128,6 +130,11 @@ def write_back(node: Obj, cluster: Obj) -> Obj:
     if taints:
         spec["taints"] = taints
     return changed
+
+
+def lease(held: Obj) -> Obj:
+    """The Lease of a site as that of its Node."""
+    return {**held, "metadata": held["metadata"] | {"namespace": LEASES}}
 
 
 def refuse_create() -> errors.ApiError:

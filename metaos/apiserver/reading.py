@@ -11,12 +11,12 @@ from typing import Protocol
 
 import orjson
 
-from metaos.apiserver import subresources, views
+from metaos.apiserver import nodes, subresources, views
 from metaos.apiserver.addressing import key_of, stored_kind
 from metaos.apiserver.cache import FIELDS, Change, EncodedEvent, Version, WatchCache, with_revision
 from metaos.client import ObjList
 from metaos.resources import errors, scheme
-from metaos.resources.meta import Obj, parse_selector
+from metaos.resources.meta import Obj, cluster_namespace, parse_selector
 from metaos.resources.scheme import Kind
 from metaos.security.authz import MASTERS, Attributes, Decision, UserInfo, read_problem
 from metaos.store.log import Compacted, Store
@@ -111,6 +111,9 @@ class Reading:
         source = self.sources.get(kind)
         if source is not None and (obj := await source.get(name, namespace)):
             version = _made(kind, obj, self.cache.revision)
+        if version is None and kind is scheme.LEASE and namespace == nodes.LEASES:
+            held = self.cache.get(key_of(kind, cluster_namespace(name), name))
+            version = held and _made(kind, nodes.lease(held.object()), self.cache.revision)
         if version is None:
             raise errors.not_found(kind.group, kind.plural, name)
         if (

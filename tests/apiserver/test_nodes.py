@@ -25,6 +25,16 @@ async def test_a_site_is_a_node(registry: Registry) -> None:
     assert [o["metadata"]["name"] for o in listed.items] == ["edge"]
 
 
+async def test_a_nodes_lease_is_its_sites(registry: Registry) -> None:
+    kind, spec = scheme.LEASE, {"holderIdentity": "edge", "renewTime": "2026-01-01T00:00:00.000000Z"}
+    with pytest.raises(ApiError, match="not found"):
+        await registry.get(ADMIN, kind, "edge", "kube-node-lease")
+    await registry.create(ADMIN, scheme.NAMESPACE.empty("nemo-cluster-edge"))
+    await registry.create(ADMIN, kind.empty("edge", "nemo-cluster-edge") | {"spec": spec})
+    found = await registry.get(ADMIN, kind, "edge", "kube-node-lease")
+    assert found["metadata"]["namespace"] == "kube-node-lease" and found["spec"] == spec
+
+
 async def test_cordon_taint_label(registry: Registry) -> None:
     await registry.create(ADMIN, cluster())
     events = registry.watch(ADMIN, scheme.NODE)

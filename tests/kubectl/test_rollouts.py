@@ -1,5 +1,6 @@
 """kubectl rollout on real pods, for each kind that has a history; and sites that are cordoned and drained."""
 
+import re
 from typing import Any
 
 import pytest
@@ -136,7 +137,8 @@ def test_cordon_drain_and_uncordon(real: Real) -> None:
 
 def test_a_taint_and_back(real: Real) -> None:
     real("taint", "node", "edge-paris", "maintenance=soon:PreferNoSchedule")
-    assert "maintenance=soon:PreferNoSchedule" in real("describe", "node", "edge-paris")
+    said = real("describe", "node", "edge-paris")
+    assert "maintenance=soon:PreferNoSchedule" in said and re.search(r"HolderIdentity: +edge-paris", said), said
     real("taint", "node", "edge-paris", "maintenance=now:PreferNoSchedule", "--overwrite")
     real("taint", "node", "edge-paris", "maintenance-")
     assert "maintenance" not in real("get", "cluster", "edge-paris", "-o", "yaml")
