@@ -96,7 +96,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         for cluster in clusters.list():
             manager.enqueue(NAME, ref(cluster))
 
-    manager.informer(scheme.CONFIG_MAP).on_change(moved)
+    manager.informer(scheme.CONFIG_MAP, SYSTEM_NAMESPACE).on_change(moved)
 
 
 async def ensure_replay(client: Client, start_hour: float, speed: float) -> None:

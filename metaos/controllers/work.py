@@ -28,7 +28,7 @@ from metaos.controllers.render import (
     work,
 )
 from metaos.controllers.settings import Settings
-from metaos.reconcile.manager import Manager
+from metaos.reconcile.manager import CONTENT_LEFT_OUT, Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
@@ -209,14 +209,27 @@ class WorkReconciler:
         wanted: set[str] = set()
         if obj is not None and not deleting(obj):
             wanted = {cluster_of(w) for w in self._works.by_index("dependency", work_name(about)) if not deleting(w)}
-        for site in sorted(wanted):
-            assert obj is not None
-            if self._clusters.get(site) is not None:
-                await self._apply(existing.get(site), work(about, site, [manifest(obj)]))
+        whole = await self._whole(about, obj) if wanted else None
+        if whole is not None:
+            for site in sorted(wanted):
+                if self._clusters.get(site) is not None:
+                    await self._apply(existing.get(site), work(about, site, [manifest(whole)]))
         for site, found in existing.items():
             if site not in wanted:
                 await self._delete(found)
         return DONE
+
+    async def _whole(self, about: ObjectRef, known: Obj | None) -> Obj | None:
+        """With its content, which of some kinds is not held in memory. ``None``: it has just gone, and the news is on the way."""
+        kind = _DEPENDENCY_KINDS[about.kind]
+        if kind not in CONTENT_LEFT_OUT:
+            return known
+        try:
+            return await self._client.get(kind, about.name, about.namespace)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            return None
 
     async def _apply(self, present: Obj | None, wanted: Obj) -> None:
         if present is None or deleting(present):

@@ -25,10 +25,14 @@ from metaos.resources.scheme import Kind
 
 log = logging.getLogger(__name__)
 
+#: What is kept of each object.
+Keep = Callable[[Obj], Obj]
 OnChange = Callable[[Obj | None, Obj | None], None]
 IndexFunction = Callable[[Obj], Iterable[str]]
 
 PAGE = 500
+#: Where kubectl keeps the whole object as it was applied.
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _FIRST_SECONDS, _MOST_SECONDS = 0.1, 30.0
 _GONE = 410
 
@@ -42,7 +46,15 @@ class Informer:
     """
 
     def __init__(
-        self, client: Client, clock: Clock, random: Random, kind: Kind, namespace: str = "", labels: str = "", fields: str = ""
+        self,
+        client: Client,
+        clock: Clock,
+        random: Random,
+        kind: Kind,
+        namespace: str = "",
+        labels: str = "",
+        fields: str = "",
+        keep: Keep | None = None,
     ) -> None:
         self.kind = kind
         self.namespace = namespace
@@ -51,6 +63,7 @@ class Informer:
         self._random = random
         self._labels = labels
         self._fields = fields
+        self._keep: Keep = keep or (lambda obj: obj)
         self._objects: dict[_Key, Obj] = {}
         self._by_namespace: dict[str, dict[_Key, Obj]] = {}
         self._indexes: dict[str, tuple[IndexFunction, dict[str, dict[_Key, Obj]]]] = {}
@@ -127,7 +140,7 @@ class Informer:
                 # Items of a list come without their type where a server leaves it out.
                 obj.setdefault("apiVersion", self.kind.api_version)
                 obj.setdefault("kind", self.kind.kind)
-                found[_key(obj)] = obj
+                found[_key(obj)] = self._keep(obj)
             token = page.continue_token
             if not token:
                 break
@@ -158,7 +171,7 @@ class Informer:
             if event.type == "DELETED":
                 self._change(key, None, last=event.object)
             else:
-                self._change(key, event.object)
+                self._change(key, self._keep(event.object))
         self._revision = meta.resource_version(event.object) or self._revision
 
     def _change(self, key: _Key, new: Obj | None, last: Obj | None = None) -> None:
@@ -186,6 +199,14 @@ class Informer:
             # One faulty callback must not stop the cache for all others.
             seen = new if new is not None else old or {}
             log.exception("%s %s/%s: callback failed", self.kind.resource, meta.namespace(seen), meta.name(seen))
+
+
+def metadata_only(obj: Obj) -> Obj:
+    """An object without its content, and without what only writers need to know."""
+    metadata = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
+    if LAST_APPLIED in meta.annotations(obj):
+        metadata["annotations"] = {k: v for k, v in metadata["annotations"].items() if k != LAST_APPLIED}
+    return {"apiVersion": obj["apiVersion"], "kind": obj["kind"], "metadata": metadata}
 
 
 def _key(obj: Obj) -> _Key:

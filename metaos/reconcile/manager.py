@@ -10,17 +10,20 @@ from random import Random  # noqa: TID251  (the type of the seeded source that i
 
 from metaos.client import Client
 from metaos.clock import Clock
-from metaos.reconcile.informer import Informer
+from metaos.reconcile.informer import Informer, metadata_only
 from metaos.reconcile.reconciler import Reconciler, TerminalError
 from metaos.reconcile.workqueue import Closed, WorkQueue
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, ObjectRef
-from metaos.resources.scheme import Kind
+from metaos.resources.scheme import CONFIG_MAP, SECRET, Kind
 
 log = logging.getLogger(__name__)
 
 Mapper = Callable[[Obj], Iterable[ObjectRef]]
 
+#: Of these there are many, they are large, and few are ever needed: an informer of all namespaces keeps their metadata only.
+#: Who needs the content of one asks the server for it.
+CONTENT_LEFT_OUT = frozenset({CONFIG_MAP, SECRET})
 _CONFLICT = 409
 
 
@@ -53,7 +56,8 @@ class Manager:
         key = (kind.resource, namespace, labels, fields)
         found = self._informers.get(key)
         if found is None:
-            found = Informer(self.client, self.clock, self._random, kind, namespace, labels, fields)
+            keep = metadata_only if kind in CONTENT_LEFT_OUT and not namespace else None
+            found = Informer(self.client, self.clock, self._random, kind, namespace, labels, fields, keep)
             self._informers[key] = found
             if self._started:
                 self._run_informer(found)

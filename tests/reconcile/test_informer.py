@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaos.reconcile.informer import Informer
+from metaos.reconcile.informer import LAST_APPLIED, Informer, metadata_only
 from metaos.resources import errors
 from metaos.resources.meta import Obj, labels, name
 from metaos.resources.scheme import POD
@@ -37,7 +37,7 @@ async def client() -> FakeClient:
 async def run(client: FakeClient) -> AsyncIterator[Run]:
     tasks = []
 
-    def start(**selection: str) -> Informer:
+    def start(**selection: Any) -> Informer:
         informer = Informer(client, client.clock, Random(1), POD, **selection)
         tasks.append(asyncio.ensure_future(informer.run()))
         return informer
@@ -84,6 +84,20 @@ async def test_namespace_and_selectors(client: FakeClient, run: Run) -> None:
     await client.patch(POD, "c", "shop", {"metadata": {"labels": None}})
     await settle(client)
     assert two.list() == []
+
+
+async def test_what_is_not_kept_is_not_handed_out(client: FakeClient, run: Run) -> None:
+    notes = {LAST_APPLIED: "{}", "note": "a"}
+    client.seed(pod("a", annotations=notes, managedFields=[{}]))
+    informer = run(keep=metadata_only)
+    await settle(client)
+    await client.patch(POD, "a", "shop", {"spec": {"nodeName": "other"}})
+    client.seed(pod("b"))
+    await settle(client)
+    found = {name(o): o for o in informer.list()}
+    assert all(o.keys() == {"apiVersion", "kind", "metadata"} for o in found.values()) and found.keys() == {"a", "b"}
+    assert found["a"]["metadata"]["annotations"] == {"note": "a"} and "managedFields" not in found["a"]["metadata"]
+    assert (await client.get(POD, "a", "shop"))["metadata"]["annotations"] == notes, "what it was made of is as it was"
 
 
 async def test_indexes(client: FakeClient, run: Run) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Reconciler, Result, TerminalError
-from metaos.resources import errors
+from metaos.resources import errors, meta
 from metaos.resources.meta import Obj, ObjectRef, ref
 from metaos.resources.scheme import CONFIG_MAP, DEPLOYMENT
 from tests.clock import FakeClock
@@ -88,13 +88,13 @@ async def test_mappers_see_old_and_new(manager: Manager, client: FakeClient, clo
     recorder = Recorder()
 
     def target(obj: Obj) -> Iterable[ObjectRef]:
-        return [ObjectRef("apps", "Deployment", "shop", obj["data"]["for"])]
+        return [ObjectRef("apps", "Deployment", "shop", meta.labels(obj)["for"])]
 
     manager.add(recorder, [(CONFIG_MAP, target), (DEPLOYMENT, own)])
     await manager.start()
-    client.seed(CONFIG_MAP.empty("c", "shop") | {"data": {"for": "a"}})
+    client.seed({**CONFIG_MAP.empty("c", "shop"), "metadata": {"name": "c", "namespace": "shop", "labels": {"for": "a"}}})
     await clock.settle()
-    await client.patch(CONFIG_MAP, "c", "shop", {"data": {"for": "b"}})
+    await client.patch(CONFIG_MAP, "c", "shop", {"metadata": {"labels": {"for": "b"}}})
     await clock.settle()
     assert recorder.seen == ["a", "a", "b"]
 
