@@ -1,20 +1,14 @@
-"""Cells of the kinds around workloads: networking, policy, storage, autoscaling. See ``cells``, whose table has them. Pure."""
+"""Cells of the kinds around workloads: networking, policy, storage, autoscaling. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
+from metaos.apiserver.cells import NONE, Cell, spec
 from metaos.resources import quantity
 from metaos.resources.meta import Obj
-
-Cell = Callable[[Obj, float], str | int]
-_NONE = "<none>"
-
-
-def _spec(obj: Obj) -> Obj:
-    return obj.get("spec") or {}
 
 
 def _listed(values: list[str]) -> str:
@@ -22,11 +16,11 @@ def _listed(values: list[str]) -> str:
 
 
 def ingress_hosts(ingress: Obj, now: float) -> str:
-    return _listed([r["host"] for r in _spec(ingress).get("rules") or () if r.get("host")]) or "*"
+    return _listed([r["host"] for r in spec(ingress).get("rules") or () if r.get("host")]) or "*"
 
 
 def ingress_ports(ingress: Obj, now: float) -> str:
-    return "80, 443" if _spec(ingress).get("tls") else "80"
+    return "80, 443" if spec(ingress).get("tls") else "80"
 
 
 def load_balancer(obj: Obj, now: float) -> str:
@@ -35,9 +29,9 @@ def load_balancer(obj: Obj, now: float) -> str:
 
 
 def class_parameters(ingress_class: Obj, now: float) -> str:
-    found = _spec(ingress_class).get("parameters")
+    found = spec(ingress_class).get("parameters")
     if not found:
-        return _NONE
+        return NONE
     kind = f"{found.get('kind')}.{found['apiGroup']}" if found.get("apiGroup") else found.get("kind")
     return f"{kind}/{found.get('name')}"
 
@@ -47,16 +41,16 @@ def expansion(storage_class: Obj, now: float) -> str:
 
 
 def volume_capacity(volume: Obj, now: float) -> str:
-    return str((_spec(volume).get("capacity") or {}).get("storage") or "")
+    return str((spec(volume).get("capacity") or {}).get("storage") or "")
 
 
 def volume_claim(volume: Obj, now: float) -> str:
-    claim = _spec(volume).get("claimRef")
+    claim = spec(volume).get("claimRef")
     return f"{claim.get('namespace', '')}/{claim.get('name', '')}" if claim else ""
 
 
 def scale_target(scaler: Obj, now: float) -> str:
-    target = _spec(scaler).get("scaleTargetRef") or {}
+    target = spec(scaler).get("scaleTargetRef") or {}
     return f"{target.get('kind', '')}/{target.get('name', '')}"
 
 
@@ -64,14 +58,14 @@ def scale_metrics(scaler: Obj, now: float) -> str:
     """Each metric as ``name: now/wanted``."""
     measured = {_metric_name(m): _amount(m, "current") for m in (scaler.get("status") or {}).get("currentMetrics") or ()}
     found = []
-    for metric in _spec(scaler).get("metrics") or ():
+    for metric in spec(scaler).get("metrics") or ():
         name = _metric_name(metric)
         found.append(f"{name}: {measured.get(name) or '<unknown>'}/{_amount(metric, 'target')}")
-    percent = _spec(scaler).get("targetCPUUtilizationPercentage")
+    percent = spec(scaler).get("targetCPUUtilizationPercentage")
     if percent is not None:
         now_used = (scaler.get("status") or {}).get("currentCPUUtilizationPercentage")
         found.append(f"cpu: {'<unknown>' if now_used is None else f'{now_used}%'}/{percent}%")
-    return _listed(found) or _NONE
+    return _listed(found) or NONE
 
 
 def _source(metric: Obj) -> Obj:

@@ -32,11 +32,14 @@ _RBAC = (scheme.ROLE, scheme.CLUSTER_ROLE, scheme.ROLE_BINDING, scheme.CLUSTER_R
 
 
 #: What everybody may ask.
-_ABOUT_SELF: Obj = {
-    "verbs": ["create"],
-    "apiGroups": ["authentication.k8s.io", "authorization.k8s.io"],
-    "resources": ["selfsubjectaccessreviews", "selfsubjectreviews", "selfsubjectrulesreviews"],
-}
+_ABOUT_SELF: tuple[Obj, ...] = (
+    {"verbs": ["create"], "apiGroups": ["authentication.k8s.io"], "resources": ["selfsubjectreviews"]},
+    {
+        "verbs": ["create"],
+        "apiGroups": ["authorization.k8s.io"],
+        "resources": ["selfsubjectaccessreviews", "selfsubjectrulesreviews"],
+    },
+)
 
 
 class StoredAuthorizer:
@@ -62,7 +65,7 @@ class StoredAuthorizer:
 
     def rules(self, user: UserInfo, where: str) -> Obj:
         """The status of a SelfSubjectRulesReview."""
-        resources, paths = [_ABOUT_SELF], []
+        resources, paths = [*_ABOUT_SELF], []
         for rule, _ in self.roles().rules_of(user, where):
             shown = {"verbs": sorted(rule.verbs)}
             if rule.paths:

@@ -14,9 +14,12 @@ from typing import Any
 
 import yaml
 
-from metaos.apiserver.cells import CELLS, NONE, Cell
+from metaos.apiserver import cells, cells_beyond, cells_continuum
+from metaos.apiserver.cells import NONE, Cell
 from metaos.resources.meta import Obj, name
 from metaos.resources.scheme import Kind
+
+CELLS = {**cells.CELLS, **cells_beyond.CELLS, **cells_continuum.CELLS}
 
 
 @dataclass(frozen=True, slots=True)

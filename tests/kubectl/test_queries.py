@@ -56,7 +56,13 @@ async def test_may_i(hub: ServedHub, kubectl: Kubectl) -> None:
     assert await kubectl("auth", "can-i", "get", "pods", "--subresource=log", "--as=jane") == "yes\n"
     code, out, _ = await kubectl.run("auth", "can-i", "get", "pods", "-n", "kube-system", "--as=jane")
     assert (code, out.split()[0]) == (1, "no")
-    assert "pods/log" in await kubectl("auth", "can-i", "--list", "--as=jane")
+    listed = await kubectl("auth", "can-i", "--list", "--as=jane")
+    assert "pods/log" in listed
+    assert sorted(line.split()[0] for line in listed.splitlines() if line.startswith("self")) == [
+        "selfsubjectaccessreviews.authorization.k8s.io",
+        "selfsubjectreviews.authentication.k8s.io",
+        "selfsubjectrulesreviews.authorization.k8s.io",
+    ]
     assert "jane" in await kubectl("auth", "whoami", "--as=jane")
     rules = "apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {name: reader, namespace: default}\nrules:\n"
     rules += '- {apiGroups: [""], resources: [pods], verbs: [watch]}\n'
