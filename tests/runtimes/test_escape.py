@@ -356,6 +356,38 @@ trying('name', lambda: socket.getaddrinfo('example.org', 80))
     made.close()
 
 
+async def test_what_the_kernel_keeps_by_name_is_each_pods_own(runtime: SandboxRuntime) -> None:
+    """Abstract sockets, shared memory, message queues and keys: of another pod, and of the host."""
+    share = f"""{TRY}
+libc.shmat.restype = ctypes.c_void_p
+made = libc.shmget(4242, 4096, 0o1666)
+ctypes.memmove(libc.shmat(made, None, 0), b'of the neighbour', 16)
+libc.mq_open(b'/nemo-queue', os.O_CREAT | os.O_RDWR, 0o666, None)
+s = socket.socket(socket.AF_UNIX); s.bind('\\0neighbour'); s.listen()
+open('/dev/shm/neighbour', 'w').write('here')
+print('up', made >= 0, flush=True)
+s.accept()
+"""
+    await runtime.start_pod(pod("other", address="100.64.9.3"))
+    await runtime.start_container("other", container("python3", "-c", share))
+    assert await until_logged(runtime, "other", b"\n") == b"up True\n"
+    script = f"""{TRY}
+trying('shared memory', lambda: call(libc.shmget(4242, 4096, 0o666)))
+trying('queue', lambda: call(libc.mq_open(b'/nemo-queue', os.O_RDWR)))
+trying('socket', lambda: socket.socket(socket.AF_UNIX).connect('\\0neighbour'))
+trying('file in memory', open, '/dev/shm/neighbour')
+KEYS = {{'x86_64': (248, 249, 250), 'aarch64': (217, 218, 219)}}[os.uname().machine]  # add_key, request_key, keyctl
+trying('add a key', lambda: call(libc.syscall(KEYS[0], b'user', b'nemo', b'x', 1, -4)))
+trying('ask for a key', lambda: call(libc.syscall(KEYS[1], b'user', b'nemo', None, -4)))
+for ring in (-1, -2, -3, -4, -5):  # of the thread, process, session, user and user's session
+    trying('read a ring', lambda: call(libc.syscall(KEYS[2], 11, ring, None, 0)))
+trying('join a session', lambda: call(libc.syscall(KEYS[2], 1, None)))
+"""
+    lines = (await attempt(runtime, script)).splitlines()
+    assert len(lines) == 12 and not any("SUCCEEDED" in line for line in lines), lines
+    assert (await state(runtime, "other", "main")).running  # type: ignore[union-attr]
+
+
 async def test_nothing_of_ours_is_open_in_a_container(runtime: SandboxRuntime) -> None:
     with tempfile.TemporaryFile() as file:
         os.set_inheritable(file.fileno(), True)
