@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--record", type=Path, help="write what is shown to this SVG file")
     parser.add_argument("--keep-logs", type=Path, help="copy the logs to this directory at the end")
     arguments = parser.parse_args()
-    console = Console(record=arguments.record is not None, width=118 if arguments.record else None)
+    console = Console(record=arguments.record is not None, width=150 if arguments.record else None)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     found = isolation()
     isolated = found.level == "ok"

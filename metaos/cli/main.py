@@ -366,7 +366,9 @@ def plan(
     kubeconfig: Path | None,
     data: Path | None,
 ) -> None:
-    """Show what would go where and why, without doing it. If manifests were applied, or the world changed.
+    """Show what would go where, and why, without doing it.
+
+    For manifests as if they were applied, and for a world in which sites are lost or drained, prices or carbon differ.
 
     \b
     Example: nemo plan -f examples/shop/ -f examples/intents/
