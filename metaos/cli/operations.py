@@ -59,6 +59,17 @@ def admin_kubeconfig(data: Path, server: str | None) -> str:
     return yaml.safe_dump(config, sort_keys=False)
 
 
+def site_data(given: Path | None, agent: Path, hub: Path) -> Path:
+    """The data directory of this machine's site: the one that is ``given``, where that is a hub's the one of its local site;
+    otherwise the default ``agent``'s, and where no agent has run there the local site's of the default ``hub``."""
+    asked = [given] if given is not None else [agent, hub]
+    for each in asked:
+        for place in (each, each / "local/agent"):
+            if (place / "version").exists() and not (place / "state.db").exists():
+                return place
+    return asked[0]
+
+
 def _about_images(data: Path, work: Callable[[Any], Awaitable[T]]) -> T:
     """What ``work`` gets from the runtime of the site whose data directory is ``data``; its agent may run meanwhile."""
     from metaos.plugins.registry import load
