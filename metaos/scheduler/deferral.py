@@ -1,0 +1,291 @@
+"""When deferrable work runs: start, pause, resume, how wide, and on which capacity, along a forecast. Pure, many jobs at once.
+
+The rule for one job: an hour is used if it is cheaper than the hour that it displaces. With ``r`` hours of work and ``w`` hours
+that it may still wait, that is the r-th cheapest of the r + w - 1 hours that follow. Where the length is not known, the
+price displaced is the mean over the lengths that earlier jobs of its kind had, given that it has run so long already.
+Waiting is a budget that only shrinks, so deadlines hold whatever the length turns out to be: with none left a job runs.
+
+Units: hours, CPUs, gCO2eq/kWh; money in shares of the on-demand price.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Bools = NDArray[np.bool_]
+
+WAITS, RESERVED, SPOT, ON_DEMAND = 0, 1, 2, 3
+KINDS = ("waits", "reserved", "spot", "on-demand")
+#: Of a job that outlives all that are known: so much more of what it has run already.
+MORE = 0.25
+
+
+class Prices:
+    """A forecast seen from now: the k-th lowest of the next n hours, for all k and n. The last known hour goes on at its end."""
+
+    def __init__(self, forecast: Sequence[float] | Floats, hours: int = 120) -> None:
+        import numpy as np
+
+        found = np.asarray(forecast, dtype=float)
+        if found.ndim != 1 or not len(found):
+            raise ValueError("a forecast has at least the current hour; without any, jobs start when they come")
+        bad = np.flatnonzero(~np.isfinite(found) | (found < 0))
+        if len(bad):
+            raise ValueError(
+                f"forecast hour {bad[0]}: {found[bad[0]]!r} must be a finite number of at least 0: leave it out or fill the gap"
+            )
+        self.known = len(found)
+        if len(found) < hours + 1:
+            # One day is like the one before; where less than a day is known, like the mean.
+            tail = found[-24:] if len(found) >= 24 else np.full(24, found.mean())
+            found = np.concatenate([found, np.resize(tail, hours + 1 - len(found))])
+        self.now = float(found[0])
+        self.hours = found[: hours + 1]
+        self.count = hours
+        self._lowest = np.full((hours + 1, hours + 1), np.inf)
+        for n in range(1, hours + 1):
+            self._lowest[n, 1 : n + 1] = np.sort(found[1 : n + 1])
+        self._lowest[:, 0] = 0.0
+
+    def displaced(self, left: Floats, slack: Floats, passed: float = 0.0) -> Floats:
+        """The price of the hour that running now saves, for jobs with so much work left and so long to wait. ``passed``:
+        the share of the current hour that is over."""
+        import numpy as np
+
+        until = np.clip(left + slack - (1 - passed), 0.0, self.count - 1e-6)
+        whole = np.floor(until + 1e-9).astype(int)
+        part = until - whole
+        # The last hour of the window counts as far as it lies within.
+        last = np.where(part > 1e-9, self.hours[np.minimum(whole + 1, self.count)], np.inf)
+        without = np.clip(np.ceil(left - 1e-9), 1, self.count).astype(int)
+        beside = np.clip(np.ceil(left - np.maximum(part, 0.0) - 1e-9), 0, self.count).astype(int)
+        found: Floats = np.maximum(self._lowest[whole, beside], np.minimum(self._lowest[whole, without], last))
+        return found
+
+
+def remaining(lengths: Floats, ran: Floats) -> tuple[Floats, Bools]:
+    """What may be left of jobs that ran so long: a row each over the lengths of earlier ones, and which of them are possible."""
+    import numpy as np
+
+    left = lengths[None, :] - ran[:, None]
+    possible = left > 1e-9
+    none = ~possible.any(axis=1)
+    if none.any():
+        left[none, 0] = np.maximum(ran[none] * MORE, 0.1)
+        possible[none, 0] = True
+    return left, possible
+
+
+def worth(prices: Prices, lengths: Floats, ran: Floats, slack: Floats, passed: float = 0.0) -> Floats:
+    """The expected price of the hour that running now saves, with lengths unknown."""
+    import numpy as np
+
+    left, possible = remaining(lengths, ran)
+    each = prices.displaced(np.maximum(left, 1e-6), slack[:, None], passed)
+    # A job without slack runs whatever the price: kept finite for the mean.
+    each = np.where(np.isfinite(each), each, prices.hours.max())
+    found: Floats = (each * possible).sum(axis=1) / possible.sum(axis=1)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """``money``: grams per kWh that one on-demand CPU hour saved is worth. ``patience``: how much cheaper than the hour that it
+    displaces the current one has to be before a job pays for it; more waits longer for reserved capacity."""
+
+    money: float = 0.0
+    patience: float = 0.0
+
+
+def assign(
+    now_price: float,
+    cpus: Floats,
+    value: Floats,
+    must: Bools,
+    paid: Floats,
+    spot: Bools,
+    held: NDArray[np.int8],
+    reserved: float,
+    weights: Weights,
+    on_demand: float = math.inf,
+) -> NDArray[np.int8]:
+    """The kind of capacity for each job now. ``value``: :func:`worth`; ``must``: no slack is left, or it cannot be paused and
+    runs; ``paid``: what an hour costs it elsewhere than on reserved capacity; ``spot``: whether that is spot; ``held``: the kind
+    it has now; it keeps that among equals. ``on_demand``: CPUs that may be used beyond what is reserved.
+
+    What runs anyway gets reserved capacity first, the dearest elsewhere before the others; then what would rather wait, as
+    long as the money saved is worth the carbon.
+    """
+    import numpy as np
+
+    gain = value - now_price
+    runs = must | (gain > weights.patience) | ((gain >= 0) & (weights.patience <= 0))
+    kinds = np.zeros(len(cpus), dtype=np.int8)
+    key = weights.money * paid + np.where(runs, 1e6 * (1 + paid), gain)
+    key = key + np.where(held == RESERVED, 1e-3, 0.0)
+    free = reserved
+    # Those that must run and those that are worth it; ties by position, so the same input gives the same answer.
+    order = np.argsort(-key, kind="stable")
+    order = order[(runs | (key > 0))[order]]
+    for index in order.tolist():
+        if free < 1e-9:
+            break
+        if cpus[index] <= free + 1e-9:
+            kinds[index] = RESERVED
+            free -= cpus[index]
+    rest = runs & (kinds == WAITS)
+    kinds[rest & spot] = SPOT
+    dear = np.flatnonzero(rest & ~spot)
+    if math.isfinite(on_demand):
+        left = on_demand
+        for index in dear[np.argsort(~must[dear], kind="stable")].tolist():
+            if cpus[index] <= left + 1e-9:
+                kinds[index] = ON_DEMAND
+                left -= cpus[index]
+    else:
+        kinds[dear] = ON_DEMAND
+    return kinds
+
+
+# -- one job, as people read it -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Deferrable:
+    """One job. ``slack``: hours that it may still wait. ``lengths``: hours of work that may be left at the least width, equally
+    likely; one where it is known, none where nothing is. ``widths``: least and most; twice the width does twice the work."""
+
+    slack: float
+    lengths: tuple[float, ...] = ()
+    suspendable: bool = False
+    widths: tuple[int, int] = (1, 1)
+    watts: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """``runs``: (first hour, hours, width) from now; only the first is decided, the others are what is expected. ``grams`` and
+    ``grams_now``: expected emissions this way, and started now."""
+
+    runs: tuple[tuple[float, float, int], ...]
+    grams: float
+    grams_now: float
+    reason: str
+    intensity: float = 0.0
+    intensity_now: float = 0.0
+
+    @property
+    def start(self) -> float:
+        return self.runs[0][0]
+
+    @property
+    def saved(self) -> float:
+        return self.grams_now - self.grams
+
+
+def schedule(job: Deferrable, forecast: Sequence[float], *, passed: float = 0.0, least: float = 0.01) -> Schedule:
+    """When one job runs. Whole hours after the current one, of which the share ``passed`` is over. Waiting has to save the share
+    ``least``: less is not worth it, and would flap."""
+    if not math.isfinite(job.slack):
+        raise ValueError(f"slack {job.slack!r} must be a finite number of hours")
+    lengths = job.lengths or (1.0,)
+    prices = Prices(forecast)
+    kilowatts = job.watts / 1000
+    if job.suspendable and len(lengths) == 1:
+        runs = _pieces(prices, lengths[0], max(0.0, job.slack), job.widths, passed)
+    else:
+        runs = ((_start(prices, lengths, max(0.0, job.slack), passed, least), sum(lengths) / len(lengths), job.widths[0]),)
+    direct = _mean([_emitted(prices, 0.0, length, passed) for length in lengths])
+    if job.suspendable and len(lengths) == 1:
+        planned = sum(_emitted(prices, start, hours, passed) * width for start, hours, width in runs) / job.widths[0]
+    else:
+        planned = _mean([_emitted(prices, runs[0][0], length, passed) for length in lengths])
+    total = _mean(list(lengths)) or 1.0
+    if planned > direct * (1 - least):
+        runs, planned = ((0.0, total, job.widths[0]),), direct
+    why = _reason(job, prices, runs, planned / total, direct / total)
+    scale = kilowatts * job.widths[0]
+    return Schedule(runs, planned * scale, direct * scale, why, planned / total, direct / total)
+
+
+def _reason(job: Deferrable, prices: Prices, runs: tuple[tuple[float, float, int], ...], then: float, now: float) -> str:
+    known = "" if job.lengths else "; its length is not known yet, so the hour after its start counts"
+    ends = "" if prices.known > job.slack else f"; the forecast ends in {prices.known} h, after that days repeat"
+    if job.slack <= 0:
+        return "no time is left to wait"
+    if runs[0][0] <= 0 and len(runs) == 1:
+        return f"no later start within {job.slack:.3g} h saves enough: {now:.0f} gCO2eq/kWh now{known}{ends}"
+    pauses = f" in {len(runs)} parts" if len(runs) > 1 else ""
+    return f"{then:.0f} gCO2eq/kWh then{pauses}, {now:.0f} started now{known}{ends}"
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _emitted(prices: Prices, start: float, hours: float, passed: float) -> float:
+    """Intensity times hours of a run that begins so many hours from now."""
+    at, end, found = start + passed, start + passed + hours, 0.0
+    while at < end - 1e-12:
+        hour = math.floor(at + 1e-12)
+        until = min(end, hour + 1.0)
+        found += float(prices.hours[min(hour, prices.count)]) * (until - at)
+        at = until
+    return found
+
+
+def _start(prices: Prices, lengths: tuple[float, ...], slack: float, passed: float, least: float) -> float:
+    """The best start of what cannot be paused: now, at an hour, or as late as may be."""
+    starts = [0.0, *(h - passed for h in range(1, prices.count) if h - passed <= slack), slack]
+    costs = [_mean([_emitted(prices, s, length, passed) for length in lengths]) for s in starts]
+    best = min(range(len(starts)), key=lambda i: (round(costs[i], 9), starts[i]))
+    return starts[best] if costs[best] < costs[0] * (1 - least) else 0.0
+
+
+def _pieces(
+    prices: Prices, length: float, slack: float, widths: tuple[int, int], passed: float
+) -> tuple[tuple[float, float, int], ...]:
+    """The cheapest hours of the window, as wide as may be: what does not have to be spread over hours is not."""
+    end = length + slack
+    edges = [0.0, *(h - passed for h in range(1, prices.count + 1) if h - passed < end), end]
+    slots = [(a, b - a, float(prices.hours[min(i, prices.count)])) for i, (a, b) in enumerate(pairwise(edges))]
+    least, most = widths
+    left, chosen = length * least, []
+    for start, hours, price in sorted(slots, key=lambda s: (s[2], s[0])):
+        if left <= 1e-9:
+            break
+        width = min(most, max(least, math.ceil(left / hours - 1e-9))) if hours > 1e-9 else 0
+        if not width:
+            continue
+        took = min(hours, left / width)
+        chosen.append((start, took, width, price))
+        left -= took * width
+    merged: list[tuple[float, float, int]] = []
+    for start, hours, width, _ in sorted(chosen):
+        if merged and merged[-1][2] == width and abs(sum(merged[-1][:2]) - start) < 1e-9:
+            merged[-1] = merged[-1][0], merged[-1][1] + hours, width
+        else:
+            merged.append((start, hours, width))
+    return tuple(merged)
+
+
+def as_data(found: Schedule, now: float) -> dict[str, Any]:
+    """For the status of an object: times in seconds since the epoch."""
+    return {
+        "start": now + found.start * 3600,
+        "runs": [{"start": now + s * 3600, "hours": round(h, 4), "width": w} for s, h, w in found.runs],
+        "grams": round(found.grams, 3),
+        "gramsStartedNow": round(found.grams_now, 3),
+        "intensity": round(found.intensity, 1),
+        "intensityStartedNow": round(found.intensity_now, 1),
+        "reason": found.reason,
+    }
