@@ -55,6 +55,8 @@ def list_intents(where: str, output: str, kubeconfig: Path | None, data: Path) -
         return (await client.list(scheme.INTENT, where)).items
 
     intents = with_client(kubeconfig, data, read)
+    for each in intents:
+        each["metadata"].pop("managedFields", None)  # as kubectl shows objects
     if output == "text" and (width := screen_width()):
         from rich.console import Console
 
