@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from metaos import __version__
+from metaos.cli.twin import twin
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 SECONDS = click.FloatRange(min=1)
@@ -591,6 +592,9 @@ def doctor(output: str) -> None:
     from metaos.cli.doctor import examine
 
     sys.exit(examine(output))
+
+
+nemo.add_command(twin)
 
 
 def main() -> None:

@@ -49,6 +49,11 @@ class MemoryStore:
         self._check()
         return self._revision
 
+    def peek(self, key: str) -> bytes | None:
+        """The present value, at once: for those who look on."""
+        found = self._current.get(key)
+        return None if found is None else found.value
+
     async def get(self, key: str) -> Entry | None:
         """The present value, or ``None``."""
         self._check()

@@ -7,7 +7,6 @@ is a line of it; who wants to judge them at once subscribes (``on_write``, ``on_
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,13 @@ from metaos.plugins.points import CarbonSource
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, cluster_namespace, is_true, name
+from metaos.resources.scheme import Kind
 from metaos.store.log import EventType, LogEvent
 from metaos.twin.agentsite import AgentSite
 from metaos.twin.clock import EPOCH, VirtualClock, VirtualLoop
-from metaos.twin.hub import Hub, unsigned
+from metaos.twin.hub import ADMIN, Hub, unsigned
 from metaos.twin.lightsite import LightSite
-from metaos.twin.network import Quality
+from metaos.twin.network import Line, Quality
 from metaos.twin.site import Copy, Ground, Site
 
 #: Revisions of the store that are kept. The watch cache wants 10,000 at a start.
@@ -68,6 +68,8 @@ class World:
         )
         self.hub_clock = self.clock.skewed(0.0)
         self.hub = Hub(self.hub_clock, self.chance("hub"), settings, HISTORY)
+        self.admin = Line(self.hub, "", self.clock, self.chance("admin"), Quality(delay=0.0))
+        self.admin.user = ADMIN
         self.sites: dict[str, Site] = {}
         self.on_write: list[Callable[[LogEvent], None]] = []
         self.on_site: list[Callable[[str], None]] = []
@@ -142,16 +144,37 @@ class World:
         site.start()
         return site
 
+    # The administrator tries again until the hub answers.
+
     async def apply(self, *objects: Obj) -> None:
-        """As the administrator; what is there already is replaced."""
+        """What is there already is merged into."""
         for obj in objects:
-            kind = scheme.kind_of(obj)
+            where = str(obj["metadata"].get("namespace") or "")
             try:
-                await self.hub.client.create(obj)
+                await self._insist("create", obj)
             except ApiError as error:
                 if error.reason != "AlreadyExists":
                     raise
-                await self.hub.client.patch(kind, name(obj), str(obj["metadata"].get("namespace") or ""), obj)
+                await self._insist("patch", scheme.kind_of(obj), name(obj), where, obj)
+
+    async def change(self, kind: Kind, what: str, where: str, patch: Obj) -> None:
+        """What is gone by then stays gone."""
+        await self._insist("patch", kind, what, where, patch, missing=True)
+
+    async def remove(self, kind: Kind, what: str, where: str) -> None:
+        await self._insist("delete", kind, what, where, missing=True)
+
+    async def _insist(self, verb: str, *arguments: Any, missing: bool = False) -> None:
+        while True:
+            try:
+                await self.admin.call(verb, *arguments)
+                return
+            except ApiError as error:
+                if error.code == 404 and missing:
+                    return
+                if error.code != 503:
+                    raise
+            await self.clock.sleep(1.0)
 
     async def run(self, seconds: float) -> None:
         await self.clock.sleep(seconds)
@@ -182,7 +205,3 @@ class World:
         """Site → replicas, as decided."""
         found = self.hub.find(scheme.PLACEMENT, f"{kind.lower()}-{workload}", namespace) or {}
         return {c["name"]: int(c["replicas"]) for c in (found.get("spec") or {}).get("clusters") or ()}
-
-
-def as_json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))

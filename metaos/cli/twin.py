@@ -1,0 +1,131 @@
+"""``nemo twin``: try things before they happen, on a simulated continuum with the real hub and agents."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+OUTPUT = click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How to print it.")
+SCENARIO = click.argument("scenario", type=click.Path(path_type=Path))
+
+
+@click.group()
+def twin() -> None:
+    """Try things before they happen, in virtual time.
+
+    The hub and its controllers are the real ones; so are agents, up to 20 sites.
+
+    \b
+    Example: nemo twin run examples/scenarios/lost-site.yaml --html report.html
+    """
+
+
+@twin.command("run")
+@SCENARIO
+@click.option("--seed", type=click.IntRange(min=0), help="Another seed than the scenario's.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="So many seeds, one after another.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a report with plots to this file.")
+@click.option("--log", type=click.Path(path_type=Path, dir_okay=False), help="Write every event, one a line, to this file.")
+@click.option(
+    "--minimise",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where it fails, write the smallest story that still does.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Show what hub and sites log.")
+@OUTPUT
+def run(
+    scenario: Path,
+    seed: int | None,
+    seeds: int,
+    html: Path | None,
+    log: Path | None,
+    minimise: Path | None,
+    verbose: bool,
+    output: str,
+) -> None:
+    """Play SCENARIO: exit code 0 where all expected held.
+
+    \b
+    Example: nemo twin run examples/scenarios/chaos.yaml --seeds 20
+    """
+    from metaos.cli.output import emit
+    from metaos.twin.report import summary, write_html
+    from metaos.twin.scenario import load
+    from metaos.twin.text import ScenarioError
+
+    _logging(verbose)
+    try:
+        found = load(scenario)
+    except ScenarioError as error:
+        raise click.ClickException(str(error)) from None
+    first = found.seed if seed is None else seed
+    failed = 0
+    for number in range(first, first + seeds):
+        report = _play(found.with_seed(number), log)
+        failed += not report["passed"]
+        if seeds == 1 or not report["passed"]:
+            emit(report, output, text=summary(report))
+        if not report["passed"]:
+            click.echo(f"to see it again: nemo twin run {scenario} --seed {number}", err=True)
+            if minimise is not None:
+                _minimise(found.with_seed(number), minimise)
+                minimise = None
+        if html is not None:
+            _html(write_html, report, html)
+    if seeds > 1:
+        click.echo(f"{seeds} seeds from {first}: {seeds - failed} held, {failed} did not", err=output != "text")
+    sys.exit(1 if failed else 0)
+
+
+def _html(write: Any, report: dict[str, Any], file: Path) -> None:
+    try:
+        write(report, file)
+    except ImportError:
+        raise click.ClickException("plots need matplotlib: pip install 'nemo-metaos[pictures]'") from None
+    except OSError as error:
+        raise click.ClickException(f"{file} cannot be written: {error.strerror}; choose another file") from None
+    click.echo(f"wrote {file}", err=True)
+
+
+def _play(scenario: Any, log: Path | None) -> dict[str, Any]:
+    import time
+
+    from metaos.twin.play import play
+
+    shown = sys.stderr.isatty()
+
+    def progress(share: float, text: str) -> None:
+        if shown:
+            click.echo(f"\r{share:4.0%}  {text}\033[K", err=True, nl=False)
+
+    began = time.monotonic()
+    try:
+        if log is None:
+            report = play(scenario, progress=progress)
+        else:
+            with log.open("w") as file:
+                report = play(scenario, progress=progress, log=file)
+    except OSError as error:
+        raise click.ClickException(f"{error.filename or log} cannot be written: {error.strerror}") from None
+    finally:
+        if shown:
+            click.echo("\r\033[K", err=True, nl=False)
+    click.echo(f"simulated {report['simulated']['seconds']:.0f} s in {time.monotonic() - began:.1f} s", err=True)
+    return report
+
+
+def _minimise(scenario: Any, file: Path) -> None:
+    from metaos.twin.minimise import minimise, text_of
+
+    smallest, tries = minimise(scenario, lambda text: click.echo(text, err=True))
+    file.write_text(text_of(smallest))
+    click.echo(f"wrote {file} after {tries} tries: {len(smallest.faults)} faults, {len(smallest.workloads)} workloads", err=True)
+
+
+def _logging(verbose: bool) -> None:
+    import logging
+
+    logging.basicConfig(level=logging.INFO if verbose else logging.CRITICAL, format="%(levelname)s %(name)s: %(message)s")

@@ -1,0 +1,221 @@
+"""What must hold in every world at every step, whatever fails. Told of each write and of each change of what runs.
+
+- No acknowledged write is lost: after every start of the hub each key is as it was last written.
+- Nothing of a workload with a residency is ever on a site outside it: no Work for the site, no mirror, no running pod; the
+  same for the Secrets, ConfigMaps and claims that follow it, as long as nothing else needs them there.
+- Never more than the policy allows: a decision never adds up to more replicas than asked for, and of work that must not run
+  twice no more copies exist anywhere, stopping ones too.
+- Healthy work is not deleted: a Work goes only when its workload is gone, has ended, or is decided to be elsewhere.
+- A site that is cut off keeps what ran there, work that fences itself apart.
+- In the end, when all is healed, all that can run does (judged by the player, once).
+
+Bounds: ``MOST`` violations are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import orjson
+
+from metaos.resources import scheme
+from metaos.resources.meta import CLUSTER_NAMESPACE_PREFIX, Obj, name, namespace, uid
+from metaos.store.log import EventType, LogEvent
+from metaos.twin.scenario import Scenario, WorkloadText
+from metaos.twin.site import Copy
+from metaos.twin.world import World
+
+MOST = 100
+_WORKLOADS = {kind.kind: kind for kind in scheme.WORKLOADS}
+_WORK, _POD, _PLACEMENT = (f"{k.resource}/" for k in (scheme.WORK, scheme.POD, scheme.PLACEMENT))
+
+Key = tuple[str, str, str]
+
+
+class Judge:
+    """``violations``: (seconds, what), in order."""
+
+    def __init__(self, world: World, scenario: Scenario) -> None:
+        self._world = world
+        self.violations: list[tuple[float, str]] = []
+        self._subjects: dict[Key, WorkloadText] = {(w.kind.kind, w.namespace, w.name): w for w in scenario.workloads}
+        #: The most replicas that were ever asked for, since a decision may be a moment behind.
+        self._asked: dict[Key, int] = {key: w.replicas for key, w in self._subjects.items()}
+        self._once: dict[Key, dict[str, int]] = {key: {} for key, w in self._subjects.items() if w.kind is scheme.STATEFUL_SET}
+        places = {name(s.obj): frozenset((s.obj.get("spec") or {}).get("jurisdictions") or ()) for s in scenario.sites}
+        self._homes = _homes(scenario.workloads, places)
+        self._last: dict[str, int] = {}
+        #: Of sites that are cut off: what ran there then.
+        self._kept: dict[str, dict[Key, int]] = {}
+        world.on_write.append(self.written)
+        world.on_site.append(self.site_changed)
+
+    def wrong(self, what: str) -> None:
+        self._world.note("VIOLATION", what)
+        if len(self.violations) < MOST:
+            self.violations.append((self._world.now, what))
+
+    def asked(self, workload: str, replicas: int) -> None:
+        """The user scales it."""
+        for key in self._asked:
+            if key[2] == workload:
+                self._asked[key] = max(self._asked[key], replicas)
+
+    # -- writes ----------------------------------------------------------------------------------------------
+
+    def written(self, event: LogEvent) -> None:
+        if event.type is EventType.DELETE:
+            self._last.pop(event.key, None)
+        else:
+            self._last[event.key] = event.revision
+        if event.key.startswith(_WORK):
+            self._work(event)
+        elif event.key.startswith(_POD) and event.type is EventType.CREATE and self._homes:
+            self._mirror(orjson.loads(event.value))
+        elif event.key.startswith(_PLACEMENT) and event.type is not EventType.DELETE:
+            self._decision(orjson.loads(event.value))
+
+    def _work(self, event: LogEvent) -> None:
+        if event.type is EventType.UPDATE or (event.type is EventType.CREATE and not self._homes):
+            # What an existing Work is about does not change.
+            return
+        work = orjson.loads(event.value)
+        site = namespace(work).removeprefix(CLUSTER_NAMESPACE_PREFIX)
+        for manifest in (work.get("spec") or {}).get("manifests") or ():
+            key = (str(manifest["kind"]), namespace(manifest), name(manifest))
+            if event.type is EventType.CREATE:
+                self._check_home(key, site, "a Work of it was written for")
+            elif manifest["kind"] in _WORKLOADS:
+                self._check_deleted(key, uid(manifest), site)
+
+    def _check_home(self, key: Key, site: str, what: str) -> None:
+        homes = self._homes.get(key)
+        if homes is not None and site not in homes:
+            self.wrong(f"{key[0]} {key[1]}/{key[2]} may not be on site {site}, and {what} it")
+
+    def _check_deleted(self, key: Key, uid_: str, site: str) -> None:
+        if key not in self._subjects:
+            return
+        workload = self._stored(f"{_WORKLOADS[key[0]].resource}/{key[1]}/{key[2]}")
+        if workload is None or uid(workload) != uid_ or workload["metadata"].get("deletionTimestamp"):
+            return
+        placement = self._stored(f"{_PLACEMENT}{key[1]}/{key[0].lower()}-{key[2]}")
+        decided = ((placement or {}).get("spec") or {}).get("clusters") or ()
+        cluster = self._stored(f"{scheme.CLUSTER.resource}//{site}")
+        leaving = cluster is None or cluster["metadata"].get("deletionTimestamp")
+        if placement is not None and any(c["name"] == site for c in decided) and not leaving:
+            self.wrong(f"{key[0]} {key[1]}/{key[2]} is decided to be on site {site}, and its Work there was deleted")
+
+    def _stored(self, key: str) -> Obj | None:
+        entry = self._world.hub.disk.store.peek(key)
+        return None if entry is None else dict(orjson.loads(entry))
+
+    def _mirror(self, pod: Obj) -> None:
+        owner = next(iter(pod["metadata"].get("ownerReferences") or ()), None)
+        site = (pod.get("spec") or {}).get("nodeName") or ""
+        if owner and site:
+            self._check_home((str(owner["kind"]), namespace(pod), str(owner["name"])), site, "a pod of it was shown on")
+
+    def _decision(self, placement: Obj) -> None:
+        spec = placement.get("spec") or {}
+        about = spec.get("workloadRef") or {}
+        key = (str(about.get("kind")), namespace(placement), str(about.get("name")))
+        asked = self._asked.get(key)
+        if asked is None or key[0] == "DaemonSet":
+            return
+        total = sum(int(c["replicas"]) for c in spec.get("clusters") or ())
+        if total > asked:
+            self.wrong(f"{key[0]} {key[1]}/{key[2]} was decided to have {total} replicas, and {asked} were asked for")
+        for cluster in spec.get("clusters") or ():
+            self._check_home(key, str(cluster["name"]), "it was decided to be on")
+
+    # -- what runs -------------------------------------------------------------------------------------------
+
+    def site_changed(self, site: str) -> None:
+        copies = self._world.sites[site].copies()
+        for copy in copies:
+            self._check_home(_key(copy), site, "a pod of it ran on")
+        counted = _counts(copies)
+        for key, by_site in self._once.items():
+            before, found = by_site.get(site, 0), counted.get(key, 0)
+            by_site[site] = found
+            if found > before and sum(by_site.values()) > self._asked[key]:
+                told = ", ".join(f"{n} on {s}" for s, n in sorted(by_site.items()) if n)
+                self.wrong(f"{key[0]} {key[1]}/{key[2]} must not run twice, and {told} exist")
+        kept = self._kept.get(site)
+        if kept is not None:
+            for key, count in kept.items():
+                if counted.get(key, 0) < count:
+                    self.wrong(
+                        f"site {site} is cut off and ran {count} of {key[0]} {key[1]}/{key[2]}, and now {counted.get(key, 0)}"
+                    )
+                    kept[key] = counted.get(key, 0)
+
+    def cut_off(self, site: str) -> None:
+        """From now on it keeps what it has."""
+        ready = [copy for copy in self._world.sites[site].copies() if copy.ready]
+        found = _counts(ready)
+        self._kept[site] = {k: n for k, n in found.items() if k[0] == "Deployment" and k in self._subjects}
+
+    def reached(self, site: str) -> None:
+        """It may be told something else again, or has lost its power: then what it had is gone."""
+        self._kept.pop(site, None)
+
+    def hub_started(self) -> None:
+        """Nothing that was ever acknowledged is missing."""
+        registry = self._world.hub.registry
+        assert registry is not None
+        for key, revision in self._last.items():
+            found = registry.cache.get(key)
+            if found is None or found.revision < revision:
+                self.wrong(f"{key} was written at revision {revision}, and after the hub's start it is not there")
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    def unfinished(self) -> list[str]:
+        """What could run and does not: to be asked when all is healed."""
+        world, found = self._world, []
+        ready = _counts(c for c in world.copies() if c.ready)
+        every = _counts(world.copies())
+        for key, subject in self._subjects.items():
+            obj = world.hub.find(subject.kind, key[2], key[1])
+            if obj is None or subject.kind is scheme.JOB or (subject.until is not None and world.now >= subject.until):
+                continue
+            decided = world.placed(*key)
+            if not decided:
+                found.append(f"{key[0]} {key[1]}/{key[2]} is placed nowhere")
+                continue
+            wanted = len(decided) if key[0] == "DaemonSet" else int((obj.get("spec") or {}).get("replicas", 1))
+            if not ready.get(key, 0) == every.get(key, 0) == wanted:
+                found.append(
+                    f"{key[0]} {key[1]}/{key[2]}: {ready.get(key, 0)} of {every.get(key, 0)} copies serve, {wanted} wanted"
+                )
+                continue
+            status = obj.get("status") or {}
+            told = int(status.get("numberAvailable" if key[0] == "DaemonSet" else "availableReplicas") or 0)
+            if told != wanted:
+                found.append(f"{key[0]} {key[1]}/{key[2]}: {wanted} serve, and its status says {told}")
+        return found
+
+
+def _key(copy: Copy) -> Key:
+    return copy.owner.kind, copy.namespace, copy.owner.name
+
+
+def _counts(copies: Iterable[Copy]) -> dict[Key, int]:
+    found: dict[Key, int] = {}
+    for copy in copies:
+        found[_key(copy)] = found.get(_key(copy), 0) + 1
+    return found
+
+
+def _homes(workloads: Iterable[WorkloadText], places: dict[str, frozenset[str]]) -> dict[Key, frozenset[str]]:
+    """(kind, namespace, name) → sites where it may be, of what has a residency."""
+    found: dict[Key, frozenset[str]] = {}
+    for workload in workloads:
+        if workload.residency:
+            lawful = frozenset(site for site, where in places.items() if where & set(workload.residency))
+            found[workload.kind.kind, workload.namespace, workload.name] = lawful
+            for kind, each in workload.referents:
+                found[kind, workload.namespace, each] = lawful
+    return found

@@ -1,0 +1,484 @@
+"""Plays a scenario: builds its world, does its faults in time, judges, samples, and reports."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+from metaos.accounting.carbon import StaticCarbonSource, TraceCarbonSource, grams
+from metaos.resources import scheme
+from metaos.resources.meta import Obj, is_true, name
+from metaos.twin.chaos import drawn
+from metaos.twin.clock import VirtualLoop, run
+from metaos.twin.judge import Judge
+from metaos.twin.network import Quality
+from metaos.twin.scenario import ALWAYS, Fault, Hope, Scenario, WorkloadText, quality_of
+from metaos.twin.site import Site, watts
+from metaos.twin.text import Part
+from metaos.twin.world import World
+
+SAMPLES = 240
+LEAST_SAMPLE_SECONDS = 10.0
+#: How long all sites get to be ready before a scenario's time begins.
+JOIN_SECONDS = 600.0
+FIDELITY = {
+    "agent": "the real agent and supervisor on a simulated runtime",
+    "light": "the agent's real contact, heartbeat, desired state, mirrors and reports; pods are records",
+}
+
+Progress = Callable[[float, str], None]
+Deed = Callable[[], Awaitable[None]]
+
+
+def play(scenario: Scenario, *, progress: Progress | None = None, log: TextIO | None = None) -> dict[str, Any]:
+    """The report. ``progress(share, text)`` is called now and then."""
+    scenario = replace(scenario, faults=tuple(sorted((*scenario.faults, *drawn(scenario)), key=lambda f: f.at)))
+    place = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  (nothing of it needs to last)
+    with tempfile.TemporaryDirectory(prefix="nemo-twin-", dir=place) as folder:
+        return run(lambda loop: Play(loop, scenario, Path(folder), progress, log).run())
+
+
+class Play:
+    """One run of one scenario."""
+
+    def __init__(
+        self, loop: VirtualLoop, scenario: Scenario, folder: Path, progress: Progress | None, log: TextIO | None
+    ) -> None:
+        self.scenario = scenario
+        self._carbon: StaticCarbonSource | TraceCarbonSource = StaticCarbonSource()
+        if scenario.carbon:
+            self._carbon = TraceCarbonSource(
+                scenario.carbon, start_time=scenario.start, start_hour=scenario.carbon_start_hour, name="the scenario's trace"
+            )
+        self.world = World(
+            loop,
+            scenario.seed,
+            scenario.timing,
+            folder=folder,
+            carbon=self._carbon if scenario.carbon else None,
+            epoch=scenario.start,
+            log=log,
+        )
+        self.judge = Judge(self.world, scenario)
+        self._progress = progress or (lambda share, text: None)
+        self._todo: list[tuple[float, int, str, Deed]] = []
+        self._begun = 0.0
+        self._order = 0
+        self._cuts: dict[str, list[int]] = {}
+        self._stopped: dict[str, int] = {}
+        self._down = False
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._open = 0
+        self._answers: list[dict[str, Any]] = []
+        self._series: list[dict[str, float]] = []
+        self._joules = self._grams = 0.0
+        self._deleted: set[str] = set()
+
+    # -- the whole -------------------------------------------------------------------------------------------
+
+    async def run(self) -> dict[str, Any]:
+        scenario, world = self.scenario, self.world
+        await world.open()
+        for text in scenario.sites:
+            await world.join(text.obj, text.agent, replace(text.quality), text.clock)
+        joined = await world.until(lambda: all(world.is_ready(s) for s in world.sites), JOIN_SECONDS)
+        self._begun = world.now
+        world.note("BEGIN", scenario.title)
+        await self._prepare()
+        every = max(LEAST_SAMPLE_SECONDS, scenario.duration / SAMPLES)
+        self._at(0.0, "sample", partial(self._sample, every))
+        step = 0
+        while self._todo and self._todo[0][0] <= scenario.duration:
+            at, _, what, deed = heapq.heappop(self._todo)
+            await self._until(at)
+            if what:
+                world.note("FAULT", what)
+            await deed()
+            if int(at / scenario.duration * 100) > step:
+                step = int(at / scenario.duration * 100)
+                self._progress(step / 100, f"{at / 3600:.1f} of {scenario.duration / 3600:.1f} h, {world.hub.disk.writes} writes")
+        await self._until(scenario.duration)
+        healed = not self._open and not self._down and world.hub.up
+        unfinished: list[str] = []
+        if healed:
+            # Everything that can run does, after bounded time.
+            await world.until(lambda: not self._unfinished(), scenario.settle, 5.0)
+            unfinished = self._unfinished()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        report = self._report(joined=joined, healed=healed, unfinished=unfinished)
+        await world.close()
+        return report
+
+    async def _until(self, at: float) -> None:
+        wait = self._begun + at - self.world.now
+        if wait > 0:
+            await self.world.run(wait)
+
+    def _at(self, at: float, what: str, deed: Deed) -> None:
+        self._order += 1
+        heapq.heappush(self._todo, (at, self._order, what, deed))
+
+    async def _prepare(self) -> None:
+        scenario, world = self.scenario, self.world
+        spaces = sorted({w.namespace for w in scenario.workloads} - {"default"})
+        await world.apply(*[scheme.NAMESPACE.empty(space) for space in spaces], *scenario.objects)
+        for text in scenario.workloads:
+            self._at(text.at, "", partial(self._begin, text))
+            if text.until is not None:
+                self._at(text.until, f"delete {text.name}", partial(self._delete, text.name))
+        for fault in scenario.faults:
+            self._at(fault.at, str(fault.text()), partial(self._do, fault))
+        for hope in scenario.hopes:
+            self._at(hope.at, "", partial(self._expect, hope))
+
+    async def _begin(self, text: WorkloadText) -> None:
+        await self._spawn(self.world.apply(*text.objects))
+
+    async def _delete(self, workload: str) -> None:
+        self._deleted.add(workload)
+        for text in self.scenario.workloads:
+            if text.name == workload:
+                await self._spawn(self.world.remove(text.kind, text.name, text.namespace))
+
+    async def _spawn(self, work: Any) -> None:
+        """Beside the story: a hub that is away must not stop its time."""
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
+        await asyncio.wait((task,), timeout=0.5 if self._down else 30.0)
+
+    # -- faults ----------------------------------------------------------------------------------------------
+
+    async def _do(self, fault: Fault) -> None:
+        begin, end = self._deeds(fault)
+        await begin()
+        if end is not None:
+            self._open += 1
+            if fault.seconds is not None:
+
+                async def over() -> None:
+                    await end()
+                    self._open -= 1
+
+                self._at(fault.at + fault.seconds, f"end of {fault.what} {fault.value}", over)
+
+    def _deeds(self, fault: Fault) -> tuple[Deed, Deed | None]:
+        value, world = fault.value, self.world
+        if fault.what == "cut":
+            ways = {"up": (1, 0), "down": (0, 1)}.get(str(fault.more.get("direction")), (1, 1))
+            return partial(self._cut, value, ways, 1), partial(self._cut, value, ways, -1)
+        if fault.what == "link":
+            before = {s: world.sites[s].line.quality for s in fault.more["sites"]}
+            return partial(self._link, fault.more["sites"], value), partial(self._relink, before)
+        if fault.what == "killHub":
+            return partial(self._kill, float(fault.seconds or 0.0)), None
+        if fault.what == "killHubAfterWrites":
+            return partial(self._arm, value, float(fault.seconds or 0.0)), None
+        if fault.what == "slowDisk":
+            return partial(self._slow, value), partial(self._slow, 0.0)
+        if fault.what == "stopAgent":
+            return partial(self._stop, value, power=False), partial(self._start, value)
+        if fault.what == "powerOff":
+            return partial(self._stop, value, power=True), partial(self._start, value)
+        if fault.what == "flap":
+            return partial(self._flap, value, float(fault.more["every"]), fault.at + float(fault.seconds or 0.0)), None
+        if fault.what == "lie":
+            return partial(self._lie, value), partial(self._lie, dict.fromkeys(value))
+        return {
+            "hubClock": partial(self._hub_clock, value),
+            "siteClock": partial(self._site_clock, value),
+            "change": partial(self._change, value),
+            "apply": partial(self._apply, value),
+            "delete": partial(self._delete_all, value),
+            "scale": partial(self._scale, value),
+        }[fault.what], None
+
+    async def _cut(self, sites: list[str], ways: tuple[int, int], change: int) -> None:
+        for site in sites:
+            cuts = self._cuts.setdefault(site, [0, 0])
+            cuts[0] += ways[0] * change
+            cuts[1] += ways[1] * change
+            line = self.world.sites[site].line
+            was = line.cut
+            line.set(up=cuts[0] > 0, down=cuts[1] > 0)
+            if line.cut and not was and not self._stopped.get(site):
+                self.judge.cut_off(site)
+            elif not line.cut:
+                self.judge.reached(site)
+
+    async def _link(self, sites: list[str], value: dict[str, Any]) -> None:
+        for site in sites:
+            line = self.world.sites[site].line
+            line.quality = quality_of(Part("", value, None), line.quality)
+
+    async def _relink(self, before: dict[str, Quality]) -> None:
+        for site, usual in before.items():
+            self.world.sites[site].line.quality = usual
+
+    async def _kill(self, seconds: float) -> None:
+        if not self._down:
+            self._down = True
+            await self.world.hub.kill()
+            self._at(self.world.now - self._begun + seconds, "the hub starts", self._revive)
+
+    async def _revive(self) -> None:
+        await self._spawn(self._restart())
+
+    async def _restart(self) -> None:
+        await self.world.hub.start()
+        self.judge.hub_started()
+        self._down = False
+
+    async def _arm(self, writes: int, seconds: float) -> None:
+        store = self.world.hub.store
+        if store is None or self._down:
+            return
+        store.kill_after = writes
+        if writes == 0:
+            store.dead.set()
+
+        async def watch() -> None:
+            await store.dead.wait()
+            if self.world.hub.store is store:
+                self.world.note("FAULT", f"the hub has died after {writes} writes")
+                await self._kill(seconds)
+
+        task = asyncio.ensure_future(watch())
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
+
+    async def _slow(self, seconds: float) -> None:
+        self.world.hub.disk.write_seconds = seconds
+
+    async def _stop(self, sites: list[str], *, power: bool) -> None:
+        for site in sites:
+            self._stopped[site] = self._stopped.get(site, 0) + 1
+            found = self.world.sites[site]
+            if self._stopped[site] == 1:
+                await found.stop()
+            if power:
+                self.judge.reached(site)
+                found.power_off()
+
+    async def _start(self, sites: list[str]) -> None:
+        for site in sites:
+            self._stopped[site] -= 1
+            if not self._stopped[site]:
+                self.world.sites[site].start()
+
+    async def _flap(self, sites: list[str], every: float, end: float) -> None:
+        now = self.world.now - self._begun
+        await self._cut(sites, (1, 1), 1)
+
+        async def mend() -> None:
+            await self._cut(sites, (1, 1), -1)
+
+        self._at(now + every / 2, "", mend)
+        if now + every < end:
+            self._at(now + every, "", partial(self._flap, sites, every, end))
+
+    async def _lie(self, told: dict[str, dict[str, Any] | None]) -> None:
+        for site, capacity in told.items():
+            room = None if capacity is None else {"allocatable": capacity, "capacity": capacity}
+            self.world.sites[site].lie(room)
+
+    async def _hub_clock(self, seconds: float) -> None:
+        self.world.hub_clock.offset += seconds
+
+    async def _site_clock(self, seconds: dict[str, float]) -> None:
+        for site, jump in seconds.items():
+            self.world.sites[site].clock.offset += jump
+
+    async def _change(self, specs: dict[str, Obj]) -> None:
+        for site, spec in specs.items():
+            await self._spawn(self.world.change(scheme.CLUSTER, site, "", {"spec": spec}))
+
+    async def _apply(self, objects: list[Obj]) -> None:
+        await self._spawn(self.world.apply(*objects))
+
+    async def _delete_all(self, workloads: list[str]) -> None:
+        for workload in workloads:
+            await self._delete(workload)
+
+    async def _scale(self, workloads: dict[str, int]) -> None:
+        for text in self.scenario.workloads:
+            if text.name in workloads:
+                self.judge.asked(text.name, workloads[text.name])
+                patch = {"spec": {"replicas": workloads[text.name]}}
+                await self._spawn(self.world.change(text.kind, text.name, text.namespace, patch))
+
+    # -- expectations ----------------------------------------------------------------------------------------
+
+    async def _expect(self, hope: Hope) -> None:
+        if hope.what in ALWAYS:
+            answer: dict[str, Any] = {"expected": str(hope), "held": True, "found": ""}
+            self._answers.append(answer)
+
+            def look(site: str) -> None:
+                if answer["held"] and (wrong := self._breach(hope)):
+                    answer.update(held=False, found=f"{wrong} at {self.world.now - self._begun:g} s")
+
+            self.world.on_site.append(look)
+            look("")
+            return
+        end = hope.at + hope.within
+
+        async def again() -> None:
+            held, found = self._holds(hope)
+            now = self.world.now - self._begun
+            if held or now >= end:
+                self._answers.append({"expected": str(hope), "held": held, "found": found, "seconds": round(now - hope.at, 3)})
+            else:
+                self._at(now + 1.0, "", again)
+
+        await again()
+
+    def _breach(self, hope: Hope) -> str:
+        copies = self.world.copies()
+        for workload, value in hope.value.items():
+            mine = [c for c in copies if c.owner.name == workload]
+            if hope.what == "neverOn":
+                there = sorted({c.site for c in mine} & set(value))
+                if there:
+                    return f"{workload} ran on {', '.join(there)}"
+            elif hope.what == "copiesAtMost" and len(mine) > value:
+                return f"{len(mine)} copies of {workload} existed"
+            elif hope.what == "readyAtLeast" and sum(c.ready for c in mine) < value:
+                return f"only {sum(c.ready for c in mine)} copies of {workload} served"
+        return ""
+
+    def _holds(self, hope: Hope) -> tuple[bool, str]:
+        world, what, value = self.world, hope.what, hope.value
+        if not world.hub.up:
+            return False, "the hub is not there"
+        copies = world.copies()
+        found: Any
+        if what == "ready":
+            reached = [c for c in copies if c.ready and not world.sites[c.site].line.cut]
+            found = {w: sum(c.owner.name == w for c in reached) for w in value}
+        elif what == "runsOn":
+            found = {w: sorted({c.site for c in copies if c.owner.name == w and c.ready}) for w in value}
+            stray = {w: sorted({c.site for c in copies if c.owner.name == w}) for w in value}
+            if stray != found:
+                return False, str(stray)
+        elif what == "placed":
+            found = {t.name: world.placed(t.kind.kind, t.namespace, t.name) for t in self.scenario.workloads if t.name in value}
+        elif what == "lost":
+            found = sorted(s for s in world.sites if not world.is_ready(s))
+        elif what == "unplaced":
+            found = [
+                t.name for t in self.scenario.workloads if t.name in value and not world.placed(t.kind.kind, t.namespace, t.name)
+            ]
+            value = [t.name for t in self.scenario.workloads if t.name in value]
+        elif what == "done":
+            found = [
+                t.name
+                for t in self.scenario.workloads
+                if t.name in value and is_true(world.hub.find(t.kind, t.name, t.namespace) or {}, "Complete")
+            ]
+            value = [t.name for t in self.scenario.workloads if t.name in value]
+        else:
+            found = {t.name: self._reason(t) for t in self.scenario.workloads if t.name in value}
+            return all(value[w] in found[w] for w in value), str(found)
+        return found == value, str(found)
+
+    def _reason(self, text: WorkloadText) -> str:
+        placement = self.world.hub.find(scheme.PLACEMENT, f"{text.kind.kind.lower()}-{text.name}", text.namespace) or {}
+        return str((placement.get("spec") or {}).get("reason") or "")
+
+    # -- figures ---------------------------------------------------------------------------------------------
+
+    async def _sample(self, every: float) -> None:
+        world, now = self.world, self.world.clock.now()
+        power = emitted = 0.0
+        busy = ready = total = 0
+        for site in world.sites.values():
+            used = 0.0 if self._stopped.get(site.name) and not site.copies() else watts(site.obj, site.busy_milli())
+            power += used
+            emitted += grams(used, self._intensity(site, now), 3600.0)
+            for copy in site.copies():
+                total += 1
+                ready += copy.ready
+            busy += not site.line.cut
+        if self._series:
+            passed = world.now - self._begun - self._series[-1]["seconds"]
+            self._joules += self._series[-1]["watts"] * passed
+            self._grams += self._series[-1]["gramsPerHour"] * passed / 3600
+        self._series.append(
+            {
+                "seconds": round(world.now - self._begun, 3),
+                "sitesReached": busy,
+                "sitesReady": sum(map(world.is_ready, world.sites)) if world.hub.up else 0,
+                "copies": total,
+                "copiesReady": ready,
+                "watts": round(power, 3),
+                "gramsPerHour": round(emitted, 3),
+                "writes": world.hub.disk.writes,
+            }
+        )
+        self._at(world.now - self._begun + every, "", partial(self._sample, every))
+
+    def _intensity(self, site: Site, now: float) -> float:
+        electricity = (site.obj.get("spec") or {}).get("electricity") or {}
+        found = self._carbon.intensity(str(electricity.get("zone") or ""), now)
+        return float(found[0] if found else electricity.get("carbonIntensity") or 0.0)
+
+    def _unfinished(self) -> list[str]:
+        if not self.world.hub.up:
+            return ["the hub is not there"]
+        hopeless = {w for hope in self.scenario.hopes if hope.what == "unplaced" for w in hope.value} | self._deleted
+        return [text for text in self.judge.unfinished() if not any(f"/{w}:" in text or f"/{w} " in text for w in hopeless)]
+
+    def _report(self, *, joined: bool, healed: bool, unfinished: list[str]) -> dict[str, Any]:
+        scenario, world = self.scenario, self.world
+        kinds = [s.fidelity for s in world.sites.values()]
+        reasons: dict[str, int] = {}
+        placed: dict[str, dict[str, int]] = {}
+        if world.hub.up:
+            for event in world.hub.objects(scheme.EVENT):
+                reasons[event["reason"]] = reasons.get(event["reason"], 0) + int(event.get("count") or 1)
+            for obj in world.hub.objects(scheme.PLACEMENT)[:200]:
+                spec = obj.get("spec") or {}
+                placed[f"{obj['metadata']['namespace']}/{name(obj)}"] = {
+                    c["name"]: c["replicas"] for c in spec.get("clusters") or ()
+                }
+        if not joined:
+            self.judge.wrong("not all sites became ready before the beginning")
+        passed = not self.judge.violations and not unfinished and all(a["held"] for a in self._answers)
+        return {
+            "title": scenario.title,
+            "scenario": scenario.file,
+            "seed": scenario.seed,
+            "passed": passed,
+            "expectations": self._answers,
+            "violations": [{"seconds": round(t - self._begun, 3), "what": what} for t, what in self.judge.violations],
+            "unfinished": unfinished,
+            "healed": healed,
+            "simulated": {
+                "seconds": round(world.now - self._begun, 3),
+                "sites": {k: kinds.count(k) for k in FIDELITY if k in kinds},
+                "meaning": {k: text for k, text in FIDELITY.items() if k in kinds},
+                "workloads": len(scenario.workloads),
+                "faults": len(scenario.faults),
+                "writes": world.hub.disk.writes,
+                "hubLives": world.hub.lives,
+            },
+            "energy": {
+                "kilowattHours": round(self._joules / 3.6e6, 6),
+                "gramsCO2e": round(self._grams, 3),
+                "model": "the sites'",
+            },
+            "events": dict(sorted(reasons.items())),
+            "placements": placed,
+            "faults": [fault.text() for fault in scenario.faults],
+            "log": {"lines": world.lines, "sha256": world.digest},
+            "series": self._series,
+        }

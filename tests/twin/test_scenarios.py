@@ -1,0 +1,157 @@
+"""The scenarios in ``examples/scenarios`` hold, alike on every machine; mistakes in them are told with line and remedy."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from metaos.cli.main import nemo
+from metaos.twin.chaos import drawn
+from metaos.twin.minimise import minimise, text_of
+from metaos.twin.play import play
+from metaos.twin.report import summary
+from metaos.twin.scenario import Scenario, load, scenario
+from metaos.twin.text import ScenarioError, parse
+
+FOLDER = Path(__file__).parents[2] / "examples" / "scenarios"
+#: A day, and faults for hours: minutes of computing.
+LONG = {"autonomy"}
+SCENARIOS = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LONG else [])
+    for path in sorted(FOLDER.glob("*.yaml"))
+]
+SMALL: dict[str, Any] = {
+    "title": "Small",
+    "duration": "20m",
+    "agents": "light",
+    "sites": [
+        {"name": "eu", "spec": {"jurisdictions": ["EU"], "capacity": {"cpu": "4"}}},
+        {"name": "gb", "spec": {"jurisdictions": ["GB"], "capacity": {"cpu": "4"}, "electricity": {"carbonIntensity": 1}}},
+    ],
+    "workloads": [{"name": "web", "replicas": 2, "secret": True, "residency": ["EU"]}, {"name": "api"}],
+}
+
+
+def of(**changed: Any) -> Scenario:
+    return scenario(parse(yaml.safe_dump(SMALL | changed), "small.yaml"), FOLDER)
+
+
+@pytest.mark.parametrize("path", SCENARIOS)
+def test_scenario(path: Path) -> None:
+    report = play(load(path))
+    assert report["passed"], summary(report)
+
+
+@pytest.mark.system
+def test_the_log_is_the_same_byte_for_byte_whatever_the_hash_seed(tmp_path: Path) -> None:
+    logs, told = [], []
+    for seed in ("0", "1", "4242"):
+        log = tmp_path / seed
+        command = [sys.executable, "-m", "metaos", "twin", "run", str(FOLDER / "lost-site.yaml"), "--log", str(log), "-o", "json"]
+        done = subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
+        logs.append(log.read_bytes())
+        told.append(json.loads(done.stdout))
+    assert logs[0] == logs[1] == logs[2] and len(logs[0]) > 1000
+    assert told[0] == told[1] == told[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "field", "remedy"),
+    [
+        ("title: x\nduration: 6h\n", 1, "scenario", "'sites: [{name: edge}]'"),
+        ("title: x\nduration: soon\nsites: [{name: a}]\n", 2, "duration", "write a number and ms, s, m, h or d"),
+        ("title: x\nduration: .nan\nsites: [{name: a}]\n", 2, "duration", "for example 90s"),
+        ("title: x\nduration: -5m\nsites: [{name: a}]\n", 2, "duration", "is negative"),
+        ("title: x\nduration: 5m\nsites: [{name: a}]\nfoults: []\n", 4, "foults", "the fields are title"),
+        ("title: x\nduration: 5m\nsites: [{name: a}]\nFaults: []\n", 4, "Faults", "did you mean 'faults'?"),
+        ("title: x\nduration: 5m\nsites:\n- name: a\n- name: a\n", 5, "sites[1]", "choose another name"),
+        ("title: x\nduration: 5m\nsites:\n- {name: a, spec: {capacity: {cpu: -4}}}\n", 4, "cpu", "of at least 0"),
+        ("title: x\nduration: 5m\nsites: [{name: a}]\nlink: {loss: 120%}\n", 4, "link.loss", "from 0 to 1"),
+        ("title: x\nduration: 5m\nsites: [{name: a}]\nfaults:\n- {at: 1m, cut: [b]}\n", 5, "faults[0].cut", "write one of a"),
+        (
+            "title: x\nduration: 5m\nsites: [{name: a}]\nfaults:\n- {at: 9m, cut: [a]}\n",
+            5,
+            "faults[0].at",
+            "before the scenario's",
+        ),
+        ("title: x\nduration: 5m\nsites: [{name: a}]\nfaults:\n- {at: 1m}\n", 5, "faults[0]", "write exactly one of cut"),
+        ("title: x\nduration: 5m\nsites: [{name: a}]\nfaults:\n- {at: 1m, hubClock: 1h, for: 1m}\n", 5, "for", "leave it out"),
+        ("title: x\nduration: 5m\nsites: [{name: a}]\nexpect:\n- ready: {web: 1}\n", 5, "ready", "name workloads of this"),
+        ("title: x\nduration: 5m\nsites: [{name: a}]\nworkloads: [{name: b, kind: Job}]\n", 4, "workloads[0]", "run: 10m"),
+        ("title: x\nduration: 5m\nsites: [{name: a}]\nworkloads: [{name: b, cpu: lots}]\n", 4, "cpu", "for example 250m"),
+        ("title: x\nduration: 5m\nsites: [{name: a, count: 20000}]\n", 3, "sites", "write 1 to 10000"),
+        ("title: x\ntitle: y\nduration: 5m\nsites: [{name: a}]\n", 2, "title", "keep one of them"),
+        ("title: x\nduration: [\n", 3, "", "mend the YAML there"),
+        ("", 1, "scenario", "the file is empty"),
+        ("title: x\nduration: 5m\nsites: [{name: a}]\ntiming: {heartbeat: 30s, lease: 10s}\n", 4, "timing", "lease: 40s"),
+        ("title: x\nduration: 5m\nsites: [{name: a}]\ncarbon: {trace: nothing.csv}\n", 4, "carbon.trace", "name a file"),
+        ("title: x\nduration: 5m\nsites: [{file: nothing.yaml}]\n", 3, "sites[0].file", "name a site file"),
+        ("title: x\nduration: 5m\nsites: [{name: a}]\nobjects: [{kind: Thing}]\n", 4, "objects[0]", "write"),
+    ],
+)
+def test_a_mistake_is_told_with_file_line_field_and_remedy(text: str, line: int, field: str, remedy: str) -> None:
+    with pytest.raises(ScenarioError) as found:
+        scenario(parse(text, "mine.yaml"), FOLDER)
+    assert str(found.value).startswith(f"mine.yaml:{line}: ") and field in str(found.value) and remedy in str(found.value)
+
+
+def test_the_command_says_whether_it_held_and_how_to_see_it_again(tmp_path: Path) -> None:
+    file, page = tmp_path / "mine.yaml", tmp_path / "report.html"
+    file.write_text(yaml.safe_dump(SMALL | {"expect": [{"at": "10m", "runsOn": {"web": ["eu"]}}]}))
+    held = CliRunner().invoke(nemo, ["twin", "run", str(file), "--html", str(page)])
+    assert held.exit_code == 0 and "everything held" in held.output, held.output
+    assert "data:image/png;base64," in page.read_text() and "This was simulated" in page.read_text()
+    file.write_text(yaml.safe_dump(SMALL | {"expect": [{"at": "10m", "runsOn": {"web": ["gb"]}}]}))
+    failed = CliRunner().invoke(nemo, ["twin", "run", str(file), "--seed", "7"])
+    assert failed.exit_code == 1 and f"nemo twin run {file} --seed 7" in failed.output, failed.output
+    wrong = CliRunner().invoke(nemo, ["twin", "run", str(tmp_path / "none.yaml")])
+    assert wrong.exit_code == 1 and "cannot be read" in wrong.output
+
+
+def test_what_breaks_a_rule_is_found() -> None:
+    """A hub whose administrator writes a Work past the controllers, for a site where it may not be."""
+    work = {
+        "apiVersion": "meta-os.eu/v1alpha1",
+        "kind": "Work",
+        "metadata": {"name": "secret.default.web-key", "namespace": "nemo-cluster-gb"},
+        "spec": {"manifests": [{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "web-key", "namespace": "default"}}]},
+    }
+    report = play(of(faults=[{"at": "5m", "apply": [work]}]))
+    assert not report["passed"]
+    assert "Secret default/web-key may not be on site gb" in report["violations"][0]["what"]
+
+
+def test_a_failing_story_is_made_small(tmp_path: Path) -> None:
+    story = of(chaos={"faults": 12, "until": "15m"}, seed=3)
+    lies = [f for f in drawn(story) if f.what == "cut"]
+    assert lies
+
+    def fails(candidate: Scenario) -> bool:
+        return any(f in lies for f in candidate.faults) and any(w.name == "api" for w in candidate.workloads)
+
+    smallest, tries = minimise(story, lambda text: None, fails)
+    assert len(smallest.faults) == 1 and [w.name for w in smallest.workloads] == ["api"] and tries < 80
+    again = scenario(parse(text_of(smallest), "again.yaml"), FOLDER)
+    assert again.faults == smallest.faults and [w.name for w in again.workloads] == ["api"]
+
+
+def test_another_seed_is_another_story() -> None:
+    story = of(chaos={"faults": 12, "until": "15m"})
+    assert drawn(story) == drawn(story) != drawn(story.with_seed(2))
+
+
+@pytest.mark.slow
+def test_many_seeds() -> None:
+    """More in ``python -m bench twin``."""
+    story = load(FOLDER / "chaos.yaml")
+    for seed in range(100, 108):
+        report = play(story.with_seed(seed))
+        assert report["passed"], f"nemo twin run examples/scenarios/chaos.yaml --seed {seed}\n{summary(report)}"
