@@ -351,6 +351,7 @@ def why(workload: str, namespace: str, output: str, kubeconfig: Path | None, dat
 @click.option("--lose", multiple=True, metavar="SITE", help="Suppose that this site is lost.")
 @click.option("--price", multiple=True, metavar="SITE=AMOUNT", help="Suppose this price of a core for an hour.")
 @click.option("--carbon", multiple=True, metavar="ZONE=AMOUNT", help="Suppose these gCO2eq/kWh in a zone or at a site.")
+@click.option("--reoptimise", is_flag=True, help="Also place all workloads at once: which ones would gain by a move.")
 @click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="Draw the alternatives: FILE.svg or FILE.png.")
 @NAMESPACE
 @OUTPUT
@@ -361,6 +362,7 @@ def plan(
     lose: tuple[str, ...],
     price: tuple[str, ...],
     carbon: tuple[str, ...],
+    reoptimise: bool,
     picture: Path | None,
     namespace: str,
     output: str,
@@ -377,9 +379,9 @@ def plan(
     """
     from metaos.cli.plan import show_plan, supposed
 
-    changes = supposed(drain, lose, price, carbon)
+    changes = supposed(drain, lose, price, carbon) | ({"reoptimise": True} if reoptimise else {})
     if not paths and not changes:
-        suppose = "or suppose something with --drain, --lose, --price, --carbon"
+        suppose = "or suppose something with --drain, --lose, --price, --carbon, --reoptimise"
         raise click.UsageError(f"Missing what to plan: name manifests with -f, {suppose}")
     show_plan(paths, changes, namespace, output, picture, kubeconfig, data or default_data("hub"))
 

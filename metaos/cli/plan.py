@@ -175,6 +175,8 @@ def render(status: dict[str, Any], width: int) -> list[str]:
         found.append("nothing would change")
     if status.get("before") or status.get("after"):
         found.append(f"all together  {_figures(status.get('before') or {}, status.get('after') or {})}")
+    if status.get("reoptimised"):
+        found += ["", *_reoptimised(status["reoptimised"])]
     ways = status.get("alternatives") or []
     if len(ways) > 1:
         found += [
@@ -184,6 +186,19 @@ def render(status: dict[str, Any], width: int) -> list[str]:
         ]
         found += ["", *plot(ways, status.get("chosen") or {}, min(PLOT_COLUMNS, max(20, width - 16)))]
     return found
+
+
+def _reoptimised(found: dict[str, Any]) -> list[str]:
+    moves = found["moves"]
+    points = f"{found['before']:.1f} -> {found['after']:.1f} points of 100 on average"
+    proof = f"; of what is missing, at most {found['gap']:.2%} could be had besides" if "gap" in found else ""
+    lines = [f"all {found['considered']} workloads that may move, at once: {points}{proof}"]
+    for move in moves:
+        places = f"{', '.join(move['from']) or 'nowhere'} -> {move['to']}"
+        lines.append(f"  {move['kind']} {move['namespace']}/{move['name']}: {places}, {move['gain']:+.1f} points")
+    if found.get("movesLeftOut"):
+        lines.append(f"  and {found['movesLeftOut']} more moves that are not listed here")
+    return lines if moves else [*lines, "  none of them would gain what its policy asks of a move"]
 
 
 def _places(clusters: Iterable[dict[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Workloads whose outcome is told one by one.
 OUTCOMES_KEPT = 500
+#: Workloads x sites that are placed at once: a table of 160 MB.
+MOST_PAIRS = 20_000_000
 _KINDS = {(k.api_version, k.kind) for k in scheme.WORKLOADS}
 
 
@@ -76,12 +79,44 @@ class Planner:
             "before": _measures(together([o.before for o in outcomes])),
             "after": _measures(together([o.after for o in outcomes])),
             "alternatives": [_alternative(a, visible) for a in found],
+            **({"reoptimised": await self._optimised(snapshot, visible)} if spec.get("reoptimise") else {}),
             "chosen": _measures(together([o.after for o in moving if o.plan.clusters])),
         }
         return {**obj, "metadata": {}, "status": status}
 
-    def _asked(self, objects: Iterable[Obj], changes: Changes) -> tuple[Snapshot, list[WorkloadInfo], set[ObjectRef]]:
-        """The world as it is, the workloads to decide anew, and those of them that the caller brought."""
+    async def _optimised(self, snapshot: Snapshot, visible: Callable[[str], bool]) -> dict[str, Any]:
+        """All workloads as they are, placed at once."""
+        from metaos.scheduler.optimise import optimise
+
+        everything = self._asked((), None)[1]
+        if len(everything) * len(snapshot.clusters) > MOST_PAIRS:
+            pairs = f"{len(everything)} workloads x {len(snapshot.clusters)} sites"
+            kind, cause = scheme.PLACEMENT_REVIEW, Cause("FieldValueInvalid", "spec.reoptimise", f"{pairs} are too many at once")
+            raise invalid(kind.group, kind.kind, "", [cause])
+        found = await asyncio.to_thread(optimise, snapshot, everything, self._filters, self._scores)
+        shown = [m for m in found.moves if visible(m.workload.ref.namespace)]
+        return {
+            "considered": found.considered,
+            "before": round(found.before, 3),
+            "after": round(found.after, 3),
+            **({"gap": round(found.gap, 5)} if math.isfinite(found.gap) else {}),
+            "movesLeftOut": len(found.moves) - len(shown[:OUTCOMES_KEPT]),
+            "moves": [
+                {
+                    "kind": m.workload.ref.kind,
+                    "namespace": m.workload.ref.namespace,
+                    "name": m.workload.ref.name,
+                    "from": sorted(m.workload.current),
+                    "to": m.site,
+                    "gain": round(m.gain, 3),
+                }
+                for m in shown[:OUTCOMES_KEPT]
+            ],
+        }
+
+    def _asked(self, objects: Iterable[Obj], changes: Changes | None) -> tuple[Snapshot, list[WorkloadInfo], set[ObjectRef]]:
+        """The world as it is, the workloads to decide anew (all of them without ``changes``), and those of them that the caller
+        brought."""
         present = {ref(o): o for informer in self._workloads for o in informer.list() if placeable(o) and not finished(o)}
         brought: dict[ObjectRef, Obj] = {}
         rules: dict[str, dict[tuple[str, str], Obj]] = {}
@@ -97,7 +132,7 @@ class Planner:
             each = workload.requests(workload.pod_spec(obj))
             usage.set(about, Share(each["cpu"], each["memory"], places[about]))
         everything = present | brought
-        affected = [about for about in everything if changes or about in brought or about.namespace in rules]
+        affected = [about for about in everything if changes is None or changes or about in brought or about.namespace in rules]
         # What is there is asked first, as it holds its room already; then what comes.
         affected.sort(key=lambda about: (about not in present, about))
         asked = []

@@ -63,16 +63,17 @@ def assign(costs: Floats, demand: Floats, room: Floats, *, rounds: int = 200) ->
         sites = greedy(costs, demand, room)
         return Assignment(sites, _cost(costs, sites), -np.inf)
     # Resources in shares of what there is, so that prices are of one size.
-    scale = np.maximum(room.sum(axis=0), 1e-300)
+    there = room.sum(axis=0)
+    scale = np.where(there > 0, there, 1.0)
     demand, room = demand / scale, room / scale
     near = _nearest(costs)
     best = _improved(costs, demand, room, greedy(costs, demand, room, near=near), near)
     least = _cost(costs, best) if (best != NOWHERE).all() else np.inf
     bound, prices, kept = -np.inf, np.zeros_like(room), np.zeros_like(room)
-    step, stalled = 1.5, 0
+    step, stalled, due = 1.5, 0, False
     everyone = np.arange(items)
     for number in range(rounds):
-        whole = number % REFRESH == 0 or number == rounds - 1
+        whole = due or number % REFRESH == 0 or number == rounds - 1 or costs.shape[1] <= NEAR
         if whole:
             # Over all sites: this is a bound. Between, only sites that looked cheap at the last prices are looked at.
             priced = costs + demand @ prices.T
@@ -92,7 +93,7 @@ def assign(costs: Floats, demand: Floats, room: Floats, *, rounds: int = 200) ->
             if np.isfinite(least) and least - bound <= CLOSE * abs(bound):
                 break
             close = np.take_along_axis(costs, near, axis=1)
-            if stalled >= 2:
+            if stalled >= (2 if costs.shape[1] > NEAR else 8):
                 step, prices, stalled = step / 2, kept, 0
         seen = close.copy()
         for resource in range(room.shape[1]):
@@ -106,7 +107,11 @@ def assign(costs: Floats, demand: Floats, room: Floats, *, rounds: int = 200) ->
         slack[(prices <= 0) & (slack < 0)] = 0.0
         size = float((slack**2).sum())
         if size <= 1e-18:
-            break
+            # No price wants to change. It is the best bound there is, once all sites were looked at.
+            if whole:
+                break
+            due = True
+            continue
         target = least if np.isfinite(least) else value + max(1.0, abs(value)) * 0.05
         prices = np.maximum(0.0, prices + step * max(1e-12, target - value) / size * slack)
     best = _improved(costs, demand, room, best, near, swaps=True)
@@ -157,7 +162,7 @@ def _nearest(costs: Floats) -> Ints:
 
 
 def _improved(costs: Floats, demand: Floats, room: Floats, sites: Ints, near: Ints, *, swaps: bool = False) -> Ints:
-    """Moves items to cheaper sites with room, with ``swaps`` also pairs of them, until nothing helps, ``PASSES`` times at most."""
+    """Moves items to cheaper sites with room, with ``swaps`` also pairs, until nothing helps, ``PASSES`` times at most."""
     sites = sites.copy()
     left = room.astype(np.float64, copy=True)
     placed = np.flatnonzero(sites != NOWHERE)

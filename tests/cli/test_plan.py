@@ -85,6 +85,15 @@ def test_what_cannot_be_met_is_told_in_the_users_words() -> None:
     assert "problem   no site meets this:" in text and "- 2 CPU  (the pods' requests)" in text and "not on" not in text
 
 
+def test_all_at_once_is_told_with_its_proof() -> None:
+    move = {"kind": "Deployment", "namespace": "shop", "name": "web", "from": ["a"], "to": "b", "gain": 7.25}
+    found = {"considered": 2, "before": 50.0, "after": 53.5, "gap": 0.004, "moves": [move], "movesLeftOut": 0}
+    text = "\n".join(render({"reoptimised": found}, 100))
+    assert "50.0 -> 53.5 points of 100 on average; of what is missing, at most 0.40% could be had besides" in text
+    assert "Deployment shop/web: a -> b, +7.2 points" in text
+    assert "none of them would gain" in "\n".join(render({"reoptimised": found | {"moves": []}}, 100))
+
+
 def test_nothing_to_tell_is_told() -> None:
     assert render({"workloads": [], "alternatives": []}, 80) == ["nothing would change"]
 

@@ -83,6 +83,14 @@ async def test_the_placement_of_what_cannot_be_placed_keeps_the_conflict() -> No
         assert found["relaxations"] == []
 
 
+async def test_all_at_once_nothing_gains_where_everything_is_well_placed() -> None:
+    asking = Asking()
+    async with running(placement.setup, asking.setup, objects=(cluster("a"), cluster("b"), deployment())) as (client, clock):
+        await placed(client, clock, "web")
+        found = (await asking(reoptimise=True))["reoptimised"]
+        assert found["considered"] == 1 and found["moves"] == [] and found["before"] == found["after"] and found["gap"] < 0.01
+
+
 async def test_changes_of_the_world_touch_what_they_concern() -> None:
     asking = Asking()
     objects = (cluster("a"), cluster("b"), deployment("one"), deployment("two"))
