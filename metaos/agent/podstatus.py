@@ -58,7 +58,7 @@ def terminated(state: ContainerState, said: str = "") -> dict[str, Any]:
         "reason": state.reason or ("Completed" if state.exit_code == 0 else "Error"),
         "startedAt": format_time(state.start_time),
         "finishedAt": format_time(state.finish_time or state.start_time),
-        "containerID": f"nemo://{state.id}",
+        "containerID": state.id,
     }
     if said or state.message:
         found["message"] = said or state.message
@@ -79,7 +79,7 @@ def _container(spec: Mapping[str, Any], facts: PodFacts, *, init: bool, idle: st
         "lastState": {"terminated": facts.last[name]} if name in facts.last else {},
     }
     if state is not None:
-        found["containerID"] = f"nemo://{state.id}"
+        found["containerID"] = state.id
         found["imageID"] = str(spec["image"])
     if state is not None and state.running:
         found["state"] = {"running": {"startedAt": format_time(state.start_time)}}
