@@ -165,10 +165,15 @@ class _Connection:
         self.writer.transport.abort()
 
 
+#: OpenSSL's codes for certificates that are not valid yet, and no longer.
+_ABOUT_TIME = (9, 10)
+
+
 def _said(error: BaseException) -> str:
     """An error's text as people read it: without numbers and addresses that stand elsewhere."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted: {error.verify_message}"
+        asked = ", by this machine's clock: is it right?" if error.verify_code in _ABOUT_TIME else ""
+        return f"its certificate is not trusted: {error.verify_message}{asked}"
     if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
         return str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno)
     return str(error)

@@ -25,12 +25,14 @@ Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Site:
     """A server that answers everything with one function and remembers its connections."""
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: float = 0.0) -> None:
+        """``ahead``: by how many seconds the clock is with which its certificates were made."""
         self.serve: Serve = self.echo
+        self.ahead = ahead
         self.connections: set[Any] = set()
         self.random = Random(1)
         clock = SystemClock()
-        self.authority = Authority.create(self.random, clock.now())
+        self.authority = Authority.create(self.random, clock.now() + self.ahead)
         self.clock = clock
 
     async def echo(self, request: web.Request) -> web.Response:
@@ -52,7 +54,7 @@ class Site:
             self.connections.add(request.transport)
             return await self.serve(request)
 
-        pair = self.authority.issue_server(("127.0.0.1", "localhost"), self.clock.now())
+        pair = self.authority.issue_server(("127.0.0.1", "localhost"), self.clock.now() + self.ahead)
         (folder / "pair.pem").write_bytes(pair.certificate + pair.key)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(folder / "pair.pem")
@@ -118,6 +120,14 @@ async def test_an_unknown_authority_is_refused_unless_unverified(site: Site) -> 
     assert (await trusting.request("GET", "/cacerts")).status == 200
     await trusting.close()
     await client.close()
+
+
+async def test_a_certificate_of_another_time_asks_for_the_clock(tmp_path: Path) -> None:
+    site = Site(ahead=4 * 3600.0)
+    await site.start(tmp_path)
+    with pytest.raises(ApiError, match=r"certificate is not yet valid, by this machine's clock: is it right\?"):
+        await site.client().get(scheme.POD, "p", "ns")
+    await site.runner.cleanup()
 
 
 async def test_errors_are_what_the_server_said(site: Site) -> None:
