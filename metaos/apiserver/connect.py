@@ -6,10 +6,11 @@ from aiohttp import web
 
 from metaos.apiserver import streams
 from metaos.apiserver.proxy import ServiceProxy
-from metaos.apiserver.registry import SELF, Registry
+from metaos.apiserver.registry import Registry
 from metaos.apiserver.routing import proxied_name
 from metaos.apiserver.tunnels import Tunnels
 from metaos.apiserver.verbs import Call
+from metaos.apiserver.writing import SELF
 from metaos.clock import Clock
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError, bad_request

@@ -1,0 +1,443 @@
+"""The part of the registry that makes and changes objects.
+
+A write is: authorise, shape (schema), default, admit, validate, compare-and-swap; it is tried again when it met another
+write and its caller did not name a revision. A write that changes nothing is not written. Objects that come back are the
+caller's own.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random  # noqa: TID251 - the type of the source that is handed in
+from typing import Any
+
+import orjson
+
+from metaos.apiserver import deletion, reviews, subresources, views
+from metaos.apiserver.addressing import addressed, encode, key_of, same_identity, stored_kind
+from metaos.apiserver.apply import Manager, applied, created_fields, first_fields, tracked
+from metaos.apiserver.cache import Version, WatchCache
+from metaos.apiserver.metadata import NAME_SUFFIX, changed, has_generation, name_causes, prepare_create, prepare_update
+from metaos.apiserver.patch import apply_patch
+from metaos.apiserver.reading import Authorizer, Reading
+from metaos.apiserver.schema import invalid, node_of
+from metaos.apiserver.shaping import shape, validate
+from metaos.apiserver.share import Share
+from metaos.client import PatchType
+from metaos.clock import Clock
+from metaos.plugins.points import Admission
+from metaos.resources import errors, scheme
+from metaos.resources.meta import Obj, format_time, name, namespace
+from metaos.resources.scheme import Kind
+from metaos.security.authz import MASTERS, Attributes, UserInfo, agent_write_problem, cluster_of
+from metaos.store.log import Conflict, Store
+
+Mutation = Callable[[Obj], Obj]
+
+#: How often a write that named no revision is tried again when others came between.
+ATTEMPTS = 20
+#: Namespaces that begin so are NEMO's own.
+RESERVED_PREFIX = "nemo-"
+#: Who makes objects whose fields nobody else will claim: ownership of these is recorded from their first apply on.
+UNTRACKED = ("system:controller:", "system:cluster:", "system:apiserver")
+#: The API server's own identity, for what it makes at start.
+SELF = UserInfo("system:apiserver", (MASTERS,))
+
+
+@dataclass(slots=True)
+class Write:
+    """How one write is to be done, and who asks."""
+
+    user: UserInfo
+    manager: str = ""
+    dry_run: bool = False
+    field_validation: str = "Warn"
+    warnings: list[str] = field(default_factory=list)
+
+
+class Writing(Reading):
+    """All mutating methods take ``warnings``: a list to which texts for ``Warning:`` headers are appended.
+    ``field_validation`` is Strict, Warn or Ignore."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        random: Random,
+        *,
+        admission: Sequence[Admission] = (),
+        authorizer: Authorizer | None = None,
+    ) -> None:
+        cache = WatchCache(store)
+        self._roles = reviews.StoredAuthorizer(cache)
+        super().__init__(cache, store, authorizer or self._roles.decide)
+        self._store = store
+        self._clock = clock
+        self._random = random
+        self._admission = tuple(admission)
+        #: Who answers review kinds of NEMO's own.
+        self.reviews: dict[Kind, Callable[[UserInfo, Obj], Awaitable[Obj]]] = {}
+
+    async def create(
+        self,
+        user: UserInfo,
+        obj: Obj,
+        *,
+        kind: Kind | None = None,
+        namespace: str = "",
+        field_manager: str = "",
+        dry_run: bool = False,
+        field_validation: str = "Warn",
+        warnings: list[str] | None = None,
+    ) -> Obj:
+        """Also the review kinds. ``kind`` and ``namespace`` come from the URL and are checked against the body."""
+        write = Write(user, field_manager, dry_run, field_validation, warnings if warnings is not None else [])
+        kind, obj = addressed(obj, kind, "", namespace)
+        if kind is scheme.PLACEMENT_REVIEW:
+            if kind not in self.reviews:
+                raise errors.method_not_allowed("placement reviews are answered where the controllers run, and none do here")
+            self.check(user, Attributes("create", kind.group, kind.plural))
+            return await self.reviews[kind](user, shape(kind, obj, None, write.field_validation, write.warnings))
+        if "list" not in kind.verbs:
+            return reviews.review(user, kind, obj, self.authorize, self._roles.rules)
+        where = str(obj["metadata"].get("namespace") or "")
+        named = str(obj["metadata"].get("name") or "")
+        self.check(user, Attributes("create", kind.group, kind.plural, "", where, named))
+        await self.cache.fresh()
+        view = views.of(kind)
+        if view is None:
+            return await self._create(write, kind, obj)
+        if view.refuse_create is not None:
+            raise view.refuse_create()
+        shaped = shape(kind, obj, None, write.field_validation, write.warnings)
+        return view.show(await self._create(write, view.stored, view.write_back(shaped, {})))
+
+    async def _create(self, write: Write, kind: Kind, obj: Obj, fields: list[dict[str, Any]] | None = None) -> Obj:
+        obj = shape(kind, obj, None, write.field_validation, write.warnings)
+        metadata = obj["metadata"]
+        if metadata.get("resourceVersion") and not write.user.name.startswith(UNTRACKED):
+            raise errors.bad_request("resourceVersion should not be set on objects to be created")
+        generate = str(metadata.get("generateName") or "")
+        chosen = bool(metadata.get("name"))
+        for _ in range(8):
+            if not chosen and generate:
+                metadata["name"] = generate[:58] + "".join(self._random.choices(NAME_SUFFIX, k=5))
+            causes = name_causes(kind, metadata.get("name") or "")
+            if generate and not chosen:
+                causes = [*name_causes(kind, generate.rstrip("-") or "-", "metadata.generateName"), *causes]
+            if causes:
+                raise errors.invalid(kind.group, kind.kind, metadata.get("name") or "", causes)
+            key = key_of(kind, metadata.get("namespace") or "", metadata["name"])
+            if self.cache.get(key) is None:
+                break
+            if chosen:
+                raise errors.already_exists(kind.group, kind.plural, metadata["name"])
+        self._check_place(write, kind, obj)
+        if "status" in kind.subresources and cluster_of(write.user) is None:
+            obj.pop("status", None)
+        if fields is None and not write.user.name.startswith(UNTRACKED):
+            by = Manager(write.manager or write.user.name, "Update", "", kind.api_version)
+            fields = created_fields(node_of(kind), obj, by, format_time(self._clock.now()))
+        uid = str(uuid.UUID(int=self._random.getrandbits(128), version=4))
+        now = format_time(self._clock.now())
+        prepare_create(kind, obj, uid, now)
+        if kind is scheme.CERTIFICATE_SIGNING_REQUEST:
+            obj["spec"].update(username=write.user.name, groups=list(write.user.groups))
+        obj = self._admit(write, "CREATE", obj, None)
+        validate(kind, obj, None)
+        self._check_author(write.user, kind, obj, None)
+        if fields:
+            obj["metadata"]["managedFields"] = fields
+        if write.dry_run:
+            return obj
+        try:
+            revision = await self._store.create(key, encode(obj))
+        except Conflict:
+            raise errors.already_exists(kind.group, kind.plural, metadata["name"]) from None
+        return self._answer(obj, revision)
+
+    def _check_place(self, write: Write, kind: Kind, obj: Obj) -> None:
+        named, where = name(obj), namespace(obj)
+        if kind is scheme.NAMESPACE:
+            mine = named.startswith(RESERVED_PREFIX)
+            if mine and MASTERS not in write.user.groups and cluster_of(write.user) is None:
+                raise errors.forbidden("", kind.plural, named, "names that begin with nemo- belong to NEMO; choose another name")
+        if not kind.namespaced:
+            return
+        home = self.cache.get(key_of(scheme.NAMESPACE, "", where))
+        if home is None:
+            raise errors.not_found("", "namespaces", where)
+        if (home.field_values()).get("status.phase") == "Terminating":
+            refused = errors.forbidden(
+                kind.group,
+                kind.plural,
+                named,
+                f"unable to create new content in namespace {where} because it is being terminated",
+            )
+            refused.details["causes"] = [
+                {
+                    "reason": "NamespaceTerminating",
+                    "message": f"namespace {where} is being terminated",
+                    "field": "metadata.namespace",
+                }
+            ]
+            raise refused
+
+    def _admit(self, write: Write, operation: str, obj: Obj, old: Obj | None) -> Obj:
+        for rule in self._admission:
+            obj, said = rule.admit(operation, obj, old)
+            write.warnings.extend(text for text in said if text not in write.warnings)
+        return obj
+
+    def _check_author(self, user: UserInfo, kind: Kind, obj: Obj | None, old: Obj | None) -> None:
+        """What only the object shows: is it the agent's own; does a role grant more than its author holds."""
+        if MASTERS in user.groups:
+            return
+        held = obj or old or {}
+        member = cluster_of(user)
+        if member is not None:
+            problem = agent_write_problem(member, kind.resource, obj, old, Share(self.cache, member))
+        else:
+            problem = reviews.escalation(self._roles, user, kind, obj) if obj is not None else ""
+            if kind is scheme.CERTIFICATE_SIGNING_REQUEST and obj is not None:
+                problem = reviews.signing(self._roles, user, obj, old)
+        if problem:
+            raise errors.forbidden(kind.group, kind.plural, name(held), problem)
+
+    def _answer(self, obj: Obj, revision: int) -> Obj:
+        self.cache.written(revision)
+        obj["metadata"]["resourceVersion"] = str(revision)
+        return obj
+
+    async def update(
+        self,
+        user: UserInfo,
+        obj: Obj,
+        *,
+        kind: Kind | None = None,
+        name: str = "",
+        namespace: str = "",
+        subresource: str = "",
+        field_manager: str = "",
+        dry_run: bool = False,
+        field_validation: str = "Warn",
+        warnings: list[str] | None = None,
+    ) -> Obj:
+        """``subresource``: status, scale (then ``kind``, ``name`` and ``namespace`` say of what), approval, finalize."""
+        write = Write(user, field_manager, dry_run, field_validation, warnings if warnings is not None else [])
+        if subresource == "scale":
+            if kind is None:
+                raise errors.bad_request("scale needs the kind that is to be scaled")
+            named, where = name or str(obj["metadata"].get("name")), namespace or str(obj["metadata"].get("namespace") or "")
+        else:
+            kind, obj = addressed(obj, kind, name, namespace)
+            named, where = str(obj["metadata"].get("name") or ""), str(obj["metadata"].get("namespace") or "")
+            if not named:
+                raise errors.bad_request("metadata.name: Required value: an update names the object")
+        self.check(user, Attributes("update", kind.group, kind.plural, subresource, where, named))
+        return await self._modify(write, kind, named, where, lambda current: obj, subresource, pinned=_names_revision(obj))
+
+    async def patch(
+        self,
+        user: UserInfo,
+        kind: Kind,
+        name: str,
+        namespace: str,
+        patch: Any,
+        *,
+        type: PatchType = PatchType.MERGE,
+        subresource: str = "",
+        field_manager: str = "",
+        force: bool = False,
+        dry_run: bool = False,
+        field_validation: str = "Warn",
+        warnings: list[str] | None = None,
+    ) -> Obj:
+        """A server-side apply creates what does not exist (the caller answers 201 where ``resourceVersion`` was unknown)."""
+        write = Write(user, field_manager, dry_run, field_validation, warnings if warnings is not None else [])
+        self.check(user, Attributes("patch", kind.group, kind.plural, subresource, namespace, name))
+        if type is PatchType.APPLY:
+            return await self._apply(write, kind, name, namespace, patch, subresource, force)
+        node = subresources.SCALE_NODE() if subresource == "scale" else node_of(kind)
+        return await self._modify(
+            write,
+            kind,
+            name,
+            namespace,
+            lambda current: _identified(kind, apply_patch(type, current, patch, node), current),
+            subresource,
+            pinned=_names_revision(patch),
+        )
+
+    async def _apply(self, write: Write, kind: Kind, name: str, namespace: str, patch: Any, subresource: str, force: bool) -> Obj:
+        if not write.manager:
+            raise errors.bad_request(
+                "PatchOptions.meta.k8s.io is invalid: fieldManager: Required value: is required for apply patch"
+            )
+        if not isinstance(patch, dict):
+            raise errors.bad_request("an apply patch must be an object")
+        _, wanted = addressed(patch, kind, name, namespace)
+        if wanted["metadata"].get("managedFields"):
+            raise errors.bad_request("metadata.managedFields must be nil")
+        view = views.of(kind)
+        if view is not None and view.refuse_create is None:
+            shaped = shape(kind, wanted, None, write.field_validation, write.warnings, defaults=False)
+            kept = view.write_back(shaped, {})
+            return view.show(await self._apply(write, view.stored, name, namespace, kept, subresource, force))
+        manager = Manager(write.manager, "Apply", subresource, kind.api_version)
+        named = wanted["metadata"].get("uid")
+        known = self.cache.get(key_of(stored_kind(kind), namespace, name))
+        if named and (known is None or known.object()["metadata"].get("uid") != named):
+            raise errors.invalid(kind.group, kind.kind, name, [invalid("metadata.uid", named, "field is immutable")])
+        now = format_time(self._clock.now())
+        shaped = shape(kind, wanted, None, write.field_validation, write.warnings, defaults=False)
+        await self.cache.fresh()
+        unknown = self.cache.get(key_of(stored_kind(kind), namespace, name)) is None
+        if unknown and not subresource and view is None:
+            self.check(write.user, Attributes("create", kind.group, kind.plural, "", namespace, name))
+            try:
+                return await self._create(write, kind, wanted, first_fields(node_of(kind), shaped, manager, now))
+            except errors.ApiError as refused:
+                if refused.reason != "AlreadyExists":
+                    raise
+
+        def mutate(current: Obj) -> Obj:
+            return applied(node_of(kind), current, shaped, manager, now, force)
+
+        return await self._modify(
+            write, kind, name, namespace, mutate, subresource, pinned=_names_revision(wanted), manager=manager
+        )
+
+    async def _modify(
+        self,
+        write: Write,
+        kind: Kind,
+        name: str,
+        namespace: str,
+        mutate: Mutation,
+        subresource: str = "",
+        *,
+        pinned: bool = False,
+        manager: Manager | None = None,
+    ) -> Obj:
+        """Read, change, compare and swap. ``mutate`` gets the current object in the form the caller sees and returns the
+        wanted one; where that names a ``resourceVersion``, it must be the current one. ``pinned``: the caller named a
+        revision, so a write that comes between is a conflict and not a reason to try again."""
+        stored = stored_kind(kind)
+        key = key_of(stored, namespace, name)
+        await self.cache.fresh()
+        version = self.cache.get(key)
+        for _ in range(ATTEMPTS):
+            if version is None:
+                raise errors.not_found(kind.group, kind.plural, name)
+            current = version.object()
+            said: list[str] = []
+            step = Write(write.user, write.manager, write.dry_run, write.field_validation, said)
+            wanted = self._changed(step, kind, current, mutate, subresource, manager)
+            write.warnings.extend(text for text in said if text not in write.warnings)
+            done = deletion.finished(stored, wanted)
+            if write.dry_run or (wanted == current and not done):
+                return self._show(kind, wanted, subresource)
+            try:
+                if done:
+                    revision = await self._store.delete(key, expected=version.revision)
+                    return self._show(kind, self._answer(wanted, revision), subresource)
+                revision = await self._store.update(key, encode(wanted), expected=version.revision)
+            except Conflict as met:
+                if pinned and met.current is not None:
+                    raise errors.conflict(kind.group, kind.plural, name) from None
+                version = Version(key, met.current.value, met.current.revision) if met.current else None
+                continue
+            return self._show(kind, self._answer(wanted, revision), subresource)
+        raise errors.conflict(kind.group, kind.plural, name, "too many writers at the same time; please try again")
+
+    def _changed(
+        self, write: Write, kind: Kind, current: Obj, mutate: Mutation, subresource: str, manager: Manager | None
+    ) -> Obj:
+        """The object to store, or to remove where its last finalizer went."""
+        view = views.of(kind)
+        if view is not None:
+            wanted = view.write_back(_with_metadata(mutate(view.show(current))), current)
+            kind = view.stored
+            if subresource and view.read_only:
+                return current  # A Node's status is shown, not written.
+        elif subresource == "scale":
+            wanted = subresources.rescaled(kind, current, _with_metadata(mutate(subresources.scale(kind, current))))
+        else:
+            wanted = _with_metadata(mutate(current))
+        if wanted is current:
+            wanted = orjson.loads(orjson.dumps(current))
+        metadata = wanted.setdefault("metadata", {})
+        asked, held = str(metadata.get("resourceVersion") or ""), current["metadata"]["resourceVersion"]
+        named = metadata.get("uid")
+        if named and named != current["metadata"].get("uid"):
+            raise errors.conflict(
+                kind.group,
+                kind.plural,
+                name(current),
+                f"Precondition failed: UID in precondition: {named}, UID in object meta: {current['metadata'].get('uid')}",
+            )
+        if asked and asked != held:
+            raise errors.conflict(kind.group, kind.plural, name(current))
+        same_identity(kind, wanted, current)
+        if subresource not in ("", "scale"):
+            wanted = subresources.narrowed(kind, subresource, wanted, current)
+        wanted = shape(kind, wanted, current, write.field_validation, write.warnings)
+        metadata = wanted["metadata"]
+        metadata["resourceVersion"] = held
+        if kind is scheme.CERTIFICATE_SIGNING_REQUEST:
+            wanted["spec"] = current["spec"]  # Who asked for what is settled when it is made, as in Kubernetes.
+        if not subresource and "status" in kind.subresources:
+            wanted.pop("status", None)
+            if "status" in current:
+                wanted["status"] = current["status"]
+        causes = prepare_update(kind, wanted, current)
+        if causes:
+            raise errors.invalid(kind.group, kind.kind, name(current), causes)
+        wanted = self._admit(write, "UPDATE", wanted, current)
+        if has_generation(kind) and changed(wanted, current):
+            wanted["metadata"]["generation"] = int(current["metadata"].get("generation") or 0) + 1
+        validate(kind, wanted, current)
+        self._check_author(write.user, kind, wanted, current)
+        if manager is None and current["metadata"].get("managedFields"):
+            by = Manager(
+                write.manager or write.user.name, "Update", "" if subresource == "scale" else subresource, kind.api_version
+            )
+            wanted = tracked(node_of(kind), wanted, current, by, format_time(self._clock.now()))
+        return wanted
+
+    def _show(self, kind: Kind, obj: Obj, subresource: str) -> Obj:
+        view = views.of(kind)
+        if view is not None:
+            return view.show(obj)
+        return subresources.scale(kind, obj) if subresource == "scale" else obj
+
+
+def _with_metadata(obj: Obj) -> Obj:
+    """What the schema will check later is needed before."""
+    if not isinstance(obj.setdefault("metadata", {}), dict):
+        raise errors.bad_request("metadata must be an object")
+    return obj
+
+
+def _identified(kind: Kind, patched: Obj, current: Obj) -> Obj:
+    """A patch that takes the name away has taken too much away."""
+    metadata = patched.get("metadata")
+    if metadata is None or (isinstance(metadata, dict) and not metadata.get("name")):
+        raise errors.bad_request(
+            f"the name of the object ({name(current)} based on URL) was undeterminable: name must be provided"
+        )
+    wanted = metadata.get("uid") if isinstance(metadata, dict) else None
+    if wanted and wanted != current["metadata"].get("uid"):
+        raise errors.invalid(kind.group, kind.kind, name(current), [invalid("metadata.uid", wanted, "field is immutable")])
+    return patched
+
+
+def _names_revision(body: Any) -> bool:
+    """Whether an object or a patch says which revision it is about."""
+    if isinstance(body, list):
+        return any(isinstance(step, dict) and step.get("path") == "/metadata/resourceVersion" for step in body)
+    metadata = body.get("metadata") if isinstance(body, dict) else None
+    return bool(metadata.get("resourceVersion")) if isinstance(metadata, dict) else False
