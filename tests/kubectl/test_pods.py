@@ -37,7 +37,8 @@ WEB = "cd /tmp && echo hello from $HOSTNAME > index.html && exec python3 -u -m h
 
 @pytest.fixture(scope="module")
 def web(real: Real) -> Real:
-    real.apply(deployment("ticks", TICKS), deployment("web", WEB, 2, ports=[{"containerPort": 8080}]), TWO)
+    serves = {"httpGet": {"port": 8080}, "periodSeconds": 1}
+    real.apply(deployment("ticks", TICKS), deployment("web", WEB, 2, ports=[{"containerPort": 8080}], readinessProbe=serves), TWO)
     real.rolled_out("deploy/ticks", "deploy/web")
     return real
 
