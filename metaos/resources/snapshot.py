@@ -504,6 +504,11 @@ def merge_policies(policies: Iterable[Obj]) -> PolicyInfo:
             allowed = frozenset(stated) if allowed is None else allowed & frozenset(stated)
     migration = [spec.get("migration") or {} for spec in found]
     default = PolicyInfo()
+
+    def said(figure: str) -> list[float]:
+        """Who says nothing of it changes nothing."""
+        return [float(m[figure]) for m in migration if m.get(figure) is not None]
+
     return PolicyInfo(
         names=tuple(name(p) for p in ordered),
         selectors=tuple(label_selector(spec["clusterSelector"]) for spec in found if spec.get("clusterSelector")),
@@ -519,9 +524,7 @@ def merge_policies(policies: Iterable[Obj]) -> PolicyInfo:
         weights=next((_weights(w) for spec in found if (w := (spec.get("division") or {}).get("weights"))), {}),
         failback="Never" if any(spec.get("failback") == "Never" for spec in found) else default.failback,
         toleration_seconds=max([float(spec.get("tolerationSeconds") or 0) for spec in found], default=0.0),
-        minimum_improvement=max(
-            [float(m.get("minimumImprovement", default.minimum_improvement)) for m in migration], default=5.0
-        ),
-        budget_per_hour=min([int(m.get("budgetPerHour", default.budget_per_hour)) for m in migration], default=12),
-        cool_down_seconds=max([float(m.get("coolDownSeconds", default.cool_down_seconds)) for m in migration], default=300.0),
+        minimum_improvement=max(said("minimumImprovement"), default=default.minimum_improvement),
+        budget_per_hour=int(min(said("budgetPerHour"), default=default.budget_per_hour)),
+        cool_down_seconds=max(said("coolDownSeconds"), default=default.cool_down_seconds),
     )

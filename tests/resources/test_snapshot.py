@@ -104,6 +104,14 @@ def test_policies_together_are_the_stricter_of_both() -> None:
     )
     assert found.names == ("a", "b") and found.allowed == {"y"}
     assert (found.toleration_seconds, found.budget_per_hour) == (30.0, 2)
+    assert (found.minimum_improvement, found.cool_down_seconds) == (5.0, 300.0), "where nothing is said"
+
+
+def test_a_policy_that_says_nothing_of_moves_changes_nothing_of_what_another_says() -> None:
+    quick = rule("PlacementPolicy", "a", migration={"coolDownSeconds": 5, "budgetPerHour": 50, "minimumImprovement": 1})
+    found = merge_policies([quick, rule("PlacementPolicy", "b", division={"weights": {"x": 2, "y": 0}})])
+    assert (found.minimum_improvement, found.budget_per_hour, found.cool_down_seconds) == (1.0, 50, 5.0)
+    assert found.weights == {"x": 2.0}
 
 
 def test_contexts_of_an_expectation_hold_for_all_its_targets() -> None:
