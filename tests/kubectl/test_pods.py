@@ -228,7 +228,7 @@ def test_an_imported_image_runs(web: Real, tmp_path: Path) -> None:
     for site in web.continuum.sites.values():
         command = [sys.executable, "-m", "metaos", "image", "import", str(archive), "--data", str(site.data)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-        assert (done.returncode, done.stdout) == (0, "imported docker.io/library/shell:1\n"), done.stderr
+        assert (done.returncode, done.stdout) == (0, f"imported docker.io/library/shell:1 into {site.data}\n"), done.stderr
     web("run", "imported", "--image=shell:1", "--restart=Never")
     web("wait", "pod/imported", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=20s")
     assert web("logs", "imported") == "hello from the image\n"
