@@ -27,6 +27,7 @@ from metaos.resources import scheme
 from metaos.resources.errors import Cause
 from metaos.resources.meta import CLUSTER_LABEL, Obj, label_selector, labels
 from metaos.resources.scheme import Kind
+from metaos.scheduler import slack
 
 Rule = Callable[[Obj, Obj | None], Iterable[Cause]]
 
@@ -249,6 +250,7 @@ def _stateful(obj: Obj, old: Obj | None) -> Iterator[Cause]:
 def _job(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     spec = obj.get("spec") or {}
     yield from jobs.job_causes(spec, "spec")
+    yield from slack.causes(obj)
     if old is None:
         yield from jobs.index_name_causes(obj)
         yield from _template(spec, ("OnFailure", "Never"))

@@ -18,6 +18,7 @@ def all_setups() -> list[Setup]:
         certificate,
         cluster,
         cronjob,
+        deferral,
         disruption,
         event,
         garbage,
@@ -52,5 +53,6 @@ def all_setups() -> list[Setup]:
         autoscaling,
         ttl,
         cronjob,
+        deferral,
     )
     return [module.setup for module in modules]

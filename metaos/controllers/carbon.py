@@ -46,6 +46,8 @@ class CarbonReconciler:
         series = self._source.intensity(str(electricity.get("zone") or ""), now)
         found: dict[str, Any] = {"source": self._source.describe()}
         if series is not None:
+            # One that stands still goes on by the hour.
+            found["hourSeconds"] = HOUR_SECONDS / (self._speed or 1.0)
             found |= {"intensity": series[0], "forecast": [round(v, 2) for v in series[:FORECAST_HOURS]]}
         elif electricity.get("carbonIntensity") is not None:
             # A zone that the source does not know: what the site states itself, and saying so.
@@ -54,7 +56,8 @@ class CarbonReconciler:
             found = {"source": "not known: the site file names no electricity zone and no carbonIntensity"}
         old = (cluster.get("status") or {}).get("carbon") or {}
         if {k: v for k, v in old.items() if k != "time"} != found:
-            patch = {"status": {"carbon": found | {"time": format_time(now)}}}
+            # What is not known any more goes: a merge would keep it.
+            patch = {"status": {"carbon": dict.fromkeys(old) | found | {"time": format_time(now)}}}
             await self._client.patch(scheme.CLUSTER, about.name, "", patch, type=PatchType.MERGE, subresource="status")
         return Result(requeue_after=min(MOST_SECONDS, max(LEAST_SECONDS, HOUR_SECONDS / max(self._speed, 1e-9) / 2)))
 

@@ -174,7 +174,7 @@ class PlacementReconciler:
             homes = ", ".join(sorted(dict(plan.clusters))) or "no site yet"
             conditions = with_condition(conditions, "DataPinned", "True", "LocalData", f"its data is on {homes}", now)
         status = {
-            **{k: v for k, v in old.items() if k == "migration"},
+            **{k: v for k, v in old.items() if k in ("migration", "deferral")},
             "observedGeneration": generation(obj),
             "conditions": conditions,
             "intents": sorted({t.intent for t in found.targets}),

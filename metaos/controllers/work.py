@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.concern import on_health, workload_of
+from metaos.controllers.deferral import held
 from metaos.controllers.disruption import noted
 from metaos.controllers.facts import placement_name
 from metaos.controllers.fencing import Silence, agreed, fenced_after, fencing, halt, halted, renewal_of, stopped
@@ -105,10 +106,12 @@ class WorkReconciler:
         body = manifest(obj)
         if paused(obj):
             # Sites go on with the template that they have; of one that was paused from the beginning nothing is started.
-            held = [existing[site] for site in sorted(existing) if not deleting(existing[site])]
-            if not held:
+            running = [existing[site] for site in sorted(existing) if not deleting(existing[site])]
+            if not running:
                 return DONE
-            body["spec"] = body["spec"] | {"template": template_of(held[0])}
+            body["spec"] = body["spec"] | {"template": template_of(running[0])}
+        if held(obj, placement):
+            body["spec"] = body["spec"] | {"suspend": True}
         choices = {c["name"]: int(c.get("replicas", 1)) for c in spec.get("clusters") or ()}
         wait = 0.0
         leaving = {site: w for site, w in existing.items() if site not in choices}

@@ -78,6 +78,7 @@ def explain(placement: Obj, clusters: Iterable[Obj], intents: Iterable[Obj]) -> 
         "alternatives": status.get("alternatives") or [],
         "conflict": status.get("conflict"),
         "migration": status.get("migration"),
+        "deferral": status.get("deferral"),
         "moves": spec.get("moves") or [],
         "limits": status.get("limits") or {},
         "intents": [
@@ -120,6 +121,11 @@ def _lines(found: dict[str, Any], screen: int) -> list[str]:
     elif found["message"] and found["message"] != found["reason"]:
         # The decision was made once; what is thought of it now is looked at again with every change.
         lines.append(f"  now       {found['message']}")
+    if deferral := found.get("deferral"):
+        verb = "started" if deferral.get("started") else "starts"
+        saves = f", saves about {deferral['savesGrams']:g} g against starting at once" if deferral.get("savesGrams") else ""
+        lines.append(f"  {verb:<9} {deferral.get('startTime')}: {deferral.get('reason')}{saves}")
+        lines.append(f"  waits     until {deferral.get('latestStartTime')} at most; forecast: {deferral.get('source')}")
     migration = found.get("migration")
     if migration:
         old, new = (", ".join(migration.get(side) or ()) for side in ("from", "to"))

@@ -1,0 +1,147 @@
+"""Deferral: holds Jobs that may wait until the electricity of their site is cleaner, and starts them in time.
+
+What is decided stands in ``Placement.status.deferral``, written here alone. Until ``started`` is true the work controller has
+the site suspend the Job; once it is, it stays so. The start is planned anew with every new forecast; without one, or with one
+that is too old, the Job starts at once. A hub that is down starts nothing: what it held starts when it is back.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from metaos.client import Client, PatchType
+from metaos.clock import Clock
+from metaos.controllers.concern import workload_of
+from metaos.controllers.facts import placeable, placement_name
+from metaos.controllers.recorder import Recorder
+from metaos.controllers.settings import Settings
+from metaos.reconcile.manager import Manager
+from metaos.reconcile.reconciler import DONE, Result
+from metaos.resources import scheme, workload
+from metaos.resources.meta import Obj, ObjectRef, format_time, is_true, name, parse_time, ref, uid
+from metaos.resources.snapshot import cluster_info, watts
+from metaos.scheduler.deferral import Deferrable, Schedule, schedule
+from metaos.scheduler.slack import causes, deferrable, lengths, waits_until
+
+NAME = "deferral"
+HOUR_SECONDS = 3600.0
+#: A start that moves by less than this is not worth an event.
+TOLD_SECONDS = 900.0
+
+
+def held(job: Obj, placement: Obj | None) -> bool:
+    """Whether a site is to suspend the Job for now."""
+    deferral = ((placement or {}).get("status") or {}).get("deferral") or {}
+    return deferrable(job) and not next(causes(job), None) and not (deferral.get("started") and deferral.get("uid") == uid(job))
+
+
+def ahead(cluster: Obj, now: float) -> tuple[list[float], float, float, str]:
+    """(Intensity from the current hour on, share of that hour which is over, seconds an hour takes, where it comes from).
+    Hours that have passed since the forecast was made are left out; none is left of one that is too old."""
+    carbon: Mapping[str, Any] = (cluster.get("status") or {}).get("carbon") or {}
+    source, hour = str(carbon.get("source") or "no source"), float(carbon.get("hourSeconds") or HOUR_SECONDS)
+    forecast = [float(v) for v in carbon.get("forecast") or ()]
+    if len(forecast) < 2 or not carbon.get("time"):
+        return [], 0.0, hour, source
+    # A clock that was set back makes no forecast younger than new.
+    age = max(0.0, now - parse_time(carbon["time"])) / hour
+    if age >= 1:
+        source += f", {age:.0f} h old"
+    return forecast[math.floor(age) :], age % 1.0, hour, source
+
+
+class DeferralReconciler:
+    """Keys are Jobs."""
+
+    name = NAME
+
+    def __init__(self, manager: Manager, client: Client, clock: Clock) -> None:
+        self._client, self._clock = client, clock
+        self._recorder = Recorder(client, clock, "deferral-controller")
+        self._jobs, self._placements = manager.informer(scheme.JOB), manager.informer(scheme.PLACEMENT)
+        self._clusters = manager.informer(scheme.CLUSTER)
+
+    async def reconcile(self, about: ObjectRef) -> Result:
+        job = self._jobs.get(about.name, about.namespace)
+        if job is None or not placeable(job) or not deferrable(job):
+            return DONE
+        placement = self._placements.get(placement_name(about), about.namespace)
+        spec = (placement or {}).get("spec") or {}
+        before = ((placement or {}).get("status") or {}).get("deferral") or {}
+        mine = spec.get("workloadRef", {}).get("uid") == uid(job)
+        if placement is None or not mine or not held(job, placement) or is_true(job, "Failed") or is_true(job, "Complete"):
+            return DONE
+        sites = [c for s in spec.get("clusters") or () if (c := self._clusters.get(s["name"])) is not None]
+        if not sites or (job.get("spec") or {}).get("suspend"):
+            return DONE
+        before = before if before.get("uid") == uid(job) else {}
+        now = self._clock.now()
+        found, again = self._decide(job, sites[0], before, now)
+        if found != before:
+            await self._client.patch(
+                scheme.PLACEMENT,
+                name(placement),
+                about.namespace,
+                {"status": {"deferral": found}},
+                type=PatchType.MERGE,
+                subresource="status",
+            )
+            await self._tell(job, found, before)
+        return DONE if found["started"] else Result(requeue_after=again)
+
+    def _decide(self, job: Obj, site: Obj, before: Mapping[str, Any], now: float) -> tuple[dict[str, Any], float]:
+        took = lengths(job, self._jobs.list(job["metadata"]["namespace"]))
+        latest, why = waits_until(job, took)
+        forecast, passed, hour, source = ahead(site, now)
+        found: dict[str, Any] = {"uid": uid(job), "cluster": name(site), "source": source, "latestStartTime": format_time(latest)}
+        if not forecast:
+            return found | self._now(before, now, f"there is no forecast of the electricity of {name(site)} ({source})"), 0.0
+        power = watts(cluster_info(site), workload.requests(workload.pod_spec(job))["cpu"]) * workload.replicas(job)
+        slack = (latest - now) / hour
+        plan = schedule(Deferrable(slack, tuple(t / hour for t in took), watts=power), forecast, passed=passed)
+        if plan.start <= 0 or slack <= 0:
+            return found | self._now(before, now, why if slack <= 0 and not before else plan.reason, plan), 0.0
+        start = now + plan.start * hour
+        return found | {
+            "started": False,
+            "startTime": format_time(start),
+            # What it would have cost to start when it came; later looks compare with now.
+            "savesGrams": round(plan.saved * hour / HOUR_SECONDS, 3),
+            "reason": plan.reason,
+        }, min(start - now, hour / 4)
+
+    def _now(self, before: Mapping[str, Any], now: float, why: str, plan: Schedule | None = None) -> dict[str, Any]:
+        kept = {k: before[k] for k in ("savesGrams",) if k in before}
+        return kept | {"started": True, "startTime": format_time(now), "reason": before.get("reason") if plan and before else why}
+
+    async def _tell(self, job: Obj, found: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+        saves = f"; saves about {found['savesGrams']:g} g" if found.get("savesGrams") else ""
+        if found["started"]:
+            await self._recorder.event(job, "Started", f"{found['reason']}{saves}")
+        elif not before or abs(parse_time(found["startTime"]) - parse_time(before["startTime"])) > TOLD_SECONDS:
+            await self._recorder.event(job, "Deferred", f"starts at {found['startTime']}: {found['reason']}{saves}")
+
+
+def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
+    """Runs it: for Jobs that may wait, where they are placed, and with every new forecast of their site."""
+    reconciler = DeferralReconciler(manager, client, clock)
+    jobs, placements = manager.informer(scheme.JOB), manager.informer(scheme.PLACEMENT)
+
+    def of_placement(obj: Obj) -> Iterable[ObjectRef]:
+        about = workload_of(obj)
+        if about is not None and about.kind == "Job":
+            yield about
+
+    manager.add(reconciler, [(scheme.JOB, lambda obj: [ref(obj)] if deferrable(obj) else []), (scheme.PLACEMENT, of_placement)])
+
+    def on_cluster(old: Obj | None, new: Obj | None) -> None:
+        def carbon(obj: Obj | None) -> Any:
+            return ((obj or {}).get("status") or {}).get("carbon")
+
+        if new is None or carbon(old) == carbon(new):
+            return
+        for job in jobs.list():
+            if deferrable(job) and placeable(job) and held(job, placements.get(placement_name(ref(job)), ref(job).namespace)):
+                manager.enqueue(NAME, ref(job))
+
+    manager.informer(scheme.CLUSTER).on_change(on_cluster)

@@ -1,0 +1,115 @@
+"""Deferral: a Job that may wait is suspended at its site until its electricity is cleaner, in virtual time."""
+
+from typing import Any
+
+from metaos.controllers import deferral, placement, work
+from metaos.controllers.deferral import ahead
+from metaos.resources import scheme
+from metaos.resources.meta import Obj, format_time, parse_time
+from metaos.scheduler.explain import explain, render
+from metaos.scheduler.slack import DEADLINE, DURATION, SLACK
+from tests.clock import FakeClock
+from tests.controllers.continuum import cluster, events, running, until
+from tests.fake_client import FakeClient
+
+START = FakeClock().now()
+SETUPS = placement.setup, work.setup, deferral.setup
+POWER: dict[str, Any] = {"power": {"idleWatts": 100, "maxWatts": 500}}
+
+
+def site(*forecast: float, made: float = START, **more: Any) -> Obj:
+    carbon = {"intensity": (forecast or (1,))[0], "forecast": list(forecast), "time": format_time(made), "source": "test"}
+    return cluster("a", status={"carbon": carbon | more}, **POWER)
+
+
+def job(**said: str) -> Obj:
+    container = {"name": "c", "image": "python:3", "resources": {"requests": {"cpu": "1"}}}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "x", "namespace": "shop", "creationTimestamp": format_time(START), "annotations": said},
+        "spec": {"template": {"spec": {"containers": [container], "restartPolicy": "Never"}}},
+    }
+
+
+def suspended(client: FakeClient) -> bool | None:
+    for each in client.objects(scheme.WORK):
+        return bool(each["spec"]["manifests"][0]["spec"].get("suspend"))
+    return None
+
+
+def decided(client: FakeClient) -> dict[str, Any]:
+    found: dict[str, Any] = ((client.find(scheme.PLACEMENT, "job-x", "shop") or {}).get("status") or {}).get("deferral") or {}
+    return found
+
+
+async def test_a_job_waits_for_the_cleanest_hour_and_says_so() -> None:
+    objects = site(300, 300, 200, 100, 400, *[400] * 20), job(**{SLACK: "6h", DURATION: "1h"})
+    async with running(*SETUPS, objects=objects) as (client, clock):
+        await until(clock, lambda: decided(client))
+        assert suspended(client) is True
+        found = decided(client)
+        assert abs(parse_time(found["startTime"]) - (START + 3 * 3600)) < 60
+        # 100 W of its CPU for an hour, at 100 in place of 300 gCO2eq/kWh.
+        assert found["savesGrams"] == 20.0 and found["reason"] == "100 gCO2eq/kWh then, 300 started now"
+        assert "Deferred" in events(client)
+        text = render(explain(client.find(scheme.PLACEMENT, "job-x", "shop") or {}, (), ()))
+        assert "starts    " in text and "saves about 20 g against starting at once" in text and "forecast: test" in text
+        await clock.advance(2.5 * 3600)
+        assert suspended(client) is True
+        await clock.advance(0.6 * 3600)
+        await until(clock, lambda: suspended(client) is False)
+        assert "Started" in events(client)
+        # What has started stays so, whatever comes.
+        client.seed(site(900, 1, 1, 1, 1, 1, made=clock.now()))
+        await clock.advance(600)
+        assert suspended(client) is False and decided(client)["started"]
+
+
+async def test_a_new_forecast_moves_the_start_and_slack_ends_the_wait() -> None:
+    objects = site(300, 300, 200, 100, 400, *[400] * 20), job(**{SLACK: "3h", DURATION: "1h"})
+    async with running(*SETUPS, objects=objects) as (client, clock):
+        await until(clock, lambda: decided(client))
+        await clock.advance(3600)
+        client.seed(site(300, 290, 280, 100, made=clock.now()))
+        await until(clock, lambda: abs(parse_time(decided(client)["startTime"]) - (START + 3 * 3600)) < 60)
+        # Always better later: it starts when it may wait no longer.
+        for _ in range(12):
+            await clock.advance(900)
+            client.seed(site(300, 200, 100, 50, made=clock.now()))
+        await until(clock, lambda: suspended(client) is False)
+        assert parse_time(decided(client)["startTime"]) <= START + 3 * 3600 + 60
+
+
+async def test_without_a_forecast_or_with_one_too_old_it_starts_at_once_and_says_why() -> None:
+    for world, why in ((cluster("a"), "no source"), (site(300, 1, 1, made=START - 50 * 3600), "50 h old")):
+        async with running(*SETUPS, objects=(world, job(**{SLACK: "6h"}))) as (client, clock):
+            await until(clock, lambda client=client: suspended(client) is False)
+            assert "there is no forecast" in decided(client)["reason"] and why in decided(client)["reason"]
+
+
+async def test_a_deadline_in_the_past_or_without_a_length_starts_at_once() -> None:
+    for said in ({DEADLINE: format_time(START - 60), DURATION: "1h"}, {DEADLINE: format_time(START + 9e4)}):
+        async with running(*SETUPS, objects=(site(300, 1, 1), job(**said))) as (client, clock):
+            await until(clock, lambda client=client: suspended(client) is False)
+            assert decided(client)["started"]
+
+
+async def test_jobs_that_do_not_say_so_never_wait_and_a_user_suspends_for_himself() -> None:
+    async with running(*SETUPS, objects=(site(300, 1), job())) as (client, clock):
+        await until(clock, lambda: suspended(client) is False)
+        assert not decided(client)
+    own = job(**{SLACK: "1h"})
+    own["spec"]["suspend"] = True
+    async with running(*SETUPS, objects=(site(1, 300), own)) as (client, clock):
+        await until(clock, lambda: suspended(client))
+        await clock.advance(60)
+        assert suspended(client) and not decided(client)
+
+
+def test_hours_that_have_passed_are_left_out_and_clocks_that_jump_do_no_harm() -> None:
+    forecast, passed, hour, source = ahead(site(1, 2, 3, 4), START + 1.5 * 3600)
+    assert (forecast, passed, hour, source) == ([2, 3, 4], 0.5, 3600, "test, 2 h old")
+    assert ahead(site(1, 2, 3), START - 1e6)[0] == [1, 2, 3]
+    assert ahead(site(1, 2, 3), START + 1e9)[0] == []
+    assert ahead(site(1, 2, 3, hourSeconds=10), START + 10)[:3] == ([2, 3], 0.0, 10)

@@ -1,0 +1,71 @@
+"""What a Job's annotations say of when it may run."""
+
+import math
+from typing import Any
+
+import pytest
+
+from metaos.resources.meta import format_time
+from metaos.scheduler.slack import DEADLINE, DURATION, SLACK, causes, deferrable, lengths, seconds, waits_until
+
+NOW = 1_700_000_000.0
+
+
+def job(name: str = "j", took: float | None = None, *, command: str = "run", **said: str) -> dict[str, Any]:
+    keys = {"slack": SLACK, "deadline": DEADLINE, "duration": DURATION}
+    found: dict[str, Any] = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": name,
+            "namespace": "shop",
+            "uid": name,
+            "creationTimestamp": format_time(NOW),
+            "annotations": {keys[k]: v for k, v in said.items()},
+        },
+        "spec": {"template": {"spec": {"containers": [{"image": "python:3", "command": [command]}]}}},
+    }
+    if took is not None:
+        times = {"startTime": format_time(NOW - took), "completionTime": format_time(NOW)}
+        found["status"] = {**times, "conditions": [{"type": "Complete", "status": "True"}]}
+    return found
+
+
+@pytest.mark.parametrize(("text", "value"), [("6h", 21600), ("1h30m", 5400), ("90s", 90), ("1.5h", 5400), ("2d", 172800)])
+def test_durations(text: str, value: float) -> None:
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "6", "-6h", "6 h", "6x", "nan", "1e9h", "h"])
+def test_what_is_no_duration_is_refused_with_the_field_and_a_remedy(text: str) -> None:
+    found = list(causes(job(slack=text)))
+    assert [c.field for c in found] == [f"metadata.annotations[{SLACK}]"]
+    assert repr(text) in found[0].message and "for example 6h" in found[0].message
+
+
+def test_other_annotations_that_make_no_sense() -> None:
+    assert "at most 7d" in next(causes(job(slack="8d"))).message
+    assert "2030-01-31T06:00:00Z" in next(causes(job(deadline="tomorrow"))).message
+    assert "either this or" in next(causes(job(deadline=format_time(NOW), slack="1h"))).message
+    assert not list(causes(job(slack="6h", duration="1h")))
+    assert deferrable(job(slack="6h")) and not deferrable(job())
+
+
+def test_a_deadline_keeps_clear_of_how_long_it_takes() -> None:
+    due = format_time(NOW + 10 * 3600)
+    latest, why = waits_until(job(deadline=due), (3600.0, 7200.0))
+    assert latest == NOW + 10 * 3600 - 7200 * 1.1 - 60 and due in why
+    bounded = job(deadline=due)
+    bounded["spec"]["activeDeadlineSeconds"] = 600
+    assert waits_until(bounded, ())[0] == NOW + 10 * 3600 - 600
+    latest, why = waits_until(job(deadline=due), ())
+    assert latest == NOW and "how long it runs is not known: state" in why
+    assert waits_until(job(slack="6h"), ())[0] == NOW + 6 * 3600
+
+
+def test_lengths_are_stated_or_those_of_earlier_jobs_that_run_the_same() -> None:
+    others = [job("a", 100.0), job("b", 300.0), job("c", 50.0, command="other"), job("d"), job("e", 20.0) | {"status": {}}]
+    assert sorted(lengths(job(), others)) == [100.0, 300.0]
+    assert lengths(job(duration="2h"), others) == (7200.0,)
+    assert lengths(job(), []) == ()
+    assert not math.isinf(waits_until(job(slack="1s"), ())[0])
