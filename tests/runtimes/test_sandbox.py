@@ -19,7 +19,7 @@ from metaos.clock import SystemClock
 from metaos.plugins.points import ImageError, RuntimeUnavailable
 from metaos.runtimes import bubblewrap, process, pump
 from metaos.runtimes.cgroups import Cgroups
-from metaos.runtimes.isolation import COOKIE
+from metaos.runtimes.plain import COOKIE
 from metaos.runtimes.sandbox import SandboxRuntime, _key
 from tests.runtimes.conformance import (
     DEADLINE,
@@ -255,12 +255,12 @@ async def test_limits(runtime: SandboxRuntime) -> None:
 async def test_exec_counts_as_the_container(runtime: SandboxRuntime) -> None:
     await runtime.start_container(pod().uid, container("sh", "-c", "echo ready; sleep 100", memory_limit=200 << 20))
     await until_logged(runtime, pod().uid, b"ready")
-    if not runtime._group().directories(pod().uid, "main-0"):
+    if not runtime._cgroups.directories(pod().uid, "main-0"):
         pytest.skip("no cgroups may be made here")
-    before = len(runtime._group().members(pod().uid, "main-0"))
+    before = len(runtime._cgroups.members(pod().uid, "main-0"))
     running = await runtime.exec(pod().uid, "main", ("sh", "-c", "echo here; sleep 100"))
     async for _ in running.output():
-        assert len(runtime._group().members(pod().uid, "main-0")) > before
+        assert len(runtime._cgroups.members(pod().uid, "main-0")) > before
         await running.kill()
 
 

@@ -1,0 +1,144 @@
+"""Starts one container in its pod: its directory, its cgroups, its mounts and environment, its processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from metaos import trees
+from metaos.clock import Clock
+from metaos.plugins.points import ContainerConfig, ImageError
+from metaos.runtimes.attachment import FOREGROUND, start_console
+from metaos.runtimes.cgroups import Cgroups
+from metaos.runtimes.images import DEFAULT_PATH, Image, ImageStore, python_program
+from metaos.runtimes.isolation import Isolation, Launch, Mount, Start, on_terminal
+from metaos.runtimes.mounts import Mounts
+from metaos.runtimes.output import Outputs
+from metaos.runtimes.pods import Container, Pod
+from metaos.runtimes.process import Watch
+
+
+class Launcher:
+    def __init__(
+        self, isolation: Isolation, images: ImageStore, mounts: Mounts, cgroups: Cgroups, outputs: Outputs, clock: Clock
+    ) -> None:
+        self._isolation, self._images, self._mounts = isolation, images, mounts
+        self._cgroups, self._outputs, self._clock = cgroups, outputs, clock
+
+    def launch(self, pod: Pod, container: ContainerConfig, before: Container | None) -> Container:
+        """``before``: its last start. Raises ``ImageError``, ``ValueError`` (what can never start), ``OSError``."""
+        image = self._images.find(container.image)
+        argv = self._command(image, container)
+        with contextlib.ExitStack() as opened:
+            mounts = tuple(self._mounts.open(opened, *mount) for mount in container.mounts)
+            return self._launch(pod, container, before, image, argv, mounts)
+
+    def _launch(
+        self,
+        pod: Pod,
+        container: ContainerConfig,
+        before: Container | None,
+        image: Image,
+        argv: tuple[str, ...],
+        mounts: tuple[Mount, ...],
+    ) -> Container:
+        started = self._prepare(pod, container, before, image)
+        try:
+            groups = self._cgroups.create(pod.uid, started.group, cpu=container.cpu_limit, memory=container.memory_limit)
+            working_dir = container.working_dir or image.working_dir or "/"
+            started.record(container.image, working_dir, groups)
+            user = image.user if container.run_as_user is None else container.run_as_user
+            start = Start(
+                pod=pod.uid,
+                address=pod.address,
+                image=image,
+                argv=argv,
+                env=self._environment(pod, image, container, user),
+                working_dir=working_dir,
+                mounts=mounts,
+                user=user,
+                group=image.group if container.run_as_group is None else container.run_as_group,
+                read_only_root=container.read_only_root,
+                directory=started.directory,
+                etc=pod.etc,
+                cgroups=tuple(groups),
+                holder=pod.holder,
+            )
+            started.env = start.env
+            started.stdin, started.stdin_once, started.tty = container.stdin, container.stdin_once, container.tty
+            self._spawn(started, self._isolation.container(start))
+            started.record(container.image, working_dir, groups)
+        except BaseException:
+            self._cgroups.remove(pod.uid, started.group)
+            self._outputs.drop(started.directory)
+            trees.remove(started.directory)
+            raise
+        return started
+
+    def _spawn(self, started: Container, launch: Launch) -> None:
+        """The container's processes. Who keeps its input comes first, and ends with it."""
+        log = self._outputs.open(started.directory)
+        opened = [log]
+        try:
+            if not (started.stdin or started.tty):
+                started.monitor = launch.spawn(stdout=log, stderr=log)
+                return
+            if started.tty:
+                entry, theirs = os.openpty()
+            else:
+                theirs, entry = os.pipe2(os.O_CLOEXEC)
+            opened += [entry, theirs]
+            keeper = start_console(started.directory, entry, log if started.tty else -1, once=started.stdin_once)
+            started.console = Watch(keeper, lambda: None)
+            if started.tty:
+                launch.argv = on_terminal(os.ttyname(theirs), launch.argv)
+                started.monitor = launch.spawn(stdin=theirs, stdout=theirs, stderr=theirs)
+            else:
+                started.monitor = launch.spawn(stdin=theirs, stdout=log, stderr=log)
+        finally:
+            for fd in opened:
+                os.close(fd)
+
+    def _command(self, image: Image, container: ContainerConfig) -> tuple[str, ...]:
+        if image.rootfs is not None and self._isolation.name == "none":
+            raise ImageError(
+                "ErrImagePull", f"image {container.image} is an imported one, and isolation none runs host images only"
+            )
+        argv = tuple(image.argv(container.command, container.args))
+        if argv and container.tty and image.rootfs is None:
+            argv = (python_program(), "-I", "-S", "-E", "-c", FOREGROUND, *argv)
+        if not argv:
+            raise ValueError(f"container {container.name} has no command, and neither has its image {container.image}")
+        return argv
+
+    def _prepare(self, pod: Pod, config: ContainerConfig, before: Container | None, image: Image) -> Container:
+        """The directory of this start; of earlier ones only the last is kept, for ``logs --previous``."""
+        place = os.path.join(pod.directory, "containers", config.name)
+        os.makedirs(place, mode=0o700, exist_ok=True)
+        sequence = 1 + max((int(entry) for entry in os.listdir(place)), default=-1)
+        for entry in os.listdir(place):
+            if before is None or entry != os.path.basename(before.directory):
+                self._outputs.drop(os.path.join(place, entry))
+                trees.remove(os.path.join(place, entry))
+        if before is not None:
+            for name in ("upper", "work", "root"):
+                trees.remove(os.path.join(before.directory, name))
+        directory = os.path.join(place, str(sequence))
+        os.mkdir(directory, 0o700)
+        self._images.hold(image, directory)
+        return Container(config.name, directory, self._clock.now(), config.attempt, f"{config.name}-{sequence}")
+
+    def _environment(self, pod: Pod, image: Image, container: ContainerConfig, user: int) -> tuple[tuple[str, str], ...]:
+        env = {"PATH": DEFAULT_PATH, "HOSTNAME": pod.hostname}
+        if container.tty:
+            env["TERM"] = "xterm"
+        if self._isolation.name != "none":
+            env["HOME"] = "/root" if user == 0 else "/"
+        env.update(image.env)
+        env.update(container.env)
+        for name, value in env.items():
+            if not name or "=" in name or "\0" in name + value:
+                raise ValueError(
+                    f"container {container.name}: {name!r} cannot be the name of an environment variable, or its value"
+                )
+        return tuple(env.items())

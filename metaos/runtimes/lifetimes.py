@@ -1,0 +1,145 @@
+"""Containers from their start to their end: watched, their end recorded, made to end, and what they left running removed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from metaos import trees
+from metaos.clock import Clock
+from metaos.runtimes import logs, process
+from metaos.runtimes.cgroups import Cgroups
+from metaos.runtimes.isolation import Isolation, signal_name
+from metaos.runtimes.output import Outputs
+from metaos.runtimes.pods import Container, End, Pod
+from metaos.runtimes.process import Watch
+
+#: Seconds that a killed process may take to vanish before we go on without it (it hangs in the kernel).
+KILL_SECONDS = 10.0
+KILL_ROUNDS = 5
+#: Who says that a command could not be started at all.
+_COMPLAINTS = ("bwrap: ", "nsenter: ", "nemo: ")
+
+
+class Lifetimes:
+    """``changed`` is called when a container has ended."""
+
+    def __init__(
+        self, isolation: Isolation, cgroups: Cgroups, outputs: Outputs, clock: Clock, changed: Callable[[], None]
+    ) -> None:
+        self._isolation, self._cgroups, self._outputs = isolation, cgroups, outputs
+        self._clock, self._changed = clock, changed
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Stops cleaning; containers run on."""
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def adopt(self, pod: Pod, container: Container, boot: str) -> None:
+        """One that an earlier agent started. ``boot``: the machine's present one."""
+        self._outputs.adopt(container.directory)
+        if container.end is not None:
+            self.clean_later(pod, container)
+        elif pod.boot == boot and container.monitor is not None:
+            self.watch(pod, container)
+        else:
+            self.ended(pod, container, "the machine was restarted")
+
+    def clean_later(self, pod: Pod, container: Container) -> None:
+        task = asyncio.get_running_loop().create_task(self._clean(pod, container))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def watch(self, pod: Pod, container: Container) -> None:
+        assert container.monitor is not None
+        container.watch = Watch(container.monitor, lambda: self.ended(pod, container))
+
+    def ended(self, pod: Pod, container: Container, message: str = "") -> None:
+        self._outputs.finish(container.directory)
+        code = self._isolation.exit_code(container.directory)
+        finish = self._clock.now()
+        if code is not None:
+            finish = os.stat(os.path.join(container.directory, "status")).st_mtime
+        elif container.watch is not None and container.watch.code is not None:
+            code = container.watch.code
+        else:
+            code = 137
+        reason = "Completed" if code == 0 else "Error"
+        measured = self._cgroups.measure(pod.uid, container.group)
+        if code and measured is not None and measured.oom_kills:
+            reason, message = "OOMKilled", "it used more memory than its limit, or than all pods of the site together may"
+        elif code in (1, 126, 127) and (complaint := logs.last_line(container.directory)).startswith(_COMPLAINTS):
+            missing = "No such file" in complaint or "not found" in complaint
+            reason, message, code = "ContainerCannotRun", complaint, 127 if missing else 128
+        elif not message and (name := signal_name(code)):
+            message = f"ended by {name}"
+        container.finish(End(code, finish, reason, message))
+        self.clean_later(pod, container)
+        self._changed()
+
+    async def _clean(self, pod: Pod, container: Container) -> None:
+        """What the container's command left running, and its cgroups."""
+        if container.monitor is not None and pod.boot == process.boot_id():
+            for _ in range(KILL_ROUNDS):  # one of them may have started another meanwhile
+                killed = self.kill(pod, container)
+                if not killed:
+                    break
+                await self._gone(killed)
+        leftover = [found for pid in self._cgroups.kill(pod.uid, container.group) if (found := process.identity(pid)) is not None]
+        await self._gone(leftover)
+        self._cgroups.remove(pod.uid, container.group)
+        for name in ("upper", "work"):  # a new start begins with the image alone
+            place = os.path.join(container.directory, name)
+            if os.path.isdir(place):
+                await asyncio.to_thread(trees.remove, place)
+
+    def kill(self, pod: Pod, container: Container) -> list[process.Identity]:
+        """SIGKILL to everything in it; who is hit."""
+        if container.monitor is None:
+            return []
+        members = self._isolation.members(pod.uid, container.monitor, container.directory)
+        for each in members:
+            each.kill()
+        return members
+
+    async def _gone(self, processes: Iterable[process.Identity]) -> None:
+        waiting = [asyncio.ensure_future(process.ended(each)) for each in processes]
+        if waiting:
+            await self._within(KILL_SECONDS, asyncio.gather(*waiting))
+
+    async def _within(self, seconds: float, work: asyncio.Future[Any]) -> bool:
+        """Whether it was done in time; otherwise it is given up."""
+        alarm = asyncio.ensure_future(self._clock.sleep(seconds))
+        try:
+            await asyncio.wait((work, alarm), return_when=asyncio.FIRST_COMPLETED)
+            return work.done()
+        finally:
+            for each in (work, alarm):
+                if each.cancel():
+                    await asyncio.wait((each,))
+                    # Looked at: to a gather that was cancelled this is a result, and asyncio logs results that nobody took.
+                    _ = each.cancelled() or each.exception()
+
+    async def stop(self, pod: Pod, container: Container, grace_seconds: float) -> None:
+        """SIGTERM, and after the grace period SIGKILL."""
+        if container.end is None and container.watch is not None and container.monitor is not None and grace_seconds > 0:
+            main = self._isolation.main(container.monitor, container.directory)
+            if main is not None:
+                main.kill(signal.SIGTERM)
+                await self._within(grace_seconds, asyncio.ensure_future(container.watch.ended.wait()))
+        await self.destroy(pod, container)
+
+    async def destroy(self, pod: Pod, container: Container) -> None:
+        """Ends it now and leaves nothing of it running."""
+        if container.end is None and container.watch is not None and container.monitor is not None:
+            self.kill(pod, container)
+            if not await self._within(KILL_SECONDS, asyncio.ensure_future(container.watch.ended.wait())):
+                container.monitor.kill()
+                await container.watch.ended.wait()
+        await self._clean(pod, container)
