@@ -77,6 +77,12 @@ class WorkReconciler:
         self._budgets = manager.informer(scheme.POD_DISRUPTION_BUDGET)
         self._recorder = Recorder(client, clock, "work-controller")
 
+    def is_followed(self, about: ObjectRef) -> bool:
+        """Whether a Work refers to it, or there is one of it: what nobody uses is not looked at, however much of it there is.
+        Who begins to refer to it comes with a Work, which says so."""
+        dependents = self._works.by_index("dependency", work_name(about))
+        return bool(dependents or self._works.by_index("source", source_label(about)))
+
     async def reconcile(self, about: ObjectRef) -> Result:
         if about.kind in _WORKLOAD_KINDS:
             return await self._workload(about)
@@ -294,10 +300,16 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         if manifests and about.kind in informers:
             yield from references(manifests[0])
 
+    reconciler = WorkReconciler(manager, client, clock, settings)
+
+    def followed(obj: Obj) -> list[ObjectRef]:
+        return [about for about in itself(obj) if reconciler.is_followed(about)]
+
     manager.add(
-        WorkReconciler(manager, client, clock, settings),
+        reconciler,
         [
-            *((k, itself) for k in (*scheme.WORKLOADS, *scheme.DEPENDENCIES)),
+            *((k, itself) for k in scheme.WORKLOADS),
+            *((k, followed) for k in scheme.DEPENDENCIES),
             (scheme.PLACEMENT, of_placement),
             (scheme.PLACEMENT_POLICY, of_namespace),
             (scheme.WORK, of_work),

@@ -14,6 +14,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
+from sys import intern
 
 from metaos.client import Client, WatchEvent
 from metaos.clock import Clock
@@ -206,7 +207,10 @@ def metadata_only(obj: Obj) -> Obj:
     metadata = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
     if LAST_APPLIED in meta.annotations(obj):
         metadata["annotations"] = {k: v for k, v in metadata["annotations"].items() if k != LAST_APPLIED}
-    return {"apiVersion": obj["apiVersion"], "kind": obj["kind"], "metadata": metadata}
+    if "namespace" in metadata:
+        metadata["namespace"] = intern(metadata["namespace"])
+    # Of words that all have in common one copy is enough.
+    return {"apiVersion": intern(obj["apiVersion"]), "kind": intern(obj["kind"]), "metadata": metadata}
 
 
 def _key(obj: Obj) -> _Key:
