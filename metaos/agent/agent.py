@@ -210,7 +210,7 @@ class Agent:
             "usage": inventory.usage(used),
             "nodeInfo": self._machine.node_info(isolation, str((self._site.get("spec") or {}).get("runtime") or "sandbox")),
             "images": [dict(image) for image in await self._runtime.images()],
-            "agentConditions": inventory.condition_list(self._runtime.conditions()),
+            "agentConditions": inventory.condition_list([*self._runtime.conditions(), *self._machine.conditions()]),
             "certificate": self.connection.certificate(),
         }
 
@@ -288,7 +288,7 @@ def supervised(config: AgentConfig, site: Obj, cache: Cache, clock: Clock, rando
     """What runs and heals pods at a site without Kubernetes."""
 
     def make(runtime: Runtime, network: ServiceNetwork, record: Record) -> Pods:
-        return Supervisor(
+        found = Supervisor(
             runtime,
             cache,
             clock,
@@ -301,6 +301,8 @@ def supervised(config: AgentConfig, site: Obj, cache: Cache, clock: Clock, rando
             host_paths=(site.get("spec") or {}).get("hostPaths") or (),
             machine=inventory.capacity(site, inventory.measure())[1].quantities(),
         )
+        found.volumes.memory = True
+        return found
 
     return make
 

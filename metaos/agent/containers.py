@@ -25,6 +25,10 @@ _VARIABLE = re.compile(r"\$(\$|\(([-._a-zA-Z][-._a-zA-Z0-9]*)\))")
 TERMINATION_LOG = "/dev/termination-log"
 
 
+#: What the kernel takes.
+HOSTNAME_LIMIT = 64
+
+
 class ConfigError(Exception):
     """A container cannot be started as its pod says; the message names what is missing."""
 
@@ -142,9 +146,18 @@ def _from_source(
 
 
 def hostname(pod: Obj) -> str:
-    """At most 63 characters, as the kernel and DNS want it."""
+    """At most 63 characters, as the kernel and DNS want it; with ``setHostnameAsFQDN`` the whole name. Raises ``ValueError``."""
     spec = pod.get("spec") or {}
-    return str(spec.get("hostnameOverride") or spec.get("hostname") or name(pod))[:63].rstrip("-.")
+    short = str(spec.get("hostnameOverride") or spec.get("hostname") or name(pod))[:63].rstrip("-.")
+    if not spec.get("setHostnameAsFQDN") or not spec.get("subdomain") or spec.get("hostnameOverride"):
+        return short
+    full = f"{short}.{spec['subdomain']}.{namespace(pod)}.svc.cluster.local"
+    if len(full) > HOSTNAME_LIMIT:
+        raise ValueError(
+            f"the pod's name {full} has {len(full)} characters, and a hostname may have {HOSTNAME_LIMIT}: shorten hostname or "
+            "subdomain, or leave setHostnameAsFQDN out"
+        )
+    return full
 
 
 def container_config(pod: Obj, container: Mapping[str, Any], find: Find, volumes: "Volumes", attempt: int) -> ContainerConfig:
@@ -173,6 +186,7 @@ def container_config(pod: Obj, container: Mapping[str, Any], find: Find, volumes
         memory_limit=limit["memory"],
         read_only_root=bool(security.get("readOnlyRootFilesystem")),
         run_as_user=None if user is None else int(user),
+        run_as_non_root=bool(security.get("runAsNonRoot")),
         run_as_group=None if group is None else int(group),
         attempt=attempt,
         stdin=bool(container.get("stdin")),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from metaos import __version__
+from metaos.agent import memoryvolumes
 from metaos.resources import quantity
 from metaos.resources.meta import Obj, name, namespace, uid
 
@@ -185,6 +186,11 @@ class Machine:
     def measure(self) -> tuple[int, int]:
         """Milli-CPU and bytes."""
         return measure()
+
+    def conditions(self) -> Sequence[Mapping[str, str]]:
+        """What it cannot give, whatever the runtime."""
+        why = memoryvolumes.problem()
+        return [{"type": "MemoryVolumes", "status": "False", "message": why}] if why else []
 
     def node_info(self, isolation: str, runtime: str) -> dict[str, str]:
         return node_info(isolation, runtime)

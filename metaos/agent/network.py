@@ -27,6 +27,7 @@ from metaos.agent.routes import (
     RemoteEndpoint,
     Route,
     choices,
+    host_aliases,
     hosts_on_loopback,
     on_loopback,
     own_ports,
@@ -67,6 +68,8 @@ class _Pod:
         #: By protocol.
         self.named_ports: dict[str, dict[str, int]] = {}
         self.own_ports: set[int] = set()
+        #: ``spec.hostAliases``: lines of its own in /etc/hosts.
+        self.aliases: Hosts = ()
         self.own_services: set[str] = set()
         self.sockets: dict[Listener, socket.socket] = {}
         self.hosts: Hosts | None = None
@@ -81,6 +84,7 @@ class _Pod:
         self.labels = dict(labels(pod))
         self.named_ports = {protocol: named_ports(pod, protocol) for protocol in ("TCP", "UDP")}
         self.own_ports = own_ports(pod, services)
+        self.aliases = host_aliases(pod)
         self.own_services = {name(s) for s in services if namespace(s) == self.namespace and service_selects(s, labels(pod))}
 
     def close(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -219,7 +223,7 @@ class ServiceNetwork:
                     pod.close(loop)
                     self._datagrams.detach(pod.uid)
                     pod.network, pod.separate, pod.hosts = found.id, found.separate, None
-                hosts = wanted.hosts if pod.separate else hosts_on_loopback(wanted.hosts)
+                hosts = (wanted.hosts if pod.separate else hosts_on_loopback(wanted.hosts)) + pod.aliases
                 if pod.hosts != hosts:
                     await self._runtime.set_hosts(pod.uid, hosts)
                     pod.hosts = hosts
@@ -331,7 +335,7 @@ class ServiceNetwork:
         """The endpoints in the order to try, and why there is none."""
         why = "it has no ready endpoint"
         allowed = []
-        for endpoint in choices(route, turn):
+        for endpoint in choices(route, turn, pod.uid):
             refused = self._refused(pod, endpoint, protocol)
             why = refused or why
             allowed += [] if refused else [endpoint]

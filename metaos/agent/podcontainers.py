@@ -87,6 +87,10 @@ class PodContainers:
         policy = container.get("restartPolicy") or self._record.pod["spec"].get("restartPolicy") or "Always"
         if init and is_sidecar(container):
             return True
+        for rule in container.get("restartPolicyRules") or ():
+            found = rule.get("exitCodes") or {}
+            if (state.exit_code in (found.get("values") or ())) is (found.get("operator") == "In"):
+                return True  # the only action that there is
         if state.exit_code == 0:
             return policy == "Always" and not init
         return policy != "Never"

@@ -50,6 +50,8 @@ class Route:
     service: str
     local: tuple[LocalEndpoint, ...] = ()
     remote: tuple[RemoteEndpoint, ...] = ()
+    #: Whether each pod's connections go to the same endpoint, as long as it is there (``sessionAffinity: ClientIP``).
+    sticky: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +172,15 @@ def _add_service(
             if (number := target_port(port, pod)) is not None
         ]
         remote = list(_remote(slices, str(port.get("name") or ""), site, early))
+        if spec.get("internalTrafficPolicy") == "Local" and not headless:
+            remote = []
         if not headless:
             routes[(address, int(port["port"]))] = Route(
-                where, name(service), tuple(e for _, e in local), tuple(e for _, e in remote)
+                where,
+                name(service),
+                tuple(e for _, e in local),
+                tuple(e for _, e in remote),
+                spec.get("sessionAffinity") == "ClientIP",
             )
             continue
         for pod, endpoint in local:
@@ -245,6 +253,16 @@ def target_port(port: Obj, pod: Obj) -> int | None:
     return None
 
 
+def host_aliases(pod: Obj) -> Hosts:
+    found = []
+    for alias in (pod.get("spec") or {}).get("hostAliases") or ():
+        words = [word for name in alias.get("hostnames") or () for word in str(name).split()]
+        address = str(alias.get("ip") or "").split()
+        if words and len(address) == 1:
+            found.append((address[0], tuple(words)))
+    return tuple(found)
+
+
 def own_ports(pod: Obj, services: Iterable[Obj]) -> set[int]:
     """TCP ports that a pod's own processes will most likely listen on: nothing else may listen there, on any address, or
     they could not (a wildcard socket and another address of the same port exclude each other)."""
@@ -272,9 +290,10 @@ def _drains(pod: Obj, draining: set[str]) -> bool:
     return any(owner.get("uid") in draining for owner in pod["metadata"].get("ownerReferences") or ())
 
 
-def choices(route: Route, turn: int) -> list[LocalEndpoint | RemoteEndpoint]:
+def choices(route: Route, turn: int, caller: str = "") -> list[LocalEndpoint | RemoteEndpoint]:
     """Endpoints in the order to try: local ones, remote ones, and draining ones only where nothing else is left. ``turn``
-    rotates each group, so that connections spread."""
+    rotates each group, so that connections spread; a sticky route's order depends on who calls alone, and stays when others
+    come and go (rendezvous hashing)."""
     groups: tuple[tuple[LocalEndpoint | RemoteEndpoint, ...], ...] = (
         tuple(e for e in route.local if not e.draining),
         route.remote,
@@ -282,6 +301,9 @@ def choices(route: Route, turn: int) -> list[LocalEndpoint | RemoteEndpoint]:
     )
     found: list[LocalEndpoint | RemoteEndpoint] = []
     for group in groups:
+        if route.sticky:
+            found += sorted(group, key=lambda e: hashlib.sha256(f"{caller} {e}".encode()).digest())
+            continue
         start = turn % len(group) if group else 0
         found += group[start:] + group[:start]
     return found

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from metaos import trees
+from metaos.agent import memoryvolumes
 from metaos.agent.containers import ConfigError, Find, MountError, data_of, expand, field, resource_field
 from metaos.resources.meta import Obj, ObjectRef, annotations, controller_of, labels, name, namespace, uid
 
@@ -24,28 +25,37 @@ _PROJECTED = ("configMap", "secret", "downwardAPI", "projected")
 
 
 class Volumes:
-    """``pods/UID/volumes/NAME`` goes with the pod, ``claims/NS/NAME`` stays. ``machine``: what the site has, as quantities."""
+    """``pods/UID/volumes/NAME`` (in memory: ``memory/UID/NAME``) goes with the pod, ``claims/NS/NAME`` stays. ``machine``: what
+    the site has, as quantities."""
 
     def __init__(
         self, directory: Path, host_paths: tuple[str, ...], find: Find, machine: Mapping[str, str] | None = None
     ) -> None:
         self._directory, self._host_paths, self._find = directory, host_paths, find
         self.machine: Mapping[str, str] = machine or {}
+        #: Whether emptyDir volumes may be in memory; an agent of a simulated machine mounts nothing.
+        self.memory = False
         #: Pod uid → what its projected volumes were written from last.
         self._written: dict[str, Sources] = {}
 
     def pod_directory(self, pod_uid: str) -> Path:
         return self._directory / "pods" / pod_uid
 
+    def memory_directory(self, pod_uid: str) -> Path:
+        """Of a pod's volumes in memory: apart, so that nobody removes a directory with one in it."""
+        return self._directory / "memory" / pod_uid
+
     def claim_directory(self, where: str, claim: str) -> Path:
         return self._directory / "claims" / where / claim
 
     def remove(self, pod_uid: str) -> None:
         self._written.pop(pod_uid, None)
+        memoryvolumes.remove(self.memory_directory(pod_uid))
         trees.remove(str(self.pod_directory(pod_uid)))
 
     def clear(self, pod_uid: str) -> None:
         """Nothing of the pod runs any more: its emptyDir volumes give their bytes back; claims are not touched."""
+        memoryvolumes.remove(self.memory_directory(pod_uid))
         trees.remove(str(self.pod_directory(pod_uid) / "volumes"))
 
     # -- what a container says at its end -------------------------------------------------------------------
@@ -117,9 +127,15 @@ class Volumes:
         if "emptyDir" not in volume:
             kinds = sorted(set(volume) - {"name"})
             raise ConfigError(f"volume {volume['name']!r}: {', '.join(kinds) or 'no source'} is not supported at this site")
+        source = volume["emptyDir"] or {}
+        in_memory = self.memory and source.get("medium") == "Memory" and not memoryvolumes.problem()
+        if in_memory:
+            directory = self.memory_directory(uid(pod)) / str(volume["name"])
         _made(directory)
+        if in_memory:
+            memoryvolumes.mount(directory, memoryvolumes.size(pod, volume, self.machine))
         # Shared by containers of any user; the directories above it are private.
-        os.chmod(directory, _mode((volume["emptyDir"] or {}).get("mode"), 0o777))
+        os.chmod(directory, _mode(source.get("mode"), 0o777))
         return directory, False
 
     # -- projected volumes ----------------------------------------------------------------------------------

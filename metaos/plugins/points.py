@@ -45,6 +45,8 @@ class ContainerConfig:
     memory_limit: int = 0
     read_only_root: bool = True
     run_as_user: int | None = None
+    #: Refused (``ValueError``) where the image's user is root and nothing else is asked for.
+    run_as_non_root: bool = False
     run_as_group: int | None = None
     attempt: int = 0
     #: Whether its standard input is kept for those who attach, ends when the first of them leaves, and is a terminal.

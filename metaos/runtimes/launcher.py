@@ -28,6 +28,8 @@ class Launcher:
     def launch(self, pod: Pod, container: ContainerConfig, before: Container | None) -> Container:
         """``before``: its last start. Raises ``ImageError``, ``ValueError`` (what can never start), ``OSError``."""
         image = self._images.find(container.image)
+        if container.run_as_non_root and not (image.user if container.run_as_user is None else container.run_as_user):
+            raise ValueError("container has runAsNonRoot and image will run as root: say runAsUser, or take another image")
         argv = self._command(image, container)
         with contextlib.ExitStack() as opened:
             mounts = tuple(self._mounts.open(opened, *mount) for mount in container.mounts)

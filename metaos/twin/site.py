@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 from typing import Any, Protocol
@@ -53,6 +53,9 @@ class Machine:
 
     def measure(self) -> tuple[int, int]:
         return self.cpu, self.memory
+
+    def conditions(self) -> Sequence[Mapping[str, str]]:
+        return ()
 
     def node_info(self, isolation: str, runtime: str) -> dict[str, str]:
         return {"agentVersion": "simulated", "operatingSystem": "linux", "isolation": isolation, "runtime": "simulated"}

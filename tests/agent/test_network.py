@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metaos.agent.network import ServiceNetwork
-from metaos.agent.routes import Addresses, LocalEndpoint, RemoteEndpoint, Route, choices, hosts_on_loopback, own_ports, plan
+from metaos.agent.routes import (
+    Addresses,
+    LocalEndpoint,
+    RemoteEndpoint,
+    Route,
+    choices,
+    host_aliases,
+    hosts_on_loopback,
+    own_ports,
+    plan,
+)
 from metaos.resources.meta import DRAINING, Obj
 from metaos.tunnel import Stream, Tunnel, TunnelError
 from tests.agent.fakes import FakeRuntime
@@ -116,6 +126,33 @@ def test_what_is_not_ready_draining_or_not_tcp() -> None:
     found = plan([sctp], [pod("a")], Addresses(), "here")["shop"]
     assert not found.routes and not found.datagrams and found.hosts
     assert not plan([service(type="ExternalName")], [pod("a")], Addresses(), "here")["shop"].hosts
+
+
+def test_a_pod_stays_with_its_endpoint_or_at_its_site() -> None:
+    pods = [pod(n) for n in "abcdef"]
+    sticky = service(sessionAffinity="ClientIP")
+
+    def first(found: list[Obj], caller: str, turn: int) -> str:
+        route = only(plan([sticky, endpoint_slice("far", "z")], found, Addresses(), "here")["shop"].routes.values())
+        return choices(route, turn, caller)[0].pod
+
+    chosen = {caller: {first(pods, caller, turn) for turn in range(9)} for caller in ("uid-1", "uid-2", "uid-3", "uid-4")}
+    assert all(len(each) == 1 for each in chosen.values()) and len(set.union(*chosen.values())) > 1
+    for caller, (endpoint,) in chosen.items():
+        others = [p for p in pods if p["metadata"]["uid"] != endpoint]
+        assert first(others[1:] + [p for p in pods if p not in others], caller, 5) == endpoint, "others come and go"
+    local = service(internalTrafficPolicy="Local")
+    route = only(plan([local, endpoint_slice("far", "z")], pods[:1], Addresses(), "here")["shop"].routes.values())
+    assert route.local and not route.remote
+
+
+def test_names_of_a_pods_own() -> None:
+    aliases = [
+        {"ip": "10.1.2.3", "hostnames": ["db.old", "db"]},
+        {"ip": "10.1.2.4\n6.6.6.6 x", "hostnames": ["y"]},
+        {"ip": "::1"},
+    ]
+    assert host_aliases({"spec": {"hostAliases": aliases}}) == (("10.1.2.3", ("db.old", "db")),)
 
 
 def test_ports_that_the_pod_itself_will_use() -> None:

@@ -139,6 +139,17 @@ async def test_pods_that_listen_on_one_port_reach_each_other_and_themselves(site
     assert await site.call("api", *everyone) == ["web", "api", "db-0", "db-0", "api"]
 
 
+async def test_a_pods_own_aliases_stand_in_its_hosts(site: Site) -> None:
+    await site.start("web", "web", "0.0.0.0")
+    found = pod("api", "api", ports=[{"containerPort": 8080}])
+    found["spec"]["hostAliases"] = [{"ip": "127.0.0.1", "hostnames": ["me", "my.self"]}]
+    site.pods.append(found)
+    await site.run("api", "0.0.0.0")
+    site.network.update(site.services, site.pods)
+    assert await site.call("api", "me", "my.self", "api") == ["api", "api", "api"]
+    assert "my.self" not in Path(site.folder, "state", "pods", "uid-web", "etc", "hosts").read_text()
+
+
 async def test_a_network_that_is_made_anew_gets_its_services_again(site: Site) -> None:
     await site.start("web", "web", "0.0.0.0")
     await site.start("api", "api", "0.0.0.0")
