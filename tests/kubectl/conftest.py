@@ -45,7 +45,7 @@ class Kubectl:
         """Exit code, output, errors. ``variables`` are of the environment."""
         process = await self.start(*arguments, stdin=bool(text), **variables)
         try:
-            out, err = await asyncio.wait_for(process.communicate(text.encode() if text else None), 20)
+            out, err = await asyncio.wait_for(process.communicate(text.encode() if text else None), 60)
         except TimeoutError:
             process.kill()
             await process.communicate()
