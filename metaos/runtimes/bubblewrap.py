@@ -49,8 +49,9 @@ exec "$@"
 #: user, and containers have the agent's, which must still pass some on when a container has used up all of its own.
 MAX_FILES = 65_536
 
+#: Until it is told to stay, a holder ends when its starter does: nobody would know of it.
 _HOLD = """echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start
-echo ready; exec sleep infinity >/dev/null 2>&1
+echo ready; read -r stay && exec sleep infinity </dev/null >/dev/null 2>&1
 """
 
 _SYSCTLS = (
@@ -188,7 +189,8 @@ def show(path: str) -> list[str]:
 
 
 def holder(paths: Sequence[str], hostname: str) -> list[str]:
-    """Arguments of the process that holds a pod's namespaces; it says ``ready`` on its standard output."""
+    """Arguments of the process that holds a pod's namespaces; it says ``ready`` on its standard output,
+    and ends with its standard input unless a line comes that way."""
     arguments = ["--unshare-user", "--uid", "0", "--gid", "0", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     arguments += ["--unshare-cgroup-try", "--hostname", hostname[:64]]
     # Only to let containers, which have no capability at all, listen on ports below 1024 of their own network.

@@ -11,7 +11,7 @@ from metaos.plugins.points import RuntimeUnavailable
 from metaos.runtimes import bubblewrap, process, seccomp
 from metaos.runtimes.cgroups import MAX_PIDS
 from metaos.runtimes.images import system_paths
-from metaos.runtimes.isolation import Launch, Start, first_steps
+from metaos.runtimes.isolation import Held, Launch, Start, first_steps
 from metaos.runtimes.netns import Networks
 from metaos.runtimes.process import Identity
 
@@ -62,7 +62,8 @@ class Bubblewrap:
             os.rmdir(place)
 
     async def _check(self, place: str) -> None:
-        holder = await self.hold("check", place)
+        held = await self.hold("check", place)
+        holder = held.holder
         try:
             view = [os.path.join(place, "bwrap"), "--unshare-user", "--disable-userns", "--unshare-pid", "--cap-drop", "ALL"]
             for path in system_paths():
@@ -81,7 +82,7 @@ class Bubblewrap:
             except (OSError, TimeoutError) as error:
                 self.no_card = str(error) or type(error).__name__
         finally:
-            holder.kill()
+            held.let_go()
             await process.ended(holder)
 
     async def _filtered(self, argv: list[str]) -> int:
@@ -108,19 +109,22 @@ class Bubblewrap:
         """The environment of the programs that make a container, not of the container."""
         return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LD_LIBRARY_PATH": self._libraries}
 
-    async def hold(self, hostname: str, directory: str) -> Identity:
+    async def hold(self, hostname: str, directory: str) -> Held:
         bwrap, _ = self._programs()
         _copy(bwrap, os.path.join(directory, "bwrap"))
         ours, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         status, records = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        waits, life = os.pipe2(os.O_CLOEXEC)
+        held: Held | None = None
         try:
             arguments = bubblewrap.packed(bubblewrap.holder(system_paths(), hostname))
             argv = [bwrap, "--args", str(arguments), "--json-status-fd", str(records), "--", *bubblewrap.hold_command()]
             try:
                 launch = Launch(argv, {"NEMO_SANDBOX": self._directory}, [arguments, records])
-                monitor = launch.spawn(stdout=theirs, stderr=theirs)
+                monitor = launch.spawn(stdin=waits, stdout=theirs, stderr=theirs)
             finally:
                 os.close(theirs)
+                os.close(waits)
             try:
                 said = b""
                 while b"ready\n" not in said:
@@ -137,10 +141,13 @@ class Bubblewrap:
                 # bwrap's own waiting process has nothing to wait for: a megabyte less.
                 monitor.kill()
                 await process.ended(monitor)
-            return holder
+            held = Held(holder, life)
+            return held
         finally:
             os.close(ours)
             os.close(status)
+            if held is None:
+                os.close(life)
 
     def _join(self, holder: Identity) -> list[str]:
         _, nsenter = self._programs()

@@ -28,9 +28,16 @@ class Holders:
             await self._start(pod)
 
     async def _start(self, pod: Pod) -> None:
-        holder = await self._isolation.hold(pod.hostname, pod.directory)
+        held = await self._isolation.hold(pod.hostname, pod.directory)
+        holder = held.holder if held is not None else None
         pod.holder, pod.boot = holder, process.boot_id()
-        pod.record()  # before anything else: whoever comes after us finds it
+        try:
+            pod.record()  # before anything else: whoever comes after us finds it
+            if held is not None:
+                held.stay()
+        finally:
+            if held is not None:
+                held.let_go()
         made = None
         if holder is not None and pod.address and self._isolation.networks is not None:
             try:

@@ -7,6 +7,7 @@ us and records the end), ``log``, and ``status`` (the exit code, written by the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -77,6 +78,26 @@ class Launch:
                 os.close(fd)
 
 
+@dataclass(slots=True)
+class Held:
+    """A pod's holder that has just been started. It ends when we do, until it is told to stay."""
+
+    holder: Identity
+    _life: int
+
+    def stay(self) -> None:
+        """It is recorded: from now on it outlives us."""
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which its watch will say
+            os.write(self._life, b"stay\n")
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Without having been told to stay, it ends."""
+        if self._life >= 0:
+            os.close(self._life)
+            self._life = -1
+
+
 class Isolation(Protocol):
     name: str
     #: Makes sockets in pods' networks; ``None`` where pods share the machine's.
@@ -86,7 +107,7 @@ class Isolation(Protocol):
 
     async def check(self) -> None: ...
 
-    async def hold(self, hostname: str, directory: str) -> Identity | None:
+    async def hold(self, hostname: str, directory: str) -> Held | None:
         """Starts the process that holds a pod's namespaces; ``None`` where there are none. ``directory``: the pod's."""
         ...
 

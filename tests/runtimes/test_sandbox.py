@@ -341,6 +341,50 @@ asyncio.run(main())
     await made.close()
 
 
+@pytest.mark.parametrize("moment", ["spawned", "ready", "recording", "recorded"])
+async def test_an_agent_that_is_killed_while_it_starts_a_pod_leaves_no_holder_that_nobody_knows(place: str, moment: str) -> None:
+    script = """
+import asyncio, os, signal, sys
+from metaos.clock import SystemClock
+from metaos.plugins.points import PodConfig
+from metaos.runtimes import confined, holders, isolation, pods, process
+from metaos.runtimes.sandbox import SandboxRuntime
+place, moment = sys.argv[1:]
+def end(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+spawn, record = process.spawn, pods.Pod.record
+def told(*arguments, **more):
+    who = spawn(*arguments, **more)
+    print(who.pid, flush=True)
+    if moment == "spawned":
+        end()
+    return who
+process.spawn = told
+if moment == "ready":
+    isolation.Held.__init__ = end
+if moment == "recording":
+    pods.Pod.record = end
+if moment == "recorded":
+    isolation.Held.stay = end
+asyncio.run(SandboxRuntime(place, clock=SystemClock()).start_pod(PodConfig("u", "ns", "p", "p")))
+"""
+    state_ = os.path.join(place, "state")
+    done = subprocess.run(
+        [sys.executable, "-c", script, state_, moment], timeout=DEADLINE, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE
+    )
+    assert done.returncode == -9
+    session = int(done.stdout.split()[0])
+    async with asyncio.timeout(DEADLINE):
+        while process.in_sessions({session}):
+            await asyncio.sleep(0.01)
+    made = SandboxRuntime(state_, clock=SystemClock())
+    await made.start_pod(pod("u"))
+    ended, said = await run(made, "u", container("echo", "here"))
+    assert (ended.exit_code, said) == (0, "here\n")
+    await made.stop_pod("u")
+    await made.close()
+
+
 async def test_where_namespaces_are_forbidden_the_remedy_is_named(place: str, tmp_path: Path) -> None:
     refusing = tmp_path / "bwrap"
     refusing.write_text("#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2; exit 1\n")
