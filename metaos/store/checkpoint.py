@@ -13,10 +13,10 @@ from pathlib import Path
 
 from metaos.store.file import SYNCHRONOUS, connect
 
-#: Writes after which the log is copied.
-EVERY = 128
-#: Where the thread cannot keep up, a commit does it, so that the log stays below 64 MiB (in pages of 4 KiB).
-MOST_PAGES = 16_384
+#: Writes, or bytes of values, after which the log is copied. Until then the disk holds both: a full one must not be full of log.
+EVERY, EVERY_BYTES = 128, 2 << 20
+#: Where the thread cannot keep up, a commit does it, so that the log stays below 16 MiB (in pages of 4 KiB).
+MOST_PAGES = 4096
 
 
 class Checkpointer:
@@ -27,15 +27,16 @@ class Checkpointer:
         self._db = connect(path)
         self._db.execute(f"PRAGMA synchronous={SYNCHRONOUS}")
         self._due, self._ended = threading.Event(), False
-        self._writes = 0
+        self._writes = self._bytes = 0
         self._thread = threading.Thread(target=self._run, name="store-checkpoint", daemon=True)
         self._thread.start()
 
-    def wrote(self, count: int) -> None:
-        """So many writes were committed."""
+    def wrote(self, count: int, size: int) -> None:
+        """So many writes were committed, with so many bytes of values."""
         self._writes += count
-        if self._writes >= EVERY:
-            self._writes = 0
+        self._bytes += size
+        if self._writes >= EVERY or self._bytes >= EVERY_BYTES:
+            self._writes = self._bytes = 0
             self._due.set()
 
     def close(self) -> None:

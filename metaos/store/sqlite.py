@@ -277,7 +277,7 @@ class SqliteStore:
                     call.error = failure
             events, self._events = self._events, []
             self._post(self._publish, calls, events)
-            self._checkpointer.wrote(len(events))
+            self._checkpointer.wrote(len(events), sum(len(event.value) for event in events))
         with contextlib.suppress(sqlite3.Error):
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
