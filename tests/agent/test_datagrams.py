@@ -1,0 +1,145 @@
+"""Datagrams that come from another site: delivered and answered, bounded, and ended when they may not come any more."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from metaos.agent import datagrams, flows
+from metaos.agent.datagrams import deliver
+from metaos.agent.flows import MAX_DATAGRAM, Counts
+from metaos.tunnel import Stream, StreamReset, Tunnel
+from tests.agent.hub import until
+
+
+class Echo:
+    """A pod of this site: a UDP server on this machine's loopback, and the way to it."""
+
+    def __init__(self) -> None:
+        self.server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.server.bind(("127.0.0.1", 0))
+        self.server.setblocking(False)
+        self.dialled = self.answered = 0
+        self.silent = False
+        asyncio.get_running_loop().add_reader(self.server, self._answer)
+
+    def _answer(self) -> None:
+        data, who = self.server.recvfrom(MAX_DATAGRAM)
+        self.answered += 1
+        if not self.silent:
+            self.server.sendto(data[::-1], who)
+
+    async def dial(self) -> socket.socket:
+        self.dialled += 1
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        sock.connect(self.server.getsockname())
+        return sock
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.server)
+        self.server.close()
+
+
+class Site:
+    def __init__(self) -> None:
+        self.echo, self.counts, self.refusal = Echo(), Counts(), ""
+        sides: list[Tunnel] = []
+
+        async def serve(header: dict[str, Any], stream: Stream) -> None:
+            await deliver(stream, self.echo.dial, lambda: self.refusal or None, self.counts)
+
+        async def to_server(message: bytes) -> None:
+            await sides[1].receive(message)
+
+        async def to_client(message: bytes) -> None:
+            await sides[0].receive(message)
+
+        sides += [Tunnel(to_server, serve, client=True), Tunnel(to_client, serve, client=False)]
+        self.sides = sides
+
+    async def open(self) -> Stream:
+        stream = await self.sides[0].open({"type": "datagrams"})
+        await stream.accepted()
+        return stream
+
+    async def close(self) -> None:
+        for side in self.sides:
+            await side.close()
+        self.echo.close()
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    found = Site()
+    yield found
+    await found.close()
+    assert found.counts.flows == 0, "nothing is left of what has ended"
+
+
+def message(number: int, data: bytes) -> bytes:
+    return number.to_bytes(4, "big") + data
+
+
+async def test_each_flow_has_its_own_answers_whole_and_empty_ones_too(site: Site) -> None:
+    stream = await site.open()
+    large = bytes(range(256)) * 200
+    for number, data in ((1, b"one"), (2**32 - 1, large), (3, b"")):
+        await stream.write(message(number, data))
+    found = {}
+    async with asyncio.timeout(5):
+        while len(found) < 3:
+            answer = await stream.read()
+            found[int.from_bytes(answer[:4], "big")] = answer[4:]
+    assert found == {1: b"eno", 2**32 - 1: large[::-1], 3: b""}
+    assert site.counts.flows == site.echo.dialled == 3
+
+
+async def test_a_site_that_begins_flow_after_flow_has_so_many(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flows, "MAX_POD_FLOWS", 10)
+    site.echo.silent = True
+    stream = await site.open()
+    for number in range(200):
+        await stream.write(message(number, b"x"))
+    await until(lambda: site.echo.dialled == 10)
+    assert site.counts.flows == 10 and sum(site.counts.dropped.values()) == 190
+
+
+@pytest.mark.parametrize("broken", [b"abc", b"1234" + bytes(MAX_DATAGRAM + 1)])
+async def test_what_is_no_datagram_ends_the_stream(site: Site, broken: bytes) -> None:
+    stream = await site.open()
+    await stream.write(broken)
+    async with asyncio.timeout(5):
+        with pytest.raises(StreamReset, match="is no flow's datagram"):
+            await stream.read()
+    again = await site.open()
+    await again.write(message(1, b"ab"))
+    assert await again.read() == message(1, b"ba"), "others go on"
+
+
+async def test_what_may_not_come_any_more_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datagrams, "RECHECK_SECONDS", 0.0)
+    stream = await site.open()
+    await stream.write(message(1, b"ab"))
+    assert await stream.read() == message(1, b"ba")
+    site.refusal = "NetworkPolicies say no"
+    await stream.write(message(1, b"ab"))
+    async with asyncio.timeout(5):
+        with pytest.raises(StreamReset, match="NetworkPolicies say no"):
+            await stream.read()
+
+
+async def test_who_does_not_read_loses_datagrams_and_holds_nothing_up(site: Site) -> None:
+    stream = await site.open()
+    for number in range(60):
+        await stream.write(message(number % 3, bytes(20_000)))
+        await until(lambda number=number: site.echo.answered == number + 1)
+    await until(lambda: site.counts.dropped.get("no room to wait", 0) > 0)
+    other = await site.open()
+    await other.write(message(1, b"ab"))
+    async with asyncio.timeout(5):
+        assert await other.read() == message(1, b"ba")
