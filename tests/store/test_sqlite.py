@@ -200,3 +200,14 @@ async def test_what_is_in_the_log_and_in_the_buffer_comes_once(tmp_path: Path) -
     assert [(await first).revision, (await anext(events)).revision, (await anext(events)).revision] == [1, 2, 3]
     await events.aclose()  # type: ignore[attr-defined]
     await store.close()
+
+
+async def test_the_log_beside_the_file_stays_short_however_large_the_values(tmp_path: Path) -> None:
+    """On a small disk a long one takes the room that it needs itself to be copied."""
+    path = tmp_path / "state.db"
+    store = await SqliteStore.open(path)
+    for number in range(60):
+        await store.create(f"k/{number}", bytes(900_000))
+    size = path.with_name("state.db-wal").stat().st_size
+    await store.close()
+    assert size < 20 << 20, size
