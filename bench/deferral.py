@@ -420,7 +420,7 @@ def with_errors(place: Path, jobs: Trace) -> list[Figure]:
     for path in sorted((place / "carbon").glob("forecast-2022-*.csv.gz")):
         header, values = table(path)
         policy = Policy(0, False, Weights(), True, 1 / 6, False)
-        for start in range(1000, 8760, 1940):
+        for start in range(1000, 8760, 2600):
             carbon = Carbon(values[:, 0], 400, start)
             perfect = ours(jobs, carbon, policy).carbon
             for column in range(1, len(header)):
@@ -471,7 +471,7 @@ def main() -> None:
         there = Carbon(values[:, header.index(zone)], 720)
         theirs = fixed(small, there, "Carbon-Time", 9, spot=True, eager=True)
         for known in (True, False):
-            mine = ours(small, there, Policy(9, True, Weights(100.0), known, 1 / 12))
+            mine = ours(small, there, Policy(9, True, Weights(400.0), known, 1 / 12))
             saved.setdefault(f"run times {'known' if known else 'not known'}", []).append(100 - mine.carbon * 100)
             saved.setdefault(f"cost, run times {'known' if known else 'not known'}", []).append(mine.cost * 100)
         saved.setdefault("GAIA", []).append(100 - theirs.carbon * 100)
@@ -493,7 +493,7 @@ def main() -> None:
         figures += row(f"{name}, GAIA's Spot-RES Carbon-Time, {reserved} reserved", theirs)
         figures += row(f"{name}, Wait-AWhile: no policy that keeps to the rules emits less", bound)
         for known in (True, False):
-            mine = ours(jobs, year, Policy(reserved, True, Weights(100.0), known, 1 / 4, False))
+            mine = ours(jobs, year, Policy(reserved, True, Weights(400.0), known, 1 / 4, False))
             figures += row(
                 f"{name}, ours, {reserved} reserved and spot, run times {'known' if known else 'not known'}", mine, theirs
             )

@@ -35,7 +35,7 @@ def machine() -> str:
 def figure(name: str, values: Sequence[float], unit: str, *, baseline: Sequence[float] = (), aim: float | None = None) -> Figure:
     """The median of the repetitions, beside the baseline's."""
     base = round(statistics.median(baseline), 3) if baseline else None
-    spread = (round(min(values), 3), round(max(values), 3))
+    spread = (round(float(min(values)), 3), round(float(max(values)), 3))
     return Figure(name, round(statistics.median(values), 3), unit, base, spread, aim, machine())
 
 

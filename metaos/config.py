@@ -50,6 +50,10 @@ class HubConfig:
     carbon_trace: Path | None = None
     carbon_start_hour: float = 0.0
     carbon_speed: float = 1.0
+    #: A public carbon API, where it answers unless at its usual address, and a file with the token for it.
+    carbon_feed: str | None = None
+    carbon_url: str = ""
+    carbon_token_file: Path | None = None
     verbose: bool = False
 
 

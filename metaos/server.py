@@ -21,7 +21,9 @@ from typing import Any
 
 from aiohttp import web
 
+from metaos import fetching
 from metaos.accounting.carbon import StaticCarbonSource, TraceCarbonSource
+from metaos.accounting.feeds import FeedCarbonSource
 from metaos.apiserver.addressing import sealed
 from metaos.apiserver.app import make_app
 from metaos.apiserver.audit import AuditLog
@@ -120,6 +122,7 @@ class Hub:
         settings = Settings(
             sign=lambda *request, **subject: pki.authority.sign_csr(*request, **subject),
             carbon=carbon,
+            get=fetching.get,
             lease_duration=self.config.lease_duration_seconds,
             drain=self.config.drain_seconds,
             autoscale_interval=self.config.autoscale_interval_seconds,
@@ -319,7 +322,16 @@ def _plain(host: str) -> str:
     return "localhost" if host in ("0.0.0.0", "::") else host
 
 
+def _token(file: Path | None) -> Callable[[], str]:
+    """Read again each time: a new one is taken up without a restart."""
+    return lambda: file.read_text().strip() if file is not None else ""
+
+
 def _carbon_source(config: HubConfig, clock: Clock) -> CarbonSource:
+    if config.carbon_feed is not None:
+        feed = FeedCarbonSource(config.carbon_feed, base=config.carbon_url, token=_token(config.carbon_token_file))
+        feed.validate()
+        return feed
     if config.carbon_trace is None:
         return StaticCarbonSource()
     return TraceCarbonSource(

@@ -115,6 +115,17 @@ def version(output: str) -> None:
     show_default=True,
     help="Trace hours per hour: a replay, faster than life, and it says so.",
 )
+@click.option(
+    "--carbon-feed",
+    type=click.Choice(["electricity-maps", "watttime", "uk-carbon-intensity", "carbon-aware-sdk"]),
+    help="Ask this API for carbon intensities; zones of sites are named as it names them.",
+)
+@click.option("--carbon-url", default="", help="Where that API answers, unless at its usual address.")
+@click.option(
+    "--carbon-token-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file with the token for it; read again for every request.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def up(
     data: Path | None, listen: str, names: tuple[str, ...], no_local: bool, lease_duration: float, drain: float, **more: Any
@@ -131,6 +142,8 @@ def up(
         address = Address.parse(listen)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--listen") from None
+    if more["carbon_feed"] and more["carbon_trace"]:
+        raise click.UsageError("say either --carbon-feed or --carbon-trace: a site has one source")
     set_up_logging(verbose=bool(more.pop("verbose")))
     forbid_core_files()
     config = HubConfig(

@@ -9,9 +9,10 @@ import logging
 from typing import Any
 
 from metaos.accounting.carbon import FORECAST_HOURS, HOUR_SECONDS, TraceCarbonSource
+from metaos.accounting.feeds import FeedCarbonSource
 from metaos.client import Client, PatchType
 from metaos.clock import Clock
-from metaos.controllers.settings import Settings
+from metaos.controllers.settings import Get, Settings
 from metaos.plugins.points import CarbonSource
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
@@ -32,7 +33,8 @@ class CarbonReconciler:
 
     name = NAME
 
-    def __init__(self, manager: Manager, client: Client, clock: Clock, source: CarbonSource) -> None:
+    def __init__(self, manager: Manager, client: Client, clock: Clock, source: CarbonSource, get: Get | None = None) -> None:
+        self._get = get
         self._client, self._clock, self._source = client, clock, source
         self._clusters = manager.informer(scheme.CLUSTER)
         self._speed = 1.0
@@ -42,9 +44,12 @@ class CarbonReconciler:
         if cluster is None or deleting(cluster):
             return DONE
         electricity = (cluster.get("spec") or {}).get("electricity") or {}
+        zone = str(electricity.get("zone") or "")
+        await self._fetch(zone)
         now = self._clock.now()
-        series = self._source.intensity(str(electricity.get("zone") or ""), now)
-        found: dict[str, Any] = {"source": self._source.describe()}
+        series = self._source.intensity(zone, now)
+        says = self._source.says(zone, now) if isinstance(self._source, FeedCarbonSource) else self._source.describe()
+        found: dict[str, Any] = {"source": says}
         if series is not None:
             # One that stands still goes on by the hour.
             found["hourSeconds"] = HOUR_SECONDS / (self._speed or 1.0)
@@ -52,6 +57,8 @@ class CarbonReconciler:
         elif electricity.get("carbonIntensity") is not None:
             # A zone that the source does not know: what the site states itself, and saying so.
             found = {"intensity": float(electricity["carbonIntensity"]), "forecast": [], "source": "stated by the site"}
+            if isinstance(self._source, FeedCarbonSource):
+                found["source"] += f"; {says}"
         else:
             found = {"source": "not known: the site file names no electricity zone and no carbonIntensity"}
         old = (cluster.get("status") or {}).get("carbon") or {}
@@ -60,6 +67,17 @@ class CarbonReconciler:
             patch = {"status": {"carbon": dict.fromkeys(old) | found | {"time": format_time(now)}}}
             await self._client.patch(scheme.CLUSTER, about.name, "", patch, type=PatchType.MERGE, subresource="status")
         return Result(requeue_after=min(MOST_SECONDS, max(LEAST_SECONDS, HOUR_SECONDS / max(self._speed, 1e-9) / 2)))
+
+    async def _fetch(self, zone: str) -> None:
+        """Asks an API, where it is time to. Whatever it does, the loop goes on: the source knows what to fall back to."""
+        if not isinstance(self._source, FeedCarbonSource) or self._get is None:
+            return
+        asked = self._source.due(zone, self._clock.now())
+        if asked is not None:
+            status, body = await self._get(asked.url, asked.headers)
+            self._source.take(zone, status, body, self._clock.now())
+            if status != 200:
+                log.warning("carbon of zone %s: %s", zone, self._source.says(zone, self._clock.now()))
 
     def move(self, replay: Obj) -> None:
         """Follows the ConfigMap. A value that is no number is reported and ignored."""
@@ -79,7 +97,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
     """Runs it, where there is a source."""
     if settings.carbon is None:
         return
-    reconciler = CarbonReconciler(manager, client, clock, settings.carbon)
+    reconciler = CarbonReconciler(manager, client, clock, settings.carbon, settings.get)
     clusters = manager.informer(scheme.CLUSTER)
 
     manager.add(reconciler, [])

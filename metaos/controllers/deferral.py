@@ -95,27 +95,32 @@ class DeferralReconciler:
         forecast, passed, hour, source = ahead(site, now)
         found: dict[str, Any] = {"uid": uid(job), "cluster": name(site), "source": source, "latestStartTime": format_time(latest)}
         if not forecast:
-            return found | self._now(before, now, f"there is no forecast of the electricity of {name(site)} ({source})"), 0.0
+            return found | self._now(now, f"there is no forecast of the electricity of {name(site)} ({source})"), 0.0
         power = watts(cluster_info(site), workload.requests(workload.pod_spec(job))["cpu"]) * workload.replicas(job)
         slack = (latest - now) / hour
         plan = schedule(Deferrable(slack, tuple(t / hour for t in took), watts=power), forecast, passed=passed)
+        scale = hour / HOUR_SECONDS
+        # Compared with a start when it came, however often it is looked at again.
+        first = {
+            "gramsAtOnce": float(before.get("gramsAtOnce", round(plan.grams_now * scale, 3))),
+            "intensityAtOnce": float(before.get("intensityAtOnce", round(plan.intensity_now, 1))),
+        }
+        found |= first | {"savesGrams": round(first["gramsAtOnce"] - plan.grams * scale, 3)}
         if plan.start <= 0 or slack <= 0:
-            return found | self._now(before, now, why if slack <= 0 and not before else plan.reason, plan), 0.0
+            reason = self._compared(plan, first) if before else why if slack <= 0 else plan.reason
+            return found | self._now(now, reason), 0.0
         start = now + plan.start * hour
-        return found | {
-            "started": False,
-            "startTime": format_time(start),
-            # What it would have cost to start when it came; later looks compare with now.
-            "savesGrams": round(plan.saved * hour / HOUR_SECONDS, 3),
-            "reason": plan.reason,
-        }, min(start - now, hour / 4)
+        told = self._compared(plan, first) if before else plan.reason
+        return found | {"started": False, "startTime": format_time(start), "reason": told}, min(start - now, hour / 4)
 
-    def _now(self, before: Mapping[str, Any], now: float, why: str, plan: Schedule | None = None) -> dict[str, Any]:
-        kept = {k: before[k] for k in ("savesGrams",) if k in before}
-        return kept | {"started": True, "startTime": format_time(now), "reason": before.get("reason") if plan and before else why}
+    def _compared(self, plan: Schedule, first: Mapping[str, float]) -> str:
+        return f"{plan.intensity:.0f} gCO2eq/kWh then, {first['intensityAtOnce']:.0f} started at once"
+
+    def _now(self, now: float, why: str) -> dict[str, Any]:
+        return {"started": True, "startTime": format_time(now), "reason": why}
 
     async def _tell(self, job: Obj, found: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-        saves = f"; saves about {found['savesGrams']:g} g" if found.get("savesGrams") else ""
+        saves = f"; saves about {found['savesGrams']:.3g} g" if found.get("savesGrams", 0) > 0 else ""
         if found["started"]:
             await self._recorder.event(job, "Started", f"{found['reason']}{saves}")
         elif not before or abs(parse_time(found["startTime"]) - parse_time(before["startTime"])) > TOLD_SECONDS:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from metaos.plugins.points import CarbonSource
+
+#: A GET: (URL, headers) → (status, body); status 0 and why, where there is no answer. It never raises for what a server does.
+Get = Callable[[str, Mapping[str, str]], Awaitable[tuple[int, bytes]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +17,8 @@ class Settings:
 
     sign: Callable[..., bytes]
     carbon: CarbonSource | None = None
+    #: Fetches for a source that is asked over HTTP.
+    get: Get | None = None
     lease_duration: float = 40.0
     drain: float = 5.0
     #: Added to a workload's fencing time and grace period before it is started elsewhere.

@@ -225,7 +225,7 @@ def _reason(job: Deferrable, prices: Prices, runs: tuple[tuple[float, float, int
     if runs[0][0] <= 0 and len(runs) == 1:
         return f"no later start within {job.slack:.3g} h saves enough: {now:.0f} gCO2eq/kWh now{known}{ends}"
     pauses = f" in {len(runs)} parts" if len(runs) > 1 else ""
-    return f"{then:.0f} gCO2eq/kWh then{pauses}, {now:.0f} started now{known}{ends}"
+    return f"{then:.0f} gCO2eq/kWh then{pauses}, {now:.0f} started at once{known}{ends}"
 
 
 def _mean(values: list[float]) -> float:

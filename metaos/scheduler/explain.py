@@ -123,7 +123,9 @@ def _lines(found: dict[str, Any], screen: int) -> list[str]:
         lines.append(f"  now       {found['message']}")
     if deferral := found.get("deferral"):
         verb = "started" if deferral.get("started") else "starts"
-        saves = f", saves about {deferral['savesGrams']:g} g against starting at once" if deferral.get("savesGrams") else ""
+        saves = (
+            f", saves about {deferral['savesGrams']:.3g} g against starting at once" if deferral.get("savesGrams", 0) > 0 else ""
+        )
         lines.append(f"  {verb:<9} {deferral.get('startTime')}: {deferral.get('reason')}{saves}")
         lines.append(f"  waits     until {deferral.get('latestStartTime')} at most; forecast: {deferral.get('source')}")
     migration = found.get("migration")

@@ -51,7 +51,7 @@ async def test_a_job_waits_for_the_cleanest_hour_and_says_so() -> None:
         found = decided(client)
         assert abs(parse_time(found["startTime"]) - (START + 3 * 3600)) < 60
         # 100 W of its CPU for an hour, at 100 in place of 300 gCO2eq/kWh.
-        assert found["savesGrams"] == 20.0 and found["reason"] == "100 gCO2eq/kWh then, 300 started now"
+        assert found["savesGrams"] == 20.0 and found["reason"] == "100 gCO2eq/kWh then, 300 started at once"
         assert "Deferred" in events(client)
         text = render(explain(client.find(scheme.PLACEMENT, "job-x", "shop") or {}, (), ()))
         assert "starts    " in text and "saves about 20 g against starting at once" in text and "forecast: test" in text

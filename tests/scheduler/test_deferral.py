@@ -99,7 +99,7 @@ def test_one_that_cannot_pause_starts_with_the_cheapest_run() -> None:
     found = schedule(Deferrable(5, (2.0,), watts=1000), [300, 200, 100, 50, 60, 400])
     assert found.runs == ((3.0, 2.0, 1),)
     assert (found.grams, found.grams_now, found.saved) == (110.0, 500.0, 390.0)
-    assert found.reason == "55 gCO2eq/kWh then, 250 started now"
+    assert found.reason == "55 gCO2eq/kWh then, 250 started at once"
     assert as_data(found, 7200.0)["start"] == 18000.0
 
 
