@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from metaos.cli.output import emit
+
+#: What pods may have together, for as long as it is tried whether that can be said: thousandths of a core, and bytes.
+TRIED = 1000, 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,38 +38,46 @@ def _nsenter() -> Finding:
     return Finding("nsenter", "error", "nsenter was not found", "apt-get install util-linux")
 
 
-def isolation() -> Finding:
-    """By the runtime's own check: it makes and ends a pod's worth of namespaces."""
+def _try(use: Callable[[Any], Awaitable[Finding]]) -> Finding:
+    """With the sandbox runtime, as an agent makes it."""
     from metaos.clock import SystemClock
-    from metaos.plugins.points import RuntimeUnavailable
     from metaos.plugins.registry import provision
 
-    async def tried(place: str) -> None:
-        runtime = provision("metaos.runtime", "sandbox", place, clock=SystemClock())
+    async def tried(place: str) -> Finding:
+        runtime = provision("metaos.runtime", "sandbox", place, clock=SystemClock(), most=TRIED)
         try:
-            await runtime.check()
+            return await use(runtime)
         finally:
             await runtime.close()
 
+    with tempfile.TemporaryDirectory(prefix="nemo-doctor-") as place:
+        return asyncio.run(tried(place))
+
+
+def isolation() -> Finding:
+    """By the runtime's own check: it makes and ends a pod's worth of namespaces."""
+    from metaos.plugins.points import RuntimeUnavailable
+
+    async def check(runtime: Any) -> Finding:
+        await runtime.check()
+        return Finding("isolation", "ok", "user namespaces work: containers are isolated by bubblewrap")
+
     try:
-        with tempfile.TemporaryDirectory(prefix="nemo-doctor-") as place:
-            asyncio.run(tried(place))
+        return _try(check)
     except RuntimeUnavailable as error:
         return Finding("isolation", "error", str(error))
-    return Finding("isolation", "ok", "user namespaces work: containers are isolated by bubblewrap")
 
 
 def _cgroups() -> Finding:
-    root = Path("/sys/fs/cgroup")
-    if (root / "cgroup.controllers").exists():
-        own = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
-        writable = os.access(root / own.lstrip("/"), os.W_OK)
-    else:
-        writable = os.access(root / "memory", os.W_OK)
-    if writable:
-        return Finding("cgroups", "ok", "resource limits of containers can be enforced")
-    remedy = "run the agent as root, or with a delegated cgroup: systemd-run --user -p Delegate=yes nemo agent …"
-    return Finding("cgroups", "warning", "no cgroup can be made: resource limits are stated, not enforced", remedy)
+    """By the runtime's own word: it makes and removes its groups."""
+
+    async def look(runtime: Any) -> Finding:
+        for found in runtime.conditions():
+            if found["type"] in ("ResourceLimits", "SystemReserved"):
+                return Finding("cgroups", "warning", str(found["message"]))
+        return Finding("cgroups", "ok", "limits of containers, and of all pods together, can be enforced")
+
+    return _try(look)
 
 
 def _kubectl() -> Finding:

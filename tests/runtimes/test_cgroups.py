@@ -59,6 +59,15 @@ def test_limits_of_version_2(tmp_path: Path) -> None:
     assert groups.measure("pod", "other") is None
 
 
+def test_a_bound_that_cannot_be_set_is_said_and_pods_run(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
+    (tmp_path / "nemo/key/memory.max").mkdir(parents=True)  # a write to it fails
+    groups = Cgroups("key", 2, {"": str(tmp_path)}, (1900, 1 << 30))
+    assert groups.uncapped.startswith("all pods together are not held to the site's allocatable memory: ")
+    assert f"{tmp_path}/nemo/key/memory.max cannot be set to {1 << 30} (Is a directory)" in groups.uncapped
+    assert not groups.problem and groups.create("pod", "main-0", cpu=250, memory=64 << 20)
+
+
 def test_with_some_controllers_only_the_rest_is_said(tmp_path: Path) -> None:
     (tmp_path / "cgroup.controllers").write_text("memory pids\n")
     groups = Cgroups("key", 2, {"": str(tmp_path)}, (1900, 1 << 30))
