@@ -191,12 +191,22 @@ class Change:
 
 
 _revision = attrgetter("revision")
+#: Before the name of a node among the topics of watchers; no namespace begins so.
+NODE = "@"
+
+
+def _nodes(resource: Resource, now: Version | None, before: Version | None) -> tuple[str, ...]:
+    """Topics of the watchers of the nodes where a Pod is and was, where there are such watchers."""
+    if not resource.by_node:
+        return ()
+    found = {version.field_values().get("spec.nodeName") or "": None for version in (now, before) if version is not None}
+    return tuple(f"{NODE}{node}" for node in found if node)
 
 
 class Resource:
     """All objects of one kind, in key order, with their part of the window."""
 
-    __slots__ = ("changes", "floor", "keys", "objects", "revision", "waiters")
+    __slots__ = ("by_node", "changes", "floor", "keys", "objects", "revision", "waiters")
 
     def __init__(self) -> None:
         self.objects: dict[str, Version] = {}
@@ -205,8 +215,11 @@ class Resource:
         #: Events up to this revision may have left the window.
         self.floor = 0
         self.revision = 0
-        #: Watchers that have seen all, by the namespace that they watch ("": all); each is told up to where that still holds.
+        #: Watchers that have seen all, by the namespace or node that they watch ("": all); each is told up to where that still
+        #: holds.
         self.waiters: dict[str, list[asyncio.Future[int]]] = {}
+        #: Whether anybody has ever watched one node.
+        self.by_node = False
 
     def next(self, revision: int) -> Change | None:
         """The first change above ``revision``: one, so that who takes them slowly keeps nothing else of the past alive."""
@@ -327,8 +340,8 @@ class WatchCache:
                 oldest, revision = self._order.popleft()
                 self._bytes -= oldest.changes.popleft().size()
                 oldest.floor = revision
-            # A namespace's watchers are not bothered with what happens in others: sites have one each.
-            resource.wake(event.revision - 1, {"", event.key.split("/", 2)[1]})
+            # Nobody is bothered with what happens in other namespaces, or at other sites: sites have one each.
+            resource.wake(event.revision - 1, ("", event.key.split("/", 2)[1], *_nodes(resource, now, before)))
         if self._reached:
             self._release()
 
@@ -410,12 +423,13 @@ class WatchCache:
         self._ticks += 1
         self._wake_all()
 
-    async def changes(self, resource: str, after: int, namespace: str = "") -> AsyncGenerator[Change | int, None]:
+    async def changes(self, resource: str, after: int, namespace: str = "", node: str = "") -> AsyncGenerator[Change | int, None]:
         """Changes with a revision above ``after``, in order; a number is a bookmark: all up to it has been seen. With a
-        ``namespace`` all changes in it come, and some of others. Ends when the cache closes. Raises ``ApiError`` 410 when the
-        window has gone on."""
+        ``namespace`` or ``node`` (of Pods) all changes in it come, and some of others. Ends when the cache closes. Raises
+        ``ApiError`` 410 when the window has gone on."""
         held = self.resource(resource)
-        ticks = self._ticks
+        held.by_node = held.by_node or bool(node)
+        ticks, topic = self._ticks, f"{NODE}{node}" if node else namespace
         while True:
             # Taken again on every round: nothing is awaited between the check of the floor and the copy.
             if after < held.floor:
@@ -433,9 +447,9 @@ class WatchCache:
                 yield after
                 continue
             waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            held.waiters.setdefault(namespace, []).append(waiter)
+            held.waiters.setdefault(topic, []).append(waiter)
             try:
                 after = max(after, await waiter)
             finally:
                 if not waiter.done() or waiter.cancelled():
-                    held.forget(namespace, waiter)
+                    held.forget(topic, waiter)

@@ -279,7 +279,7 @@ class Reading:
                 yield _bookmark(kind, now, initial=True)
         if begun is not None:
             begun()
-        async with contextlib.aclosing(self.cache.changes(resource, after, where)) as changes:
+        async with contextlib.aclosing(self.cache.changes(resource, after, where, _node(kind, where, fields))) as changes:
             async for change in changes:
                 if isinstance(change, int):
                     if bookmarks:
@@ -288,6 +288,12 @@ class Reading:
                 event = _event(kind, change, where, matches)
                 if event is not None:
                     yield event
+
+
+def _node(kind: Kind, namespace: str, fields: str) -> str:
+    """The node whose Pods alone are watched, as agents do; "" for all else."""
+    found, _, node = fields.partition("spec.nodeName=")
+    return "" if kind is not scheme.POD or namespace or found or "," in node or node.startswith("=") else node
 
 
 def _made(kind: Kind, obj: Obj, revision: int) -> Version:

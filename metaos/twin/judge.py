@@ -45,6 +45,7 @@ class Judge:
         places = {name(s.obj): frozenset((s.obj.get("spec") or {}).get("jurisdictions") or ()) for s in scenario.sites}
         self._homes = _homes(scenario.workloads, places)
         self._last: dict[str, int] = {}
+        self._decided: dict[str, bytes] = {}
         #: Of sites that are cut off: what ran there then.
         self._kept: dict[str, dict[Key, int]] = {}
         world.on_write.append(self.written)
@@ -66,6 +67,7 @@ class Judge:
     def written(self, event: LogEvent) -> None:
         if event.type is EventType.DELETE:
             self._last.pop(event.key, None)
+            self._decided.pop(event.key, None)
         else:
             self._last[event.key] = event.revision
         if event.key.startswith(_WORK):
@@ -73,7 +75,11 @@ class Judge:
         elif event.key.startswith(_POD) and event.type is EventType.CREATE and self._homes:
             self._mirror(orjson.loads(event.value))
         elif event.key.startswith(_PLACEMENT) and event.type is not EventType.DELETE:
-            self._decision(orjson.loads(event.value))
+            # A status that is written says nothing new about the decision.
+            head = event.value.partition(b',"status":{')[0].partition(b'"spec":')[2]
+            if head != self._decided.get(event.key):
+                self._decided[event.key] = head
+                self._decision(orjson.loads(event.value))
 
     def _work(self, event: LogEvent) -> None:
         if event.type is EventType.UPDATE or (event.type is EventType.CREATE and not self._homes):

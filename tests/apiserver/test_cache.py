@@ -53,6 +53,33 @@ async def test_a_namespace_is_not_bothered_by_others_and_misses_nothing(cache: W
     assert cache.resource("pods").waiters == {}
 
 
+async def test_a_node_is_not_bothered_by_others_and_sees_what_comes_and_goes(cache: WatchCache) -> None:
+    async def pod(name: str, node: str, expected: int = 0) -> int:
+        value = b'{"metadata":{"name":"x"},"spec":{"nodeName":"%b"}}' % node.encode()
+        if expected:
+            revision = await cache._store.update(f"pods/a/{name}", value, expected=expected)
+        else:
+            revision = await cache._store.create(f"pods/a/{name}", value)
+        cache.written(revision)
+        await cache.fresh()
+        return revision
+
+    unbound = await pod("0", "")
+    changes = cache.changes("pods", cache.revision, "", "here")
+    waiting = asyncio.ensure_future(take(changes))
+    await asyncio.sleep(0)
+    for number in range(WINDOW * 3):
+        await pod(f"x{number}", "elsewhere")
+    assert not waiting.done() and list(cache.resource("pods").waiters) == ["@here"]
+    bound = await pod("0", "here", unbound)
+    assert (await waiting).revision == bound, "it was bound to the node"
+    waiting = asyncio.ensure_future(take(changes))
+    await asyncio.sleep(0)
+    gone = await cache._store.delete("pods/a/0", expected=bound)
+    assert (await waiting).revision == gone
+    await changes.aclose()
+
+
 async def test_bookmarks_come_to_those_who_wait(cache: WatchCache) -> None:
     changes = cache.changes("pods", cache.revision, "a")
     waiting = asyncio.ensure_future(take(changes))
