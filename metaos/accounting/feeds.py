@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from metaos.accounting.carbon import FORECAST_HOURS, HOUR_SECONDS
-from metaos.accounting.forecast import LEAST_HOURS, MOST_HOURS, seasonal
+from metaos.accounting.forecast import DAY, LEAST_HOURS, MOST_HOURS, believed, seasonal
 from metaos.resources.meta import format_time, parse_time
 
 #: Where each answers, unless told otherwise.
@@ -137,6 +137,8 @@ class _Zone:
     problem: str = ""
     #: Hour → what was said of it last, once it had come. Bounded by ``MOST_HOURS``.
     seen: dict[int, float] = field(default_factory=dict)
+    #: Hour → what was said of it a day before. Bounded alike.
+    said: dict[int, float] = field(default_factory=dict)
 
 
 class FeedCarbonSource:
@@ -196,8 +198,27 @@ class FeedCarbonSource:
         first, current = math.floor(state.points[0][0] / HOUR_SECONDS), math.floor(now / HOUR_SECONDS)
         past = hourly(state.points, state.points[0][0])[: max(0, current - first + 1)]
         state.seen |= {first + step: grams for step, grams in enumerate(past)}
-        for old in sorted(state.seen)[: max(0, len(state.seen) - MOST_HOURS)]:
-            del state.seen[old]
+        if len(ahead := hourly(state.points, now)) > DAY and now - state.taken < HOUR_SECONDS:
+            state.said.setdefault(current + DAY, ahead[DAY])
+        for kept in (state.seen, state.said):
+            for old in sorted(kept)[: max(0, len(kept) - MOST_HOURS - DAY)]:
+                del kept[old]
+
+    def _compared(self, state: _Zone, now: float) -> tuple[list[float], list[float]]:
+        """The latest hours as they came, and as they were said a day before; both of the same hours, without gaps."""
+        hour, true, told = math.floor(now / HOUR_SECONDS), [], []
+        while hour in state.seen and hour in state.said:
+            true.append(state.seen[hour])
+            told.append(state.said[hour])
+            hour -= 1
+        return true[::-1], told[::-1]
+
+    def error(self, zone: str, now: float) -> float | None:
+        """How wrong forecasts for a day ahead were, as a share of the mean; ``None`` before a day of them has come."""
+        true, told = self._compared(self._zones.get(zone, _Zone()), now)
+        if len(true) < DAY or not sum(true):
+            return None
+        return sum(abs(a - b) for a, b in zip(true, told, strict=True)) / sum(true)
 
     def intensity(self, zone: str, now: float) -> Sequence[float] | None:
         state = self._zones.get(zone)
@@ -206,7 +227,7 @@ class FeedCarbonSource:
         hours = hourly(state.points, now)
         if hours:
             self._note(state, now)
-            return hours
+            return hours[:1] + corrected(*self._compared(state, now), hours[1:])
         past = _unbroken(state.seen)
         if len(past) < LEAST_HOURS:
             return None
@@ -223,13 +244,25 @@ class FeedCarbonSource:
         why = f" ({state.problem})" if state.problem else ""
         age = now - state.taken
         if hourly(state.points, now):
-            return self._feed if age < FRESH_SECONDS else f"{self._feed}, {age / HOUR_SECONDS:.1f} h old{why}"
+            wrong = self.error(zone, now)
+            erred = "" if wrong is None else f", a day ahead {wrong * 100:.0f} % wrong so far"
+            return self._feed + erred if age < FRESH_SECONDS else f"{self._feed}{erred}, {age / HOUR_SECONDS:.1f} h old{why}"
         if self.intensity(zone, now) is not None:
             return f"seasonal model, as {self._feed} does not answer{why}"
         return f"not known: {self._feed} does not answer{why}"
 
     def describe(self) -> str:
         return self._feed
+
+
+def corrected(true: Sequence[float], told: Sequence[float], ahead: Sequence[float]) -> list[float]:
+    """A forecast, believed as far as those before it were right; as it stands while too little is known of them."""
+    if not ahead or len(true) < LEAST_HOURS + DAY:
+        return list(ahead)
+    import numpy as np
+
+    found: list[float] = believed(np.array(true), np.array(told), np.array(ahead)).tolist()
+    return found
 
 
 def _unbroken(seen: Mapping[int, float]) -> list[float]:

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from metaos.accounting.feeds import (
@@ -106,7 +107,7 @@ def test_steps_while_an_api_does_not_answer() -> None:
         assert source.due("DE", now) is not None
         source.take("DE", 200, answer("electricity-maps", [100 + 10 * ((hour + i) % 24) for i in range(48)], start=now), now)
     last = NOW + 71 * 3600
-    assert source.says("DE", last) == "electricity-maps"
+    assert source.says("DE", last) == "electricity-maps, a day ahead 0 % wrong so far"
     # Then none: the last forecast, with its age, as far as it goes.
     source.take("DE", 500, b"", last + 60)
     later = last + 5 * 3600
@@ -124,6 +125,23 @@ def test_steps_while_an_api_does_not_answer() -> None:
     # Then nothing.
     gone = last + 200 * 3600
     assert source.intensity("DE", gone) is None and source.says("DE", gone).startswith("not known")
+
+
+def test_a_forecast_that_was_wrong_before_counts_less_and_it_says_how_wrong() -> None:
+    generator = np.random.default_rng(3)
+    source, wave = FeedCarbonSource("electricity-maps", token=lambda: "t"), 200 + 100 * np.sin(np.arange(600) * np.pi / 12)
+    for hour in range(24 * 10):
+        now = NOW + hour * 3600
+        # Right for the current hour, noise beyond.
+        said = [wave[hour], *generator.uniform(100, 300, 47)]
+        source.take("DE", 200, answer("electricity-maps", said, start=now), now)
+        found = source.intensity("DE", now)
+    assert found is not None and len(found) == 48 and found[0] == pytest.approx(wave[hour])
+    wrong = np.abs(np.array(said[1:]) - wave[hour + 1 : hour + 48]).mean()
+    assert np.abs(np.array(found[1:]) - wave[hour + 1 : hour + 48]).mean() < 0.5 * wrong
+    error = source.error("DE", now)
+    assert error is not None and 0.3 < error < 0.6
+    assert f"a day ahead {error * 100:.0f} % wrong so far" in source.says("DE", now)
 
 
 def test_it_asks_in_turn_less_often_after_failures_and_not_without_bound() -> None:
