@@ -68,9 +68,13 @@ def _status(cluster: Obj, spec: Obj, status: Obj) -> Obj:
                 "status": "Unknown",
                 "reason": "NeverReported",
                 "message": "The agent of this site has not reported yet.",
-                "lastTransitionTime": cluster["metadata"].get("creationTimestamp"),
             }
         )
+    for found in conditions:
+        # What a machine permits is found once, when its agent starts. Conditions are written when they change: that is their
+        # last news. Heartbeats are the lease's.
+        found.setdefault("lastTransitionTime", cluster["metadata"].get("creationTimestamp"))
+        found.setdefault("lastHeartbeatTime", found["lastTransitionTime"])
     shown: Obj = {
         "capacity": dict(status.get("capacity") or spec.get("capacity") or {}),
         "allocatable": dict(status.get("allocatable") or status.get("capacity") or spec.get("capacity") or {}),

@@ -21,6 +21,7 @@ async def test_a_site_is_a_node(registry: Registry) -> None:
     assert node["kind"] == "Node" and node["metadata"]["uid"] == made["metadata"]["uid"]
     assert node["metadata"]["resourceVersion"] == made["metadata"]["resourceVersion"]
     assert node["status"]["conditions"][0]["status"] == "Unknown"
+    assert node["status"]["conditions"][0]["lastHeartbeatTime"] == node["metadata"]["creationTimestamp"]
     listed = await registry.list(ADMIN, scheme.NODE, labels="topology.kubernetes.io/region=europe-west1")
     assert [o["metadata"]["name"] for o in listed.items] == ["edge"]
 
