@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+
+from metaos.accounting.booking import Elsewhere, same_work
+from metaos.accounting.metering import PowerModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +27,11 @@ def saving(stay: dict[str, Any], move: dict[str, Any], trace: Path, hour: int, h
 
     def grams(cluster: dict[str, Any]) -> float:
         spec = cluster["spec"]
-        power, cores = spec["power"], float(spec["capacity"]["cpu"])
-        watts: float = (power["maxWatts"] - power["idleWatts"]) / cores * cpu_cores * spec["electricity"].get("pue", 1.0)
-        return sum(watts / 1000 * float(row[spec["electricity"]["zone"]]) for row in rows)
+        model = PowerModel(spec["power"]["idleWatts"], spec["power"]["maxWatts"], float(spec["capacity"]["cpu"]))
+        pue = Decimal(str(spec["electricity"].get("pue", 1)))
+        hour_of_work = round(cpu_cores * 3_600_000_000)
+        return sum(
+            same_work(hour_of_work, Elsewhere(model, pue, Decimal(row[spec["electricity"]["zone"]]))) / 1e6 for row in rows
+        )
 
     return Saving(grams(stay), grams(move))
