@@ -80,6 +80,34 @@ def run(
     sys.exit(1 if failed else 0)
 
 
+@twin.command("from-live")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--hours", type=click.FloatRange(min=0.1, max=8760), default=24.0, show_default=True, help="How long it lasts.")
+@click.option(
+    "--kubeconfig", type=click.Path(path_type=Path), envvar="KUBECONFIG", help="Which hub, as whom [default: that of --data]."
+)
+@click.option("--data", type=click.Path(path_type=Path), help="The hub's data directory [default: that of 'nemo up'].")
+def from_live(file: Path, hours: float, kubeconfig: Path | None, data: Path | None) -> None:
+    """Write the running continuum to FILE, as a scenario.
+
+    Values of Secrets are left out. Add faults and expectations, then play it.
+
+    \b
+    Example: nemo twin from-live mine.yaml && nemo twin run mine.yaml
+    """
+    import yaml
+
+    from metaos.cli.connection import with_client
+    from metaos.cli.main import default_data
+    from metaos.twin.live import copy_of
+
+    found = with_client(kubeconfig, data or default_data("hub"), lambda client: copy_of(client, hours))
+    if not found["sites"]:
+        raise click.ClickException("the hub has no sites: there is nothing to simulate yet")
+    file.write_text(yaml.safe_dump(found, sort_keys=False, width=120))
+    click.echo(f"wrote {file}: {len(found['sites'])} sites, {len(found['objects'])} objects", err=True)
+
+
 def _html(write: Any, report: dict[str, Any], file: Path) -> None:
     try:
         write(report, file)

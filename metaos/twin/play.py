@@ -128,7 +128,8 @@ class Play:
 
     async def _prepare(self) -> None:
         scenario, world = self.scenario, self.world
-        spaces = sorted({w.namespace for w in scenario.workloads} - {"default"})
+        given = {name(obj) for obj in scenario.objects if obj["kind"] == "Namespace"}
+        spaces = sorted({w.namespace for w in scenario.workloads} - {"default"} - given)
         await world.apply(*[scheme.NAMESPACE.empty(space) for space in spaces], *scenario.objects)
         for text in scenario.workloads:
             self._at(text.at, "", partial(self._begin, text))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metaos.resources import quantity, scheme
-from metaos.resources.meta import Obj, name, parse_time
+from metaos.resources.meta import Obj, name, namespace, parse_time
 from metaos.resources.scheme import Kind
 from metaos.twin.clock import EPOCH
 from metaos.twin.network import Quality
@@ -150,7 +150,8 @@ def scenario(text: Part, folder: Path) -> Scenario:
     agents = text.get("agents", one_of("real", "light"), "")
     sites = _sites(text, agents, quality, folder)
     names = {name(s.obj) for s in sites}
-    workloads = _workloads(text, duration)
+    objects = _objects(text)
+    workloads = (*_workloads(text, duration), *(_given(o) for o in objects if o["kind"] in KINDS))
     chaos = text.get("chaos", lambda p: p.fields(("faults", "until"), "faults: 5"), None)
     carbon = text.get("carbon", lambda p: p.fields(("trace", "startHour")), None)
     start = text.get("start", _time, EPOCH)
@@ -164,7 +165,7 @@ def scenario(text: Part, folder: Path) -> Scenario:
         timing=timing,
         sites=sites,
         workloads=workloads,
-        objects=tuple(_objects(text)),
+        objects=tuple(o for o in objects if o["kind"] not in KINDS),
         faults=_faults(text, names, workloads, duration),
         hopes=_hopes(text, names, workloads, duration),
         chaos=chaos.need("faults", Part.count, "5") if chaos else 0,
@@ -359,6 +360,12 @@ def _workload(part: Part, word: str, duration: float) -> WorkloadText:
     if at >= duration:
         part["at"].wrong("that is after the end", "write a time before the scenario's 'duration'")
     return WorkloadText(kind, where, word, replicas, at, until, residency, tuple(objects), tuple(referents))
+
+
+def _given(obj: Obj) -> WorkloadText:
+    """A workload that stands among the objects. Its residency is not known here, so it is not judged."""
+    kind, replicas = KINDS[obj["kind"]], int((obj.get("spec") or {}).get("replicas", 1))
+    return WorkloadText(kind, namespace(obj) or "default", name(obj), replicas, 0.0, None, (), (obj,), ())
 
 
 def _quantity(part: Part, resource: str, usual: str) -> str:

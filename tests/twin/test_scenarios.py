@@ -15,11 +15,14 @@ from click.testing import CliRunner
 
 from metaos.cli.main import nemo
 from metaos.twin.chaos import drawn
+from metaos.twin.clock import VirtualLoop, run
+from metaos.twin.live import copy_of
 from metaos.twin.minimise import minimise, text_of
 from metaos.twin.play import play
 from metaos.twin.report import summary
 from metaos.twin.scenario import Scenario, load, scenario
 from metaos.twin.text import ScenarioError, parse
+from metaos.twin.world import Timing, World
 
 FOLDER = Path(__file__).parents[2] / "examples" / "scenarios"
 #: A day, and faults for hours: minutes of computing.
@@ -141,6 +144,30 @@ def test_a_failing_story_is_made_small(tmp_path: Path) -> None:
     assert len(smallest.faults) == 1 and [w.name for w in smallest.workloads] == ["api"] and tries < 80
     again = scenario(parse(text_of(smallest), "again.yaml"), FOLDER)
     assert again.faults == smallest.faults and [w.name for w in again.workloads] == ["api"]
+
+
+def test_a_copy_of_a_continuum_is_a_scenario_that_holds(tmp_path: Path) -> None:
+    """Taken through the client, as from a running hub."""
+    story = of()
+
+    async def main(loop: VirtualLoop) -> dict[str, Any]:
+        world = World(loop, 1, Timing())
+        await world.open()
+        for site in story.sites:
+            await world.join(site.obj)
+        await world.until(lambda: all(world.is_ready(s) for s in world.sites), 60)
+        await world.apply(*[obj for workload in story.workloads for obj in workload.objects])
+        await world.until(lambda: len(world.copies()) == 3, 60)
+        found = await copy_of(world.hub.client, 0.5)
+        await world.close()
+        return found
+
+    copied = run(main)
+    assert [s["name"] for s in copied["sites"]] == ["eu", "gb"]
+    assert "never" not in yaml.safe_dump(copied) and "nemo-cluster" not in yaml.safe_dump(copied)
+    copied["expect"] = [{"at": "10m", "runsOn": {"web": ["eu"], "api": ["gb"]}}]
+    report = play(scenario(parse(yaml.safe_dump(copied), "copy.yaml"), tmp_path))
+    assert report["passed"], summary(report)
 
 
 def test_another_seed_is_another_story() -> None:
