@@ -56,7 +56,7 @@ class PodMirrors:
         self._local: dict[Key, Obj] = {}
         self._hub: dict[Key, Obj] = {}
         self._listed = False
-        #: Pods that are being stopped, by uid, with the grace period asked for.
+        #: Pods that were asked to stop and are still there, by uid, with the grace period asked for.
         self._stopping: dict[str, float | None] = {}
         self._stops: set[asyncio.Task[None]] = set()
         #: Per mirror: what was written and what the hub made of it.
@@ -77,6 +77,8 @@ class PodMirrors:
         if pods is not None:
             # Of two with one name the older is on its way out.
             self._local = {(namespace(pod), name(pod)): pod for pod in sorted(pods, key=meta.deleting, reverse=True)}
+            here = {uid(pod) for pod in self._local.values()}
+            self._stopping = {pod: grace for pod, grace in self._stopping.items() if pod in here}
         for key in sorted(self._local.keys() | self._hub.keys()):
             self._turns.add(key, COALESCE_SECONDS)
 
@@ -164,10 +166,12 @@ class PodMirrors:
         self._stopping[pod] = grace
 
         async def stop() -> None:
+            # Asked once, as what it came to is seen a moment later; what has failed is asked again.
             try:
                 await self._stop(*key, grace)
-            finally:
+            except BaseException:
                 self._stopping.pop(pod, None)
+                raise
 
         task = asyncio.create_task(stop())
         self._stops.add(task)
