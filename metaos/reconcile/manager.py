@@ -47,7 +47,8 @@ class Manager:
         self._random = random
         self._informers: dict[tuple[str, str, str, str], Informer] = {}
         self._controllers: dict[str, _Controller] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        #: In the order in which they began, so that they end in one order.
+        self._tasks: list[asyncio.Task[None]] = []
         self._started = False
         self._counts: dict[str, dict[str, int]] = {}
 
@@ -108,11 +109,11 @@ class Manager:
         self._tasks.clear()
 
     def _run_informer(self, informer: Informer) -> None:
-        self._tasks.add(asyncio.create_task(informer.run(), name=f"informer {informer.kind.resource}"))
+        self._tasks.append(asyncio.create_task(informer.run(), name=f"informer {informer.kind.resource}"))
 
     def _run_workers(self, controller: _Controller) -> None:
         for number in range(controller.workers):
-            self._tasks.add(asyncio.create_task(self._work(controller), name=f"{controller.reconciler.name} {number}"))
+            self._tasks.append(asyncio.create_task(self._work(controller), name=f"{controller.reconciler.name} {number}"))
 
     async def _work(self, controller: _Controller) -> None:
         while True:

@@ -94,6 +94,7 @@ class LightSite:
     def __init__(self, obj: Obj, ground: Ground) -> None:
         self.name, self.obj, self._ground = name(obj), obj, ground
         self.clock, self.line = ground.clock, ground.line(name(obj))
+        self.line.bookmarks = False
         self.renewed = float("-inf")
         self._files = Kept()
         self.pods: dict[tuple[str, str], LightPod] = {}

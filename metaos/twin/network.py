@@ -47,6 +47,9 @@ class Line:
         self.user = UserInfo(CLUSTER_USER_PREFIX + site, (CLUSTERS,))
         self.quality = quality or Quality()
         self.up_cut = self.down_cut = False
+        #: Whether watches are told every minute how far they have come, as over HTTPS. In a world of a thousand sites that is
+        #: most of what happens; without, a watch that breaks may have to list again.
+        self.bookmarks = True
         #: Set anew whenever something about it changes: who waits on it looks again.
         self._changed = asyncio.Event()
         self.calls = 0
@@ -125,7 +128,7 @@ class Line:
         registry, downed = self._hub.registry, self._hub.downed
         assert registry is not None
         events = registry.watch(
-            self.user, kind, namespace, resource_version=resource_version, labels=labels, fields=fields, bookmarks=True
+            self.user, kind, namespace, resource_version=resource_version, labels=labels, fields=fields, bookmarks=self.bookmarks
         )
         gone = asyncio.ensure_future(downed.wait())
         taking: asyncio.Future[WatchEvent | None] | None = None
