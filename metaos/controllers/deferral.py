@@ -1,8 +1,9 @@
 """Deferral: holds Jobs that may wait until the electricity of their site is cleaner, and starts them in time.
 
-What is decided stands in ``Placement.status.deferral``, written here alone. Until ``started`` is true the work controller has
-the site suspend the Job; once it is, it stays so. The start is planned anew with every new forecast; without one, or with one
-that is too old, the Job starts at once. A hub that is down starts nothing: what it held starts when it is back.
+What is decided stands in ``Placement.status.deferral``, written here alone. While ``started`` is false the work controller has
+the site suspend the Job; once it is true, it stays so, unless the Job may be paused. The start is planned anew with every new
+forecast; without one, or with one that is too old, the Job starts at once. A hub that is down starts nothing: what it held
+starts when it is back.
 """
 
 import math
@@ -21,10 +22,14 @@ from metaos.resources import scheme, workload
 from metaos.resources.meta import Obj, ObjectRef, format_time, is_true, name, parse_time, ref, uid
 from metaos.resources.snapshot import cluster_info, watts
 from metaos.scheduler.deferral import Deferrable, Schedule, schedule
-from metaos.scheduler.slack import causes, deferrable, lengths, waits_until
+from metaos.scheduler.slack import causes, deferrable, lengths, suspendable, waits_until
 
 NAME = "deferral"
 HOUR_SECONDS = 3600.0
+#: Waiting has to save this share, and stopping what runs this one: it starts anew each time.
+LEAST_SHARE, PAUSE_SHARE = 0.01, 0.05
+#: One that may be paused runs and rests for so long at least, an hour taken as 3600 s.
+LEAST_SECONDS = 900.0
 #: A start that moves by less than this is not worth an event.
 TOLD_SECONDS = 900.0
 
@@ -50,6 +55,14 @@ def ahead(cluster: Obj, now: float) -> tuple[list[float], float, float, str]:
     return forecast[math.floor(age) :], age % 1.0, hour, source
 
 
+def _ran(before: Mapping[str, Any], now: float) -> float:
+    """Seconds that one which pauses has run: while it was told to, starting and stopping included."""
+    ran = float(before.get("ranSeconds") or 0.0)
+    if before.get("started") and before.get("countedTime"):
+        ran += max(0.0, now - parse_time(before["countedTime"]))
+    return ran
+
+
 class DeferralReconciler:
     """Keys are Jobs."""
 
@@ -69,12 +82,14 @@ class DeferralReconciler:
         spec = (placement or {}).get("spec") or {}
         before = ((placement or {}).get("status") or {}).get("deferral") or {}
         mine = spec.get("workloadRef", {}).get("uid") == uid(job)
-        if placement is None or not mine or not held(job, placement) or is_true(job, "Failed") or is_true(job, "Complete"):
+        if placement is None or not mine or is_true(job, "Failed") or is_true(job, "Complete"):
+            return DONE
+        if not held(job, placement) and not suspendable(job):
             return DONE
         sites = [c for s in spec.get("clusters") or () if (c := self._clusters.get(s["name"])) is not None]
         if not sites or (job.get("spec") or {}).get("suspend"):
             return DONE
-        before = before if before.get("uid") == uid(job) else {}
+        stored, before = before, before if before.get("uid") == uid(job) else {}
         now = self._clock.now()
         found, again = self._decide(job, sites[0], before, now)
         if found != before:
@@ -82,12 +97,12 @@ class DeferralReconciler:
                 scheme.PLACEMENT,
                 name(placement),
                 about.namespace,
-                {"status": {"deferral": found}},
+                {"status": {"deferral": dict.fromkeys(stored) | found}},
                 type=PatchType.MERGE,
                 subresource="status",
             )
             await self._tell(job, found, before)
-        return DONE if found["started"] else Result(requeue_after=again)
+        return DONE if found["started"] and not again else Result(requeue_after=again)
 
     def _decide(self, job: Obj, site: Obj, before: Mapping[str, Any], now: float) -> tuple[dict[str, Any], float]:
         took = lengths(job, self._jobs.list(job["metadata"]["namespace"]))
@@ -96,22 +111,52 @@ class DeferralReconciler:
         found: dict[str, Any] = {"uid": uid(job), "cluster": name(site), "source": source, "latestStartTime": format_time(latest)}
         if not forecast:
             return found | self._now(now, f"there is no forecast of the electricity of {name(site)} ({source})"), 0.0
+        ran = _ran(before, now)
+        pauses = suspendable(job) and bool(took)
+        left = tuple(max(0.0, t - ran) / hour for t in took[: 1 if pauses else None])
+        if pauses:
+            # What has run is not waiting. One that outlives what was expected is let run.
+            latest += ran
+            found["latestStartTime"] = format_time(latest)
+            if before.get("ranSeconds") is not None and not left[0]:
+                return dict(before) | {"started": True}, 0.0
         power = watts(cluster_info(site), workload.requests(workload.pod_spec(job))["cpu"]) * workload.replicas(job)
         slack = (latest - now) / hour
-        plan = schedule(Deferrable(slack, tuple(t / hour for t in took), watts=power), forecast, passed=passed)
+        least = PAUSE_SHARE if before.get("started") else LEAST_SHARE
+        plan = schedule(Deferrable(slack, left, pauses, watts=power), forecast, passed=passed, least=least)
         scale = hour / HOUR_SECONDS
         # Compared with a start when it came, however often it is looked at again.
         first = {
             "gramsAtOnce": float(before.get("gramsAtOnce", round(plan.grams_now * scale, 3))),
             "intensityAtOnce": float(before.get("intensityAtOnce", round(plan.intensity_now, 1))),
         }
-        found |= first | {"savesGrams": round(first["gramsAtOnce"] - plan.grams * scale, 3)}
+        emitted = self._emitted(before, site, power, now)
+        found |= first | {"savesGrams": round(first["gramsAtOnce"] - emitted - plan.grams * scale, 3)}
+        least_seconds, running = LEAST_SECONDS * scale, bool(before.get("started"))
+        if pauses:
+            found |= {"ranSeconds": round(ran, 3), "ranGrams": round(emitted, 3), "countedTime": format_time(now, micro=True)}
+            held_for = now - parse_time(before["sinceTime"]) if before.get("sinceTime") else least_seconds
+            if running and (held_for < least_seconds or slack * hour < least_seconds):
+                return dict(before) | found, max(1.0, least_seconds - held_for) if slack > 0 else 0.0
+            if before and not running and held_for < least_seconds and slack > 0:
+                return dict(before) | found, max(0.1, min(least_seconds - held_for, slack * hour))
+            toggled = not before or running == (plan.start > 0 and slack > 0)
+            found |= {"sinceTime": format_time(now, micro=True) if toggled else before.get("sinceTime")}
         if plan.start <= 0 or slack <= 0:
+            again = hour / 4 if pauses and slack > 0 else 0.0
+            if running:
+                return dict(before) | found, again
             reason = self._compared(plan, first) if before else why if slack <= 0 else plan.reason
-            return found | self._now(now, reason), 0.0
+            return found | self._now(now, reason), again
         start = now + plan.start * hour
         told = self._compared(plan, first) if before else plan.reason
         return found | {"started": False, "startTime": format_time(start), "reason": told}, min(start - now, hour / 4)
+
+    def _emitted(self, before: Mapping[str, Any], site: Obj, power: float, now: float) -> float:
+        """Grams so far of one that pauses, by what the electricity is now."""
+        ran = _ran(before, now) - float(before.get("ranSeconds") or 0.0)
+        intensity = float(((site.get("status") or {}).get("carbon") or {}).get("intensity") or 0.0)
+        return float(before.get("ranGrams") or 0.0) + power / 1000 * intensity * ran / HOUR_SECONDS
 
     def _compared(self, plan: Schedule, first: Mapping[str, float]) -> str:
         return f"{plan.intensity:.0f} gCO2eq/kWh then, {first['intensityAtOnce']:.0f} started at once"
@@ -121,8 +166,12 @@ class DeferralReconciler:
 
     async def _tell(self, job: Obj, found: Mapping[str, Any], before: Mapping[str, Any]) -> None:
         saves = f"; saves about {found['savesGrams']:.3g} g" if found.get("savesGrams", 0) > 0 else ""
+        if found["started"] and before.get("started"):
+            return
         if found["started"]:
             await self._recorder.event(job, "Started", f"{found['reason']}{saves}")
+        elif before.get("started"):
+            await self._recorder.event(job, "Paused", f"goes on at {found['startTime']}: {found['reason']}{saves}")
         elif not before or abs(parse_time(found["startTime"]) - parse_time(before["startTime"])) > TOLD_SECONDS:
             await self._recorder.event(job, "Deferred", f"starts at {found['startTime']}: {found['reason']}{saves}")
 
@@ -146,7 +195,11 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         if new is None or carbon(old) == carbon(new):
             return
         for job in jobs.list():
-            if deferrable(job) and placeable(job) and held(job, placements.get(placement_name(ref(job)), ref(job).namespace)):
+            if (
+                deferrable(job)
+                and placeable(job)
+                and (suspendable(job) or held(job, placements.get(placement_name(ref(job)), ref(job).namespace)))
+            ):
                 manager.enqueue(NAME, ref(job))
 
     manager.informer(scheme.CLUSTER).on_change(on_cluster)

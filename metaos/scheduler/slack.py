@@ -1,7 +1,8 @@
 """What a Job's annotations say of when it may run, and how long earlier ones like it took. Pure.
 
 ``meta-os.eu/deadline`` (RFC 3339): by then it is to be finished; ``meta-os.eu/slack`` (``6h``, ``90m``): so long it may wait.
-``meta-os.eu/expected-duration``: how long it runs. Without, earlier Jobs that run the same are looked at.
+``meta-os.eu/suspendable``: it may be stopped and goes on where it was. ``meta-os.eu/expected-duration``: how long it runs.
+Without, earlier Jobs that run the same are looked at.
 """
 
 import json
@@ -14,6 +15,7 @@ from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj, annotations, is_true, namespace, parse_time, uid
 
 DEADLINE, SLACK, DURATION = "meta-os.eu/deadline", "meta-os.eu/slack", "meta-os.eu/expected-duration"
+SUSPENDABLE = "meta-os.eu/suspendable"
 #: Longer waits say nothing: no forecast goes so far.
 MOST_SECONDS = 7 * 86400.0
 #: So many earlier Jobs are looked at, the newest first; a deadline keeps clear of their longest by a tenth and a minute.
@@ -36,6 +38,11 @@ def deferrable(job: Obj) -> bool:
     return job.get("kind") == "Job" and (DEADLINE in said or SLACK in said)
 
 
+def suspendable(job: Obj) -> bool:
+    """Whether a Job that runs may be suspended, too."""
+    return deferrable(job) and annotations(job).get(SUSPENDABLE) == "true"
+
+
 def causes(job: Obj) -> Iterator[Cause]:
     """What is wrong with a Job's annotations."""
     said = annotations(job)
@@ -47,6 +54,10 @@ def causes(job: Obj) -> Iterator[Cause]:
                 problem = str(error)
             if problem:
                 yield Cause("FieldValueInvalid", f"metadata.annotations[{key}]", f"Invalid value: {said[key]!r}: {problem}")
+    if said.get(SUSPENDABLE, "true") not in ("true", "false"):
+        problem = 'must be "true" (it keeps what it has done, for example on a volume) or "false"'
+        value = said[SUSPENDABLE]
+        yield Cause("FieldValueInvalid", f"metadata.annotations[{SUSPENDABLE}]", f"Invalid value: {value!r}: {problem}")
     if DEADLINE in said:
         try:
             parse_time(said[DEADLINE])

@@ -7,7 +7,7 @@ from metaos.controllers.deferral import ahead
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, format_time, parse_time
 from metaos.scheduler.explain import explain, render
-from metaos.scheduler.slack import DEADLINE, DURATION, SLACK
+from metaos.scheduler.slack import DEADLINE, DURATION, SLACK, SUSPENDABLE
 from tests.clock import FakeClock
 from tests.controllers.continuum import cluster, events, running, until
 from tests.fake_client import FakeClient
@@ -113,3 +113,34 @@ def test_hours_that_have_passed_are_left_out_and_clocks_that_jump_do_no_harm() -
     assert ahead(site(1, 2, 3), START - 1e6)[0] == [1, 2, 3]
     assert ahead(site(1, 2, 3), START + 1e9)[0] == []
     assert ahead(site(1, 2, 3, hourSeconds=10), START + 10)[:3] == ([2, 3], 0.0, 10)
+
+
+async def test_one_that_may_be_paused_runs_in_the_clean_hours_only_and_never_waits_too_long() -> None:
+    prices = [100, 400, 400, 100, 400, 400, *[400] * 30]
+    said = {SLACK: "6h", DURATION: "2h", SUSPENDABLE: "true"}
+    async with running(*SETUPS, objects=(site(*prices), job(**said))) as (client, clock):
+        await until(clock, lambda: suspended(client) is False)
+        ran = []
+        for quarter in range(40):
+            hour = quarter // 4
+            client.seed(site(*prices[hour:], made=START + hour * 3600))
+            await clock.advance(900)
+            ran.append(not suspended(client))
+        assert "Paused" in events(client)
+        # An hour, a pause of two, an hour; then it is expected to have ended, and is let run.
+        assert ran[:3] == [True] * 3 and not any(ran[5:11]) and all(ran[12:])
+        assert decided(client)["savesGrams"] > 20
+
+
+async def test_one_that_may_be_paused_is_not_when_its_slack_is_gone() -> None:
+    said = {SLACK: "1h", DURATION: "3h", SUSPENDABLE: "true"}
+    async with running(*SETUPS, objects=(site(*[400] * 40), job(**said))) as (client, clock):
+        await until(clock, lambda: decided(client))
+        idle, changes, before = 0, 0, None
+        for _ in range(16 * 15):
+            # Always much better in an hour.
+            client.seed(site(400, 300, 10, 10, 10, made=clock.now()))
+            await clock.advance(60)
+            idle += bool(suspended(client))
+            changes, before = changes + (suspended(client) != before), suspended(client)
+        assert 0 < idle <= 62 and changes <= 12 and not suspended(client), (idle, changes)
