@@ -5,7 +5,6 @@ which is replaced at once, so a reader sees the old files or the new ones, never
 """
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -248,7 +247,7 @@ def write_files(directory: Path, files: Files) -> bool:
         return False
     number = int(present.rpartition("-")[2]) + 1 if present.rpartition("-")[2].isdigit() else 1
     fresh = directory / f"..data-{number}"
-    shutil.rmtree(fresh, ignore_errors=True)  # what a crash has left
+    trees.remove(str(fresh))  # what a crash has left
     fresh.mkdir(mode=0o755)
     for relative, (content, mode) in files.items():
         target = fresh / relative
@@ -264,7 +263,7 @@ def write_files(directory: Path, files: Files) -> bool:
     _show(directory, files)
     for entry in directory.iterdir():
         if entry.name.startswith("..data-") and entry.name != fresh.name:
-            shutil.rmtree(entry, ignore_errors=True)
+            trees.remove(str(entry))
     return True
 
 
@@ -275,13 +274,13 @@ def _show(directory: Path, files: Files) -> None:
         entry = directory / first
         if not entry.is_symlink():
             if entry.is_dir():
-                shutil.rmtree(entry)
+                trees.remove(str(entry))
             entry.unlink(missing_ok=True)
             entry.symlink_to(f"..data/{first}")
     for entry in directory.iterdir():
         if not entry.name.startswith("..data") and entry.name not in wanted:
             if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
+                trees.remove(str(entry))
             else:
                 entry.unlink()
 

@@ -1,12 +1,14 @@
 """What the sandbox runtime knows of its pods, and where it stands on disk, so that a new agent process finds all again.
 
-``pods/UID/pod.json``: the pod and its holder; ``pods/UID/etc/``: its hosts, hostname, … files;
+``pods/UID/pod.json``: the pod and its holder; ``pods/UID/etc/``: its hosts, hostname, … files,
+links to ``etc/`` where they are the same in all;
 ``pods/UID/containers/NAME/SEQUENCE/``: one start of a container (``container.json``, ``pid``, ``status``, ``log``, ``end.json``).
 Nothing secret is written: environments stay in memory and in the kernel.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,6 +19,13 @@ from typing import Any
 from metaos.plugins.points import ContainerState
 from metaos.runtimes.netns import Sockets
 from metaos.runtimes.process import Identity, Watch, parse_stat
+
+SHARED_ETC = {
+    "resolv.conf": "# Names are those of /etc/hosts.\noptions attempts:1 timeout:1\n",
+    "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    "group": "root:x:0:\nnogroup:x:65534:\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+}
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\Z")
 
@@ -186,19 +195,25 @@ class Pod:
         finally:
             os.close(fd)
 
-    def write_etc(self) -> None:
+    def write_etc(self, shared: str) -> None:
+        """``shared``: where :func:`write_shared_etc` has been. A link costs a fortieth of a new file."""
         os.makedirs(self.etc, mode=0o755, exist_ok=True)
-        files = {
-            "hostname": f"{self.hostname}\n",
-            "resolv.conf": "# Names are those of /etc/hosts.\noptions attempts:1 timeout:1\n",
-            "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
-            "group": "root:x:0:\nnogroup:x:65534:\n",
-            "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
-        }
-        for name, text in files.items():
-            with open(os.path.join(self.etc, name), "w", encoding="utf-8") as file:
-                file.write(text)
+        for name in SHARED_ETC:
+            with contextlib.suppress(FileExistsError):
+                os.link(os.path.join(shared, name), os.path.join(self.etc, name))
+        with open(os.path.join(self.etc, "hostname"), "w", encoding="utf-8") as file:
+            file.write(f"{self.hostname}\n")
         self.write_hosts()
+
+
+def write_shared_etc(directory: str) -> None:
+    """What is the same in ``/etc`` of all pods; they have it mounted read-only. Those that run keep what they have."""
+    os.makedirs(directory, mode=0o755, exist_ok=True)
+    for name, text in SHARED_ETC.items():
+        path = os.path.join(directory, name)
+        with open(path + ".new", "w", encoding="utf-8") as file:
+            file.write(text)
+        os.rename(path + ".new", path)
 
 
 def write_json(path: str, document: Any) -> None:

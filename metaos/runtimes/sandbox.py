@@ -28,7 +28,7 @@ from metaos.runtimes.launcher import Launcher
 from metaos.runtimes.lifetimes import Lifetimes
 from metaos.runtimes.mounts import Mounts
 from metaos.runtimes.output import Outputs
-from metaos.runtimes.pods import Container, Pod, checked
+from metaos.runtimes.pods import Container, Pod, checked, write_shared_etc
 from metaos.runtimes.streams import Streams
 from metaos.runtimes.usage import usage
 
@@ -66,6 +66,7 @@ class SandboxRuntime:
         self._isolation: Isolation = isolated(isolation, self._directory)
         self._mounts = Mounts(directory, host_paths)
         self._images = ImageStore(os.path.join(self._directory, "images"), host_images)
+        self._etc = os.path.join(self._directory, "etc")
         self._most = most
         self._holders = Holders(self._isolation, self._holder_ended)
         self._pods: dict[str, Pod] | None = None
@@ -104,6 +105,7 @@ class SandboxRuntime:
         if self._pods is None:
             os.makedirs(os.path.join(self._directory, "pods"), mode=0o700, exist_ok=True)
             os.chmod(self._directory, 0o700)
+            write_shared_etc(self._etc)
             isolation, clock = self._isolation, self._clock
             cgroups = self._cgroups = Cgroups.here(_key(self._directory), self._most)
             outputs = self._outputs = Outputs(self._directory)
@@ -158,7 +160,7 @@ class SandboxRuntime:
                 address = "" if self._isolation.no_card and self._isolation.networks is not None else pod.address
                 found = Pod(pod.uid, place, pod.hostname or pod.name, pod.hosts, address, process.boot_id())
                 os.makedirs(os.path.join(place, "containers"), mode=0o700, exist_ok=True)
-                found.write_etc()
+                found.write_etc(self._etc)
                 try:
                     await self._holders.start(found)
                 except BaseException:

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -365,3 +367,10 @@ async def test_the_certificate_is_renewed_in_time(hub: Hub, tmp_path: Path) -> N
     )
     await until(lambda: short.agent.contact.reachable)
     await short.stop()
+
+
+def test_an_agent_loads_nothing_at_start_that_it_seldom_needs() -> None:
+    seldom = ("bz2", "cryptography", "ctypes", "email", "h2", "http.client", "lzma", "shutil", "tempfile", "yaml")
+    code = f"import sys, metaos.agent.agent, metaos.runtimes.confined; print([m for m in {seldom} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
