@@ -113,14 +113,15 @@ class Bubblewrap:
         bwrap, _ = self._programs()
         _copy(bwrap, os.path.join(directory, "bwrap"))
         ours, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        status, records = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        # No pipe: bwrap would end with us when it writes there, and leave a child that waits for it for ever.
+        records = os.memfd_create("nemo")
         waits, life = os.pipe2(os.O_CLOEXEC)
         held: Held | None = None
         try:
             arguments = bubblewrap.packed(bubblewrap.holder(system_paths(), hostname))
             argv = [bwrap, "--args", str(arguments), "--json-status-fd", str(records), "--", *bubblewrap.hold_command()]
             try:
-                launch = Launch(argv, {"NEMO_SANDBOX": self._directory}, [arguments, records])
+                launch = Launch(argv, {"NEMO_SANDBOX": self._directory}, [arguments], lent=[records])
                 monitor = launch.spawn(stdin=waits, stdout=theirs, stderr=theirs)
             finally:
                 os.close(theirs)
@@ -133,10 +134,14 @@ class Bubblewrap:
                     if not piece:
                         raise RuntimeUnavailable(bubblewrap.remedy(said.decode(errors="replace")))
                     said += piece
-                child = int(json.loads(os.read(status, 1 << 16).splitlines()[0])["child-pid"])
+                child = int(json.loads(os.pread(records, 1 << 16, 0).splitlines()[0])["child-pid"])
                 holder = process.identity(child)
                 if holder is None:
                     raise RuntimeUnavailable("the process that holds the pod's namespaces has ended at once")
+            except BaseException:
+                for each in process.in_sessions({monitor.pid}):  # whoever waits for the others, too
+                    each.kill()
+                raise
             finally:
                 # bwrap's own waiting process has nothing to wait for: a megabyte less.
                 monitor.kill()
@@ -145,7 +150,7 @@ class Bubblewrap:
             return held
         finally:
             os.close(ours)
-            os.close(status)
+            os.close(records)
             if held is None:
                 os.close(life)
 
