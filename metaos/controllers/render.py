@@ -216,7 +216,8 @@ def available(found: Obj) -> bool:
         return int(status.get("numberReady") or 0) >= 1
     if kind == "Job":
         ended = any(c.get("type") in ("Complete", "Failed") and c.get("status") == "True" for c in status.get("conditions") or ())
-        return ended or int(status.get("active") or 0) >= 1
+        # One that is held runs nothing, and can be held anywhere.
+        return ended or bool((spec.get("spec") or {}).get("suspend")) or int(status.get("active") or 0) >= 1
     if kind == "Pod":
         return any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or ())
     return True

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from metaos.controllers import deferral, placement, work
+from metaos.controllers import deferral, migration, placement, work
 from metaos.controllers.deferral import ahead
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, format_time, parse_time
@@ -144,3 +144,16 @@ async def test_one_that_may_be_paused_is_not_when_its_slack_is_gone() -> None:
             idle += bool(suspended(client))
             changes, before = changes + (suspended(client) != before), suspended(client)
         assert 0 < idle <= 62 and changes <= 12 and not suspended(client), (idle, changes)
+
+
+async def test_a_job_that_waits_leaves_a_site_that_is_drained_and_waits_on() -> None:
+    carbon = {"intensity": 300.0, "forecast": [300.0, 300.0, 300.0, 50.0, 400.0], "time": format_time(START), "source": "test"}
+    objects = (site(300, 300, 300, 100, 400), job(**{SLACK: "6h", DURATION: "1h"}))
+    async with running(*SETUPS, migration.setup, objects=objects) as (client, clock):
+        await until(clock, lambda: decided(client).get("cluster") == "a")
+        client.seed(cluster("b", status={"carbon": carbon}, **POWER))
+        taint = {"key": "out", "effect": "NoExecute"}
+        client.seed(cluster("a", status={"carbon": carbon}, taints=[taint], unschedulable=True, **POWER))
+        await until(clock, lambda: decided(client).get("cluster") == "b", 60)
+        assert all(w["spec"]["manifests"][0]["spec"]["suspend"] for w in client.objects(scheme.WORK))
+        assert not decided(client)["started"]

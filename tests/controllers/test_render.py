@@ -62,3 +62,10 @@ def test_a_site_cannot_stand_in_for_the_others() -> None:
     assert status["availableReplicas"] == 2 and status["unavailableReplicas"] == 2
     negative = reported(work("Deployment", 2, {"availableReplicas": -5}))
     assert rolled_up(whole, {"a": negative, "b": honest}, [], 0.0).get("availableReplicas", 0) == 0
+
+
+def test_a_job_that_is_held_does_not_hold_up_a_move() -> None:
+    found = work("Job", 1, {"active": 0}, observed=4)
+    assert not available(found)
+    found["spec"]["manifests"][0]["spec"]["suspend"] = True
+    assert available(found)
