@@ -10,7 +10,17 @@ from docs.generate import commands
 
 #: Who uses which command. A test checks that every command is in exactly one line.
 ROLES = {
-    "Developer": ("why", "twin run", "twin from-live", "plan", "intent list", "intent export", "intent import", "status"),
+    "Developer": (
+        "why",
+        "twin run",
+        "twin from-live",
+        "twin replay",
+        "plan",
+        "intent list",
+        "intent export",
+        "intent import",
+        "status",
+    ),
     "Operator of the continuum": (
         *("up", "kubeconfig", "revoke", "join-token", "ca status", "ca rotate", "ca retire"),
         *("keys list", "keys rotate", "backup", "restore"),

@@ -108,6 +108,39 @@ def from_live(file: Path, hours: float, kubeconfig: Path | None, data: Path | No
     click.echo(f"wrote {file}: {len(found['sites'])} sites, {len(found['objects'])} objects", err=True)
 
 
+@twin.command("replay")
+@click.argument("trace", type=click.Path(path_type=Path))
+@click.option("--on", "base", type=click.Path(path_type=Path), required=True, help="The scenario whose sites take the jobs.")
+@click.option("--rows", type=click.IntRange(min=1), help="The first so many jobs only.")
+@click.option("--seed", type=click.IntRange(min=0), help="Another seed than the scenario's.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a report with plots to this file.")
+@OUTPUT
+def replay(trace: Path, base: Path, rows: int | None, seed: int | None, html: Path | None, output: str) -> None:
+    """Play the jobs of TRACE on a scenario's sites.
+
+    TRACE is a CSV file: arrival_time,length,cpus in seconds and processors.
+
+    \b
+    Example: nemo twin replay jobs.csv --on examples/scenarios/lost-site.yaml --rows 100
+    """
+    from metaos.cli.output import emit
+    from metaos.twin.replay import replayed
+    from metaos.twin.report import summary, write_html
+    from metaos.twin.scenario import load
+    from metaos.twin.text import ScenarioError
+
+    _logging(False)
+    try:
+        found = replayed(load(base).with_seed(seed), trace, rows or 0)
+    except ScenarioError as error:
+        raise click.ClickException(str(error)) from None
+    report = _play(found, None)
+    emit(report, output, text=summary(report))
+    if html is not None:
+        _html(write_html, report, html)
+    sys.exit(0 if report["passed"] else 1)
+
+
 def _html(write: Any, report: dict[str, Any], file: Path) -> None:
     try:
         write(report, file)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from metaos.twin.clock import VirtualLoop, run
 from metaos.twin.live import copy_of
 from metaos.twin.minimise import minimise, text_of
 from metaos.twin.play import play
+from metaos.twin.replay import replayed
 from metaos.twin.report import summary
-from metaos.twin.scenario import Scenario, load, scenario
+from metaos.twin.scenario import Hope, Scenario, load, scenario
 from metaos.twin.text import ScenarioError, parse
 from metaos.twin.world import Timing, World
 
@@ -168,6 +170,28 @@ def test_a_copy_of_a_continuum_is_a_scenario_that_holds(tmp_path: Path) -> None:
     copied["expect"] = [{"at": "10m", "runsOn": {"web": ["eu"], "api": ["gb"]}}]
     report = play(scenario(parse(yaml.safe_dump(copied), "copy.yaml"), tmp_path))
     assert report["passed"], summary(report)
+
+
+def test_a_trace_is_replayed(tmp_path: Path) -> None:
+    trace = tmp_path / "jobs.csv"
+    trace.write_text("arrival_time,length,cpus\n0.0,300,1\n60,30.5,0.5\n90,1500,2\n")
+    story = replayed(of(), trace)
+    assert story.duration == 1650 and len(story.workloads) == 5
+    hope = Hope(1650, 60, "done", ["job-000000", "job-000001", "job-000002"], 0)
+    report = play(replace(story, duration=1710, hopes=(hope,)))
+    assert report["passed"], summary(report)
+    assert len(replayed(of(), trace, 1).workloads) == 3
+    for line, column, remedy in (
+        ("-1,5,1", "arrival_time", "at least 0"),
+        ("1,nan,1", "length", "above 0"),
+        ("1,5", "cpus", "mend"),
+    ):
+        trace.write_text(f"arrival_time,length,cpus\n0,1,1\n{line}\n")
+        with pytest.raises(ScenarioError, match=f"jobs.csv:3: {column}: .*{remedy}"):
+            replayed(of(), trace)
+    trace.write_text("when,what\n")
+    with pytest.raises(ScenarioError, match="must begin with 'arrival_time,length,cpus'"):
+        replayed(of(), trace)
 
 
 def test_another_seed_is_another_story() -> None:
