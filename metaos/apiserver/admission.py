@@ -3,8 +3,6 @@
 The fields are data: ``unsupported.yaml``. A field that is not in the table is honoured, or is harmless where it is not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -14,7 +12,8 @@ import yaml
 
 from metaos.apiserver.schema import Node, node_of
 from metaos.resources import scheme
-from metaos.resources.meta import Obj
+from metaos.resources.meta import Obj, annotations
+from metaos.scheduler.slack import WAITING
 
 #: Kinds that users write. What agents and controllers report is not warned about.
 KINDS = frozenset(
@@ -52,7 +51,18 @@ class UnsupportedFields:
             return obj, ()
         if kind is scheme.POD and spec.get("nodeName"):
             return obj, ()  # A mirror of what runs already.
-        return obj, list(_found(node_of(kind), written, "", table()))
+        return obj, [*_found(node_of(kind), written, "", table()), *_unheard(obj)]
+
+
+def _unheard(obj: Obj) -> Iterator[str]:
+    """Annotations about waiting on what does not wait: only Jobs do."""
+    if obj.get("kind") == "Job":
+        return
+    template = (obj.get("spec") or {}).get("jobTemplate") or {}
+    for path, where in (("metadata", obj), ("spec.jobTemplate.metadata", template)):
+        for key in WAITING:
+            if key in annotations(where):
+                yield f"{path}.annotations[{key}]: only Jobs wait for cleaner electricity; this {obj.get('kind')} does not"
 
 
 def _found(node: Node, value: Any, path: str, rules: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Iterator[str]:

@@ -16,6 +16,8 @@ from metaos.resources.meta import Obj, annotations, is_true, namespace, parse_ti
 
 DEADLINE, SLACK, DURATION = "meta-os.eu/deadline", "meta-os.eu/slack", "meta-os.eu/expected-duration"
 SUSPENDABLE = "meta-os.eu/suspendable"
+#: What asks for waiting.
+WAITING = DEADLINE, SLACK, SUSPENDABLE
 #: Longer waits say nothing: no forecast goes so far.
 MOST_SECONDS = 7 * 86400.0
 #: So many earlier Jobs are looked at, the newest first; a deadline keeps clear of their longest by a tenth and a minute.

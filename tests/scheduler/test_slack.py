@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from metaos.apiserver.admission import UnsupportedFields
 from metaos.resources.meta import format_time
 from metaos.scheduler.slack import DEADLINE, DURATION, SLACK, causes, deferrable, lengths, seconds, waits_until
 
@@ -69,3 +70,16 @@ def test_lengths_are_stated_or_those_of_earlier_jobs_that_run_the_same() -> None
     assert lengths(job(duration="2h"), others) == (7200.0,)
     assert lengths(job(), []) == ()
     assert not math.isinf(waits_until(job(slack="1s"), ())[0])
+
+
+def test_what_does_not_wait_says_so() -> None:
+    template = {"metadata": {"annotations": {SLACK: "6h"}}, "spec": job()["spec"]}
+    metadata = {"name": "c", "namespace": "shop", "annotations": {DEADLINE: "soon"}}
+    cron = {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": metadata, "spec": {"jobTemplate": template}}
+    _, warnings = UnsupportedFields().admit("CREATE", cron, None)
+    assert [w.partition(":")[0] for w in warnings] == [
+        f"metadata.annotations[{DEADLINE}]",
+        f"spec.jobTemplate.metadata.annotations[{SLACK}]",
+    ]
+    assert all("this CronJob does not" in w for w in warnings)
+    assert not UnsupportedFields().admit("CREATE", job(slack="6h"), None)[1]
