@@ -1,0 +1,85 @@
+"""Statements: exact sums of what is known, and exports that others can read."""
+
+import csv
+import io
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metaos.accounting.booking import Owner, Site, book
+from metaos.accounting.money import price_of
+from metaos.accounting.statement import COLUMNS, FOCUS_COLUMNS, GROUPINGS, SYSTEM, as_csv, as_focus, totals
+from tests.accounting.test_booking import PARIS, SHOP, period, pod
+
+SAID = period(pod(), pod("web-2", cpuMicroseconds=10), pod("=job", namespace="lab", workload={"kind": "Job", "name": "train"}))
+HERE = book(SAID, PARIS, lambda _: SHOP)
+DOLLARS = replace(SHOP, price=price_of({"cpuHour": 1, "currency": "USD"}, "greater", ""), intents=())
+THERE = book(period(pod()), Site("lyon", "telco-b"), lambda _: DOLLARS)
+
+
+def test_sums_by_everything_that_one_may_ask_by() -> None:
+    found = {by: [total.key for total in totals([HERE, THERE], by)] for by in GROUPINGS}
+    assert found == {
+        "pod": [("lab", "=job"), ("shop", "web-1"), ("shop", "web-2")],
+        "workload": [("lab", "Job", "train"), ("shop", "Deployment", "web")],
+        "namespace": [("lab",), ("shop",)],
+        "site": [("lyon",), ("paris",)],
+        "intent": [("lab", "green"), ("shop", "(none)"), ("shop", "green")],
+    }
+    with pytest.raises(ValueError, match="by pod, workload, namespace, site, intent, not by 'colour'"):
+        totals([], "colour")
+
+
+def test_what_is_unknown_is_counted_and_never_zero() -> None:
+    lyon, paris = totals([HERE, THERE], "site")
+    assert lyon.said()["operationalGrams"] == {"location": None, "market": None, "marginal": None}
+    assert lyon.said()["embodiedGrams"] is None and lyon.unknown["location"] == 1
+    assert paris.said()["operationalGrams"] == {"location": "0.27", "market": None, "marginal": None}
+    unpriced = totals([book(period(pod()), PARIS, lambda _: Owner("x", None))], "site")[0]
+    assert unpriced.said()["cost"] == {} and unpriced.unknown["cost"] == 1
+
+
+def test_currencies_are_never_added() -> None:
+    (shop,) = (total for total in totals([HERE, THERE], "namespace") if total.key == ("shop",))
+    assert shop.said()["cost"] == {"EUR": "0.003333334", "USD": "0.041666667"}
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=6))
+def test_by_whatever_one_asks_the_sum_is_the_machines(energies: list[int]) -> None:
+    said = period(*(pod(f"web-{n}", energyMillijoules=energy) for n, energy in enumerate(energies)))
+    entry = book(said, PARIS, lambda _: SHOP)
+    for by in GROUPINGS:
+        found = totals([entry], by, system=True)
+        assert sum(total.millijoules for total in found) == said["energy"]["millijoules"]
+        assert sum(total.embodied or 0 for total in found) == 500_000
+        assert sum((total.cost.get("EUR", Decimal(0)) for total in found), Decimal(0)) == sum(
+            Decimal(line["cost"]["amount"]) for line in entry[1]
+        )
+
+
+def read(text: str) -> list[dict[str, Any]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_csv_has_units_in_its_header_and_empty_cells_for_what_is_unknown() -> None:
+    rows = read(as_csv(totals([HERE, THERE], "pod", system=True)))
+    assert tuple(rows[0]) == COLUMNS and [row["group"] for row in rows][:2] == [SYSTEM, "lab/=job"]
+    assert rows[1]["operational_location_gco2eq"] == "0.09" and rows[1]["operational_market_gco2eq"] == ""
+    (name,) = (total for total in totals([HERE], "pod") if total.key == ("lab", "=job"))
+    name.key = ("=job",)
+    assert read(as_csv([name]))[0]["group"] == "'=job", "no spreadsheet takes a name for a formula"
+
+
+def test_focus_rows_are_charges_of_a_month_between_two_owners() -> None:
+    rows = read(as_focus(totals([HERE, THERE], "namespace"), "namespace"))
+    assert tuple(rows[0]) == FOCUS_COLUMNS and len(rows) == 3
+    (row,) = (row for row in rows if (row["ResourceId"], row["BillingCurrency"]) == ("shop", "EUR"))
+    assert row["BilledCost"] == row["EffectiveCost"] == row["ListCost"] == row["ContractedCost"] == "0.003333334"
+    assert (row["BillingPeriodStart"], row["BillingPeriodEnd"]) == ("2023-11-01T00:00:00Z", "2023-12-01T00:00:00Z")
+    assert (row["ChargeCategory"], row["ChargeFrequency"], row["BillingAccountId"]) == ("Usage", "Usage-Based", "shop-inc")
+    assert row["ChargePeriodStart"] < row["ChargePeriodEnd"] and row["ServiceCategory"] == "Compute"
+    assert not read(as_focus(totals([book(period(pod()), PARIS, lambda _: Owner("x", None))], "pod"), "pod"))
