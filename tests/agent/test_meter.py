@@ -1,6 +1,8 @@
 """Metering: every CPU second is in one period, whenever the agent ends, and what waits is bounded."""
 
 import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -154,6 +156,41 @@ def test_a_clock_that_is_set_from_1970_makes_no_energy(tmp_path: Path) -> None:
     assert not list(problems(period, START + 300)) and period["end"] - period["start"] == 200
     assert period["pods"][0]["cpuMicroseconds"] == 30_000_000
     cache.close()
+
+
+_METERING = """
+import sys
+from pathlib import Path
+from tests.agent.test_meter import START, look, new
+now = int(sys.argv[2])
+cache, meter = new(Path(sys.argv[1]))
+while True:
+    meter.look(now, [look({"c": (now - START) * 0.5}), look({"c": (now - START) * 0.25}, "u2")], 0.1)
+    print(now, flush=True)
+    now += 20
+"""
+
+
+@pytest.mark.system
+def test_a_killed_process_loses_no_cpu_second_and_counts_none_twice(tmp_path: Path) -> None:
+    """SIGKILL wherever it is, twelve times, often in the middle of a transaction; the counters go on meanwhile."""
+    now = START
+    for turn in range(12):
+        arguments = [sys.executable, "-c", _METERING, str(tmp_path), str(now)]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            said = [process.stdout.readline() for _ in range(20 + turn * 7)]
+            process.kill()
+            said += process.stdout.read().splitlines()
+        now = max(int(line) for line in said if len(line.strip()) == 10) + 20
+    cache, meter = new(tmp_path)
+    end = (now // 300 + 1) * 300
+    meter.look(end, [look({"c": (end - START) * 0.5}), look({"c": (end - START) * 0.25}, "u2")])
+    periods = meter.waiting(100_000)
+    cache.close()
+    assert sum(pod["cpuMicroseconds"] for p in periods for pod in p["pods"]) == (end - START) * 750_000
+    assert [p["sequence"] for p in periods] == list(range(1, len(periods) + 1)) and len(periods) > 12
+    assert all(a["end"] == b["start"] for a, b in pairwise(periods))
 
 
 def domain(root: Path, folder: str, name: str, energy: int, most: int = 1_000_000) -> Path:
