@@ -30,10 +30,11 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "plan": ("--drain", "edge"),
     "restore": ("{folder}/text.yaml",),
     "revoke": ("ann",),
+    "twin from-live": ("{folder}/scenario.yaml",),
     "why": ("deployment/web",),
 }
 #: Those that print for people only, or one format of their own.
-ONE_FORM = {"agent", "up", "backup", "restore", "revoke", "kubeconfig", "intent export", "intent import"}
+ONE_FORM = {"agent", "up", "backup", "restore", "revoke", "kubeconfig", "intent export", "intent import", "twin from-live"}
 
 CONFIG = """
 apiVersion: v1
