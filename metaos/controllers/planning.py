@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from metaos.clock import Clock
@@ -14,7 +15,7 @@ from metaos.controllers.usage import Share, Usage
 from metaos.plugins.registry import load_all
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme, workload
-from metaos.resources.errors import Cause, invalid
+from metaos.resources.errors import ApiError, Cause, invalid, too_many_requests
 from metaos.resources.meta import Obj, ObjectRef, name, namespace, ref, uid
 from metaos.resources.snapshot import Snapshot, WorkloadInfo
 from metaos.scheduler.conflicts import as_data
@@ -29,7 +30,20 @@ if TYPE_CHECKING:
 OUTCOMES_KEPT = 500
 #: Workloads x sites that are placed at once: a table of 160 MB.
 MOST_PAIRS = 20_000_000
+#: Plans that are made or wait for the one that is.
+MOST_WAITING = 8
 _KINDS = {(k.api_version, k.kind) for k in scheme.WORKLOADS}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The world as it is, the workloads to decide anew, which of them the caller brought, and those that are there in another
+    form as they are."""
+
+    snapshot: Snapshot
+    workloads: list[WorkloadInfo]
+    brought: Set[ObjectRef]
+    present: Mapping[ObjectRef, WorkloadInfo]
 
 
 class Planner:
@@ -43,56 +57,84 @@ class Planner:
         self._workloads = [manager.informer(k) for k in scheme.WORKLOADS]
         self._filters = load_all("metaos.filter", [n for n, _ in FILTERS])
         self._scores = [score for _, score in load_all("metaos.score", [score.name for score in SCORES])]
+        self._one, self._waiting = asyncio.Lock(), 0
 
     async def review(self, obj: Obj, visible: Callable[[str], bool]) -> Obj:
         """The review with its status. ``visible`` says of which namespaces the caller may see placements; of workloads in
-        others it is told only how many would move."""
+        others it is told only how many would change. One is made at a time."""
         # With numpy, which a hub loads when it is needed.
-        from metaos.scheduler.planning import Changes, alternatives, project, together
+        from metaos.scheduler.planning import Changes
 
         spec = obj.get("spec") or {}
-        objects = spec.get("objects") or []
         changes = Changes(
             frozenset(spec.get("drain") or ()),
             frozenset(spec.get("lose") or ()),
             tuple(sorted((spec.get("prices") or {}).items())),
             tuple(sorted((spec.get("carbonIntensities") or {}).items())),
         )
-        snapshot, asked, shown = self._asked(objects, changes)
+        if self._waiting >= MOST_WAITING:
+            raise too_many_requests(f"{MOST_WAITING} plans are asked for already, and one is made at a time: ask again later")
+        self._waiting += 1
+        try:
+            async with self._one:
+                return {**obj, "metadata": {}, "status": await self._answer(spec, changes, visible)}
+        finally:
+            self._waiting -= 1
+
+    async def _answer(self, spec: Mapping[str, Any], changes: Changes, visible: Callable[[str], bool]) -> dict[str, Any]:
+        from metaos.scheduler.planning import alternatives, together
+
+        asked = self._asked(spec.get("objects") or (), changes)
+        seen = {where for where in {w.ref.namespace for w in asked.workloads} if visible(where)}
         # Beside the loop: agents' heartbeats do not wait for a large plan.
         try:
-            outcomes = await asyncio.to_thread(project, snapshot, changes, asked, self._filters, self._scores)
+            rows, left_out, outcomes = await asyncio.to_thread(self._decide, asked, changes, seen)
         except ValueError as error:
-            kind, cause = scheme.PLACEMENT_REVIEW, Cause("FieldValueInvalid", "spec", str(error))
-            raise invalid(kind.group, kind.kind, "", [cause]) from None
-        found: list[Alternative] = []
-        if spec.get("alternatives", True):
-            found = await asyncio.to_thread(alternatives, snapshot, changes, outcomes, self._filters, self._scores)
-        worth = [o for o in outcomes if o.changed or o.impossible is not None or o.workload.ref in shown]
-        told = [o for o in worth if visible(o.workload.ref.namespace)]
-        hidden = sum(o.changed and not visible(o.workload.ref.namespace) for o in outcomes)
-        moving = [o for o in outcomes if o.changed]
+            raise _refused("spec", str(error)) from None
+        told = [o for o in outcomes if o.workload.ref.namespace in seen]
         status = {
-            "workloads": [_outcome(o) for o in told[:OUTCOMES_KEPT]],
-            "workloadsLeftOut": max(0, len(told) - OUTCOMES_KEPT) + hidden,
-            "unchanged": len(outcomes) - len(told) - hidden,
-            "before": _measures(together([o.before for o in outcomes])),
-            "after": _measures(together([o.after for o in outcomes])),
-            "alternatives": [_alternative(a, visible) for a in found],
-            **({"reoptimised": await self._optimised(snapshot, visible)} if spec.get("reoptimise") else {}),
-            "chosen": _measures(together([o.after for o in moving if o.plan.clusters])),
+            "workloads": rows,
+            "workloadsLeftOut": left_out + sum(o.changed for o in outcomes) - sum(o.changed for o in told),
+            "unchanged": len(told) - len(rows) - left_out,
+            "before": _measures(together([o.before for o in told])),
+            "after": _measures(together([o.after for o in told])),
+            "alternatives": [],
+            "chosen": _measures(together([o.after for o in told if o.changed and o.plan.clusters])),
         }
-        return {**obj, "metadata": {}, "status": status}
+        if spec.get("alternatives", True):
+            judges = self._filters, self._scores
+            found = await asyncio.to_thread(alternatives, asked.snapshot, changes, outcomes, *judges, within=seen)
+            status["alternatives"] = [_alternative(a) for a in found]
+        if spec.get("reoptimise"):
+            status["reoptimised"] = await self._optimised(visible)
+        return status
 
-    async def _optimised(self, snapshot: Snapshot, visible: Callable[[str], bool]) -> dict[str, Any]:
+    def _decide(self, asked: Asked, changes: Changes, seen: Set[str]) -> tuple[list[dict[str, Any]], int, list[Outcome]]:
+        """What is told of each workload, how many of those are left out, and all outcomes in short."""
+        from metaos.scheduler.planning import project
+
+        rows: list[dict[str, Any]] = []
+        outcomes: list[Outcome] = []
+        left_out = 0
+        for found in project(asked.snapshot, changes, asked.workloads, self._filters, self._scores, present=asked.present):
+            about = found.workload.ref
+            if about.namespace in seen and (found.changed or found.impossible is not None or about in asked.brought):
+                if len(rows) < OUTCOMES_KEPT:
+                    rows.append(_outcome(found))
+                else:
+                    left_out += 1
+            outcomes.append(found.in_short())
+        return rows, left_out, outcomes
+
+    async def _optimised(self, visible: Callable[[str], bool]) -> dict[str, Any]:
         """All workloads as they are, placed at once."""
         from metaos.scheduler.optimise import optimise
 
-        everything = self._asked((), None)[1]
+        as_it_is = self._asked((), None)
+        snapshot, everything = as_it_is.snapshot, as_it_is.workloads
         if len(everything) * len(snapshot.clusters) > MOST_PAIRS:
             pairs = f"{len(everything)} workloads x {len(snapshot.clusters)} sites"
-            kind, cause = scheme.PLACEMENT_REVIEW, Cause("FieldValueInvalid", "spec.reoptimise", f"{pairs} are too many at once")
-            raise invalid(kind.group, kind.kind, "", [cause])
+            raise _refused("spec.reoptimise", f"{pairs} are too many at once, at most {MOST_PAIRS} pairs are possible")
         found = await asyncio.to_thread(optimise, snapshot, everything, self._filters, self._scores)
         shown = [m for m in found.moves if visible(m.workload.ref.namespace)]
         return {
@@ -114,22 +156,22 @@ class Planner:
             ],
         }
 
-    def _asked(self, objects: Iterable[Obj], changes: Changes | None) -> tuple[Snapshot, list[WorkloadInfo], set[ObjectRef]]:
-        """The world as it is, the workloads to decide anew (all of them without ``changes``), and those of them that the caller
-        brought."""
+    def _asked(self, objects: Iterable[Obj], changes: Changes | None) -> Asked:
+        """Without ``changes`` all workloads are to be decided."""
         present = {ref(o): o for informer in self._workloads for o in informer.list() if placeable(o) and not finished(o)}
         brought: dict[ObjectRef, Obj] = {}
         rules: dict[str, dict[tuple[str, str], Obj]] = {}
         for found in objects:
-            if (found.get("apiVersion"), found.get("kind")) in _KINDS and placeable(found):
+            if (found.get("apiVersion"), found.get("kind")) in _KINDS and placeable(found) and not finished(found):
                 brought[ref(found)] = found
-            elif found.get("kind") in (scheme.INTENT.kind, scheme.PLACEMENT_POLICY.kind):
+            elif scheme.by_kind(str(found.get("apiVersion")), str(found.get("kind"))) in (scheme.INTENT, scheme.PLACEMENT_POLICY):
                 rules.setdefault(namespace(found), {})[str(found["kind"]), name(found)] = found
         usage = Usage(self._clusters.list)
         places: dict[ObjectRef, dict[str, int]] = {}
         for about, obj in present.items():
             places[about] = self._places(obj)
-            each = workload.requests(workload.pod_spec(obj))
+            # What an update asks for counts where it is already, as when it is applied.
+            each = workload.requests(workload.pod_spec(brought.get(about, obj)))
             usage.set(about, Share(each["cpu"], each["memory"], places[about]))
         everything = present | brought
         affected = [about for about in everything if changes is None or changes or about in brought or about.namespace in rules]
@@ -140,7 +182,10 @@ class Planner:
             obj = everything[about]
             merged = self._rules(about.namespace, rules.get(about.namespace) or {})
             asked.append(self._facts.workload(obj, self._placement(about, obj), places.get(about) or {}, merged))
-        return Snapshot(self._clock.now(), usage.sites(ObjectRef("", "", "", ""))), asked, set(brought)
+        snapshot = Snapshot(self._clock.now(), usage.sites(ObjectRef("", "", "", "")))
+        updated = present.keys() & brought.keys()
+        earlier = {a: self._facts.workload(present[a], self._placement(a, present[a]), places[a]) for a in updated}
+        return Asked(snapshot, asked, brought.keys(), earlier)
 
     def _placement(self, about: ObjectRef, obj: Obj) -> Obj | None:
         found = self._placements.get(placement_name(about), about.namespace)
@@ -185,13 +230,17 @@ def _outcome(found: Outcome) -> dict[str, Any]:
     return row
 
 
-def _alternative(found: Alternative, visible: Callable[[str], bool]) -> dict[str, Any]:
+def _refused(field: str, why: str) -> ApiError:
+    kind = scheme.PLACEMENT_REVIEW
+    return invalid(kind.group, kind.kind, "", [Cause("FieldValueInvalid", field, why)])
+
+
+def _alternative(found: Alternative) -> dict[str, Any]:
     return {
         **_measures(found.measures),
         "weights": dict(zip(("cost", "carbon", "latency"), found.mix, strict=True)),
         "workloads": [
             {"kind": about.kind, "namespace": about.namespace, "name": about.name, "clusters": _clusters(places)}
             for about, places in found.places
-            if visible(about.namespace)
         ],
     }

@@ -5,7 +5,7 @@ The same decisions as the controllers', one workload after the other, each seein
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from metaos.resources.meta import TAINT_UNREACHABLE, ObjectRef
@@ -62,6 +62,10 @@ class Outcome:
     @property
     def changed(self) -> bool:
         return dict(self.plan.clusters) != dict(self.workload.current)
+
+    def in_short(self) -> Outcome:
+        """Without what the plan says of each site, which keeps a table of all sites alive."""
+        return replace(self, plan=replace(self.plan, scored=(), rejected=()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,29 +139,31 @@ def project(
     workloads: Sequence[WorkloadInfo],
     filters: Sequence[tuple[str, Filter]] = FILTERS,
     scores: Sequence[Score] = SCORES,
-) -> list[Outcome]:
-    """Decides ``workloads`` in their order. ``snapshot`` counts everything that is decided already, theirs too."""
+    *,
+    present: Mapping[ObjectRef, WorkloadInfo] | None = None,
+) -> Iterator[Outcome]:
+    """Decides ``workloads`` in their order, one when it is asked for. ``snapshot`` counts everything that is decided already,
+    theirs too, with what they ask for now. ``present``: those that asked for something else before."""
     now = snapshot.now
     before = {c.name: c for c in snapshot.clusters}
     world = World(changed_sites(snapshot.clusters, changes, now))
-    found = []
+    after = {c.name: c for c in world}
     for workload in workloads:
-        gone = frozenset(changes.drain & workload.current.keys())
+        # Draining evicts pods: where none is, or each site has its own, nothing has to leave.
+        running = {site for site, count in workload.current.items() if count and workload.mode != "Everywhere"}
+        gone = frozenset(changes.drain & running)
         asking = replace(workload, evicted=workload.evicted | gone) if gone else workload
         free = Snapshot(now, taking(world, asking, workload.current, -1))
         plan = decide(free, asking, filters, scores)
         world = taking(World.of(free.clusters), asking, dict(plan.clusters), 1)
-        after = {c.name: c for c in free.clusters}
-        found.append(
-            Outcome(
-                asking,
-                plan,
-                measures(asking, workload.current, before),
-                measures(asking, dict(plan.clusters), after),
-                None if plan.complete and plan.clusters else impossible(free, asking, filters),
-            )
+        earlier = (present or {}).get(workload.ref, workload)
+        yield Outcome(
+            asking,
+            plan,
+            measures(earlier, workload.current, before),
+            measures(asking, dict(plan.clusters), after),
+            None if plan.complete and plan.clusters else impossible(free, asking, filters),
         )
-    return found
 
 
 def alternatives(
@@ -166,23 +172,30 @@ def alternatives(
     outcomes: Sequence[Outcome],
     filters: Sequence[tuple[str, Filter]] = FILTERS,
     scores: Sequence[Score] = SCORES,
+    *,
+    within: Collection[str] | None = None,
 ) -> list[Alternative]:
     """Ways to place the workloads that move or come, chosen anew by each of ``MIXES``: those that no other one beats in money,
-    carbon and latency together (Pareto). What is hard in intents and policies is so in all of them."""
-    asked = [o.workload for o in outcomes if o.changed and o.plan.clusters]
+    carbon and latency together (Pareto). What is hard in intents and policies is so in all of them. ``within``: namespaces;
+    what moves in others goes where it was decided to go, and is not counted."""
+    moving = [o for o in outcomes if o.changed]
+    asked = [o.workload for o in moving if o.plan.clusters and (within is None or o.workload.ref.namespace in within)]
     if not asked or len(asked) > MOST_WORKLOADS:
         return []
     present = World(changed_sites(snapshot.clusters, changes, snapshot.now))
     names = {c.name: c for c in present}
-    for workload in asked:
-        present = taking(present, workload, workload.current, -1)
+    chosen = {w.ref for w in asked}
+    for outcome in moving:
+        present = taking(present, outcome.workload, outcome.workload.current, -1)
+        if outcome.workload.ref not in chosen:
+            present = taking(present, outcome.workload, dict(outcome.plan.clusters), 1)
     found: dict[object, Alternative] = {}
     for mix in MIXES:
         weights = dict(zip(_MIXED, mix, strict=True))
         weighed = [replace(s, weight=s.weight + STRONG * weights.get(s.name, 0.0)) for s in scores]
         world, places = present, []
         for workload in asked:
-            fresh = replace(workload, current={}, moves=(), pinned=False) if not workload.pinned else workload
+            fresh = workload if workload.pinned else replace(workload, current={}, moves=())
             plan = decide(Snapshot(snapshot.now, world), fresh, filters, weighed)
             if not plan.complete:
                 break

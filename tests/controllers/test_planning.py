@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from metaos.controllers import placement
-from metaos.controllers.planning import Planner
+from metaos.controllers.planning import MOST_WAITING, Planner
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
@@ -103,3 +104,43 @@ async def test_changes_of_the_world_touch_what_they_concern() -> None:
         with pytest.raises(ApiError, match="there is no site 'mars'") as caught:
             await asking(lose=["mars"])
         assert caught.value.code == 422
+
+
+async def test_an_update_holds_the_room_that_it_asks_for_and_is_compared_with_what_is_there() -> None:
+    asking = Asking()
+    old = deployment("web", cpu="1")
+    async with running(placement.setup, asking.setup, objects=(cluster("a", price={"cpuHour": 0.5}), old)) as (client, clock):
+        await placed(client, clock, "web")
+        status = await asking(objects=[deployment("web", cpu="3"), deployment("more", cpu="2")])
+        rows = {w["name"]: w for w in status["workloads"]}
+        assert places(rows["web"]["after"]) == {"a": 1} and places(rows["more"]["after"]) == {}
+        assert (rows["web"]["before"]["cost"], rows["web"]["after"]["cost"]) == (0.5, 1.5)
+
+
+async def test_a_job_that_has_ended_is_not_started_again() -> None:
+    asking = Asking()
+    job = {**scheme.JOB.empty("once", "shop"), "status": {"conditions": [{"type": "Complete", "status": "True"}]}}
+    job["spec"] = {"template": {"spec": {"containers": [{"name": "c", "image": "i"}]}}}
+    async with running(placement.setup, asking.setup, objects=(cluster("a"),)):
+        assert (await asking(objects=[job]))["workloads"] == []
+
+
+async def test_sums_and_alternatives_are_of_what_the_caller_may_see() -> None:
+    asking = Asking()
+    priced = (cluster("a", price={"cpuHour": 0.5}), cluster("b", price={"cpuHour": 0.5}))
+    async with running(placement.setup, asking.setup, objects=(*priced, deployment())) as (client, clock):
+        here = next(iter(await placed(client, clock, "web")))
+        assert (await asking(drain=[here]))["before"]["cost"] > 0
+        status = await asking(visible=False, drain=[here])
+        assert status["workloadsLeftOut"] == 1 and status["unchanged"] == 0
+        assert status["before"]["cost"] == status["after"]["cost"] == status["chosen"]["cost"] == 0
+        assert status["alternatives"] == []
+
+
+async def test_one_plan_is_made_at_a_time_and_few_may_wait() -> None:
+    asking = Asking()
+    async with running(placement.setup, asking.setup, objects=(cluster("a"),)):
+        answers = await asyncio.gather(*(asking() for _ in range(MOST_WAITING + 2)), return_exceptions=True)
+        refused = [a for a in answers if isinstance(a, ApiError)]
+        assert [a.code for a in refused] == [429, 429] and len(answers) - len(refused) == MOST_WAITING
+        assert (await asking())["workloads"] == []

@@ -91,7 +91,7 @@ def test_alternatives_trade_money_against_carbon_and_none_is_beaten() -> None:
         site("clean", cpu_hour=0.09, carbon=20.0),
         site("bad", cpu_hour=0.2, carbon=900.0),
     )
-    outcomes = project(sites, Changes(), [named("web", cpu=1000)])
+    outcomes = list(project(sites, Changes(), [named("web", cpu=1000)]))
     found = alternatives(sites, Changes(), outcomes)
     assert [a.places[0][1] for a in found] == [(("cheap", 1),), (("clean", 1),)]
 
@@ -100,9 +100,32 @@ def test_alternatives_trade_money_against_carbon_and_none_is_beaten() -> None:
 def test_no_alternative_beats_another(found: tuple[ClusterInfo, ...]) -> None:
     asked = [named(f"w{n}", cpu=300) for n in range(3)]
     snapshot = Snapshot(NOW, found)
-    ways = alternatives(snapshot, Changes(), project(snapshot, Changes(), asked))
+    ways = alternatives(snapshot, Changes(), list(project(snapshot, Changes(), asked)))
     values = [(w.measures.cost, w.measures.carbon, w.measures.latency) for w in ways]
     for one in values:
         for other in values:
             pairs = [(1e9 if a is None else a, 1e9 if b is None else b) for a, b in zip(one, other, strict=True)]
             assert not (all(a <= b for a, b in pairs) and any(a < b for a, b in pairs))
+
+
+def test_a_drain_moves_only_what_has_pods_that_can_be_evicted() -> None:
+    everywhere = dataclasses.replace(workload("DaemonSet", current={"a": 1, "b": 1}))
+    asleep = named("asleep", replicas=0, current={"a": 0})
+    found = list(project(world(site("a"), site("b")), Changes(drain=frozenset({"a"})), [everywhere, asleep]))
+    assert [dict(o.plan.clusters) for o in found] == [{"a": 1, "b": 1}, {"a": 0}] and not any(o.changed for o in found)
+
+
+def test_the_figures_before_are_those_of_what_is_there_before() -> None:
+    now, then = named("web", cpu=1000, current={"a": 1}), named("web", cpu=100, current={"a": 1})
+    (outcome,) = project(world(site("a", cpu_requested=1000)), Changes(), [now], present={now.ref: then})
+    assert outcome.before.cost == pytest.approx(0.003) and outcome.after.cost == pytest.approx(0.03)
+
+
+def test_what_others_may_see_is_not_counted_and_its_room_is_not_given_away() -> None:
+    mine, theirs = named("web", cpu=3000), named("web", cpu=3000)
+    theirs = dataclasses.replace(theirs, ref=ObjectRef("apps", "Deployment", "other", "web"))
+    sites = world(site("a", cpu_hour=0.01), site("b", cpu_hour=0.02))
+    outcomes = [o.in_short() for o in project(sites, Changes(), [theirs, mine])]
+    assert [dict(o.plan.clusters) for o in outcomes] == [{"a": 1}, {"b": 1}]
+    (way,) = alternatives(sites, Changes(), outcomes, within={"shop"})
+    assert way.places == ((mine.ref, (("b", 1),)),) and way.measures.cost == pytest.approx(0.06)
