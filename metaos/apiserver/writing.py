@@ -7,6 +7,7 @@ caller's own.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from metaos.apiserver.reading import Authorizer, Reading
 from metaos.apiserver.schema import invalid, node_of
 from metaos.apiserver.shaping import shape, validate
 from metaos.apiserver.share import Share
+from metaos.apiserver.supposing import supposed
 from metaos.client import PatchType
 from metaos.clock import Clock
 from metaos.plugins.points import Admission
@@ -99,7 +101,9 @@ class Writing(Reading):
             if kind not in self.reviews:
                 raise errors.method_not_allowed("placement reviews are answered where the controllers run, and none do here")
             self.check(user, Attributes("create", kind.group, kind.plural))
-            return await self.reviews[kind](user, shape(kind, obj, None, write.field_validation, write.warnings))
+            shaped = shape(kind, obj, None, write.field_validation, write.warnings)
+            # Beside the loop, as there may be a thousand.
+            return await self.reviews[kind](user, await asyncio.to_thread(supposed, shaped))
         if "list" not in kind.verbs:
             return reviews.review(user, kind, obj, self.authorize, self._roles.rules)
         where = str(obj["metadata"].get("namespace") or "")

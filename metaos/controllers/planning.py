@@ -15,7 +15,7 @@ from metaos.controllers.usage import Share, Usage
 from metaos.plugins.registry import load_all
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme, workload
-from metaos.resources.errors import ApiError, Cause, invalid, too_many_requests
+from metaos.resources.errors import ApiError, Cause, forbidden, invalid, too_many_requests
 from metaos.resources.meta import Obj, ObjectRef, name, namespace, ref, uid
 from metaos.resources.snapshot import Snapshot, WorkloadInfo
 from metaos.scheduler.conflicts import as_data
@@ -84,7 +84,12 @@ class Planner:
     async def _answer(self, spec: Mapping[str, Any], changes: Changes, visible: Callable[[str], bool]) -> dict[str, Any]:
         from metaos.scheduler.planning import alternatives, together
 
-        asked = self._asked(spec.get("objects") or (), changes)
+        objects = spec.get("objects") or ()
+        for where in sorted({namespace(o) for o in objects}):
+            if not visible(where):
+                kind, why = scheme.PLACEMENT_REVIEW, f"you may not list placements in the namespace {where!r} of spec.objects"
+                raise forbidden(kind.group, kind.plural, "", why)
+        asked = self._asked(objects, changes)
         seen = {where for where in {w.ref.namespace for w in asked.workloads} if visible(where)}
         # Beside the loop: agents' heartbeats do not wait for a large plan.
         try:
@@ -206,7 +211,7 @@ class Planner:
 def _measures(found: Measures) -> dict[str, Any]:
     """``cost`` in the sites' currency per hour, ``carbon`` in g/h, ``power`` in W, ``latency`` in ms; absent: not known."""
     values = {"cost": found.cost, "carbon": found.carbon, "power": found.power, "latency": found.latency}
-    return {k: round(v, 6) for k, v in values.items() if v is not None}
+    return {k: round(v, 6) for k, v in values.items() if v is not None and math.isfinite(v)}
 
 
 def _clusters(places: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:

@@ -135,6 +135,9 @@ async def test_sums_and_alternatives_are_of_what_the_caller_may_see() -> None:
         assert status["workloadsLeftOut"] == 1 and status["unchanged"] == 0
         assert status["before"]["cost"] == status["after"]["cost"] == status["chosen"]["cost"] == 0
         assert status["alternatives"] == []
+        with pytest.raises(ApiError, match="may not list placements in the namespace 'shop'") as caught:
+            await asking(visible=False, objects=[deployment()])
+        assert caught.value.code == 403
 
 
 async def test_one_plan_is_made_at_a_time_and_few_may_wait() -> None:
