@@ -12,7 +12,7 @@ from metaos.resources.meta import Obj
 
 #: Entries of each list; as the schema states.
 MOST = 1_000
-#: What a plan follows from; everything else is passed over.
+#: What a plan follows from; everything else is passed over, as is a pod that has its site.
 KINDS = (*scheme.WORKLOADS, scheme.INTENT, scheme.PLACEMENT_POLICY)
 
 
@@ -27,10 +27,15 @@ def supposed(review: Obj) -> Obj:
     found = []
     for at, obj in enumerate(spec.get("objects") or ()):
         kind = scheme.by_kind(str(obj.get("apiVersion")), str(obj.get("kind")))
-        if kind in KINDS:
+        if kind in KINDS and not (kind is scheme.POD and _bound(obj)):
             assert kind is not None
             found.append(_shaped(kind, obj, f"spec.objects[{at}]"))
     return {**review, "spec": {**spec, "objects": found}}
+
+
+def _bound(pod: Obj) -> bool:
+    spec = pod.get("spec")
+    return isinstance(spec, dict) and bool(spec.get("nodeName"))
 
 
 def _shaped(kind: scheme.Kind, obj: Obj, path: str) -> Obj:

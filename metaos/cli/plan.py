@@ -161,22 +161,23 @@ def render(status: dict[str, Any], width: int) -> list[str]:
         found.append(f"  because   {row['reason']}")
         if row["before"]["clusters"] or row["after"]["clusters"]:
             found.append(f"  figures   {_figures(row['before'], row['after'])}")
-        if row.get("conflict"):
-            told = conflict_lines(row["conflict"])
+        told = conflict_lines(row.get("conflict") or {})
+        if told:
             found += [f"  {word:<9} {line}" for word, line in zip(["problem", *[""] * len(told)], told, strict=False)]
         else:
             found += [f"  not on    {r['cluster']}: {r['reason']}" for r in row.get("rejected") or ()]
         found.append("")
-    if status.get("unchanged"):
-        found.append(f"{status['unchanged']} workloads would stay as they are")
-    if status.get("workloadsLeftOut"):
-        found.append(f"{status['workloadsLeftOut']} more would change that are not listed here")
-    if not rows and not status.get("workloadsLeftOut"):
+    unchanged, left_out = status.get("unchanged"), status.get("workloadsLeftOut")
+    if unchanged:
+        found.append("1 workload would stay as it is" if unchanged == 1 else f"{unchanged} workloads would stay as they are")
+    if left_out:
+        found.append(f"{left_out} more would change or have no place that are not listed here")
+    if not rows and not unchanged and not left_out and not status.get("reoptimised"):
         found.append("nothing would change")
-    if status.get("before") or status.get("after"):
+    if rows or unchanged:
         found.append(f"all together  {_figures(status.get('before') or {}, status.get('after') or {})}")
     if status.get("reoptimised"):
-        found += ["", *_reoptimised(status["reoptimised"])]
+        found += [*([""] if found else []), *_reoptimised(status["reoptimised"])]
     ways = status.get("alternatives") or []
     if len(ways) > 1:
         found += [

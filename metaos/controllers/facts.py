@@ -45,6 +45,14 @@ def finished(obj: Obj) -> bool:
     return obj.get("kind") == "Job" and (is_true(obj, "Complete") or is_true(obj, "Failed"))
 
 
+def takes_room(obj: Obj) -> bool:
+    """Whether it counts at the sites that its Placement names: also a pod that is there, until it has ended."""
+    if obj.get("kind") != "Pod":
+        return placeable(obj) and not finished(obj)
+    ended = (obj.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+    return not (ended or deleting(obj) or controller_of(obj) or namespace(obj).startswith("nemo-"))
+
+
 def decided(placement: Obj | None) -> dict[str, int]:
     """Site → replicas, as a Placement says it."""
     return {c["name"]: int(c.get("replicas", 0)) for c in ((placement or {}).get("spec") or {}).get("clusters") or ()}

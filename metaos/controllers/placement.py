@@ -10,7 +10,7 @@ from typing import Any
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.concern import workload_of
-from metaos.controllers.facts import Facts, decided, finished, placeable, placement_name
+from metaos.controllers.facts import Facts, decided, finished, placeable, placement_name, takes_room
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
 from metaos.controllers.usage import Share, Usage
@@ -108,7 +108,7 @@ class PlacementReconciler:
     def take_account(self, about: ObjectRef) -> None:
         """What a workload takes at which sites may have changed."""
         obj = self._workloads[about.kind].get(about.name, about.namespace)
-        if obj is None or not placeable(obj) or finished(obj):
+        if obj is None or not takes_room(obj):
             self._usage.set(about, None)
             return
         asked = workload.requests(workload.pod_spec(obj))

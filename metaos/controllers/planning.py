@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from metaos.clock import Clock
-from metaos.controllers.facts import Facts, decided, finished, placeable, placement_name
+from metaos.controllers.facts import Facts, decided, finished, placeable, placement_name, takes_room
 from metaos.controllers.settings import Settings
 from metaos.controllers.usage import Share, Usage
 from metaos.plugins.registry import load_all
@@ -163,7 +163,9 @@ class Planner:
 
     def _asked(self, objects: Iterable[Obj], changes: Changes | None) -> Asked:
         """Without ``changes`` all workloads are to be decided."""
-        present = {ref(o): o for informer in self._workloads for o in informer.list() if placeable(o) and not finished(o)}
+        there = {ref(o): o for informer in self._workloads for o in informer.list() if takes_room(o)}
+        # A pod that is bound is never placed anew.
+        present = {about: obj for about, obj in there.items() if placeable(obj)}
         brought: dict[ObjectRef, Obj] = {}
         rules: dict[str, dict[tuple[str, str], Obj]] = {}
         for found in objects:
@@ -173,7 +175,7 @@ class Planner:
                 rules.setdefault(namespace(found), {})[str(found["kind"]), name(found)] = found
         usage = Usage(self._clusters.list)
         places: dict[ObjectRef, dict[str, int]] = {}
-        for about, obj in present.items():
+        for about, obj in there.items():
             places[about] = self._places(obj)
             # What an update asks for counts where it is already, as when it is applied.
             each = workload.requests(workload.pod_spec(brought.get(about, obj)))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from metaos.resources import quantity
+from metaos.resources.meta import TAINT_UNREACHABLE
 from metaos.resources.snapshot import (
     ClusterInfo,
     PolicyInfo,
@@ -171,8 +172,12 @@ def _facts(
     snapshot: Snapshot, workload: WorkloadInfo, filters: Sequence[tuple[str, Filter]]
 ) -> tuple[tuple[tuple[str, str], ...], list[ClusterInfo]]:
     facts, usable = [], []
+    # What runs on a silent site is driven off it by this taint alone.
+    taints = next((judge for name, judge in filters if name == "Taints"), None)
     for site in sorted(snapshot.clusters, key=lambda c: c.name):
         reasons = [reason for name, judge in filters if name in STATES and (reason := judge(snapshot, workload, site))]
+        if not reasons and taints is not None and any(t.key == TAINT_UNREACHABLE for t in site.taints):
+            reasons = [r for r in (taints(snapshot, workload, site),) if r]
         if reasons:
             facts.append((site.name, reasons[0]))
         else:

@@ -149,9 +149,9 @@ def project(
     world = World(changed_sites(snapshot.clusters, changes, now))
     after = {c.name: c for c in world}
     for workload in workloads:
-        # Draining evicts pods: where none is, or each site has its own, nothing has to leave.
-        running = {site for site, count in workload.current.items() if count and workload.mode != "Everywhere"}
-        gone = frozenset(changes.drain & running)
+        # Draining evicts pods: where none is, each site has its own, or Jobs of their own make them, nothing has to leave.
+        stays = workload.mode == "Everywhere" or workload.ref.kind == "CronJob"
+        gone = frozenset(s for s, count in workload.current.items() if count and s in changes.drain and not stays)
         asking = replace(workload, evicted=workload.evicted | gone) if gone else workload
         free = Snapshot(now, taking(world, asking, workload.current, -1))
         plan = decide(free, asking, filters, scores)

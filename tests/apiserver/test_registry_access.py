@@ -224,3 +224,20 @@ async def test_who_approves_needs_a_right_on_the_signer(registry: Registry) -> N
     await registry.update(ANN, approval, subresource="approval")
     signed["metadata"].pop("resourceVersion")
     await refused(registry.update(ANN, signed, subresource="status"))
+
+
+async def test_placement_reviews_are_for_whom_may_see_sites_and_answered_where_controllers_run(registry: Registry) -> None:
+    bound = {**binding("system:site-viewer", "ann"), "kind": "ClusterRoleBinding", "metadata": {"name": "planners"}}
+    await registry.create(ADMIN, bound)
+    review = {**scheme.PLACEMENT_REVIEW.empty(""), "spec": {"objects": [deployment()]}}
+    assert "none do here" in (await refused(registry.create(ANN, review), 405)).message
+
+    async def answer(user: UserInfo, obj: Obj) -> Obj:
+        return {**obj, "status": {"for": user.name}}
+
+    registry.reviews[scheme.PLACEMENT_REVIEW] = answer
+    found = await registry.create(ANN, review)
+    assert found["status"] == {"for": "ann"} and found["spec"]["objects"][0]["spec"]["replicas"] == 1
+    await refused(registry.create(UserInfo("bob", ("system:authenticated",)), review))
+    wrong = {**review, "spec": {"objects": [{**deployment(), "spec": {}}]}}
+    assert "spec.objects[0]" in (await refused(registry.create(ANN, wrong), 422)).message

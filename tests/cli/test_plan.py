@@ -96,6 +96,16 @@ def test_all_at_once_is_told_with_its_proof() -> None:
 
 def test_nothing_to_tell_is_told() -> None:
     assert render({"workloads": [], "alternatives": []}, 80) == ["nothing would change"]
+    assert render({"workloads": [], "unchanged": 1, "before": {"power": 0}, "after": {"power": 0}}, 80) == [
+        "1 workload would stay as it is",
+        "all together  power 0 W",
+    ]
+
+
+def test_sites_without_room_are_told_where_no_requirement_is_in_conflict() -> None:
+    found = status()
+    found["workloads"][0]["conflict"] = {"requirements": [], "relaxations": []}
+    assert "not on    a: the site is being drained" in "\n".join(render(found, 100))
 
 
 def test_the_plot_has_a_mark_for_each_way_and_keeps_its_width() -> None:

@@ -147,3 +147,21 @@ async def test_one_plan_is_made_at_a_time_and_few_may_wait() -> None:
         refused = [a for a in answers if isinstance(a, ApiError)]
         assert [a.code for a in refused] == [429, 429] and len(answers) - len(refused) == MOST_WAITING
         assert (await asking())["workloads"] == []
+
+
+async def test_a_pod_that_has_its_site_takes_its_room_there_until_it_has_ended() -> None:
+    asking = Asking()
+    pod = {**scheme.POD.empty("lone", "shop"), "spec": deployment(cpu="3")["spec"]["template"]["spec"]}
+    async with running(placement.setup, asking.setup, objects=(cluster("a"), pod)) as (client, clock):
+        await until(clock, lambda: client.find(scheme.PLACEMENT, "pod-lone", "shop"))
+        await client.patch(scheme.POD, "lone", "shop", {"spec": {"nodeName": "a"}})
+        await client.create(deployment("web", cpu="2"))
+        assert await placed(client, clock, "web") == {}
+        (row,) = (await asking(objects=[deployment("web", cpu="2")]))["workloads"]
+        assert places(row["after"]) == {}
+        await client.patch(scheme.POD, "lone", "shop", {"status": {"phase": "Succeeded"}}, subresource="status")
+        for _ in range(100):
+            (row,) = (await asking(objects=[deployment("web", cpu="2")]))["workloads"]
+            if places(row["after"]):
+                break
+        assert places(row["after"]) == {"a": 1}

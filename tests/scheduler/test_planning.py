@@ -109,10 +109,12 @@ def test_no_alternative_beats_another(found: tuple[ClusterInfo, ...]) -> None:
 
 
 def test_a_drain_moves_only_what_has_pods_that_can_be_evicted() -> None:
-    everywhere = dataclasses.replace(workload("DaemonSet", current={"a": 1, "b": 1}))
+    everywhere = workload("DaemonSet", current={"a": 1, "b": 1})
+    nightly = named("nightly", mode="Whole", current={"a": 1})
+    nightly = dataclasses.replace(nightly, ref=ObjectRef("batch", "CronJob", "shop", "nightly"))
     asleep = named("asleep", replicas=0, current={"a": 0})
-    found = list(project(world(site("a"), site("b")), Changes(drain=frozenset({"a"})), [everywhere, asleep]))
-    assert [dict(o.plan.clusters) for o in found] == [{"a": 1, "b": 1}, {"a": 0}] and not any(o.changed for o in found)
+    found = list(project(world(site("a"), site("b")), Changes(drain=frozenset({"a"})), [everywhere, asleep, nightly]))
+    assert [dict(o.plan.clusters) for o in found] == [{"a": 1, "b": 1}, {"a": 0}, {"a": 1}] and not any(o.changed for o in found)
 
 
 def test_the_figures_before_are_those_of_what_is_there_before() -> None:
@@ -129,3 +131,10 @@ def test_what_others_may_see_is_not_counted_and_its_room_is_not_given_away() -> 
     assert [dict(o.plan.clusters) for o in outcomes] == [{"a": 1}, {"b": 1}]
     (way,) = alternatives(sites, Changes(), outcomes, within={"shop"})
     assert way.places == ((mine.ref, (("b", 1),)),) and way.measures.cost == pytest.approx(0.06)
+
+
+def test_a_lost_site_is_a_fact_and_its_taint_nothing_to_tolerate() -> None:
+    here = named("web", current={"a": 1})
+    (outcome,) = project(world(site("a"), site("b", unschedulable=True)), Changes(lose=frozenset({"a"})), [here])
+    assert outcome.impossible is not None and outcome.impossible.conflict == ()
+    assert outcome.impossible.facts == (("a", "the site does not answer"), ("b", "the site is cordoned"))
