@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from metaos.resources.meta import Obj, name, namespace
 from metaos.resources.scheme import Kind
 
 FIELD_MANAGER = "nemo-plan"
+#: Who has it may plan.
+VIEWER = "system:site-viewer"
 SUFFIXES = (".yaml", ".yml", ".json")
 #: Of a plot in the terminal.
 PLOT_COLUMNS, PLOT_ROWS = 60, 12
@@ -63,6 +66,9 @@ def _objects(document: object, file: Path, where: str) -> Iterable[Obj]:
     metadata = document.get("metadata")
     if not isinstance(metadata, dict) or not metadata.get("name"):
         raise ValueError(f"{file}: a {kind.kind} without metadata.name")
+    for word in ("name", "namespace"):
+        if not isinstance(metadata.get(word) or "", str):
+            raise ValueError(f"{file}: metadata.{word} must be a text: {metadata[word]!r} is not; put it in quotes")
     if kind.namespaced and not metadata.get("namespace"):
         metadata["namespace"] = where
     yield document
@@ -98,8 +104,15 @@ async def ask(client: HttpClient, objects: Sequence[Obj], changes: dict[str, Any
         if kind not in (*scheme.WORKLOADS, scheme.INTENT, scheme.PLACEMENT_POLICY):
             continue
         spec["objects"].append(await _applied(client, kind, obj, new, told))
+    if sites := [name(o) for o in objects if scheme.kind_of(o) in (scheme.CLUSTER, scheme.NODE)]:
+        told.append(f"a plan is made for the sites that there are: what the manifests say of {', '.join(sites)} is passed over")
     review = {"apiVersion": scheme.PLACEMENT_REVIEW.api_version, "kind": scheme.PLACEMENT_REVIEW.kind, "spec": spec}
-    return await client.create(review), told
+    try:
+        return await client.create(review), told
+    except ApiError as error:
+        if error.code == 403 and "cannot create" in error.message:
+            error.message += f"; an administrator can bind the role {VIEWER!r} to you"
+        raise
 
 
 async def _applied(client: HttpClient, kind: Kind, obj: Obj, new: set[str], told: list[str]) -> Obj:
@@ -112,7 +125,7 @@ async def _applied(client: HttpClient, kind: Kind, obj: Obj, new: set[str], told
         )
     except ApiError as error:
         if error.code == 404 and where in new:
-            note = f"namespace {where!r} is not there yet: what goes into it was not validated"
+            note = f"namespace {where!r} is not there yet: what goes into it was held to its schema alone"
             told += [note] if note not in told else []
             return obj
         raise
@@ -138,7 +151,9 @@ def show_plan(
     if picture is not None:
         draw(status, picture)
         told.append(f"the picture is in {picture}")
-    emit(status, output, text="\n".join([*render(status, screen_width() or 100), *(f"note: {t}" for t in told)]))
+    width = screen_width()
+    lines = [*render(status, width or 100), *(f"note: {t}" for t in told)]
+    emit(status, output, text="\n".join(fit(lines, width) if width else lines))
     if output != "text":
         for text in told:
             click.echo(f"note: {text}", err=True)
@@ -186,6 +201,14 @@ def render(status: dict[str, Any], width: int) -> list[str]:
             *_table(ways, status),
         ]
         found += ["", *plot(ways, status.get("chosen") or {}, min(PLOT_COLUMNS, max(20, width - 16)))]
+    return found
+
+
+def fit(lines: Iterable[str], width: int) -> list[str]:
+    """The lines, those that are too long for a screen broken between words."""
+    found: list[str] = []
+    for line in lines:
+        found += [line] if len(line) <= width else textwrap.wrap(line, max(40, width), subsequent_indent=" " * 12)
     return found
 
 

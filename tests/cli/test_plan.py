@@ -9,7 +9,9 @@ from typing import Any
 import click
 import pytest
 
-from metaos.cli.plan import draw, plot, read_objects, render, supposed
+from metaos.cli.plan import ask, draw, fit, plot, read_objects, render, supposed
+from metaos.resources import scheme
+from metaos.resources.errors import ApiError, forbidden, not_found
 
 WAYS = [
     {"cost": 0.1, "carbon": 9.0, "power": 20.0, "latency": 12.0, "workloads": [{"name": "web", "clusters": [{"name": "a"}]}]},
@@ -50,6 +52,8 @@ def test_files_folders_and_lists_are_read(tmp_path: Path) -> None:
         ("apiVersion: v1\nkind: Thing\nmetadata: {name: a}", "is not served: see 'kubectl api-resources'"),
         ("apiVersion: v1\nkind: Pod", "a Pod without metadata.name"),
         ("\x00", "is no manifest"),
+        ("apiVersion: v1\nkind: Pod\nmetadata: {name: 3}", "metadata.name must be a text: 3 is not; put it in quotes"),
+        ("apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: [b]}", "metadata.namespace must be a text"),
     ],
 )
 def test_a_mistake_in_a_file_names_it(tmp_path: Path, text: str, said: str) -> None:
@@ -126,3 +130,61 @@ def test_a_picture_of_nothing_or_of_no_known_form_says_so(tmp_path: Path) -> Non
         draw({}, tmp_path / "a.svg")
     with pytest.raises(ValueError, match="cannot be written"):
         draw(status(alternatives=WAYS), tmp_path / "a.nothing")
+
+
+def test_long_lines_are_broken_for_a_screen_and_keep_their_words() -> None:
+    text = "  because   " + "no site can take it: it is " * 8
+    lines = fit(["short", text], 80)
+    assert lines[0] == "short" and max(map(len, lines)) <= 80 and len(lines) > 3
+    assert " ".join(" ".join(lines[1:]).split()) == " ".join(text.split())
+
+
+class Hub:
+    """Answers dry runs and reviews as it is told."""
+
+    def __init__(self, review: ApiError | None = None, applied: ApiError | None = None) -> None:
+        self.review, self.applied = review, applied
+        self.asked: dict[str, Any] = {}
+
+    async def patch(self, kind: Any, name: str, where: str, obj: Any, **how: Any) -> Any:
+        assert how["dry_run"]
+        if self.applied is not None:
+            raise self.applied
+        return {**obj, "defaulted": True}
+
+    async def create(self, obj: Any) -> Any:
+        if self.review is not None:
+            raise self.review
+        self.asked = obj["spec"]
+        return obj
+
+
+def objects() -> list[Any]:
+    return [
+        {**scheme.NAMESPACE.empty("fresh"), "spec": {}},
+        scheme.CLUSTER.empty("edge"),
+        scheme.DEPLOYMENT.empty("web", "fresh"),
+        scheme.CONFIG_MAP.empty("settings", "fresh"),
+    ]
+
+
+async def test_workloads_are_applied_without_effect_and_sites_are_said_to_be_passed_over() -> None:
+    hub: Any = Hub()
+    _, told = await ask(hub, objects(), {"drain": ["a"]})
+    assert [o["kind"] for o in hub.asked["objects"]] == ["Deployment"] and hub.asked["objects"][0]["defaulted"]
+    assert hub.asked["drain"] == ["a"] and "of edge is passed over" in told[0]
+
+
+async def test_what_comes_with_its_namespace_is_planned_all_the_same() -> None:
+    hub: Any = Hub(applied=not_found("", "namespaces", "fresh"))
+    _, told = await ask(hub, objects(), {})
+    assert len(hub.asked["objects"]) == 1 and "namespace 'fresh' is not there yet" in told[0]
+    with pytest.raises(ApiError, match="not found"):
+        await ask(hub, objects()[2:], {})
+
+
+async def test_who_may_not_plan_is_told_what_is_missing() -> None:
+    hub: Any = Hub(review=forbidden("meta-os.eu", "placementreviews", "", 'User "ann" cannot create resource'))
+    with pytest.raises(ApiError) as caught:
+        await ask(hub, [], {})
+    assert "bind the role 'system:site-viewer'" in caught.value.message
