@@ -7,6 +7,7 @@ or may not be reached any more, is led elsewhere or ends. See :mod:`metaos.agent
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import struct
@@ -45,6 +46,9 @@ class _Trunk:
         self._next = 0
 
     def lead(self, received: Callable[[bytes], None], ended: Callable[[], None]) -> int:
+        """A new flow's number. Raises ``ConnectionError``."""
+        if self.link.over:  # since it was waited for
+            raise ConnectionAbortedError("the stream has ended")
         self._next = (self._next + 1) % 2**32
         self.replies[self._next], self.ends[self._next] = received, ended
         return self._next
@@ -94,18 +98,27 @@ class Datagrams:
         origin = self._origins.get(uid)
         return set(origin.sockets) if origin else set()
 
-    async def listen(self, uid: str, ports: set[int]) -> None:
-        """Receive what the pod sends to these ports, and no others. Raises ``OSError``, ``LookupError``."""
+    async def listen(self, uid: str, ports: set[int]) -> set[int]:
+        """Receive what the pod sends to these ports, and no others; those that a flow to the pod has at the moment. Raises
+        ``OSError``, ``LookupError``."""
+        taken: set[int] = set()
         origin = self._origins.setdefault(uid, _Origin(uid, self._counts))
         for port in origin.sockets.keys() - ports:
             self._close(origin, port)
         for port in sorted(ports - origin.sockets.keys()):
-            sock = await self._runtime.receive(uid, port)
-            if self._origins.get(uid) is not origin or port in origin.sockets:
+            try:
+                sock = await self._runtime.receive(uid, port)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                taken.add(port)
+                continue
+            if self._origins.get(uid) is not origin or port in origin.sockets:  # detached, or done by another, meanwhile
                 sock.close()
-                return
+                return taken
             origin.sockets[port] = sock
             asyncio.get_running_loop().add_reader(sock, self._arrived, origin, port, sock)
+        return taken
 
     def detach(self, uid: str) -> None:
         origin = self._origins.pop(uid, None)
@@ -140,17 +153,20 @@ class Datagrams:
                 self._pass(origin, sock, ((address, port), source), data)
 
     def _pass(self, origin: _Origin, sock: socket.socket, key: _Key, data: bytes) -> None:
+        flow = self._use(origin, key) or self._begin(origin, sock, key)
+        if flow is not None:
+            flow.send(data)
+
+    def _use(self, origin: _Origin, key: _Key) -> Flow | None:
+        """The flow that goes on, unless it may not any more: then it ends."""
         flow = origin.flows.use(key)
         if flow is not None and flow.used - flow.checked >= RECHECK_SECONDS:
             flow.checked = flow.used
             chosen = self._choose(origin.uid, key[0])
             if chosen is None or (flow.endpoint is not None and flow.endpoint not in chosen[1]):
                 origin.flows.end(key)
-                flow = None
-        if flow is None:
-            flow = self._begin(origin, sock, key)
-        if flow is not None:
-            flow.send(data)
+                return None
+        return flow
 
     def _begin(self, origin: _Origin, sock: socket.socket, key: _Key) -> Flow | None:
         chosen = self._choose(origin.uid, key[0])
@@ -161,7 +177,9 @@ class Datagrams:
         (address, _), source = key
 
         def reply(data: bytes) -> None:
-            origin.flows.use(key)
+            if self._use(origin, key) is None:
+                self._counts.drop("it may not be answered any more")
+                return
             info = _INFO.pack(0, socket.inet_aton(address), bytes(4))
             try:
                 sock.sendmsg([data], [(socket.IPPROTO_IP, _PKTINFO, info)], 0, source)
@@ -220,7 +238,12 @@ class Datagrams:
             try:
                 trunk = _Trunk(Link(stream, self._counts))
                 ready.set_result(trunk)
-                await trunk.link.run(trunk.received)
+                # Whoever waited for it has begun by then, or has given up.
+                idle = asyncio.get_running_loop().call_later(CONNECT_SECONDS, self._cut, origin, route, endpoint, trunk)
+                try:
+                    await trunk.link.run(trunk.received)
+                finally:
+                    idle.cancel()
             finally:
                 await stream.close()
         except (OSError, LookupError, TimeoutError) as error:
@@ -236,10 +259,13 @@ class Datagrams:
                 ended()
 
     def _cut(self, origin: _Origin, route: Route, endpoint: RemoteEndpoint, trunk: _Trunk) -> None:
-        """No flow uses it any more."""
+        """Unless a flow uses it."""
+        if trunk.replies:
+            return
         found = origin.trunks.get((route.service, endpoint))
         if found is not None and found[1].done() and not found[1].cancelled() and found[1].result() is trunk:
             del origin.trunks[(route.service, endpoint)]
+            trunk.link.over = True
             found[0].cancel()
 
 
@@ -252,15 +278,23 @@ async def deliver(
     flows: Flows[int] = Flows(counts)
     loop = asyncio.get_running_loop()
     checked = loop.time()
+    why: str | None = None
+
+    def look() -> str | None:
+        nonlocal checked, why
+        if loop.time() - checked >= RECHECK_SECONDS:
+            checked, why = loop.time(), refusal()
+        return why
 
     def received(number: int, data: bytes) -> None:
-        nonlocal checked
-        if loop.time() - checked >= RECHECK_SECONDS:
-            checked = loop.time()
-            if (why := refusal()) is not None:
-                raise ConnectionRefusedError(why)
+        if look() is not None:
+            raise ConnectionRefusedError(why)
 
         def back(answer: bytes) -> None:
+            if look() is not None:
+                counts.drop("it may not be answered any more")
+                flows.end(number)
+                return
             flows.use(number)
             link.send(number, answer)
 

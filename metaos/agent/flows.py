@@ -27,6 +27,8 @@ IDLE_SECONDS = 60.0
 MAX_DATAGRAM = 65_507
 #: What may wait for a flow's way to be found, or for a stream's credit.
 WAITING, WAITING_BYTES = 64, 256 * 1024
+#: Of all flows and streams of a site together.
+SITE_WAITING_BYTES = 4 * 1024 * 1024
 #: Datagrams that one socket hands over before others have their turn.
 BATCH = 32
 #: What was dropped is said so often at most.
@@ -42,6 +44,8 @@ class Counts:
     def __init__(self) -> None:
         self.flows = 0
         self.carried = 0
+        #: Bytes that wait.
+        self.waiting = 0
         self.dropped: dict[str, int] = {}
         self._said = -SAY_SECONDS
 
@@ -71,21 +75,26 @@ class Waiting:
         return bool(self._queue)
 
     def add(self, number: int, data: bytes) -> None:
-        if len(self._queue) >= WAITING or self._bytes + len(data) > WAITING_BYTES:
+        full = len(self._queue) >= WAITING or self._bytes + len(data) > WAITING_BYTES
+        if full or self._counts.waiting + len(data) > SITE_WAITING_BYTES:
             self._counts.drop("no room to wait")
             return
         self._queue.append((number, data))
-        self._bytes += len(data)
+        self._hold(len(data))
 
     def take(self) -> tuple[int, bytes]:
         number, data = self._queue.popleft()
-        self._bytes -= len(data)
+        self._hold(-len(data))
         return number, data
 
     def drop(self, why: str) -> None:
         self._counts.drop(why, len(self._queue))
         self._queue.clear()
-        self._bytes = 0
+        self._hold(-self._bytes)
+
+    def _hold(self, more: int) -> None:
+        self._bytes += more
+        self._counts.waiting += more
 
 
 class Way(Protocol):
@@ -235,8 +244,13 @@ class Link:
         self._stream, self._counts = stream, counts
         self._waiting = Waiting(counts)
         self._more = asyncio.Event()
+        #: Nothing is carried any more.
+        self.over = False
 
     def send(self, number: int, data: bytes) -> None:
+        if self.over:
+            self._counts.drop("the stream has ended")
+            return
         self._waiting.add(number, data)
         self._more.set()
 
@@ -249,6 +263,8 @@ class Link:
                 if task.done():
                     task.result()
         finally:
+            self.over = True
+            self._waiting.drop("the stream has ended")
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

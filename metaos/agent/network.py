@@ -248,8 +248,17 @@ class ServiceNetwork:
 
     async def _listen_for_datagrams(self, pod: _Pod, wanted: NamespacePlan) -> None:
         ports = {port for _, port in wanted.datagrams}
+        if self._pods.get(pod.uid) is not pod:
+            return  # detached meanwhile: nobody would close what is made now
         if pod.separate:
-            await self._datagrams.listen(pod.uid, ports)
+            for port in await self._datagrams.listen(pod.uid, ports):
+                if ("UDP", port) not in pod.said:
+                    pod.said.add(("UDP", port))
+                    log.warning(
+                        "UDP port %d is in use for a flow to pod %s: it cannot reach a Service on that port for a while",
+                        port,
+                        pod.label,
+                    )
             return
         for listener, route in wanted.datagrams.items():
             if listener not in pod.said:

@@ -1,8 +1,9 @@
-"""Datagrams that come from another site: delivered and answered, bounded, and ended when they may not come any more."""
+"""Datagrams from and to another site: delivered and answered, bounded, and ended when they may not come any more."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 
 from metaos.agent import datagrams, flows
-from metaos.agent.datagrams import deliver
-from metaos.agent.flows import MAX_DATAGRAM, Counts
+from metaos.agent.datagrams import Datagrams, deliver
+from metaos.agent.flows import MAX_DATAGRAM, Counts, Waiting
+from metaos.agent.routes import RemoteEndpoint, Route
+from metaos.runtimes.netns import IP_PKTINFO
 from metaos.tunnel import Stream, StreamReset, Tunnel
 from tests.agent.hub import until
 
@@ -25,13 +28,15 @@ class Echo:
         self.server.setblocking(False)
         self.dialled = self.answered = 0
         self.silent = False
+        #: Who asked last.
+        self.who: Any = None
         asyncio.get_running_loop().add_reader(self.server, self._answer)
 
     def _answer(self) -> None:
-        data, who = self.server.recvfrom(MAX_DATAGRAM)
+        data, self.who = self.server.recvfrom(MAX_DATAGRAM)
         self.answered += 1
         if not self.silent:
-            self.server.sendto(data[::-1], who)
+            self.server.sendto(data[::-1], self.who)
 
     async def dial(self) -> socket.socket:
         self.dialled += 1
@@ -143,3 +148,132 @@ async def test_who_does_not_read_loses_datagrams_and_holds_nothing_up(site: Site
     await other.write(message(1, b"ab"))
     async with asyncio.timeout(5):
         assert await other.read() == message(1, b"ba")
+
+
+async def test_answers_end_too_when_they_may_not_go_any_more(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datagrams, "RECHECK_SECONDS", 0.0)
+    site.echo.silent = True
+    stream = await site.open()
+    await stream.write(message(1, b"ab"))
+    await until(lambda: site.echo.answered == 1)
+    site.refusal = "NetworkPolicies say no"
+    site.echo.server.sendto(b"unasked", site.echo.who)
+    await until(lambda: site.counts.flows == 0)
+    assert site.counts.dropped == {"it may not be answered any more": 1}
+
+
+async def test_what_waits_at_a_site_is_bounded_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flows, "SITE_WAITING_BYTES", 1000)
+    counts = Counts()
+    first, second = Waiting(counts), Waiting(counts)
+    for waiting in (first, second):
+        for _ in range(2):
+            waiting.add(1, bytes(400))
+    assert counts.waiting == 800 and counts.dropped == {"no room to wait": 2}
+    assert not second
+    first.take()
+    second.add(1, bytes(600))
+    assert counts.waiting == 1000
+    for waiting in (first, second):
+        waiting.drop("the end")
+    assert counts.waiting == 0
+
+
+class Sender:
+    """A pod of this site whose gateway is this machine's loopback, and a Service with one endpoint at another site."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self.may, self.taken, self.reached = True, set[int](), 0
+        self.reachable = asyncio.Event()
+        self.reachable.set()
+        self.gateway: dict[int, socket.socket] = {}
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.setblocking(False)
+        self.counts = Counts()
+        self.datagrams = Datagrams(self, self.choose, self.reach, self.counts)  # type: ignore[arg-type]
+
+    async def receive(self, uid: str, port: int) -> socket.socket:
+        if port in self.taken:
+            raise OSError(errno.EADDRINUSE, "in use")
+        made = self.gateway[port] = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.setblocking(False)
+        made.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        made.bind(("127.0.0.1", 0))
+        return made
+
+    def choose(self, uid: str, listener: object) -> Any:
+        return Route("shop", "db"), [RemoteEndpoint("far", "db-0", 53)] if self.may else []
+
+    async def reach(self, uid: str, route: Route, endpoint: RemoteEndpoint) -> Stream:
+        self.reached += 1
+        await self.reachable.wait()
+        return await self._site.open()
+
+    def send(self, data: bytes, port: int = 53) -> None:
+        self.socket.sendto(data, self.gateway[port].getsockname())
+
+    async def answer(self) -> bytes:
+        async with asyncio.timeout(5):
+            return await asyncio.get_running_loop().sock_recv(self.socket, MAX_DATAGRAM)
+
+    @property
+    def trunks(self) -> int:
+        return sum(len(origin.trunks) for origin in self.datagrams._origins.values())
+
+    async def close(self) -> None:
+        await self.datagrams.close()
+        self.socket.close()
+
+
+@pytest.fixture
+async def sender(site: Site) -> AsyncIterator[Sender]:
+    found = Sender(site)
+    assert await found.datagrams.listen("p", {53}) == set()
+    yield found
+    await found.close()
+    assert (found.counts.flows, found.counts.waiting, found.trunks) == (0, 0, 0), "nothing is left of what has ended"
+
+
+async def test_a_port_in_use_keeps_no_other_from_being_listened_on(sender: Sender) -> None:
+    sender.taken = {54}
+    assert await sender.datagrams.listen("p", {53, 54, 55}) == {54}
+    assert sender.datagrams.ports("p") == {53, 55}
+    sender.taken = set()
+    assert await sender.datagrams.listen("p", {53, 54, 55}) == set()
+
+
+async def test_a_stream_that_has_ended_leads_nowhere(sender: Sender) -> None:
+    sender.send(b"ab")
+    await sender.answer()
+    (origin,) = sender.datagrams._origins.values()
+    ((_, ready),) = origin.trunks.values()
+    trunk = ready.result()
+    origin.flows.close()
+    await until(lambda: sender.trunks == 0)
+    with pytest.raises(ConnectionError, match="the stream has ended"):
+        trunk.lead(lambda data: None, lambda: None)
+
+
+async def test_a_stream_that_came_when_nobody_waited_for_it_any_more_ends(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender.reachable.clear()
+    sender.send(b"ab")
+    await until(lambda: sender.reached == 1)
+    (origin,) = sender.datagrams._origins.values()
+    origin.flows.close()
+    monkeypatch.setattr(datagrams, "CONNECT_SECONDS", 0.01)
+    sender.reachable.set()
+    await until(lambda: sender.trunks == 0)
+
+
+async def test_a_pod_that_may_not_be_answered_is_not(sender: Sender, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datagrams, "RECHECK_SECONDS", 0.0)
+    sender.send(b"ab")
+    assert await sender.answer() == b"ba"
+    sender.may = False
+    site.echo.server.sendto(b"unasked", site.echo.who)
+    await until(lambda: sender.counts.flows == 0)
+    assert sender.counts.dropped == {"it may not be answered any more": 1}

@@ -21,6 +21,7 @@ from metaos.agent.routes import (
     own_ports,
     plan,
 )
+from metaos.plugins.points import PodNetwork
 from metaos.resources.meta import DRAINING, Obj
 from metaos.tunnel import Stream, Tunnel, TunnelError
 from tests.agent.fakes import FakeRuntime
@@ -381,6 +382,24 @@ async def test_names_and_listeners_are_there_when_attach_returns(world: World) -
     await until(lambda: world.runtime.hosts["uid-client"] == ())
     world.network.update([], [])
     assert not world.network.attached("uid-client")
+
+
+async def test_a_pod_that_goes_while_it_is_set_up_leaves_no_listener(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.network.update([service()], [pod("api-1")])
+    asked: list[str] = []
+
+    async def gone_meanwhile(uid: str, hosts: Any) -> None:
+        world.network.detach(uid)
+
+    async def listen(uid: str, ports: set[int]) -> set[int]:
+        asked.append(uid)
+        return set()
+
+    monkeypatch.setattr(world.runtime, "set_hosts", gone_meanwhile)
+    monkeypatch.setattr(world.network._datagrams, "listen", listen)
+    monkeypatch.setattr(world.runtime, "network", lambda uid="": PodNetwork("1", True))
+    found = await world.attached("client-1")
+    assert not asked and not world.network.attached(found["metadata"]["uid"])
 
 
 async def test_a_pod_keeps_its_own_ports_and_says_so(world: World, caplog: pytest.LogCaptureFixture) -> None:
