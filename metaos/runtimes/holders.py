@@ -54,8 +54,9 @@ class Holders:
 
     def adopt(self, pod: Pod) -> None:
         """That of a pod which an earlier agent started."""
-        if pod.holder is not None and not pod.containers and pod.address and not netns.has_gateway(pod.holder):
-            pod.holder.kill()  # its start was interrupted before it had a network
+        running = any(each.end is None and each.monitor is not None and each.monitor.alive() for each in pod.containers.values())
+        if pod.holder is not None and not running and pod.address and not netns.has_gateway(pod.holder):
+            pod.holder.kill()  # its start was interrupted before it had a network; ended containers were in one before
             pod.holder = None
         if pod.holder is not None:
             self._watch(pod)

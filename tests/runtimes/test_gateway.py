@@ -141,8 +141,9 @@ async def test_a_network_that_was_made_anew_is_another_one(runtime: SandboxRunti
     assert await ask(await runtime.connect(pod().uid, 8080), b"x") == b"169.254.1.1"
 
 
+@pytest.mark.parametrize("ran_before", [False, True])
 async def test_a_start_that_was_interrupted_leaves_nothing_and_is_begun_again(
-    runtime: SandboxRuntime, place: str, monkeypatch: pytest.MonkeyPatch
+    runtime: SandboxRuntime, place: str, monkeypatch: pytest.MonkeyPatch, ran_before: bool
 ) -> None:
     async def not_yet(self: Networks, holder: Identity, address: str) -> Sockets:
         return self.of(holder, address)
@@ -150,6 +151,11 @@ async def test_a_start_that_was_interrupted_leaves_nothing_and_is_begun_again(
     with monkeypatch.context() as patched:
         patched.setattr(Networks, "make", not_yet)
         await runtime.start_pod(pod("cut-off", address="100.64.7.9"))
+    if ran_before:  # in a network that was lost: this one was to take its place
+        await runtime.start_container("cut-off", container("true"))
+        async with asyncio.timeout(DEADLINE):
+            while (await runtime.pods())["cut-off"][0].running:
+                await runtime.wait()
     holder = runtime._pod("cut-off").holder
     assert holder is not None and holder.alive() and not has_gateway(holder)
     await runtime.close()
