@@ -97,6 +97,8 @@ class _Answer:
         self._broken = ""
 
     def take(self, event: object) -> None:
+        if self.complete:
+            return  # a server may take its leave right after the answer
         if isinstance(event, ResponseReceived | TrailersReceived):
             self._headers(dict(event.headers))  # type: ignore[arg-type]
         elif isinstance(event, DataReceived):

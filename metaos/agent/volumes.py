@@ -132,7 +132,10 @@ class Volumes:
             directory = self.memory_directory(uid(pod)) / str(volume["name"])
         _made(directory)
         if in_memory:
-            memoryvolumes.mount(directory, memoryvolumes.size(pod, volume, self.machine))
+            try:
+                memoryvolumes.mount(directory, memoryvolumes.size(pod, volume, self.machine))
+            except OSError as error:
+                raise ConfigError(f"{error.strerror}: {error.filename}") from error
         # Shared by containers of any user; the directories above it are private.
         os.chmod(directory, _mode(source.get("mode"), 0o777))
         return directory, False

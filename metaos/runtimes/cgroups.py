@@ -247,7 +247,7 @@ class Cgroups:
                 stat = _table(_read(places["memory"], "memory.stat"))
                 memory = int(_read(places["memory"], "memory.usage_in_bytes")) - stat.get("total_inactive_file", 0)
                 kills = _table(_read(places["memory"], "memory.oom_control")).get("oom_kill", 0)
-        except FileNotFoundError:
+        except OSError:  # ENODEV: it went while it was read
             return None
         return Measured(cpu, max(0, memory), kills)
 

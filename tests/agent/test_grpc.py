@@ -12,11 +12,12 @@ from random import Random
 
 import grpc
 import pytest
+from h2.events import ConnectionTerminated, DataReceived, StreamEnded, TrailersReceived
 from hypothesis import given
 from hypothesis import strategies as st
 
 from metaos.agent.calls import Caller
-from metaos.agent.grpc import request, status
+from metaos.agent.grpc import _Answer, request, status
 from metaos.security.identity import Authority
 from tests.agent.fakes import FakeRuntime
 from tests.agent.test_calls import CONTAINER, Server
@@ -118,6 +119,15 @@ async def test_what_is_no_grpc_server(answer: bytes, problem: str) -> None:
         assert found is not None and problem in found
     finally:
         await server.close()
+
+
+async def test_a_server_may_take_its_leave_right_after_the_answer() -> None:
+    event = DataReceived(data=b"\0\0\0\0\x02\x08\x01", stream_id=1)
+    answer = _Answer()
+    for each in (TrailersReceived(headers=[("grpc-status", "0")], stream_id=1), event, StreamEnded(stream_id=1)):
+        answer.take(each)
+    answer.take(ConnectionTerminated())
+    assert answer.complete and answer.problem() is None
 
 
 async def test_nobody_and_nothing() -> None:
