@@ -71,30 +71,38 @@ class Facts:
         """The Intents, by name, and PlacementPolicies of a namespace."""
         return sorted(self._intents.list(where), key=name), self._policies.list(where)
 
+    def evictions(self, where: str) -> dict[str, set[str]]:
+        """The sites that pods of a namespace were evicted from, by the UID of their controller or, without one, their own."""
+        found: dict[str, set[str]] = {}
+        for pod in self._pods.list(where):
+            if EVICTED in annotations(pod):
+                about = (controller_of(pod) or {}).get("uid") or uid(pod)
+                found.setdefault(str(about), set()).add(str((pod.get("spec") or {}).get("nodeName", "")))
+        return found
+
     def workload(
-        self, obj: Obj, placement: Obj | None, current: Mapping[str, int], rules: tuple[list[Obj], list[Obj]] | None = None
+        self,
+        obj: Obj,
+        placement: Obj | None,
+        current: Mapping[str, int],
+        rules: tuple[list[Obj], list[Obj]] | None = None,
+        evictions: Mapping[str, Iterable[str]] | None = None,
     ) -> WorkloadInfo:
-        """``current``: where it is decided to be. ``rules``: others than those that hold (see :meth:`rules`)."""
+        """``current``: where it is decided to be. ``rules``: others than those that hold (see :meth:`rules`). ``evictions``:
+        those of the namespace, where they were looked for already."""
         intents, policies = rules if rules is not None else self.rules(namespace(obj))
         found = workload_info(
             obj,
             current=current,
             intents=intents,
             policies=policies,
-            evicted=self._evicted(obj),
+            evicted=(self.evictions(namespace(obj)) if evictions is None else evictions).get(uid(obj), ()),
             moves=[_move(m) for m in ((placement or {}).get("spec") or {}).get("moves") or ()],
         )
         fenced = tolerated_seconds(obj, [p for p in policies if concerns(p, obj)], self._settings)
         if fenced > found.policy.toleration_seconds:
             found = replace(found, policy=replace(found.policy, toleration_seconds=fenced))
         return found
-
-    def _evicted(self, obj: Obj) -> Iterable[str]:
-        for pod in self._pods.list(namespace(obj)):
-            if EVICTED in annotations(pod):
-                owner = controller_of(pod)
-                if (owner or {}).get("uid", uid(pod)) == uid(obj):
-                    yield str((pod.get("spec") or {}).get("nodeName", ""))
 
 
 def _move(raw: Mapping[str, Any]) -> Move:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 OUTCOMES_KEPT = 500
 #: Workloads x sites that are placed at once: a table of 160 MB.
 MOST_PAIRS = 20_000_000
+#: Workloads that are read before others get their turn.
+AT_ONCE = 50
 #: Plans that are made or wait for the one that is.
 MOST_WAITING = 8
 _KINDS = {(k.api_version, k.kind) for k in scheme.WORKLOADS}
@@ -89,7 +91,7 @@ class Planner:
             if not visible(where):
                 kind, why = scheme.PLACEMENT_REVIEW, f"you may not list placements in the namespace {where!r} of spec.objects"
                 raise forbidden(kind.group, kind.plural, "", why)
-        asked = self._asked(objects, changes)
+        asked = await self._asked(objects, changes)
         seen = {where for where in {w.ref.namespace for w in asked.workloads} if visible(where)}
         # Beside the loop: agents' heartbeats do not wait for a large plan.
         try:
@@ -135,7 +137,7 @@ class Planner:
         """All workloads as they are, placed at once."""
         from metaos.scheduler.optimise import optimise
 
-        as_it_is = self._asked((), None)
+        as_it_is = await self._asked((), None)
         snapshot, everything = as_it_is.snapshot, as_it_is.workloads
         if len(everything) * len(snapshot.clusters) > MOST_PAIRS:
             pairs = f"{len(everything)} workloads x {len(snapshot.clusters)} sites"
@@ -161,7 +163,7 @@ class Planner:
             ],
         }
 
-    def _asked(self, objects: Iterable[Obj], changes: Changes | None) -> Asked:
+    async def _asked(self, objects: Iterable[Obj], changes: Changes | None) -> Asked:
         """Without ``changes`` all workloads are to be decided."""
         there = {ref(o): o for informer in self._workloads for o in informer.list() if takes_room(o)}
         # A pod that is bound is never placed anew.
@@ -184,13 +186,18 @@ class Planner:
         affected = [about for about in everything if changes is None or changes or about in brought or about.namespace in rules]
         # What is there is asked first, as it holds its room already; then what comes.
         affected.sort(key=lambda about: (about not in present, about))
-        asked = []
-        for about in affected:
-            obj = everything[about]
-            merged = self._rules(about.namespace, rules.get(about.namespace) or {})
-            asked.append(self._facts.workload(obj, self._placement(about, obj), places.get(about) or {}, merged))
         snapshot = Snapshot(self._clock.now(), usage.sites(ObjectRef("", "", "", "")))
         updated = present.keys() & brought.keys()
+        # Of each namespace once: looking at all its pods for each of its workloads would take long.
+        evictions = {where: self._facts.evictions(where) for where in {about.namespace for about in affected}}
+        merged = {where: self._rules(where, rules.get(where) or {}) for where in evictions}
+        asked = []
+        for number, about in enumerate(affected):
+            if number % AT_ONCE == AT_ONCE - 1:
+                await self._clock.sleep(0)
+            obj, where = everything[about], about.namespace
+            placement, current = self._placement(about, obj), places.get(about) or {}
+            asked.append(self._facts.workload(obj, placement, current, merged[where], evictions[where]))
         earlier = {a: self._facts.workload(present[a], self._placement(a, present[a]), places[a]) for a in updated}
         return Asked(snapshot, asked, brought.keys(), earlier)
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from metaos.controllers import placement
+from metaos.controllers import placement, planning
 from metaos.controllers.planning import MOST_WAITING, Planner
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import Obj
+from metaos.resources.meta import EVICTED, Obj
 from tests.clock import FakeClock
 from tests.controllers.continuum import cluster, deployment, running, until
 from tests.fake_client import FakeClient
@@ -165,3 +165,37 @@ async def test_a_pod_that_has_its_site_takes_its_room_there_until_it_has_ended()
             if places(row["after"]):
                 break
         assert places(row["after"]) == {"a": 1}
+
+
+async def test_many_workloads_are_read_in_turns_and_all_are_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "AT_ONCE", 2)
+    asking = Asking()
+    objects = [deployment(f"w{n}") for n in range(5)]
+    async with running(placement.setup, asking.setup, objects=(cluster("a"),)):
+        assert [w["name"] for w in (await asking(objects=objects))["workloads"]] == [f"w{n}" for n in range(5)]
+
+
+async def test_what_was_evicted_from_a_cordoned_site_is_planned_elsewhere() -> None:
+    asking = Asking()
+    sites = cluster("a", unschedulable=True), cluster("b")
+    async with running(asking.setup, objects=(*sites, deployment())) as (client, clock):
+        obj = await until(clock, lambda: client.find(scheme.DEPLOYMENT, "web", "shop"))
+        of = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": obj["metadata"]["uid"]}
+        spec = {"workloadRef": of, "clusters": [{"name": "a", "replicas": 1}]}
+        await client.create({**scheme.PLACEMENT.empty("deployment-web", "shop"), "spec": spec})
+        assert places((await planned(asking, obj))["after"]) == {"a": 1}
+        pod: Obj = {**scheme.POD.empty("web-1", "shop"), "spec": {"nodeName": "a"}}
+        pod["metadata"].update(annotations={EVICTED: "now"}, ownerReferences=[{**of, "controller": True}])
+        await client.create(pod)
+        assert places((await planned(asking, obj, elsewhere=True))["after"]) == {"b": 1}
+
+
+async def planned(asking: Asking, obj: Obj, elsewhere: bool = False) -> dict[str, Any]:
+    """Asks until the informers have what was written."""
+    row: dict[str, Any] = {}
+    for _ in range(100):
+        (row,) = (await asking(objects=[obj]))["workloads"]
+        before, after = places(row["before"]), places(row["after"])
+        if before and elsewhere == (before != after):
+            break
+    return row
