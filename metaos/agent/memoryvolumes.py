@@ -1,6 +1,7 @@
 """emptyDir volumes in memory: a tmpfs at the volume's directory. Only root may mount one; elsewhere they are on disk.
 
-What is written counts to the memory of the container that writes it, and stays until the pod goes, whatever restarts.
+What is written counts to the memory of the container that writes it, and stays until the pod has run to its end
+or goes, whatever restarts.
 """
 
 from __future__ import annotations

@@ -224,6 +224,8 @@ class PodWorker:
         """One step of a pod that shall live; seconds until the next one at the latest."""
         if self.record.value.get("phase"):
             await self._supervisor.runtime.release_pod(self.record.uid)
+            if self._supervisor.volumes.memory_directory(self.record.uid).exists():
+                await asyncio.to_thread(self._supervisor.volumes.clear_memory, self.record.uid)
             return NEVER
         if self._evicted:
             self._containers.event("Warning", "Evicted", self._evicted)

@@ -52,9 +52,13 @@ class Volumes:
         memoryvolumes.remove(self.memory_directory(pod_uid))
         trees.remove(str(self.pod_directory(pod_uid)))
 
+    def clear_memory(self, pod_uid: str) -> None:
+        """The pod has run to its end: what it has in memory is for others; files on disk stay as long as the pod."""
+        memoryvolumes.remove(self.memory_directory(pod_uid))
+
     def clear(self, pod_uid: str) -> None:
         """Nothing of the pod runs any more: its emptyDir volumes give their bytes back; claims are not touched."""
-        memoryvolumes.remove(self.memory_directory(pod_uid))
+        self.clear_memory(pod_uid)
         trees.remove(str(self.pod_directory(pod_uid) / "volumes"))
 
     # -- what a container says at its end -------------------------------------------------------------------

@@ -113,7 +113,7 @@ async def test_last_words_and_restarts_by_exit_code(site: RealSite) -> None:
 
 @pytest.mark.system
 async def test_a_volume_in_memory(site: RealSite) -> None:
-    """Shared, kept over restarts, bounded, counted to the container's memory, and gone with the pod."""
+    """Shared, kept over restarts, bounded, counted to the container's memory, and gone with the pod or at its end."""
     if memoryvolumes.problem():
         pytest.skip(memoryvolumes.problem())
     fast = {"volumes": [{"name": "v", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}}]}
@@ -140,6 +140,7 @@ async def test_a_volume_in_memory(site: RealSite) -> None:
         assert "full" in await site.log("much") or state(site.pods()["much"])["state"]["terminated"]["reason"] == "OOMKilled"
 
     await site.until(lambda: state(site.pods()["shared"])["restartCount"] == 1)
+    await site.until(lambda: not any(site.supervisor.volumes.memory_directory(f"uid-{n}").exists() for n in ("full", "much")))
     volumes = site.supervisor.volumes.memory_directory("uid-shared")
     assert os.path.ismount(volumes / "v")
     await site.stop()

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metaos.agent import memoryvolumes
 from metaos.agent.containers import ConfigError, MountError
 from metaos.agent.volumes import Volumes, write_files
 from metaos.resources.meta import Obj
@@ -109,6 +110,18 @@ def pod(volume: dict[str, Any], **mount: Any) -> tuple[Obj, dict[str, Any]]:
 
 def mounts(tmp_path: Path, volume: dict[str, Any], **mount: Any) -> tuple[tuple[str, str, bool], ...]:
     return Volumes(tmp_path, ("/opt/data",), lambda about: None).mounts(*pod(volume, **mount), {"WHO": "me"})
+
+
+def test_memory_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(directory: Path, size: int) -> None:
+        raise OSError(13, "a tmpfs cannot be mounted: Permission denied", str(directory))
+
+    monkeypatch.setattr(memoryvolumes, "mount", refused)
+    monkeypatch.setattr(memoryvolumes, "problem", lambda: "")
+    volumes = Volumes(tmp_path, (), lambda about: None)
+    volumes.memory = True
+    with pytest.raises(ConfigError, match=r"MountVolume.SetUp failed .* a tmpfs cannot be mounted: Permission denied"):
+        volumes.mounts(*pod({"emptyDir": {"medium": "Memory"}}), {})
 
 
 def test_empty_directories(tmp_path: Path) -> None:
