@@ -112,6 +112,8 @@ class ClusterReconciler:
         self._heartbeats: dict[str, Heartbeat] = {}
         self._removing: dict[str, float] = {}
         self._pace = Pace(settings.lost_burst, settings.lost_interval, clock.monotonic())
+        #: When most sites were last suspected to have vanished together, by the monotonic clock.
+        self._stormy = float("-inf")
         self._counted: tuple[float, int, int] = float("-inf"), 0, 0
 
     async def reconcile(self, about: ObjectRef) -> Result:
@@ -179,8 +181,19 @@ class ClusterReconciler:
         if status == "Unknown":
             lost, known = self._count_lost(name(cluster))
             suspect = storm(lost, known, self._settings.storm_share)
-            effect = "NoExecute"
             if suspect:
+                self._stormy = self._clock.monotonic()
+            effect = "NoExecute"
+            if (
+                not suspect
+                and not _is_replaced(cluster)
+                and self._clock.monotonic() - self._stormy < self._settings.lease_duration
+            ):
+                effect = "NoSchedule"
+                message += (
+                    "; most sites had vanished together and come back now: this one gets as long as a lease to come back too"
+                )
+            elif suspect:
                 # Without the numbers: they change with every site, and this is written once for each.
                 effect = "NoSchedule"
                 message += (

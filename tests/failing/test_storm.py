@@ -76,6 +76,28 @@ async def test_most_sites_vanish_and_nothing_moves(tmp_path: Path) -> None:
         await world.close()
 
 
+async def test_when_most_come_back_the_others_have_a_lease_to_do_so_too(tmp_path: Path) -> None:
+    world = await _world(tmp_path, 10, 20)
+    try:
+        before = await _placed(world)
+        sites = list(world.sites.values())
+        for site in sites[:8]:
+            site.line.cut = True
+        await world.until(lambda: _lost(world, "NoSchedule") == 8, "eight sites are missed")
+        for site in sites[:6]:
+            site.line.cut = False
+        await world.until(lambda: all(world.is_ready(s.name) for s in sites[:6]), "six are back")
+        await world.run(SETTINGS.lease_duration * 0.5)
+        assert _lost(world, "NoExecute") == 0 and await _placed(world) == before
+        sites[6].line.cut = False
+        await world.until(
+            lambda: _lost(world, "NoExecute") == 1, "the one that stays away is replaced", SETTINGS.lease_duration * 4
+        )
+        assert world.is_ready(sites[6].name)
+    finally:
+        await world.close()
+
+
 async def test_a_minority_that_vanishes_is_replaced_in_turn(tmp_path: Path) -> None:
     world = await _world(tmp_path, 15, 15)
     try:
