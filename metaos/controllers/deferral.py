@@ -45,7 +45,8 @@ def ahead(cluster: Obj, now: float) -> tuple[list[float], float, float, str]:
     Hours that have passed since the forecast was made are left out; none is left of one that is too old."""
     carbon: Mapping[str, Any] = (cluster.get("status") or {}).get("carbon") or {}
     source, hour = str(carbon.get("source") or "no source"), float(carbon.get("hourSeconds") or HOUR_SECONDS)
-    forecast = [float(v) for v in carbon.get("forecast") or ()]
+    # Some sources count what a load displaces, which may be less than nothing.
+    forecast = [max(0.0, float(v)) for v in carbon.get("forecast") or ()]
     if len(forecast) < 2 or not carbon.get("time"):
         return [], 0.0, hour, source
     # A clock that was set back makes no forecast younger than new.
@@ -76,7 +77,7 @@ class DeferralReconciler:
 
     async def reconcile(self, about: ObjectRef) -> Result:
         job = self._jobs.get(about.name, about.namespace)
-        if job is None or not placeable(job) or not deferrable(job):
+        if job is None or not placeable(job) or not deferrable(job) or next(causes(job), None):
             return DONE
         placement = self._placements.get(placement_name(about), about.namespace)
         spec = (placement or {}).get("spec") or {}

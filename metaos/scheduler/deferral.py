@@ -27,6 +27,8 @@ WAITS, RESERVED, SPOT, ON_DEMAND = 0, 1, 2, 3
 KINDS = ("waits", "reserved", "spot", "on-demand")
 #: Of a job that outlives all that are known: so much more of what it has run already.
 MORE = 0.25
+#: Nothing runs for less.
+LEAST_HOURS = 1e-6
 
 
 class Prices:
@@ -197,7 +199,7 @@ def schedule(job: Deferrable, forecast: Sequence[float], *, passed: float = 0.0,
     ``least``: less is not worth it, and would flap."""
     if not math.isfinite(job.slack):
         raise ValueError(f"slack {job.slack!r} must be a finite number of hours")
-    lengths = job.lengths or (1.0,)
+    lengths = tuple(max(LEAST_HOURS, length) for length in job.lengths) or (1.0,)
     prices = Prices(forecast)
     kilowatts = job.watts / 1000
     if job.suspendable and len(lengths) == 1:

@@ -51,7 +51,10 @@ def causes(job: Obj) -> Iterator[Cause]:
     for key in (SLACK, DURATION):
         if key in said:
             try:
-                problem = "" if seconds(said[key]) <= MOST_SECONDS else f"must be at most {MOST_SECONDS / 86400:g}d"
+                length = seconds(said[key])
+                problem = "" if length <= MOST_SECONDS else f"must be at most {MOST_SECONDS / 86400:g}d"
+                if key == DURATION and not length:
+                    problem = "must be more than nothing, for example 30m"
             except ValueError as error:
                 problem = str(error)
             if problem:

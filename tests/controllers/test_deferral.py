@@ -95,6 +95,15 @@ async def test_a_deadline_in_the_past_or_without_a_length_starts_at_once() -> No
             assert decided(client)["started"]
 
 
+async def test_annotations_that_say_nothing_hold_nothing() -> None:
+    # Of a Job that was stored before they were checked.
+    for said in ({SLACK: "soon"}, {SLACK: "6h", DURATION: "0s", SUSPENDABLE: "true"}):
+        async with running(*SETUPS, objects=(site(300, 1, 1), job(**said))) as (client, clock):
+            await until(clock, lambda client=client: suspended(client) is False)
+            await clock.advance(60)
+            assert not decided(client)
+
+
 async def test_jobs_that_do_not_say_so_never_wait_and_a_user_suspends_for_himself() -> None:
     async with running(*SETUPS, objects=(site(300, 1), job())) as (client, clock):
         await until(clock, lambda: suspended(client) is False)
@@ -111,6 +120,7 @@ def test_hours_that_have_passed_are_left_out_and_clocks_that_jump_do_no_harm() -
     forecast, passed, hour, source = ahead(site(1, 2, 3, 4), START + 1.5 * 3600)
     assert (forecast, passed, hour, source) == ([2, 3, 4], 0.5, 3600, "test, 2 h old")
     assert ahead(site(1, 2, 3), START - 1e6)[0] == [1, 2, 3]
+    assert ahead(site(-5, 2, -0.5), START)[0] == [0, 2, 0]
     assert ahead(site(1, 2, 3), START + 1e9)[0] == []
     assert ahead(site(1, 2, 3, hourSeconds=10), START + 10)[:3] == ([2, 3], 0.0, 10)
 

@@ -139,3 +139,10 @@ def test_slack_that_is_no_number_is_refused() -> None:
 def test_what_outlives_all_that_are_known_is_expected_to_go_on() -> None:
     left, possible = remaining(np.array([1.0, 2.0]), np.array([0.5, 8.0]))
     assert left[1, 0] == 2.0 and possible[1].tolist() == [True, False]
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-12])
+@pytest.mark.parametrize("suspendable", [True, False])
+def test_what_takes_no_time_is_planned_all_the_same(length: float, suspendable: bool) -> None:
+    found = schedule(Deferrable(5.0, (length,), suspendable), [300.0, 100.0, *[400.0] * 22])
+    assert found.start == 1.0 and found.intensity == pytest.approx(100.0)

@@ -48,7 +48,9 @@ def test_other_annotations_that_make_no_sense() -> None:
     assert "at most 7d" in next(causes(job(slack="8d"))).message
     assert "2030-01-31T06:00:00Z" in next(causes(job(deadline="tomorrow"))).message
     assert "either this or" in next(causes(job(deadline=format_time(NOW), slack="1h"))).message
+    assert "must be more than nothing" in next(causes(job(slack="6h", duration="0s"))).message
     assert not list(causes(job(slack="6h", duration="1h")))
+    assert not list(causes(job(slack="0s")))
     assert deferrable(job(slack="6h")) and not deferrable(job())
 
 
