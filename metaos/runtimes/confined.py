@@ -176,15 +176,22 @@ class Bubblewrap:
         if start.image.rootfs is not None and self.overlay:
             for name in ("upper", "work"):
                 os.mkdir(os.path.join(start.directory, name), 0o755)
-        arguments = bubblewrap.packed(view)
-        status = os.open(os.path.join(start.directory, "status"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         argv = [*first_steps(start, MAX_PIDS), *self._join(start.holder), os.path.join(os.path.dirname(start.etc), "bwrap")]
-        argv += ["--args", str(arguments), "--json-status-fd", str(status)]
-        fds = [arguments, status]
-        if self._filter:
-            fds.append(bubblewrap.readable(self._filter))
-            argv += ["--seccomp", str(fds[-1])]
-        return Launch([*argv, "--", *start.argv], self._outside(), fds, lent=[mount.fd for mount in start.mounts])
+        launch = Launch(argv, self._outside(), lent=[mount.fd for mount in start.mounts])
+        status = os.path.join(start.directory, "status")
+        try:
+            launch.fds.append(bubblewrap.packed(view))
+            argv += ["--args", str(launch.fds[-1])]
+            launch.fds.append(os.open(status, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+            argv += ["--json-status-fd", str(launch.fds[-1])]
+            if self._filter:
+                launch.fds.append(bubblewrap.readable(self._filter))
+                argv += ["--seccomp", str(launch.fds[-1])]
+        except BaseException:
+            launch.close()
+            raise
+        argv += ["--", *start.argv]
+        return launch
 
     def _records(self, directory: str) -> dict[str, int]:
         merged: dict[str, int] = {}

@@ -74,8 +74,12 @@ class Launch:
                 self.argv, env=self.env, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=fds, cwd=self.directory
             )
         finally:
-            for fd in self.fds:
-                os.close(fd)
+            self.close()
+
+    def close(self) -> None:
+        """Also where it never came to executing it."""
+        while self.fds:
+            os.close(self.fds.pop())
 
 
 @dataclass(slots=True)

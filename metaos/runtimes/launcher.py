@@ -79,9 +79,10 @@ class Launcher:
 
     def _spawn(self, started: Container, launch: Launch) -> None:
         """The container's processes. Who keeps its input comes first, and ends with it."""
-        log = self._outputs.open(started.directory)
-        opened = [log]
+        opened: list[int] = []
         try:
+            log = self._outputs.open(started.directory)
+            opened.append(log)
             if not (started.stdin or started.tty):
                 started.monitor = launch.spawn(stdout=log, stderr=log)
                 return
@@ -98,6 +99,7 @@ class Launcher:
             else:
                 started.monitor = launch.spawn(stdin=theirs, stdout=log, stderr=log)
         finally:
+            launch.close()
             for fd in opened:
                 os.close(fd)
 

@@ -32,8 +32,12 @@ class Outputs:
         if self._keeper is None:
             self._start_keeper()
         out = pump.make(directory)
-        self._pump.add(directory)
-        self._pump.start()
+        try:
+            self._pump.add(directory)
+            self._pump.start()
+        except BaseException:
+            os.close(out)
+            raise
         return out
 
     def adopt(self, directory: str) -> None:

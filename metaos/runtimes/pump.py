@@ -58,9 +58,9 @@ def move(pipe: int, directory: str, most: int = CAPACITY) -> int | None:
         size = os.lseek(log, 0, os.SEEK_END)
         if size >= BOUND:
             _rotate(path)
+            fresh = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             os.close(log)
-            log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            size = 0
+            log, size = fresh, 0
         return os.splice(pipe, log, min(most, BOUND - size), flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
     except BlockingIOError:
         return None

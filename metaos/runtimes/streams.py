@@ -80,7 +80,12 @@ class Streams:
             env.setdefault("TERM", "xterm")
             master, slave = os.openpty()
         terminal = os.ttyname(slave) if tty else ""
-        launch = self._isolation.enter(uid, main, container.directory, command, tuple(env.items()), terminal)
+        try:
+            launch = self._isolation.enter(uid, main, container.directory, command, tuple(env.items()), terminal)
+        except BaseException:
+            for fd in (master, slave) if tty else ():
+                os.close(fd)
+            raise
         result = Execution.terminal(launch, master, slave) if tty else Execution.pipes(launch, stdin=stdin)
         self._executions.add(result)
         return result

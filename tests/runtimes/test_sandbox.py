@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import gc
 import os
 import shutil
@@ -250,6 +251,33 @@ async def test_limits(runtime: SandboxRuntime) -> None:
     ended, _ = await run(runtime, pod().uid, container("python3", "-c", eat, memory_limit=64 << 20, cpu_limit=500))
     assert (ended.exit_code, ended.reason) == (137, "OOMKilled")
     assert not any(each["type"] == "ResourceLimits" for each in runtime.conditions())
+
+
+@pytest.mark.parametrize("what", ["Pump.add", "make", "readable"])
+async def test_who_fails_to_start_keeps_no_descriptor(
+    runtime: SandboxRuntime, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    await runtime.start_container(pod().uid, container("sh", "-c", "echo up; exec sleep 1000"))
+    await until_logged(runtime, pod().uid, b"up")
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patched:
+        if what == "readable":  # of the seccomp filter, when the arguments are packed already
+            real = bubblewrap.readable
+            patched.setattr(bubblewrap, "readable", lambda data: full() if data == runtime._isolation._filter else real(data))
+        else:
+            patched.setattr(pump if what == "make" else pump.Pump, what.rpartition(".")[2], full)
+        for _ in range(3):
+            with pytest.raises(OSError, match="the disk is full"):
+                await runtime.start_container(pod().uid, container("true", name="other"))
+        if what == "readable":
+            with pytest.raises(OSError, match="the disk is full"):
+                patched.setattr(bubblewrap, "readable", full)
+                await runtime.exec(pod().uid, "main", ["true"], tty=True)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_exec_counts_as_the_container(runtime: SandboxRuntime) -> None:
