@@ -19,6 +19,8 @@ from h2.exceptions import ProtocolError
 
 #: Bytes that an answer may have: a message of two bytes, and headers.
 ANSWER_BYTES = 64 * 1024
+#: Characters of what a server says that are passed on.
+SAID = 200
 _STATES = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
 _CODES = {"4": "DEADLINE_EXCEEDED", "5": "NOT_FOUND", "12": "UNIMPLEMENTED", "14": "UNAVAILABLE", "16": "UNAUTHENTICATED"}
 
@@ -61,7 +63,7 @@ async def check(sock: socket.socket, port: int, service: str, tls: ssl.SSLContex
                 answer.take(event)
         return answer.problem()
     except ProtocolError as error:
-        return f"the answer is not HTTP/2: {error}"
+        return f"the answer is not HTTP/2: {str(error)[:SAID]}"
     finally:
         writer.transport.abort()
 
@@ -117,11 +119,11 @@ class _Answer:
             return self._broken
         code = self._trailers.get("grpc-status")
         if code is None:
-            return f"the answer is not gRPC (HTTP status {self._http or 'none'})"
+            return f"the answer is not gRPC (HTTP status {self._http[:SAID] or 'none'})"
         if code == "12":
             return "the server does not implement the gRPC health protocol (grpc.health.v1.Health)"
         if code != "0":
-            said = unquote(self._trailers.get("grpc-message", ""))[:200]
-            return f"the health check failed with gRPC status {_CODES.get(code, code)}{': ' + said if said else ''}"
+            said = unquote(self._trailers.get("grpc-message", ""))[:SAID]
+            return f"the health check failed with gRPC status {_CODES.get(code, code[:SAID])}{': ' + said if said else ''}"
         found = status(self._body[5:])
         return None if found == "SERVING" else f"service unhealthy (responded with {found})"

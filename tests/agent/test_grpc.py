@@ -121,13 +121,20 @@ async def test_what_is_no_grpc_server(answer: bytes, problem: str) -> None:
         await server.close()
 
 
-async def test_a_server_may_take_its_leave_right_after_the_answer() -> None:
+def test_a_server_may_take_its_leave_right_after_the_answer() -> None:
     event = DataReceived(data=b"\0\0\0\0\x02\x08\x01", stream_id=1)
     answer = _Answer()
     for each in (TrailersReceived(headers=[("grpc-status", "0")], stream_id=1), event, StreamEnded(stream_id=1)):
         answer.take(each)
     answer.take(ConnectionTerminated())
     assert answer.complete and answer.problem() is None
+
+
+def test_what_a_server_says_is_passed_on_up_to_a_bound() -> None:
+    answer = _Answer()
+    answer.take(TrailersReceived(headers=[("grpc-status", "9" * 60_000), ("grpc-message", "x" * 60_000)], stream_id=1))
+    problem = answer.problem()
+    assert problem is not None and len(problem) < 500
 
 
 async def test_nobody_and_nothing() -> None:
