@@ -86,6 +86,10 @@ def with_client(kubeconfig: Path | None, data: Path, action: Callable[[HttpClien
         raise ValueError(
             f"kubeconfig {path}: its user comes by {unknown[0]}, which is kubectl's alone: use a certificate or token"
         )
+    # Passed over, the user behind it would act, with all that they may.
+    if user.get("as"):
+        who = user["as"]
+        raise ValueError(f"kubeconfig {path}: its user acts as {who!r}, which is kubectl's alone: 'nemo kubeconfig --user {who}'")
     texts = [
         _text(cluster, "certificate-authority", path),
         *(_text(user, f"client-{part}", path) for part in ("certificate", "key")),

@@ -172,6 +172,7 @@ def test_a_kubeconfig_with_a_mistake(run: Any, folder: Path) -> None:
     refused("client-certificate is not PEM text in base64", user="{client-certificate-data: '!', client-key-data: '!'}")
     refused("client-key /nowhere cannot be read", user="{client-key: /nowhere}")
     refused("its certificates cannot be used", user=f"{{client-certificate: {folder}/text.yaml, client-key: {folder}/text.yaml}}")
+    refused("its user acts as 'ann', which is kubectl's alone", user="{as: ann, token: t}")
     refused("its user comes by exec, which is kubectl's alone", user="{exec: {command: x}}")
 
 
