@@ -301,11 +301,14 @@ async def test_a_link_put_in_at_the_last_moment_is_not_followed(runtime: Sandbox
     volume = Path(runtime._directory, "pods", pod().uid, "volumes", "data")
     volume.mkdir(parents=True)
     swap = f"""
-import ctypes, os
+import ctypes, os, time
 os.mkdir('/data/sub'); open('/data/sub/good', 'w').close(); os.symlink({str(tmp_path)!r}, '/data/evil')
 print('ready', flush=True)
 libc = ctypes.CDLL(None)
-while True: libc.renameat2(-100, b'/data/sub', -100, b'/data/evil', 2)
+while True:
+    # Bursts, and rests in either state, so that both outcomes are seen whatever else the machine does.
+    for _ in range(301): libc.renameat2(-100, b'/data/sub', -100, b'/data/evil', 2)
+    time.sleep(0.01)
 """
     await runtime.start_container(
         pod().uid, container("python3", "-c", swap, name="swap", mounts=((str(volume), "/data", False),))
