@@ -302,9 +302,7 @@ async def deliver(
             async with asyncio.timeout(CONNECT_SECONDS):
                 return Near(await dial(), back, lambda: flows.end(number))
 
-        flow = flows.use(number) or flows.begin(number, find)
-        if flow is not None:
-            flow.send(data)
+        (flows.use(number) or flows.begin(number, find)).send(data)
 
     await stream.accept()
     try:

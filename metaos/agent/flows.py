@@ -11,14 +11,14 @@ import logging
 import socket
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from metaos.tunnel import Stream
 
 log = logging.getLogger(__name__)
 
 #: Flows that a site has at the same time, and those of one of its pods (or of a pod of another site to one endpoint here).
-#: A pod that begins more loses the one that was quiet for longest.
+#: A pod that begins more loses the one that was quiet for longest; of a site that has too many, the pod with most loses one.
 MAX_FLOWS = 1024
 MAX_POD_FLOWS = 256
 #: A flow without datagrams in either direction ends after this long.
@@ -43,6 +43,8 @@ class Counts:
 
     def __init__(self) -> None:
         self.flows = 0
+        #: Who has any.
+        self.holders: set[Flows[Any]] = set()
         self.carried = 0
         #: Bytes that wait.
         self.waiting = 0
@@ -170,16 +172,16 @@ class Flows(Generic[K]):
             self._flows.move_to_end(key)
         return flow
 
-    def begin(self, key: K, find: Callable[[Flow], Awaitable[Way]]) -> Flow | None:
-        """A new flow; ``None`` where the site has too many, and this pod has none to give up."""
-        if self._flows and (len(self._flows) >= MAX_POD_FLOWS or self._counts.flows >= MAX_FLOWS):
-            self.end(next(iter(self._flows)))
-        if self._counts.flows >= MAX_FLOWS:
-            self._counts.drop("too many flows")
-            return None
+    def begin(self, key: K, find: Callable[[Flow], Awaitable[Way]]) -> Flow:
+        if len(self._flows) >= MAX_POD_FLOWS:
+            self._give_up()
+        elif self._counts.flows >= MAX_FLOWS:
+            # So few pods with many flows do not keep the others from having any.
+            max(self._counts.holders, key=len)._give_up()
         flow = Flow(find, lambda ended: self.end(key, ended), self._counts)
         self._flows[key] = flow
         self._counts.flows += 1
+        self._counts.holders.add(self)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._sweep)
         return flow
@@ -191,7 +193,13 @@ class Flows(Generic[K]):
             return
         del self._flows[key]
         self._counts.flows -= 1
+        if not self._flows:
+            self._counts.holders.discard(self)
         found.close()
+
+    def _give_up(self) -> None:
+        """The one that was quiet for longest."""
+        self.end(next(iter(self._flows)))
 
     def _sweep(self) -> None:
         now = asyncio.get_running_loop().time()
