@@ -10,6 +10,7 @@ import platform
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -306,16 +307,18 @@ os.mkdir('/data/sub'); open('/data/sub/good', 'w').close(); os.symlink({str(tmp_
 print('ready', flush=True)
 libc = ctypes.CDLL(None)
 while True:
-    # Bursts, and rests in either state, so that both outcomes are seen whatever else the machine does.
+    # Bursts, and rests in either state, about as long as a start takes.
     for _ in range(301): libc.renameat2(-100, b'/data/sub', -100, b'/data/evil', 2)
-    time.sleep(0.01)
+    time.sleep(0.05)
 """
     await runtime.start_container(
         pod().uid, container("python3", "-c", swap, name="swap", mounts=((str(volume), "/data", False),))
     )
     await until_logged(runtime, pod().uid, b"ready", "swap")
     mounted = refused = 0
-    while mounted + refused < 40 or (mounted + refused < 400 and not (mounted and refused)):
+    # A refusal takes no time, so they are not counted against those that are mounted.
+    deadline = time.monotonic() + 60
+    while (mounted + refused < 40 or not (mounted and refused)) and time.monotonic() < deadline:
         config = container("ls", "/x", attempt=mounted + refused, mounts=((str(volume / "sub"), "/x", False),))
         try:
             ended, said = await run(runtime, pod().uid, config)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -240,7 +241,9 @@ try:
     while True: os.wait()
 except ChildProcessError: pass
 """
+    started = time.monotonic()
     for uid, limit in (("a", 0), ("b", 2000)):  # b's own limit is more than there is
         await small.start_container(uid, container("python3", "-c", script, cpu_limit=limit))
     used = [float(line) for uid in ("a", "b") for line in (await log(small, uid, follow=True)).split()]
-    assert len(used) == 8 and sum(used) < 3 * 0.333 * 1.5, used
+    # Who is held back looks at the time later: what counts is how long all of it took.
+    assert len(used) == 8 and sum(used) < (time.monotonic() - started) * 0.333 * 1.5, used
