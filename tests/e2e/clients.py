@@ -106,6 +106,14 @@ class Client:
         self._record.note(name, Operation(chosen, outcomes[status], called, clock(), value, expected), obj)
 
 
+async def conclude(endpoint: Endpoint, record: Record, random: Random) -> int:
+    """Writes something after all else, and returns its revision: a watch that has come so far has seen the last deletes too."""
+    client = Client(endpoint, "end", record, random)
+    await client.one("the-end", Verb.CREATE)
+    client.close()
+    return max(record.written)
+
+
 async def lister(endpoint: Endpoint, record: Record, stop: asyncio.Event) -> None:
     """Lists again and again."""
     connection = Connection(endpoint)

@@ -13,7 +13,7 @@ import pytest
 from bench.wire import Connection, Endpoint
 from examples.demo.continuum import free_port
 from tests.crashing import Hub
-from tests.e2e.clients import PATH, Client, Record, Watching, check, lister
+from tests.e2e.clients import PATH, Client, Record, Watching, check, conclude, lister
 from tests.linearizability import Verb
 
 CLIENTS, OBJECTS, WATCHES = 8, 4, 2
@@ -56,11 +56,12 @@ async def lives(directory: Path, kills: int, seconds: float, seed: int) -> Recor
         for name in list(record.operations):
             await final.one(name, Verb.GET)
         final.close()
+        end = await conclude(endpoint, record, random)
         last = await latest(endpoint)
         async with asyncio.timeout(30), asyncio.TaskGroup() as group:
             for watching in watches:
-                group.create_task(watching.run(endpoint, until=max(record.written)))
-        assert max(record.written) <= last
+                group.create_task(watching.run(endpoint, until=end))
+        assert end <= last
     finally:
         hub.stop()
     check(record, watches)
@@ -93,7 +94,7 @@ async def test_single_objects_are_linearizable(tmp_path: Path) -> None:
             group.create_task(lister(endpoint, record, stop))
             await asyncio.sleep(1.5)
             stop.set()
-        await watching.run(endpoint, until=max(record.written))
+        await watching.run(endpoint, until=await conclude(endpoint, record, random))
     finally:
         hub.stop()
     assert record.count > 500
