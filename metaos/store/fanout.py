@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from metaos.store.log import LogEvent
+from metaos.store.log import Compacted, LogEvent
 
 #: Events that a watcher may be behind before it is told to list again.
 BUFFER = 1024
@@ -45,6 +45,19 @@ class Watcher:
         while not (self.events or self.overflown or self.ended):
             self._news.clear()
             await self._news.wait()
+
+    async def next(self, seen: int, latest: Callable[[], int]) -> LogEvent | None:
+        """The next event above revision ``seen``; ``None`` at the end. Raises ``Compacted`` once it fell too far behind;
+        ``latest`` says from which revision on to list then."""
+        while True:
+            await self.wait()
+            if self.overflown:
+                raise Compacted(seen, latest())
+            if not self.events:
+                return None
+            event = self.events.popleft()
+            if event.revision > seen:
+                return event
 
 
 class FanOut:

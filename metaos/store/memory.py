@@ -136,16 +136,9 @@ class MemoryStore:
             while missed:
                 seen = missed[-1].revision
                 yield missed.pop()
-            while True:
-                await watcher.wait()
-                if watcher.overflown:
-                    raise Compacted(seen, self._revision)
-                if not watcher.events:
-                    return
-                event = watcher.events.popleft()
-                if event.revision > seen:
-                    seen = event.revision
-                    yield event
+            while (live := await watcher.next(seen, lambda: self._revision)) is not None:
+                seen = live.revision
+                yield live
         finally:
             self._fan_out.detach(watcher)
 

@@ -188,16 +188,9 @@ class SqliteStore:
                 if len(events) < PAGE and not watcher.overflown:
                     break
                 self._fan_out.detach(watcher)
-            while True:
-                await watcher.wait()
-                if watcher.overflown:
-                    raise Compacted(seen, self._revision)
-                if not watcher.events:
-                    return
-                event = watcher.events.popleft()
-                if event.revision > seen:
-                    seen = event.revision
-                    yield event
+            while (live := await watcher.next(seen, lambda: self._revision)) is not None:
+                seen = live.revision
+                yield live
         finally:
             if watcher is not None:
                 self._fan_out.detach(watcher)
