@@ -76,7 +76,7 @@ def embodied_rate(power: Mapping[str, Any]) -> Decimal | None:
         return decimal(power["embodiedGramsPerHour"], "spec.power.embodiedGramsPerHour")
     if power.get("embodiedKilograms") is None:
         return None
-    years = decimal(power.get("lifetimeYears") or DEFAULT_LIFETIME_YEARS, "spec.power.lifetimeYears")
+    years = decimal(power.get("lifetimeYears", DEFAULT_LIFETIME_YEARS), "spec.power.lifetimeYears")
     if not years:
         raise ValueError("spec.power.lifetimeYears must be above 0: over it the hardware's emissions are spread")
     return decimal(power["embodiedKilograms"], "spec.power.embodiedKilograms") * 1000 / (years * HOURS_PER_YEAR)

@@ -1,10 +1,10 @@
-"""Cells of what a continuum is made of: sites (also as nodes), intents, policies, placements and works. Pure."""
+"""Cells of what a continuum is made of: sites (also as nodes), intents, policies, placements, works and usages. Pure."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from metaos.apiserver.cells import NONE, Cell, joined, ratio, selector_text, spec, status
+from metaos.apiserver.cells import NONE, Cell, human_duration, joined, ratio, selector_text, spec, status
 from metaos.resources import quantity
 from metaos.resources.meta import Obj, condition, deleting, labels
 
@@ -129,6 +129,31 @@ def policy_clusters(policy: Obj, now: float) -> str:
     return joined(named) if named else selector_text(spec(policy).get("clusterSelector")).replace(NONE, "<all>")
 
 
+def _unbooked(usage: Obj) -> list[Obj]:
+    done = status(usage).get("booked") or 0
+    return [period for period in spec(usage).get("periods") or () if (period.get("sequence") or 0) > done]
+
+
+def usage_waiting(usage: Obj, now: float) -> int:
+    return len(_unbooked(usage))
+
+
+def usage_since(usage: Obj, now: float) -> str:
+    found = _unbooked(usage)
+    return human_duration(now - (found[0].get("start") or 0)) if found else NONE
+
+
+def usage_meter(usage: Obj, now: float) -> str:
+    """What the latest period's figures are from, with how far they may be off."""
+    found: list[Obj] = spec(usage).get("periods") or [{}]
+    meter = found[-1].get("meter") or {}
+    return f"{meter.get('name')} ({meter.get('basis')}, ±{meter.get('uncertainty')})" if meter else NONE
+
+
+def usage_refused(usage: Obj, now: float) -> int:
+    return len(status(usage).get("refused") or ())
+
+
 #: What ``fn`` may say in ``tables.yaml``.
 CELLS: dict[str, Cell] = {
     "node_status": node_status,
@@ -151,4 +176,8 @@ CELLS: dict[str, Cell] = {
     "work_available": _holds("Available"),
     "policy_selector": policy_selector,
     "policy_clusters": policy_clusters,
+    "usage_waiting": usage_waiting,
+    "usage_since": usage_since,
+    "usage_meter": usage_meter,
+    "usage_refused": usage_refused,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from metaos.apiserver.metadata import label_causes
@@ -10,7 +11,7 @@ from metaos.apiserver.schema import duplicate, forbidden, invalid, required
 from metaos.network.intents import validate_intent
 from metaos.resources import quantity
 from metaos.resources.errors import Cause
-from metaos.resources.meta import Obj, label_selector
+from metaos.resources.meta import Obj, label_selector, parse_time
 
 
 def intent_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
@@ -59,6 +60,10 @@ def cluster_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     power = spec.get("power") or {}
     if power.get("maxWatts") is not None and power.get("idleWatts", 0) > power["maxWatts"]:
         yield invalid("spec.power.idleWatts", power["idleWatts"], f"must not exceed maxWatts ({power['maxWatts']}); swap them?")
+    if "embodiedGramsPerHour" in power and "embodiedKilograms" in power:
+        yield forbidden("spec.power.embodiedGramsPerHour", "embodiedKilograms is there too: state one of both")
+    if "lifetimeYears" in power and "embodiedKilograms" not in power:
+        yield required("spec.power.embodiedKilograms", "lifetimeYears spreads it; leave lifetimeYears out where it is not known")
     for i, path in enumerate(spec.get("hostPaths") or ()):
         if not path.startswith("/") or ".." in path.split("/"):
             yield invalid(f"spec.hostPaths[{i}]", path, "must be an absolute path without '..', for example /srv/data")
@@ -69,3 +74,39 @@ def cluster_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
         if pair in seen:
             yield duplicate(f"spec.taints[{i}]", taint)
         seen.add(pair)
+
+
+#: Of one Usage. A site sends the next ones when these are booked.
+MAX_PERIODS = 12
+
+
+def usage_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    """Only what would make the object useless: what a period holds is checked where it is booked, each by itself, so that one
+    that makes no sense does not hold up the others."""
+    periods = (obj.get("spec") or {}).get("periods") or []
+    if len(periods) > MAX_PERIODS:
+        yield invalid(
+            "spec.periods", len(periods), f"there may be {MAX_PERIODS} at most; send the later ones when these are booked"
+        )
+    for i, (before, after) in enumerate(pairwise(periods), start=1):
+        if after["sequence"] <= before["sequence"]:
+            yield invalid(
+                f"spec.periods[{i}].sequence", after["sequence"], f"must be above the one before it, {before['sequence']}"
+            )
+
+
+_RATES = ("cpuHour", "memoryGiBHour", "egressGiB", "energyKWh")
+
+
+def tariff_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    spec = obj.get("spec") or {}
+    if not spec.get("provider"):
+        yield required("spec.provider", "name the owner of the sites, as spec.owner of their Clusters does")
+    if not any(key in spec for key in _RATES):
+        yield required(
+            f"spec.{_RATES[0]}", f"a tariff states one rate at least: {', '.join(_RATES)}; 0 says that it costs nothing"
+        )
+    yield from _selector({"selector": spec.get("clusterSelector")}, "spec.clusterSelector")
+    start, end = spec.get("validFrom"), spec.get("validUntil")
+    if start and end and parse_time(end) <= parse_time(start):
+        yield invalid("spec.validUntil", end, f"must be after validFrom ({start})")

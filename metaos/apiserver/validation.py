@@ -430,4 +430,6 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     scheme.INTENT.kind: (own.intent_causes,),
     scheme.PLACEMENT_POLICY.kind: (own.policy_causes,),
     scheme.CLUSTER.kind: (own.cluster_causes,),
+    scheme.USAGE.kind: (own.usage_causes,),
+    scheme.TARIFF.kind: (own.tariff_causes,),
 }

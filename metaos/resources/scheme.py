@@ -126,6 +126,8 @@ INTENT = Kind(GROUP, VERSION, "Intent", "intents", True, (), ("nemo",), _STATUS)
 PLACEMENT = Kind(GROUP, VERSION, "Placement", "placements", True, ("pl",), ("nemo",), _STATUS)
 PLACEMENT_REVIEW = Kind(GROUP, VERSION, "PlacementReview", "placementreviews", False, verbs=("create",))
 WORK = Kind(GROUP, VERSION, "Work", "works", True, (), ("nemo",), _STATUS)
+USAGE = Kind(GROUP, VERSION, "Usage", "usages", False, (), ("nemo",), _STATUS)
+TARIFF = Kind(GROUP, VERSION, "Tariff", "tariffs", False, (), ("nemo",))
 
 KINDS: tuple[Kind, ...] = (
     NAMESPACE,
@@ -172,6 +174,8 @@ KINDS: tuple[Kind, ...] = (
     PLACEMENT,
     PLACEMENT_REVIEW,
     WORK,
+    USAGE,
+    TARIFF,
 )
 
 #: Kinds that show the objects of another kind (see ``metaos/apiserver/views.py``) or have none stored: who follows all objects

@@ -197,7 +197,7 @@ def decide_agent(member: str, asked: Attributes, namespaces: Container[str]) -> 
     """What a member's agent may ask for, by URL. What it then writes is checked by :func:`agent_write_problem`.
 
     ``namespaces``: those in which the member has a Work. Source: Kubernetes' node authoriser. An agent may
-    read and report its own Works, keep its own Lease and Cluster, mirror its own Pods, record Events about them."""
+    read and report its own Works, keep its own Lease, Cluster and Usage, mirror its own Pods, record Events about them."""
     if asked.path:
         return ALLOWED if asked.verb == "get" else Decision(False)
     own, verb, what = cluster_namespace(member), asked.verb, (asked.group, asked.resource)
@@ -213,6 +213,9 @@ def decide_agent(member: str, asked: Attributes, namespaces: Container[str]) -> 
         allowed = allowed and verb in _READ | _WRITE
     elif what == (GROUP, "clusters"):
         allowed = _own_cluster(member, asked)
+    elif what == (GROUP, "usages"):
+        # What is booked of it is the hub's to say: the agent reads its status with the object.
+        allowed = not asked.subresource and asked.name == member and verb in _WRITE | {"get"}
     elif what == ("certificates.k8s.io", "certificatesigningrequests"):
         # Whose request it is, is seen on the object (read_problem).
         allowed = not asked.subresource and verb in {"create", "get"} and asked.name.startswith(f"{member}-")
@@ -321,6 +324,11 @@ def agent_write_problem(member: str, resource: str, obj: Obj | None, old: Obj | 
         if obj is not None and any(said.get(key) != before.get(key) for key in _HUBS_STATUS):
             return "conditions and carbon of a Cluster are the hub's; report agentConditions"
         return "" if name(held) == member else f"the agent of {member} may write no other Cluster"
+    if resource == "usages.meta-os.eu":
+        said, before = ((each or {}).get("status") or {} for each in (obj, old))
+        if obj is not None and said != before:
+            return "status of a Usage is the hub's; report spec.periods"
+        return "" if name(held) == member else f"the agent of {member} may write no other Usage"
     if resource == "certificatesigningrequests.certificates.k8s.io" and obj is not None:
         if (obj.get("spec") or {}).get("signerName") != AGENT_SIGNER:
             return f"an agent may have certificates of the signer {AGENT_SIGNER} only"

@@ -99,10 +99,24 @@ async def asked(client: HttpClient, method: str, path: str, body: Any = None, **
     return answer.status, answer.body.decode(errors="replace")
 
 
+def usage(site: str) -> dict[str, Any]:
+    return {**scheme.USAGE.empty(site), "spec": {"periods": [{"sequence": 1, "start": 0, "end": 300}]}}
+
+
 async def snapshot(hub: ServedHub) -> dict[str, Any]:
     """Everything that is not the mole's."""
     found: dict[str, Any] = {}
-    for kind in (scheme.SECRET, scheme.WORK, scheme.POD, scheme.CLUSTER, scheme.LEASE, scheme.EVENT, scheme.NAMESPACE):
+    for kind in (
+        scheme.SECRET,
+        scheme.WORK,
+        scheme.POD,
+        scheme.CLUSTER,
+        scheme.LEASE,
+        scheme.EVENT,
+        scheme.NAMESPACE,
+        scheme.USAGE,
+        scheme.TARIFF,
+    ):
         for version in hub.registry.selected(kind, "", "", ""):
             obj = version.object()
             if obj.get("spec", {}).get("nodeName") != "mole" and "mole" not in (version.name, version.namespace[-4:]):
@@ -119,6 +133,9 @@ async def test_what_it_may_do_it_can_do(hub: ServedHub, mole: HttpClient) -> Non
     own = f"{META}/namespaces/nemo-cluster-mole/works/deployment.shop.web/status"
     assert (await asked(mole, "PATCH", own, {"status": {"observedGeneration": 1}}))[0] == 200
     assert (await asked(mole, "DELETE", f"{CORE}/namespaces/shop/pods/web-1", {"gracePeriodSeconds": 0}))[0] == 200
+    assert (await asked(mole, "POST", f"{META}/usages", usage("mole")))[0] == 201
+    assert (await asked(mole, "PATCH", f"{META}/usages/mole", {"spec": {"periods": []}}))[0] == 200
+    assert (await asked(mole, "GET", f"{META}/usages/mole"))[0] == 200
 
 
 READS = [
@@ -126,7 +143,7 @@ READS = [
     *(f"{CORE}/namespaces/shop/{p}" for p in ("secrets", "secrets/db", "pods", "pods/db-1", "pods/db-1/log", "events")),
     *(f"{CORE}/namespaces/bank/secrets/vault", f"{CORE}/namespaces/nemo-system/secrets/revoked-certificates"),
     f"{CORE}/nodes/mole",
-    *(f"{META}/{p}" for p in ("works", "clusters", "clusters/honest", "placements", "intents")),
+    *(f"{META}/{p}" for p in ("works", "clusters", "clusters/honest", "placements", "intents", "usages/honest", "tariffs")),
     *(f"{META}/namespaces/nemo-cluster-honest/works", f"{META}/namespaces/nemo-cluster-honest/works/secret.shop.db"),
     "/apis/coordination.k8s.io/v1/leases",
     "/apis/coordination.k8s.io/v1/namespaces/nemo-cluster-honest/leases/honest",
@@ -174,6 +191,10 @@ WRITES: list[tuple[str, str, Any]] = [
     ("DELETE", f"{META}/clusters/mole", None),
     ("POST", f"{META}/clusters", cluster("invented")),
     ("PATCH", f"{CORE}/nodes/honest", {"spec": {"unschedulable": True}}),
+    ("POST", f"{META}/usages", usage("honest")),
+    ("PATCH", f"{META}/usages/mole/status", {"status": {"booked": 99}}),
+    ("DELETE", f"{META}/usages/mole", None),
+    ("POST", f"{META}/tariffs", {**scheme.TARIFF.empty("cheap"), "spec": {"provider": "mole", "cpuHour": 9}}),
     ("PATCH", f"{META}/namespaces/nemo-cluster-mole/works/deployment.shop.web", {"spec": {"manifests": [secret("db", "shop")]}}),
     ("POST", f"{META}/namespaces/nemo-cluster-mole/works", work("mole", secret("db", "shop"))),
     ("POST", f"{META}/namespaces/nemo-cluster-honest/works", work("honest", deployment("evil", "shop"))),

@@ -18,6 +18,13 @@ from metaos.resources.meta import Obj
 from metaos.resources.scheme import KINDS, Kind
 from tests.apiserver.objects import cluster, deployment, pod
 
+PERIOD: dict[str, Any] = {"sequence": 1, "start": 0, "end": 300}
+DAY = "2026-01-01T00:00:00Z"
+
+
+def agreed(**spec: Any) -> Obj:
+    return {"spec": {"provider": "telco", "cpuHour": 1} | spec}
+
 
 def shaped(kind: Kind, obj: Obj, old: Obj | None = None) -> Obj:
     result = shape(kind, obj, old, "Strict", [])
@@ -116,6 +123,24 @@ def test_pods_are_fixed_but_for_images() -> None:
             "spec.expectations[0].targets[0].value",
         ),
         (scheme.CLUSTER, {"spec": {"power": {"idleWatts": 90, "maxWatts": 20}}}, "spec.power.idleWatts"),
+        (
+            scheme.CLUSTER,
+            {"spec": {"power": {"embodiedGramsPerHour": 1, "embodiedKilograms": 2}}},
+            "spec.power.embodiedGramsPerHour",
+        ),
+        (scheme.CLUSTER, {"spec": {"power": {"lifetimeYears": 5}}}, "spec.power.embodiedKilograms"),
+        (scheme.CLUSTER, {"spec": {"power": {"embodiedKilograms": 1, "lifetimeYears": 0}}}, "spec.power.lifetimeYears"),
+        (scheme.CLUSTER, {"spec": {"electricity": {"marketIntensity": -1}}}, "spec.electricity.marketIntensity"),
+        (scheme.USAGE, {"spec": {"periods": [PERIOD] * 13}}, "spec.periods"),
+        (scheme.USAGE, {"spec": {"periods": [PERIOD, PERIOD]}}, "spec.periods[1].sequence"),
+        (scheme.USAGE, {"spec": {"periods": [{"start": 0, "end": 1}]}}, "spec.periods[0].sequence"),
+        (scheme.TARIFF, {"spec": {"provider": "telco"}}, "spec.cpuHour"),
+        (scheme.TARIFF, {"spec": {"cpuHour": 1}}, "spec.provider"),
+        (scheme.TARIFF, agreed(provider=""), "spec.provider"),
+        (scheme.TARIFF, agreed(cpuHour=-1), "spec.cpuHour"),
+        (scheme.TARIFF, agreed(currency="euro"), "spec.currency"),
+        (scheme.TARIFF, agreed(clusterSelector={"matchExpressions": [{"key": "a", "operator": "Is"}]}), "spec.clusterSelector"),
+        (scheme.TARIFF, agreed(validFrom=DAY, validUntil=DAY), "spec.validUntil"),
         (scheme.CLUSTER, {"spec": {"tier": "moon"}}, "spec.tier"),
     ],
 )

@@ -142,3 +142,12 @@ def test_what_rows_carry() -> None:
     assert table(scheme.POD, [obj], NOW, metadata={}, include="Object")["rows"][0]["object"] == obj
     assert table(scheme.POD, [obj], NOW, metadata={})["rows"][0]["object"]["kind"] == "PartialObjectMetadata"
     assert sum(c.priority for c in columns(scheme.POD)) == 4
+
+
+def test_what_a_site_has_metered_and_is_not_booked() -> None:
+    meter = {"name": "rapl", "basis": "measured", "uncertainty": "0.05"}
+    periods = [{"sequence": n, "start": NOW - 300 * (4 - n), "end": NOW - 300 * (3 - n), "meter": meter} for n in (1, 2, 3)]
+    usage = {**scheme.USAGE.empty("edge"), "spec": {"periods": periods}, "status": {"booked": 1, "refused": [{"sequence": 1}]}}
+    row = shown(scheme.USAGE, usage)
+    assert row["Booked"] == 1 and row["Waiting"] == 2 and row["Since"] == "10m" and row["Refused"] == 1
+    assert row["Meter"] == "rapl (measured, ±0.05)"

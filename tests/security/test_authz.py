@@ -289,6 +289,23 @@ def test_what_the_hub_says_of_a_site_is_not_the_sites_to_say() -> None:
     assert problem({"metadata": {"name": "edge", "ownerReferences": [OWNER]}}, None)
 
 
+def test_a_site_reports_its_own_usage_and_books_none() -> None:
+    for verb in ("create", "get", "update", "patch"):
+        assert may(verb, "meta-os.eu", "usages", name="edge")
+        assert not may(verb, "meta-os.eu", "usages", name="other") and not may(verb, "meta-os.eu", "usages")
+        assert not may(verb, "meta-os.eu", "usages", sub="status", name="edge")
+        assert not may(verb, "meta-os.eu", "tariffs", name="edge")
+    assert not any(may(verb, "meta-os.eu", "usages", name="edge") for verb in ("delete", "deletecollection", "list", "watch"))
+    held: Obj = {"metadata": {"name": "edge"}, "spec": {"periods": []}, "status": {"booked": 3}}
+
+    def problem(obj: Obj, old: Obj | None) -> str:
+        return agent_write_problem("edge", "usages.meta-os.eu", obj, old, WORKS)
+
+    assert not problem(held | {"spec": {"periods": [{"sequence": 4}]}}, held)
+    assert problem(held | {"status": {"booked": 9}}, held) and problem(held, None)
+    assert problem({"metadata": {"name": "other"}}, None)
+
+
 def test_what_a_site_may_have_at_the_hub_is_bounded() -> None:
     full = Shop()
     full.pods, full.asked = MAX_MIRRORS, MAX_REQUESTS
