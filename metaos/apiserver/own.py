@@ -9,6 +9,7 @@ from typing import Any
 from metaos.apiserver.metadata import label_causes
 from metaos.apiserver.schema import duplicate, forbidden, invalid, required
 from metaos.network.intents import validate_intent
+from metaos.network.traffic import validate_traffic
 from metaos.resources import quantity
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj, label_selector, parse_time
@@ -16,13 +17,16 @@ from metaos.resources.meta import Obj, label_selector, parse_time
 
 def intent_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     spec = obj.get("spec") or {}
-    if not spec.get("expectations"):
-        yield required("spec.expectations", "say what is wanted, for example verb Ensure with a target latency")
+    if not spec.get("expectations") and not spec.get("traffic"):
+        yield required(
+            "spec.expectations", "say what is wanted, for example verb Ensure with a target latency, or who talks to whom"
+        )
     yield from _selector(spec.get("workloads"), "spec.workloads.selector")
     for i, expectation in enumerate(spec.get("expectations") or ()):
         if not expectation.get("targets"):
             yield required(f"spec.expectations[{i}].targets", "an expectation needs at least one target")
     yield from validate_intent(obj)
+    yield from validate_traffic(obj)
 
 
 def _selector(workloads: Obj | None, path: str) -> Iterator[Cause]:
@@ -52,6 +56,16 @@ def policy_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
 
 def cluster_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     spec = obj.get("spec") or {}
+    for i, link in enumerate(spec.get("links") or ()):
+        if link.get("cluster") == (obj.get("metadata") or {}).get("name"):
+            yield invalid(
+                f"spec.links[{i}].cluster", link["cluster"], "must name another site; there is no link from a site to itself"
+            )
+        carries = link.get("bytesPerSecond")
+        if carries is not None and quantity.parse(carries) <= 0:
+            yield invalid(
+                f"spec.links[{i}].bytesPerSecond", carries, "must be more than 0; leave the link out where there is none"
+            )
     for key, value in (spec.get("capacity") or {}).items():
         if quantity.parse(value) < 0:
             yield invalid(

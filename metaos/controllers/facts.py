@@ -21,9 +21,11 @@ from metaos.resources.meta import (
     name,
     namespace,
     parse_time,
+    ref,
     uid,
 )
 from metaos.resources.snapshot import Move, WorkloadInfo, concerns, workload_info
+from metaos.resources.traffic import edges_of
 
 
 def placement_name(about: ObjectRef) -> str:
@@ -88,8 +90,9 @@ class Facts:
         rules: tuple[list[Obj], list[Obj]] | None = None,
         evictions: Mapping[str, Iterable[str]] | None = None,
     ) -> WorkloadInfo:
-        """``current``: where it is decided to be. ``rules``: others than those that hold (see :meth:`rules`). ``evictions``:
-        those of the namespace, where they were looked for already."""
+        """Where its peers are is left open (see ``metaos.resources.traffic.located``). ``current``: where it is decided to be.
+        ``rules``: others than those that hold (see :meth:`rules`). ``evictions``: those of the namespace, where they were looked
+        for already."""
         intents, policies = rules if rules is not None else self.rules(namespace(obj))
         found = workload_info(
             obj,
@@ -98,6 +101,7 @@ class Facts:
             policies=policies,
             evicted=(self.evictions(namespace(obj)) if evictions is None else evictions).get(uid(obj), ()),
             moves=[_move(m) for m in ((placement or {}).get("spec") or {}).get("moves") or ()],
+            traffic=edges_of(ref(obj), intents),
         )
         fenced = tolerated_seconds(obj, [p for p in policies if concerns(p, obj)], self._settings)
         if fenced > found.policy.toleration_seconds:

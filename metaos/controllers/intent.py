@@ -6,10 +6,11 @@ from collections.abc import Iterable
 
 from metaos.client import Client
 from metaos.clock import Clock
-from metaos.controllers.facts import placeable, placement_name
+from metaos.controllers.facts import decided, placeable, placement_name
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
 from metaos.network.intents import evaluate
+from metaos.network.traffic import judge_traffic
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
@@ -38,15 +39,18 @@ class IntentReconciler:
             return DONE
         clusters = {name(c): cluster_info(c) for c in sorted(self._clusters.list(), key=name)}
         found: list[tuple[WorkloadInfo, list[ClusterInfo]]] = []
+        places: dict[ObjectRef, list[ClusterInfo]] = {}
         for informer in self._workloads:
             for obj in sorted(informer.list(about.namespace), key=name):
-                if placeable(obj) and concerns(intent, obj):
-                    placement = self._placements.get(placement_name(ref(obj)), about.namespace) or {}
-                    sites = [c["name"] for c in (placement.get("spec") or {}).get("clusters") or ()]
-                    info = workload_info(obj, intents=sorted(self._intents.list(about.namespace), key=name))
-                    found.append((info, [clusters[s] for s in sites if s in clusters]))
+                if placeable(obj):
+                    placement = self._placements.get(placement_name(ref(obj)), about.namespace)
+                    places[ref(obj)] = [clusters[s] for s in decided(placement) if s in clusters]
+                    if concerns(intent, obj):
+                        info = workload_info(obj, intents=sorted(self._intents.list(about.namespace), key=name))
+                        found.append((info, places[ref(obj)]))
         before = intent.get("status") or {}
-        status = evaluate(intent, found, list(clusters.values()), self._clock.now())
+        edges = judge_traffic(intent, places, clusters)
+        status = evaluate(intent, found, list(clusters.values()), self._clock.now(), edges)
         if status == before:
             return DONE
         await self._client.update(intent | {"status": status}, subresource="status")

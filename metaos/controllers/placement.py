@@ -11,6 +11,7 @@ from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.concern import workload_of
 from metaos.controllers.facts import Facts, decided, finished, placeable, placement_name, takes_room
+from metaos.controllers.flows import Flows
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
 from metaos.controllers.usage import Share, Usage
@@ -35,6 +36,7 @@ from metaos.resources.meta import (
     with_condition,
 )
 from metaos.resources.snapshot import Snapshot, WorkloadInfo, cluster_info
+from metaos.resources.traffic import edges_of, located, sends
 from metaos.scheduler.conflicts import as_data, impossible
 from metaos.scheduler.explain import placement_status
 from metaos.scheduler.filters import FILTERS
@@ -68,6 +70,7 @@ class PlacementReconciler:
         self._decided: dict[ObjectRef, dict[str, int]] = {}
         self._usage = Usage(self._clusters.list)
         self._clusters.on_change(self._usage.cluster_changed)
+        self._flows = Flows(self._talking)
 
     async def reconcile(self, about: ObjectRef) -> Result:
         if about == SITES:
@@ -87,9 +90,10 @@ class PlacementReconciler:
             self.take_account(about)
         if placement is not None and finished(obj):
             return DONE
-        found = self._facts.workload(obj, placement, self._current(about, placement))
-        now = self._clock.now()
-        snapshot = Snapshot(now, self._usage.sites(about))
+        now, world = self._clock.now(), self._usage.sites(about)
+        found = located(self._facts.workload(obj, placement, self._current(about, placement)), self._places, world.site)
+        narrow = sends(found) and world.bools["narrow"].any()
+        snapshot = Snapshot(now, world, self._flows.others(about) if narrow else {})
         plan = decide(snapshot, found, self._filters, self._scores)
         # The reasons are worked out at once, while the world is as it was decided upon.
         reasons = placement_status(plan)
@@ -105,8 +109,27 @@ class PlacementReconciler:
             return self._decided[about]
         return decided(placement)
 
+    def _places(self, about: ObjectRef) -> dict[str, int]:
+        """Where another workload is decided to be."""
+        obj = self._workloads[about.kind].get(about.name, about.namespace)
+        if obj is None or not takes_room(obj):
+            return {}
+        placement = self._placements.get(placement_name(about), about.namespace)
+        if placement is not None and (placement.get("spec") or {}).get("workloadRef", {}).get("uid") != uid(obj):
+            placement = None
+        return self._current(about, placement)
+
+    def _talking(self, about: ObjectRef) -> WorkloadInfo | None:
+        """A workload with its traffic and where everybody is."""
+        obj = self._workloads[about.kind].get(about.name, about.namespace)
+        current = self._places(about)
+        if obj is None or not current:
+            return None
+        return located(self._facts.workload(obj, None, current), self._places, self._usage.sites(about).site)
+
     def take_account(self, about: ObjectRef) -> None:
-        """What a workload takes at which sites may have changed."""
+        """What a workload takes at which sites, and sends where, may have changed."""
+        self._flows.changed(about)
         obj = self._workloads[about.kind].get(about.name, about.namespace)
         if obj is None or not takes_room(obj):
             self._usage.set(about, None)
@@ -177,7 +200,7 @@ class PlacementReconciler:
             **{k: v for k, v in old.items() if k in ("migration", "deferral")},
             "observedGeneration": generation(obj),
             "conditions": conditions,
-            "intents": sorted({t.intent for t in found.targets}),
+            "intents": sorted({t.intent for t in found.targets} | {e.intent for e in found.traffic}),
             "limits": {
                 "minimumImprovement": found.policy.minimum_improvement,
                 "budgetPerHour": found.policy.budget_per_hour,
@@ -226,9 +249,15 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         if placeable(obj):
             yield ref(obj)
 
+    intents = manager.informer(scheme.INTENT)
+
     def of_namespace(obj: Obj) -> Iterable[ObjectRef]:
         for informer in informers.values():
-            yield from (ref(o) for o in informer.list(namespace(obj)) if placeable(o))
+            for found in informer.list(namespace(obj)):
+                if placeable(found):
+                    # Its traffic may be another one.
+                    reconciler.take_account(ref(found))
+                    yield ref(found)
 
     def of_placement(obj: Obj) -> Iterable[ObjectRef]:
         about = workload_of(obj)
@@ -258,8 +287,13 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         informer.on_change(on_workload)
 
     def on_placement(old: Obj | None, new: Obj | None) -> None:
+        moved = decided(old).keys() != decided(new).keys()
         for about in of_placement(new or old or {}):
             reconciler.take_account(about)
+            # Who talks to it is looked at again: it may come nearer, or be out of reach now.
+            for edge in edges_of(about, intents.list(about.namespace)) if moved else ():
+                if edge.ref is not None:
+                    manager.enqueue(NAME, edge.ref)
         # A decision that somebody deleted is made again.
         if new is None and old is not None:
             for about in of_placement(old):

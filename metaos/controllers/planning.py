@@ -18,6 +18,7 @@ from metaos.resources import scheme, workload
 from metaos.resources.errors import ApiError, Cause, forbidden, invalid, too_many_requests
 from metaos.resources.meta import Obj, ObjectRef, name, namespace, ref, uid
 from metaos.resources.snapshot import Snapshot, WorkloadInfo
+from metaos.resources.traffic import located, sending
 from metaos.scheduler.conflicts import as_data
 from metaos.scheduler.explain import placement_status
 from metaos.scheduler.filters import FILTERS
@@ -25,6 +26,7 @@ from metaos.scheduler.scores import SCORES
 
 if TYPE_CHECKING:
     from metaos.scheduler.planning import Alternative, Changes, Measures, Outcome
+    from metaos.scheduler.world import World
 
 #: Workloads whose outcome is told one by one.
 OUTCOMES_KEPT = 500
@@ -46,6 +48,8 @@ class Asked:
     workloads: list[WorkloadInfo]
     brought: Set[ObjectRef]
     present: Mapping[ObjectRef, WorkloadInfo]
+    #: Where everything is decided to be.
+    places: Mapping[ObjectRef, Mapping[str, int]]
 
 
 class Planner:
@@ -110,7 +114,9 @@ class Planner:
         }
         if spec.get("alternatives", True):
             judges = self._filters, self._scores
-            found = await asyncio.to_thread(alternatives, asked.snapshot, changes, outcomes, *judges, within=seen)
+            found = await asyncio.to_thread(
+                alternatives, asked.snapshot, changes, outcomes, *judges, within=seen, places=asked.places
+            )
             status["alternatives"] = [_alternative(a) for a in found]
         if spec.get("reoptimise"):
             status["reoptimised"] = await self._optimised(visible)
@@ -123,7 +129,8 @@ class Planner:
         rows: list[dict[str, Any]] = []
         outcomes: list[Outcome] = []
         left_out = 0
-        for found in project(asked.snapshot, changes, asked.workloads, self._filters, self._scores, present=asked.present):
+        judges = self._filters, self._scores
+        for found in project(asked.snapshot, changes, asked.workloads, *judges, present=asked.present, places=asked.places):
             about = found.workload.ref
             if about.namespace in seen and (found.changed or found.impossible is not None or about in asked.brought):
                 if len(rows) < OUTCOMES_KEPT:
@@ -186,7 +193,8 @@ class Planner:
         affected = [about for about in everything if changes is None or changes or about in brought or about.namespace in rules]
         # What is there is asked first, as it holds its room already; then what comes.
         affected.sort(key=lambda about: (about not in present, about))
-        snapshot = Snapshot(self._clock.now(), usage.sites(ObjectRef("", "", "", "")))
+        world = usage.sites(ObjectRef("", "", "", ""))
+        snapshot = Snapshot(self._clock.now(), world, self._flows(there, affected, places, world))
         updated = present.keys() & brought.keys()
         # Of each namespace once: looking at all its pods for each of its workloads would take long.
         evictions = {where: self._facts.evictions(where) for where in {about.namespace for about in affected}}
@@ -199,7 +207,26 @@ class Planner:
             placement, current = self._placement(about, obj), places.get(about) or {}
             asked.append(self._facts.workload(obj, placement, current, merged[where], evictions[where]))
         earlier = {a: self._facts.workload(present[a], self._placement(a, present[a]), places[a]) for a in updated}
-        return Asked(snapshot, asked, brought.keys(), earlier)
+        return Asked(snapshot, asked, brought.keys(), earlier, places)
+
+    def _flows(
+        self,
+        there: Mapping[ObjectRef, Obj],
+        affected: Iterable[ObjectRef],
+        places: Mapping[ObjectRef, Mapping[str, int]],
+        world: World,
+    ) -> dict[tuple[str, str], float]:
+        """What those send that are not decided anew, where links state what they carry."""
+        found: dict[tuple[str, str], float] = {}
+        if not world.bools["narrow"].any():
+            return found
+        for about in sorted(there.keys() - set(affected)):
+            if places.get(about):
+                info = self._facts.workload(there[about], None, places[about])
+                info = located(info, lambda peer: places.get(peer, {}), world.site)
+                for way, amount in sending(info).items():
+                    found[way] = found.get(way, 0.0) + amount
+        return found
 
     def _placement(self, about: ObjectRef, obj: Obj) -> Obj | None:
         found = self._placements.get(placement_name(about), about.namespace)

@@ -182,8 +182,10 @@ def evaluate(
     workloads: Sequence[tuple[WorkloadInfo, Sequence[ClusterInfo]]],
     clusters: Sequence[ClusterInfo],
     now: float,
+    traffic: Sequence[tuple[str, dict[str, Any], str]] = (),
 ) -> dict[str, Any]:
-    """``Intent.status``. ``workloads``: each with the sites it is placed on. ``since`` stays while the fulfilment does."""
+    """``Intent.status``. ``workloads``: each with the sites it is placed on. ``traffic``: see ``metaos.network.traffic``.
+    ``since`` stays while the fulfilment does."""
     before = intent.get("status") or {}
     rows: list[dict[str, Any]] = []
     worst = "Fulfilled" if workloads else "NotFulfilled"
@@ -196,6 +198,10 @@ def evaluate(
             worst = _worse(worst, found.fulfilment)
             if found.fulfilment != "Fulfilled":
                 messages.append(_message(found, workload, placed))
+    for fulfilment, row, text in traffic:
+        rows.append(row)
+        worst = _worse(worst, fulfilment)
+        messages += [text] if text else []
     own = name(intent)
     for workload, placed in workloads:
         if any(c.name for c in placed):

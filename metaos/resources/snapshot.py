@@ -54,6 +54,14 @@ class Taint:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """What is stated of the way to another site: round trip (ms), and bytes a second that it carries each way."""
+
+    milliseconds: float | None = None
+    bytes_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterInfo:
     """One site. ``requested`` counts what is already decided for it, by (cpu, memory, pods)."""
 
@@ -86,6 +94,35 @@ class ClusterInfo:
     memory_gib_hour: float = 0.0
     latencies: Mapping[str, float] = field(default_factory=dict)
     availability: float = 0.99
+    latitude: float | None = None
+    longitude: float | None = None
+    #: Money for a GiB that leaves the site.
+    egress_gib: float | None = None
+    links: Mapping[str, Link] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Traffic between a workload and another one, or a site where data comes from or goes to, as an Intent states it.
+    ``sent`` and ``answered``: bytes a second from this workload to its peer, and back. ``weight`` and ``money``: what its round
+    trip and its egress count in the scores of both ends."""
+
+    #: In people's words: ``deployment/db`` or ``site edge-paris``.
+    peer: str
+    #: The workload; ``None`` for a site.
+    ref: ObjectRef | None
+    #: Whether this workload is the one that asks.
+    asks: bool
+    intent: str
+    weight: float = 1.0
+    money: float = 0.0
+    #: At most so long a round trip (ms); ``inf``: nothing is said.
+    most: float = math.inf
+    hard: bool = False
+    sent: float = 0.0
+    answered: float = 0.0
+    #: Where the peer is, with its replicas there. Empty: nowhere yet.
+    at: tuple[tuple[ClusterInfo, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +207,8 @@ class WorkloadInfo:
     moves: tuple[Move, ...] = ()
     targets: tuple[Target, ...] = ()
     policy: PolicyInfo = PolicyInfo()
+    #: See ``metaos.resources.traffic``.
+    traffic: tuple[Edge, ...] = ()
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -179,10 +218,12 @@ class WorkloadInfo:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The world at ``now``. Decisions are quickest where ``clusters`` is a ``metaos.scheduler.world.World``."""
+    """The world at ``now``. Decisions are quickest where ``clusters`` is a ``metaos.scheduler.world.World``. ``flows``: bytes a
+    second that others send already, by (from site, to site)."""
 
     now: float
     clusters: Sequence[ClusterInfo]
+    flows: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 # -- measures ----------------------------------------------------------------------------------------------
@@ -362,7 +403,21 @@ def cluster_info(obj: Obj, requested: tuple[int, int, int] = (0, 0, 0)) -> Clust
         memory_gib_hour=float(price.get("memoryGiBHour") or 0.0),
         latencies={str(e["region"]): float(e["milliseconds"]) for e in spec.get("latencies") or ()},
         availability=float(spec.get("availability") or TIER_AVAILABILITY.get(tier, 0.99)),
+        latitude=_optional(place.get("latitude")),
+        longitude=_optional(place.get("longitude")),
+        egress_gib=_optional(price.get("egressGiB")),
+        links={
+            str(e["cluster"]): Link(
+                _optional(e.get("milliseconds")),
+                None if e.get("bytesPerSecond") is None else float(quantity.whole(e["bytesPerSecond"])),
+            )
+            for e in spec.get("links") or ()
+        },
     )
+
+
+def _optional(found: Any) -> float | None:
+    return None if found is None else float(found)
 
 
 def _taint(found: Mapping[str, Any]) -> Taint:
@@ -399,6 +454,7 @@ def workload_info(
     policies: Iterable[Obj] = (),
     evicted: Iterable[str] = (),
     moves: Sequence[Move] = (),
+    traffic: Sequence[Edge] = (),
 ) -> WorkloadInfo:
     """A workload with the intents and policies of its namespace that concern it."""
     spec = workload.pod_spec(obj)
@@ -432,6 +488,7 @@ def workload_info(
         moves=tuple(moves),
         targets=tuple(t for i in intents if concerns(i, obj) and not deleting(i) for t in targets_of(i)),
         policy=merged,
+        traffic=tuple(traffic),
     )
 
 

@@ -6,10 +6,12 @@ for all sites at once too; any other one is asked site by site.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from metaos.resources import traffic
 from metaos.resources.meta import TAINT_UNREACHABLE
 from metaos.resources.snapshot import (
     ALL_OF,
@@ -17,6 +19,7 @@ from metaos.resources.snapshot import (
     NONE_OF,
     TRUST_LEVELS,
     WISHES,
+    Edge,
     Snapshot,
     Target,
     WorkloadInfo,
@@ -177,6 +180,63 @@ def _bounds(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools |
     return ~np.logical_and.reduce([holds(t, workload, world) for t in asked]) if asked else None
 
 
+def _distant(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
+    edges = [e for e in workload.traffic if e.at]
+    found: Bools | None = None
+    for edge in edges:
+        if edge.hard:
+            # What is not known is out of reach.
+            far = ~(_worst(edge, world) <= edge.most)
+            found = far if found is None else found | far
+    if any(e.sent or e.answered for e in edges):
+        # Few sites state what their links carry: these alone are looked at.
+        peers = {site.name: site for e in edges for site, _ in e.at}
+        ends = {name for site in peers.values() for name in (site.name, *site.links)}
+        for row in np.flatnonzero(world.bools["narrow"] | world.at(ends)):
+            cluster = world[int(row)]
+            if cluster.name not in workload.current and traffic.too_much(snapshot, workload, cluster) is not None:
+                found = np.zeros(len(world), np.bool_) if found is None else found
+                found[row] = True
+    return found
+
+
+def _worst(edge: Edge, world: World) -> Floats:
+    """See ``metaos.resources.traffic.worst``."""
+    found: Floats = np.maximum.reduce([world.between(site) for site, _ in edge.at])
+    return _here(edge, world, found)
+
+
+def _here(edge: Edge, world: World, found: Floats) -> Floats:
+    """Who asks where the peer is asks there alone."""
+    return np.where(world.at(site.name for site, _ in edge.at), 0.0, found) if edge.asks else found
+
+
+def trip(edge: Edge, world: World) -> Floats:
+    """See ``metaos.resources.traffic.trip``."""
+    total = sum(max(1, count) for _, count in edge.at)
+    found = np.zeros(len(world))
+    for site, count in edge.at:
+        found += max(1, count) / total * world.between(site)
+    return _here(edge, world, found)
+
+
+def egress(edge: Edge, world: World) -> Floats:
+    """See ``metaos.resources.traffic.egress``."""
+    total = sum(max(1, count) for _, count in edge.at)
+    found = np.zeros(len(world))
+    for site, count in edge.at:
+        each = np.zeros(len(world))
+        if edge.sent:
+            each += edge.sent * traffic.HOUR_SECONDS / GIB * world.floats["egress_gib"]
+        if edge.answered:
+            each += edge.answered * traffic.HOUR_SECONDS / GIB * (math.nan if site.egress_gib is None else site.egress_gib)
+        row = world.row_of.get(site.name)
+        if row is not None:
+            each[row] = 0.0
+        found += max(1, count) / total * each
+    return _here(edge, world, found)
+
+
 def _capacity(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
     return (room(workload, world) < 1) & ~world.at(workload.current)
 
@@ -191,6 +251,7 @@ MASKS: dict[Filter, Mask] = {
     filters.taints: _taints,
     filters.cordon: _cordon,
     filters.bounds: _bounds,
+    filters.distant: _distant,
     filters.capacity: _capacity,
 }
 
@@ -247,6 +308,25 @@ def _wished(workload: WorkloadInfo, world: World) -> Floats:
     return 100.0 * good / sum(t.priority + 1 for t in asked)
 
 
+def _blend(reference: float, parts: Iterable[tuple[float, Floats]], size: int) -> Floats:
+    """See ``metaos.scheduler.scores.blend``."""
+    weight, good = 0.0, np.zeros(size)
+    for importance, found in parts:
+        weight += importance
+        good += np.where(np.isnan(found), 0.0, importance / (1.0 + np.maximum(found, 0.0) / reference))
+    return reference * (weight / np.where(good > 0, good, np.nan) - 1.0)
+
+
+def _traffic(workload: WorkloadInfo, world: World) -> Floats:
+    edges = [e for e in workload.traffic if e.at]
+    return _blend(scores.TRIP_REFERENCE, ((e.weight, trip(e, world)) for e in edges), len(world))
+
+
+def _egress(workload: WorkloadInfo, world: World) -> Floats:
+    edges = [e for e in workload.traffic if e.at and e.money]
+    return _blend(scores.EGRESS_REFERENCE, ((e.money, egress(e, world)) for e in edges), len(world))
+
+
 COLUMNS: dict[scores.Measure, Column] = {
     scores.LATENCY.measure: _latency,
     scores.CARBON.measure: _carbon,
@@ -256,6 +336,8 @@ COLUMNS: dict[scores.Measure, Column] = {
     scores.FREE.measure: _free,
     scores.PREFERRED.measure: _preferred,
     scores.WISHED.measure: _wished,
+    scores.TRAFFIC.measure: _traffic,
+    scores.EGRESS.measure: _egress,
 }
 
 

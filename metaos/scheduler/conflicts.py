@@ -17,6 +17,7 @@ from metaos.resources import quantity
 from metaos.resources.meta import TAINT_UNREACHABLE
 from metaos.resources.snapshot import (
     ClusterInfo,
+    Edge,
     PolicyInfo,
     Snapshot,
     Target,
@@ -26,6 +27,7 @@ from metaos.resources.snapshot import (
     measure,
     wanted_text,
 )
+from metaos.resources.traffic import worst
 from metaos.scheduler.filters import FILTERS, Filter, tolerated
 
 #: Ways out that are told.
@@ -33,7 +35,7 @@ RELAXATIONS_KEPT = 5
 #: What giving up something counts that has no amount, beside shares of amounts: 1 is "as much again as was asked".
 PLAIN_COST = 1.0
 #: Filters that judge what a workload asks for, and those that say what is the matter with a site, whatever is asked.
-ASKED = ("Residency", "LocalData", "Policy", "Selectors", "Taints", "Bounds", "Capacity")
+ASKED = ("Residency", "LocalData", "Policy", "Selectors", "Taints", "Bounds", "Traffic", "Capacity")
 STATES = ("Leaving", "Health", "Cordon")
 
 
@@ -41,7 +43,7 @@ STATES = ("Leaving", "Health", "Cordon")
 class Requirement:
     """One thing that is asked: in people's words, with where it was said, and the workload that asks for nothing else.
 
-    ``fixed``: no way out, as it is the law, not for sale, or a fact. ``target`` or ``resource`` where it has an amount."""
+    ``fixed``: no way out, as it is the law, not for sale, or a fact. ``target``, ``resource``, ``edge``: what has an amount."""
 
     text: str
     source: str
@@ -50,6 +52,7 @@ class Requirement:
     fixed: bool = False
     target: Target | None = None
     resource: str = ""
+    edge: Edge | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,16 @@ def requirements(workload: WorkloadInfo, clusters: Sequence[ClusterInfo], now: f
     """Everything that a workload asks of a site."""
     nothing = PolicyInfo(toleration_seconds=workload.policy.toleration_seconds)
     bare = replace(
-        workload, cpu=0, memory=0, node_selector={}, node_affinity=(), targets=(), policy=nothing, pinned=False, local_data=False
+        workload,
+        cpu=0,
+        memory=0,
+        node_selector={},
+        node_affinity=(),
+        targets=(),
+        policy=nothing,
+        pinned=False,
+        local_data=False,
+        traffic=(),
     )
     everything = ({"operator": "Exists"},)
     free = replace(bare, tolerations=everything)
@@ -105,6 +117,19 @@ def requirements(workload: WorkloadInfo, clusters: Sequence[ClusterInfo], now: f
                     target,
                 )
             )
+    for edge in workload.traffic:
+        if edge.hard and edge.at:
+            where = " and ".join(site.name for site, _ in edge.at)
+            peer = f"{edge.peer}, which is on {where}" if edge.ref is not None else edge.peer
+            # Without the bytes, which the links are asked for below.
+            alone = replace(free, traffic=(replace(edge, sent=0.0, answered=0.0),))
+            text = f"round trip of at most {edge.most:g} ms to {peer}"
+            found.append(Requirement(text, f"intent {edge.intent!r}", "Traffic", alone, edge=edge))
+    if any(e.sent or e.answered for e in workload.traffic):
+        edges = tuple(replace(e, hard=False) for e in workload.traffic)
+        peers = ", ".join(dict.fromkeys(e.peer for e in edges if e.sent or e.answered))
+        sources = ", ".join(dict.fromkeys(f"intent {e.intent!r}" for e in edges if e.sent or e.answered))
+        found.append(Requirement(f"links that carry its traffic with {peers}", sources, "Traffic", replace(free, traffic=edges)))
     for key, value in sorted(workload.node_selector.items()):
         alone = replace(free, node_selector={key: value})
         found.append(Requirement(f"a site with the label {key}={value}", "the pods' node selector", "Selectors", alone))
@@ -228,6 +253,13 @@ def _change(asked: Requirement, workload: WorkloadInfo, site: ClusterInfo) -> Ch
         wanted = max(abs(v) for v in (target.value, target.low, target.high, 1e-9) if not math.isnan(v))
         text = f"let {target.name} be {value:.4g} {unit} instead of {wanted_text(target)} ({short:.4g} {unit} off)"
         return Change(asked, text.replace(" )", ")").replace("  ", " "), short / wanted)
+    if asked.edge is not None:
+        reached = worst(asked.edge, site)
+        if reached is None or reached[0] is None:
+            return Change(asked, f"do without a {asked.text}, of which nothing is known there", PLAIN_COST)
+        short = reached[0] - asked.edge.most
+        text = f"let the round trip to {asked.edge.peer} be {reached[0]:.4g} ms instead of at most {asked.edge.most:g} ms"
+        return Change(asked, f"{text} ({short:.4g} ms off)", short / max(asked.edge.most, 1e-9))
     if asked.resource:
         free, each = _free(asked, site)
         most = max(0, free) // _together(workload)

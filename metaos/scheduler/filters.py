@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from metaos.resources import quantity
+from metaos.resources import quantity, traffic
 from metaos.resources.meta import TAINT_UNREACHABLE, match_expression
 from metaos.resources.snapshot import (
     ALL_OF,
     NONE_OF,
     ClusterInfo,
+    Edge,
     Snapshot,
     Taint,
     Target,
@@ -168,6 +169,41 @@ def broken_bound(target: Target, workload: WorkloadInfo, cluster: ClusterInfo) -
     return f"{words}{about} is {value:.4g} {unit}, and {wanted}"
 
 
+def distant(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
+    """Components that must be near each other are, and links carry what is sent over them. What runs there keeps its share of a
+    link."""
+    reasons = [reason for edge in workload.traffic if edge.hard and (reason := broken_edge(edge, cluster))]
+    if reasons:
+        return "; ".join(reasons)
+    over = None if cluster.name in workload.current else traffic.too_much(snapshot, workload, cluster)
+    if over is None:
+        return None
+    start, end, asked, free = over
+    return f"sends {bytes_text(asked)}/s from {start} to {end}, and {bytes_text(free)}/s are free on that link"
+
+
+def broken_edge(edge: Edge, cluster: ClusterInfo) -> str | None:
+    """Why a peer is out of reach, with both numbers and where they come from."""
+    found = traffic.worst(edge, cluster)
+    if found is None or (found[0] is not None and found[0] <= edge.most):
+        return None
+    between, site = found
+    here = f"{edge.peer} on {site.name}" if edge.ref is not None else edge.peer
+    wanted = f"must be at most {edge.most:g} ms (intent {edge.intent!r})"
+    if between is None:
+        return f"round trip to {here} is not known, and {wanted}"
+    return f"round trip to {here} is {between:.4g} ms ({traffic.known_by(cluster, site)}), and {wanted}"
+
+
+def bytes_text(amount: float) -> str:
+    """``4.5 MiB``."""
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.4g} {unit}"
+        amount /= 1024
+    return f"{amount:.4g} GiB"
+
+
 def capacity(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
     """Room for at least one replica beside what is decided already; what runs there has its room."""
     if cluster.name in workload.current or room(workload, cluster) >= 1:
@@ -212,5 +248,6 @@ FILTERS: tuple[tuple[str, Filter], ...] = (
     ("Taints", taints),
     ("Cordon", cordon),
     ("Bounds", bounds),
+    ("Traffic", distant),
     ("Capacity", capacity),
 )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from metaos.resources.meta import TAINT_UNREACHABLE, ObjectRef
 from metaos.resources.snapshot import ClusterInfo, Snapshot, Taint, WorkloadInfo, cost, latency, watts
+from metaos.resources.traffic import located, sending, sends
 from metaos.scheduler.conflicts import Impossible, impossible
 from metaos.scheduler.filters import FILTERS, Filter
 from metaos.scheduler.framework import Plan, decide
@@ -141,21 +142,28 @@ def project(
     scores: Sequence[Score] = SCORES,
     *,
     present: Mapping[ObjectRef, WorkloadInfo] | None = None,
+    places: Mapping[ObjectRef, Mapping[str, int]] | None = None,
 ) -> Iterator[Outcome]:
     """Decides ``workloads`` in their order, one when it is asked for. ``snapshot`` counts everything that is decided already,
-    theirs too, with what they ask for now. ``present``: those that asked for something else before."""
+    theirs too, with what they ask for now. ``present``: those that asked for something else before. ``places``: where workloads
+    are that these talk to."""
     now = snapshot.now
     before = {c.name: c for c in snapshot.clusters}
     world = World(changed_sites(snapshot.clusters, changes, now))
     after = {c.name: c for c in world}
+    where = {**(places or {}), **{w.ref: w.current for w in workloads if w.current}}
+    talking = [w for w in workloads if w.traffic]
     for workload in workloads:
         # Draining evicts pods: where none is, each site has its own, or Jobs of their own make them, nothing has to leave.
         stays = workload.mode == "Everywhere" or workload.ref.kind == "CronJob"
         gone = frozenset(s for s, count in workload.current.items() if count and s in changes.drain and not stays)
         asking = replace(workload, evicted=workload.evicted | gone) if gone else workload
-        free = Snapshot(now, taking(world, asking, workload.current, -1))
+        asking = _located(asking, where, world)
+        flows = _flows(snapshot, asking, talking, where, world)
+        free = Snapshot(now, taking(world, asking, workload.current, -1), flows)
         plan = decide(free, asking, filters, scores)
         world = taking(World.of(free.clusters), asking, dict(plan.clusters), 1)
+        where[workload.ref] = dict(plan.clusters)
         earlier = (present or {}).get(workload.ref, workload)
         yield Outcome(
             asking,
@@ -166,6 +174,29 @@ def project(
         )
 
 
+def _located(workload: WorkloadInfo, places: Mapping[ObjectRef, Mapping[str, int]], world: World) -> WorkloadInfo:
+    return located(workload, lambda about: places.get(about, {}), world.site)
+
+
+def _flows(
+    snapshot: Snapshot,
+    workload: WorkloadInfo,
+    talking: Sequence[WorkloadInfo],
+    places: Mapping[ObjectRef, Mapping[str, int]],
+    world: World,
+) -> Mapping[tuple[str, str], float]:
+    """What others send: those that are not decided here, and those that are, where they are by now."""
+    if not sends(workload) or not world.bools["narrow"].any():
+        return snapshot.flows
+    found = dict(snapshot.flows)
+    for other in talking:
+        if other.ref != workload.ref:
+            there = replace(_located(other, places, world), current=places.get(other.ref, {}))
+            for way, amount in sending(there, workload.ref).items():
+                found[way] = found.get(way, 0.0) + amount
+    return found
+
+
 def alternatives(
     snapshot: Snapshot,
     changes: Changes,
@@ -174,6 +205,7 @@ def alternatives(
     scores: Sequence[Score] = SCORES,
     *,
     within: Collection[str] | None = None,
+    places: Mapping[ObjectRef, Mapping[str, int]] | None = None,
 ) -> list[Alternative]:
     """Ways to place the workloads that move or come, chosen anew by each of ``MIXES``: those that no other one beats in money,
     carbon and latency together (Pareto). What is hard in intents and policies is so in all of them. ``within``: namespaces;
@@ -189,21 +221,25 @@ def alternatives(
         present = taking(present, outcome.workload, outcome.workload.current, -1)
         if outcome.workload.ref not in chosen:
             present = taking(present, outcome.workload, dict(outcome.plan.clusters), 1)
+    fixed = {**(places or {}), **{o.workload.ref: dict(o.plan.clusters) for o in outcomes if o.workload.ref not in chosen}}
+    talking = [o.workload for o in outcomes if o.workload.traffic]
     found: dict[object, Alternative] = {}
     for mix in MIXES:
         weights = dict(zip(_MIXED, mix, strict=True))
         weighed = [replace(s, weight=s.weight + STRONG * weights.get(s.name, 0.0)) for s in scores]
-        world, places = present, []
+        world, taken = present, []
+        where = {about: at for about, at in fixed.items() if about not in chosen}
         for workload in asked:
-            fresh = workload if workload.pinned else replace(workload, current={}, moves=())
-            plan = decide(Snapshot(snapshot.now, world), fresh, filters, weighed)
+            fresh = _located(workload if workload.pinned else replace(workload, current={}, moves=()), where, world)
+            plan = decide(Snapshot(snapshot.now, world, _flows(snapshot, fresh, talking, where, world)), fresh, filters, weighed)
             if not plan.complete:
                 break
             world = taking(world, workload, dict(plan.clusters), 1)
-            places.append((workload.ref, plan.clusters))
+            where[workload.ref] = dict(plan.clusters)
+            taken.append((workload.ref, plan.clusters))
         else:
-            total = together([measures(w, dict(p), names) for w, (_, p) in zip(asked, places, strict=True)])
-            found.setdefault(tuple(places), Alternative(mix, tuple(places), total))
+            total = together([measures(w, dict(p), names) for w, (_, p) in zip(asked, taken, strict=True)])
+            found.setdefault(tuple(taken), Alternative(mix, tuple(taken), total))
     ways = list(found.values())
     kept = [w for w in ways if not any(_beats(o.measures, w.measures) for o in ways)]
     return sorted(kept, key=lambda w: (_key(w.measures.cost), _key(w.measures.carbon), _key(w.measures.latency)))

@@ -7,9 +7,10 @@ asks. A score is a function ``(workload, cluster) -> (value, unit)``; plugins ad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from metaos.resources import traffic
 from metaos.resources.snapshot import LOWER, UPPER, WISHES, ClusterInfo, Target, WorkloadInfo, cost, holds_at, latency, watts
 
 Measure = Callable[[WorkloadInfo, ClusterInfo], float | None]
@@ -106,6 +107,29 @@ def _wished(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
     return 100.0 * good / sum(t.priority + 1 for t in found) if found else None
 
 
+#: What earns half of the points: a round trip between components (ms), and money for what leaves a site (per hour).
+TRIP_REFERENCE, EGRESS_REFERENCE = 10.0, 0.02
+
+
+def blend(reference: float, parts: Iterable[tuple[float, float | None]]) -> float | None:
+    """The mean over (weight, value) whose points are the mean of the values' points; what is not known earns none. So the points
+    of an edge count the same at both of its ends whatever else they do, and components that each go for their own gain come to
+    rest (Monderer and Shapley, "Potential games", Games and Economic Behavior 14, 1996)."""
+    weight = good = 0.0
+    for importance, value in parts:
+        weight += importance
+        good += 0.0 if value is None else importance / (1.0 + max(0.0, value) / reference)
+    return reference * (weight / good - 1.0) if good else None
+
+
+def _traffic(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    return blend(TRIP_REFERENCE, ((e.weight, traffic.trip(e, cluster)) for e in workload.traffic if e.at))
+
+
+def _egress(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    return blend(EGRESS_REFERENCE, ((e.money, traffic.egress(e, cluster)) for e in workload.traffic if e.at and e.money))
+
+
 LATENCY = Score("latency", "ms", _latency, 30.0, 0.0, "latency")
 CARBON = Score("carbon", "gCO2eq/kWh", _carbon, 150.0, 1.0, "carbonIntensity")
 ENERGY = Score("energy", "W", _energy, 5.0, 0.5, "energy")
@@ -114,17 +138,24 @@ AVAILABILITY = Score("availability", "%", _availability, 0.0, 0.5, "availability
 FREE = Score("free", "%", _free, 0.0, 0.5, "", True)
 PREFERRED = Score("preferred", "%", _preferred, 0.0, 0.0, "", True)
 WISHED = Score("wishes", "%", _wished, 0.0, 0.0, "", True)
+TRAFFIC = Score("traffic", "ms", _traffic, TRIP_REFERENCE, 0.0)
+EGRESS = Score("egress", "EUR/h", _egress, EGRESS_REFERENCE, 0.0)
 
 #: The built-in ones; a hub runs whatever is registered under ``metaos.score``.
-SCORES: tuple[Score, ...] = (LATENCY, CARBON, ENERGY, COST, AVAILABILITY, FREE, PREFERRED, WISHED)
+SCORES: tuple[Score, ...] = (LATENCY, CARBON, ENERGY, COST, AVAILABILITY, FREE, PREFERRED, WISHED, TRAFFIC, EGRESS)
 
 
 def weight(score: Score, workload: WorkloadInfo) -> float:
-    """The default, plus one to ten for an intent of priority 0 to 100 that asks for it; 5 for a policy's preference."""
+    """The default, plus one to ten for an intent of priority 0 to 100 that asks for it; 5 for a policy's preference; the sum over
+    its edges for traffic and its egress, as far as the peers have a place."""
     if score.name == "preferred":
         return 5.0 if workload.policy.preferred else 0.0
     if score.name == "wishes":
         return max((1.0 + t.priority * 0.09 for t in wishes(workload)), default=0.0)
+    if score.name == "traffic":
+        return sum(e.weight for e in workload.traffic if e.at)
+    if score.name == "egress":
+        return sum(e.money for e in workload.traffic if e.at)
     asked = [1.0 + t.priority * 0.09 for t in workload.targets if score.target and t.name == score.target and _along(score, t)]
     return score.weight + max(asked, default=0.0)
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaos.resources.snapshot import TRUST_LEVELS, ClusterInfo, Taint, latency
+from metaos.resources.traffic import round_trip
 from metaos.scheduler.scores import carbon_ahead
 
 Floats = NDArray[np.float64]
@@ -44,6 +45,7 @@ _FLOATS: dict[str, Callable[[ClusterInfo], float]] = {
     "memory_gib_hour": lambda c: c.memory_gib_hour,
     "availability": lambda c: c.availability,
     "cpu": lambda c: float(c.cpu),
+    "egress_gib": lambda c: _known(c.egress_gib),
 }
 _BOOLS: dict[str, Callable[[ClusterInfo], bool]] = {
     "ready": lambda c: c.ready,
@@ -51,6 +53,7 @@ _BOOLS: dict[str, Callable[[ClusterInfo], bool]] = {
     "deleting": lambda c: c.deleting,
     "stated": lambda c: bool(c.jurisdictions),
     "tainted": lambda c: bool(c.taints),
+    "narrow": lambda c: any(link.bytes_per_second is not None for link in c.links.values()),
 }
 
 
@@ -71,6 +74,7 @@ class World(Sequence[ClusterInfo]):
         self._labels: dict[tuple[str, str | None], Bools] = {}
         self._laws: dict[str, Bools] = {}
         self._trips: dict[tuple[str, ...], Floats] = {}
+        self._between: dict[str, Floats] = {}
         self._taints: dict[Taint, Bools] | None = None
         #: Rows that differ from those that the columns were made of: see :meth:`beside`.
         self._other: Mapping[int, ClusterInfo] = {}
@@ -125,6 +129,16 @@ class World(Sequence[ClusterInfo]):
             found = self._trips[regions] = np.array([_known(latency(c, regions)) for c in self], np.float64)
         return found
 
+    def between(self, site: ClusterInfo) -> Floats:
+        """The round trip from everywhere to this site (ms); NaN where it is not known."""
+        found = self._between.get(site.name)
+        if found is None:
+            found = np.array([_known(round_trip(c, site)) for c in self], np.float64)
+            if site.name in self.row_of:
+                _bound(self._between)
+                self._between[site.name] = found
+        return found
+
     def taints(self) -> Mapping[Taint, Bools]:
         """Every taint and where it is."""
         if self._taints is None:
@@ -166,6 +180,9 @@ class World(Sequence[ClusterInfo]):
             column[row] = law in cluster.jurisdictions
         for regions, trips in self._trips.items():
             trips[row] = _known(latency(cluster, regions))
+        self._between.pop(cluster.name, None)
+        for site, trips in self._between.items():
+            trips[row] = _known(round_trip(cluster, self[self.row_of[site]]))
         if before.taints != cluster.taints:
             self._taints = None
 
@@ -218,6 +235,10 @@ def _fixed(cluster: ClusterInfo) -> tuple[object, ...]:
         cluster.jurisdictions,
         cluster.latencies,
         cluster.region,
+        cluster.latitude,
+        cluster.longitude,
+        cluster.egress_gib,
+        cluster.links,
     )
 
 

@@ -88,6 +88,15 @@ def intent(*targets: dict[str, Any], name: str = "wish") -> Obj:
     }
 
 
+def traffic(*edges: dict[str, Any], name: str = "near", priority: int = 100) -> Obj:
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "Intent",
+        "metadata": {"name": name, "namespace": "shop"},
+        "spec": {"priority": priority, "traffic": list(edges)},
+    }
+
+
 def places(client: FakeClient, name: str = "deployment-web") -> dict[str, int]:
     found = client.find(scheme.PLACEMENT, name, "shop") or {}
     return {c["name"]: c["replicas"] for c in (found.get("spec") or {}).get("clusters") or ()}

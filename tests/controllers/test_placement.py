@@ -5,7 +5,7 @@ from __future__ import annotations
 from metaos.controllers import placement
 from metaos.resources import scheme
 from metaos.resources.meta import EVICTED, Obj, condition, format_time
-from tests.controllers.continuum import cluster, deployment, events, intent, places, running, until
+from tests.controllers.continuum import cluster, deployment, events, intent, places, running, traffic, until
 
 CLEAN = {"name": "carbonIntensity", "condition": "Minimize"}
 IN_EU = {"name": "residency", "condition": "IsOneOf", "value": ["EU"]}
@@ -117,3 +117,40 @@ async def test_a_conflict_is_tried_again() -> None:
         await until(clock, lambda: events(client) == ["Placed"])
         client.seed(deployment(replicas=3))
         await until(clock, lambda: places(client) == {"a": 3})
+
+
+TALK = {"from": {"name": "web"}, "to": {"name": "api"}}
+APART = (
+    cluster("a", links=[{"cluster": "b", "milliseconds": 60, "bytesPerSecond": "10M"}]),
+    cluster("b", electricity={"carbonIntensity": 150}),
+)
+
+
+async def test_who_talks_follows_the_other_one() -> None:
+    pinned = {"apiVersion": "meta-os.eu/v1alpha1", "kind": "PlacementPolicy", "metadata": {"name": "home", "namespace": "shop"}}
+    pinned["spec"] = {"workloads": {"refs": [{"kind": "Deployment", "name": "api"}]}, "clusters": {"allowed": ["a"]}}
+    works = deployment("web"), deployment("api")
+    async with running(placement.setup, objects=(*APART, pinned, *works)) as (client, clock):
+        await until(clock, lambda: places(client, "deployment-api") == {"a": 1} and places(client) == {"b": 1})
+        await clock.advance(1)
+        client.seed(traffic(TALK))
+        await until(clock, lambda: places(client) == {"a": 1})
+        client.seed(pinned | {"spec": pinned["spec"] | {"clusters": {"allowed": ["b"]}}})
+        await until(clock, lambda: places(client, "deployment-api") == {"b": 1})
+        await until(clock, lambda: places(client) == {"b": 1}, 900)
+    found = client.find(scheme.PLACEMENT, "deployment-web", "shop") or {}
+    assert "near" in found["status"]["intents"]
+    assert "traffic" in {t["name"] for t in found["status"]["scores"][0]["terms"]}
+
+
+async def test_a_link_is_not_promised_twice() -> None:
+    """Three that each send 6 of its 10 MB/s to the far camera: one goes over the link, two where the camera is."""
+    works = [deployment(f"w{i}", cpu="1") for i in range(3)]
+    camera = [{"from": {"cluster": "a"}, "to": {"name": f"w{i}"}, "bytesPerSecond": "6M"} for i in range(3)]
+    clean = {**intent(CLEAN), "spec": {**intent(CLEAN)["spec"], "priority": 100}}
+    sites = APART[0], cluster("b", electricity={"carbonIntensity": 0})
+    async with running(placement.setup, objects=(*sites, clean, traffic(*camera, priority=0), *works)) as (client, clock):
+        await until(clock, lambda: all(places(client, f"deployment-w{i}") for i in range(3)))
+        await clock.advance(2)
+    used = sorted(name for i in range(3) for name in places(client, f"deployment-w{i}"))
+    assert used == ["a", "a", "b"]
