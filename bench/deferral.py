@@ -24,7 +24,8 @@ import numpy as np
 
 from bench.results import Figure, figure, write
 from metaos.accounting.forecast import believed
-from metaos.scheduler.deferral import RESERVED, WAITS, Prices, Weights, assign, worth
+from metaos.scheduler.deferral import RESERVED, WAITS, Prices, Weights, assign
+from metaos.scheduler.survival import Survival, averages, stop
 
 START_HOUR = 7000
 SHORT_HOURS, SHORT_WAIT, LONG_WAIT = 2.0, 6.0, 24.0
@@ -254,6 +255,8 @@ class Policy:
     step: float = 1 / 12
     #: Whether prices are compared at every step, or once an hour and when a job comes.
     fine: bool = True
+    #: Hours of a step of the plan, where run times are not known.
+    grid: float = 0.25
 
 
 def ours(jobs: Trace, carbon: Carbon, policy: Policy, view: Callable[[int], np.ndarray] | None = None) -> Outcome:
@@ -266,10 +269,9 @@ def ours(jobs: Trace, carbon: Carbon, policy: Policy, view: Callable[[int], np.n
     paid = np.where(on_spot, SPOT_PRICE, 1.0)
     left, ran, budget = length.copy(), np.zeros(count), slack.copy()
     value, held = np.full(count, np.nan), np.zeros(count, dtype=np.int8)
-    # Earlier lengths by queue; before any job has ended, evenly over what the queue allows.
-    ended: tuple[list[float], list[float]] = ([], [])
-    start_lengths = (np.array([3.0, 6.0, 12.0, 24.0]), np.array([0.25, 0.5, 1.0, 1.75]))
-    seen = [start_lengths[0], start_lengths[1]]
+    # Earlier lengths by queue: none of this trace is known before it has ended. At first a few that a queue allows stand in.
+    ended: tuple[list[float], list[float]] = ([2.5, 4.0, 8.0, 16.0], [0.1, 0.25, 0.5, 1.0])
+    grid = policy.grid
     money = emitted = late = 0.0
     last_start, waited = 0.0, np.zeros(count)
     active = np.empty(0, dtype=int)
@@ -294,12 +296,13 @@ def ours(jobs: Trace, carbon: Carbon, policy: Policy, view: Callable[[int], np.n
             ahead = (carbon.hours[hour : hour + 121] if view is None else view(hour)).copy()
             ahead[0] = carbon.hours[hour]
             prices = (hour, Prices(ahead))
-            for which in (0, 1):
-                if len(ended[which]) >= 8:
-                    seen[which] = np.quantile(np.array(ended[which][-2000:]), (np.arange(32) + 0.5) / 32)
+            if not policy.known:
+                going_on = active[ran[active] > 0]
+                seen = [Survival(ended[q][-2000:], ran[going_on[short[going_on] == bool(q)]]) for q in (0, 1)]
         if not len(active):
             continue
-        ask = active if new_hour or policy.fine else active[np.isnan(value[active])]
+        again = new_hour or (policy.fine and (policy.known or tick % round(grid / step) == 0))
+        ask = active if again else active[np.isnan(value[active])]
         if len(ask):
             passed = now - hour
             if policy.known:
@@ -308,7 +311,9 @@ def ours(jobs: Trace, carbon: Carbon, policy: Policy, view: Callable[[int], np.n
                 for which in (0, 1):
                     of = ask[short[ask] == bool(which)]
                     if len(of):
-                        value[of] = worth(prices[1], seen[which], ran[of], budget[of], passed)
+                        reach = (SHORT_WAIT, LONG_WAIT)[1 - which] + min(seen[which].longest, 96.0)
+                        means = averages(prices[1].hours, passed, grid, math.ceil(reach / grid))
+                        value[of] = stop(means, seen[which], ran[of], budget[of], grid)[0]
         must = budget[active] < step - 1e-9
         kinds = assign(
             carbon.hours[hour],

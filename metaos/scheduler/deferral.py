@@ -1,8 +1,8 @@
 """When deferrable work runs: start, pause, resume, how wide, and on which capacity, along a forecast. Pure, many jobs at once.
 
 The rule for one job: an hour is used if it is cheaper than the hour that it displaces. With ``r`` hours of work and ``w`` hours
-that it may still wait, that is the r-th cheapest of the r + w - 1 hours that follow. Where the length is not known, the
-price displaced is the mean over the lengths that earlier jobs of its kind had, given that it has run so long already.
+that it may still wait, that is the r-th cheapest of the r + w - 1 hours that follow. Where the length is not known, it is what
+:mod:`metaos.scheduler.survival` finds over the lengths of earlier ones, given that it has run so long already.
 Waiting is a budget that only shrinks, so deadlines hold whatever the length turns out to be: with none left a job runs.
 
 Units: hours, CPUs, gCO2eq/kWh; money in shares of the on-demand price.
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from metaos.scheduler.survival import Survival, averages, stop
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 
 WAITS, RESERVED, SPOT, ON_DEMAND = 0, 1, 2, 3
 KINDS = ("waits", "reserved", "spot", "on-demand")
-#: Of a job that outlives all that are known: so much more of what it has run already.
-MORE = 0.25
+#: Steps of a plan of what takes nobody knows how long.
+STEP_HOURS = 0.25
 #: Nothing runs for less.
 LEAST_HOURS = 1e-6
 
@@ -74,31 +76,6 @@ class Prices:
         return found
 
 
-def remaining(lengths: Floats, ran: Floats) -> tuple[Floats, Bools]:
-    """What may be left of jobs that ran so long: a row each over the lengths of earlier ones, and which of them are possible."""
-    import numpy as np
-
-    left = lengths[None, :] - ran[:, None]
-    possible = left > 1e-9
-    none = ~possible.any(axis=1)
-    if none.any():
-        left[none, 0] = np.maximum(ran[none] * MORE, 0.1)
-        possible[none, 0] = True
-    return left, possible
-
-
-def worth(prices: Prices, lengths: Floats, ran: Floats, slack: Floats, passed: float = 0.0) -> Floats:
-    """The expected price of the hour that running now saves, with lengths unknown."""
-    import numpy as np
-
-    left, possible = remaining(lengths, ran)
-    each = prices.displaced(np.maximum(left, 1e-6), slack[:, None], passed)
-    # A job without slack runs whatever the price: kept finite for the mean.
-    each = np.where(np.isfinite(each), each, prices.hours.max())
-    found: Floats = (each * possible).sum(axis=1) / possible.sum(axis=1)
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class Weights:
     """``money``: grams per kWh that one on-demand CPU hour saved is worth. ``patience``: how much cheaper than the hour that it
@@ -120,9 +97,9 @@ def assign(
     weights: Weights,
     on_demand: float = math.inf,
 ) -> NDArray[np.int8]:
-    """The kind of capacity for each job now. ``value``: :func:`worth`; ``must``: no slack is left, or it cannot be paused and
-    runs; ``paid``: what an hour costs it elsewhere than on reserved capacity; ``spot``: whether that is spot; ``held``: the kind
-    it has now; it keeps that among equals. ``on_demand``: CPUs that may be used beyond what is reserved.
+    """The kind of capacity for each job now. ``value``: what the hour displaces; ``must``: no slack is left, or it cannot be
+    paused and runs; ``paid``: what an hour costs it elsewhere than on reserved capacity; ``spot``: whether that is spot;
+    ``held``: the kind it has now; it keeps that among equals. ``on_demand``: CPUs that may be used beyond what is reserved.
 
     What runs anyway gets reserved capacity first, the dearest elsewhere before the others; then what would rather wait, as
     long as the money saved is worth the carbon.
@@ -202,12 +179,14 @@ def schedule(job: Deferrable, forecast: Sequence[float], *, passed: float = 0.0,
     lengths = tuple(max(LEAST_HOURS, length) for length in job.lengths) or (1.0,)
     prices = Prices(forecast)
     kilowatts = job.watts / 1000
-    if job.suspendable and len(lengths) == 1:
+    if job.suspendable and len(lengths) > 1:
+        return _unknown(job, prices, lengths, passed, least)
+    if job.suspendable:
         runs = _pieces(prices, lengths[0], max(0.0, job.slack), job.widths, passed)
     else:
         runs = ((_start(prices, lengths, max(0.0, job.slack), passed, least), sum(lengths) / len(lengths), job.widths[0]),)
     direct = _mean([_emitted(prices, 0.0, length, passed) for length in lengths])
-    if job.suspendable and len(lengths) == 1:
+    if job.suspendable:
         planned = sum(_emitted(prices, start, hours, passed) * width for start, hours, width in runs) / job.widths[0]
     else:
         planned = _mean([_emitted(prices, runs[0][0], length, passed) for length in lengths])
@@ -217,6 +196,27 @@ def schedule(job: Deferrable, forecast: Sequence[float], *, passed: float = 0.0,
     why = _reason(job, prices, runs, planned / total, direct / total)
     scale = kilowatts * job.widths[0]
     return Schedule(runs, planned * scale, direct * scale, why, planned / total, direct / total)
+
+
+def _unknown(job: Deferrable, prices: Prices, lengths: tuple[float, ...], passed: float, least: float) -> Schedule:
+    """One that may be paused, and takes as long as one of these."""
+    import numpy as np
+
+    survival, slack = Survival(lengths), max(0.0, job.slack)
+    count = math.ceil((min(slack, prices.count) + survival.longest + survival.tail) / STEP_HOURS) + 1
+    means = averages(prices.hours, passed, STEP_HOURS, min(count, round(prices.count / STEP_HOURS)))
+    most = (len(means) - 1) * STEP_HOURS
+    found = stop(means, survival, np.zeros(1), np.array([min(slack, most)]), STEP_HOURS)
+    mean, best, direct = float(survival.left(np.zeros(1))[0]), float(found.best[0]), float(found.direct[0])
+    start = float(found.start[0]) * STEP_HOURS
+    if start > 0 and best > direct * (1 - least):
+        start, best = 0.0, direct
+    # What is worth its price is done as wide as may be; what has to run, as narrow.
+    width = job.widths[int(start > 0 or float(means[0]) <= float(found.worth[0]))]
+    runs = ((start, mean * job.widths[0] / width, width),)
+    why = _reason(job, prices, runs, best / mean, direct / mean)
+    scale = job.watts / 1000 * job.widths[0]
+    return Schedule(runs, best * scale, direct * scale, why, best / mean, direct / mean)
 
 
 def _reason(job: Deferrable, prices: Prices, runs: tuple[tuple[float, float, int], ...], then: float, now: float) -> str:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaos.scheduler.deferral import (
@@ -17,10 +17,9 @@ from metaos.scheduler.deferral import (
     Weights,
     as_data,
     assign,
-    remaining,
     schedule,
-    worth,
 )
+from metaos.scheduler.survival import Survival, averages, stop
 
 PRICES = st.lists(st.integers(0, 500).map(float), min_size=1, max_size=60)
 WHOLE = st.integers(1, 12)
@@ -43,15 +42,17 @@ def test_following_the_price_displaced_hour_by_hour_is_the_cheapest_schedule(hou
     assert paid == pytest.approx(np.sort(everything)[:work].sum())
 
 
-@given(PRICES, st.lists(st.floats(0.1, 70), min_size=1, max_size=20), st.floats(0, 24), st.floats(0.1, 70), st.integers(0, 500))
+@given(PRICES, st.lists(st.floats(0.1, 70), min_size=1, max_size=20), st.floats(0, 12), st.floats(0.1, 30), st.integers(0, 500))
+@settings(max_examples=20)
 def test_with_unknown_lengths_no_deadline_is_missed(
     hours: list[float], known: list[float], slack: float, truth: float, now_price: int
 ) -> None:
-    step, ran, budget = 0.5, 0.0, slack
+    step, ran, budget = 1.0, 0.0, slack
+    means, survival = averages(Prices(hours).hours, 0.0, step, 60), Survival(known)
     for _ in range(400):
         if ran >= truth:
             break
-        value = worth(Prices(hours), np.array(known), np.array([ran]), np.array([budget]))
+        value = stop(means, survival, np.array([ran]), np.array([budget]), step).worth
         must = np.array([budget < step])
         one = np.ones(1)
         kind = assign(float(now_price), one, value, must, one, np.array([False]), np.zeros(1, np.int8), 0.0, Weights())
@@ -136,9 +137,14 @@ def test_slack_that_is_no_number_is_refused() -> None:
         schedule(Deferrable(math.nan), [100])
 
 
-def test_what_outlives_all_that_are_known_is_expected_to_go_on() -> None:
-    left, possible = remaining(np.array([1.0, 2.0]), np.array([0.5, 8.0]))
-    assert left[1, 0] == 2.0 and possible[1].tolist() == [True, False]
+@given(PRICES, st.lists(st.floats(0.1, 60), min_size=2, max_size=20), st.floats(0, 24), st.integers(1, 4), st.floats(0, 0.99))
+@settings(max_examples=20)
+def test_what_pauses_and_takes_nobody_knows_how_long_costs_no_more_than_started_at_once(
+    hours: list[float], known: list[float], slack: float, widest: int, passed: float
+) -> None:
+    found = schedule(Deferrable(slack, tuple(known), True, (1, widest), 100.0), hours, passed=passed)
+    assert 0 <= found.start <= slack + 1e-9 and found.saved >= -1e-9
+    assert 1 <= found.runs[0][2] <= widest
 
 
 @pytest.mark.parametrize("length", [0.0, 1e-12])
