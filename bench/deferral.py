@@ -271,7 +271,7 @@ def ours(jobs: Trace, carbon: Carbon, policy: Policy, view: Callable[[int], np.n
     value, held = np.full(count, np.nan), np.zeros(count, dtype=np.int8)
     # Earlier lengths by queue: none of this trace is known before it has ended. At first a few that a queue allows stand in.
     ended: tuple[list[float], list[float]] = ([2.5, 4.0, 8.0, 16.0], [0.1, 0.25, 0.5, 1.0])
-    grid = policy.grid
+    grid, fresh_worth = policy.grid, np.zeros(2)
     money = emitted = late = 0.0
     last_start, waited = 0.0, np.zeros(count)
     active = np.empty(0, dtype=int)
@@ -299,21 +299,26 @@ def ours(jobs: Trace, carbon: Carbon, policy: Policy, view: Callable[[int], np.n
             if not policy.known:
                 going_on = active[ran[active] > 0]
                 seen = [Survival(ended[q][-2000:], ran[going_on[short[going_on] == bool(q)]]) for q in (0, 1)]
-        if not len(active):
+        if not len(active) and (policy.known or not new_hour):
             continue
         again = new_hour or (policy.fine and (policy.known or tick % round(grid / step) == 0))
         ask = active if again else active[np.isnan(value[active])]
-        if len(ask):
+        if not (again or policy.fine or policy.known):
+            # What comes within an hour is worth what it would have been worth at its beginning.
+            value[ask], ask = fresh_worth[short[ask].astype(int)], ask[:0]
+        if len(ask) or (new_hour and not policy.known):
             passed = now - hour
             if policy.known:
                 value[ask] = prices[1].displaced(left[ask], budget[ask], passed)
             else:
                 for which in (0, 1):
-                    of = ask[short[ask] == bool(which)]
-                    if len(of):
-                        reach = (SHORT_WAIT, LONG_WAIT)[1 - which] + min(seen[which].longest, 96.0)
-                        means = averages(prices[1].hours, passed, grid, math.ceil(reach / grid))
-                        value[of] = stop(means, seen[which], ran[of], budget[of], grid)[0]
+                    of, wait = ask[short[ask] == bool(which)], (LONG_WAIT, SHORT_WAIT)[which]
+                    reach = wait + min(seen[which].longest, 96.0)
+                    means = averages(prices[1].hours, passed, grid, math.ceil(reach / grid))
+                    # One more, that has just come.
+                    had, may = np.append(ran[of], 0.0), np.append(budget[of], wait)
+                    found = stop(means, seen[which], had, may, grid).worth
+                    value[of], fresh_worth[which] = found[:-1], found[-1]
         must = budget[active] < step - 1e-9
         kinds = assign(
             carbon.hours[hour],

@@ -13,6 +13,7 @@ from metaos.network.traffic import validate_traffic
 from metaos.resources import quantity
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj, label_selector, parse_time
+from metaos.scheduler import slack
 
 
 def intent_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
@@ -27,6 +28,7 @@ def intent_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
             yield required(f"spec.expectations[{i}].targets", "an expectation needs at least one target")
     yield from validate_intent(obj)
     yield from validate_traffic(obj)
+    yield from slack.intent_causes(obj)
 
 
 def _selector(workloads: Obj | None, path: str) -> Iterator[Cause]:
@@ -78,6 +80,9 @@ def cluster_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
         yield forbidden("spec.power.embodiedGramsPerHour", "embodiedKilograms is there too: state one of both")
     if "lifetimeYears" in power and "embodiedKilograms" not in power:
         yield required("spec.power.embodiedKilograms", "lifetimeYears spreads it; leave lifetimeYears out where it is not known")
+    reserved = ((spec.get("price") or {}).get("reserved") or {}).get("cpu")
+    if reserved is not None and quantity.parse(reserved) < 0:
+        yield invalid("spec.price.reserved.cpu", reserved, "must not be negative; leave it out where nothing is reserved")
     for i, path in enumerate(spec.get("hostPaths") or ()):
         if not path.startswith("/") or ".." in path.split("/"):
             yield invalid(f"spec.hostPaths[{i}]", path, "must be an absolute path without '..', for example /srv/data")

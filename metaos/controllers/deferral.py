@@ -1,12 +1,13 @@
-"""Deferral: holds Jobs that may wait until the electricity of their site is cleaner, and starts them in time.
+"""Deferral: holds Jobs that may wait until the electricity of their site is cleaner or cheaper, and starts them in time.
 
 What is decided stands in ``Placement.status.deferral``, written here alone. While ``started`` is false the work controller has
 the site suspend the Job; once it is true, it stays so, unless the Job may be paused. The start is planned anew with every new
-forecast; without one, or with one that is too old, the Job starts at once. A hub that is down starts nothing: what it held
-starts when it is back.
+forecast; without one, or with one that is too old, the Job starts at once. Nothing holds a Job for good: where nothing can be
+decided it starts after ``ERROR_SECONDS``, and the work controller holds none for longer than ``LATE_SECONDS`` after its time,
+whatever becomes of this one. A hub that is down starts nothing: what it held starts when it is back.
 """
 
-import math
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,13 +17,17 @@ from metaos.controllers.concern import workload_of
 from metaos.controllers.facts import placeable, placement_name
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
+from metaos.controllers.tariff import LATE_SECONDS, Ahead, ahead, offers, prices_ahead
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme, workload
-from metaos.resources.meta import Obj, ObjectRef, format_time, is_true, name, parse_time, ref, uid
-from metaos.resources.snapshot import cluster_info, watts
-from metaos.scheduler.deferral import Deferrable, Schedule, schedule
-from metaos.scheduler.slack import causes, deferrable, lengths, suspendable, waits_until
+from metaos.resources.meta import Obj, ObjectRef, format_time, is_true, name, parse_time, ref, uid, with_condition
+from metaos.resources.snapshot import cluster_info, concerns, watts
+from metaos.scheduler.capacity import RESERVED, blended, choose, mean_along
+from metaos.scheduler.deferral import Deferrable, Schedule, figure, schedule
+from metaos.scheduler.slack import CARBON, COST, Waiting, asked, lengths, waits_at_most, waits_until
+
+log = logging.getLogger(__name__)
 
 NAME = "deferral"
 HOUR_SECONDS = 3600.0
@@ -32,35 +37,31 @@ LEAST_SHARE, PAUSE_SHARE = 0.01, 0.05
 LEAST_SECONDS = 900.0
 #: A start that moves by less than this is not worth an event.
 TOLD_SECONDS = 900.0
+#: What cannot be decided is tried so often, and started when it could not be for so long.
+AGAIN_SECONDS, ERROR_SECONDS = 60.0, 300.0
+_WRONG = ArithmeticError, AttributeError, LookupError, TypeError, ValueError
 
 
-def held(job: Obj, placement: Obj | None) -> bool:
-    """Whether a site is to suspend the Job for now."""
-    deferral = ((placement or {}).get("status") or {}).get("deferral") or {}
-    return deferrable(job) and not next(causes(job), None) and not (deferral.get("started") and deferral.get("uid") == uid(job))
+def deferral_of(job: Obj, placement: Obj | None) -> Mapping[str, Any]:
+    """What was decided of this very Job so far."""
+    found: Mapping[str, Any] = ((placement or {}).get("status") or {}).get("deferral") or {}
+    return found if found.get("uid") == uid(job) else {}
 
 
-def ahead(cluster: Obj, now: float) -> tuple[list[float], float, float, str]:
-    """(Intensity from the current hour on, share of that hour which is over, seconds an hour takes, where it comes from).
-    Hours that have passed since the forecast was made are left out; none is left of one that is too old."""
-    carbon: Mapping[str, Any] = (cluster.get("status") or {}).get("carbon") or {}
-    source, hour = str(carbon.get("source") or "no source"), float(carbon.get("hourSeconds") or HOUR_SECONDS)
-    # Some sources count what a load displaces, which may be less than nothing.
-    forecast = [max(0.0, float(v)) for v in carbon.get("forecast") or ()]
-    if len(forecast) < 2 or not carbon.get("time"):
-        return [], 0.0, hour, source
-    # A clock that was set back makes no forecast younger than new.
-    age = max(0.0, now - parse_time(carbon["time"])) / hour
-    if age >= 1:
-        source += f", {age:.0f} h old"
-    return forecast[math.floor(age) :], age % 1.0, hour, source
+def held_until(job: Obj, said: Waiting | None, placement: Obj | None) -> float | None:
+    """Until when a site is to suspend the Job at most, in seconds since the epoch; ``None``: it is not."""
+    found = deferral_of(job, placement)
+    if said is None or found.get("started"):
+        return None
+    latest = parse_time(found["latestStartTime"]) if found.get("latestStartTime") else 0.0
+    return max(latest, waits_at_most(job, said)) + LATE_SECONDS
 
 
-def _ran(before: Mapping[str, Any], now: float) -> float:
-    """Seconds that one which pauses has run: while it was told to, starting and stopping included."""
+def _ran(before: Mapping[str, Any], now: float, least: int) -> float:
+    """Seconds of work at the least width that one which pauses has done: while it was told to, starting and stopping included."""
     ran = float(before.get("ranSeconds") or 0.0)
     if before.get("started") and before.get("countedTime"):
-        ran += max(0.0, now - parse_time(before["countedTime"]))
+        ran += max(0.0, now - parse_time(before["countedTime"])) * int(before.get("width") or least) / least
     return ran
 
 
@@ -73,108 +74,241 @@ class DeferralReconciler:
         self._client, self._clock = client, clock
         self._recorder = Recorder(client, clock, "deferral-controller")
         self._jobs, self._placements = manager.informer(scheme.JOB), manager.informer(scheme.PLACEMENT)
-        self._clusters = manager.informer(scheme.CLUSTER)
+        self._clusters, self._intents = manager.informer(scheme.CLUSTER), manager.informer(scheme.INTENT)
+
+    def asked(self, job: Obj) -> Waiting | None:
+        return asked(job, self._intents.list(job["metadata"]["namespace"]))
 
     async def reconcile(self, about: ObjectRef) -> Result:
         job = self._jobs.get(about.name, about.namespace)
-        if job is None or not placeable(job) or not deferrable(job) or next(causes(job), None):
+        if job is None or not placeable(job) or is_true(job, "Failed") or is_true(job, "Complete"):
             return DONE
         placement = self._placements.get(placement_name(about), about.namespace)
         spec = (placement or {}).get("spec") or {}
-        before = ((placement or {}).get("status") or {}).get("deferral") or {}
-        mine = spec.get("workloadRef", {}).get("uid") == uid(job)
-        if placement is None or not mine or is_true(job, "Failed") or is_true(job, "Complete"):
+        if placement is None or spec.get("workloadRef", {}).get("uid") != uid(job):
             return DONE
-        if not held(job, placement) and not suspendable(job):
+        said, before = self.asked(job), deferral_of(job, placement)
+        now = self._clock.now()
+        if said is None:
+            if before and not before["started"]:
+                why = "nothing asks for waiting any more"
+                await self._write(job, placement, dict(before) | self._now(now, why), before)
+            return DONE
+        if before.get("started") and not said.suspendable:
             return DONE
         sites = [c for s in spec.get("clusters") or () if (c := self._clusters.get(s["name"])) is not None]
         if not sites or (job.get("spec") or {}).get("suspend"):
             return DONE
-        stored, before = before, before if before.get("uid") == uid(job) else {}
-        now = self._clock.now()
-        found, again = self._decide(job, sites[0], before, now)
+        try:
+            found, again = self._decide(job, said, sites[0], before, now)
+        except _WRONG as error:
+            log.exception("the start of Job %s/%s cannot be decided", about.namespace, about.name)
+            found, again = self._undecided(job, said, sites[0], before, now, f"{type(error).__name__}: {error}")
         if found != before:
-            await self._client.patch(
-                scheme.PLACEMENT,
-                name(placement),
-                about.namespace,
-                {"status": {"deferral": dict.fromkeys(stored) | found}},
-                type=PatchType.MERGE,
-                subresource="status",
-            )
-            await self._tell(job, found, before)
+            await self._write(job, placement, found, before)
         return DONE if found["started"] and not again else Result(requeue_after=again)
 
-    def _decide(self, job: Obj, site: Obj, before: Mapping[str, Any], now: float) -> tuple[dict[str, Any], float]:
-        took = lengths(job, self._jobs.list(job["metadata"]["namespace"]))
-        latest, why = waits_until(job, took)
-        forecast, passed, hour, source = ahead(site, now)
-        found: dict[str, Any] = {"uid": uid(job), "cluster": name(site), "source": source, "latestStartTime": format_time(latest)}
-        if not forecast:
-            return found | self._now(now, f"there is no forecast of the electricity of {name(site)} ({source})"), 0.0
-        ran = _ran(before, now)
-        pauses = suspendable(job) and bool(took)
-        left = tuple(max(0.0, t - ran) / hour for t in took[: 1 if pauses else None])
+    async def _write(self, job: Obj, placement: Obj, found: dict[str, Any], before: Mapping[str, Any]) -> None:
+        stored = (placement.get("status") or {}).get("deferral") or {}
+        await self._client.patch(
+            scheme.PLACEMENT,
+            name(placement),
+            job["metadata"]["namespace"],
+            {"status": {"deferral": dict.fromkeys(stored) | found}},
+            type=PatchType.MERGE,
+            subresource="status",
+        )
+        await self._tell(job, found, before)
+
+    def _undecided(
+        self, job: Obj, said: Waiting, site: Obj, before: Mapping[str, Any], now: float, why: str
+    ) -> tuple[dict[str, Any], float]:
+        """It goes on as before for a while, and then starts."""
+        since = parse_time(before["errorTime"]) if before.get("errorTime") else now
+        since = min(since, now)
+        due = min(since + ERROR_SECONDS, max(now, waits_at_most(job, said)))
+        conditions = with_condition(before.get("conditions") or (), "Decided", "False", "Error", why, now)
+        found = {"uid": uid(job), "cluster": name(site), "started": False, "startTime": format_time(due)} | dict(before)
+        found |= {"errorTime": format_time(since), "conditions": conditions}
+        if found["started"]:
+            return found, AGAIN_SECONDS
+        if now >= due:
+            return found | self._now(now, f"its start cannot be decided since {format_time(since)}: {why}"), 0.0
+        reason = f"its start cannot be decided: {why}; it starts then if that stays so"
+        return found | {"startTime": format_time(due), "reason": reason}, min(AGAIN_SECONDS, due - now)
+
+    def _decide(self, job: Obj, said: Waiting, site: Obj, before: Mapping[str, Any], now: float) -> tuple[dict[str, Any], float]:
+        took = lengths(job, said, self._jobs.list(job["metadata"]["namespace"]))
+        latest, why = waits_until(job, said, took)
+        carbon, price = ahead(site, now), prices_ahead(site, now)
+        found: dict[str, Any] = {"uid": uid(job), "cluster": name(site), "latestStartTime": format_time(latest)}
+        if said.intent:
+            found["intent"] = said.intent
+        if before.get("conditions"):
+            found["conditions"] = with_condition(before["conditions"], "Decided", "True", "Decided", "", now)
+        widths = (said.least or workload.replicas(job), workload.replicas(job))
+        cpus = workload.requests(workload.pod_spec(job))["cpu"]
+        ran = _ran(before, now, widths[0])
+        hours = max(0.0, (sum(took) / len(took) if took else HOUR_SECONDS) - ran) / carbon.hour
+        running = bool(before.get("started"))
+        choice = choose(
+            offers(site, price.values[0], self._reserved(site, job)),
+            widths[1] * cpus / 1000,
+            hours,
+            interruptible=said.interruptible,
+            keeps=said.suspendable,
+        )
+        if choice is not None and not (running and before.get("capacity")):
+            found |= {"capacity": choice.kind, "capacityReason": choice.reason, "cpuHourPrice": round(choice.price, 6)}
+        elif running:
+            found |= {k: before[k] for k in ("capacity", "capacityReason", "cpuHourPrice") if k in before}
+        wanted = [series for aim, series in ((CARBON, carbon), (COST, price)) if aim in said.aims]
+        found["source"] = "; ".join(series.source for series in wanted)
+        found["forecasts"] = [series.as_data() for series in wanted]
+        known = [series for series in wanted if series.known]
+        if not known:
+            what = "electricity" if said.aims == (CARBON,) else "price" if said.aims == (COST,) else "electricity and price"
+            return found | self._now(now, f"there is no forecast of the {what} of {name(site)} ({found['source']})"), 0.0
+        free = choice is not None and choice.kind == RESERVED
+        values, unit = _index(known, price, free)
+        hour, passed = known[0].hour, known[0].passed
+        pauses = said.suspendable and bool(took)
+        left = tuple(t / hour for each in took if (t := each - ran) > 0) if pauses else tuple(t / hour for t in took)
         if pauses:
             # What has run is not waiting. One that outlives what was expected is let run.
             latest += ran
             found["latestStartTime"] = format_time(latest)
-            if before.get("ranSeconds") is not None and not left[0]:
+            if before.get("ranSeconds") is not None and not left:
                 return dict(before) | {"started": True}, 0.0
-        power = watts(cluster_info(site), workload.requests(workload.pod_spec(job))["cpu"]) * workload.replicas(job)
+        power = watts(cluster_info(site), cpus) * widths[0]
         slack = (latest - now) / hour
-        least = PAUSE_SHARE if before.get("started") else LEAST_SHARE
-        plan = schedule(Deferrable(slack, left, pauses, watts=power), forecast, passed=passed, least=least)
-        scale = hour / HOUR_SECONDS
-        # Compared with a start when it came, however often it is looked at again.
-        first = {
-            "gramsAtOnce": float(before.get("gramsAtOnce", round(plan.grams_now * scale, 3))),
-            "intensityAtOnce": float(before.get("intensityAtOnce", round(plan.intensity_now, 1))),
-        }
-        emitted = self._emitted(before, site, power, now)
-        found |= first | {"savesGrams": round(first["gramsAtOnce"] - emitted - plan.grams * scale, 3)}
-        least_seconds, running = LEAST_SECONDS * scale, bool(before.get("started"))
+        least = PAUSE_SHARE if running else LEAST_SHARE
+        plan = schedule(
+            Deferrable(slack, left, pauses, widths if said.least else (widths[0],) * 2, power, unit),
+            values,
+            passed=passed,
+            least=least,
+        )
+        found |= self._compared(before, plan, known, free, price, power, widths[0] * cpus / 1000, hour)
+        emitted = self._emitted(before, site, power, now, widths[0])
+        if "gramsAtOnce" in found:
+            found["savesGrams"] = round(found["gramsAtOnce"] - emitted - found.pop("gramsThen"), 3)
+        if said.least:
+            found["width"] = plan.runs[0][2]
+        least_seconds = LEAST_SECONDS * hour / HOUR_SECONDS
         if pauses:
             found |= {"ranSeconds": round(ran, 3), "ranGrams": round(emitted, 3), "countedTime": format_time(now, micro=True)}
             held_for = now - parse_time(before["sinceTime"]) if before.get("sinceTime") else least_seconds
+            # A clock that was set back does not make it wait for the same time again.
+            held_for = least_seconds if held_for < 0 else held_for
             if running and (held_for < least_seconds or slack * hour < least_seconds):
-                return dict(before) | found, max(1.0, least_seconds - held_for) if slack > 0 else 0.0
+                return dict(before) | _without(found, "width"), max(1.0, least_seconds - held_for) if slack > 0 else 0.0
             if before and not running and held_for < least_seconds and slack > 0:
                 return dict(before) | found, max(0.1, min(least_seconds - held_for, slack * hour))
-            toggled = not before or running == (plan.start > 0 and slack > 0)
+            toggled = not before or running == (plan.start > 0 and slack > 0) or found.get("width") != before.get("width")
             found |= {"sinceTime": format_time(now, micro=True) if toggled else before.get("sinceTime")}
         if plan.start <= 0 or slack <= 0:
             again = hour / 4 if pauses and slack > 0 else 0.0
             if running:
                 return dict(before) | found, again
-            reason = self._compared(plan, first) if before else why if slack <= 0 else plan.reason
-            return found | self._now(now, reason), again
+            return found | self._now(now, why if slack <= 0 and before else self._told(before, plan, found, unit)), again
         start = now + plan.start * hour
-        told = self._compared(plan, first) if before else plan.reason
+        told = self._told(before, plan, found, unit)
         return found | {"started": False, "startTime": format_time(start), "reason": told}, min(start - now, hour / 4)
 
-    def _emitted(self, before: Mapping[str, Any], site: Obj, power: float, now: float) -> float:
+    def _reserved(self, site: Obj, job: Obj) -> float:
+        """CPUs that other Jobs have of what the site reserves for those that wait."""
+        taken = 0.0
+        for placement in self._placements.list():
+            found = (placement.get("status") or {}).get("deferral") or {}
+            if found.get("capacity") != RESERVED or not found.get("started") or found.get("cluster") != name(site):
+                continue
+            about = workload_of(placement)
+            other = self._jobs.get(about.name, about.namespace) if about is not None else None
+            if other is None or uid(other) in (uid(job), "") or is_true(other, "Complete") or is_true(other, "Failed"):
+                continue
+            taken += workload.requests(workload.pod_spec(other))["cpu"] / 1000 * workload.replicas(other)
+        return taken
+
+    def _compared(
+        self,
+        before: Mapping[str, Any],
+        plan: Schedule,
+        known: list[Ahead],
+        free: bool,
+        price: Ahead,
+        power: float,
+        cpus: float,
+        hour: float,
+    ) -> dict[str, Any]:
+        """Grams and money of the plan, against a start when it came, however often it is looked at again."""
+        work = sum(hours * width for _, hours, width in plan.runs) / max(1, plan.runs[0][2]) * hour / HOUR_SECONDS
+        at_once = ((0.0, sum(hours for _, hours, _ in plan.runs), 1),)
+        found: dict[str, Any] = {}
+        for series in known:
+            if series.aim == CARBON:
+                alone = len(known) == 1
+                then = plan.intensity if alone else mean_along(series.values, plan.runs, series.passed)
+                now = plan.intensity_now if alone else mean_along(series.values, at_once, series.passed)
+                scale = hour / HOUR_SECONDS
+                grams = plan.grams * scale if alone else power / 1000 * then * work
+                first = plan.grams_now * scale if alone else power / 1000 * now * work
+                found["gramsThen"] = grams
+                found["gramsAtOnce"] = float(before.get("gramsAtOnce", round(first, 3)))
+                found["intensityAtOnce"] = float(before.get("intensityAtOnce", round(now, 1)))
+            else:
+                then = 0.0 if free else mean_along(series.values, plan.runs, series.passed)
+                money = 0.0 if free else mean_along(series.values, at_once, series.passed)
+                found["priceAtOnce"] = float(before.get("priceAtOnce", round(money, 6)))
+                found["savesMoney"] = round((found["priceAtOnce"] - then) * cpus * work, 6)
+        return found
+
+    def _emitted(self, before: Mapping[str, Any], site: Obj, power: float, now: float, least: int) -> float:
         """Grams so far of one that pauses, by what the electricity is now."""
-        ran = _ran(before, now) - float(before.get("ranSeconds") or 0.0)
+        ran = _ran(before, now, least) - float(before.get("ranSeconds") or 0.0)
         intensity = float(((site.get("status") or {}).get("carbon") or {}).get("intensity") or 0.0)
         return float(before.get("ranGrams") or 0.0) + power / 1000 * intensity * ran / HOUR_SECONDS
 
-    def _compared(self, plan: Schedule, first: Mapping[str, float]) -> str:
-        return f"{plan.intensity:.0f} gCO2eq/kWh then, {first['intensityAtOnce']:.0f} started at once"
+    def _told(self, before: Mapping[str, Any], plan: Schedule, found: Mapping[str, Any], unit: str) -> str:
+        first = found.get("intensityAtOnce", found.get("priceAtOnce"))
+        if not before or unit.startswith("of 100") or first is None or "reason" not in before:
+            return plan.reason
+        return f"{figure(plan.intensity)} {unit} then, {figure(first)} started at once"
 
     def _now(self, now: float, why: str) -> dict[str, Any]:
         return {"started": True, "startTime": format_time(now), "reason": why}
 
     async def _tell(self, job: Obj, found: Mapping[str, Any], before: Mapping[str, Any]) -> None:
         saves = f"; saves about {found['savesGrams']:.3g} g" if found.get("savesGrams", 0) > 0 else ""
+        wrong = any(c["type"] == "Decided" and c["status"] == "False" for c in found.get("conditions") or ())
         if found["started"] and before.get("started"):
-            return
-        if found["started"]:
-            await self._recorder.event(job, "Started", f"{found['reason']}{saves}")
+            if found.get("width") != before.get("width"):
+                await self._recorder.event(job, "Scaled", f"to {found.get('width')} pods at once: {found['reason']}")
+        elif found["started"] and wrong:
+            await self._recorder.event(job, "StartedUndecided", found["reason"], warning=True)
+        elif found["started"]:
+            where = f"; on {found['capacity']} capacity" if found.get("capacity") else ""
+            await self._recorder.event(job, "Started", f"{found['reason']}{saves}{where}")
         elif before.get("started"):
             await self._recorder.event(job, "Paused", f"goes on at {found['startTime']}: {found['reason']}{saves}")
         elif not before or abs(parse_time(found["startTime"]) - parse_time(before["startTime"])) > TOLD_SECONDS:
-            await self._recorder.event(job, "Deferred", f"starts at {found['startTime']}: {found['reason']}{saves}")
+            await self._recorder.event(
+                job, "Deferred", f"starts at {found['startTime']}: {found['reason']}{saves}", warning=wrong
+            )
+
+
+def _without(found: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {k: v for k, v in found.items() if k != key}
+
+
+def _index(known: list[Ahead], price: Ahead, free: bool) -> tuple[list[float], str]:
+    """The series that is to be low, and its unit. Reserved capacity costs nothing more at any time."""
+    if len(known) == 1:
+        only = known[0]
+        return ([0.0] * len(only.values) if free and only.aim == COST else only.values), only.unit
+    if free:
+        return known[0].values, known[0].unit
+    return blended(known[0].values, price.values), "of 100 (carbon and cost in equal parts, 100 is an hour like any)"
 
 
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
@@ -187,20 +321,26 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         if about is not None and about.kind == "Job":
             yield about
 
-    manager.add(reconciler, [(scheme.JOB, lambda obj: [ref(obj)] if deferrable(obj) else []), (scheme.PLACEMENT, of_placement)])
+    def of_intent(intent: Obj) -> Iterable[ObjectRef]:
+        return [ref(job) for job in jobs.list(intent["metadata"]["namespace"]) if concerns(intent, job)]
+
+    manager.add(
+        reconciler,
+        [(scheme.JOB, lambda obj: [ref(obj)]), (scheme.PLACEMENT, of_placement), (scheme.INTENT, of_intent)],
+    )
 
     def on_cluster(old: Obj | None, new: Obj | None) -> None:
-        def carbon(obj: Obj | None) -> Any:
-            return ((obj or {}).get("status") or {}).get("carbon")
+        def figures(obj: Obj | None) -> Any:
+            status = (obj or {}).get("status") or {}
+            return status.get("carbon"), status.get("price"), ((obj or {}).get("spec") or {}).get("price")
 
-        if new is None or carbon(old) == carbon(new):
+        if new is None or figures(old) == figures(new):
             return
         for job in jobs.list():
-            if (
-                deferrable(job)
-                and placeable(job)
-                and (suspendable(job) or held(job, placements.get(placement_name(ref(job)), ref(job).namespace)))
-            ):
+            said = reconciler.asked(job) if placeable(job) else None
+            if said is None:
+                continue
+            if said.suspendable or held_until(job, said, placements.get(placement_name(ref(job)), ref(job).namespace)):
                 manager.enqueue(NAME, ref(job))
 
     manager.informer(scheme.CLUSTER).on_change(on_cluster)

@@ -56,6 +56,14 @@ def with_replicas(obj: Obj, replicas: int) -> Obj:
     return obj
 
 
+def on_capacity(template: Obj, kind: Mapping[str, Any]) -> Obj:
+    """A pod template for the nodes of one kind of capacity, by the selector and tolerations that the site states of it."""
+    spec = template.get("spec") or {}
+    chosen = {"nodeSelector": {**(spec.get("nodeSelector") or {}), **(kind.get("nodeSelector") or {})}}
+    tolerations = [*(spec.get("tolerations") or ()), *(kind.get("tolerations") or ())]
+    return {**template, "spec": {**spec, **chosen, **({"tolerations": tolerations} if tolerations else {})}}
+
+
 def paused(obj: Obj) -> bool:
     """Whether changes of its pod template wait (``kubectl rollout pause``)."""
     return obj.get("kind") == "Deployment" and bool((obj.get("spec") or {}).get("paused"))

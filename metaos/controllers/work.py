@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.concern import on_health, workload_of
-from metaos.controllers.deferral import held
+from metaos.controllers.deferral import deferral_of, held_until
 from metaos.controllers.disruption import noted
 from metaos.controllers.facts import placement_name
 from metaos.controllers.fencing import Silence, agreed, fenced_after, fencing, halt, halted, renewal_of, stopped
@@ -19,6 +19,7 @@ from metaos.controllers.recorder import Recorder
 from metaos.controllers.render import (
     cluster_of,
     manifest,
+    on_capacity,
     overridden,
     paused,
     reported,
@@ -29,6 +30,7 @@ from metaos.controllers.render import (
     work,
 )
 from metaos.controllers.settings import Settings
+from metaos.controllers.tariff import LATE_SECONDS
 from metaos.reconcile.manager import CONTENT_LEFT_OUT, Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
@@ -41,6 +43,7 @@ from metaos.resources.meta import (
     cluster_namespace,
     controller_of,
     deleting,
+    format_time,
     is_true,
     labels,
     name,
@@ -51,6 +54,7 @@ from metaos.resources.meta import (
 from metaos.resources.snapshot import concerns
 from metaos.resources.workload import references, work_name
 from metaos.scheduler.disruption import kept
+from metaos.scheduler.slack import asked
 
 NAME = "work"
 _WORKLOAD_KINDS = {k.kind for k in scheme.WORKLOADS}
@@ -68,7 +72,7 @@ class WorkReconciler:
         self._placements = manager.informer(scheme.PLACEMENT)
         self._policies = manager.informer(scheme.PLACEMENT_POLICY)
         self._network_policies = Policies(manager, client)
-        self._clusters = manager.informer(scheme.CLUSTER)
+        self._clusters, self._intents = manager.informer(scheme.CLUSTER), manager.informer(scheme.INTENT)
         self._works = manager.informer(scheme.WORK)
         self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
         self._works.add_index("dependency", _dependencies)
@@ -116,8 +120,7 @@ class WorkReconciler:
             if not running:
                 return DONE
             body["spec"] = body["spec"] | {"template": template_of(running[0])}
-        if held(obj, placement):
-            body["spec"] = body["spec"] | {"suspend": True}
+        again = await self._timed(obj, placement, body, existing)
         choices = {c["name"]: int(c.get("replicas", 1)) for c in spec.get("clusters") or ()}
         wait = 0.0
         leaving = {site: w for site, w in existing.items() if site not in choices}
@@ -139,7 +142,30 @@ class WorkReconciler:
             await self._apply(present, wanted)
             if about.kind == "Pod" and not (obj.get("spec") or {}).get("nodeName"):
                 await self._client.patch(scheme.POD, about.name, about.namespace, {"spec": {"nodeName": site}})
-        return Result(requeue_after=wait) if wait else DONE
+        waits = [seconds for seconds in (wait, again) if seconds]
+        return Result(requeue_after=min(waits)) if waits else DONE
+
+    async def _timed(self, obj: Obj, placement: Obj | None, body: Obj, existing: Mapping[str, Obj]) -> float:
+        """A Job as it is to run now: suspended, or as wide and on such capacity as was decided. Seconds until it is not held any
+        longer, whatever is decided."""
+        said = asked(obj, self._intents.list(namespace(obj))) if obj.get("kind") == "Job" else None
+        until = held_until(obj, said, placement)
+        if until is not None:
+            left = until - self._clock.now()
+            if left > 0:
+                body["spec"] = body["spec"] | {"suspend": True}
+                return left
+            if any(w["spec"]["manifests"][0]["spec"].get("suspend") for w in existing.values()):
+                text = f"nothing decided its start until {format_time(until)}, {LATE_SECONDS:g} s after its time: it starts"
+                await self._recorder.event(obj, "StartedLate", text, warning=True)
+        found = deferral_of(obj, placement)
+        if said is not None and said.least and found.get("width"):
+            body["spec"] = body["spec"] | {"parallelism": int(found["width"])}
+        site = self._clusters.get(str(found.get("cluster") or ""))
+        kind = ((((site or {}).get("spec") or {}).get("price") or {}).get(str(found.get("capacity") or "")) or {}) if said else {}
+        if kind.get("nodeSelector") or kind.get("tolerations"):
+            body["spec"] = body["spec"] | {"template": on_capacity(body["spec"].get("template") or {}, kind)}
+        return 0.0
 
     def _told(self, about: ObjectRef, choices: Mapping[str, int], existing: Mapping[str, Obj]) -> Mapping[str, int]:
         """Make before break between sites that stay chosen, too: none gives up what is not yet available elsewhere."""

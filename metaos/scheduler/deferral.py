@@ -141,13 +141,15 @@ def assign(
 @dataclass(frozen=True, slots=True)
 class Deferrable:
     """One job. ``slack``: hours that it may still wait. ``lengths``: hours of work that may be left at the least width, equally
-    likely; one where it is known, none where nothing is. ``widths``: least and most; twice the width does twice the work."""
+    likely; one where it is known, none where nothing is. ``widths``: least and most; twice the width does twice the work.
+    ``unit``: of the forecast, for people."""
 
     slack: float
     lengths: tuple[float, ...] = ()
     suspendable: bool = False
     widths: tuple[int, int] = (1, 1)
     watts: float = 0.0
+    unit: str = "gCO2eq/kWh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +227,14 @@ def _reason(job: Deferrable, prices: Prices, runs: tuple[tuple[float, float, int
     if job.slack <= 0:
         return "no time is left to wait"
     if runs[0][0] <= 0 and len(runs) == 1:
-        return f"no later start within {job.slack:.3g} h saves enough: {now:.0f} gCO2eq/kWh now{known}{ends}"
+        return f"no later start within {job.slack:.3g} h saves enough: {figure(now)} {job.unit} now{known}{ends}"
     pauses = f" in {len(runs)} parts" if len(runs) > 1 else ""
-    return f"{then:.0f} gCO2eq/kWh then{pauses}, {now:.0f} started at once{known}{ends}"
+    return f"{figure(then)} {job.unit} then{pauses}, {figure(now)} started at once{known}{ends}"
+
+
+def figure(value: float) -> str:
+    """For people: three digits of what is small."""
+    return f"{value:.0f}" if value >= 10 or not value else f"{value:.3g}"
 
 
 def _mean(values: list[float]) -> float:

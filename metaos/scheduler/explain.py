@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from metaos.resources.meta import Obj, condition, name, namespace
@@ -107,6 +107,12 @@ def _wrapped(line: str, width: int) -> list[str]:
     return [line[:hang] + rest[0], *(" " * hang + part for part in rest[1:])]
 
 
+def _forecast(found: Mapping[str, Any]) -> str:
+    error = f", wrong by {found['errorPercent']:g} % a day ahead so far" if "errorPercent" in found else ""
+    step = f"{found['step'].lower()}{error}" if found.get("step") else error.removeprefix(", ")
+    return f"  forecast  {found['of']}: {step}; {found.get('hours', 0)} h were left of it"
+
+
 _GAP = re.compile(r" {2,}(?=\S)")
 
 
@@ -128,6 +134,11 @@ def _lines(found: dict[str, Any], screen: int) -> list[str]:
         )
         lines.append(f"  {verb:<9} {deferral.get('startTime')}: {deferral.get('reason')}{saves}")
         lines.append(f"  waits     until {deferral.get('latestStartTime')} at most; forecast: {deferral.get('source')}")
+        lines += [_forecast(f) for f in deferral.get("forecasts") or () if f.get("step") or "errorPercent" in f]
+        if deferral.get("capacity"):
+            lines.append(f"  capacity  {deferral['capacity']}: {deferral.get('capacityReason')}")
+        if deferral.get("width"):
+            lines.append(f"  width     {deferral['width']} pods at once")
     migration = found.get("migration")
     if migration:
         old, new = (", ".join(migration.get(side) or ()) for side in ("from", "to"))

@@ -1,23 +1,47 @@
-"""What a Job's annotations say of when it may run, and how long earlier ones like it took. Pure.
+"""What is said of when work may run, in its annotations or in an Intent, and how long earlier work like it took. Pure.
 
-``meta-os.eu/deadline`` (RFC 3339): by then it is to be finished; ``meta-os.eu/slack`` (``6h``, ``90m``): so long it may wait.
-``meta-os.eu/suspendable``: it may be stopped and goes on where it was. ``meta-os.eu/expected-duration``: how long it runs.
-Without, earlier Jobs that run the same are looked at.
+Annotations of a Job, or of a CronJob's template for each of its runs, all ``meta-os.eu/…``; an Intent says the same in the
+context ``deferrable`` of an expectation (in brackets), and annotations go before it:
+
+- ``slack`` (``slack``): so long it may wait (``6h``, ``90m``); ``deadline`` (``deadline``, RFC 3339): by then it shall be over;
+- ``expected-duration`` (``expectedDuration``): how long it runs. Without, earlier Jobs that run the same are looked at;
+- ``suspendable`` (``suspendable``): it may be stopped and goes on where it was;
+- ``min-parallelism`` (``minParallelism``): of one that is suspendable: its width may be from this to ``spec.parallelism``;
+  twice the width does twice the work;
+- ``interruptible`` (``interruptible``): it stands being stopped by the site at any moment, so spot capacity will do;
+- ``waits-for`` (the targets beside the context): ``carbonIntensity``, ``cost``, or both.
 """
 
 import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from metaos.resources import workload
 from metaos.resources.errors import Cause
-from metaos.resources.meta import Obj, annotations, is_true, namespace, parse_time, uid
+from metaos.resources.meta import Obj, annotations, deleting, format_time, is_true, name, namespace, parse_time, uid
+from metaos.resources.snapshot import concerns
 
 DEADLINE, SLACK, DURATION = "meta-os.eu/deadline", "meta-os.eu/slack", "meta-os.eu/expected-duration"
-SUSPENDABLE = "meta-os.eu/suspendable"
+SUSPENDABLE, INTERRUPTIBLE = "meta-os.eu/suspendable", "meta-os.eu/interruptible"
+LEAST, WAITS_FOR = "meta-os.eu/min-parallelism", "meta-os.eu/waits-for"
 #: What asks for waiting.
 WAITING = DEADLINE, SLACK, SUSPENDABLE
+#: What may be waited for: targets of an Intent.
+CARBON, COST = "carbonIntensity", "cost"
+AIMS = CARBON, COST
+#: The context of an Intent's expectation, and what its value may hold.
+CONTEXT = "deferrable"
+FIELDS = {
+    "slack": SLACK,
+    "deadline": DEADLINE,
+    "expectedDuration": DURATION,
+    "suspendable": SUSPENDABLE,
+    "interruptible": INTERRUPTIBLE,
+    "minParallelism": LEAST,
+}
 #: Longer waits say nothing: no forecast goes so far.
 MOST_SECONDS = 7 * 86400.0
 #: So many earlier Jobs are looked at, the newest first; a deadline keeps clear of their longest by a tenth and a minute.
@@ -34,20 +58,125 @@ def seconds(text: str) -> float:
     return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)([dhms])", text))
 
 
-def deferrable(job: Obj) -> bool:
-    """Whether a Job may be held."""
-    said = annotations(job)
-    return job.get("kind") == "Job" and (DEADLINE in said or SLACK in said)
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What is said of one Job, in seconds; ``deadline`` since the epoch. ``least``: width, 0 where it has no choice.
+    ``intent``: the Intent that says so; empty: annotations."""
+
+    slack: float | None
+    deadline: float | None
+    duration: float | None
+    suspendable: bool
+    interruptible: bool
+    least: int
+    aims: tuple[str, ...]
+    intent: str
 
 
-def suspendable(job: Obj) -> bool:
-    """Whether a Job that runs may be suspended, too."""
-    return deferrable(job) and annotations(job).get(SUSPENDABLE) == "true"
+def asked(obj: Obj, intents: Iterable[Obj] = ()) -> Waiting | None:
+    """What a Job or the runs of a CronJob may do; ``None`` where they may not wait, or what is said makes no sense."""
+    kind = obj.get("kind")
+    if kind not in ("Job", "CronJob"):
+        return None
+    own = {k: v for k, v in _own(obj).items() if k in (*FIELDS.values(), WAITS_FOR)}
+    said, intent = _intended(obj, intents)
+    if DEADLINE in own or SLACK in own:
+        said.pop(DEADLINE, None)
+        said.pop(SLACK, None)
+        intent = ""
+    said |= own
+    if not (DEADLINE in said or SLACK in said) or (kind == "CronJob" and SLACK not in said) or next(_problems(said), None):
+        return None
+    most = workload.replicas(obj) if kind == "Job" else 1
+    return Waiting(
+        slack=seconds(said[SLACK]) if SLACK in said else None,
+        deadline=parse_time(said[DEADLINE]) if DEADLINE in said else None,
+        duration=seconds(said[DURATION]) if DURATION in said else None,
+        suspendable=said.get(SUSPENDABLE) == "true" and kind == "Job",
+        interruptible=said.get(INTERRUPTIBLE) == "true",
+        least=min(int(said[LEAST]), most) if LEAST in said and kind == "Job" else 0,
+        aims=tuple(said[WAITS_FOR].split(",")) if WAITS_FOR in said else (CARBON,),
+        intent=intent,
+    )
+
+
+def _own(obj: Obj) -> Mapping[str, str]:
+    """The annotations that count: of a CronJob those of its template."""
+    return annotations(obj if obj.get("kind") == "Job" else (obj.get("spec") or {}).get("jobTemplate") or {})
+
+
+def _intended(obj: Obj, intents: Iterable[Obj]) -> tuple[dict[str, str], str]:
+    """What the first Intent in the order of priority and name says that concerns it, by annotation; and its name."""
+    order = sorted(intents, key=lambda i: (-int((i.get("spec") or {}).get("priority", 50)), name(i)))
+    for intent in order:
+        if not concerns(intent, obj) or deleting(intent):
+            continue
+        for _, targets, value in _contexts(intent):
+            said: dict[str, str] = _flat(value)
+            aims = [aim for aim in AIMS if aim in targets]
+            if aims and not next(_problems(said), None):
+                return said | {WAITS_FOR: ",".join(aims)}, name(intent)
+    return {}, ""
+
+
+def _contexts(intent: Obj) -> Iterator[tuple[str, list[str], Any]]:
+    """(Field, targets that it is about, value) of each ``deferrable``."""
+    for e, expectation in enumerate((intent.get("spec") or {}).get("expectations") or ()):
+        targets = [str(t.get("name")) for t in expectation.get("targets") or ()]
+        for c, context in enumerate(expectation.get("contexts") or ()):
+            if context.get("name") == CONTEXT:
+                yield f"spec.expectations[{e}].contexts[{c}].value", targets, context.get("value")
+        for t, target in enumerate(expectation.get("targets") or ()):
+            for c, context in enumerate(target.get("contexts") or ()):
+                if context.get("name") == CONTEXT:
+                    field = f"spec.expectations[{e}].targets[{t}].contexts[{c}].value"
+                    yield field, [str(target.get("name"))], context.get("value")
+
+
+def _flat(value: Any) -> dict[str, str]:
+    """A context's value, by annotation. A text alone is the slack; what is unknown stays under its own name."""
+    if not isinstance(value, Mapping):
+        return {SLACK: str(value)}
+    texts = {str(k): str(v).lower() if isinstance(v, bool) else str(v) for k, v in value.items()}
+    return {FIELDS.get(k, k): text for k, text in texts.items()}
 
 
 def causes(job: Obj) -> Iterator[Cause]:
-    """What is wrong with a Job's annotations."""
-    said = annotations(job)
+    """What is wrong with the annotations of a Job, or of a CronJob's template."""
+    said, template = _own(job), "spec.jobTemplate." if job.get("kind") == "CronJob" else ""
+    for key, problem in _problems({k: v for k, v in said.items() if k in (*FIELDS.values(), WAITS_FOR)}):
+        reason = "FieldValueForbidden" if problem.startswith("say either") else "FieldValueInvalid"
+        text = problem if reason == "FieldValueForbidden" else f"Invalid value: {said[key]!r}: {problem}"
+        yield Cause(reason, f"{template}metadata.annotations[{key}]", text)
+    if template and DEADLINE in said:
+        text = f"the runs of a CronJob have no deadline in common: say {SLACK}"
+        yield Cause("FieldValueForbidden", f"{template}metadata.annotations[{DEADLINE}]", text)
+    if LEAST in said and not template and said[LEAST].isdigit() and int(said[LEAST]) > workload.replicas(job):
+        text = f"Invalid value: {said[LEAST]!r}: must be at most spec.parallelism and completions ({workload.replicas(job)})"
+        yield Cause("FieldValueInvalid", f"metadata.annotations[{LEAST}]", text)
+
+
+def intent_causes(intent: Obj) -> Iterator[Cause]:
+    """What is wrong with what an Intent says of waiting."""
+    names = {v: k for k, v in FIELDS.items()}
+    for field, targets, value in _contexts(intent):
+        if not any(aim in targets for aim in AIMS):
+            text = f"Invalid value: {value!r}: one waits for {' or '.join(AIMS)}: add such a target, for example with Minimize"
+            yield Cause("FieldValueInvalid", field, text)
+        if isinstance(value, Mapping) and (unknown := [k for k in value if k not in FIELDS]):
+            text = f"Unsupported value: {unknown[0]!r}: supported values: {', '.join(FIELDS)}"
+            yield Cause("FieldValueNotSupported", field, text)
+            continue
+        said = _flat(value)
+        if SLACK not in said and DEADLINE not in said:
+            yield Cause("FieldValueRequired", field, "Required value: say slack or deadline, for example {slack: 6h}")
+        for key, problem in _problems(said):
+            where = f"{field}.{names[key]}" if isinstance(value, Mapping) else field
+            yield Cause("FieldValueInvalid", where, f"Invalid value: {said[key]!r}: {problem}")
+
+
+def _problems(said: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(Annotation, what is wrong with it)."""
     for key in (SLACK, DURATION):
         if key in said:
             try:
@@ -58,26 +187,35 @@ def causes(job: Obj) -> Iterator[Cause]:
             except ValueError as error:
                 problem = str(error)
             if problem:
-                yield Cause("FieldValueInvalid", f"metadata.annotations[{key}]", f"Invalid value: {said[key]!r}: {problem}")
-    if said.get(SUSPENDABLE, "true") not in ("true", "false"):
-        problem = 'must be "true" (it keeps what it has done, for example on a volume) or "false"'
-        value = said[SUSPENDABLE]
-        yield Cause("FieldValueInvalid", f"metadata.annotations[{SUSPENDABLE}]", f"Invalid value: {value!r}: {problem}")
+                yield key, problem
+    for key, means in (
+        (SUSPENDABLE, "it keeps what it has done, for example on a volume"),
+        (INTERRUPTIBLE, "it may be stopped at any moment and is run again"),
+    ):
+        if said.get(key, "true") not in ("true", "false"):
+            yield key, f'must be "true" ({means}) or "false"'
     if DEADLINE in said:
         try:
             parse_time(said[DEADLINE])
         except ValueError:
-            remedy = "must be a time such as 2030-01-31T06:00:00Z"
-            yield Cause("FieldValueInvalid", f"metadata.annotations[{DEADLINE}]", f"Invalid value: {said[DEADLINE]!r}: {remedy}")
+            yield DEADLINE, "must be a time such as 2030-01-31T06:00:00Z"
         if SLACK in said:
-            yield Cause("FieldValueForbidden", f"metadata.annotations[{SLACK}]", f"say either this or {DEADLINE}")
+            yield SLACK, f"say either this or {DEADLINE}"
+    if LEAST in said:
+        if not (said[LEAST].isdecimal() and 1 <= int(said[LEAST]) <= 1_000_000):
+            yield LEAST, "must be a whole number of pods, at least 1"
+        elif said.get(SUSPENDABLE) != "true":
+            yield LEAST, f'pods are stopped when the width changes: say {SUSPENDABLE}: "true", too'
+    if WAITS_FOR in said:
+        aims = said[WAITS_FOR].split(",")
+        if not set(aims) <= set(AIMS) or len(set(aims)) < len(aims):
+            yield WAITS_FOR, f"must be {AIMS[0]}, {AIMS[1]}, or both with a comma between them"
 
 
-def lengths(job: Obj, others: Iterable[Obj]) -> tuple[float, ...]:
+def lengths(job: Obj, said: Waiting, others: Iterable[Obj]) -> tuple[float, ...]:
     """Seconds that the Job may take: as stated, or as earlier ones of its namespace took that run the same."""
-    stated = annotations(job).get(DURATION)
-    if stated:
-        return (seconds(stated),)
+    if said.duration:
+        return (said.duration,)
     mine = _runs(job)
     found = []
     for other in others:
@@ -90,19 +228,26 @@ def lengths(job: Obj, others: Iterable[Obj]) -> tuple[float, ...]:
 
 
 def _runs(job: Obj) -> str:
-    spec: Mapping[str, Any] = (((job.get("spec") or {}).get("template") or {}).get("spec")) or {}
+    spec = workload.pod_spec(job)
     return json.dumps([[c.get(k) for k in ("image", "command", "args")] for c in spec.get("containers") or ()])
 
 
-def waits_until(job: Obj, took: tuple[float, ...]) -> tuple[float, str]:
+def waits_until(job: Obj, said: Waiting, took: tuple[float, ...]) -> tuple[float, str]:
     """The latest start in seconds since the epoch, and what it follows from. A deadline without any idea of the length allows
     no waiting, unless ``activeDeadlineSeconds`` bounds it."""
-    said = annotations(job)
     created = parse_time(job["metadata"]["creationTimestamp"])
-    if SLACK in said:
-        return created + seconds(said[SLACK]), f"{SLACK} {said[SLACK]}"
+    where = f" of Intent {said.intent}" if said.intent else ""
+    if said.deadline is None:
+        return created + (said.slack or 0.0), f"no more than a slack of {(said.slack or 0.0) / 3600:g} h{where} may be waited"
     bound = (job.get("spec") or {}).get("activeDeadlineSeconds")
     longest = max(took) * (1 + MARGIN_SHARE) + MARGIN_SECONDS if took else float(bound) if bound else math.inf
     if math.isinf(longest):
         return created, f"how long it runs is not known: state {DURATION} or spec.activeDeadlineSeconds for it to wait"
-    return parse_time(said[DEADLINE]) - longest, f"{DEADLINE} {said[DEADLINE]}"
+    return said.deadline - longest, f"the deadline{where} is {format_time(said.deadline)}"
+
+
+def waits_at_most(job: Obj, said: Waiting) -> float:
+    """When waiting is over whatever else is known, in seconds since the epoch."""
+    if said.deadline is not None:
+        return said.deadline
+    return parse_time(job["metadata"]["creationTimestamp"]) + (said.slack or 0.0)

@@ -1,0 +1,99 @@
+"""What a site's status and spec say of the hours to come: carbon intensity and prices, how old and how good they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from metaos.resources import quantity
+from metaos.resources.meta import Obj, parse_time
+from metaos.scheduler.capacity import ON_DEMAND, RESERVED, SPOT, Offer
+from metaos.scheduler.slack import CARBON, COST
+
+HOUR_SECONDS = 3600.0
+#: A Job is held for so long after its time at most, whatever is wrong.
+LATE_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """``values``: from the current hour on. ``passed``: the share of it that is over. ``hour``: seconds that an hour takes.
+    ``known``: whether it says anything of the hours to come."""
+
+    aim: str
+    values: list[float]
+    passed: float
+    hour: float
+    source: str
+    unit: str
+    known: bool
+    time: str = ""
+    step: str = ""
+    error: float | None = None
+
+    def as_data(self) -> dict[str, Any]:
+        """For a decision that it took part in."""
+        found: dict[str, Any] = {"of": self.aim, "source": self.source, "hours": len(self.values) if self.known else 0}
+        if self.time:
+            found["time"] = self.time
+        if self.step:
+            found["step"] = self.step
+        if self.error is not None:
+            found["errorPercent"] = round(self.error * 100, 1)
+        return found
+
+
+def _ahead(aim: str, figures: Mapping[str, Any], now: float, first: str, unit: str) -> Ahead:
+    """Hours that have passed since the forecast was made are left out; none is left of one that is too old."""
+    source, hour = str(figures.get("source") or "no source"), float(figures.get("hourSeconds") or HOUR_SECONDS)
+    if not (math.isfinite(hour) and hour > 0):
+        raise ValueError(f"the site's status says that an hour takes {hour!r} s: it has to be a positive number")
+    said = [float(v) for v in figures.get("forecast") or ()]
+    if bad := [v for v in said if not math.isfinite(v)]:
+        raise ValueError(f"the site's forecast of {aim} has a value that is no number ({bad[0]}): see its source, {source}")
+    # Some sources count what a load displaces, which may be less than nothing.
+    values = [max(0.0, v) for v in said]
+    time, step = str(figures.get("time") or ""), str(figures.get("step") or "")
+    error = figures.get("error")
+    if len(values) < 2 or not time:
+        now_only = [max(0.0, float(figures.get(first) or 0.0))]
+        return Ahead(aim, now_only, 0.0, hour, source, unit, False, time, step)
+    # A clock that was set back makes no forecast younger than new.
+    age = max(0.0, now - parse_time(time)) / hour
+    if age >= 1:
+        source += f", {age:.0f} h old"
+    values = values[math.floor(age) :]
+    if not values:
+        return Ahead(aim, [0.0], 0.0, hour, source, unit, False, time, step)
+    return Ahead(aim, values, age % 1.0, hour, source, unit, True, time, step, None if error is None else float(error))
+
+
+def ahead(cluster: Obj, now: float) -> Ahead:
+    """gCO2eq/kWh. Raises ``ValueError`` where the site's status makes no sense."""
+    return _ahead(CARBON, (cluster.get("status") or {}).get("carbon") or {}, now, "intensity", "gCO2eq/kWh")
+
+
+def prices_ahead(cluster: Obj, now: float) -> Ahead:
+    """Per CPU and hour. What the owner states holds where no source says more."""
+    stated = (cluster.get("spec") or {}).get("price") or {}
+    figures = (cluster.get("status") or {}).get("price") or {}
+    unit = f"{stated.get('currency') or 'EUR'} a CPU hour"
+    if not figures.get("forecast"):
+        what = {"source": "the site's price list" if stated.get("cpuHour") is not None else "no price"}
+        figures = what | {"cpuHour": stated.get("cpuHour")}
+    return _ahead(COST, figures, now, "cpuHour", unit)
+
+
+def offers(cluster: Obj, on_demand: float, taken: float) -> list[Offer]:
+    """What a site offers work that may wait. ``taken``: CPUs of what is reserved that others have."""
+    stated = (cluster.get("spec") or {}).get("price") or {}
+    found = []
+    if reserved := (stated.get("reserved") or {}).get("cpu"):
+        found.append(Offer(RESERVED, 0.0, max(0.0, float(quantity.parse(reserved)) - taken)))
+    if (spot := stated.get("spot") or {}).get("cpuHour") is not None:
+        found.append(Offer(SPOT, float(spot["cpuHour"]), rate=float(spot.get("interruptionsPerHour") or 0.0)))
+    if found or stated.get("cpuHour") is not None:
+        found.append(Offer(ON_DEMAND, on_demand))
+    return found
