@@ -66,6 +66,8 @@ class Node:
     merge_key: str = ""
     #: Parts of the strategic merge strategy: merge, replace, retainKeys.
     strategy: frozenset[str] = frozenset()
+    #: Values of exactly this type are right as they are.
+    free: type | None = None
 
     def child(self, key: str) -> Node:
         """The schema below a field of an object or a key of a map."""
@@ -211,6 +213,8 @@ class _Compiler:
         if document.get("x-kubernetes-int-or-string"):
             node.kind = "quantity" if form == "quantity" else "intOrString"
         self._extensions(node, document)
+        if not (node.enum or node.pattern or node.minimum is not None or node.maximum is not None):
+            node.free = {"string": str, "boolean": bool, "number": float}.get(node.kind)
         message = message_of(node.name) if node.kind == "object" else {}
         node.structs = frozenset(
             name
@@ -262,6 +266,7 @@ class Findings:
     unknown: list[str] = field(default_factory=list)
     causes: list[Cause] = field(default_factory=list)
     omit_empty: bool = True
+    settled: Mapping[str, Any] = field(default_factory=dict)
 
 
 def required(path: str, detail: str = "") -> Cause:
@@ -294,33 +299,46 @@ def forbidden(path: str, detail: str) -> Cause:
     return Cause("FieldValueForbidden", path, f"Forbidden: {detail}")
 
 
-def conform(kind: Kind, obj: Obj, *, omit_empty: bool = True) -> tuple[Obj, Findings]:
+def conform(kind: Kind, obj: Obj, *, omit_empty: bool = True, settled: Mapping[str, Any] | None = None) -> tuple[Obj, Findings]:
     """A copy of ``obj`` without unknown fields and nulls, and what was wrong with it. Below ``status`` nothing is
-    required: whoever writes it reports what they know. ``omit_empty``: without what Kubernetes leaves out when empty."""
-    return conform_node(node_of(kind), obj, omit_empty=omit_empty)
-
-
-def conform_node(node: Node, obj: Obj, *, omit_empty: bool = True) -> tuple[Obj, Findings]:
-    findings = Findings(omit_empty=omit_empty)
-    shaped = _object(node, obj, "", findings, True)
+    required: whoever writes it reports what they know. ``omit_empty``: without what Kubernetes leaves out when empty.
+    ``settled``: fields that conform already, with their values; they are not looked into."""
+    findings = Findings(omit_empty=omit_empty, settled=settled or {})
+    shaped = _object(node_of(kind), obj, None, findings, True)
     return shaped, findings
 
+
+#: Where a value stands: in what, and its field, key (text) or position (number) there. Nearly all values are right, and what is
+#: right needs no text for its place.
+Place = tuple[Any, str | int] | None
 
 #: Whoever writes a status reports what they know; what metadata needs has rules of its own.
 _UNREQUIRED = ("status", "metadata")
 _JSON_NAMES = {str: "string", bool: "bool", int: "number", float: "number", list: "array", dict: "object"}
 
 
-def _mismatch(node: Node, value: Any, path: str, findings: Findings) -> None:
+def _path(place: Place, key: str | int = "") -> str:
+    """``spec.ports[0].name``."""
+    parts = [key] if key != "" else []
+    while place is not None:
+        parts.append(place[1])
+        place = place[0]
+    text = ""
+    for part in reversed(parts):
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _mismatch(node: Node, value: Any, place: Place, findings: Findings) -> None:
     findings.malformed.append(
-        f"json: cannot unmarshal {_JSON_NAMES.get(type(value), 'null')} into field {path} of type {node.kind}"
+        f"json: cannot unmarshal {_JSON_NAMES.get(type(value), 'null')} into field {_path(place)} of type {node.kind}"
     )
 
 
-def _object(node: Node, value: Any, path: str, findings: Findings, strict: bool) -> Any:
+def _object(node: Node, value: Any, place: Place, findings: Findings, strict: bool) -> Any:
     if not isinstance(value, dict):
-        return _mismatch(node, value, path, findings)
-    properties, omit = node.properties, node.omit
+        return _mismatch(node, value, place, findings)
+    properties, omit, omit_empty = node.properties, node.omit, findings.omit_empty
     result: Obj = {}
     for key, child in value.items():
         schema = properties.get(key)
@@ -328,11 +346,16 @@ def _object(node: Node, value: Any, path: str, findings: Findings, strict: bool)
             if node.keep_unknown:
                 result[key] = child
             else:
-                findings.unknown.append(f"{path}.{key}" if path else key)
+                findings.unknown.append(_path(place, key))
         elif child is not None:
-            below = f"{path}.{key}" if path else key
-            shaped = _value(schema, child, below, findings, strict and below not in _UNREQUIRED)
-            if shaped is not None and (shaped or not findings.omit_empty or key not in omit):
+            if type(child) is schema.free:
+                shaped: Any = child
+            elif place is None and key in findings.settled:
+                shaped = findings.settled[key]
+            else:
+                below = strict and (place is not None or key not in _UNREQUIRED)
+                shaped = _value(schema, child, (place, key), findings, below)
+            if shaped is not None and (shaped or not omit_empty or key not in omit):
                 result[key] = shaped
     if strict:
         for name in node.required:
@@ -340,31 +363,32 @@ def _object(node: Node, value: Any, path: str, findings: Findings, strict: bool)
                 continue
             if name in node.structs:
                 # In Go it is there, empty: what is missing is missing in it.
-                below = f"{path}.{name}" if path else name
-                result[name] = _object(properties[name], {}, below, findings, True)
+                result[name] = _object(properties[name], {}, (place, name), findings, True)
             else:
-                findings.causes.append(required(f"{path}.{name}" if path else name))
+                findings.causes.append(required(_path(place, name)))
     return result
 
 
-def _value(node: Node, value: Any, path: str, findings: Findings, strict: bool) -> Any:
+def _value(node: Node, value: Any, place: Place, findings: Findings, strict: bool) -> Any:
     kind = node.kind
     if kind == "string":
         if not isinstance(value, str):
-            return _mismatch(node, value, path, findings)
+            return _mismatch(node, value, place, findings)
     elif kind == "object":
-        return _object(node, value, path, findings, strict)
+        return _object(node, value, place, findings, strict)
     elif kind == "array":
-        return _array(node, value, path, findings, strict)
+        return _array(node, value, place, findings, strict)
     elif kind == "map":
         if not isinstance(value, dict):
-            return _mismatch(node, value, path, findings)
+            return _mismatch(node, value, place, findings)
         if node.keep_unknown or node.item is None:
             return value
         item = node.item
         empty = "" if item.kind in ("string", "bytes") else None
         shaped = {
-            key: _value(item, child, f"{path}.{key}", findings, strict) if child is not None else empty
+            key: (child if type(child) is item.free else _value(item, child, (place, key), findings, strict))
+            if child is not None
+            else empty
             for key, child in value.items()
         }
         return {key: child for key, child in shaped.items() if child is not None}
@@ -372,69 +396,75 @@ def _value(node: Node, value: Any, path: str, findings: Findings, strict: bool) 
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
-            return _mismatch(node, value, path, findings)
+            return _mismatch(node, value, place, findings)
         if not (-_INT32 <= value < _INT32 if node.int32 else -(2**63) <= value < 2**63):
-            return _mismatch(node, value, path, findings)
+            return _mismatch(node, value, place, findings)
     elif kind == "boolean":
         if not isinstance(value, bool):
-            return _mismatch(node, value, path, findings)
+            return _mismatch(node, value, place, findings)
     elif kind == "number":
         if not isinstance(value, int | float) or isinstance(value, bool):
-            return _mismatch(node, value, path, findings)
+            return _mismatch(node, value, place, findings)
     elif kind != "any":
-        return _scalar(node, value, path, findings)
+        return _scalar(node, value, place, findings)
     if node.enum and value not in node.enum:
-        findings.causes.append(unsupported(path, value, node.enum))
+        findings.causes.append(unsupported(_path(place), value, node.enum))
     elif node.pattern is not None and not node.pattern.search(value):
-        findings.causes.append(invalid(path, value, f"must match {node.pattern.pattern}"))
+        findings.causes.append(invalid(_path(place), value, f"must match {node.pattern.pattern}"))
     elif node.minimum is not None and value < node.minimum:
-        findings.causes.append(invalid(path, value, f"must be greater than or equal to {node.minimum}"))
+        findings.causes.append(invalid(_path(place), value, f"must be greater than or equal to {node.minimum}"))
     elif node.maximum is not None and value > node.maximum:
-        findings.causes.append(invalid(path, value, f"must be less than or equal to {node.maximum}"))
+        findings.causes.append(invalid(_path(place), value, f"must be less than or equal to {node.maximum}"))
     return value
 
 
-def _array(node: Node, value: Any, path: str, findings: Findings, strict: bool) -> Any:
+def _array(node: Node, value: Any, place: Place, findings: Findings, strict: bool) -> Any:
     if not isinstance(value, list):
-        return _mismatch(node, value, path, findings)
+        return _mismatch(node, value, place, findings)
     item = node.item or ANY
     if item.kind == "object" and item.name:
         value = [{} if child is None else child for child in value]  # As Go reads it.
-    shaped = [_value(item, child, f"{path}[{i}]", findings, strict) for i, child in enumerate(value) if child is not None]
+    shaped = [
+        child if type(child) is item.free else _value(item, child, (place, i), findings, strict)
+        for i, child in enumerate(value)
+        if child is not None
+    ]
     # Of native lists the rules of their kinds say where doubles are refused.
     if node.list_type == "map" and strict and node.keys == ("name",) and not item.name:
         seen: set[str] = set()
         for i, child in enumerate(shaped):
             key = child.get("name") if isinstance(child, dict) else None
             if key is not None and key in seen:
-                findings.causes.append(duplicate(f"{path}[{i}].name", key))
+                findings.causes.append(duplicate(f"{_path(place)}[{i}].name", key))
             elif key is not None:
                 seen.add(key)
     return shaped
 
 
-def _scalar(node: Node, value: Any, path: str, findings: Findings) -> Any:
+def _scalar(node: Node, value: Any, place: Place, findings: Findings) -> Any:
     if node.kind == "quantity":
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            return _mismatch(node, value, path, findings)
+            return _mismatch(node, value, place, findings)
         try:
             quantity.parse(value)
         except ValueError:
             findings.malformed.append(
-                f"{path}: quantity {value!r} must be a number with an optional suffix, for example 500m or 1.5Gi"
+                f"{_path(place)}: quantity {value!r} must be a number with an optional suffix, for example 500m or 1.5Gi"
             )
         return str(value)
     if node.kind == "intOrString":
         if isinstance(value, bool) or not isinstance(value, str | int):
-            return _mismatch(node, value, path, findings)
+            return _mismatch(node, value, place, findings)
     elif not isinstance(value, str):
-        return _mismatch(node, value, path, findings)
+        return _mismatch(node, value, place, findings)
     elif node.kind in ("time", "microtime"):
         if not _TIME.match(value):
-            findings.malformed.append(f'{path}: parsing time "{value}": must be RFC 3339, for example 2026-01-31T12:00:00Z')
+            findings.malformed.append(
+                f'{_path(place)}: parsing time "{value}": must be RFC 3339, for example 2026-01-31T12:00:00Z'
+            )
     elif node.kind == "bytes":
         try:
             base64.b64decode(value, validate=True)
         except (binascii.Error, ValueError):
-            findings.malformed.append(f"{path}: illegal base64 data")
+            findings.malformed.append(f"{_path(place)}: illegal base64 data")
     return value

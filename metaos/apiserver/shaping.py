@@ -13,17 +13,21 @@ from metaos.resources import errors, scheme
 from metaos.resources.meta import Obj, name
 from metaos.resources.scheme import Kind
 
+#: Where most of an object is. Most writes change one of them.
+_PARTS = ("spec", "status", "data")
 FIELD_VALIDATION = ("Strict", "Warn", "Ignore")
 
 
 def shape(kind: Kind, obj: Obj, old: Obj | None, field_validation: str, warnings: list[str], *, defaults: bool = True) -> Obj:
     """A copy of ``obj`` in the shape of its schema, defaulted. Raises ``ApiError`` 400 where it cannot be decoded, and for
-    unknown fields with ``Strict``; 422 where required fields are missing. ``Warn`` appends to ``warnings``."""
+    unknown fields with ``Strict``; 422 where required fields are missing. ``Warn`` appends to ``warnings``. Whole parts
+    (``spec``, ``status``) that are as in ``old``, which is stored, have their shape already: the result has those of ``old``."""
     if field_validation and field_validation not in FIELD_VALIDATION:
         raise errors.bad_request(f"fieldValidation {field_validation!r} must be one of Strict, Warn, Ignore")
     if kind is scheme.SECRET and obj.get("stringData") and isinstance(obj.get("data") or {}, dict):
         obj = _folded(obj)
-    shaped, findings = conform(kind, obj, omit_empty=defaults)
+    settled = {key: old[key] for key, value in obj.items() if key in _PARTS and value == old.get(key)} if old else {}
+    shaped, findings = conform(kind, obj, omit_empty=defaults, settled=settled)
     _report(kind, obj, findings, field_validation, warnings)
     shaped.setdefault("metadata", {})
     if old is None:

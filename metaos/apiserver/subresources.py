@@ -59,9 +59,9 @@ def narrowed(kind: Kind, subresource: str, wanted: Obj, current: Obj) -> Obj:
     """``current`` with only what ``subresource`` may change taken from ``wanted``."""
     if subresource not in kind.subresources:
         raise errors.not_found(kind.group, f"{kind.plural}/{subresource}", name(current))
-    # What is replaced need not be copied first: a status may be most of an object.
     replaced = "spec" if subresource == "finalize" else "status"
-    result = {key: copy.deepcopy(value) for key, value in current.items() if key != replaced}
+    result = {key: value for key, value in current.items() if key != replaced}
+    result["metadata"] = dict(current["metadata"])
     if subresource == "status":
         if wanted.get("status") is not None:
             result["status"] = wanted["status"]

@@ -4,6 +4,7 @@ One decision at a time, so that no room is given away twice. What a workload run
 migration controllers carry the decision out.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -25,9 +26,12 @@ from metaos.resources.meta import (
     Obj,
     ObjectRef,
     annotations,
+    condition,
     controller_of,
+    deleting,
     format_time,
     generation,
+    labels,
     namespace,
     owner_reference,
     parse_time,
@@ -38,9 +42,9 @@ from metaos.resources.meta import (
 from metaos.resources.snapshot import Snapshot, WorkloadInfo, cluster_info
 from metaos.resources.traffic import edges_of, located, sends
 from metaos.scheduler.conflicts import as_data, impossible
-from metaos.scheduler.explain import placement_status
+from metaos.scheduler.explain import REASONS, placement_status, tells
 from metaos.scheduler.filters import FILTERS
-from metaos.scheduler.framework import Plan, decide
+from metaos.scheduler.framework import STILL_BEST, Plan, decide
 from metaos.scheduler.scores import SCORES
 
 NAME = "placement"
@@ -95,8 +99,12 @@ class PlacementReconciler:
         narrow = sends(found) and world.bools["narrow"].any()
         snapshot = Snapshot(now, world, self._flows.others(about) if narrow else {})
         plan = decide(snapshot, found, self._filters, self._scores)
-        # The reasons are worked out at once, while the world is as it was decided upon.
-        reasons = placement_status(plan)
+        told = (placement or {}).get("status") or {}
+        if dict(plan.clusters) == decided(placement) and tells(told, plan):
+            reasons = {key: told[key] for key in REASONS if key in told}
+        else:
+            # They are worked out at once, while the world is as it was decided upon.
+            reasons = placement_status(plan)
         if not plan.clusters or not plan.complete:
             reasons["conflict"] = as_data(impossible(snapshot, found, self._filters))
         await self._write(obj, placement, found, plan, reasons, now)
@@ -192,7 +200,7 @@ class PlacementReconciler:
         old = placement.get("status") or {}
         done = "True" if plan.clusters and plan.complete else "False"
         reason = "Placed" if done == "True" else "Unplaceable" if not plan.clusters else "Incomplete"
-        conditions = with_condition(old.get("conditions") or (), "Scheduled", done, reason, plan.reason, now)
+        conditions = with_condition(old.get("conditions") or (), "Scheduled", done, reason, _message(placement, plan), now)
         if found.local_data:
             homes = ", ".join(sorted(dict(plan.clusters))) or "no site yet"
             conditions = with_condition(conditions, "DataPinned", "True", "LocalData", f"its data is on {homes}", now)
@@ -236,13 +244,30 @@ class PlacementReconciler:
         return Result(requeue_after=min(waits) + 0.1) if waits else DONE
 
 
+def _message(placement: Obj, plan: Plan) -> str:
+    """What is thought of a decision now. It is not written again to say what the decision says already, or other figures for the
+    same thing: those change with every site."""
+    said = str((condition(placement, "Scheduled") or {}).get("message") or "")
+    spec = placement.get("spec") or {}
+    confirmed = plan.reason == STILL_BEST and said == spec.get("reason") and decided(placement) == dict(plan.clusters)
+    return said if confirmed or _FIGURES.sub("0", said) == _FIGURES.sub("0", plan.reason) else plan.reason
+
+
+_FIGURES = re.compile(r"\d+(\.\d+)?")
+
+
+def _basis(obj: Obj) -> tuple[Any, ...]:
+    """What a decision reads of a workload. Its status, which changes most often, is not among it."""
+    return uid(obj), generation(obj), labels(obj), annotations(obj), deleting(obj)
+
+
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
     """Runs it: for every workload, and for all that a changed site, intent or policy may concern."""
     reconciler = PlacementReconciler(manager, client, clock, settings)
     informers = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
 
-    def itself(obj: Obj) -> Iterable[ObjectRef]:
-        if obj.get("kind") == "Pod" and (EVICTED in annotations(obj)):
+    def pod(obj: Obj) -> Iterable[ObjectRef]:
+        if EVICTED in annotations(obj):
             owner = controller_of(obj)
             if owner:
                 yield ObjectRef(str(owner["apiVersion"]).rpartition("/")[0], owner["kind"], namespace(obj), owner["name"])
@@ -267,7 +292,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
     manager.add(
         reconciler,
         [
-            *((kind, itself) for kind in scheme.WORKLOADS),
+            (scheme.POD, pod),
             (scheme.INTENT, of_namespace),
             (scheme.PLACEMENT_POLICY, of_namespace),
         ],
@@ -282,6 +307,11 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
 
     def on_workload(old: Obj | None, new: Obj | None) -> None:
         reconciler.take_account(ref(new or old or {}))
+        if old is not None and new is not None and _basis(old) == _basis(new):
+            return
+        for obj in (old, new):
+            if obj is not None and obj.get("kind") != "Pod" and placeable(obj):
+                manager.enqueue(NAME, ref(obj))
 
     for informer in informers.values():
         informer.on_change(on_workload)

@@ -180,6 +180,7 @@ class RevisionsReconciler:
 
     async def _write(self, held: Obj | None, record: Obj) -> None:
         kind = scheme.kind_of(record)
+        fresh = held is None
         if held is None:
             # One of the same name that belongs to another is in the way: tried again, until it has gone.
             held = await self._client.create({k: v for k, v in record.items() if k != "status"})
@@ -192,6 +193,8 @@ class RevisionsReconciler:
         if patch:
             held = await self._client.patch(kind, name(record), namespace(record), patch)
         status = {k: v for k, v in (held.get("status") or {}).items() if k != "observedGeneration"}
+        if fresh and not record.get("status", {}).get("replicas"):
+            return  # There is nothing to count yet; the first count says so.
         if kind is scheme.REPLICA_SET and status != record["status"]:
             status = record["status"] | {"observedGeneration": generation(held)}
             await self._client.update(held | {"status": status}, subresource="status")

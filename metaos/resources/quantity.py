@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 
 _SUFFIX: dict[str, Fraction] = {
     "": Fraction(1),
@@ -30,13 +31,25 @@ _SUFFIX: dict[str, Fraction] = {
 _FORM = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([numkMGTPE]|[KMGTPE]i)|[eE]([+-]?\d{1,3}))?\Z")
 
 
+#: The same few texts come again with every look at a pod or a site. Bound: so many of them are remembered.
+REMEMBERED = 4096
+
+
 def parse(text: str | int | float) -> Fraction:
     """The value in base units. Raises ``ValueError`` naming the text where it is no quantity."""
-    match = _FORM.match(str(text))
-    if match is None:
+    found = _parse(str(text))
+    if found is None:
         raise ValueError(
             f"quantity {text!r} must be a number with an optional suffix (m, k, M, G, Ki, Mi, Gi, …), for example 500m or 1.5Gi"
         )
+    return found
+
+
+@lru_cache(REMEMBERED)
+def _parse(text: str) -> Fraction | None:
+    match = _FORM.match(text)
+    if match is None:
+        return None
     number, suffix, exponent = match.groups()
     value = Fraction(number) * _SUFFIX[suffix or ""]
     return value * Fraction(10) ** int(exponent) if exponent else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -11,8 +12,13 @@ from metaos.resources.meta import Obj, condition, name, namespace
 from metaos.scheduler import conflicts
 from metaos.scheduler.framework import Plan
 
-#: Of how many sites a Placement keeps the scores and the rejections: what was chosen, the best others, and reasons of each kind.
-SITES_KEPT = 50
+#: Of how many sites a Placement keeps the scores and the rejections: what was chosen, the best others, and a rejection of each
+#: kind. Of the others it keeps how many were rejected by what. Each costs all who store, send and watch Placements about 1 kB.
+SITES_KEPT = 12
+#: Points by which a total may differ from what a Placement tells before it is told anew.
+WORTH_TELLING = 1.0
+#: What of a Placement's status :func:`placement_status` writes.
+REASONS = ("scores", "rejected", "alternatives", "sitesLeftOut", "rejectedBy")
 #: How many of the latest migrations people are shown.
 MOVES_SHOWN = 3
 
@@ -27,7 +33,8 @@ def placement_status(plan: Plan) -> dict[str, Any]:
                 "terms": [
                     {
                         "name": t.name,
-                        "value": None if t.value is None else round(t.value, 4),
+                        # Nothing is kept of a value that is not known.
+                        **({} if t.value is None else {"value": round(t.value, 4)}),
                         "unit": t.unit,
                         "weight": round(t.weight, 2),
                         "points": round(t.points, 1),
@@ -37,17 +44,51 @@ def placement_status(plan: Plan) -> dict[str, Any]:
             }
             for s in plan.scored[:SITES_KEPT]
         ],
-        "rejected": [{"cluster": r.cluster, "filter": r.filter, "reason": r.reason} for r in plan.rejected[:SITES_KEPT]],
+        "rejected": [{"cluster": r.cluster, "filter": r.filter, "reason": r.reason} for r in plan.rejected.some(SITES_KEPT)],
         "alternatives": [],
     }
-    left_out = max(0, len(plan.scored) - SITES_KEPT) + max(0, len(plan.rejected) - SITES_KEPT)
+    left_out = _left_out(plan)
     if left_out:
         status["sitesLeftOut"] = left_out
+        status["rejectedBy"] = plan.rejected.by_filter()
     if plan.runner_up:
         status["alternatives"] = [
             {"clusters": [{"name": c, "replicas": n} for c, n in plan.runner_up], "difference": round(plan.difference, 2)}
         ]
     return status
+
+
+def _left_out(plan: Plan) -> int:
+    return max(0, len(plan.scored) - SITES_KEPT) + max(0, len(plan.rejected) - SITES_KEPT)
+
+
+def tells(status: Mapping[str, Any], plan: Plan) -> bool:
+    """Whether what a Placement keeps of its reasons still is what there is to say: listed sites are rejected by the same filters,
+    no total is further than ``WORTH_TELLING`` from what it says, and no site that it leaves out is better by as much than one
+    that it lists. Every change of any site moves all totals a little; were all of that written down, writing would be most of
+    what a hub with many sites does."""
+    told = {s["cluster"]: s["total"] for s in status.get("scores") or ()}
+    if "scores" not in status or len(told) != min(SITES_KEPT, len(plan.scored)):
+        return False
+    if any(abs(plan.totals.get(cluster, math.inf) - total) >= WORTH_TELLING for cluster, total in told.items()):
+        return False
+    chosen = {cluster for cluster, _ in plan.clusters}
+    worst = min((plan.totals[cluster] for cluster in told if cluster not in chosen), default=math.inf)
+    for found in plan.scored[:SITES_KEPT]:
+        if found.cluster not in told and (found.cluster in chosen or found.total - worst >= WORTH_TELLING):
+            return False
+    rejected = {r["cluster"]: r["filter"] for r in status.get("rejected") or ()}
+    if _left_out(plan):
+        # Of those that are not listed, more or fewer may be rejected by now.
+        if "sitesLeftOut" not in status or any(plan.rejected.filters.get(c) != filter for c, filter in rejected.items()):
+            return False
+    elif "sitesLeftOut" in status or rejected != plan.rejected.filters:
+        return False
+    other = next(iter(status.get("alternatives") or ()), None)
+    if other is None:
+        return not plan.runner_up
+    names = tuple((c["name"], c["replicas"]) for c in other["clusters"])
+    return names == plan.runner_up and abs(other["difference"] - plan.difference) < WORTH_TELLING
 
 
 def explain(placement: Obj, clusters: Iterable[Obj], intents: Iterable[Obj]) -> dict[str, Any]:
@@ -75,6 +116,7 @@ def explain(placement: Obj, clusters: Iterable[Obj], intents: Iterable[Obj]) -> 
         "scores": scores,
         "rejected": [*rejected, *unknown],
         "sitesLeftOut": left_out,
+        "rejectedBy": status.get("rejectedBy") or {},
         "alternatives": status.get("alternatives") or [],
         "conflict": status.get("conflict"),
         "migration": status.get("migration"),
@@ -161,7 +203,10 @@ def _lines(found: dict[str, Any], screen: int) -> list[str]:
     if found.get("conflict"):
         lines += ["", "  conflict", *(f"    {line}" for line in conflicts.lines(found["conflict"]))]
     if found.get("sitesLeftOut"):
-        lines.append(f"  and {found['sitesLeftOut']} more sites, which are not listed")
+        counts = ", ".join(f"{filter} {count}" for filter, count in (found.get("rejectedBy") or {}).items())
+        lines.append(
+            f"  and {found['sitesLeftOut']} more sites, which are not listed" + (f"; rejected by {counts}" if counts else "")
+        )
     if found["intents"]:
         lines += ["", "  intents"]
         lines += [f"    {i['name']}: {i.get('fulfilment', 'Unknown')}. {i.get('message', '')}" for i in found["intents"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,10 @@ from metaos.scheduler.scores import SCORES, Score
 from metaos.scheduler.solver import Choice, Ranked, choose, distribute
 
 if TYPE_CHECKING:
-    from metaos.scheduler.ranking import Ranking, Rejection, Scored
+    from metaos.scheduler.ranking import Ranking, Rejection, Rejections, Scored
 
 HOUR_SECONDS = 3600.0
+STILL_BEST = "still the best choice"
 #: Filters whose word makes a site be left whatever the budget says: the site is gone, or somebody said so. What other filters
 #: reject (measured values above all) may change from minute to minute, so leaving for it is within the budget.
 MUST_LEAVE = frozenset({"Residency", "LocalData", "Policy", "Selectors", "Leaving", "Health", "Taints", "Cordon"})
@@ -30,7 +31,9 @@ class Plan:
     clusters: tuple[tuple[str, int], ...]
     #: Worked out when they are looked at, from the snapshot: look before the world changes.
     scored: Sequence[Scored]
-    rejected: Sequence[Rejection]
+    rejected: Rejections
+    #: Of every site that was considered.
+    totals: Mapping[str, float]
     runner_up: tuple[tuple[str, int], ...]
     difference: float
     reason: str
@@ -63,6 +66,7 @@ def decide(
             tuple(sorted(choice.clusters.items())),
             ranking.scored(choice.clusters),
             ranking.rejected,
+            totals,
             tuple(sorted(runner_up.clusters.items())),
             difference,
             reason,
@@ -168,7 +172,7 @@ def _improve(
         if not best.complete or best.mean(totals) - stay.mean(totals) < workload.policy.minimum_improvement:
             return make(stay, f"stays: it had to leave {barred}, and the policy says never to move back")
     if set(best.clusters) == set(stay.clusters):
-        return make(stay, "still the best choice")
+        return make(stay, STILL_BEST)
     gain = best.mean(totals) - stay.mean(totals)
     names = ", ".join(sorted(best.clusters))
     if workload.settled:

@@ -14,6 +14,7 @@ from metaos.resources.traffic import located, sending, sends
 from metaos.scheduler.conflicts import Impossible, impossible
 from metaos.scheduler.filters import FILTERS, Filter
 from metaos.scheduler.framework import Plan, decide
+from metaos.scheduler.ranking import Rejections
 from metaos.scheduler.scores import SCORES, Score, users
 from metaos.scheduler.world import World
 
@@ -66,7 +67,7 @@ class Outcome:
 
     def in_short(self) -> Outcome:
         """Without what the plan says of each site, which keeps a table of all sites alive."""
-        return replace(self, plan=replace(self.plan, scored=(), rejected=()))
+        return replace(self, plan=replace(self.plan, scored=(), rejected=Rejections({}), totals={}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Reasons and terms are worked out when they are asked for.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,13 +34,25 @@ class Rejection:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
 class Scored:
-    """A site that was considered, with its total in points and its terms."""
+    """A site that was considered, with its total in points. Its terms are worked out when they are asked for."""
 
-    cluster: str
-    total: float
-    terms: tuple[Term, ...]
+    __slots__ = ("_make", "_terms", "cluster", "total")
+
+    def __init__(self, cluster: str, total: float, make: Callable[[], tuple[Term, ...]]) -> None:
+        self.cluster, self.total, self._make = cluster, total, make
+        self._terms: tuple[Term, ...] | None = None
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        if self._terms is None:
+            self._terms = self._make()
+        return self._terms
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Scored) and (self.cluster, self.total, self.terms) == (other.cluster, other.total, other.terms)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Lazily(Sequence[T], Generic[T]):
@@ -67,6 +80,28 @@ class Lazily(Sequence[T], Generic[T]):
         return repr(tuple(self))
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class Rejections(Lazily[Rejection]):
+    """By the names of their sites. ``filters``: of each site the filter that rejected it, which takes no working out."""
+
+    def __init__(self, filters: dict[str, str], make: Callable[[int], Rejection] | None = None) -> None:
+        super().__init__(len(filters), make or [].__getitem__)
+        self.filters = filters
+
+    def by_filter(self) -> dict[str, int]:
+        """How many sites each filter rejected, the most first."""
+        return dict(Counter(self.filters.values()).most_common())
+
+    def some(self, most: int) -> list[Rejection]:
+        """As many, with one of each filter among them as far as that goes."""
+        if len(self) <= most:
+            return list(self)
+        first: dict[str, int] = {}
+        for at, filter in enumerate(self.filters.values()):
+            first.setdefault(filter, at)
+        chosen = dict.fromkeys([*first.values(), *range(most)])
+        return [self[at] for at in sorted(list(chosen)[:most])]
 
 
 class Ranking:
@@ -116,10 +151,11 @@ class Ranking:
         return Rejection(cluster.name, name, judge(self._snapshot, self._workload, cluster) or "")
 
     @cached_property
-    def rejected(self) -> Sequence[Rejection]:
+    def rejected(self) -> Rejections:
         """By name."""
         rows = [int(row) for row in np.flatnonzero(self._first != NONE)]
-        return Lazily(len(rows), lambda at: self._rejection(rows[at]))
+        filters = {self.world.names[row]: self._filters[int(self._first[row])][0] for row in rows}
+        return Rejections(filters, lambda at: self._rejection(rows[at]))
 
     def rejection(self, cluster: str) -> Rejection | None:
         """Why a site is rejected; ``None`` where it is not, or not there."""
@@ -134,5 +170,5 @@ class Ranking:
 
     def _score(self, row: int) -> Scored:
         cluster: ClusterInfo = self.world[row]
-        _, terms = scoring.evaluate(self._workload, cluster, self._counting)
-        return Scored(cluster.name, float(self._totals[row]), terms)
+        make = lambda: scoring.evaluate(self._workload, cluster, self._counting)[1]  # noqa: E731
+        return Scored(cluster.name, float(self._totals[row]), make)

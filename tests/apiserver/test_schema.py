@@ -39,6 +39,19 @@ def causes(kind: Kind, obj: Obj, old: Obj | None = None) -> dict[str, str]:
     return {c["field"]: c["message"] for c in refused.value.details["causes"]}
 
 
+def test_a_part_that_is_as_it_was_stored_is_not_looked_into_again() -> None:
+    stored = shaped(scheme.DEPLOYMENT, deployment())
+    stored["spec"]["strategy"]["fromAnotherRelease"] = 1
+    sent = copy.deepcopy(stored)
+    assert shaped(scheme.DEPLOYMENT, sent, stored)["spec"] is stored["spec"]
+    sent["spec"]["replicas"] = 7
+    with pytest.raises(ApiError, match="fromAnotherRelease"):
+        shaped(scheme.DEPLOYMENT, sent, stored)
+    sent = stored | {"spec": {**stored["spec"], "replicas": "many"}}
+    with pytest.raises(ApiError, match=r"cannot unmarshal string into field spec\.replicas of type integer"):
+        shaped(scheme.DEPLOYMENT, sent, stored)
+
+
 def test_every_kind_has_a_schema() -> None:
     documents = schema.definitions()
     for kind in KINDS:

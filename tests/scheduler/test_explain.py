@@ -8,8 +8,8 @@ from hypothesis import given
 
 from metaos.resources.meta import API_VERSION, Obj
 from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo
-from metaos.scheduler.explain import explain, placement_status, render
-from metaos.scheduler.framework import decide
+from metaos.scheduler.explain import SITES_KEPT, explain, placement_status, render, tells
+from metaos.scheduler.framework import Plan, decide
 from tests.scheduler.worlds import NOW, clusters, residency, site, workload, workloads, world
 
 
@@ -58,3 +58,43 @@ def test_intents_that_took_part_are_shown_with_their_offer() -> None:
     found = explain(placement(workload(), world(site("a"))), objects("a"), intents)
     assert [i["name"] for i in found["intents"]] == ["stay"]
     assert "stay: NotFulfilled. nearest offer: 6 ms on a" in render(found)
+
+
+def test_of_many_sites_the_best_are_listed_one_of_each_rejection_and_how_many_were_rejected_by_what() -> None:
+    good = [site(f"good-{n:02}", carbon=float(n)) for n in range(20)]
+    abroad = [site(f"gb-{n:02}", jurisdictions=frozenset({"GB"})) for n in range(30)]
+    down = [site("zz-down", ready=False)]
+    found = placement(workload(targets=(residency("EU"),)), world(*good, *abroad, *down))
+    status = found["status"]
+    assert [s["cluster"] for s in status["scores"]] == [f"good-{n:02}" for n in range(SITES_KEPT)]
+    assert len(status["rejected"]) == SITES_KEPT and "zz-down" in {r["cluster"] for r in status["rejected"]}
+    assert status["rejectedBy"] == {"Residency": 30, "Health": 1}
+    assert status["sitesLeftOut"] == len(good) + len(abroad) + len(down) - 2 * SITES_KEPT
+    text = render(explain(found, objects(*(s.name for s in (*good, *abroad, *down))), []))
+    assert "and 27 more sites, which are not listed; rejected by Residency 30, Health 1" in text
+
+
+@given(clusters(), workloads())
+def test_what_was_just_told_need_not_be_told_again(found: tuple[ClusterInfo, ...], what: WorkloadInfo) -> None:
+    plan = decide(Snapshot(NOW, found), what)
+    assert tells(json.loads(json.dumps(placement_status(plan))), plan) and not tells({}, plan)
+
+
+def test_reasons_are_told_anew_where_a_listed_site_has_become_another_one() -> None:
+    sites = [site(f"s{n:02}", carbon=100.0 + n) for n in range(30)]
+    what = workload(current={"s00": 1})
+
+    def plan(*changed: ClusterInfo) -> Plan:
+        by_name = {s.name: s for s in (*sites, *changed)}
+        return decide(world(*by_name.values()), what)
+
+    told = placement_status(plan())
+    assert tells(told, plan(site("s01", carbon=102.0)))
+    assert not tells(told, plan(site("s01", carbon=900.0)))
+    assert not tells(told, plan(site("s01", carbon=101.0, ready=False)))
+    assert not tells(told, plan(site("s29", carbon=1.0)))
+    # What happens to sites that nobody is told of is not told.
+    assert tells(told, plan(site("s29", carbon=900.0))) and tells(told, plan(site("s29", carbon=129.0, ready=False)))
+    few = [site(f"s{n}") for n in range(3)]
+    told = placement_status(decide(world(*few), workload()))
+    assert not tells(told, decide(world(*few[:2], site("s2", ready=False)), workload()))
