@@ -159,11 +159,13 @@ def processes() -> str:
     drawing.text(364, 122, "WebSocket: streams", "n")
     y = agent + 40
     short = f"short-lived: {', '.join(facts.identity_commands())}"
-    drawing.box(510, y, 160, "agent.identity", [short], colour="plain", height=100)
+    drawing.box(510, y, 104, "agent.identity", [short], colour="plain", height=120)
     held = ["owns its namespaces; its containers outlive the agent"]
-    drawing.box(684, y, 160, "Holder of a pod", held, colour="plain", height=100)
-    drawing.arrow((590, agent), (590, y))
-    drawing.arrow((764, agent), (764, y))
+    drawing.box(625, y, 104, "Holder of a pod", held, colour="plain", height=120)
+    guard = ["kills in time what must not run twice"]
+    drawing.box(740, y, 104, "Watchdog", guard, colour="plain", height=120)
+    for x in (562, 677, 792):
+        drawing.arrow((x, agent), (x, y))
     return drawing.render()
 
 

@@ -20,13 +20,16 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clock. Only composition roots make one."""
+    """The machine's clock. Only composition roots make one. ``suspended``: monotonic seconds go on while the machine is."""
+
+    def __init__(self, *, suspended: bool = False) -> None:
+        self._monotonic = time.CLOCK_BOOTTIME if suspended else time.CLOCK_MONOTONIC
 
     def now(self) -> float:
         return time.time()
 
     def monotonic(self) -> float:
-        return time.monotonic()
+        return time.clock_gettime(self._monotonic)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -40,6 +40,10 @@ class FakeClock:
         for _ in range(rounds):
             await asyncio.sleep(0)
 
+    def elapse(self, seconds: float) -> None:
+        """Time passes and nobody is woken: the process stands still."""
+        self._elapsed += seconds
+
     async def advance(self, seconds: float) -> None:
         """Move time forward; between two deadlines whoever was woken runs, and may go to sleep again."""
         target = self._elapsed + seconds

@@ -19,6 +19,7 @@ from metaos.agent import inventory
 from metaos.agent.cache import Cache, NewerCache
 from metaos.agent.connection import Connect, HubConnection
 from metaos.agent.contact import Contact
+from metaos.agent.deadlines import Deadlines
 from metaos.agent.events import SiteEvents
 from metaos.agent.flows import Counts
 from metaos.agent.join import JoinError
@@ -71,7 +72,7 @@ class Agent:
         self._clock, self._random = clock, random
         self._machine = machine or inventory.Machine()
         self._name = name(site)
-        self.contact = Contact(clock, random, config.data / "renewed")
+        self.contact = Contact(clock, random, runtime.renewed())
         self.connection = connect(self.contact, self)
         self.client = self.connection.client
         self.works = Works(self.client, self.contact, clock, WorkFiles(config.data / "works"), self._name)
@@ -79,8 +80,9 @@ class Agent:
         self.events = SiteEvents(
             self.client, self.contact, clock, random, self._name, lambda ns, pod: self.mirrors.uid_of(ns, pod)
         )
-        attached: Any = Attached(runtime, self.network, self._find)
+        attached: Any = Attached(runtime, self.network, self._find, self._fence)
         self.pods = make_pods(attached, self.network, self.events.record)
+        self.deadlines = Deadlines(runtime, self.contact, self.works, self.pods.pods)
         self.mirrors = PodMirrors(self.client, self.contact, clock, random, self._name, self.pods.delete_pod)
         self.reports = WorkReports(
             self.client, self.contact, clock, random, self.works, self._status_of, self._show, cluster_namespace(self._name)
@@ -91,6 +93,7 @@ class Agent:
         self._changed = asyncio.Event()
         self.works.on_change(self._changed.set)
         self.pods.on_change(self._changed.set)
+        self.pods.on_change(self.deadlines.refresh)
 
     # ``PodAccess`` for the tunnel, which is made before the pods are.
 
@@ -126,6 +129,10 @@ class Agent:
     def renew(self) -> None:
         self.connection.renew()
 
+    async def _fence(self) -> None:
+        self.deadlines.refresh()
+        await self.deadlines.tell()
+
     def _find(self, pod_uid: str) -> Obj | None:
         return next((pod for pod in self.pods.pods() if uid(pod) == pod_uid), None)
 
@@ -146,6 +153,7 @@ class Agent:
             self._follow_changes(),
             self.works.follower.run(),
             self.works.keep_fences(),
+            self.deadlines.run(),
             self.reports.run(),
             self.mirrors.follower.run(),
             self.mirrors.run(),
@@ -221,7 +229,7 @@ class Agent:
         deadline = self._clock.monotonic() + FAREWELL_SECONDS
         while self.pods.pods() and self._clock.monotonic() < deadline:
             await self._clock.sleep(0.2)
-        for left in ("identity/identity.json", "identity/agent.pem", "identity/ca.pem", "registered", "renewed"):
+        for left in ("identity/identity.json", "identity/agent.pem", "identity/ca.pem", "registered"):
             (self._config.data / left).unlink(missing_ok=True)
 
 
@@ -238,7 +246,8 @@ async def _first_failure(tasks: list[asyncio.Task[Any]]) -> None:
 
 async def run_agent(config: AgentConfig) -> int:
     """Runs a site until it is told to end (SIGTERM, SIGINT) or is removed; the exit code. Its pods run on."""
-    clock, random = SystemClock(), SystemRandom()
+    # Hubs count what a site was silent for while it was suspended, too.
+    clock, random = SystemClock(suspended=True), SystemRandom()
     with ExitStack() as stack:
         try:
             site, plugin = await read_site(config.site_file)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable
-from pathlib import Path
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 
 from metaos.client import Client, WatchEvent
@@ -32,19 +30,18 @@ STEADY_SECONDS = 30.0
 
 
 class Contact:
-    """``renewal_file`` carries the time of the last renewal over a restart, while ``persistent`` (fenced work is here)."""
+    """``renewed``: when (monotonic) a heartbeat was begun that was confirmed to an agent before this one."""
 
-    def __init__(self, clock: Clock, random: Random, renewal_file: Path) -> None:
+    def __init__(self, clock: Clock, random: Random, renewed: float = float("-inf")) -> None:
         self._clock, self._random = clock, random
-        self._file = renewal_file
         self._reachable: bool | None = None
         #: When (monotonic) the hub was last found to be away.
         self.lost = float("-inf")
         self._news = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
-        self._renewal_listeners: list[Callable[[], None]] = []
-        self.persistent = False
-        self._renewed = self._restored()
+        self._renewal_listeners: list[Callable[[float], None]] = []
+        #: When (monotonic) the last confirmed heartbeat was begun.
+        self.last_renewal = renewed
 
     @property
     def reachable(self) -> bool:
@@ -53,14 +50,14 @@ class Contact:
     @property
     def silent_seconds(self) -> float:
         """Since the start of the last heartbeat that the hub confirmed; infinite where there was none."""
-        return self._clock.monotonic() - self._renewed
+        return self._clock.monotonic() - self.last_renewal
 
     def on_return(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` whenever the hub answers again."""
         self._listeners.append(listener)
 
-    def on_renewal(self, listener: Callable[[], None]) -> None:
-        """Call ``listener`` at every confirmed heartbeat."""
+    def on_renewal(self, listener: Callable[[float], None]) -> None:
+        """Call ``listener`` at every confirmed heartbeat, with how many seconds none was confirmed before it."""
         self._renewal_listeners.append(listener)
 
     def reached(self) -> None:
@@ -88,22 +85,11 @@ class Contact:
 
     def renewed(self, started: float) -> None:
         """A heartbeat that was begun at ``started`` (monotonic) was confirmed."""
-        self._renewed = max(self._renewed, started)
-        if self.persistent:
-            wall = self._clock.now() - (self._clock.monotonic() - self._renewed)
-            self._file.touch(mode=0o600)
-            os.utime(self._file, (wall, wall))
+        silent = self.silent_seconds
+        self.last_renewal = max(self.last_renewal, started)
         for listener in self._renewal_listeners:
-            listener()
+            listener(silent)
         self.reached()
-
-    def _restored(self) -> float:
-        try:
-            ago = self._clock.now() - self._file.stat().st_mtime
-        except OSError:
-            return float("-inf")
-        # A time in the future was written by a clock that has since been put back: it proves nothing.
-        return self._clock.monotonic() - ago if ago >= -1 else float("-inf")
 
     async def pause(self, failures: int, retry_after_seconds: float = 0.0) -> None:
         """Wait before the next attempt after ``failures`` in a row; cut short when the hub answers someone else."""

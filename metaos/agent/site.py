@@ -6,7 +6,7 @@ import errno
 import fcntl
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -58,15 +58,23 @@ class Pods(PodAccess, Protocol):
 
 
 class Attached:
-    """A runtime whose pods get their service network as soon as they have a sandbox, before a container starts."""
+    """A runtime whose pods get their service network as soon as they have a sandbox, before a container starts; and before
+    that their deadline, where they must not run twice (``fence``)."""
 
-    def __init__(self, runtime: Runtime, network: ServiceNetwork, find: Callable[[str], Obj | None]) -> None:
-        self._runtime, self._network, self._find = runtime, network, find
+    def __init__(
+        self,
+        runtime: Runtime,
+        network: ServiceNetwork,
+        find: Callable[[str], Obj | None],
+        fence: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._runtime, self._network, self._find, self._fence = runtime, network, find, fence
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self._runtime, attribute)
 
     async def start_pod(self, pod: PodConfig) -> None:
+        await self._fence()
         await self._runtime.start_pod(replace(pod, address=self._network.pod_address(pod.namespace, pod.name)))
         found = self._find(pod.uid)
         metadata = {"uid": pod.uid, "namespace": pod.namespace, "name": pod.name, "labels": dict(pod.labels)}
@@ -84,7 +92,7 @@ class Attached:
 async def enter(config: AgentConfig, site: Obj, clock: Clock, random: Random) -> Identity:
     """This site's identity, joining first where it has none; waits for a hub that is away. Raises ``JoinError``."""
     membership = Membership(config.hub, config.data / "identity", name(site), clock, random)
-    contact = Contact(clock, random, config.data / "renewed")
+    contact = Contact(clock, random)
     registered = config.data / "registered"
     failures = 0
     while True:

@@ -21,9 +21,12 @@ from metaos.files import write_private
 from metaos.resources import meta
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import DRAINING, Obj, cluster_namespace, name, uid
-from metaos.resources.scheme import WORK
+from metaos.resources.scheme import WORK, WORKLOADS
+from metaos.resources.workload import grace_seconds
 
 log = logging.getLogger(__name__)
+
+_WORKLOAD_KINDS = {kind.kind for kind in WORKLOADS}
 
 
 class WorkFiles:
@@ -66,8 +69,7 @@ class Works:
         self._fenced: set[str] = set()
         self._listeners: list[Callable[[], None]] = []
         self._changed = asyncio.Event()
-        self._agree()
-        self._fence()
+        self._fence(contact.silent_seconds)
         contact.on_renewal(self._renewed)
         self.follower = Follower(
             client, contact, clock, WORK, self._namespace, on_list=self.replace_all, on_event=self.apply_event
@@ -149,8 +151,7 @@ class Works:
         return {key: _wanted(work) for key, work in self._works.items()}, set(self._fenced)
 
     def _settle(self, before: tuple[dict[str, object], set[str]]) -> None:
-        self._agree()
-        self._fence()
+        self._fence(self._contact.silent_seconds)
         if before != self._snapshot():
             self._changed.set()
             for listener in self._listeners:
@@ -158,16 +159,23 @@ class Works:
 
     # -- fencing ---------------------------------------------------------------------------------------------
 
-    def _agree(self) -> None:
-        self._contact.persistent = any(_fence_seconds(work) for work in self._works.values())
+    def limits(self) -> dict[str, float]:
+        """Uid of a workload that must not run twice → seconds after the last confirmed heartbeat until nothing of it may run:
+        the hub waits longer."""
+        return {
+            uid(manifest): seconds + _grace_seconds(work, manifest)
+            for work in self._works.values()
+            if (seconds := _fence_seconds(work))
+            for manifest in (work.get("spec") or {}).get("manifests") or ()
+            if manifest.get("kind") in _WORKLOAD_KINDS
+        }
 
     def _lease_holds(self) -> bool:
         """Whether the youngest agreement is still kept."""
         limits = [s for work in self._works.values() if (s := _fence_seconds(work))]
         return self._contact.silent_seconds < min(limits, default=float("inf"))
 
-    def _fence(self) -> set[str]:
-        silent = self._contact.silent_seconds
+    def _fence(self, silent: float) -> set[str]:
         due = {key for key, work in self._works.items() if (s := _fence_seconds(work)) and silent >= s} - self._fenced
         self._fenced |= due
         return due
@@ -177,15 +185,7 @@ class Works:
         failures = 0
         while True:
             self._changed.clear()
-            before = self._snapshot()
-            fenced = self._fence()
-            if fenced:
-                log.warning(
-                    "no heartbeat was confirmed for %.0f s: stopping what must not run twice (%s) until the hub is back",
-                    self._contact.silent_seconds,
-                    ", ".join(sorted(fenced)),
-                )
-                self._settle(before)
+            self._stop(self._contact.silent_seconds)
             if self._fenced and self._lease_holds():
                 try:
                     self.replace_all((await self._client.list(WORK, self._namespace)).items)
@@ -206,7 +206,20 @@ class Works:
         else:
             await self._changed.wait()
 
-    def _renewed(self) -> None:
+    def _stop(self, silent: float) -> None:
+        before = self._snapshot()
+        if fenced := self._fence(silent):
+            log.warning(
+                "no heartbeat was confirmed for %.0f s: stopping what must not run twice (%s) until the hub is back",
+                silent,
+                ", ".join(sorted(fenced)),
+            )
+            self._settle(before)
+
+    def _renewed(self, silent: float) -> None:
+        """A heartbeat that came too late does not lift a fence: this process, or the machine, may have been stopped when it
+        was due."""
+        self._stop(silent)
         if self._fenced:
             self._changed.set()
 
@@ -220,6 +233,11 @@ def _wanted(work: Obj) -> object:
     """What decides: a new status or resourceVersion is no change of what is desired."""
     metadata = work["metadata"]
     return metadata.get("uid"), metadata.get("generation"), metadata.get("annotations"), work.get("spec")
+
+
+def _grace_seconds(work: Obj, manifest: Obj) -> float:
+    stated = work["spec"]["fencing"].get("graceSeconds")
+    return grace_seconds(manifest) if stated is None else float(stated)
 
 
 def _fence_seconds(work: Obj) -> float:

@@ -15,9 +15,7 @@ from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
 from metaos.resources.meta import CLUSTER_NAMESPACE_PREFIX, Obj, cluster_namespace, generation, name, namespace
-from metaos.resources.workload import has_local_data, pod_spec
-
-DEFAULT_GRACE_SECONDS = 30.0
+from metaos.resources.workload import grace_seconds, has_local_data
 
 
 def fencing(obj: Obj, policies: Iterable[Obj], default: float) -> float | None:
@@ -35,15 +33,18 @@ def fencing(obj: Obj, policies: Iterable[Obj], default: float) -> float | None:
 
 
 def agreed(found: Obj) -> float | None:
-    """What the site of a Work was told: after how many seconds it stops it."""
-    stated = ((found.get("spec") or {}).get("fencing") or {}).get("afterSeconds")
-    return None if stated is None else float(stated)
+    """What the site of a Work was told: how many seconds after its last heartbeat nothing of it runs there any more, the pods'
+    grace period included. The site's watchdog keeps to it even where its agent does not (docs/adr/0009)."""
+    stated: Mapping[str, Any] = (found.get("spec") or {}).get("fencing") or {}
+    if stated.get("afterSeconds") is None:
+        return None
+    grace = stated.get("graceSeconds")
+    return float(stated["afterSeconds"]) + (grace_seconds(found["spec"]["manifests"][0]) if grace is None else float(grace))
 
 
 def fenced_after(obj: Obj, seconds: float, margin: float) -> float:
-    """When the last process has ended, in seconds since the last heartbeat: the pods' grace period comes on top."""
-    grace = pod_spec(obj).get("terminationGracePeriodSeconds")
-    return seconds + (DEFAULT_GRACE_SECONDS if grace is None else float(grace)) + margin
+    """When nothing of it runs any more on a site that would be told now, in seconds since the last heartbeat."""
+    return seconds + grace_seconds(obj) + margin
 
 
 def halt(found: Obj) -> Obj:

@@ -20,7 +20,7 @@ from metaos.resources.meta import (
     namespace,
     ref,
 )
-from metaos.resources.workload import work_name
+from metaos.resources.workload import grace_seconds, work_name
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _LABEL_LIMIT = 63
@@ -108,7 +108,7 @@ def work(about: ObjectRef, cluster: str, manifests: list[Obj], fencing_seconds: 
     result["metadata"]["labels"] = {SOURCE_LABEL: source_label(about), CLUSTER_LABEL: cluster}
     result["spec"] = {"manifests": manifests}
     if fencing_seconds is not None:
-        result["spec"]["fencing"] = {"afterSeconds": fencing_seconds}
+        result["spec"]["fencing"] = {"afterSeconds": fencing_seconds, "graceSeconds": int(grace_seconds(manifests[0]))}
     return result
 
 

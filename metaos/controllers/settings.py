@@ -11,6 +11,10 @@ from metaos.plugins.points import CarbonSource
 Get = Callable[[str, Mapping[str, str]], Awaitable[tuple[int, bytes]]]
 
 
+#: How late a site's watchdog may end a pod (:mod:`metaos.plugins.points`, ``Runtime.fence``).
+WATCHDOG_SECONDS = 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Durations in seconds. ``sign`` is ``Authority.sign_csr`` of the authority that signs now."""
@@ -21,7 +25,8 @@ class Settings:
     get: Get | None = None
     lease_duration: float = 40.0
     drain: float = 5.0
-    #: Added to a workload's fencing time and grace period before it is started elsewhere.
+    #: Added to a workload's fencing time and grace period before it is started elsewhere: for a site's watchdog, which acts
+    #: within :data:`WATCHDOG_SECONDS`, and for clocks that do not tick alike.
     fencing_margin: float = 5.0
     #: Stateful work without local data is replaced only after its old site has stopped it, which it does this long after its
     #: last heartbeat.
@@ -39,3 +44,7 @@ class Settings:
     autoscale_interval: float = 15.0
     event_lifetime: float = 3600.0
     event_limit: int = 5000
+
+    def __post_init__(self) -> None:
+        if self.fencing_margin <= WATCHDOG_SECONDS:
+            raise ValueError(f"fencing_margin is {self.fencing_margin:g} s: it must be more than {WATCHDOG_SECONDS:g} s")

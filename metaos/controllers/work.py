@@ -13,7 +13,7 @@ from metaos.controllers.concern import on_health, workload_of
 from metaos.controllers.deferral import deferral_of, held_until
 from metaos.controllers.disruption import noted
 from metaos.controllers.facts import placement_name
-from metaos.controllers.fencing import Silence, agreed, fenced_after, fencing, halt, halted, renewal_of, stopped
+from metaos.controllers.fencing import Silence, agreed, fencing, halt, halted, renewal_of, stopped
 from metaos.controllers.networkpolicy import Policies
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.render import (
@@ -200,7 +200,7 @@ class WorkReconciler:
                 # It was never told to stop by itself: only its return or its removal shows that it has.
                 waits.append(60.0)
                 continue
-            remaining = fenced_after(obj, seconds, self._settings.fencing_margin) - self._silence.seconds(site)
+            remaining = seconds + self._settings.fencing_margin - self._silence.seconds(site)
             if remaining > 0:
                 waits.append(remaining + 0.01)
                 continue

@@ -23,7 +23,7 @@ class ContainerState:
     start_time: float
     exit_code: int | None = None
     finish_time: float | None = None
-    #: ``Completed``, ``Error``, ``OOMKilled``, ``ContainerCannotRun``.
+    #: ``Completed``, ``Error``, ``OOMKilled``, ``ContainerCannotRun``, ``Fenced``.
     reason: str = ""
     message: str = ""
 
@@ -190,6 +190,17 @@ class Runtime(Protocol):
     async def receive(self, uid: str, port: int) -> Any:
         """A non-blocking UDP ``socket.socket`` that gets what the pod sends to Services on ``port``, each with the address
         that it was sent to (``IP_PKTINFO``). Raises as :meth:`datagrams`."""
+        ...
+
+    async def fence(self, renewed: float, limits: Mapping[str, float]) -> None:
+        """Pods that must not run twice (all of them: pod uid → seconds): nothing of one runs so long after ``renewed``, the
+        start of the last confirmed heartbeat (monotonic), and a second for the reaction, whatever becomes of the agent, unless
+        this is called again meanwhile. Nor is anything of it started later. In force on return. Raises ``OSError``."""
+        ...
+
+    def renewed(self) -> float:
+        """What :meth:`fence` was told last (monotonic), also by an agent before this one; minus infinity where that is not
+        known, as after the machine's own restart, after which no pod runs."""
         ...
 
     async def set_hosts(self, uid: str, hosts: Sequence[tuple[str, tuple[str, ...]]]) -> None: ...

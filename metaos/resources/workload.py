@@ -10,6 +10,7 @@ from typing import Any
 from metaos.resources import quantity
 from metaos.resources.meta import Obj, ObjectRef, label_selector, namespace
 
+DEFAULT_GRACE_SECONDS = 30.0
 #: How Kubernetes writes "no template": what is not a workload has none.
 _NESTED = {
     "Deployment": ("spec", "template"),
@@ -128,6 +129,12 @@ def has_local_data(obj: Obj) -> bool:
     if (obj.get("spec") or {}).get("volumeClaimTemplates"):
         return True
     return any(volume.get("persistentVolumeClaim") for volume in pod_spec(obj).get("volumes") or ())
+
+
+def grace_seconds(obj: Obj) -> float:
+    """How long pods may take to end after they were told to."""
+    stated = pod_spec(obj).get("terminationGracePeriodSeconds")
+    return DEFAULT_GRACE_SECONDS if stated is None else float(stated)
 
 
 def template_hash(obj: Obj) -> str:

@@ -251,6 +251,10 @@ class Cgroups:
             return None
         return Measured(cpu, max(0, memory), kills)
 
+    def places(self) -> list[str]:
+        """Below which the pods of this runtime have theirs."""
+        return [os.path.join(parent, self._key) for parent in self._parents.values()] if self._usable else []
+
     def members(self, pod: str, container: str) -> list[int]:
         """Pids of everything that runs in it."""
         found: set[int] = set()

@@ -10,7 +10,7 @@ from typing import Any
 
 from metaos import trees
 from metaos.clock import Clock
-from metaos.runtimes import logs, process
+from metaos.runtimes import logs, process, watchdog
 from metaos.runtimes.cgroups import Cgroups
 from metaos.runtimes.isolation import Isolation, signal_name
 from metaos.runtimes.output import Outputs
@@ -74,6 +74,8 @@ class Lifetimes:
         measured = self._cgroups.measure(pod.uid, container.group)
         if code and measured is not None and measured.oom_kills:
             reason, message = "OOMKilled", "it used more memory than its limit, or than all pods of the site together may"
+        elif code and os.path.exists(os.path.join(container.directory, watchdog.MARK)):
+            reason, message = "Fenced", "the watchdog ended it: no heartbeat was confirmed in time, and it must not run twice"
         elif code in (1, 126, 127) and (complaint := logs.last_line(container.directory)).startswith(_COMPLAINTS):
             missing = "No such file" in complaint or "not found" in complaint
             reason, message, code = "ContainerCannotRun", complaint, 127 if missing else 128

@@ -21,6 +21,7 @@ from metaos.runtimes import netns, process
 from metaos.runtimes.attachment import Attachment
 from metaos.runtimes.cgroups import Cgroups
 from metaos.runtimes.execution import Execution
+from metaos.runtimes.fencing import Fencing
 from metaos.runtimes.holders import Holders
 from metaos.runtimes.images import ImageStore
 from metaos.runtimes.isolation import Isolation, isolated
@@ -69,6 +70,7 @@ class SandboxRuntime:
         self._etc = os.path.join(self._directory, "etc")
         self._most = most
         self._holders = Holders(self._isolation, self._holder_ended)
+        self._fencing = Fencing(self._directory, clock)
         self._pods: dict[str, Pod] | None = None
         self._changed = asyncio.Event()
         self._locks: dict[str, asyncio.Lock] = {}
@@ -82,6 +84,7 @@ class SandboxRuntime:
 
     async def close(self) -> None:
         """Lets go; the pods run on."""
+        await self._fencing.close()
         if self._pods is not None:
             await self._lifetimes.close()
             await self._streams.close()
@@ -223,6 +226,13 @@ class SandboxRuntime:
         pod.hosts = tuple(hosts)
         pod.write_hosts()
 
+    async def fence(self, renewed: float, limits: Mapping[str, float]) -> None:
+        self._known()
+        await self._fencing.keep(renewed, limits, self._cgroups.places())
+
+    def renewed(self) -> float:
+        return self._fencing.renewed
+
     # --- containers -------------------------------------------------------------------------------------------------
 
     async def start_container(self, uid: str, container: ContainerConfig) -> ContainerState:
@@ -234,6 +244,7 @@ class SandboxRuntime:
                 if before.attempt == container.attempt:
                     return before.state(uid)
                 raise ValueError(f"container {container.name} of pod {uid} still runs (attempt {before.attempt})")
+            self._fencing.check(uid)
             if self._isolation.name == "bubblewrap" and (pod.holder is None or not pod.holder.alive()):
                 await self._holders.start(pod)
             started = pod.containers[container.name] = self._launcher.launch(pod, container, before)

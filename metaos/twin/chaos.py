@@ -23,8 +23,6 @@ _WEIGHTS = {
     "scale": 2,
     "change": 2,
 }
-#: Less than any fencing time that the hub sets by itself.
-MOST_AGENTLESS_SECONDS = 30.0
 
 
 def drawn(scenario: Scenario) -> tuple[Fault, ...]:
@@ -49,10 +47,6 @@ def _fault(random: Random, sites: list[str], scalable: list[str], until: float) 
         value = {"loss": round(random.uniform(0, 0.3), 3), "jitter": round(random.uniform(0, 2), 3)}
         value["duplicates"] = round(random.uniform(0, 0.2), 3)
         more["sites"] = some
-    elif what == "stopAgent":
-        # Pods outlive their agent, and nobody else keeps the agreement to stop what must not run twice (docs/adr/0009): an agent
-        # that stays away for longer than that is not restarted by whoever should, and is drawn by no seed.
-        seconds = min(seconds or 0.0, MOST_AGENTLESS_SECONDS)
     elif what == "killHub":
         value = True
     elif what == "killHubAfterWrites":

@@ -12,6 +12,7 @@ from random import Random  # noqa: TID251  (the type of the seeded source that i
 from typing import Any
 
 from metaos.agent.contact import Contact
+from metaos.agent.deadlines import Deadlines
 from metaos.agent.inventory import capacity
 from metaos.agent.mirror import PodMirrors
 from metaos.agent.presence import Presence, Removed
@@ -35,6 +36,7 @@ from metaos.resources.meta import (
 from metaos.resources.scheme import CLUSTER, WORKLOADS
 from metaos.twin.runtime import DEFAULT_MILLI, duration
 from metaos.twin.site import Copy, Ground, Machine
+from metaos.twin.watchdog import SimulatedWatchdog
 
 START_SECONDS, STOP_SECONDS, COALESCE_SECONDS = 1.0, 1.0, 0.05
 UTILISATION = 0.3
@@ -55,22 +57,6 @@ class Kept(WorkFiles):
 
     def remove(self, work: Obj) -> None:
         self._works.pop(name(work), None)
-
-
-class Beat(Contact):
-    """The renewal is remembered in memory."""
-
-    def __init__(self, site: LightSite, random: Random) -> None:
-        self._site = site
-        super().__init__(site.clock, random, None)  # type: ignore[arg-type]
-
-    def _restored(self) -> float:
-        return self._site.renewed
-
-    def renewed(self, started: float) -> None:
-        self._site.renewed = max(self._site.renewed, started)
-        self.persistent = False
-        super().renewed(started)
 
 
 class LightPod:
@@ -95,7 +81,7 @@ class LightSite:
         self.name, self.obj, self._ground = name(obj), obj, ground
         self.clock, self.line = ground.clock, ground.line(name(obj))
         self.line.bookmarks = False
-        self.renewed = float("-inf")
+        self._watchdog = SimulatedWatchdog(self._killed)
         self._files = Kept()
         self.pods: dict[tuple[str, str], LightPod] = {}
         #: Jobs that have ended here, by uid.
@@ -112,7 +98,7 @@ class LightSite:
     def start(self) -> None:
         self._starts += 1
         random = Random(f"{self._ground.random.random()} {self._starts}")  # noqa: S311
-        contact = Beat(self, random)
+        contact = Contact(self.clock, random, self._watchdog.renewed())
         works = self._works = Works(self.line, contact, self.clock, self._files, self.name)
         mirrors = PodMirrors(self.line, contact, self.clock, random, self.name, self._delete)
 
@@ -124,7 +110,11 @@ class LightSite:
         status: Turns[str] = Turns(contact, self.clock, random, lambda _: self._report(), "Cluster", 1)
         status.add(self.name, 0.0)
 
+        watchdog: Any = self._watchdog
+        deadlines = Deadlines(watchdog, contact, works, lambda: [pod.obj for pod in self.pods.values() if not pod.over])
+
         def tell() -> None:
+            deadlines.refresh()
             mirrors.refresh([pod.obj for pod in self.pods.values()])
             reports.refresh()
 
@@ -132,7 +122,7 @@ class LightSite:
         works.on_change(self._live)
         self._live()
         parts = (works.follower.run(), works.keep_fences(), reports.run(), mirrors.follower.run(), mirrors.run(), status.run())
-        self._tasks = [asyncio.create_task(part) for part in (*parts, self._beat(presence))]
+        self._tasks = [asyncio.create_task(part) for part in (*parts, deadlines.run(), self._beat(presence))]
 
     async def _beat(self, presence: Presence) -> None:
         # Spread, so that a thousand sites do not beat in the same moment.
@@ -154,6 +144,7 @@ class LightSite:
             if pod.due is not None:
                 pod.due.cancel()
         self.pods.clear()
+        self._watchdog.power_off()
         self._ground.changed(self.name)
 
     async def _report(self) -> None:
@@ -264,8 +255,17 @@ class LightSite:
     def _gone(self, key: tuple[str, str], pod: LightPod) -> None:
         if self.pods.get(key) is pod:
             del self.pods[key]
-        # Something else may have been waiting for its name.
-        self._live()
+        if self._tasks:
+            self._live()  # something else may have been waiting for its name
+        else:
+            self._changed()
+
+    def _killed(self, pod_uid: str) -> None:
+        for key, pod in list(self.pods.items()):
+            if uid(pod.obj) == pod_uid and not pod.over:
+                if pod.due is not None:
+                    pod.due.cancel()
+                self._gone(key, pod)
 
     async def _delete(self, where: str, pod: str, grace_seconds: float | None) -> None:
         found = self.pods.get((where, pod))

@@ -16,6 +16,7 @@ from typing import Any
 
 from metaos.clock import Clock
 from metaos.plugins.points import ContainerConfig, ContainerState, Exec, PodConfig, PodNetwork
+from metaos.twin.watchdog import SimulatedWatchdog
 
 _SLEEP = re.compile(r"\bsleep (\d+(?:\.\d+)?)\b(?:.*?\bexit (\d+))?", re.DOTALL)
 #: Milli-CPU of a container without a limit.
@@ -65,6 +66,7 @@ class SimulatedRuntime:
         self.sandboxes: dict[str, Sandbox] = {}
         self._news = asyncio.Event()
         self._ends: dict[str, asyncio.Task[None]] = {}
+        self.watchdog = SimulatedWatchdog(self._kill)
         self._number = 0
 
     def power_off(self) -> None:
@@ -73,6 +75,7 @@ class SimulatedRuntime:
             task.cancel()
         self._ends.clear()
         self.sandboxes.clear()
+        self.watchdog.power_off()
         self._news.set()
 
     async def check(self) -> None: ...
@@ -96,6 +99,8 @@ class SimulatedRuntime:
         sandbox = self.sandboxes.get(uid)
         if sandbox is None:
             raise LookupError(f"pod {uid} has no sandbox")
+        if self.watchdog.is_due(uid):
+            raise ValueError("no heartbeat was confirmed in time: this pod must not run twice, and is not started again")
         self._number += 1
         state = ContainerState(container.name, f"{uid}-{container.name}-{self._number}", True, self._clock.now())
         sandbox.containers[container.name] = state
@@ -119,6 +124,12 @@ class SimulatedRuntime:
                 state, running=False, exit_code=code, finish_time=self._clock.now(), reason=reason
             )
             self._news.set()
+
+    def _kill(self, uid: str) -> None:
+        sandbox = self.sandboxes.get(uid)
+        for state in list(sandbox.containers.values()) if sandbox else ():
+            if state.running:
+                self._end(uid, state, 137)
 
     def _forget(self, container: str) -> None:
         task = self._ends.pop(container, None)
@@ -162,6 +173,12 @@ class SimulatedRuntime:
 
     async def receive(self, uid: str, port: int) -> Any:
         return Silent()
+
+    async def fence(self, renewed: float, limits: Mapping[str, float]) -> None:
+        await self.watchdog.fence(renewed, limits)
+
+    def renewed(self) -> float:
+        return self.watchdog.renewed()
 
     async def set_hosts(self, uid: str, hosts: Sequence[tuple[str, tuple[str, ...]]]) -> None: ...
 

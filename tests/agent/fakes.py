@@ -25,6 +25,8 @@ class FakeRuntime:
         #: Whether pods have network cards, and how often each pod's network was made.
         self.separate = False
         self.networks: dict[str, int] = {}
+        #: What it was told of fences.
+        self.told: tuple[float, dict[str, float]] = float("-inf"), {}
 
     async def serve(self, pod: str, port: int, greeting: bytes) -> None:
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -71,6 +73,12 @@ class FakeRuntime:
         if uid not in self.sandboxes:
             raise LookupError(uid)
         self.hosts[uid] = hosts
+
+    async def fence(self, renewed: float, limits: dict[str, float]) -> None:
+        self.told = renewed, dict(limits)
+
+    def renewed(self) -> float:
+        return self.told[0]
 
     async def check(self) -> None: ...
 

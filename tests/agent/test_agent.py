@@ -61,15 +61,17 @@ class Member:
         self.config = AgentConfig(hub.url, folder, folder / "site.yaml", self.token_file, heartbeat_seconds=0.05)
         self.task: asyncio.Task[None] | None = None
         self.starts = 0
+        self.runtime = FakeRuntime()
 
     async def start(self, *, pods: FakePods | None = None) -> None:
+        """With ``pods`` of an agent before it: on the machine that has run on."""
         if not self.token_file.exists():
             self.token_file.write_text(self.hub.token())
         self.starts += 1
         clock, random = SystemClock(), Random(self.starts)
         identity = await enter(self.config, self.site, clock, random)
+        self.runtime = self.runtime if pods else FakeRuntime()
         self.pods = pods or FakePods()
-        self.runtime = FakeRuntime()
         self.agent = Agent(
             self.config,
             self.site,
@@ -263,7 +265,11 @@ async def test_work_that_must_not_run_twice_is_fenced_and_comes_back_only_when_c
 
 async def test_a_restart_within_the_agreed_time_does_not_stop_fenced_work(hub: Hub, member: Member) -> None:
     hub.client.seed(work(deployment("db", 1, "d-db"), name="deployment.shop.db", fencing={"afterSeconds": 60}))
-    await until(lambda: member.pods.here and (member.folder / "renewed").exists())
+    limits = {"local-1": 60 + 30.0}
+    await until(lambda: member.runtime.told[1] == limits)
+    told = member.runtime.told[0]
+    await until(lambda: member.runtime.told[0] > told)
+    assert member.runtime.told[1] == limits, "each heartbeat tells the runtime's watchdog"
     await hub.stop()
     pods = member.pods
     await member.stop()

@@ -33,7 +33,7 @@ LOST = {"phase": "Running", "conditions": [{"type": "Ready", "status": "Unknown"
 async def test_a_pod_that_was_marked_lost_unseen_is_told_whole(tmp_path: Path) -> None:
     clock = FakeClock()
     client = FakeClient(clock)
-    contact = Contact(clock, Random(1), tmp_path / "renewed")
+    contact = Contact(clock, Random(1))
 
     async def never(*_: Any) -> None:
         raise AssertionError
@@ -54,7 +54,7 @@ async def test_a_pod_that_was_marked_lost_unseen_is_told_whole(tmp_path: Path) -
 async def test_what_is_shown_stands_at_the_hub_and_what_it_refuses_is_not_waited_for(tmp_path: Path) -> None:
     clock = FakeClock()
     client = FakeClient(clock)
-    contact = Contact(clock, Random(1), tmp_path / "renewed")
+    contact = Contact(clock, Random(1))
 
     async def never(*_: Any) -> None:
         raise AssertionError
@@ -78,7 +78,7 @@ async def test_what_is_shown_stands_at_the_hub_and_what_it_refuses_is_not_waited
 async def test_an_evicted_pod_says_so(tmp_path: Path) -> None:
     clock = FakeClock()
     client = FakeClient(clock)
-    contact = Contact(clock, Random(1), tmp_path / "renewed")
+    contact = Contact(clock, Random(1))
 
     async def never(*_: Any) -> None:
         raise AssertionError

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,10 @@ class Site:
         self.runtime = SandboxRuntime(str(self.folder / "state"), clock=SystemClock())
         self.network = ServiceNetwork(self.runtime, "here", self.folder / "addresses.json", no_other_site)
         self.attached: Any = Attached(
-            self.runtime, self.network, lambda uid: next((p for p in self.pods if p["metadata"]["uid"] == uid), None)
+            self.runtime,
+            self.network,
+            lambda uid: next((p for p in self.pods if p["metadata"]["uid"] == uid), None),
+            partial(asyncio.sleep, 0),
         )
         self.network.update(self.services, self.pods)
 

@@ -27,9 +27,9 @@ def work(key: str, fence: float = 0.0, **metadata: Any) -> Obj:
 
 
 class Site:
-    def __init__(self, folder: Path, client: FakeClient, clock: FakeClock) -> None:
+    def __init__(self, folder: Path, client: FakeClient, clock: FakeClock, renewed: float = float("-inf")) -> None:
         self.client, self.clock = client, clock
-        self.contact = Contact(clock, Random(1), folder / "renewed")
+        self.contact = Contact(clock, Random(1), renewed)
         self.works = Works(client, self.contact, clock, WorkFiles(folder / "works"), "a")
 
     def desired(self) -> list[str]:
@@ -83,6 +83,30 @@ async def test_a_list_from_before_the_return_does_not_lift_a_fence(running: Site
     assert running.desired() == []
 
 
+async def test_a_renewal_that_came_too_late_does_not_lift_a_fence(running: Site) -> None:
+    """This process, or the machine, stood still when the fence was due: nothing here has noticed yet."""
+    running.renew()
+    running.works.replace_all([work("short", 10), work("long", 30)])
+    running.clock.elapse(20)
+    running.renew()
+    assert running.desired() == ["long"] and running.works.fenced("short")
+
+
+async def test_limits_are_the_fencing_time_and_the_grace_period(running: Site) -> None:
+    def of(key: str, grace: int | None, **fencing: float) -> Obj:
+        spec = {} if grace is None else {"terminationGracePeriodSeconds": grace}
+        manifest = {**scheme.STATEFUL_SET.empty(key, "ns"), "spec": {"template": {"spec": spec}}}
+        manifest["metadata"]["uid"] = key
+        extra = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": key, "namespace": "ns", "uid": "map"}}
+        return {**scheme.WORK.empty(key, HERE), "spec": {"manifests": [manifest, extra], "fencing": fencing}}
+
+    running.renew()
+    running.works.replace_all(
+        [of("usual", None, afterSeconds=60), of("own", 5, afterSeconds=60), of("told", 5, afterSeconds=60, graceSeconds=300)]
+    )
+    assert running.works.limits() == {"usual": 90.0, "own": 65.0, "told": 360.0}
+
+
 async def test_the_time_of_the_last_renewal_survives_a_restart(tmp_path: Path) -> None:
     clock = FakeClock()
     first = Site(tmp_path, FakeClient(clock), clock)
@@ -92,10 +116,11 @@ async def test_the_time_of_the_last_renewal_survives_a_restart(tmp_path: Path) -
     first.works.replace_all([work("db", 10)])
     assert first.desired() == ["db"]
     await clock.advance(6)
-    assert Site(tmp_path, FakeClient(clock), clock).desired() == ["db"]
+    renewed = first.contact.last_renewal
+    assert Site(tmp_path, FakeClient(clock), clock, renewed).desired() == ["db"]
     await clock.advance(5)
-    assert Site(tmp_path, FakeClient(clock), clock).desired() == []
-    assert Site(tmp_path, FakeClient(clock), FakeClock(now=clock.now() - 1000)).desired() == [], "a clock put back proves nothing"
+    assert Site(tmp_path, FakeClient(clock), clock, renewed).desired() == []
+    assert Site(tmp_path, FakeClient(clock), clock).desired() == [], "after the machine's own restart nothing is known"
 
 
 async def test_works_survive_a_restart_and_damage_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -126,7 +151,7 @@ async def test_only_what_matters_is_a_change(tmp_path: Path) -> None:
 async def test_a_follower_survives_errors_gone_history_and_ended_watches(tmp_path: Path) -> None:
     clock = FakeClock()
     client = FakeClient(clock)
-    contact = Contact(clock, Random(1), tmp_path / "renewed")
+    contact = Contact(clock, Random(1))
     lists: list[list[str]] = []
     events: list[str] = []
     follower = Follower(

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from metaos.controllers.fencing import Silence, fenced_after, fencing, halt, halted, stopped
+from metaos.controllers.fencing import Silence, agreed, fenced_after, fencing, halt, halted, stopped
 from metaos.controllers.render import work
+from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, cluster_namespace, ref
@@ -64,7 +65,7 @@ def test_halting_is_told_once_and_leaves_the_rest_alone() -> None:
     found = work(ref(obj), "a", [obj], 60)
     assert not halted(found) and not stopped(found)
     spec = halt(found)
-    assert halted(found | {"spec": spec}) and spec["fencing"] == {"afterSeconds": 60}
+    assert halted(found | {"spec": spec}) and spec["fencing"] == {"afterSeconds": 60, "graceSeconds": 30}
     assert spec["manifests"][0]["spec"]["template"] == obj["spec"]["template"]
     assert obj["spec"]["replicas"] == 2, "what the informer holds is not changed"
 
@@ -83,6 +84,22 @@ def test_the_grace_period_comes_on_top() -> None:
     assert fenced_after(obj, 60, 5) == 95
     obj["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 0
     assert fenced_after(obj, 60, 5) == 65
+
+
+def test_what_the_site_was_told_counts_whatever_the_object_says_by_now() -> None:
+    obj = workload("StatefulSet")
+    obj["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 300
+    found = work(ref(obj), "a", [obj], 60)
+    assert agreed(found) == 360 and agreed(work(ref(obj), "a", [obj])) is None
+    found["spec"]["manifests"][0]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 1
+    assert agreed(found) == 360
+    del found["spec"]["fencing"]["graceSeconds"]
+    assert agreed(found) == 61, "of a hub that said nothing of it"
+
+
+def test_the_margin_outlasts_a_sites_watchdog() -> None:
+    with pytest.raises(ValueError, match="more than 1 s"):
+        Settings(sign=lambda: b"", fencing_margin=1.0)
 
 
 async def test_silence_counts_from_the_last_change_by_the_hubs_clock() -> None:

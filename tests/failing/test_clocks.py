@@ -111,7 +111,7 @@ async def test_an_agents_own_reckoning_of_the_fence_is_monotonic(jump: float, tm
     """With the agent's real parts: the lease that holds, and what is desired by it."""
     clock = WorldClock()
     machine = clock.view(0.0)
-    contact = Contact(machine, Random(1), tmp_path / "renewed")
+    contact = Contact(machine, Random(1))
     works = Works(FakeClient(clock), contact, machine, WorkFiles(tmp_path / "works"), "a")
     work: Obj = {**scheme.WORK.empty("statefulset.shop.web", cluster_namespace("a"))}
     work["metadata"]["uid"] = "u"

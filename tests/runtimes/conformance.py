@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -102,6 +103,23 @@ async def ask(connected: socket.socket, data: bytes) -> bytes:
             while piece := await loop.sock_recv(connected, 1000):
                 answer += piece
             return answer
+
+
+#: Seconds since boot, as ``Runtime.fence`` counts them, for as long as it runs.
+UPTIME = "while :; do cut -d ' ' -f 1 /proc/uptime; sleep 0.02; done"
+
+
+def uptime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+async def until_uptime(runtime: Runtime, uid: str, seconds: float) -> None:
+    async with asyncio.timeout(DEADLINE):
+        async with contextlib.aclosing(runtime.logs(uid, "main", follow=True)) as blocks:  # type: ignore[type-var]
+            async for block in blocks:
+                if float(block.split()[-1]) > seconds:
+                    return
+    raise AssertionError("it has ended before")
 
 
 class RuntimeConformance:
@@ -397,6 +415,43 @@ class RuntimeConformance:
         await runtime.start_pod(pod())
         ended, _ = await run(runtime, pod().uid, container("sh", "-c", "setsid sleep 1000 & exit 0"))
         assert ended.exit_code == 0
+
+    async def test_what_must_not_run_twice_ends_in_time_without_the_agent(
+        self, runtime: Runtime, make: Callable[[], Runtime]
+    ) -> None:
+        assert runtime.renewed() == float("-inf")
+        first = make()
+        for each in ("once", "also", "free"):
+            await first.start_pod(pod(each))
+            await first.start_container(each, container("sh", "-c", UPTIME))
+            await until_logged(first, each, b"\n")
+        told = uptime()
+        await first.fence(told, {"once": 0.3, "also": 60.0})
+        for _ in range(3):  # confirmed again in time
+            await until_uptime(first, "once", told + 0.2)
+            told = uptime()
+            await first.fence(told, {"once": 0.3, "also": 60.0})
+        await first.close()
+        second = make()
+        try:
+            assert second.renewed() == pytest.approx(told, abs=0.01)
+            ended = await until_ended(second, "once")
+            assert (ended.exit_code, ended.reason) == (137, "Fenced") and "must not run twice" in ended.message
+            last = [float(word) for word in (await log(second, "once")).split() if word[:1].isdigit()][-1]
+            assert told + 0.2 < last < told + 1.3
+            with pytest.raises(ValueError, match="not started again"):
+                await second.start_container("once", container("sleep", "100", attempt=1))
+            for other in ("also", "free"):
+                assert (found := await state(second, other)) is not None and found.running
+            await second.fence(uptime(), {"once": 60.0, "also": 0.0})
+            await second.start_container("once", container("sleep", "100", attempt=1))
+            assert (await until_ended(second, "also")).reason == "Fenced"
+            assert (found := await state(second, "once")) is not None and found.running
+        finally:
+            await second.fence(uptime(), {})
+            for each in ("once", "also", "free"):
+                await second.stop_pod(each)
+            await second.close()
 
     async def test_usage_is_measured(self, runtime: Runtime) -> None:
         await runtime.start_pod(pod())

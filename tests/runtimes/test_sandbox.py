@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -67,7 +68,9 @@ def traces(directory: str) -> list[str]:
 def place() -> Iterator[str]:
     directory = os.path.realpath(tempfile.mkdtemp(prefix="nemo-sandbox-"))
     yield directory
-    left = traces(directory)
+    deadline = time.monotonic() + 5
+    while (left := traces(directory)) and time.monotonic() < deadline:
+        time.sleep(0.05)  # a watchdog without anything to do ends within a tick
     shutil.rmtree(directory)
     assert left == []
 
@@ -75,13 +78,13 @@ def place() -> Iterator[str]:
 class TestBubblewrap(RuntimeConformance):
     @pytest.fixture
     def make(self, place: str) -> Make:
-        return lambda: SandboxRuntime(place, clock=SystemClock())
+        return lambda: SandboxRuntime(place, clock=SystemClock(suspended=True))
 
 
 class TestPlain(RuntimeConformance):
     @pytest.fixture
     def make(self, place: str) -> Make:
-        return lambda: SandboxRuntime(place, clock=SystemClock(), isolation="none")
+        return lambda: SandboxRuntime(place, clock=SystemClock(suspended=True), isolation="none")
 
 
 @pytest.fixture
@@ -235,7 +238,7 @@ async def test_after_a_boot_everything_has_ended(runtime: SandboxRuntime, place:
     await runtime.start_container(pod().uid, container("sleep", "1000"))
     with monkeypatch.context() as patched:
         patched.setattr(process, "boot_id", lambda: "another boot")
-        again = SandboxRuntime(os.path.join(place, "state"), clock=SystemClock())
+        again = SandboxRuntime(os.path.join(place, "state"), clock=SystemClock(suspended=True))
         found = await state(again, pod().uid)
         assert found is not None and (found.running, found.exit_code, found.message) == (False, 137, "the machine was restarted")
         await again.close()
@@ -351,7 +354,7 @@ from metaos.clock import SystemClock
 from metaos.plugins.points import ContainerConfig, PodConfig
 from metaos.runtimes.sandbox import SandboxRuntime
 async def main():
-    made = SandboxRuntime(sys.argv[1], clock=SystemClock())
+    made = SandboxRuntime(sys.argv[1], clock=SystemClock(suspended=True))
     await made.start_pod(PodConfig("u", "ns", "p", "p"))
     await made.start_container("u", ContainerConfig("main", "python:3", ("sh", "-c", sys.argv[2]), (), (), "", ()))
     async for block in made.logs("u", "main", follow=True):
@@ -362,7 +365,7 @@ asyncio.run(main())
     state_ = os.path.join(place, "state")
     done = subprocess.run([sys.executable, "-c", script, state_, work], timeout=DEADLINE, cwd=Path(__file__).parents[2])
     assert done.returncode == -9
-    made = SandboxRuntime(state_, clock=SystemClock())
+    made = SandboxRuntime(state_, clock=SystemClock(suspended=True))
     assert (await until_ended(made, "u")).exit_code == 0
     assert (await log(made, "u")).split() == [b"%d" % n for n in range(1, 60_001)]
     await made.stop_pod("u")
@@ -405,7 +408,7 @@ asyncio.run(SandboxRuntime(place, clock=SystemClock()).start_pod(PodConfig("u", 
     async with asyncio.timeout(DEADLINE):
         while process.in_sessions({session}):
             await asyncio.sleep(0.01)
-    made = SandboxRuntime(state_, clock=SystemClock())
+    made = SandboxRuntime(state_, clock=SystemClock(suspended=True))
     await made.start_pod(pod("u"))
     ended, said = await run(made, "u", container("echo", "here"))
     assert (ended.exit_code, said) == (0, "here\n")
@@ -417,7 +420,7 @@ async def test_where_namespaces_are_forbidden_the_remedy_is_named(place: str, tm
     refusing = tmp_path / "bwrap"
     refusing.write_text("#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2; exit 1\n")
     refusing.chmod(0o755)
-    made = SandboxRuntime(place, clock=SystemClock())
+    made = SandboxRuntime(place, clock=SystemClock(suspended=True))
     made._isolation._bwrap, made._isolation._nsenter = str(refusing), "/usr/bin/nsenter"  # type: ignore[attr-defined]
     with pytest.raises(RuntimeUnavailable, match="isolation: none"):
         await made.check()
@@ -435,7 +438,7 @@ def test_the_remedy_fits_the_cause(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 async def test_imported_images_need_isolation(place: str) -> None:
-    made = SandboxRuntime(place, clock=SystemClock(), isolation="none")
+    made = SandboxRuntime(place, clock=SystemClock(suspended=True), isolation="none")
     made._images.import_archive(str(docker_archive(Path(place), [layer({"x": b""})], ["a:1"])))
     await made.start_pod(pod())
     with pytest.raises(ImageError, match="isolation none"):
@@ -445,7 +448,7 @@ async def test_imported_images_need_isolation(place: str) -> None:
 
 
 async def test_plain_processes_are_marked_and_kept_apart(place: str) -> None:
-    made = SandboxRuntime(place, clock=SystemClock(), isolation="none")
+    made = SandboxRuntime(place, clock=SystemClock(suspended=True), isolation="none")
     await made.start_pod(pod())
     _, said = await run(made, pod().uid, container("sh", "-c", f"echo ${COOKIE}; pwd; echo $NEMO_ROOT"))
     cookie, where, root = said.split()
@@ -461,7 +464,7 @@ from metaos.plugins.points import ContainerConfig, PodConfig
 from metaos.runtimes.sandbox import SandboxRuntime
 
 async def main():
-    made = SandboxRuntime(sys.argv[1], clock=SystemClock())
+    made = SandboxRuntime(sys.argv[1], clock=SystemClock(suspended=True))
     await made.check()
     await made.start_pod(PodConfig("u", "ns", "p", "p", address="" if "PodNetwork" in str(made.conditions()) else "100.64.0.2"))
     server = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 80)); s.listen(); print('up', flush=True)"
@@ -540,7 +543,7 @@ def test_it_is_light() -> None:
 
 
 async def test_what_is_given_up_leaves_no_complaint_in_the_log(tmp_path: Path) -> None:
-    runtime = SandboxRuntime(str(tmp_path), clock=SystemClock())
+    runtime = SandboxRuntime(str(tmp_path), clock=SystemClock(suspended=True))
     complaints: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(str(context["message"])))
     runtime._known()

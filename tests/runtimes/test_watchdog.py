@@ -1,0 +1,169 @@
+"""The sandbox runtime's watchdog itself: killed, doubled, without its file, on a full disk, in another run of the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from metaos.clock import SystemClock
+from metaos.runtimes import process, watchdog
+from metaos.runtimes.sandbox import SandboxRuntime
+from metaos.runtimes.watchdog import Fences
+from tests.clock import FakeClock
+from tests.runtimes.conformance import DEADLINE, container, pod, state, until_ended, uptime
+from tests.runtimes.test_sandbox import place
+
+__all__ = ["place"]
+pytestmark = pytest.mark.system
+
+
+def make(place: str) -> SandboxRuntime:
+    return SandboxRuntime(place, clock=SystemClock(suspended=True), isolation="none")
+
+
+def command(place: str) -> list[str]:
+    return [sys.executable, "-I", "-S", "-E", watchdog.__file__, place]
+
+
+def watchdogs(place: str) -> list[int]:
+    found = []
+    for each in process.everyone():
+        with_words = Path(f"/proc/{each.pid}/cmdline")
+        try:
+            if each.state not in "ZX" and f"watchdog.py\0{place}\0".encode() in with_words.read_bytes():
+                found.append(each.pid)
+        except OSError:
+            continue
+    return found
+
+
+async def until_watched(place: str, *, other_than: int = 0) -> int:
+    async with asyncio.timeout(DEADLINE):
+        while True:
+            found = watchdogs(place)
+            if len(found) == 1 and found[0] != other_than:
+                return found[0]
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def running(place: str):  # type: ignore[no-untyped-def]
+    """A pod ``once`` that must not run twice."""
+    made = make(place)
+    await made.start_pod(pod("once"))
+    await made.fence(uptime(), {"once": 60.0})
+    await made.start_container("once", container("sleep", "1000"))
+    yield made
+    await made.fence(uptime(), {})
+    await made.stop_pod("once")
+    await made.close()
+
+
+async def test_one_that_is_killed_is_started_again(place: str, running: SandboxRuntime) -> None:
+    first = await until_watched(place)
+    os.kill(first, signal.SIGKILL)
+    second = await until_watched(place, other_than=first)
+    await running.fence(uptime(), {"once": 0.0})
+    assert (await until_ended(running, "once")).reason == "Fenced"
+    await running.fence(uptime(), {"once": 60.0})
+    await until_watched(place, other_than=second)
+
+
+async def test_there_is_one_and_the_next_agents_takes_its_place(place: str, running: SandboxRuntime) -> None:
+    first = await until_watched(place)
+    await running.fence(uptime(), {"once": 60.0})
+    assert watchdogs(place) == [first]
+    await running.close()
+    other = make(place)
+    await other.fence(uptime(), {"once": 60.0})
+    await other.fence(uptime(), {"once": 60.0})
+    second = await until_watched(place, other_than=first)
+    await other.close()
+    started = [process.spawn(command(place), env={}) for _ in range(3)]
+    third = await until_watched(place, other_than=second)
+    assert third in [each.pid for each in started], "of some that begin at once, one stays"
+    for each in started:
+        each.kill()
+        await process.ended(each)
+
+
+@pytest.mark.parametrize("damage", ["missing", "half"])
+async def test_without_its_file_the_last_word_holds(damage: str, place: str, running: SandboxRuntime) -> None:
+    told = uptime()
+    await running.fence(told, {"once": 1.2})
+    await asyncio.sleep(watchdog.TICK_SECONDS * 1.5)  # it has read that
+    file = Path(place, "fences")
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_text(file.read_text()[:-4])
+    ended = await until_ended(running, "once")
+    assert ended.reason == "Fenced" and told + 1.2 <= uptime() < told + 2.5
+
+
+async def test_what_it_costs(place: str, running: SandboxRuntime) -> None:
+    """Memory of its own, and time; a heartbeat writes no file anew."""
+    pid = await until_watched(place)
+    rows = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]]
+    table = {row[0]: int(row[1]) for row in rows}
+    assert table["Private_Dirty:"] + table["Private_Clean:"] < 5000, table
+    before = os.stat(os.path.join(place, "fences"))
+    told = uptime()
+    await running.fence(told, {"once": 60.0})
+    after = os.stat(os.path.join(place, "fences"))
+    assert before.st_ino == after.st_ino and after.st_mtime == pytest.approx(told, abs=0.01)
+
+
+async def test_a_heartbeat_needs_no_room_and_a_start_that_has_none_is_refused(place: str, running: SandboxRuntime) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        told = uptime()
+        await running.fence(told, {"once": 60.0})
+        with pytest.raises(OSError, match="large"):
+            await running.fence(uptime(), {"once": 60.0, "new": 60.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert make(place).renewed() == pytest.approx(told, abs=0.01)
+
+
+async def test_another_run_of_the_machine(place: str) -> None:
+    Fences("another", [], uptime(), {"once": 0.0}).save(os.path.join(place, "fences"))
+    assert make(place).renewed() == float("-inf"), "no pod has outlived that"
+    began = time.monotonic()
+    started = process.spawn(command(place), env={})
+    await process.ended(started)
+    assert time.monotonic() - began < DEADLINE
+
+
+def test_times_are_those_of_the_clock_that_is_handed_in(tmp_path: Path) -> None:
+    clock = FakeClock()
+    Fences(process.boot_id(), [], uptime() - 5.0, {"once": 7.0, "gone": 4.0}).save(str(tmp_path / "fences"))
+    made = SandboxRuntime(str(tmp_path), clock=clock, isolation="none")
+    assert made.renewed() == pytest.approx(clock.monotonic() - 5.0, abs=0.5)
+
+
+async def test_it_hits_nobody_else(place: str, running: SandboxRuntime) -> None:
+    """A number that is another process's by now."""
+    other = process.spawn(["sleep", "1000"], env={})
+    (found,) = Path(place, "pods", "once", "containers", "main").iterdir()
+    said = (found / "pid").read_text()
+    try:
+        (found / "pid").write_text(f"{other.pid} {said.split(' ', 1)[1]}")
+        assert watchdog.Pod(place, "once", []).running() != [], "by its environment"
+        watchdog.Pod(place, "once", []).end()
+        assert other.alive() and (await until_ended(running, "once")).exit_code == 137
+        found_state = await state(running, "once")
+        assert found_state is not None and not found_state.running
+    finally:
+        other.kill()
+        await process.ended(other)
