@@ -54,6 +54,8 @@ class HubConfig:
     carbon_feed: str | None = None
     carbon_url: str = ""
     carbon_token_file: Path | None = None
+    #: A CSV file of hourly prices of a CPU hour by site or zone; its first row is the hour of the start.
+    price_trace: Path | None = None
     verbose: bool = False
 
 

@@ -24,6 +24,7 @@ from aiohttp import web
 from metaos import fetching
 from metaos.accounting.carbon import StaticCarbonSource, TraceCarbonSource
 from metaos.accounting.feeds import FeedCarbonSource
+from metaos.accounting.price import TracePriceSource
 from metaos.apiserver.addressing import sealed
 from metaos.apiserver.app import make_app
 from metaos.apiserver.audit import AuditLog
@@ -52,7 +53,7 @@ from metaos.controllers.settings import Settings
 from metaos.files import write_private
 from metaos.http import spare_memory
 from metaos.pki import ADMIN, Pki
-from metaos.plugins.points import CarbonSource
+from metaos.plugins.points import CarbonSource, PriceSource
 from metaos.plugins.registry import names, provision
 from metaos.reconcile.informer import Informer
 from metaos.reconcile.manager import Manager
@@ -122,6 +123,7 @@ class Hub:
         settings = Settings(
             sign=lambda *request, **subject: pki.authority.sign_csr(*request, **subject),
             carbon=carbon,
+            price=_price_source(self.config, clock),
             get=fetching.get,
             lease_duration=self.config.lease_duration_seconds,
             drain=self.config.drain_seconds,
@@ -334,13 +336,22 @@ def _carbon_source(config: HubConfig, clock: Clock) -> CarbonSource:
         return feed
     if config.carbon_trace is None:
         return StaticCarbonSource()
-    return TraceCarbonSource(
-        config.carbon_trace.read_text(),
-        start_time=clock.now(),
-        start_hour=config.carbon_start_hour,
-        speed=config.carbon_speed,
-        name=config.carbon_trace.name,
-    )
+    with config.carbon_trace.open() as lines:
+        return TraceCarbonSource(
+            lines,
+            start_time=clock.now(),
+            start_hour=config.carbon_start_hour,
+            speed=config.carbon_speed,
+            name=config.carbon_trace.name,
+        )
+
+
+def _price_source(config: HubConfig, clock: Clock) -> PriceSource | None:
+    """From the current hour on. Without a table, what the sites state themselves."""
+    if config.price_trace is None:
+        return None
+    with config.price_trace.open() as lines:
+        return TracePriceSource(lines, start_time=clock.now() // 3600 * 3600, name=config.price_trace.name)
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:

@@ -228,13 +228,32 @@ class FeedCarbonSource:
         if hours:
             self._note(state, now)
             return hours[:1] + corrected(*self._compared(state, now), hours[1:])
+        found = self._season(state, now)
+        return None if found is None else found[0]
+
+    def _season(self, state: _Zone, now: float) -> tuple[Sequence[float], float] | None:
+        """The seasonal forecast from the current hour on, and its measured error; ``None`` where too little was seen."""
         past = _unbroken(state.seen)
         if len(past) < LEAST_HOURS:
             return None
         missing = math.floor(now / HOUR_SECONDS) - max(state.seen)
         if not 0 <= missing < FORECAST_HOURS:
             return None
-        return seasonal(past, FORECAST_HOURS + missing).values[missing : missing + FORECAST_HOURS]
+        found = seasonal(past, FORECAST_HOURS + missing)
+        return found.values[missing : missing + FORECAST_HOURS], found.error
+
+    def step(self, zone: str, now: float) -> tuple[str, float | None]:
+        """How far it had to fall back for a zone (``Fresh``, ``Stale``, ``Seasonal`` or ``Unknown``), and how wrong that was so
+        far, a day ahead, as a share of the mean; ``None`` where it was not measured."""
+        state = self._zones.get(zone)
+        if state is None:
+            return "Unknown", None
+        if hourly(state.points, now):
+            return ("Fresh" if now - state.taken < FRESH_SECONDS else "Stale"), self.error(zone, now)
+        found = self._season(state, now)
+        if found is None:
+            return "Unknown", None
+        return "Seasonal", None if math.isnan(found[1]) else found[1]
 
     def says(self, zone: str, now: float) -> str:
         """Which of the steps holds for a zone, and why not the one before."""
@@ -247,8 +266,10 @@ class FeedCarbonSource:
             wrong = self.error(zone, now)
             erred = "" if wrong is None else f", a day ahead {wrong * 100:.0f} % wrong so far"
             return self._feed + erred if age < FRESH_SECONDS else f"{self._feed}{erred}, {age / HOUR_SECONDS:.1f} h old{why}"
-        if self.intensity(zone, now) is not None:
-            return f"seasonal model, as {self._feed} does not answer{why}"
+        step, wrong = self.step(zone, now)
+        if step == "Seasonal":
+            erred = "" if wrong is None else f"; error ±{wrong * 100:.0f} %"
+            return f"stale {age / HOUR_SECONDS:.0f} h: seasonal model, as {self._feed} does not answer{why}{erred}"
         return f"not known: {self._feed} does not answer{why}"
 
     def describe(self) -> str:

@@ -126,6 +126,11 @@ def version(output: str) -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A file with the token for it; read again for every request.",
 )
+@click.option(
+    "--price-trace",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Hourly prices of a CPU hour by site or zone, from this CSV file, from its first row on.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def up(
     data: Path | None, listen: str, names: tuple[str, ...], no_local: bool, lease_duration: float, drain: float, **more: Any

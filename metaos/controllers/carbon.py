@@ -49,18 +49,23 @@ class CarbonReconciler:
         now = self._clock.now()
         series = self._source.intensity(zone, now)
         says = self._source.says(zone, now) if isinstance(self._source, FeedCarbonSource) else self._source.describe()
-        found: dict[str, Any] = {"source": says}
+        found: dict[str, Any] = {"source": says, "step": "Fresh"}
+        if isinstance(self._source, FeedCarbonSource):
+            found["step"], error = self._source.step(zone, now)
+            if error is not None:
+                found["error"] = round(error, 4)
         if series is not None:
             # One that stands still goes on by the hour.
             found["hourSeconds"] = HOUR_SECONDS / (self._speed or 1.0)
             found |= {"intensity": series[0], "forecast": [round(v, 2) for v in series[:FORECAST_HOURS]]}
         elif electricity.get("carbonIntensity") is not None:
             # A zone that the source does not know: what the site states itself, and saying so.
-            found = {"intensity": float(electricity["carbonIntensity"]), "forecast": [], "source": "stated by the site"}
+            stated = float(electricity["carbonIntensity"])
+            found = {"intensity": stated, "forecast": [], "source": "stated by the site", "step": "Stated"}
             if isinstance(self._source, FeedCarbonSource):
                 found["source"] += f"; {says}"
         else:
-            found = {"source": "not known: the site file names no electricity zone and no carbonIntensity"}
+            found = {"source": "not known: the site file names no electricity zone and no carbonIntensity", "step": "Unknown"}
         old = (cluster.get("status") or {}).get("carbon") or {}
         if {k: v for k, v in old.items() if k != "time"} != found:
             # What is not known any more goes: a merge would keep it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from metaos.plugins.points import CarbonSource
+from metaos.plugins.points import CarbonSource, PriceSource
 
 #: A GET: (URL, headers) → (status, body); status 0 and why, where there is no answer. It never raises for what a server does.
 Get = Callable[[str, Mapping[str, str]], Awaitable[tuple[int, bytes]]]
@@ -21,6 +21,7 @@ class Settings:
 
     sign: Callable[..., bytes]
     carbon: CarbonSource | None = None
+    price: PriceSource | None = None
     #: Fetches for a source that is asked over HTTP.
     get: Get | None = None
     lease_duration: float = 40.0

@@ -245,6 +245,19 @@ class CarbonSource(Protocol):
         ...
 
 
+class PriceSource(Protocol):
+    """Prices of on-demand capacity, now and forecast. Entry-point group ``metaos.price_source``."""
+
+    def price(self, site: str, zone: str, now: float) -> Sequence[float] | None:
+        """Per CPU and hour, in the currency of the site's price list, for the hour of ``now`` and the hours after it (as many as
+        are known, at most 48); ``None`` where nothing is known. The caller passes the clock."""
+        ...
+
+    def describe(self) -> str:
+        """One line for people: the source, and that it is a replay where it is one."""
+        ...
+
+
 class Admission(Protocol):
     """An admission rule. Entry-point group ``metaos.admission``. Pure: may return a changed copy or raise ``ApiError``."""
 
