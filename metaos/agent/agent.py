@@ -18,18 +18,22 @@ from typing import Any
 from metaos.agent import inventory
 from metaos.agent.cache import Cache, NewerCache
 from metaos.agent.connection import Connect, HubConnection
+from metaos.agent.consumption import Consumption
 from metaos.agent.contact import Contact
 from metaos.agent.deadlines import Deadlines
+from metaos.agent.energy import NoMeter
 from metaos.agent.events import SiteEvents
 from metaos.agent.flows import Counts
 from metaos.agent.join import JoinError
+from metaos.agent.meter import Meter
 from metaos.agent.mirror import PodMirrors
 from metaos.agent.network import ServiceNetwork
 from metaos.agent.presence import Presence, Removed
 from metaos.agent.report import WorkReports
-from metaos.agent.site import AgentConfig, Attached, Pods, enter, lock, make_runtime, read_site
+from metaos.agent.site import AgentConfig, Attached, Pods, enter, lock, make_meter, make_runtime, read_site
 from metaos.agent.supervisor import Supervisor
 from metaos.agent.sync import WorkFiles, Works
+from metaos.agent.usages import Usages
 from metaos.clock import Clock, SystemClock
 from metaos.config import DataVersionError, open_data
 from metaos.http import spare_memory
@@ -67,6 +71,7 @@ class Agent:
         clock: Clock,
         random: Random,
         machine: inventory.Machine | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self._config, self._site, self._runtime = config, site, runtime
         self._clock, self._random = clock, random
@@ -88,8 +93,8 @@ class Agent:
             self.client, self.contact, clock, random, self.works, self._status_of, self._show, cluster_namespace(self._name)
         )
         self.presence = Presence(self.client, self.contact, clock, self._name, config.heartbeat_seconds, self.measure)
-        #: When (monotonic) the pods were last measured, since when, and what they used.
-        self._used: tuple[float, float, dict[str, Any]] | None = None
+        self.consumption = Consumption(runtime, self.pods.pods, clock, self._machine, self.network.counts, meter)
+        self.usages = None if meter is None else Usages(self.client, self.contact, clock, random, meter, self._name)
         self._changed = asyncio.Event()
         self.works.on_change(self._changed.set)
         self.pods.on_change(self._changed.set)
@@ -120,11 +125,11 @@ class Agent:
         return self.network.counts
 
     async def usage(self) -> dict[str, Any]:
-        if self._used is None:
-            await self.measure()
-        assert self._used is not None
-        measured, window, used = self._used
-        return {"age": self._clock.monotonic() - measured, "window": window, "pods": inventory.by_pod(used, self.pods.pods())}
+        found = self.consumption
+        if found.time is None:
+            await found.look()
+        age = self._clock.monotonic() - (found.time or 0.0)
+        return {"age": age, "window": found.window, "pods": inventory.by_pod(found.rates, self.pods.pods())}
 
     def renew(self) -> None:
         self.connection.renew()
@@ -160,6 +165,8 @@ class Agent:
             self.events.run(),
             self.presence.keep_lease(),
             self.presence.keep_status(),
+            self.consumption.run(),
+            *([self.usages.run()] if self.usages else []),
             *self.connection.parts(),
         ]
         removed: Removed | None = None
@@ -206,16 +213,11 @@ class Agent:
         """The agent's part of ``Cluster.status``."""
         has, free = inventory.capacity(self._site, self._machine.measure())
         isolation = str((self._site.get("spec") or {}).get("isolation") or "bubblewrap")
-        used = dict(await self._runtime.usage())
-        for pod in self.pods.pods():
-            if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
-                used.pop(uid(pod), None)
-        now = self._clock.monotonic()
-        self._used = now, now - self._used[0] if self._used else 0.0, used
+        await self.consumption.look()
         return {
             "capacity": has.quantities(),
             "allocatable": free.quantities(),
-            "usage": inventory.usage(used),
+            "usage": inventory.usage(self.consumption.rates),
             "nodeInfo": self._machine.node_info(isolation, str((self._site.get("spec") or {}).get("runtime") or "sandbox")),
             "images": [dict(image) for image in await self._runtime.images()],
             "agentConditions": inventory.condition_list([*self._runtime.conditions(), *self._machine.conditions()]),
@@ -250,14 +252,15 @@ async def run_agent(config: AgentConfig) -> int:
     clock, random = SystemClock(suspended=True), SystemRandom()
     with ExitStack() as stack:
         try:
-            site, plugin = await read_site(config.site_file)
+            site, plugins = await read_site(config.site_file)
             open_data(config.data)
             lock(config.data, stack)
             cache = Cache(config.data / "records.db")
             stack.callback(cache.close)
-            runtime = make_runtime(site, plugin, config.data, clock)
+            runtime = make_runtime(site, plugins.runtime, config.data, clock)
+            meter = make_meter(site, plugins.meters, cache)
             await runtime.check()
-        except (RuntimeUnavailable, DataVersionError, NewerCache, JoinError, OSError) as error:
+        except (RuntimeUnavailable, DataVersionError, NewerCache, NoMeter, JoinError, OSError) as error:
             log.error("%s", error)
             return UNUSABLE
         running = asyncio.current_task()
@@ -269,7 +272,7 @@ async def run_agent(config: AgentConfig) -> int:
             identity = await enter(config, site, clock, random)
             make_pods = supervised(config, site, cache, clock, random)
             connect = partial(HubConnection, config, name(site), identity, clock, random)
-            agent = Agent(config, site, connect, runtime, make_pods, clock, random)
+            agent = Agent(config, site, connect, runtime, make_pods, clock, random, meter=meter)
             loop.call_soon(_freeze)
             await agent.run()
         except JoinError as error:

@@ -36,9 +36,11 @@ class Cache:
         self._database.execute("CREATE TABLE IF NOT EXISTS record (space TEXT, key TEXT, value TEXT, PRIMARY KEY (space, key))")
         self._database.execute(f"PRAGMA user_version={VERSION}")
 
-    def put(self, space: str, key: str, value: dict[str, Any]) -> None:
+    def put(self, space: str, key: str, value: dict[str, Any]) -> int:
+        """Its size in characters."""
         text = json.dumps(value, separators=(",", ":"))
         self._database.execute("INSERT OR REPLACE INTO record VALUES (?, ?, ?)", (space, key, text))
+        return len(text)
 
     def get(self, space: str, key: str) -> dict[str, Any] | None:
         row = self._database.execute("SELECT value FROM record WHERE space=? AND key=?", (space, key)).fetchone()
@@ -47,6 +49,20 @@ class Cache:
     def items(self, space: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for key, value in self._database.execute("SELECT key, value FROM record WHERE space=? ORDER BY key", (space,)).fetchall():
             yield key, json.loads(value)
+
+    def first(self, space: str, limit: int, after: str = "") -> list[tuple[str, dict[str, Any]]]:
+        """The first so many by key, of those after ``after``."""
+        query = "SELECT key, value FROM record WHERE space=? AND key>? ORDER BY key LIMIT ?"
+        return [(key, json.loads(value)) for key, value in self._database.execute(query, (space, after, limit))]
+
+    def size(self, space: str) -> tuple[int, int]:
+        """(objects, characters of them)."""
+        count, size = self._database.execute("SELECT COUNT(*), SUM(LENGTH(value)) FROM record WHERE space=?", (space,)).fetchone()
+        return count, size or 0
+
+    def delete_until(self, space: str, key: str) -> int:
+        """Those up to and with ``key``; how many there were."""
+        return self._database.execute("DELETE FROM record WHERE space=? AND key<=?", (space, key)).rowcount
 
     def delete(self, space: str, key: str) -> None:
         self._database.execute("DELETE FROM record WHERE space=? AND key=?", (space, key))

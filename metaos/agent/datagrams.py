@@ -11,7 +11,7 @@ import errno
 import logging
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 
 from metaos.agent.flows import BATCH, MAX_DATAGRAM, Counts, Flow, Flows, Link, Near, Way
 from metaos.agent.routes import Listener, LocalEndpoint, RemoteEndpoint, Route
@@ -236,7 +236,7 @@ class Datagrams:
             async with asyncio.timeout(CONNECT_SECONDS):
                 stream = await self._reach(origin.uid, route, endpoint)
             try:
-                trunk = _Trunk(Link(stream, self._counts))
+                trunk = _Trunk(Link(stream, self._counts, origin.uid))
                 ready.set_result(trunk)
                 # Whoever waited for it has begun by then, or has given up.
                 idle = asyncio.get_running_loop().call_later(CONNECT_SECONDS, self._cut, origin, route, endpoint, trunk)
@@ -270,11 +270,11 @@ class Datagrams:
 
 
 async def deliver(
-    stream: Stream, dial: Callable[[], Awaitable[socket.socket]], refusal: Callable[[], str | None], counts: Counts
+    stream: Stream, dial: Callable[[], Awaitable[socket.socket]], refusal: Callable[[], str | None], counts: Counts, pod: Hashable
 ) -> None:
-    """What a pod of another site sends to one of this site, and back. ``refusal``: why it may not any more. Raises
+    """What a pod of another site sends to one of this site (``pod``), and back. ``refusal``: why it may not any more. Raises
     ``ConnectionError``."""
-    link = Link(stream, counts)
+    link = Link(stream, counts, pod)
     flows: Flows[int] = Flows(counts)
     loop = asyncio.get_running_loop()
     checked = loop.time()

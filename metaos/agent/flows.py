@@ -49,7 +49,12 @@ class Counts:
         #: Bytes that wait.
         self.waiting = 0
         self.dropped: dict[str, int] = {}
+        #: Bytes of pods (uid, or namespace and name) that left for other sites, by TCP and UDP, since somebody looked.
+        self.left: dict[Hashable, int] = {}
         self._said = -SAY_SECONDS
+
+    def leave(self, pod: Hashable, size: int) -> None:
+        self.left[pod] = self.left.get(pod, 0) + size
 
     def drop(self, why: str, number: int = 1) -> None:
         if not number:
@@ -246,10 +251,10 @@ class Near:
 
 
 class Link:
-    """Datagrams of many flows over one stream."""
+    """Datagrams of many flows over one stream; ``pod``: of this site, whose they are."""
 
-    def __init__(self, stream: Stream, counts: Counts) -> None:
-        self._stream, self._counts = stream, counts
+    def __init__(self, stream: Stream, counts: Counts, pod: Hashable) -> None:
+        self._stream, self._counts, self._pod = stream, counts, pod
         self._waiting = Waiting(counts)
         self._more = asyncio.Event()
         #: Nothing is carried any more.
@@ -282,6 +287,7 @@ class Link:
             while self._waiting:
                 number, data = self._waiting.take()
                 await self._stream.write(number.to_bytes(_NUMBER, "big") + data)
+                self._counts.leave(self._pod, len(data))
             self._more.clear()
             await self._more.wait()
 

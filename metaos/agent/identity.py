@@ -2,7 +2,7 @@
 
 The agent stays small by not importing ``cryptography`` itself. ``request KEY_FILE NAME`` writes a new private key
 (0600, never shown) and prints a certificate signing request; ``describe`` reads certificates (PEM) on standard input and
-prints what the first says, as JSON; ``site FILE`` prints a site file, and where its runtime plugin is, as JSON: the YAML
+prints what the first says, as JSON; ``site FILE`` prints a site file, and where its plugins are, as JSON: the YAML
 parser and the search for entry points (5 MB together) stay out of the agent too.
 """
 
@@ -70,6 +70,17 @@ def runtime_of(site: dict[str, Any]) -> str:
     return f"{found.__module__}:{found.__qualname__}"
 
 
+def meters_of(site: dict[str, Any]) -> dict[str, str]:
+    """The meters that are tried, and the one that the site file names: name → ``module:Class``. Raises ``LookupError``."""
+    from metaos.agent.energy import ACCELERATORS, AUTO, DETECTED, MODEL, NONE
+    from metaos.plugins import registry
+
+    power = (site.get("spec") or {}).get("power") or {}
+    named = {str(power.get(key) or AUTO) for key in ("meter", "acceleratorMeter")} - {AUTO, MODEL, NONE}
+    found = {name: registry.load("metaos.meter", name) for name in sorted({*DETECTED, *ACCELERATORS, *named})}
+    return {name: f"{each.__module__}:{each.__qualname__}" for name, each in found.items()}
+
+
 def main(arguments: list[str]) -> int:
     match arguments:
         case ["request", key_file, name]:
@@ -81,7 +92,8 @@ def main(arguments: list[str]) -> int:
                 from metaos.agent.sitefile import read_site
 
                 site = read_site(Path(path))
-                json.dump({"site": site, "runtime": runtime_of(site)}, sys.stdout, allow_nan=False)
+                found = {"site": site, "runtime": runtime_of(site), "meters": meters_of(site)}
+                json.dump(found, sys.stdout, allow_nan=False)
             except (OSError, ValueError, LookupError) as error:
                 sys.stderr.write(f"{error}\n")
                 return 1

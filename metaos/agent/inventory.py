@@ -61,6 +61,13 @@ def measure(root: Path = Path("/"), processors: int | None = None) -> tuple[int,
     return min(cpu, limits.cpu or cpu), min(memory, limits.memory or memory)
 
 
+def busy(root: Path = Path("/")) -> float:
+    """CPU seconds that all of the machine has used since it was started; waiting is not using. Source: ``proc_stat(5)``."""
+    line = _text(root / "proc/stat").partition("\n")[0].split()
+    # user, nice, system, irq, softirq, steal; guests' time is in user and nice already.
+    return sum(int(line[n]) for n in (1, 2, 3, 6, 7, 8)) / os.sysconf("SC_CLK_TCK") if len(line) > 8 else 0.0
+
+
 def capacity(site: Obj, measured: tuple[int, int]) -> tuple[Capacity, Capacity]:
     """(capacity, allocatable) of a site. The owner's limits hold where they are smaller than what was measured;
     of the machine itself a part is kept back."""
@@ -186,6 +193,10 @@ class Machine:
     def measure(self) -> tuple[int, int]:
         """Milli-CPU and bytes."""
         return measure()
+
+    def busy(self, whole: bool) -> float:
+        """CPU seconds used so far: of all that ran on it since it was started, or of this process alone."""
+        return busy() if whole else sum(os.times()[:4])
 
     def conditions(self) -> Sequence[Mapping[str, str]]:
         """What it cannot give, whatever the runtime."""

@@ -2,34 +2,47 @@
 
 Nothing here needs the hub. A period is closed in one transaction with the counters that the next one begins with, so a pod's CPU
 time is in exactly one period whenever this process is killed: after a restart the counters go on from the last close. Memory is
-integrated from looks; what lies between the last close and a restart is taken to have been as it is found, and
-``estimatedSeconds`` says how much that was. A container that ends between two looks loses what it used since the last one.
+integrated from looks, and energy read at each; what lies between the last close and a restart is taken to have been as it is
+found, its energy by the power model, and ``estimatedSeconds`` says how much that was.
 
-Bounds: ``MAX_WAITING`` periods wait. When there are more, the two oldest that make up a day at most become one: coarser, nothing
-is lost. Periods end at multiples of their length, so none lies in two hours where that divides an hour.
+Numbers: a period's is its place in the spool plus ``offset``, which is found out when the hub is first asked what it has booked,
+so that a site that lost its disk goes on where the one before it ended. What was once handed out is never changed.
+
+Bounds: ``MAX_WAITING`` periods and ``MAX_BYTES`` characters wait. When there are more, the two oldest that make up a day at most
+become one: coarser, nothing is lost. When nothing is left to join, the oldest is given up, and the one after it says in
+``lostSeconds`` for how long nothing is known any more. Periods end at multiples of their length when they are looked at on time,
+so none lies in two hours where that divides an hour.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from metaos.accounting.booking import MAX_PERIOD_SECONDS, POD_FIGURES
+from metaos.accounting.booking import MAX_PERIOD_SECONDS, MAX_PODS, POD_FIGURES
 from metaos.accounting.metering import DEFAULT_IDLE_RULE, PodUse, apportion, attribute, integrated
 from metaos.agent.cache import Cache
+from metaos.agent.energy import Energy
 
 PERIOD_SECONDS = 300
 MAX_WAITING = 4032
+MAX_BYTES = 32 * 1024 * 1024
+#: Of those that are handed out at once: so many pods in all, or one period.
+MAX_SENT_PODS = 1000
 #: A longer silence is a clock that was set, not time in which something ran: its seconds count for nothing.
 MAX_GAP_SECONDS = 30 * 86_400
 _STATE, _WAITING = "meter", "period"
+#: Of a pod, only where they were counted.
+_OPTIONAL = ("networkBytes", "acceleratorMillijoules")
+NETWORK_SOURCE = "bytes that left for other sites through the agent; what pods exchange otherwise is not counted"
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One pod at one moment. ``counters``: container start → CPU seconds since that start."""
+    """One pod at one moment. ``counters``: container start → CPU seconds since that start. ``sent``: bytes that left the site for
+    other sites since the last look, ``None`` where they are not counted. ``devices``: those that it holds."""
 
     uid: str
     namespace: str
@@ -40,6 +53,10 @@ class Look:
     memory: float
     requested_millis: int = 0
     requested_mib: int = 0
+    sent: int | None = None
+    devices: tuple[str, ...] = ()
+    #: Whether a container of it runs: one that has ended keeps its counters, and nothing is reserved for it.
+    running: bool = True
 
 
 @dataclass(slots=True)
@@ -49,17 +66,9 @@ class _Sum:
     memory: float = 0.0
     present: float = 0.0
     last_memory: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Energy:
-    """``measure(seconds, cpu_seconds)``: millijoules of the machine and, of it, idle, for the time since the last call."""
-
-    name: str
-    source: str
-    basis: str
-    uncertainty: str
-    measure: Callable[[float, float], tuple[int, int]]
+    sent: int | None = None
+    #: Millijoules of devices that it held.
+    devices: int = 0
 
 
 @dataclass(slots=True)
@@ -72,6 +81,9 @@ class Meter:
     period_seconds: int = PERIOD_SECONDS
     idle_rule: str = DEFAULT_IDLE_RULE
     max_waiting: int = MAX_WAITING
+    max_bytes: int = MAX_BYTES
+    #: Whether all that the machine does is metered, or pods and the agent alone: where the site is a part of it.
+    whole: bool = True
     _sums: dict[str, _Sum] = field(default_factory=dict)
     _counters: dict[str, float] = field(default_factory=dict)
     _system: float = 0.0
@@ -79,22 +91,39 @@ class Meter:
     _sequence: int = 0
     _looked: float | None = None
     _estimated: float = 0.0
+    #: Millijoules of the machine in this period, of it idle, and of it devices that no pod held.
+    _whole: int = 0
+    _idle: int = 0
+    _loose: int = 0
+    #: ``None``: the hub has never been asked.
+    _offset: int | None = None
+    #: Key of the last period that was handed out.
+    _sent: str = ""
+    #: Up to here nothing can be joined any more.
+    _full: str = ""
+    _count: int = 0
+    _bytes: int = 0
 
     def __post_init__(self) -> None:
         state = self.cache.get(_STATE, "state")
         if state is not None:
             self._start, self._sequence, self._counters = state["start"], state["sequence"], state["counters"]
+            self._offset, self._sent = state.get("offset"), state.get("sent", "")
+        self._count, self._bytes = self.cache.size(_WAITING)
+
+    # -- looking -------------------------------------------------------------------------------------------
 
     def look(self, now: float, pods: Iterable[Look], system_cpu_seconds: float = 0.0) -> None:
         """To be called every few seconds with everything that runs. ``system_cpu_seconds``: used since the last look by the
         machine beside the pods. A clock that was put back holds the period open until it has caught up."""
         pods = list(pods)
+        first = self._looked is None
         if not self._start:
             # What was used before anybody metered is nobody's.
             self._start = int(now)
             self._counters = {f"{pod.uid}/{key}": value for pod in pods for key, value in pod.counters.items()}
-            self._keep(self._counters)
-        elif self._looked is None:
+            self._keep(self._start, self._counters)
+        elif first:
             self._estimated += max(0.0, now - self._start)
         since = self._looked if self._looked is not None else float(self._start)
         seconds = max(0.0, now - since)
@@ -104,42 +133,91 @@ class Meter:
         self._looked = now
         self._system += system_cpu_seconds
         counters: dict[str, float] = {}
-        for pod in pods:
-            self._add(pod, seconds, counters)
+        cpu = sum([self._add(pod, seconds, counters) for pod in pods])
+        self._read(pods, seconds, cpu + system_cpu_seconds, estimate=first)
         # What is gone is forgotten at the next close: one look that missed a container must not count it twice.
         self._counters |= counters
         if int(now) // self.period_seconds * self.period_seconds > self._start:
             self._close(int(now), counters)
 
-    def _add(self, pod: Look, seconds: float, counters: dict[str, float]) -> None:
+    def _add(self, pod: Look, seconds: float, counters: dict[str, float]) -> float:
+        """CPU seconds since the last look."""
         found = self._sums.setdefault(pod.uid, _Sum(pod))
         found.look = pod
+        used = 0.0
         for key, value in pod.counters.items():
             before = self._counters.get(f"{pod.uid}/{key}", 0.0)
-            found.cpu += value - before if value >= before else value
+            used += value - before if value >= before else value
             counters[f"{pod.uid}/{key}"] = value
+        found.cpu += used
         found.memory += float(integrated(found.last_memory, pod.memory, seconds))
-        found.present += seconds
+        found.present += seconds if pod.running else 0.0
         found.last_memory = pod.memory
+        if pod.sent is not None:
+            found.sent = (found.sent or 0) + pod.sent
+        return used
+
+    def _read(self, pods: list[Look], seconds: float, cpu_seconds: float, *, estimate: bool) -> None:
+        reading = self.energy.read(seconds, cpu_seconds)
+        if estimate:
+            # What a meter counted while nobody was there, or who held its devices, is not known.
+            reading = self.energy.estimate(seconds, cpu_seconds)
+        self._whole += reading.millijoules
+        self._idle += reading.idle_millijoules
+        for device, millijoules in sorted(reading.devices.items()):
+            holders = [self._sums[pod.uid] for pod in pods if device in pod.devices]
+            for holder, part in zip(holders, apportion(millijoules, [1] * len(holders)), strict=True):
+                holder.devices += part
+            self._loose += 0 if holders else millijoules
+
+    # -- closing -------------------------------------------------------------------------------------------
 
     def _close(self, end: int, counters: dict[str, float]) -> None:
-        seconds = end - self._start
-        cpu = sum(each.cpu for each in self._sums.values())
-        whole, idle = self.energy.measure(seconds, cpu + self._system)
+        parts = parted(self._period(end))
+        with self.cache.together():
+            added = 0
+            for part in parts:
+                added += self.cache.put(_WAITING, _key(part["sequence"]), part)
+            self._keep(end, counters, self._sequence + len(parts))
+        # Only what is on disk is over: where it could not be written, the period goes on.
+        self._start, self._sequence = end, self._sequence + len(parts)
+        self._count, self._bytes = self._count + len(parts), self._bytes + added
+        self._counters, self._system, self._estimated = counters, 0.0, 0.0
+        self._whole = self._idle = self._loose = 0
+        kept = {key.partition("/")[0] for key in counters}
+        self._sums = {uid: _Sum(each.look, last_memory=each.last_memory) for uid, each in self._sums.items() if uid in kept}
+        self._make_room()
+
+    def _period(self, end: int) -> dict[str, Any]:
+        milliseconds = (end - self._start) * 1000
         uses = {
-            uid: PodUse(round(each.cpu * 1e6), min(round(each.present * 1000), seconds * 1000), each.look.requested_millis)
+            uid: PodUse(round(each.cpu * 1e6), min(round(each.present * 1000), milliseconds), each.look.requested_millis)
             for uid, each in self._sums.items()
         }
-        shares, left = attribute(
-            whole,
-            idle,
+        held = {uid: each.devices for uid, each in self._sums.items()}
+        devices = sum(held.values()) + self._loose
+        if devices > self._whole:
+            # One meter counts all of the machine, another one its devices, and they do not agree.
+            scaled = apportion(self._whole, [*held.values(), self._loose])
+            held, devices = dict(zip(held, scaled, strict=False)), self._whole
+        shares, _ = attribute(
+            self._whole - devices,
+            self._idle,
             uses,
             system_cpu_microseconds=round(self._system * 1e6),
             capacity_millis=self.cores,
-            milliseconds=seconds * 1000,
+            milliseconds=milliseconds,
             rule=self.idle_rule,
         )
-        period = {
+        pods = [
+            _said(each, uses[uid], shares[uid].total + held[uid], held[uid])
+            for uid, each in sorted(self._sums.items())
+            if each.look.running or each.cpu or each.present
+        ]
+        # More pods than a period may have: those with least energy are not told apart from the system.
+        pods = sorted(pods, key=lambda pod: -pod["energyMillijoules"])[:MAX_PODS] if len(pods) > MAX_PODS else pods
+        counted = any("networkBytes" in pod for pod in pods)
+        return {
             "sequence": self._sequence + 1,
             "start": self._start,
             "end": end,
@@ -147,43 +225,96 @@ class Meter:
             "meter": {key: getattr(self.energy, key) for key in ("name", "source", "basis", "uncertainty")},
             "idleRule": self.idle_rule,
             "cpuMillis": self.cores,
-            "energy": {"millijoules": whole, "systemMillijoules": left.total},
-            "pods": [_said(each, uses[uid], shares[uid].total) for uid, each in sorted(self._sums.items())],
+            **({"networkSource": NETWORK_SOURCE} if counted else {}),
+            "energy": {
+                "millijoules": self._whole,
+                "systemMillijoules": self._whole - sum(pod["energyMillijoules"] for pod in pods),
+            },
+            "pods": pods,
         }
-        self._start = end
-        with self.cache.together():
-            for part in parted(period):
-                self._sequence = part["sequence"]
-                self.cache.put(_WAITING, f"{self._sequence:012d}", part)
-            self._keep(counters)
-            self._make_room()
-        self._counters, self._system, self._estimated = counters, 0.0, 0.0
-        kept = {key.partition("/")[0] for key in counters}
-        self._sums = {uid: _Sum(each.look, last_memory=each.last_memory) for uid, each in self._sums.items() if uid in kept}
 
-    def _keep(self, counters: dict[str, float]) -> None:
-        self.cache.put(_STATE, "state", {"start": self._start, "sequence": self._sequence, "counters": counters})
+    def _keep(self, start: int, counters: dict[str, float], sequence: int | None = None) -> None:
+        state = {"start": start, "sequence": self._sequence if sequence is None else sequence, "counters": counters}
+        self.cache.put(_STATE, "state", state | {"offset": self._offset, "sent": self._sent})
 
-    def waiting(self, limit: int) -> list[dict[str, Any]]:
-        """The oldest periods that are not booked yet."""
-        return [period for _, period in self.cache.items(_WAITING)][:limit]
+    # -- what waits ----------------------------------------------------------------------------------------
 
-    def booked(self, sequence: int) -> None:
-        """The hub has all periods up to this one."""
-        with self.cache.together():
-            for key, _ in self.cache.items(_WAITING):
-                if int(key) <= sequence:
-                    self.cache.delete(_WAITING, key)
+    @property
+    def offset(self) -> int:
+        """Numbers up to this one are of a spool that was here before."""
+        return self._offset or 0
+
+    def __len__(self) -> int:
+        """Periods that wait."""
+        return self._count
+
+    def settle(self, booked: int, held: int = 0) -> None:
+        """The hub has all periods up to ``booked``. ``held``: the highest number that it has been sent, as it says."""
+        if self._offset is None or booked > self._offset + self._sequence:
+            # Numbers of a spool that was here before this one, or of this one before it was put back from a copy.
+            first = self._offset is None
+            self._offset = max(booked, held) if first else booked - self._sequence
+            self._keep_beside()
+        key = _key(booked - self._offset)
+        if booked > self._offset and self.cache.delete_until(_WAITING, key):
+            self._count, self._bytes = self.cache.size(_WAITING)
+
+    def next(self, limit: int) -> list[dict[str, Any]]:
+        """The oldest periods, with their numbers. They stay what they are from now on. To be called after :meth:`settle`."""
+        found: list[tuple[str, dict[str, Any]]] = []
+        pods = 0
+        for key, period in self.cache.first(_WAITING, limit):
+            pods += len(period["pods"])
+            if found and pods > MAX_SENT_PODS:
+                break
+            found.append((key, period))
+        if found and found[-1][0] > self._sent:
+            self._sent = found[-1][0]
+            self._keep_beside()
+        return [period | {"sequence": period["sequence"] + self.offset} for _, period in found]
+
+    def _keep_beside(self) -> None:
+        """The counters on disk stay those of the last close."""
+        state = self.cache.get(_STATE, "state") or {"start": self._start, "sequence": self._sequence, "counters": self._counters}
+        self.cache.put(_STATE, "state", state | {"offset": self._offset, "sent": self._sent})
 
     def _make_room(self) -> None:
-        found = list(self.cache.items(_WAITING))
-        for (old, first), (new, second) in pairwise(found):
-            if len(found) <= self.max_waiting:
+        while self._count > self.max_waiting or self._bytes > self.max_bytes:
+            pair = self.cache.first(_WAITING, 2, max(self._full, self._sent))
+            if len(pair) == 2 and joinable(pair[0][1], pair[1][1]):
+                (old, one), (new, other) = pair
+                with self.cache.together():
+                    self.cache.delete(_WAITING, old)
+                    self.cache.put(_WAITING, new, merged(one, other))
+            elif len(pair) == 2:
+                self._full = pair[0][0]
+                continue
+            elif not self._give_up():
                 return
-            if second["end"] - first["start"] <= MAX_PERIOD_SECONDS:
-                self.cache.delete(_WAITING, old)
-                self.cache.put(_WAITING, new, merged(first, second))
-                return
+            self._count, self._bytes = self.cache.size(_WAITING)
+
+    def _give_up(self) -> bool:
+        """The oldest that nobody was sent."""
+        found = self.cache.first(_WAITING, 2, self._sent)
+        if len(found) < 2:
+            return False
+        (old, lost), (new, after) = found
+        seconds = lost["end"] - lost["start"] + lost.get("lostSeconds", 0) + after.get("lostSeconds", 0)
+        with self.cache.together():
+            self.cache.delete(_WAITING, old)
+            self.cache.put(_WAITING, new, after | {"lostSeconds": seconds})
+        return True
+
+
+def _key(sequence: int) -> str:
+    return f"{sequence:012d}"
+
+
+def joinable(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two periods can be one that the hub takes. Pure."""
+    pods = {(pod["namespace"], pod["name"]) for pod in (*first["pods"], *second["pods"])}
+    whole = second["end"] - first["start"] <= MAX_PERIOD_SECONDS and not second.get("lostSeconds")
+    return whole and len(pods) <= MAX_PODS and first["meter"] == second["meter"] and first["idleRule"] == second["idleRule"]
 
 
 def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,9 +326,14 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
             pods[pod["namespace"], pod["name"]] = dict(pod)
         else:
             kept = {key: max(before[key], pod[key]) for key in ("requestedMillis", "requestedMiB")}
-            pods[pod["namespace"], pod["name"]] = pod | {key: before[key] + pod[key] for key in POD_FIGURES} | kept
+            also = {key: before.get(key, 0) + pod.get(key, 0) for key in _OPTIONAL if key in before or key in pod}
+            pods[pod["namespace"], pod["name"]] = pod | {key: before[key] + pod[key] for key in POD_FIGURES} | kept | also
+    lost = {"lostSeconds": first["lostSeconds"]} if "lostSeconds" in first else {}
+    source = {"networkSource": NETWORK_SOURCE} if any("networkBytes" in pod for pod in pods.values()) else {}
     return {
         **second,
+        **lost,
+        **source,
         "start": first["start"],
         "estimatedSeconds": first["estimatedSeconds"] + second["estimatedSeconds"],
         "energy": {key: first["energy"][key] + second["energy"][key] for key in second["energy"]},
@@ -215,11 +351,13 @@ def parted(period: Mapping[str, Any]) -> list[dict[str, Any]]:
     lengths = [b - a for a, b in pairwise(bounds)]
     system = apportion(period["energy"]["systemMillijoules"], lengths)
     estimated = apportion(period["estimatedSeconds"], lengths)
-    summed = [key for key in POD_FIGURES if key not in ("requestedMillis", "requestedMiB")]
-    shares = [{key: apportion(pod[key], lengths) for key in summed} for pod in period["pods"]]
+    summed = [key for key in (*POD_FIGURES, *_OPTIONAL) if key not in ("requestedMillis", "requestedMiB")]
+    shares = [{key: apportion(pod[key], lengths) for key in summed if key in pod} for pod in period["pods"]]
     found = []
     for n in range(count):
-        pods = [{**pod, **{key: share[key][n] for key in summed}} for pod, share in zip(period["pods"], shares, strict=True)]
+        pods = [
+            {**pod, **{key: parts[n] for key, parts in share.items()}} for pod, share in zip(period["pods"], shares, strict=True)
+        ]
         whole = system[n] + sum(pod["energyMillijoules"] for pod in pods)
         found.append(
             {
@@ -235,8 +373,8 @@ def parted(period: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _said(each: _Sum, use: PodUse, millijoules: int) -> dict[str, Any]:
-    return {
+def _said(each: _Sum, use: PodUse, millijoules: int, devices: int) -> dict[str, Any]:
+    said = {
         "namespace": each.look.namespace,
         "name": each.look.name,
         "workload": {"kind": each.look.kind, "name": each.look.workload},
@@ -247,3 +385,8 @@ def _said(each: _Sum, use: PodUse, millijoules: int) -> dict[str, Any]:
         "requestedMiB": each.look.requested_mib,
         "energyMillijoules": millijoules,
     }
+    if each.sent is not None:
+        said["networkBytes"] = each.sent
+    if devices:
+        said["acceleratorMillijoules"] = devices
+    return said

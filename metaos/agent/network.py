@@ -12,6 +12,7 @@ import json
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -328,7 +329,7 @@ class ServiceNetwork:
                     why = str(error) or type(error).__name__
                     continue
                 if isinstance(target, Stream):
-                    await relay_stream(accepted, target)
+                    await relay_stream(accepted, target, partial(self.counts.leave, pod.uid))
                 else:
                     await relay_sockets(accepted, target)
                 return

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -27,10 +27,14 @@ async def relay_sockets(one: socket.socket, other: socket.socket) -> None:
         other.close()
 
 
-async def relay_stream(sock: socket.socket, stream: Stream) -> None:
-    """Between a connected, non-blocking socket and a tunnel's stream; the stream is closed, or reset after an error."""
+def _uncounted(size: int) -> None: ...
+
+
+async def relay_stream(sock: socket.socket, stream: Stream, left: Callable[[int], None] = _uncounted) -> None:
+    """Between a connected, non-blocking socket and a tunnel's stream; the stream is closed, or reset after an error. ``left``
+    is told how many bytes went into the stream."""
     try:
-        clean = await _both(_from_socket(sock, stream), _to_socket(stream, sock))
+        clean = await _both(_from_socket(sock, stream, left), _to_socket(stream, sock))
     except BaseException:
         await stream.reset("the connection was given up")
         raise
@@ -69,10 +73,11 @@ async def _copy(source: socket.socket, target: socket.socket) -> None:
     target.shutdown(socket.SHUT_WR)
 
 
-async def _from_socket(sock: socket.socket, stream: Stream) -> None:
+async def _from_socket(sock: socket.socket, stream: Stream, left: Callable[[int], None]) -> None:
     loop = asyncio.get_running_loop()
     while data := await loop.sock_recv(sock, CHUNK):
         await stream.write(data)
+        left(len(data))
     await stream.write_eof()
 
 

@@ -14,6 +14,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any, Literal, Protocol, overload
 
 from metaos.agent.contact import Contact
@@ -84,7 +85,7 @@ class SiteAccess(PodAccess, Protocol):
 
     @property
     def counts(self) -> Counts:
-        """Of this site's datagrams."""
+        """Of this site's datagrams, and of the bytes that leave it."""
         ...
 
     async def usage(self) -> dict[str, Any]:
@@ -259,7 +260,10 @@ class Remote:
             target = await self._pods.connect(where, pod, port)
         try:
             await stream.accept()
-            await relay_stream(target, stream)
+            if "source" in header:
+                await relay_stream(target, stream, partial(self._pods.counts.leave, (where, pod)))
+            else:
+                await relay_stream(target, stream)
         finally:
             target.close()
 
@@ -271,7 +275,7 @@ class Remote:
 
         if (why := refusal()) is not None:
             raise ApiError(403, "Forbidden", why)
-        await deliver(stream, lambda: self._pods.datagrams(where, pod, port), refusal, self._pods.counts)
+        await deliver(stream, lambda: self._pods.datagrams(where, pod, port), refusal, self._pods.counts, (where, pod))
 
     async def _exec(self, header: dict[str, Any], stream: Stream, where: str, pod: str, container: str) -> None:
         command = [str(part) for part in header.get("command") or ()]

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -14,9 +15,13 @@ from pathlib import Path
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 from typing import Any, Protocol
 
+from metaos.accounting.metering import DEFAULT_IDLE_RULE
+from metaos.agent.cache import Cache
 from metaos.agent.contact import Contact
+from metaos.agent.energy import detect
 from metaos.agent.inventory import capacity, measure
 from metaos.agent.join import Identity, JoinError, Membership, identity_process, register
+from metaos.agent.meter import Meter
 from metaos.agent.network import ServiceNetwork
 from metaos.agent.remote import PodAccess
 from metaos.clock import Clock
@@ -115,10 +120,18 @@ async def enter(config: AgentConfig, site: Obj, clock: Clock, random: Random) ->
             await contact.pause(failures)
 
 
-async def read_site(path: Path) -> tuple[Obj, str]:
-    """The site file, and where its runtime plugin is (``module:Class``). Raises ``JoinError`` saying what is wrong."""
+@dataclass(frozen=True, slots=True)
+class Plugins:
+    """Where they are (``module:Class``): a site's runtime, and the meters that are tried, by name."""
+
+    runtime: str
+    meters: Mapping[str, str]
+
+
+async def read_site(path: Path) -> tuple[Obj, Plugins]:
+    """The site file, and the plugins that it needs. Raises ``JoinError`` saying what is wrong."""
     found = json.loads(await identity_process("site", str(path)))
-    return found["site"], found["runtime"]
+    return found["site"], Plugins(found["runtime"], found["meters"])
 
 
 def lock(data: Path, stack: ExitStack) -> None:
@@ -134,10 +147,9 @@ def lock(data: Path, stack: ExitStack) -> None:
 
 def make_runtime(site: Obj, plugin: str, data: Path, clock: Clock) -> Runtime:
     """The runtime that the site file names, found by entry point (see :func:`read_site`)."""
-    module, _, attribute = plugin.partition(":")
     spec: Mapping[str, Any] = site.get("spec") or {}
     free = capacity(site, measure())[1]
-    found: Runtime = getattr(import_module(module), attribute)(
+    found: Runtime = _loaded(plugin)(
         str(data / "runtime"),
         clock=clock,
         isolation=str(spec.get("isolation") or "bubblewrap"),
@@ -149,3 +161,21 @@ def make_runtime(site: Obj, plugin: str, data: Path, clock: Clock) -> Runtime:
     if validate is not None:
         validate()
     return found
+
+
+def make_meter(site: Obj, plugins: Mapping[str, str], cache: Cache) -> Meter:
+    """What meters this site, by its site file and what is found on the machine. Raises ``NoMeter``."""
+    power: Mapping[str, Any] = (site.get("spec") or {}).get("power") or {}
+    all_of_it, share = (os.cpu_count() or 1) * 1000, capacity(site, measure())[0].cpu
+    energy, why = detect(power, share, {name: _loaded(plugin)(Path("/")) for name, plugin in plugins.items()})
+    log.info("energy: %s, %s, within %s of it either way", energy.source, energy.basis, energy.uncertainty)
+    for reason in why:
+        log.debug("no meter: %s", reason)
+    whole = energy.measured or share >= all_of_it
+    rule = str(power.get("idleRule") or DEFAULT_IDLE_RULE)
+    return Meter(cache, energy, all_of_it if whole else share, idle_rule=rule, whole=whole)
+
+
+def _loaded(plugin: str) -> Any:
+    module, _, attribute = plugin.partition(":")
+    return getattr(import_module(module), attribute)

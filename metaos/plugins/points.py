@@ -29,6 +29,20 @@ class ContainerState:
 
 
 @dataclass(frozen=True, slots=True)
+class ContainerUsage:
+    """What one start of a container used: CPU seconds since then, and bytes of memory now (0 once it has ended).
+
+    ``id`` is another one for every start (as in :class:`ContainerState`)."""
+
+    name: str
+    id: str
+    cpu_seconds: float
+    memory: float
+    start_time: float
+    running: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerConfig:
     """One container to start, everything resolved: no references to ConfigMaps or Secrets are left."""
 
@@ -216,8 +230,9 @@ class Runtime(Protocol):
         free; their names."""
         ...
 
-    async def usage(self) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
-        """Pod uid → container → ``{"cpu": cores in use, "memory": bytes}``, measured. Pods without a running container too."""
+    async def usage(self) -> Mapping[str, Sequence[ContainerUsage]]:
+        """Pod uid → what its containers used, measured. Starts that have ended are listed as long as the pod is there, and those
+        of a pod that went since the last call once more, so that nobody misses what they used last."""
         ...
 
     async def storage(self, uid: str) -> Mapping[str, int]:
@@ -230,6 +245,44 @@ class Runtime(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class EnergyMeter(Protocol):
+    """Reads what a machine, or its accelerators, used. Entry-point group ``metaos.meter``; ``cls(root)`` with the root of the
+    machine's file system must not raise: ``problem`` says why it does not work here, with the remedy. Asked every ten seconds."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def problem(self) -> str:
+        """Empty where it works."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """What is read, for people: at most 100 characters."""
+        ...
+
+    @property
+    def basis(self) -> str:
+        """``measured``, ``stated`` or ``assumed``."""
+        ...
+
+    @property
+    def uncertainty(self) -> str:
+        """Relative, as a decimal fraction."""
+        ...
+
+    @property
+    def whole(self) -> bool:
+        """Whether it sees all of the machine, its accelerators too."""
+        ...
+
+    def read(self, seconds: float) -> Mapping[str, int]:
+        """Part → millijoules since the last call, so many seconds ago; none for the first. What cannot be read for once is not
+        in it, and is in the next one where the hardware counts."""
+        ...
 
 
 class CarbonSource(Protocol):

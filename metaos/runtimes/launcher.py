@@ -130,7 +130,9 @@ class Launcher:
         directory = os.path.join(place, str(sequence))
         os.mkdir(directory, 0o700)
         self._images.hold(image, directory)
-        return Container(config.name, directory, self._clock.now(), config.attempt, f"{config.name}-{sequence}")
+        started = Container(config.name, directory, self._clock.now(), config.attempt, f"{config.name}-{sequence}")
+        started.before = None if before is None else before.usage(pod.uid)
+        return started
 
     def _environment(self, pod: Pod, image: Image, container: ContainerConfig, user: int) -> tuple[tuple[str, str], ...]:
         env = {"PATH": DEFAULT_PATH, "HOSTNAME": pod.hostname}

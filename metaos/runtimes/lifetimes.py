@@ -81,7 +81,8 @@ class Lifetimes:
             reason, message, code = "ContainerCannotRun", complaint, 127 if missing else 128
         elif not message and (name := signal_name(code)):
             message = f"ended by {name}"
-        container.finish(End(code, finish, reason, message))
+        waited = 0.0 if container.watch is None else container.watch.cpu
+        container.finish(End(code, finish, reason, message, max(container.cpu, waited if measured is None else measured.cpu)))
         self.clean_later(pod, container)
         self._changed()
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from metaos.plugins.points import ContainerState
+from metaos.plugins.points import ContainerState, ContainerUsage
 from metaos.runtimes.netns import Sockets
 from metaos.runtimes.process import Identity, Watch, parse_stat
 
@@ -43,6 +43,8 @@ class End:
     finish_time: float
     reason: str
     message: str = ""
+    #: CPU seconds that it used from its start to its end.
+    cpu: float = 0.0
 
 
 @dataclass(slots=True)
@@ -64,14 +66,22 @@ class Container:
     stdin_once: bool = False
     tty: bool = False
     console: Watch | None = None
-    #: (monotonic seconds, CPU seconds) of the last measurement.
-    sample: tuple[float, float] | None = None
+    #: CPU seconds since its start, as of the last measurement.
+    cpu: float = 0.0
+    #: What the start before this one used.
+    before: ContainerUsage | None = None
+
+    def id(self, uid: str) -> str:
+        return f"sandbox://{uid}/{self.name}/{os.path.basename(self.directory)}"
+
+    def usage(self, uid: str, memory: float = 0.0) -> ContainerUsage:
+        return ContainerUsage(self.name, self.id(uid), self.cpu, memory, self.start_time, self.end is None)
 
     def state(self, uid: str) -> ContainerState:
         end = self.end
         return ContainerState(
             name=self.name,
-            id=f"sandbox://{uid}/{self.name}/{os.path.basename(self.directory)}",
+            id=self.id(uid),
             running=end is None,
             start_time=self.start_time,
             exit_code=None if end is None else end.exit_code,
@@ -96,10 +106,11 @@ class Container:
         )
 
     def finish(self, end: End) -> None:
-        self.end = end
+        self.end, self.cpu = end, end.cpu
         write_json(
             os.path.join(self.directory, "end.json"),
-            {"exitCode": end.exit_code, "finishTime": end.finish_time, "reason": end.reason, "message": end.message},
+            {"exitCode": end.exit_code, "finishTime": end.finish_time, "reason": end.reason, "message": end.message}
+            | {"cpuSeconds": end.cpu},
         )
 
     @classmethod
@@ -118,7 +129,8 @@ class Container:
         found.stdin, found.stdin_once, found.tty = known.get("input") or (False, False, False)
         end = read_json(os.path.join(directory, "end.json"))
         if end is not None:
-            found.end = End(end["exitCode"], end["finishTime"], end["reason"], end["message"])
+            found.cpu = float(end.get("cpuSeconds") or 0.0)
+            found.end = End(end["exitCode"], end["finishTime"], end["reason"], end["message"], found.cpu)
         return found
 
 

@@ -174,13 +174,15 @@ def boot_id() -> str:
 class Watch:
     """Calls back once, in the event loop, when the process has ended. Reaps it if it is a child of ours."""
 
-    __slots__ = ("_callback", "_fd", "code", "ended", "identity")
+    __slots__ = ("_callback", "_fd", "code", "cpu", "ended", "identity")
 
     def __init__(self, who: Identity, callback: Callable[[], None]) -> None:
         self.identity = who
         self.ended = asyncio.Event()
         #: The exit code (128 + signal), known only if it was our child.
         self.code: int | None = None
+        #: CPU seconds that it used, with all that it waited for; 0 where it was not our child.
+        self.cpu = 0.0
         self._callback: Callable[[], None] | None = callback
         self._fd = -1
         try:
@@ -201,7 +203,7 @@ class Watch:
     def _ready(self) -> None:
         if self.ended.is_set():
             return
-        self.code = reap(self.identity.pid)
+        self.code, self.cpu = reap(self.identity.pid)
         self._release()
         self.ended.set()
         if self._callback is not None:
@@ -219,16 +221,16 @@ class Watch:
         self._release()
 
 
-def reap(pid: int) -> int | None:
-    """The exit code of an ended child of ours; ``None`` for everybody else's."""
+def reap(pid: int) -> tuple[int | None, float]:
+    """The exit code of an ended child of ours (``None`` for everybody else's), and the CPU seconds that it used."""
     try:
-        done, status = os.waitpid(pid, os.WNOHANG)
+        done, status, used = os.wait4(pid, os.WNOHANG)
     except ChildProcessError:
-        return None
+        return None, 0.0
     if done == 0:
-        return None
+        return None, 0.0
     code = os.waitstatus_to_exitcode(status)
-    return 128 - code if code < 0 else code
+    return 128 - code if code < 0 else code, used.ru_utime + used.ru_stime
 
 
 async def ended(who: Identity) -> int | None:

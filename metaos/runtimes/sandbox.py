@@ -16,7 +16,7 @@ from typing import Any
 
 from metaos import trees
 from metaos.clock import Clock
-from metaos.plugins.points import ContainerConfig, ContainerState, ImageError, PodConfig, PodNetwork
+from metaos.plugins.points import ContainerConfig, ContainerState, ContainerUsage, ImageError, PodConfig, PodNetwork
 from metaos.runtimes import netns, process
 from metaos.runtimes.attachment import Attachment
 from metaos.runtimes.cgroups import Cgroups
@@ -31,10 +31,12 @@ from metaos.runtimes.mounts import Mounts
 from metaos.runtimes.output import Outputs
 from metaos.runtimes.pods import Container, Pod, checked, write_shared_etc
 from metaos.runtimes.streams import Streams
-from metaos.runtimes.usage import usage
+from metaos.runtimes.usage import last_known, usage
 
 #: An image that was imported or used so recently is not collected.
 IMAGE_SECONDS = 120.0
+#: Pods that went and whose use nobody has asked for yet; of more, what they used last is forgotten.
+MAX_GONE = 1000
 
 
 class SandboxRuntime:
@@ -72,6 +74,7 @@ class SandboxRuntime:
         self._holders = Holders(self._isolation, self._holder_ended)
         self._fencing = Fencing(self._directory, clock)
         self._pods: dict[str, Pod] | None = None
+        self._gone: dict[str, list[ContainerUsage]] = {}
         self._changed = asyncio.Event()
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -200,6 +203,8 @@ class SandboxRuntime:
                 return
             pod.stopping = True
             await self._end(pod)
+            if len(self._gone) < MAX_GONE:
+                self._gone[uid] = last_known(uid, pod, {})
             for each in pod.containers.values():
                 self._outputs.drop(each.directory)
             written = [os.path.join(each.directory, "upper") for each in pod.containers.values()]
@@ -351,10 +356,12 @@ class SandboxRuntime:
     async def remove_image(self, image: str) -> None:
         self._images.remove(image)
 
-    async def usage(self) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
+    async def usage(self) -> Mapping[str, Sequence[ContainerUsage]]:
         known = self._known()
         self._look_at_logs(known)
-        return usage(known, self._cgroups, self._clock)
+        found = usage(known, self._cgroups) | self._gone
+        self._gone = {}
+        return found
 
     async def storage(self, uid: str) -> Mapping[str, int]:
         """Raises ``LookupError``, ``TooDeep``."""

@@ -13,6 +13,8 @@ from typing import Any
 from metaos.agent import inventory
 from metaos.agent.agent import Agent, Record
 from metaos.agent.cache import Cache
+from metaos.agent.energy import Modelled
+from metaos.agent.meter import Meter
 from metaos.agent.network import ServiceNetwork
 from metaos.agent.presence import Removed
 from metaos.agent.site import AgentConfig, Pods
@@ -70,8 +72,18 @@ class AgentSite:
             )
 
         runtime: Any = self.runtime
+        size = inventory.capacity(self.obj, machine.measure())[0].cpu
+        meter = Meter(cache, Modelled((self.obj.get("spec") or {}).get("power") or {}, size), size)
         agent = self.agent = Told(
-            self._config, self.obj, lambda contact, access: Wire(self.line), runtime, make_pods, self.clock, random, machine
+            self._config,
+            self.obj,
+            lambda contact, access: Wire(self.line),
+            runtime,
+            make_pods,
+            self.clock,
+            random,
+            machine,
+            meter,
         )
         agent.lie = self._lie or {}
         self._task = asyncio.create_task(self._run(agent), name=f"agent {self.name}")

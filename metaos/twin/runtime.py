@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from metaos.clock import Clock
-from metaos.plugins.points import ContainerConfig, ContainerState, Exec, PodConfig, PodNetwork
+from metaos.plugins.points import ContainerConfig, ContainerState, ContainerUsage, Exec, PodConfig, PodNetwork
 from metaos.twin.watchdog import SimulatedWatchdog
 
 _SLEEP = re.compile(r"\bsleep (\d+(?:\.\d+)?)\b(?:.*?\bexit (\d+))?", re.DOTALL)
@@ -64,6 +64,7 @@ class SimulatedRuntime:
         self._clock = clock
         self.start_seconds, self.utilisation = start_seconds, utilisation
         self.sandboxes: dict[str, Sandbox] = {}
+        self._gone: dict[str, list[ContainerUsage]] = {}
         self._news = asyncio.Event()
         self._ends: dict[str, asyncio.Task[None]] = {}
         self.watchdog = SimulatedWatchdog(self._kill)
@@ -76,6 +77,7 @@ class SimulatedRuntime:
         self._ends.clear()
         self.sandboxes.clear()
         self.watchdog.power_off()
+        self._gone.clear()
         self._news.set()
 
     async def check(self) -> None: ...
@@ -85,6 +87,8 @@ class SimulatedRuntime:
 
     async def stop_pod(self, uid: str) -> None:
         found = self.sandboxes.pop(uid, None)
+        if found is not None:
+            self._gone[uid] = self._used(found)
         for state in found.containers.values() if found else ():
             self._forget(state.id)
         self._news.set()
@@ -191,15 +195,25 @@ class SimulatedRuntime:
     async def collect_images(self, keep: Collection[str], wanted: int) -> Sequence[str]:
         return ()
 
-    async def usage(self) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
-        return {
-            uid: {
-                name: {"cpu": sandbox.used[name] * self.utilisation, "memory": float(32 << 20)}
-                for name, state in sandbox.containers.items()
-                if state.running
-            }
-            for uid, sandbox in self.sandboxes.items()
-        }
+    async def usage(self) -> Mapping[str, Sequence[ContainerUsage]]:
+        found = {uid: self._used(sandbox) for uid, sandbox in self.sandboxes.items()} | self._gone
+        self._gone = {}
+        return found
+
+    def _used(self, sandbox: Sandbox) -> list[ContainerUsage]:
+        """Its clock may be put back: nothing is used before the start."""
+        now = self._clock.now()
+        return [
+            ContainerUsage(
+                name,
+                state.id,
+                max(0.0, (state.finish_time or now) - state.start_time) * sandbox.used[name] * self.utilisation,
+                float(32 << 20) if state.running else 0.0,
+                state.start_time,
+                state.running,
+            )
+            for name, state in sandbox.containers.items()
+        ]
 
     async def storage(self, uid: str) -> Mapping[str, int]:
         return {}

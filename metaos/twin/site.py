@@ -54,6 +54,10 @@ class Machine:
     def measure(self) -> tuple[int, int]:
         return self.cpu, self.memory
 
+    def busy(self, whole: bool) -> float:
+        """Nothing runs on it beside pods."""
+        return 0.0
+
     def conditions(self) -> Sequence[Mapping[str, str]]:
         return ()
 

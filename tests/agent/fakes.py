@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from metaos.agent.site import Pods
-from metaos.plugins.points import PodNetwork, Runtime
+from metaos.plugins.points import ContainerUsage, PodNetwork, Runtime
 from metaos.resources.meta import Obj, ObjectRef, name, namespace, owner_reference, ref, uid
 from metaos.resources.workload import pod_spec
 
@@ -22,6 +22,8 @@ class FakeRuntime:
         self.servers: dict[tuple[str, int], asyncio.Server] = {}
         self.busy: set[int] = set()
         self.sandboxes: set[str] = set()
+        #: CPU seconds by pod.
+        self.cpu: dict[str, float] = {}
         #: Whether pods have network cards, and how often each pod's network was made.
         self.separate = False
         self.networks: dict[str, int] = {}
@@ -82,8 +84,8 @@ class FakeRuntime:
 
     async def check(self) -> None: ...
 
-    async def usage(self) -> dict[str, dict[str, dict[str, float]]]:
-        return {pod: {"c": {"cpu": 0.1, "memory": 2.0**20}} for pod in self.sandboxes}
+    async def usage(self) -> dict[str, list[ContainerUsage]]:
+        return {pod: [ContainerUsage("c", f"{pod}-c", self.cpu.get(pod, 0.1), 2.0**20, 0.0)] for pod in self.sandboxes}
 
     async def collect_images(self, keep: set[str], wanted: int) -> list[str]:
         return []

@@ -56,7 +56,7 @@ class Site:
         sides: list[Tunnel] = []
 
         async def serve(header: dict[str, Any], stream: Stream) -> None:
-            await deliver(stream, self.echo.dial, lambda: self.refusal or None, self.counts)
+            await deliver(stream, self.echo.dial, lambda: self.refusal or None, self.counts, "web")
 
         async def to_server(message: bytes) -> None:
             await sides[1].receive(message)

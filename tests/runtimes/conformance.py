@@ -455,13 +455,26 @@ class RuntimeConformance:
 
     async def test_usage_is_measured(self, runtime: Runtime) -> None:
         await runtime.start_pod(pod())
-        await runtime.usage()
         script = "x = bytearray(40 << 20); sum(range(10**6)); print('full', flush=True); import time; time.sleep(100)"
         config = container("python3", "-c", script)
         await runtime.start_container(pod().uid, config)
         await until_logged(runtime, pod().uid, b"full")
-        usage = (await runtime.usage())[pod().uid][config.name]
-        assert usage["memory"] > 40 << 20 and usage["cpu"] > 0
+        (usage,) = (await runtime.usage())[pod().uid]
+        (state,) = (await runtime.pods())[pod().uid]
+        assert usage.memory > 40 << 20 and usage.cpu_seconds > 0 and (usage.name, usage.id) == (config.name, state.id)
+
+    async def test_what_was_used_is_known_after_the_end(self, runtime: Runtime) -> None:
+        """Of a container that ended, of the start before, and once more of a pod that went."""
+        await runtime.start_pod(pod())
+        busy = "import time\nwhile time.process_time() < 0.3: pass"
+        await run(runtime, pod().uid, container("python3", "-c", busy))
+        (first,) = (await runtime.usage())[pod().uid]
+        assert not first.running and not first.memory and 0.25 < first.cpu_seconds < 3
+        await run(runtime, pod().uid, container("true", attempt=1))
+        before, second = (await runtime.usage())[pod().uid]
+        assert before == first and second.id != first.id and second.cpu_seconds < first.cpu_seconds
+        await runtime.stop_pod(pod().uid)
+        assert pod().uid in await runtime.usage() and pod().uid not in await runtime.usage()
 
     async def test_conditions_are_complete_sentences(self, runtime: Runtime) -> None:
         await runtime.pods()
