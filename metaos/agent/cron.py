@@ -7,12 +7,13 @@ ahead and has been set right does not hold a CronJob up until that time comes ag
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from metaos.agent.jobs import finished
+from metaos.resources.cron import due_times, start_of
 from metaos.resources.meta import Obj, ObjectRef, format_time, name, namespace, parse_time, ref, uid
 
 #: More missed starts than this are worth a warning.
@@ -21,15 +22,6 @@ LOOK_SECONDS = 60.0
 #: A last start so far in the future means that the clock was wrong then.
 AHEAD_SECONDS = 60.0
 SCHEDULED = "batch.kubernetes.io/cronjob-scheduled-timestamp"
-_NAMED = {
-    "@yearly": "0 0 1 1 *",
-    "@annually": "0 0 1 1 *",
-    "@monthly": "0 0 1 * *",
-    "@weekly": "0 0 * * 0",
-    "@daily": "0 0 * * *",
-    "@midnight": "0 0 * * *",
-    "@hourly": "0 * * * *",
-}
 
 
 @dataclass(slots=True)
@@ -41,23 +33,6 @@ class CronStep:
     status: dict[str, Any] = field(default_factory=dict)
     events: list[tuple[str, str, str]] = field(default_factory=list)
     again: float = LOOK_SECONDS
-
-
-def _times(spec: Mapping[str, Any], after: float, *, back: bool = False) -> Iterator[datetime]:
-    """Raises ``ValueError`` where schedule or time zone cannot be used."""
-    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
-
-    from cronsim import CronSim, CronSimError
-
-    schedule, zone = str(spec.get("schedule")), str(spec.get("timeZone") or "")
-    try:
-        where = ZoneInfo(zone) if zone else UTC
-    except (ZoneInfoNotFoundError, OSError) as error:
-        raise ValueError(f"time zone {zone!r} is not known at this site: install its tzdata, or use another zone") from error
-    try:
-        return CronSim(_NAMED.get(schedule, schedule), datetime.fromtimestamp(after, where), reverse=back)
-    except CronSimError as error:
-        raise ValueError(f"schedule {schedule!r} cannot be used: {error}") from error
 
 
 def due_jobs(
@@ -110,13 +85,18 @@ def _schedule(cron: Obj, jobs: Sequence[Obj], active: list[Obj], since: float, n
     deadline = spec.get("startingDeadlineSeconds")
     if deadline is not None:
         last = max(last, now - float(deadline))
-    upcoming = next(_times(spec, max(last, now)), None)
+    upcoming = next(due_times(spec, max(last, now)), None)
     if upcoming is None:
         return
     step.again = max(0.05, min(LOOK_SECONDS, upcoming.timestamp() - now))
     # One that is due this very moment is found from a second later.
-    due = next((t.timestamp() for t in _times(spec, now + 1.0, back=True) if t.timestamp() <= now), None)
+    due = next((t.timestamp() for t in due_times(spec, now + 1.0, back=True) if t.timestamp() <= now), None)
     if due is None or due <= last:
+        return
+    # The hub may have it start later; a site that is cut off keeps to what it was told.
+    start = start_of(cron, due)
+    if now < start:
+        step.again = min(step.again, max(0.05, start - now))
         return
     if _missed(spec, last, now) > MISSED_LIMIT:
         text = "too many missed start times. Set or decrease .spec.startingDeadlineSeconds or check clock skew"
@@ -139,7 +119,7 @@ def _schedule(cron: Obj, jobs: Sequence[Obj], active: list[Obj], since: float, n
 def _missed(spec: Mapping[str, Any], last: float, now: float) -> int:
     """How many starts lie between, counted no further than just beyond the limit."""
     count = 0
-    for moment in _times(spec, last):
+    for moment in due_times(spec, last):
         if moment.timestamp() > now or count > MISSED_LIMIT:
             break
         count += 1

@@ -13,7 +13,7 @@ import yaml
 from metaos.apiserver.schema import Node, node_of
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, annotations
-from metaos.scheduler.slack import WAITING
+from metaos.scheduler.slack import LEAST, SUSPENDABLE, WAITING
 
 #: Kinds that users write. What agents and controllers report is not warned about.
 KINDS = frozenset(
@@ -55,14 +55,17 @@ class UnsupportedFields:
 
 
 def _unheard(obj: Obj) -> Iterator[str]:
-    """Annotations about waiting on what does not wait: only Jobs do."""
+    """Annotations about waiting on what does not wait: only Jobs do, and the runs of CronJobs."""
     if obj.get("kind") == "Job":
         return
+    remedy = "say it in spec.jobTemplate.metadata" if obj.get("kind") == "CronJob" else f"this {obj.get('kind')} does not"
+    for key in WAITING:
+        if key in annotations(obj):
+            yield f"metadata.annotations[{key}]: only Jobs wait for cleaner electricity; {remedy}"
     template = (obj.get("spec") or {}).get("jobTemplate") or {}
-    for path, where in (("metadata", obj), ("spec.jobTemplate.metadata", template)):
-        for key in WAITING:
-            if key in annotations(where):
-                yield f"{path}.annotations[{key}]: only Jobs wait for cleaner electricity; this {obj.get('kind')} does not"
+    for key in (SUSPENDABLE, LEAST):
+        if key in annotations(template):
+            yield f"spec.jobTemplate.metadata.annotations[{key}]: runs of a CronJob are started later, and not paused"
 
 
 def _found(node: Node, value: Any, path: str, rules: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Iterator[str]:

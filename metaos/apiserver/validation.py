@@ -268,6 +268,7 @@ def _cron_job(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     if len(obj["metadata"].get("name") or "") > 52:
         yield invalid("metadata.name", obj["metadata"].get("name"), "must be no more than 52 characters")
     yield from jobs.schedule_causes(spec, (old or {}).get("spec") or {})
+    yield from slack.causes(obj)
     job = (spec.get("jobTemplate") or {}).get("spec") or {}
     yield from _template(job, ("OnFailure", "Never"), "spec.jobTemplate.spec.template")
     yield from jobs.job_causes(job, "spec.jobTemplate.spec")

@@ -30,6 +30,7 @@ def all_setups() -> list[Setup]:
         price,
         revisions,
         service,
+        shifting,
         status,
         ttl,
         work,
@@ -56,5 +57,6 @@ def all_setups() -> list[Setup]:
         ttl,
         cronjob,
         deferral,
+        shifting,
     )
     return [module.setup for module in modules]

@@ -17,13 +17,13 @@ from metaos.controllers.concern import workload_of
 from metaos.controllers.facts import placeable, placement_name
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
-from metaos.controllers.tariff import LATE_SECONDS, Ahead, ahead, offers, prices_ahead
+from metaos.controllers.tariff import LATE_SECONDS, Ahead, ahead, index, offers, prices_ahead
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme, workload
 from metaos.resources.meta import Obj, ObjectRef, format_time, is_true, name, parse_time, ref, uid, with_condition
 from metaos.resources.snapshot import cluster_info, concerns, watts
-from metaos.scheduler.capacity import RESERVED, blended, choose, mean_along
+from metaos.scheduler.capacity import RESERVED, choose, mean_along
 from metaos.scheduler.deferral import Deferrable, Schedule, figure, schedule
 from metaos.scheduler.slack import CARBON, COST, Waiting, asked, lengths, waits_at_most, waits_until
 
@@ -170,7 +170,7 @@ class DeferralReconciler:
             what = "electricity" if said.aims == (CARBON,) else "price" if said.aims == (COST,) else "electricity and price"
             return found | self._now(now, f"there is no forecast of the {what} of {name(site)} ({found['source']})"), 0.0
         free = choice is not None and choice.kind == RESERVED
-        values, unit = _index(known, price, free)
+        values, unit = index(known, price, free)
         hour, passed = known[0].hour, known[0].passed
         pauses = said.suspendable and bool(took)
         left = tuple(t / hour for each in took if (t := each - ran) > 0) if pauses else tuple(t / hour for t in took)
@@ -299,16 +299,6 @@ class DeferralReconciler:
 
 def _without(found: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {k: v for k, v in found.items() if k != key}
-
-
-def _index(known: list[Ahead], price: Ahead, free: bool) -> tuple[list[float], str]:
-    """The series that is to be low, and its unit. Reserved capacity costs nothing more at any time."""
-    if len(known) == 1:
-        only = known[0]
-        return ([0.0] * len(only.values) if free and only.aim == COST else only.values), only.unit
-    if free:
-        return known[0].values, known[0].unit
-    return blended(known[0].values, price.values), "of 100 (carbon and cost in equal parts, 100 is an hour like any)"
 
 
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:

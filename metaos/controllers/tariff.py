@@ -9,7 +9,7 @@ from typing import Any
 
 from metaos.resources import quantity
 from metaos.resources.meta import Obj, parse_time
-from metaos.scheduler.capacity import ON_DEMAND, RESERVED, SPOT, Offer
+from metaos.scheduler.capacity import ON_DEMAND, RESERVED, SPOT, Offer, blended
 from metaos.scheduler.slack import CARBON, COST
 
 HOUR_SECONDS = 3600.0
@@ -97,3 +97,13 @@ def offers(cluster: Obj, on_demand: float, taken: float) -> list[Offer]:
     if found or stated.get("cpuHour") is not None:
         found.append(Offer(ON_DEMAND, on_demand))
     return found
+
+
+def index(known: list[Ahead], price: Ahead, free: bool) -> tuple[list[float], str]:
+    """The series that is to be low, and its unit. Reserved capacity costs nothing more at any time."""
+    if len(known) == 1:
+        only = known[0]
+        return ([0.0] * len(only.values) if free and only.aim == COST else only.values), only.unit
+    if free:
+        return known[0].values, known[0].unit
+    return blended(known[0].values, price.values), "of 100 (carbon and cost in equal parts, 100 is an hour like any)"

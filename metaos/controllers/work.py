@@ -30,10 +30,12 @@ from metaos.controllers.render import (
     work,
 )
 from metaos.controllers.settings import Settings
+from metaos.controllers.shifting import starts_of
 from metaos.controllers.tariff import LATE_SECONDS
 from metaos.reconcile.manager import CONTENT_LEFT_OUT, Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
+from metaos.resources.cron import STARTS
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
     SOURCE_LABEL,
@@ -148,6 +150,8 @@ class WorkReconciler:
     async def _timed(self, obj: Obj, placement: Obj | None, body: Obj, existing: Mapping[str, Obj]) -> float:
         """A Job as it is to run now: suspended, or as wide and on such capacity as was decided. Seconds until it is not held any
         longer, whatever is decided."""
+        if obj.get("kind") == "CronJob" and (starts := starts_of(obj, placement)):
+            body["metadata"].setdefault("annotations", {})[STARTS] = starts
         said = asked(obj, self._intents.list(namespace(obj))) if obj.get("kind") == "Job" else None
         until = held_until(obj, said, placement)
         if until is not None:

@@ -169,7 +169,11 @@ def _lines(found: dict[str, Any], screen: int) -> list[str]:
     elif found["message"] and found["message"] != found["reason"]:
         # The decision was made once; what is thought of it now is looked at again with every change.
         lines.append(f"  now       {found['message']}")
-    if deferral := found.get("deferral"):
+    lines += [
+        f"  run       due {run['scheduledTime']} starts {run['startTime']}: {run.get('reason')}"
+        for run in (found.get("deferral") or {}).get("runs") or ()
+    ]
+    if (deferral := found.get("deferral")) and "runs" not in deferral:
         verb = "started" if deferral.get("started") else "starts"
         saves = (
             f", saves about {deferral['savesGrams']:.3g} g against starting at once" if deferral.get("savesGrams", 0) > 0 else ""
