@@ -56,6 +56,8 @@ class HubConfig:
     carbon_token_file: Path | None = None
     #: A CSV file of hourly prices of a CPU hour by site or zone; its first row is the hour of the start.
     price_trace: Path | None = None
+    #: Learned policies: name, weight, ONNX file.
+    scores: tuple[tuple[str, float, Path], ...] = ()
     verbose: bool = False
 
 

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from random import Random, SystemRandom
@@ -61,6 +61,7 @@ from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, format_time
 from metaos.resources.meta import name as resource_name
+from metaos.scheduler.scores import Score
 from metaos.security import revocation
 from metaos.security.authz import MASTERS, Attributes, UserInfo
 from metaos.security.identity import TOKEN_TYPE, JoinToken, token_hash
@@ -128,6 +129,7 @@ class Hub:
             lease_duration=self.config.lease_duration_seconds,
             drain=self.config.drain_seconds,
             autoscale_interval=self.config.autoscale_interval_seconds,
+            scores=_learned(self.config.scores),
         )
         manager = Manager(client, clock, self._random)
         for setup in all_setups():
@@ -327,6 +329,23 @@ def _plain(host: str) -> str:
 def _token(file: Path | None) -> Callable[[], str]:
     """Read again each time: a new one is taken up without a restart."""
     return lambda: file.read_text().strip() if file is not None else ""
+
+
+def _learned(wanted: Sequence[tuple[str, float, Path]]) -> tuple[Score, ...]:
+    """Raises ``ValueError`` saying what is wrong with which."""
+    if not wanted:
+        return ()
+    # With numpy and the library that runs models, which other hubs do not load.
+    from metaos.scheduler.learned import learned
+
+    taken = set(names("metaos.score"))
+    found = []
+    for name, weight, file in wanted:
+        if name in taken:
+            raise ValueError(f"score {name!r}: there is one of that name already: choose another")
+        taken.add(name)
+        found.append(learned(name, file.read_bytes(), weight))
+    return tuple(found)
 
 
 def _carbon_source(config: HubConfig, clock: Clock) -> CarbonSource:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from metaos import __version__
+from metaos.cli.scores import SCORE
 from metaos.cli.twin import twin
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -130,6 +131,14 @@ def version(output: str) -> None:
     "--price-trace",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Hourly prices of a CPU hour by site or zone, from this CSV file, from its first row on.",
+)
+@click.option(
+    "--score",
+    "scores",
+    multiple=True,
+    type=SCORE,
+    metavar="NAME[:WEIGHT]=FILE",
+    help="Let a learned policy, an ONNX model, earn sites points beside the other scores; a weight of 1 unless said.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def up(

@@ -69,7 +69,7 @@ class PlacementReconciler:
         self._clusters = manager.informer(scheme.CLUSTER)
         self._facts = Facts(manager, settings)
         self._filters = load_all("metaos.filter", [name for name, _ in FILTERS])
-        self._scores = [score for _, score in load_all("metaos.score", [score.name for score in SCORES])]
+        self._scores = [*(score for _, score in load_all("metaos.score", [score.name for score in SCORES])), *settings.scores]
         # Decisions that the informer may not show yet, so that room is not given away twice. Bounded by the workloads.
         self._decided: dict[ObjectRef, dict[str, int]] = {}
         self._usage = Usage(self._clusters.list)

@@ -62,7 +62,7 @@ class Planner:
         self._placements = manager.informer(scheme.PLACEMENT)
         self._workloads = [manager.informer(k) for k in scheme.WORKLOADS]
         self._filters = load_all("metaos.filter", [n for n, _ in FILTERS])
-        self._scores = [score for _, score in load_all("metaos.score", [score.name for score in SCORES])]
+        self._scores = [*(score for _, score in load_all("metaos.score", [score.name for score in SCORES])), *settings.scores]
         self._one, self._waiting = asyncio.Lock(), 0
 
     async def review(self, obj: Obj, visible: Callable[[str], bool]) -> Obj:
@@ -95,7 +95,7 @@ class Planner:
             if not visible(where):
                 kind, why = scheme.PLACEMENT_REVIEW, f"you may not list placements in the namespace {where!r} of spec.objects"
                 raise forbidden(kind.group, kind.plural, "", why)
-        asked = await self._asked(objects, changes)
+        asked = await self.supposed(objects, changes)
         seen = {where for where in {w.ref.namespace for w in asked.workloads} if visible(where)}
         # Beside the loop: agents' heartbeats do not wait for a large plan.
         try:
@@ -144,7 +144,7 @@ class Planner:
         """All workloads as they are, placed at once."""
         from metaos.scheduler.optimise import optimise
 
-        as_it_is = await self._asked((), None)
+        as_it_is = await self.supposed((), None)
         snapshot, everything = as_it_is.snapshot, as_it_is.workloads
         if len(everything) * len(snapshot.clusters) > MOST_PAIRS:
             pairs = f"{len(everything)} workloads x {len(snapshot.clusters)} sites"
@@ -170,8 +170,8 @@ class Planner:
             ],
         }
 
-    async def _asked(self, objects: Iterable[Obj], changes: Changes | None) -> Asked:
-        """Without ``changes`` all workloads are to be decided."""
+    async def supposed(self, objects: Iterable[Obj], changes: Changes | None) -> Asked:
+        """The world with ``objects``, and what is to be decided in it; without ``changes`` all workloads are."""
         there = {ref(o): o for informer in self._workloads for o in informer.list() if takes_room(o)}
         # A pod that is bound is never placed anew.
         present = {about: obj for about, obj in there.items() if placeable(obj)}

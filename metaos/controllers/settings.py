@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from metaos.plugins.points import CarbonSource, PriceSource
+from metaos.scheduler.scores import Score
 
 #: A GET: (URL, headers) → (status, body); status 0 and why, where there is no answer. It never raises for what a server does.
 Get = Callable[[str, Mapping[str, str]], Awaitable[tuple[int, bytes]]]
@@ -45,6 +46,8 @@ class Settings:
     autoscale_interval: float = 15.0
     event_lifetime: float = 3600.0
     event_limit: int = 5000
+    #: Beside those that are registered under ``metaos.score``: what the operator has learned.
+    scores: tuple[Score, ...] = ()
 
     def __post_init__(self) -> None:
         if self.fencing_margin <= WATCHDOG_SECONDS:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -109,14 +110,31 @@ class VirtualClock:
 
 
 def run(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
-    """Runs ``main(loop)`` in virtual time."""
-    loop = VirtualLoop()
-    collecting = gc.isenabled()
+    """Runs ``main(loop)`` in virtual time, to its end."""
     gc.collect()
+    with virtual() as loop, collected_by_rounds():
+        return loop.run_until_complete(main(loop))
+
+
+@contextmanager
+def collected_by_rounds() -> Iterator[None]:
+    """Cyclic garbage is the loop's business, while it runs."""
+    collecting = gc.isenabled()
     gc.disable()
     try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+@contextmanager
+def virtual() -> Iterator[VirtualLoop]:
+    """A loop for as long as this lasts; what is left in it then is ended."""
+    loop = VirtualLoop()
+    try:
         asyncio.set_event_loop(loop)
-        return loop.run_until_complete(main(loop))
+        yield loop
     finally:
         try:
             left = asyncio.all_tasks(loop)
@@ -128,5 +146,3 @@ def run(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
         finally:
             asyncio.set_event_loop(None)
             loop.close()
-            if collecting:
-                gc.enable()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any, TextIO
 
 from metaos.accounting.carbon import StaticCarbonSource, TraceCarbonSource, grams
 from metaos.resources import scheme
+from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, is_true, name
+from metaos.scheduler.scores import Score
 from metaos.twin.chaos import drawn
 from metaos.twin.clock import VirtualLoop, run
 from metaos.twin.judge import Judge
@@ -38,17 +41,34 @@ Deed = Callable[[], Awaitable[None]]
 
 def play(scenario: Scenario, *, progress: Progress | None = None, log: TextIO | None = None) -> dict[str, Any]:
     """The report. ``progress(share, text)`` is called now and then."""
-    scenario = replace(scenario, faults=tuple(sorted((*scenario.faults, *drawn(scenario)), key=lambda f: f.at)))
-    place = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  (nothing of it needs to last)
+    with scratch() as folder:
+        return run(lambda loop: Play(loop, with_chaos(scenario), folder, progress, log).run())
+
+
+def with_chaos(scenario: Scenario) -> Scenario:
+    """With the faults that it has drawn from its seed."""
+    return replace(scenario, faults=tuple(sorted((*scenario.faults, *drawn(scenario)), key=lambda f: f.at)))
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for the data directories of sites: in memory where there is room for it, as nothing of it needs to last."""
+    place = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
     with tempfile.TemporaryDirectory(prefix="nemo-twin-", dir=place) as folder:
-        return run(lambda loop: Play(loop, scenario, Path(folder), progress, log).run())
+        yield Path(folder)
 
 
 class Play:
     """One run of one scenario."""
 
     def __init__(
-        self, loop: VirtualLoop, scenario: Scenario, folder: Path, progress: Progress | None, log: TextIO | None
+        self,
+        loop: VirtualLoop,
+        scenario: Scenario,
+        folder: Path,
+        progress: Progress | None = None,
+        log: TextIO | None = None,
+        scores: tuple[Score, ...] = (),
     ) -> None:
         self.scenario = scenario
         self._carbon: StaticCarbonSource | TraceCarbonSource = StaticCarbonSource()
@@ -64,6 +84,7 @@ class Play:
             carbon=self._carbon if scenario.carbon else None,
             epoch=scenario.start,
             log=log,
+            scores=scores,
         )
         self.judge = Judge(self.world, scenario)
         self._progress = progress or (lambda share, text: None)
@@ -153,8 +174,15 @@ class Play:
         """Beside the story: a hub that is away must not stop its time."""
         task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._tasks[task] = None
-        task.add_done_callback(self._tasks.pop)
+        task.add_done_callback(self._done)
         await asyncio.wait((task,), timeout=0.5 if self._down else 30.0)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if not isinstance(error, ApiError):
+                raise error
+            self.judge.wrong(f"the hub refused what the scenario asks for: {error}")
 
     # -- faults ----------------------------------------------------------------------------------------------
 
@@ -398,13 +426,13 @@ class Play:
     # -- figures ---------------------------------------------------------------------------------------------
 
     async def _sample(self, every: float) -> None:
-        world, now = self.world, self.world.clock.now()
+        world = self.world
         power = emitted = 0.0
         busy = ready = total = 0
         for site in world.sites.values():
             used = 0.0 if self._stopped.get(site.name) and not site.copies() else watts(site.obj, site.busy_milli())
             power += used
-            emitted += grams(used, self._intensity(site, now), 3600.0)
+            emitted += grams(used, self.intensity(site), 3600.0)
             for copy in site.copies():
                 total += 1
                 ready += copy.ready
@@ -427,9 +455,10 @@ class Play:
         )
         self._at(world.now - self._begun + every, "", partial(self._sample, every))
 
-    def _intensity(self, site: Site, now: float) -> float:
+    def intensity(self, site: Site, now: float | None = None) -> float:
+        """gCO2eq/kWh, now unless said otherwise."""
         electricity = (site.obj.get("spec") or {}).get("electricity") or {}
-        found = self._carbon.intensity(str(electricity.get("zone") or ""), now)
+        found = self._carbon.intensity(str(electricity.get("zone") or ""), self.world.clock.now() if now is None else now)
         return float(found[0] if found else electricity.get("carbonIntensity") or 0.0)
 
     def _unfinished(self) -> list[str]:

@@ -19,6 +19,7 @@ from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, cluster_namespace, is_true, name
 from metaos.resources.scheme import Kind
+from metaos.scheduler.scores import Score
 from metaos.store.log import EventType, LogEvent
 from metaos.twin.agentsite import AgentSite
 from metaos.twin.clock import EPOCH, VirtualClock, VirtualLoop
@@ -55,6 +56,7 @@ class World:
         carbon: CarbonSource | None = None,
         epoch: float = EPOCH,
         log: TextIO | None = None,
+        scores: tuple[Score, ...] = (),
     ) -> None:
         self.seed, self.timing = seed, timing
         self.clock = VirtualClock(loop, epoch)
@@ -65,6 +67,7 @@ class World:
             drain=timing.drain,
             fencing_after=timing.fencing_after,
             fencing_margin=timing.fencing_margin,
+            scores=scores,
         )
         self.hub_clock = self.clock.skewed(0.0)
         self.hub = Hub(self.hub_clock, self.chance("hub"), settings, HISTORY)
