@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from metaos import __version__
 from metaos.agent import memoryvolumes
 from metaos.resources import quantity
+from metaos.resources.devices import extended
 from metaos.resources.meta import Obj, name, namespace, uid
 
 #: Pods that a site takes where its owner says nothing.
@@ -30,17 +31,19 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686"
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Milli-CPU, bytes and pods."""
+    """Milli-CPU, bytes, pods, and extended resources by name: those its owner states, as nothing here looks for devices."""
 
     cpu: int
     memory: int
     pods: int
+    devices: Mapping[str, int] = field(default_factory=dict)
 
     def quantities(self) -> dict[str, str]:
         return {
             "cpu": quantity.format_milli(self.cpu),
             "memory": quantity.format_bytes(self.memory // 1024 * 1024),
             "pods": str(self.pods),
+            **{resource: str(amount) for resource, amount in sorted(self.devices.items())},
         }
 
 
@@ -77,10 +80,11 @@ def capacity(site: Obj, measured: tuple[int, int]) -> tuple[Capacity, Capacity]:
         min(cpu, quantity.milli(wanted.get("cpu", cpu // 1000 + 1))),
         min(memory, quantity.whole(wanted.get("memory", memory))),
         quantity.whole(wanted.get("pods", DEFAULT_PODS)),
+        {resource: quantity.whole(amount) for resource, amount in wanted.items() if extended(resource)},
     )
     free_cpu = cpu - min(RESERVED_MILLI_CPU, int(cpu * RESERVED_PART))
     free_memory = memory - min(RESERVED_BYTES, int(memory * RESERVED_PART))
-    return has, Capacity(min(has.cpu, free_cpu), min(has.memory, free_memory), has.pods)
+    return has, Capacity(min(has.cpu, free_cpu), min(has.memory, free_memory), has.pods, has.devices)
 
 
 def cgroup_limits(root: Path = Path("/")) -> Limits:

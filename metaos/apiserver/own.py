@@ -11,6 +11,7 @@ from metaos.apiserver.schema import duplicate, forbidden, invalid, required
 from metaos.network.intents import validate_intent
 from metaos.network.traffic import validate_traffic
 from metaos.resources import quantity
+from metaos.resources.devices import GPU, GPU_MILLI, MOST_DEVICES, WHOLE, extended
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj, label_selector, parse_time
 from metaos.scheduler import slack
@@ -73,6 +74,10 @@ def cluster_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
             yield invalid(
                 f"spec.capacity.{key}", value, "must not be negative; leave it out for no limit beyond the machine's own"
             )
+        elif key == GPU_MILLI:
+            yield invalid(f"spec.capacity.{key}", value, f"state whole GPUs as {GPU}; each has {WHOLE} thousandths")
+        elif extended(key) and (quantity.parse(value).denominator != 1 or quantity.parse(value) > MOST_DEVICES):
+            yield invalid(f"spec.capacity.{key}", value, f"must be a whole number of devices, at most {MOST_DEVICES}")
     power = spec.get("power") or {}
     if power.get("maxWatts") is not None and power.get("idleWatts", 0) > power["maxWatts"]:
         yield invalid("spec.power.idleWatts", power["idleWatts"], f"must not exceed maxWatts ({power['maxWatts']}); swap them?")

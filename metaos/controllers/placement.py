@@ -142,9 +142,11 @@ class PlacementReconciler:
         if obj is None or not takes_room(obj):
             self._usage.set(about, None)
             return
-        asked = workload.requests(workload.pod_spec(obj))
+        spec = workload.pod_spec(obj)
+        asked = workload.requests(spec)
         placement = self._placements.get(placement_name(about), about.namespace)
-        self._usage.set(about, Share(asked["cpu"], asked["memory"], self._current(about, placement)))
+        current = self._current(about, placement)
+        self._usage.set(about, Share(asked["cpu"], asked["memory"], current, workload.device_requests(spec)))
 
     # -- the decision's object ------------------------------------------------------------------------------
 

@@ -187,8 +187,9 @@ class Planner:
         for about, obj in there.items():
             places[about] = self._places(obj)
             # What an update asks for counts where it is already, as when it is applied.
-            each = workload.requests(workload.pod_spec(brought.get(about, obj)))
-            usage.set(about, Share(each["cpu"], each["memory"], places[about]))
+            spec = workload.pod_spec(brought.get(about, obj))
+            each = workload.requests(spec)
+            usage.set(about, Share(each["cpu"], each["memory"], places[about], workload.device_requests(spec)))
         everything = present | brought
         affected = [about for about in everything if changes is None or changes or about in brought or about.namespace in rules]
         # What is there is asked first, as it holds its room already; then what comes.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from metaos.resources.devices import Asked, asking
 from metaos.resources.meta import Obj, ObjectRef, name
 from metaos.resources.snapshot import ClusterInfo, cluster_info
 
@@ -24,6 +25,7 @@ class Share:
     cpu: int
     memory: int
     replicas: Mapping[str, int]
+    devices: Asked = ()
 
 
 class Usage:
@@ -33,6 +35,8 @@ class Usage:
         self._clusters = clusters
         self._shares: dict[ObjectRef, Share] = {}
         self._totals: dict[str, tuple[int, int, int]] = {}
+        #: Of the sites that have any: how many pods ask for which devices.
+        self._devices: dict[str, Mapping[Asked, int]] = {}
         #: Sites with their totals; ``None`` where they are to be read again, as one joined or left.
         self._world: World | None = None
 
@@ -49,12 +53,16 @@ class Usage:
                 cpu, memory, pods = self._totals.get(site, (0, 0, 0))
                 assert found is not None
                 self._totals[site] = cpu + sign * found.cpu * count, memory + sign * found.memory * count, pods + sign * count
+                if found.devices:
+                    self._devices[site] = asking(self._devices.get(site) or {}, found.devices, sign * count)
                 touched.add(site)
         for site in touched:
             if self._totals[site] == (0, 0, 0):
                 del self._totals[site]
+            if not self._devices.get(site, True):
+                del self._devices[site]
             if self._world is not None and (info := self._world.site(site)) is not None:
-                self._world.put(_with(info, self._totals.get(site, (0, 0, 0))))
+                self._world.put(_with(info, self._totals.get(site, (0, 0, 0)), self._devices.get(site) or {}))
 
     def cluster_changed(self, old: Obj | None, new: Obj | None) -> None:
         """A site came, changed or went."""
@@ -63,7 +71,7 @@ class Usage:
         if new is None or name(new) not in self._world.row_of:
             self._world = None
         else:
-            self._world.put(cluster_info(new, self._totals.get(name(new), (0, 0, 0))))
+            self._world.put(self._info(new))
 
     def sites(self, apart_from: ObjectRef) -> World:
         """All sites by name, without what the workload itself takes. It holds until something changes: decide at once."""
@@ -71,7 +79,7 @@ class Usage:
             # With numpy, which a hub loads with its first decision.
             from metaos.scheduler.world import World
 
-            self._world = World(cluster_info(c, self._totals.get(name(c), (0, 0, 0))) for c in self._clusters())
+            self._world = World(self._info(c) for c in self._clusters())
         share = self._shares.get(apart_from)
         if share is None:
             return self._world
@@ -81,6 +89,10 @@ class Usage:
     def totals(self) -> dict[str, tuple[int, int, int]]:
         """(cpu, memory, pods) by site, of all workloads."""
         return dict(self._totals)
+
+    def _info(self, cluster: Obj) -> ClusterInfo:
+        site = name(cluster)
+        return cluster_info(cluster, self._totals.get(site, (0, 0, 0)), self._devices.get(site))
 
     @staticmethod
     def _without(info: ClusterInfo, share: Share) -> ClusterInfo:
@@ -92,8 +104,9 @@ class Usage:
             cpu_requested=info.cpu_requested - share.cpu * count,
             memory_requested=info.memory_requested - share.memory * count,
             pods_requested=info.pods_requested - count,
+            devices_requested=asking(info.devices_requested, share.devices, -count),
         )
 
 
-def _with(info: ClusterInfo, total: tuple[int, int, int]) -> ClusterInfo:
-    return replace(info, cpu_requested=total[0], memory_requested=total[1], pods_requested=total[2])
+def _with(info: ClusterInfo, total: tuple[int, int, int], devices: Mapping[Asked, int]) -> ClusterInfo:
+    return replace(info, cpu_requested=total[0], memory_requested=total[1], pods_requested=total[2], devices_requested=devices)

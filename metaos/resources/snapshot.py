@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metaos.resources import quantity, workload
+from metaos.resources.devices import Asked, extended
 from metaos.resources.meta import (
     Obj,
     ObjectRef,
@@ -84,6 +85,9 @@ class ClusterInfo:
     cpu_requested: int = 0
     memory_requested: int = 0
     pods_requested: int = 0
+    #: Extended resources by name, and how many pods ask for what of them.
+    devices: Mapping[str, int] = field(default_factory=dict)
+    devices_requested: Mapping[Asked, int] = field(default_factory=dict)
     carbon: float | None = None
     forecast: tuple[float, ...] = ()
     pue: float = 1.0
@@ -194,6 +198,8 @@ class WorkloadInfo:
     cpu: int
     memory: int
     mode: str
+    #: Extended resources that one replica asks for.
+    devices: Asked = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     node_selector: Mapping[str, str] = field(default_factory=dict)
     node_affinity: tuple[Mapping[str, Any], ...] = ()
@@ -363,7 +369,9 @@ def base_unit(target: str) -> str:
 # -- reading API objects -----------------------------------------------------------------------------------
 
 
-def cluster_info(obj: Obj, requested: tuple[int, int, int] = (0, 0, 0)) -> ClusterInfo:
+def cluster_info(
+    obj: Obj, requested: tuple[int, int, int] = (0, 0, 0), devices_requested: Mapping[Asked, int] | None = None
+) -> ClusterInfo:
     """A site from its Cluster object."""
     spec, status = obj.get("spec") or {}, obj.get("status") or {}
     place, power, price = spec.get("location") or {}, spec.get("power") or {}, spec.get("price") or {}
@@ -393,6 +401,8 @@ def cluster_info(obj: Obj, requested: tuple[int, int, int] = (0, 0, 0)) -> Clust
         cpu_requested=requested[0],
         memory_requested=requested[1],
         pods_requested=requested[2],
+        devices={key: quantity.whole(amount) for key, amount in room.items() if extended(key)},
+        devices_requested=devices_requested or {},
         carbon=None if found is None else float(found),
         forecast=tuple(float(f) for f in carbon.get("forecast") or ()),
         pue=float(electricity.get("pue") or 1.0),
@@ -476,6 +486,7 @@ def workload_info(
         cpu=asked["cpu"],
         memory=asked["memory"],
         mode=mode,
+        devices=workload.device_requests(spec),
         labels=labels(obj),
         node_selector=spec.get("nodeSelector") or {},
         node_affinity=tuple(affinity.get("nodeSelectorTerms") or ()),

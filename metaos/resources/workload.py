@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from metaos.resources import quantity
+from metaos.resources import devices, quantity
 from metaos.resources.meta import Obj, ObjectRef, label_selector, namespace
 
 DEFAULT_GRACE_SECONDS = 30.0
@@ -99,23 +100,41 @@ def requests(spec: dict[str, Any]) -> dict[str, int]:
 
     Where a container states only a limit, that is its request (Kubernetes' own defaulting).
     """
-    total = {"cpu": 0, "memory": 0}
-    beside, most = dict(total), dict(total)
+    return {"cpu": 0, "memory": 0, **_together(spec, _amounts)}
+
+
+def device_requests(spec: dict[str, Any]) -> devices.Asked:
+    """The extended resources that one pod asks for, put together as :func:`requests`."""
+    return devices.asked(_together(spec, _devices))
+
+
+def _together(spec: dict[str, Any], amounts: Callable[[dict[str, Any]], dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    beside: Counter[str] = Counter()
+    most: Counter[str] = Counter()
     for container in spec.get("initContainers") or ():
         sidecar = container.get("restartPolicy") == "Always"
-        for key, amount in _amounts(container).items():
+        for key, amount in amounts(container).items():
             most[key] = max(most[key], beside[key] + amount)
             beside[key] += amount if sidecar else 0
     for container in spec.get("containers") or ():
-        for key, amount in _amounts(container).items():
+        for key, amount in amounts(container).items():
             total[key] += amount
-    return {key: max(most[key], beside[key] + total[key]) for key in total}
+    return {key: max(most[key], beside[key] + total[key]) for key in total | most}
+
+
+def _asked(container: dict[str, Any]) -> dict[str, Any]:
+    resources = container.get("resources") or {}
+    return {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
 
 
 def _amounts(container: dict[str, Any]) -> dict[str, int]:
-    resources = container.get("resources") or {}
-    asked = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+    asked = _asked(container)
     return {"cpu": quantity.milli(asked.get("cpu", 0)), "memory": quantity.whole(asked.get("memory", 0))}
+
+
+def _devices(container: dict[str, Any]) -> dict[str, int]:
+    return {key: quantity.whole(amount) for key, amount in _asked(container).items() if devices.extended(key)}
 
 
 def limits(container: dict[str, Any]) -> dict[str, int]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from metaos.resources import traffic
+from metaos.resources.devices import GPU, GPU_MILLI, WHOLE, share
 from metaos.resources.meta import TAINT_UNREACHABLE
 from metaos.resources.snapshot import (
     ALL_OF,
@@ -103,6 +104,21 @@ def room(workload: WorkloadInfo, world: World) -> Ints:
         fits = np.minimum(fits, free[:, 0] // workload.cpu)
     if workload.memory:
         fits = np.minimum(fits, free[:, 1] // workload.memory)
+    if workload.devices:
+        fits = np.minimum(fits, device_room(workload, world))
+    return fits
+
+
+def device_room(workload: WorkloadInfo, world: World) -> Ints:
+    """See ``metaos.scheduler.lacking.room``."""
+    gpus, milli = share(workload.devices)
+    fits = np.full(len(world), np.iinfo(np.int64).max)
+    if gpus:
+        each = world.gpus()
+        fits = (each // milli).sum(axis=1) if milli < WHOLE else (each == WHOLE).sum(axis=1) // gpus
+    for resource, amount in workload.devices:
+        if resource not in (GPU, GPU_MILLI):
+            fits = np.minimum(fits, world.device(resource) // amount)
     return fits
 
 

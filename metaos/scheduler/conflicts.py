@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from metaos.resources import quantity
+from metaos.resources.devices import extended
 from metaos.resources.meta import TAINT_UNREACHABLE
 from metaos.resources.snapshot import (
     ClusterInfo,
@@ -28,6 +29,7 @@ from metaos.resources.snapshot import (
     wanted_text,
 )
 from metaos.resources.traffic import worst
+from metaos.scheduler import lacking
 from metaos.scheduler.filters import FILTERS, Filter, tolerated
 
 #: Ways out that are told.
@@ -92,6 +94,7 @@ def requirements(workload: WorkloadInfo, clusters: Sequence[ClusterInfo], now: f
         workload,
         cpu=0,
         memory=0,
+        devices=(),
         node_selector={},
         node_affinity=(),
         targets=(),
@@ -164,6 +167,8 @@ def requirements(workload: WorkloadInfo, clusters: Sequence[ClusterInfo], now: f
     ):
         if text:
             found.append(Requirement(text, "the pods' requests", "Capacity", workload, resource == "pods", None, resource))
+    for resource, amount in workload.devices:
+        found.append(Requirement(f"{amount} {resource}{each}", "the pods' requests", "Capacity", workload, False, None, resource))
     return found
 
 
@@ -225,11 +230,19 @@ def _together(workload: WorkloadInfo) -> int:
 
 def _free(asked: Requirement, site: ClusterInfo) -> tuple[int, int]:
     """What is free of a resource, and what one replica asks of it."""
+    if extended(asked.resource):
+        # In pods, as no part of a GPU spans two.
+        return lacking.room(_device(asked), site), 1
     return {
         "cpu": (site.cpu - site.cpu_requested, asked.alone.cpu),
         "memory": (site.memory - site.memory_requested, asked.alone.memory),
         "pods": (site.pods - site.pods_requested, 1),
     }[asked.resource]
+
+
+def _device(asked: Requirement) -> WorkloadInfo:
+    """Asks for this device alone."""
+    return replace(asked.alone, devices=tuple(d for d in asked.alone.devices if d[0] == asked.resource))
 
 
 def _minimal(broken: Iterable[tuple[int, ...]], count: int) -> list[int]:
@@ -260,6 +273,8 @@ def _change(asked: Requirement, workload: WorkloadInfo, site: ClusterInfo) -> Ch
         short = reached[0] - asked.edge.most
         text = f"let the round trip to {asked.edge.peer} be {reached[0]:.4g} ms instead of at most {asked.edge.most:g} ms"
         return Change(asked, f"{text} ({short:.4g} ms off)", short / max(asked.edge.most, 1e-9))
+    if extended(asked.resource):
+        return Change(asked, f"do without {asked.text} ({lacking.reason(_device(asked), site)})", PLAIN_COST)
     if asked.resource:
         free, each = _free(asked, site)
         most = max(0, free) // _together(workload)

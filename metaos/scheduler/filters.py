@@ -25,6 +25,7 @@ from metaos.resources.snapshot import (
     measure,
     wanted_text,
 )
+from metaos.scheduler import lacking
 
 Filter = Callable[[Snapshot, WorkloadInfo, ClusterInfo], str | None]
 
@@ -216,7 +217,9 @@ def capacity(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -
         return (
             f"needs {workload.memory >> 20} MiB of memory, and {max(0, memory) >> 20} MiB of {cluster.memory >> 20} MiB is free"
         )
-    return f"already has {cluster.pods_requested} of at most {cluster.pods} pods"
+    if cluster.pods_requested >= cluster.pods:
+        return f"already has {cluster.pods_requested} of at most {cluster.pods} pods"
+    return lacking.reason(workload, cluster)
 
 
 def room(workload: WorkloadInfo, cluster: ClusterInfo) -> int:
@@ -226,6 +229,8 @@ def room(workload: WorkloadInfo, cluster: ClusterInfo) -> int:
         fits.append(max(0, cluster.cpu - cluster.cpu_requested) // workload.cpu)
     if workload.memory:
         fits.append(max(0, cluster.memory - cluster.memory_requested) // workload.memory)
+    if workload.devices:
+        fits.append(lacking.room(workload, cluster))
     return min(fits)
 
 

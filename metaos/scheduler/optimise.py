@@ -40,9 +40,9 @@ class Optimum:
 
 def movable(workload: WorkloadInfo) -> bool:
     """Whether it may go as a whole to another site for a gain. What is spread, divided by weights or over several sites, pinned
-    or settled stays as it is."""
+    or settled, or has devices, stays as it is."""
     asks = workload.policy.spread or workload.weights or any(t.name == "availability" and t.hard for t in workload.targets)
-    free = not (workload.pinned or workload.settled or workload.mode == "Everywhere" or asks)
+    free = not (workload.pinned or workload.settled or workload.mode == "Everywhere" or asks or workload.devices)
     return free and workload.replicas > 0 and len(workload.current) <= 1
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from metaos.resources.devices import asking
 from metaos.resources.meta import TAINT_UNREACHABLE, ObjectRef
 from metaos.resources.snapshot import ClusterInfo, Snapshot, Taint, WorkloadInfo, cost, latency, watts
 from metaos.resources.traffic import located, sending, sends
@@ -264,6 +265,7 @@ def taking(world: World, workload: WorkloadInfo, places: Mapping[str, int], sign
             cpu_requested=found.cpu_requested + sign * workload.cpu * count,
             memory_requested=found.memory_requested + sign * workload.memory * count,
             pods_requested=found.pods_requested + sign * count,
+            devices_requested=asking(found.devices_requested, workload.devices, sign * count),
         )
         for found, count in here
     )

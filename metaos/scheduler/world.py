@@ -15,6 +15,7 @@ from typing import TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from metaos.resources.devices import GPU, gpus_free, taken
 from metaos.resources.snapshot import TRUST_LEVELS, ClusterInfo, Taint, latency
 from metaos.resources.traffic import round_trip
 from metaos.scheduler.scores import carbon_ahead
@@ -76,6 +77,9 @@ class World(Sequence[ClusterInfo]):
         self._trips: dict[tuple[str, ...], Floats] = {}
         self._between: dict[str, Floats] = {}
         self._taints: dict[Taint, Bools] | None = None
+        #: Of what is requested, as :attr:`free` is: a world beside this one has its own.
+        self._devices: dict[str, Ints] = {}
+        self._gpus: Ints | None = None
         #: Rows that differ from those that the columns were made of: see :meth:`beside`.
         self._other: Mapping[int, ClusterInfo] = {}
 
@@ -148,6 +152,23 @@ class World(Sequence[ClusterInfo]):
                     self._taints.setdefault(taint, np.zeros(len(self), np.bool_))[row] = True
         return self._taints
 
+    def device(self, resource: str) -> Ints:
+        """How many of an extended resource are free; of GPUs see :meth:`gpus`."""
+        found = self._devices.get(resource)
+        if found is None:
+            _bound(self._devices)
+            found = self._devices[resource] = np.fromiter((_left(c, resource) for c in self), np.int64, len(self))
+        return found
+
+    def gpus(self) -> Ints:
+        """Sites x GPUs: the free thousandths of each, the freest first; nothing where a site has fewer."""
+        if self._gpus is None:
+            each = [gpus(c) for c in self]
+            self._gpus = np.zeros((len(self), max(map(len, each), default=0)), np.int64)
+            for row, free in enumerate(each):
+                self._gpus[row, : len(free)] = free
+        return self._gpus
+
     def rows(self, read: Callable[[ClusterInfo], bool]) -> Bools:
         """A column for this once."""
         return np.fromiter((read(c) for c in self), np.bool_, len(self))
@@ -167,6 +188,7 @@ class World(Sequence[ClusterInfo]):
         before = self._sites[row]
         self._sites[row] = cluster
         self.free[row] = _free(cluster)
+        self._put_devices(row, cluster)
         if _fixed(before) == _fixed(cluster):
             return
         for word, read in _FLOATS.items():
@@ -192,13 +214,28 @@ class World(Sequence[ClusterInfo]):
         found = World.__new__(World)
         found.__dict__.update(self.__dict__)
         found.free = self.free.copy()
+        found._devices = {resource: column.copy() for resource, column in self._devices.items()}
+        found._gpus = None if self._gpus is None else self._gpus.copy()
         changed = dict(self._other)
         for cluster in others:
             row = self.row_of[cluster.name]
             changed[row] = cluster
             found.free[row] = _free(cluster)
+            found._put_devices(row, cluster)
         found._other = changed
         return found
+
+    def _put_devices(self, row: int, cluster: ClusterInfo) -> None:
+        for resource, column in self._devices.items():
+            column[row] = _left(cluster, resource)
+        if self._gpus is not None:
+            free = gpus(cluster)
+            if len(free) > self._gpus.shape[1]:
+                # A site has more than any had before: all are laid out anew when they are next asked for.
+                self._gpus = None
+                return
+            self._gpus[row] = 0
+            self._gpus[row, : len(free)] = free
 
 
 def _trust(cluster: ClusterInfo) -> int:
@@ -211,6 +248,16 @@ def _free(cluster: ClusterInfo) -> tuple[int, int, int]:
         cluster.memory - cluster.memory_requested,
         cluster.pods - cluster.pods_requested,
     )
+
+
+def _left(cluster: ClusterInfo, resource: str) -> int:
+    return max(0, cluster.devices.get(resource, 0) - taken(cluster.devices_requested, resource))
+
+
+def gpus(cluster: ClusterInfo) -> tuple[int, ...]:
+    """Free thousandths of each of a site's GPUs."""
+    count = cluster.devices.get(GPU, 0)
+    return gpus_free(count, cluster.devices_requested) if count else ()
 
 
 def _fixed(cluster: ClusterInfo) -> tuple[object, ...]:
@@ -242,6 +289,6 @@ def _fixed(cluster: ClusterInfo) -> tuple[object, ...]:
     )
 
 
-def _bound(columns: dict[K, NDArray[np.bool_]] | dict[K, NDArray[np.float64]]) -> None:
+def _bound(columns: dict[K, NDArray[np.bool_]] | dict[K, NDArray[np.float64]] | dict[K, NDArray[np.int64]]) -> None:
     if len(columns) >= MOST_COLUMNS:
         columns.clear()

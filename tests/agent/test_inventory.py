@@ -78,6 +78,13 @@ def test_capacity_is_never_more_than_measured_or_allowed(
     assert free.memory - 1024 < quantity.whole(free.quantities()["memory"]) <= free.memory
 
 
+def test_devices_are_what_the_owner_states() -> None:
+    site: Any = {"spec": {"capacity": {"nvidia.com/gpu": "2", "example.com/device": "1"}}}
+    has, free = capacity(site, (4000, 2**33))
+    assert has.devices == free.devices == {"nvidia.com/gpu": 2, "example.com/device": 1}
+    assert free.quantities()["nvidia.com/gpu"] == "2"
+
+
 def test_a_little_usage_is_no_news() -> None:
     old = {"capacity": {"cpu": "4"}, "usage": usage({"a": {"c": {"cpu": 0.5, "memory": 300e6}}, "b": {"c": {"cpu": 0.1}}})}
     assert old["usage"] == {"cpu": "600m", "memory": "286Mi", "pods": "2"}

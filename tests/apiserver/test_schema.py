@@ -13,6 +13,7 @@ from metaos.apiserver.admission import UnsupportedFields
 from metaos.apiserver.defaults import apply_defaults
 from metaos.apiserver.shaping import shape, validate
 from metaos.resources import scheme
+from metaos.resources.devices import GPU, GPU_MILLI
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj
 from metaos.resources.scheme import KINDS, Kind
@@ -155,6 +156,8 @@ def test_pods_are_fixed_but_for_images() -> None:
         (scheme.TARIFF, agreed(clusterSelector={"matchExpressions": [{"key": "a", "operator": "Is"}]}), "spec.clusterSelector"),
         (scheme.TARIFF, agreed(validFrom=DAY, validUntil=DAY), "spec.validUntil"),
         (scheme.CLUSTER, {"spec": {"tier": "moon"}}, "spec.tier"),
+        (scheme.CLUSTER, {"spec": {"capacity": {"nvidia.com/gpu-milli": "300"}}}, "spec.capacity.nvidia.com/gpu-milli"),
+        (scheme.CLUSTER, {"spec": {"capacity": {"nvidia.com/gpu": "1500m"}}}, "spec.capacity.nvidia.com/gpu"),
     ],
 )
 def test_rules(kind: Kind, obj: Obj, field: str) -> None:
@@ -164,6 +167,23 @@ def test_rules(kind: Kind, obj: Obj, field: str) -> None:
         obj["spec"]["jobTemplate"]["spec"]["template"]["spec"]["restartPolicy"] = "Never"
     full = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": {"name": "x"}} | obj
     assert field in causes(kind, full)
+
+
+@pytest.mark.parametrize(
+    ("resources", "field", "said"),
+    [
+        ({"limits": {GPU: "500m"}}, f"resources.limits[{GPU}]", "must be an integer"),
+        ({"requests": {GPU: "1"}}, "resources.limits", "Limit must be set for non overcommitable resources"),
+        ({"limits": {GPU: "2"}, "requests": {GPU: "1"}}, "resources.requests", f"must be equal to {GPU} limit of 2"),
+        ({"limits": {GPU: "1", GPU_MILLI: "300"}}, f"resources.limits[{GPU_MILLI}]", "leave one of them out"),
+        ({"limits": {GPU_MILLI: "1000"}}, f"resources.limits[{GPU_MILLI}]", f"ask for {GPU} instead"),
+    ],
+)
+def test_devices_are_whole_and_a_part_of_a_gpu_is_of_one(resources: Obj, field: str, said: str) -> None:
+    obj = pod()
+    obj["spec"]["containers"][0]["resources"] = resources
+    found = causes(scheme.POD, obj)
+    assert any(path.endswith(field) and said in text for path, text in found.items()), found
 
 
 def test_service_defaults() -> None:

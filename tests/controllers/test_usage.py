@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from metaos.controllers.usage import Share, Usage
+from metaos.resources.devices import GPU, GPU_MILLI, Asked, asking
 from metaos.resources.meta import ObjectRef
 from metaos.resources.snapshot import cluster_info
 from tests.controllers.continuum import cluster
@@ -18,6 +20,7 @@ shares = st.builds(
     cpu=st.integers(0, 500),
     memory=st.integers(0, 1000),
     replicas=st.dictionaries(st.sampled_from(SITES), st.integers(0, 4), max_size=3),
+    devices=st.sampled_from([(), ((GPU_MILLI, 300),), (("example.com/device", 1), (GPU, 2))]),
 )
 changes = st.lists(
     st.tuples(st.just("share"), st.integers(0, 4), st.none() | shares)
@@ -54,5 +57,8 @@ def test_it_follows_every_change(steps: list[tuple[str, Any, Any]]) -> None:
             for site in sorted(clusters):
                 others = [(s, s.replicas.get(site, 0)) for n, s in held.items() if n != number]
                 total = sum(s.cpu * n for s, n in others), sum(s.memory * n for s, n in others), sum(n for _, n in others)
-                expected.append(cluster_info(clusters[site], total))
+                devices: Mapping[Asked, int] = {}
+                for share, count in others:
+                    devices = asking(devices, share.devices, count)
+                expected.append(cluster_info(clusters[site], total, devices))
             assert tuple(usage.sites(about(number))) == tuple(expected)

@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 import metaos.scheduler.ranking  # noqa: F401  (with numpy, so that no example waits for it)
+from metaos.resources.devices import GPU, GPU_MILLI
 from metaos.resources.meta import ObjectRef
 from metaos.resources.snapshot import ClusterInfo, Move, PolicyInfo, Snapshot, Spread, Taint, Target, WorkloadInfo
 
@@ -59,6 +60,10 @@ taints = st.builds(
 )
 
 
+DEVICE = "example.com/device"
+asks = [((GPU_MILLI, 300),), ((GPU_MILLI, 700),), ((GPU, 1),), ((DEVICE, 1), (GPU, 2)), ((DEVICE, 2),)]
+
+
 @st.composite
 def clusters(draw: st.DrawFn) -> tuple[ClusterInfo, ...]:
     """Up to five sites, in any order; some full, cordoned, lost or under another law."""
@@ -83,6 +88,8 @@ def _site(draw: st.DrawFn, name: str) -> ClusterInfo:
         cpu_hour=draw(st.none() | st.floats(0, 1)),
         latencies=draw(st.dictionaries(st.just("users"), st.floats(1, 200))),
         availability=draw(st.sampled_from([0.9, 0.99, 0.999])),
+        devices=draw(st.sampled_from([{}, {}, {GPU: 1}, {GPU: 3, DEVICE: 1}])),
+        devices_requested=draw(st.dictionaries(st.sampled_from(asks), st.integers(1, 3), max_size=2)),
     )
 
 
@@ -129,6 +136,7 @@ def workloads(draw: st.DrawFn, *, fresh: bool = False) -> WorkloadInfo:
         kind,
         replicas=draw(st.integers(0, 4)),
         cpu=draw(st.sampled_from([0, 50, 100, 300])),
+        devices=draw(st.sampled_from([(), (), (), *asks])),
         current=current,
         evicted=draw(st.frozensets(names, max_size=1)),
         moves=tuple(sorted(draw(st.lists(moves, max_size=3)), key=lambda m: m.time)),

@@ -9,8 +9,10 @@ from typing import Any
 from metaos.apiserver.metadata import DNS_SUBDOMAIN, dns_label_causes, label_causes
 from metaos.apiserver.schema import duplicate, forbidden, invalid, required, unsupported
 from metaos.resources import quantity
+from metaos.resources.devices import GPU, GPU_MILLI, WHOLE, extended
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj
+from metaos.resources.workload import device_requests
 
 PORT_RANGE = "must be between 1 and 65535, inclusive"
 NOT_NEGATIVE = "must be greater than or equal to 0"
@@ -58,6 +60,7 @@ def pod_causes(spec: Obj, path: str, claims: Iterable[str] = ()) -> Iterator[Cau
                 yield duplicate(f"{where}.name", container["name"])
             names.add(container.get("name") or "")
             yield from _container(container, where, volumes)
+    yield from _shares(spec, path)
     grace, deadline = spec.get("terminationGracePeriodSeconds"), spec.get("activeDeadlineSeconds")
     if grace is not None and grace < 0:
         yield invalid(f"{path}.terminationGracePeriodSeconds", grace, NOT_NEGATIVE)
@@ -205,6 +208,22 @@ def _env(env: Obj, path: str) -> Iterator[Cause]:
             yield invalid(where, asked, f"error converting fieldPath: field label not supported: {asked}")
 
 
+def _shares(spec: Obj, path: str) -> Iterator[Cause]:
+    """Thousandths of a GPU, which only NEMO knows: all containers of a pod share one GPU."""
+    try:
+        asks = dict(device_requests(spec))
+    except ValueError:
+        # No quantity: said elsewhere.
+        return
+    milli = asks.get(GPU_MILLI, 0)
+    where = f"{path}.containers.resources.limits[{GPU_MILLI}]"
+    if milli and GPU in asks:
+        yield invalid(where, milli, f"a pod has whole GPUs ({GPU}) or a part of one ({GPU_MILLI}): leave one of them out")
+    elif milli >= WHOLE:
+        text = f"must be below {WHOLE} for all containers of the pod together, as it is a part of one GPU; ask for {GPU} instead"
+        yield invalid(where, milli, text)
+
+
 def _amounts(wanted: Obj, path: str) -> Iterator[Cause]:
     limits = wanted.get("limits") or {}
     for field in ("limits", "requests"):
@@ -215,6 +234,13 @@ def _amounts(wanted: Obj, path: str) -> Iterator[Cause]:
                 yield invalid(where, key, "must be a standard resource for containers")
             if amount < 0:
                 yield invalid(where, value, NOT_NEGATIVE)
+            elif extended(key):
+                if amount.denominator != 1:
+                    yield invalid(where, value, "must be an integer")
+                elif field == "requests" and key not in limits:
+                    yield required(f"{path}.limits", "Limit must be set for non overcommitable resources")
+                elif field == "requests" and amount != quantity.parse(limits[key]):
+                    yield invalid(f"{path}.requests", value, f"must be equal to {key} limit of {limits[key]}")
             elif field == "requests" and key in limits and amount > quantity.parse(limits[key]):
                 yield invalid(f"{path}.requests", value, f"must be less than or equal to {key} limit of {limits[key]}")
 
