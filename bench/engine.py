@@ -19,9 +19,8 @@ from metaos.scheduler.explain import placement_status
 from metaos.scheduler.filters import FILTERS, Filter
 from metaos.scheduler.framework import Plan, decide
 from metaos.scheduler.optimise import costs, optimise
-from metaos.scheduler.planning import taking
 from metaos.scheduler.scores import SCORES, Score
-from metaos.scheduler.world import World
+from metaos.scheduler.world import World, taking
 
 NOW, ROUNDS = 1_700_000_000.0, 3
 QUEUED = 10_000

@@ -34,7 +34,7 @@ class Flows:
         peers = {owner for owner, found in self._senders.items() if any(e.ref in stale for e in found.traffic)}
         for one in sorted(stale | peers):
             found = self._read(one)
-            if found is not None and sends(found):
+            if found is not None and found.current and sends(found):
                 self._senders[one] = found
             else:
                 self._senders.pop(one, None)

@@ -6,6 +6,7 @@ migration controllers carry the decision out.
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from metaos.client import Client
@@ -42,7 +43,7 @@ from metaos.resources.meta import (
 from metaos.resources.snapshot import Snapshot, WorkloadInfo, cluster_info
 from metaos.resources.traffic import edges_of, located, sends
 from metaos.scheduler.conflicts import as_data, impossible
-from metaos.scheduler.explain import REASONS, placement_status, tells
+from metaos.scheduler.explain import REASONS, placement_status, tells, traffic_status
 from metaos.scheduler.filters import FILTERS
 from metaos.scheduler.framework import STILL_BEST, Plan, decide
 from metaos.scheduler.scores import SCORES
@@ -74,7 +75,7 @@ class PlacementReconciler:
         self._decided: dict[ObjectRef, dict[str, int]] = {}
         self._usage = Usage(self._clusters.list)
         self._clusters.on_change(self._usage.cluster_changed)
-        self._flows = Flows(self._talking)
+        self._flows = Flows(self._member)
 
     async def reconcile(self, about: ObjectRef) -> Result:
         if about == SITES:
@@ -98,13 +99,16 @@ class PlacementReconciler:
         found = located(self._facts.workload(obj, placement, self._current(about, placement)), self._places, world.site)
         narrow = sends(found) and world.bools["narrow"].any()
         snapshot = Snapshot(now, world, self._flows.others(about) if narrow else {})
-        plan = decide(snapshot, found, self._filters, self._scores)
+        found, plan = self._decide(snapshot, found)
         told = (placement or {}).get("status") or {}
         if dict(plan.clusters) == decided(placement) and tells(told, plan):
             reasons = {key: told[key] for key in REASONS if key in told}
         else:
             # They are worked out at once, while the world is as it was decided upon.
             reasons = placement_status(plan)
+        if found.traffic:
+            places = [info for site, _ in plan.clusters if (info := world.site(site)) is not None]
+            reasons["traffic"] = traffic_status(found, places)
         if not plan.clusters or not plan.complete:
             reasons["conflict"] = as_data(impossible(snapshot, found, self._filters))
         await self._write(obj, placement, found, plan, reasons, now)
@@ -127,13 +131,25 @@ class PlacementReconciler:
             placement = None
         return self._current(about, placement)
 
-    def _talking(self, about: ObjectRef) -> WorkloadInfo | None:
-        """A workload with its traffic and where everybody is."""
+    def _decide(self, snapshot: Snapshot, found: WorkloadInfo) -> tuple[WorkloadInfo, Plan]:
+        """With the workload as it was decided on: near where those will be that it talks to."""
+        if not found.traffic:
+            return found, decide(snapshot, found, self._filters, self._scores)
+        # With numpy, which a hub loads with its first decision.
+        from metaos.scheduler.applications import decide_among, expected, members_of
+
+        everything = replace(snapshot, clusters=self._usage.sites(SITES))
+        ahead = expected(everything, members_of(found, self._member), self._filters, self._scores)
+        return decide_among(snapshot, found, ahead, self._filters, self._scores)
+
+    def _member(self, about: ObjectRef) -> WorkloadInfo | None:
+        """A workload with its traffic and where everybody is; ``None`` where it is not there, or has come to its end."""
         obj = self._workloads[about.kind].get(about.name, about.namespace)
-        current = self._places(about)
-        if obj is None or not current:
+        if obj is None or not placeable(obj) or finished(obj):
             return None
-        return located(self._facts.workload(obj, None, current), self._places, self._usage.sites(about).site)
+        placement = self._placements.get(placement_name(about), about.namespace)
+        info = self._facts.workload(obj, placement, self._places(about))
+        return located(info, self._places, self._usage.sites(SITES).site)
 
     def take_account(self, about: ObjectRef) -> None:
         """What a workload takes at which sites, and sends where, may have changed."""
@@ -319,7 +335,8 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         informer.on_change(on_workload)
 
     def on_placement(old: Obj | None, new: Obj | None) -> None:
-        moved = decided(old).keys() != decided(new).keys()
+        # Also of one that has no place: others may have to make way.
+        moved = old is None or new is None or decided(old).keys() != decided(new).keys()
         for about in of_placement(new or old or {}):
             reconciler.take_account(about)
             # Who talks to it is looked at again: it may come nearer, or be out of reach now.

@@ -267,6 +267,8 @@ def _outcome(found: Outcome) -> dict[str, Any]:
         "complete": found.impossible is None,
         **placement_status(found.plan),
     }
+    if found.traffic:
+        row["traffic"] = list(found.traffic)
     if found.impossible is not None:
         row["conflict"] = as_data(found.impossible)
     return row

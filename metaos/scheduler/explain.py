@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from metaos.resources.meta import Obj, condition, name, namespace
+from metaos.resources.snapshot import ClusterInfo, WorkloadInfo
+from metaos.resources.traffic import egress, known_by, worst
 from metaos.scheduler import conflicts
 from metaos.scheduler.framework import Plan
 
@@ -91,6 +93,31 @@ def tells(status: Mapping[str, Any], plan: Plan) -> bool:
     return names == plan.runner_up and abs(other["difference"] - plan.difference) < WORTH_TELLING
 
 
+def traffic_status(workload: WorkloadInfo, places: Iterable[ClusterInfo]) -> list[dict[str, Any]]:
+    """Whom a workload talks to, from where it is: ``Placement.status.traffic``."""
+    here, found = list(places), []
+    for edge in workload.traffic:
+        row: dict[str, Any] = {
+            "peer": edge.peer,
+            "asks": edge.asks,
+            "clusters": [site.name for site, _ in edge.at],
+            "intent": edge.intent,
+            "weight": round(edge.weight, 2),
+        }
+        # What is not known counts as the longest.
+        trips = [(math.inf if t[0] is None else t[0], c, t[1]) for c in here if (t := worst(edge, c)) is not None]
+        if trips:
+            longest, one, other = max(trips, key=lambda t: t[0])
+            row |= {"known": known_by(one, other)} | ({} if math.isinf(longest) else {"milliseconds": round(longest, 4)})
+        if not math.isinf(edge.most):
+            row |= {"maxMilliseconds": edge.most, "hard": edge.hard}
+        money = [egress(edge, c) for c in here] if edge.money and edge.at else []
+        if money and None not in money:
+            row["egressPerHour"] = round(sum(m for m in money if m is not None) / len(money), 6)
+        found.append(row)
+    return found
+
+
 def explain(placement: Obj, clusters: Iterable[Obj], intents: Iterable[Obj]) -> dict[str, Any]:
     """Everything about one decision. Every present site is chosen, scored or rejected, where there are not too many."""
     spec, status = placement.get("spec") or {}, placement.get("status") or {}
@@ -119,6 +146,7 @@ def explain(placement: Obj, clusters: Iterable[Obj], intents: Iterable[Obj]) -> 
         "rejectedBy": status.get("rejectedBy") or {},
         "alternatives": status.get("alternatives") or [],
         "conflict": status.get("conflict"),
+        "traffic": status.get("traffic") or [],
         "migration": status.get("migration"),
         "deferral": status.get("deferral"),
         "moves": spec.get("moves") or [],
@@ -189,6 +217,7 @@ def _lines(found: dict[str, Any], screen: int) -> list[str]:
     if migration:
         old, new = (", ".join(migration.get(side) or ()) for side in ("from", "to"))
         lines.append(f"  moving    {old} -> {new}: {migration.get('phase')}")
+    lines += [f"  {talk_line(talk)}" for talk in found.get("traffic") or ()]
     if found.get("limits"):
         lines.append(f"  moves     {_limits(found['limits'])}")
     lines += [f"  moved     {_moved(move)}" for move in (found.get("moves") or ())[-MOVES_SHOWN:]]
@@ -215,6 +244,20 @@ def _lines(found: dict[str, Any], screen: int) -> list[str]:
         lines += ["", "  intents"]
         lines += [f"    {i['name']}: {i.get('fulfilment', 'Unknown')}. {i.get('message', '')}" for i in found["intents"]]
     return lines
+
+
+def talk_line(found: dict[str, Any]) -> str:
+    """``asks      statefulset/db on a: 0 ms (the same site), at most 10 ms must hold; egress 0.0012 an hour``."""
+    verb = "asks" if found.get("asks") else "answers"
+    if not found["clusters"]:
+        return f"{verb:<9} {found['peer']}, which has no place yet  (intent {found['intent']!r})"
+    peer = found["peer"] if found["peer"].startswith("site ") else f"{found['peer']} on {', '.join(found['clusters'])}"
+    trip = f"{found['milliseconds']:.4g} ms" if "milliseconds" in found else "round trip unknown"
+    wanted = (
+        f", at most {found['maxMilliseconds']:g} ms {'must hold' if found.get('hard') else 'wanted'}" if "hard" in found else ""
+    )
+    money = f"; egress {found['egressPerHour']:.3g} an hour" if "egressPerHour" in found else ""
+    return f"{verb:<9} {peer}: {trip} ({found.get('known', 'nothing is stated')}){wanted}{money}  (intent {found['intent']!r})"
 
 
 def _limits(limits: dict[str, Any]) -> str:

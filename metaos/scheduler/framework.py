@@ -51,13 +51,21 @@ def decide(
     workload: WorkloadInfo,
     filters: Sequence[tuple[str, Filter]] = FILTERS,
     scores: Sequence[Score] = SCORES,
+    *,
+    together: str | None = None,
 ) -> Plan:
-    """Where a workload shall be. Staying is preferred unless a site must be left or the gain is worth the move."""
+    """Where a workload shall be. Staying is preferred unless a site must be left or the gain is worth the move. ``together``: the
+    site that is best for it and those that it talks to (see ``metaos.scheduler.applications``)."""
     from metaos.scheduler.ranking import Ranking
 
     ranking = Ranking(snapshot, workload, filters, scores, MUST_LEAVE, endures=_spent(snapshot, workload))
     feasible, totals, endured = ranking.feasible, ranking.totals, ranking.endured
     best = choose(workload, feasible, totals)
+    near = None
+    if together in totals:
+        near = choose(workload, Ranked(c for c in feasible if c.name == together), totals)
+        near = near if near.complete and near.satisfies else None
+        best = near or best
 
     def plan(choice: Choice, reason: str, *, migrates: bool = False, forced: bool = False, again: float | None = None) -> Plan:
         runner_up = _runner_up(workload, feasible, totals, choice)
@@ -87,10 +95,12 @@ def decide(
         if all(c in totals for c in workload.current) and sum(workload.current.values()) == workload.replicas:
             why = "; ".join(f"{r.cluster}: {r.reason}" for r in endured)
             return plan(stay, f"stays, though {why}: {_budget(workload)}", again=_refill(workload))
-    return _reconsider(snapshot, workload, ranking, best, plan)
+    return _reconsider(snapshot, workload, ranking, best, near, plan)
 
 
-def _reconsider(snapshot: Snapshot, workload: WorkloadInfo, ranking: Ranking, best: Choice, make: Callable[..., Plan]) -> Plan:
+def _reconsider(
+    snapshot: Snapshot, workload: WorkloadInfo, ranking: Ranking, best: Choice, near: Choice | None, make: Callable[..., Plan]
+) -> Plan:
     feasible, totals = ranking.feasible, ranking.totals
     forced = sorted(c for c in workload.current if c not in totals)
     if forced:
@@ -98,7 +108,7 @@ def _reconsider(snapshot: Snapshot, workload: WorkloadInfo, ranking: Ranking, be
         why = "; ".join(f"{c}: {reason}" for c, reason in reasons.items())
         # Sites that are still good keep what they have; only what must leave is placed anew.
         kept = [c for c in feasible if c.name in workload.current]
-        choice = distribute(workload, kept, feasible, totals)
+        choice = near if near is not None and not kept else distribute(workload, kept, feasible, totals)
         if not choice.clusters:
             # Nowhere to go: what may still run there, runs on. Residency alone takes it away.
             staying = {c: n for c, n in workload.current.items() if _may_stay(ranking.rejection(c))}
@@ -185,6 +195,11 @@ def _improve(
     if _spent(snapshot, workload):
         return make(stay, f"stays: {names} would be {gain:.1f} points better, but {_budget(workload)}", again=_refill(workload))
     return make(best, f"{names} is {gain:.1f} points better", migrates=True)
+
+
+def may_move(snapshot: Snapshot, workload: WorkloadInfo) -> bool:
+    """Whether neither cool-down nor budget bar a move for a gain."""
+    return _cooled(workload) <= snapshot.now and not _spent(snapshot, workload)
 
 
 def _had_to_leave(workload: WorkloadInfo) -> set[str]:

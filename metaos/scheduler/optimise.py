@@ -12,9 +12,8 @@ from metaos.scheduler import columns
 from metaos.scheduler import scores as scoring
 from metaos.scheduler.assignment import NOWHERE, Floats, assign
 from metaos.scheduler.filters import FILTERS, Filter
-from metaos.scheduler.planning import taking
 from metaos.scheduler.scores import SCORES, Score
-from metaos.scheduler.world import World
+from metaos.scheduler.world import World, taking
 
 
 @dataclass(frozen=True, slots=True)

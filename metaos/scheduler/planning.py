@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from metaos.resources.devices import asking
 from metaos.resources.meta import TAINT_UNREACHABLE, ObjectRef
 from metaos.resources.snapshot import ClusterInfo, Snapshot, Taint, WorkloadInfo, cost, latency, watts
 from metaos.resources.traffic import located, sending, sends
+from metaos.scheduler.applications import Together, decide_among, expected, members_of
 from metaos.scheduler.conflicts import Impossible, impossible
+from metaos.scheduler.explain import traffic_status
 from metaos.scheduler.filters import FILTERS, Filter
-from metaos.scheduler.framework import Plan, decide
+from metaos.scheduler.framework import Plan
 from metaos.scheduler.ranking import Rejections
 from metaos.scheduler.scores import SCORES, Score, users
-from metaos.scheduler.world import World
+from metaos.scheduler.world import World, taking
 
 #: Of how many workloads the alternatives are looked for: a plan has ``len(MIXES)`` times as many decisions.
 MOST_WORKLOADS = 200
@@ -61,6 +63,8 @@ class Outcome:
     before: Measures
     after: Measures
     impossible: Impossible | None
+    #: See ``metaos.scheduler.explain.traffic_status``.
+    traffic: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -154,16 +158,13 @@ def project(
     world = World(changed_sites(snapshot.clusters, changes, now))
     after = {c.name: c for c in world}
     where = {**(places or {}), **{w.ref: w.current for w in workloads if w.current}}
-    talking = [w for w in workloads if w.traffic]
+    talking = [_evicted(w, changes) for w in workloads if w.traffic]
     for workload in workloads:
-        # Draining evicts pods: where none is, each site has its own, or Jobs of their own make them, nothing has to leave.
-        stays = workload.mode == "Everywhere" or workload.ref.kind == "CronJob"
-        gone = frozenset(s for s, count in workload.current.items() if count and s in changes.drain and not stays)
-        asking = replace(workload, evicted=workload.evicted | gone) if gone else workload
-        asking = _located(asking, where, world)
+        asking = _located(_evicted(workload, changes), where, world)
         flows = _flows(snapshot, asking, talking, where, world)
+        ahead = _ahead(Snapshot(now, world, flows), asking, talking, where, filters, scores)
         free = Snapshot(now, taking(world, asking, workload.current, -1), flows)
-        plan = decide(free, asking, filters, scores)
+        asking, plan = decide_among(free, asking, ahead, filters, scores)
         world = taking(World.of(free.clusters), asking, dict(plan.clusters), 1)
         where[workload.ref] = dict(plan.clusters)
         earlier = (present or {}).get(workload.ref, workload)
@@ -173,11 +174,39 @@ def project(
             measures(earlier, workload.current, before),
             measures(asking, dict(plan.clusters), after),
             None if plan.complete and plan.clusters else impossible(free, asking, filters),
+            tuple(traffic_status(asking, [after[s] for s, _ in plan.clusters])) if asking.traffic else (),
         )
+
+
+def _evicted(workload: WorkloadInfo, changes: Changes) -> WorkloadInfo:
+    """Draining evicts pods: where none is, each site has its own, or Jobs of their own make them, nothing has to leave."""
+    stays = workload.mode == "Everywhere" or workload.ref.kind == "CronJob"
+    gone = frozenset(s for s, count in workload.current.items() if count and s in changes.drain and not stays)
+    return replace(workload, evicted=workload.evicted | gone) if gone else workload
 
 
 def _located(workload: WorkloadInfo, places: Mapping[ObjectRef, Mapping[str, int]], world: World) -> WorkloadInfo:
     return located(workload, lambda about: places.get(about, {}), world.site)
+
+
+def _ahead(
+    snapshot: Snapshot,
+    workload: WorkloadInfo,
+    talking: Sequence[WorkloadInfo],
+    places: Mapping[ObjectRef, Mapping[str, int]],
+    filters: Sequence[tuple[str, Filter]],
+    scores: Sequence[Score],
+) -> Together | None:
+    """Where those will be that it talks to. ``snapshot`` counts what it takes."""
+    if not workload.traffic:
+        return None
+    world, known = World.of(snapshot.clusters), {w.ref: w for w in talking}
+
+    def read(about: ObjectRef) -> WorkloadInfo | None:
+        found = known.get(about)
+        return None if found is None else replace(_located(found, places, world), current=places.get(about, {}))
+
+    return expected(snapshot, members_of(workload, read), filters, scores)
 
 
 def _flows(
@@ -225,6 +254,7 @@ def alternatives(
             present = taking(present, outcome.workload, dict(outcome.plan.clusters), 1)
     fixed = {**(places or {}), **{o.workload.ref: dict(o.plan.clusters) for o in outcomes if o.workload.ref not in chosen}}
     talking = [o.workload for o in outcomes if o.workload.traffic]
+    afresh = [replace(w, moves=()) if w.ref in chosen and not w.pinned else w for w in talking]
     found: dict[object, Alternative] = {}
     for mix in MIXES:
         weights = dict(zip(_MIXED, mix, strict=True))
@@ -233,7 +263,9 @@ def alternatives(
         where = {about: at for about, at in fixed.items() if about not in chosen}
         for workload in asked:
             fresh = _located(workload if workload.pinned else replace(workload, current={}, moves=()), where, world)
-            plan = decide(Snapshot(snapshot.now, world, _flows(snapshot, fresh, talking, where, world)), fresh, filters, weighed)
+            seen = Snapshot(snapshot.now, world, _flows(snapshot, fresh, talking, where, world))
+            ahead = _ahead(seen, fresh, afresh, where, filters, weighed)
+            _, plan = decide_among(seen, fresh, ahead, filters, weighed)
             if not plan.complete:
                 break
             world = taking(world, workload, dict(plan.clusters), 1)
@@ -254,18 +286,3 @@ def _key(value: float | None) -> float:
 def _beats(one: Measures, other: Measures) -> bool:
     pairs = [(_key(getattr(one, f)), _key(getattr(other, f))) for f in ("cost", "carbon", "latency")]
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
-
-
-def taking(world: World, workload: WorkloadInfo, places: Mapping[str, int], sign: int) -> World:
-    """The world with so many replicas more, or fewer, at these sites."""
-    here = [(found, count) for site, count in places.items() if (found := world.site(site)) is not None]
-    return world.beside(
-        replace(
-            found,
-            cpu_requested=found.cpu_requested + sign * workload.cpu * count,
-            memory_requested=found.memory_requested + sign * workload.memory * count,
-            pods_requested=found.pods_requested + sign * count,
-            devices_requested=asking(found.devices_requested, workload.devices, sign * count),
-        )
-        for found, count in here
-    )

@@ -10,13 +10,14 @@ A ``World`` is a sequence of :class:`~metaos.resources.snapshot.ClusterInfo`, so
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metaos.resources.devices import GPU, gpus_free, taken
-from metaos.resources.snapshot import TRUST_LEVELS, ClusterInfo, Taint, latency
+from metaos.resources.devices import GPU, asking, gpus_free, taken
+from metaos.resources.snapshot import TRUST_LEVELS, ClusterInfo, Taint, WorkloadInfo, latency
 from metaos.resources.traffic import round_trip
 from metaos.scheduler.scores import carbon_ahead
 
@@ -236,6 +237,21 @@ class World(Sequence[ClusterInfo]):
                 return
             self._gpus[row] = 0
             self._gpus[row, : len(free)] = free
+
+
+def taking(world: World, workload: WorkloadInfo, places: Mapping[str, int], sign: int) -> World:
+    """The world with so many replicas more, or fewer, at these sites."""
+    here = [(found, count) for site, count in places.items() if (found := world.site(site)) is not None]
+    return world.beside(
+        replace(
+            found,
+            cpu_requested=found.cpu_requested + sign * workload.cpu * count,
+            memory_requested=found.memory_requested + sign * workload.memory * count,
+            pods_requested=found.pods_requested + sign * count,
+            devices_requested=asking(found.devices_requested, workload.devices, sign * count),
+        )
+        for found, count in here
+    )
 
 
 def _trust(cluster: ClusterInfo) -> int:

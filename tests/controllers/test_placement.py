@@ -154,3 +154,47 @@ async def test_a_link_is_not_promised_twice() -> None:
         await clock.advance(2)
     used = sorted(name for i in range(3) for name in places(client, f"deployment-w{i}"))
     assert used == ["a", "a", "b"]
+
+
+APPLICATION = traffic(
+    {"from": {"name": "web"}, "to": {"name": "api"}, "maxMilliseconds": 10, "hard": True},
+    {"from": {"name": "api"}, "to": {"name": "db"}, "bytesPerSecond": "1Mi", "responseBytesPerSecond": "4Mi"},
+)
+
+
+async def test_components_that_come_together_are_placed_together_and_say_so() -> None:
+    """Each alone would take the dirty site's room or not: one of them may only be at ``b``, so all are."""
+    sites = (
+        cluster("a", links=[{"cluster": "b", "milliseconds": 60}], electricity={"carbonIntensity": 100}),
+        cluster("b", electricity={"carbonIntensity": 150}),
+    )
+    home = {"apiVersion": "meta-os.eu/v1alpha1", "kind": "PlacementPolicy", "metadata": {"name": "home", "namespace": "shop"}}
+    home["spec"] = {"workloads": {"refs": [{"kind": "Deployment", "name": "web"}]}, "clusters": {"allowed": ["b"]}}
+    works = [deployment(n) for n in ("api", "db", "web")]
+    async with running(placement.setup, objects=(*sites, home, APPLICATION, *works)) as (client, clock):
+        await until(clock, lambda: all(places(client, f"deployment-{n}") for n in ("api", "db", "web")))
+        # The database came before whom it waits on: each was decided once.
+        assert all(places(client, f"deployment-{n}") == {"b": 1} for n in ("api", "db", "web"))
+        await clock.advance(1)
+        first = client.find(scheme.PLACEMENT, "deployment-api", "shop") or {}
+    assert "moves" not in first["spec"]
+    assert "together with deployment/db on b, deployment/web on b" in first["spec"]["reason"]
+    assert "the best there is" in first["spec"]["reason"]
+    talks = {t["peer"]: t for t in first["status"]["traffic"]}
+    assert talks["deployment/web"]["milliseconds"] == 0 and talks["deployment/web"]["hard"]
+    assert talks["deployment/db"]["clusters"] == ["b"] and talks["deployment/db"]["asks"]
+
+
+async def test_an_application_leaves_a_drained_site_together() -> None:
+    sites = [cluster(n, links=[{"cluster": o, "milliseconds": 60} for o in "abc" if o != n]) for n in "abc"]
+    works = [deployment(n) for n in ("api", "db", "web")]
+    async with running(placement.setup, objects=(*sites, APPLICATION, *works)) as (client, clock):
+        await until(clock, lambda: all(places(client, f"deployment-{n}") for n in ("api", "db", "web")))
+        taint = {"key": "meta-os.eu/unreachable", "effect": "NoExecute", "timeAdded": format_time(clock.now())}
+        client.seed(cluster("a", ready=False, taints=[taint], links=sites[0]["spec"]["links"]))
+
+        def moved() -> bool:
+            return all(places(client, f"deployment-{n}") in ({"b": 1}, {"c": 1}) for n in ("api", "db", "web"))
+
+        await until(clock, moved)
+    assert len({tuple(places(client, f"deployment-{n}")) for n in ("api", "db", "web")}) == 1

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from metaos.cli.plan import render
 from metaos.controllers import placement, planning
 from metaos.controllers.planning import MOST_WAITING, Planner
 from metaos.controllers.settings import Settings
@@ -199,3 +203,24 @@ async def planned(asking: Asking, obj: Obj, elsewhere: bool = False) -> dict[str
         if before and elsewhere == (before != after):
             break
     return row
+
+
+EXAMPLES = Path(__file__).parents[2]
+
+
+async def test_the_how_to_of_an_application_shows_what_is_planned() -> None:
+    page = (EXAMPLES / "docs/how-to/place-an-application.md").read_text()
+    (manifest,), (shown,) = re.findall(r"```yaml\n(.*?)```", page, re.S), re.findall(r"```text\n(.*?)```", page, re.S)
+    sites = [next(yaml.safe_load_all(file.read_text())) for file in sorted((EXAMPLES / "examples/sites").glob("*.yaml"))]
+    for site in sites:
+        site["status"] = {"conditions": [{"type": "Ready", "status": "True"}]}
+    kinds = ("Deployment", "StatefulSet")
+    shop = [o for f in sorted((EXAMPLES / "examples/shop").glob("*.yaml")) for o in yaml.safe_load_all(f.read_text())]
+    asking = Asking()
+    async with running(asking.setup, objects=tuple(sites)) as _:
+        objects = [yaml.safe_load(manifest), *(o for o in shop if o["kind"] in kinds)]
+        status = await asking(objects=objects, alternatives=False)
+    lines = render(status, 120)
+    for line in shown.splitlines():
+        assert line in lines, "\n".join(lines)
+    assert len({tuple(places(w["after"])) for w in status["workloads"]}) == 1

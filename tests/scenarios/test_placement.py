@@ -1,7 +1,10 @@
-"""Runs the plain-text scenarios in ``placement/``: sites, one workload, intents and policies in, a decision out.
+"""Runs the plain-text scenarios in ``placement/``: sites, workloads, intents and policies in, decisions out.
 
 A scenario has ``title``, ``sites``, ``workload``, optionally ``intents``, ``policies`` and ``current`` (site → replicas), and
 ``expect``: ``clusters``, and optionally ``rejected`` (site → part of the reason), ``reason`` and ``fulfilment`` (by intent).
+
+One of an application has ``workloads`` (each with its ``current``), optionally ``drain`` (sites), and in ``expect`` by name of a
+workload: ``places``, and optionally ``reasons`` and ``rejected``.
 """
 
 from __future__ import annotations
@@ -13,12 +16,15 @@ import pytest
 import yaml
 
 from metaos.network.intents import evaluate
-from metaos.resources.meta import API_VERSION, Obj
+from metaos.resources.meta import API_VERSION, Obj, ref
 from metaos.resources.snapshot import Snapshot, cluster_info, workload_info
+from metaos.resources.traffic import edges_of
 from metaos.scheduler.framework import decide
+from metaos.scheduler.planning import Changes, project
 
 NOW = 1_767_225_600.0
 SCENARIOS = sorted((Path(__file__).parent / "placement").glob("*.yaml"))
+APPLICATIONS = [path for path in SCENARIOS if "\nworkloads:" in path.read_text()]
 
 
 def objects(kind: str, listed: list[dict[str, Any]]) -> list[Obj]:
@@ -48,7 +54,34 @@ def workload(raw: dict[str, Any]) -> Obj:
     return {"apiVersion": "apps/v1", "kind": raw["kind"], "metadata": metadata, "spec": spec}
 
 
-@pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", APPLICATIONS, ids=lambda p: p.stem)
+def test_application(path: Path) -> None:
+    story = yaml.safe_load(path.read_text())
+    intents, policies = objects("Intent", story.get("intents") or []), objects("PlacementPolicy", story.get("policies") or [])
+    works = [workload(raw) for raw in story["workloads"]]
+    infos = [
+        workload_info(
+            o,
+            current=raw.get("current"),
+            intents=intents,
+            policies=policies,
+            traffic=edges_of(ref(o), intents),
+        )
+        for o, raw in zip(works, story["workloads"], strict=True)
+    ]
+    snapshot = Snapshot(NOW, tuple(cluster_info(site(s)) for s in story["sites"]))
+    changes = Changes(drain=frozenset(story.get("drain") or ()))
+    found = {o.workload.ref.name: o.plan for o in project(snapshot, changes, infos)}
+    expect = story["expect"]
+    assert {name: dict(plan.clusters) for name, plan in found.items()} == expect["places"]
+    for name, text in (expect.get("reasons") or {}).items():
+        assert text in found[name].reason
+    for name, sites in (expect.get("rejected") or {}).items():
+        rejected = {r.cluster: r.reason for r in found[name].rejected}
+        assert all(text in rejected.get(at, "not rejected") for at, text in sites.items()), rejected
+
+
+@pytest.mark.parametrize("path", [p for p in SCENARIOS if p not in APPLICATIONS], ids=lambda p: p.stem)
 def test_scenario(path: Path) -> None:
     story = yaml.safe_load(path.read_text())
     intents, expect = objects("Intent", story.get("intents") or []), story["expect"]

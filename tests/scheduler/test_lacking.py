@@ -7,8 +7,7 @@ import pytest
 from metaos.resources.devices import GPU, GPU_MILLI, MODEL
 from metaos.scheduler.conflicts import as_data, impossible, lines
 from metaos.scheduler.framework import decide
-from metaos.scheduler.planning import taking
-from metaos.scheduler.world import World
+from metaos.scheduler.world import World, taking
 from tests.scheduler.worlds import DEVICE, NOW, Snapshot, site, workload, world
 
 
