@@ -46,7 +46,9 @@ class IntentReconciler:
                     placement = self._placements.get(placement_name(ref(obj)), about.namespace)
                     places[ref(obj)] = [clusters[s] for s in decided(placement) if s in clusters]
                     if concerns(intent, obj):
-                        info = workload_info(obj, intents=sorted(self._intents.list(about.namespace), key=name))
+                        info = workload_info(
+                            obj, current=decided(placement), intents=sorted(self._intents.list(about.namespace), key=name)
+                        )
                         found.append((info, places[ref(obj)]))
         before = intent.get("status") or {}
         edges = judge_traffic(intent, places, clusters)

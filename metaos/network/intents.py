@@ -13,6 +13,7 @@ from typing import Any
 
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj, format_time, name
+from metaos.resources.reliability import up
 from metaos.resources.snapshot import (
     ALL_OF,
     ANY_OF,
@@ -41,13 +42,15 @@ MEASUREMENTS = {
     "carbonIntensity": "carbon intensity of the site's electricity zone now",
     "energy": "power by the site's power model and PUE",
     "cost": "the site's price list",
-    "availability": "probability over the chosen sites, taken as independent",
+    "availability": "probability that enough replicas are on sites that are up; sites of one region share causes of failure",
     "residency": "the site's jurisdictions",
     "trust": "the site's trust level",
 }
 KNOWN = tuple(MEASUREMENTS)
 
 
+#: Replicas that may be asked to be up: a probability is worked out for each number of them.
+MOST_UP = 1_000
 #: How many offers are kept for a workload that cannot have all that is asked.
 OFFERS_KEPT = 3
 
@@ -74,8 +77,9 @@ def judge(target: Target, workload: WorkloadInfo, placed: Sequence[ClusterInfo],
         values = [v for c in placed if (v := measure(target.name, c, workload, target.users_in)) is not None]
         return Judged(target, "Fulfilled" if values else missed, max(values, default=None), None, None)
     if target.name == "availability":
-        value: float | None = together(placed) if placed else None
-        offer = ("all sites together", together(everywhere)) if everywhere else None
+        here = [(c, workload.current.get(c.name, 1)) for c in placed]
+        value: float | None = up(here, target.at_least) if placed else None
+        offer = ("all sites together", up([(c, 1) for c in everywhere], target.at_least)) if everywhere else None
     else:
         found = [measure(target.name, c, workload, target.users_in) for c in placed]
         worst = max if target.condition in UPPER else min
@@ -90,11 +94,6 @@ def judge(target: Target, workload: WorkloadInfo, placed: Sequence[ClusterInfo],
     if meets(target, value):
         return Judged(target, "Fulfilled", value, None, None)
     return Judged(target, missed, value, offer, None if offer is None else distance(target, offer[1]))
-
-
-def together(sites: Iterable[ClusterInfo]) -> float:
-    """The probability that at least one of these sites is up, taken as independent."""
-    return 1.0 - math.prod(1.0 - c.availability for c in sites)
 
 
 def _nearest(target: Target, workload: WorkloadInfo, clusters: Iterable[ClusterInfo]) -> tuple[str, float] | None:
@@ -344,6 +343,12 @@ def _target_causes(field: str, target: Mapping[str, Any], shared: Sequence[Mappi
     if condition not in ALLOWED[str(name)]:
         return wrong("condition", condition, _condition_remedy(str(name), str(condition)))
     contexts = [*shared, *(target.get("contexts") or ())]
+    ups = [c.get("value") for c in contexts if c.get("name") == "replicasUp"]
+    if ups and name != "availability":
+        return wrong("contexts", ups[0], "replicasUp goes with availability alone")
+    for value in ups:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_UP:
+            return wrong("contexts", value, f"replicasUp must be a whole number from 1 to {MOST_UP}")
     if name == "latency" and not any(c.get("name") == "usersIn" and c.get("value") for c in contexts):
         remedy = "latency is counted from users: add a context, for example {name: usersIn, value: europe-west1}"
         return wrong("contexts", target.get("contexts"), remedy) + _value_causes(target, wrong)

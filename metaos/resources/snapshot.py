@@ -29,6 +29,8 @@ from metaos.resources.meta import (
 )
 
 GIB = 2**30
+#: Over which what a site's hardware embodies is spread, where nothing is stated (as the ledger does it).
+LIFETIME_YEARS, HOURS_PER_YEAR = 4.0, 8760.0
 #: What is assumed of a site that states nothing: the share of time that it is up, by tier.
 TIER_AVAILABILITY = {"cloud": 0.9995, "edge": 0.995, "gateway": 0.98, "device": 0.95}
 TRUST_LEVELS = {"low": 1, "medium": 2, "high": 3}
@@ -102,6 +104,8 @@ class ClusterInfo:
     longitude: float | None = None
     #: Money for a GiB that leaves the site.
     egress_gib: float | None = None
+    #: gCO2eq per hour from making all of its hardware; 0 where nothing is stated.
+    embodied: float = 0.0
     links: Mapping[str, Link] = field(default_factory=dict)
 
 
@@ -132,7 +136,8 @@ class Edge:
 @dataclass(frozen=True, slots=True)
 class Target:
     """One target of an intent, in the base unit of its name. ``condition``: one of TS 28.312's. ``value`` is what a bound
-    compares with, ``low`` and ``high`` what a range does, ``values`` are names. ``users_in``: regions, for latency."""
+    compares with, ``low`` and ``high`` what a range does, ``values`` are names. ``users_in``: regions, for latency. ``at_least``:
+    replicas that must be up, for availability."""
 
     name: str
     condition: str
@@ -144,6 +149,7 @@ class Target:
     users_in: tuple[str, ...] = ()
     intent: str = ""
     priority: int = 50
+    at_least: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +253,20 @@ def watts(cluster: ClusterInfo, cpu_milli: int) -> float:
     if not cluster.capacity_cpu:
         return 0.0
     return (cluster.max_watts - cluster.idle_watts) * cpu_milli / cluster.capacity_cpu * cluster.pue
+
+
+def grams(cluster: ClusterInfo, cpu_milli: int) -> float | None:
+    """gCO2eq per hour of a load: its energy, and its share by CPU of what the site's hardware embodies (SCI, ISO/IEC 21031)."""
+    if cluster.carbon is None:
+        return None
+    share = cpu_milli / cluster.capacity_cpu if cluster.capacity_cpu else 0.0
+    return watts(cluster, cpu_milli) / 1000 * cluster.carbon + cluster.embodied * share
+
+
+def embodied_intensity(cluster: ClusterInfo) -> float:
+    """What the hardware embodies, by the energy of a load on it (gCO2eq/kWh): both go by CPU, so it is the same for any load."""
+    slope = (cluster.max_watts - cluster.idle_watts) * cluster.pue / 1000
+    return cluster.embodied / slope if slope > 0 else 0.0
 
 
 def cost(cluster: ClusterInfo, cpu_milli: int, memory_bytes: int) -> float | None:
@@ -359,7 +379,8 @@ def wanted_text(target: Target) -> str:
         "IsGreaterThan": "above",
         "IsGreaterThanOrEqualTo": "at least",
     }
-    return f"{words.get(condition, condition)} {target.value:g} {unit}".rstrip()
+    several = f" with {target.at_least} replicas up" if target.at_least > 1 else ""
+    return f"{words.get(condition, condition)} {target.value:g} {unit}".rstrip() + several
 
 
 def base_unit(target: str) -> str:
@@ -416,6 +437,7 @@ def cluster_info(
         latitude=_optional(place.get("latitude")),
         longitude=_optional(place.get("longitude")),
         egress_gib=_optional(price.get("egressGiB")),
+        embodied=_embodied(power),
         links={
             str(e["cluster"]): Link(
                 _optional(e.get("milliseconds")),
@@ -424,6 +446,13 @@ def cluster_info(
             for e in spec.get("links") or ()
         },
     )
+
+
+def _embodied(power: Mapping[str, Any]) -> float:
+    if power.get("embodiedGramsPerHour") is not None:
+        return float(power["embodiedGramsPerHour"])
+    years = float(power.get("lifetimeYears") or LIFETIME_YEARS)
+    return float(power.get("embodiedKilograms") or 0.0) * 1000 / (years * HOURS_PER_YEAR)
 
 
 def _optional(found: Any) -> float | None:
@@ -538,6 +567,7 @@ def targets_of(intent: Obj) -> list[Target]:
                     users_in=tuple(_users(contexts)),
                     intent=name(intent),
                     priority=int(spec.get("priority", 50)),
+                    at_least=next((int(c["value"]) for c in reversed(contexts) if c.get("name") == "replicasUp"), 1),
                 )
             )
     return found

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from metaos.resources.meta import TAINT_UNREACHABLE, ObjectRef
-from metaos.resources.snapshot import ClusterInfo, Snapshot, Taint, WorkloadInfo, cost, latency, watts
+from metaos.resources.snapshot import ClusterInfo, Snapshot, Taint, WorkloadInfo, cost, grams, latency, watts
 from metaos.resources.traffic import located, sending, sends
 from metaos.scheduler.applications import Together, decide_among, expected, members_of
 from metaos.scheduler.conflicts import Impossible, impossible
@@ -111,19 +111,18 @@ def changed_sites(clusters: Iterable[ClusterInfo], changes: Changes, now: float)
 
 def measures(workload: WorkloadInfo, places: Mapping[str, int], sites: Mapping[str, ClusterInfo]) -> Measures:
     """Of a workload with so many replicas on these sites."""
-    money, grams, power, trips = [], [], 0.0, []
+    money, carbon, power, trips = [], [], 0.0, []
     for site, count in sorted(places.items()):
         found = sites.get(site)
         if found is None:
             continue
         money.append(cost(found, workload.cpu * count, workload.memory * count))
-        load = watts(found, workload.cpu * count)
-        power += load
-        grams.append(None if found.carbon is None else load / 1000 * found.carbon)
+        power += watts(found, workload.cpu * count)
+        carbon.append(grams(found, workload.cpu * count))
         if regions := users(workload):
             trips.append(latency(found, regions))
     return Measures(
-        _sum(money), _sum(grams), power, None if None in trips else max((t for t in trips if t is not None), default=None)
+        _sum(money), _sum(carbon), power, None if None in trips else max((t for t in trips if t is not None), default=None)
     )
 
 

@@ -11,7 +11,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from metaos.resources import traffic
-from metaos.resources.snapshot import LOWER, UPPER, WISHES, ClusterInfo, Target, WorkloadInfo, cost, holds_at, latency, watts
+from metaos.resources.snapshot import (
+    LOWER,
+    UPPER,
+    WISHES,
+    ClusterInfo,
+    Target,
+    WorkloadInfo,
+    cost,
+    embodied_intensity,
+    holds_at,
+    latency,
+    watts,
+)
 
 Measure = Callable[[WorkloadInfo, ClusterInfo], float | None]
 #: How many hours of forecast count beside the present one.
@@ -53,11 +65,12 @@ def _latency(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
 
 
 def carbon_ahead(cluster: ClusterInfo) -> float | None:
-    """The present hour counts as much as all the following ones together."""
+    """Of the electricity, where the present hour counts as much as all the following ones together, and of the hardware."""
     if cluster.carbon is None:
         return None
     later = cluster.forecast[1 : FORECAST_HOURS + 1]
-    return cluster.carbon if not later else (cluster.carbon + sum(later) / len(later)) / 2
+    ahead = cluster.carbon if not later else (cluster.carbon + sum(later) / len(later)) / 2
+    return ahead + embodied_intensity(cluster)
 
 
 def _carbon(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:

@@ -6,8 +6,12 @@ import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from metaos.resources.reliability import up
 from metaos.resources.snapshot import ClusterInfo, WorkloadInfo, meets
 from metaos.scheduler.filters import closed, room
+
+#: Sites that are looked at, the best ones, for one that fails for other causes.
+SAFEST = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ def distribute(
         fitting: ClusterInfo | None = None
         for cluster in ranked:
             if spaces[cluster.name] >= workload.replicas:
-                if _available(workload, [cluster]):
+                if _available(workload, [(cluster, workload.replicas)]):
                     return Choice({cluster.name: workload.replicas}, True)
                 fitting = fitting or cluster
         return Choice({fitting.name: workload.replicas}, True, False) if fitting is not None else Choice({}, False)
@@ -81,7 +85,9 @@ def _weigh(workload: WorkloadInfo, feasible: Sequence[ClusterInfo], spaces: Mapp
             heapq.heappop(order)
     used = [c for c in feasible if c.name in result]
     groups = all(len({group(c, s.by) for c in used}) >= s.min_groups for s in workload.policy.spread)
-    satisfies = not left and groups and _available(workload, used) and _even(workload, used, result)
+    satisfies = (
+        not left and groups and _available(workload, [(c, result[c.name]) for c in used]) and _even(workload, used, result)
+    )
     why = f"divided by the policy's weights ({', '.join(f'{site} {weight:g}' for site, weight in weights.items())})"
     return Choice(result, not left, satisfies, why)
 
@@ -135,7 +141,7 @@ def _sites(
         return (
             sum(spaces[c.name] for c in chosen) < workload.replicas
             or any(len({group(c, s.by) for c in chosen}) < s.min_groups for s in workload.policy.spread)
-            or not _available(workload, chosen)
+            or not _available(workload, _packed(workload, chosen, spaces))
         )
 
     for index, cluster in enumerate(usable()):
@@ -153,6 +159,8 @@ def _sites(
         if missing and not new_group and chosen:
             continue
         chosen.append(cluster)
+    if lacks() and not workload.policy.spread and (better := _safest(workload, list(usable()), chosen[: max(1, held)], spaces)):
+        return better, True
     if lacks():
         taken = {c.name for c in chosen}
         if len(chosen) < workload.replicas:
@@ -160,24 +168,45 @@ def _sites(
     return chosen, not lacks()
 
 
-def _available(workload: WorkloadInfo, sites: Sequence[ClusterInfo]) -> bool:
-    """Whether these sites together are as available as hard targets ask."""
-    return all(meets(t, availability(sites)) for t in workload.targets if t.name == "availability" and t.hard)
+def _available(workload: WorkloadInfo, places: Sequence[tuple[ClusterInfo, int]]) -> bool:
+    """Whether replicas that are divided like this are as available as hard targets ask."""
+    return all(meets(t, up(places, t.at_least)) for t in workload.targets if t.name == "availability" and t.hard)
 
 
-def availability(sites: Sequence[ClusterInfo]) -> float:
-    """The probability that at least one site is up, were they independent."""
-    down = 1.0
-    for site in sites:
-        down *= 1.0 - site.availability
-    return 1.0 - down if sites else 0.0
+def _safest(
+    workload: WorkloadInfo, usable: Sequence[ClusterInfo], first: Sequence[ClusterInfo], spaces: Mapping[str, int]
+) -> list[ClusterInfo] | None:
+    """``first`` and, one after the other, the site that adds most to the availability that is asked for; ``None`` where that does
+    not suffice. Of equal ones the better ranked."""
+    needed = max((t.at_least for t in workload.targets if t.name == "availability" and t.hard), default=0)
+    chosen = [c for c in first if spaces[c.name] > 0]
+    while needed and len(chosen) < workload.replicas:
+        taken = {c.name for c in chosen}
+        others = [c for c in usable if c.name not in taken][:SAFEST]
+        if not others:
+            return None
+        chosen.append(max(others, key=lambda c: up(_packed(workload, [*chosen, c], spaces), needed)))
+        roomy = sum(spaces[c.name] for c in chosen) >= workload.replicas
+        if roomy and _available(workload, _packed(workload, chosen, spaces)):
+            return chosen
+    return None
+
+
+def _packed(workload: WorkloadInfo, sites: Sequence[ClusterInfo], spaces: Mapping[str, int]) -> list[tuple[ClusterInfo, int]]:
+    """One replica for each site, and what is left on the first ones: the least even way to fill them."""
+    found, left = [], workload.replicas - len(sites)
+    for site in sites[: workload.replicas]:
+        more = max(0, min(left, spaces[site.name] - 1))
+        found.append((site, 1 + more))
+        left -= more
+    return found
 
 
 def _fill(workload: WorkloadInfo, sites: Sequence[ClusterInfo], spaces: Mapping[str, int], satisfies: bool) -> Choice:
     """One replica for each site, then what each has already, then by rank, or evenly where a policy spreads."""
     held = {c.name: workload.current.get(c.name, 0) for c in sites}
     fits = sum(held.values()) == workload.replicas and all(0 < n <= spaces[c] for c, n in held.items())
-    if fits and _even(workload, sites, held):
+    if fits and _even(workload, sites, held) and (not satisfies or _available(workload, [(c, held[c.name]) for c in sites])):
         # Replicas stay where they are as long as nothing speaks against it.
         return Choice(held, True, satisfies)
     result = {c.name: 1 for c in sites[: workload.replicas]}
@@ -195,7 +224,8 @@ def _fill(workload: WorkloadInfo, sites: Sequence[ClusterInfo], spaces: Mapping[
         target = min(open_sites, key=lambda c: _load(workload, c, sites, result)) if workload.policy.spread else open_sites[0]
         result[target.name] = result.get(target.name, 0) + 1
         left -= 1
-    return Choice(result, left == 0, satisfies and left == 0 and _even(workload, sites, result))
+    good = satisfies and left == 0 and _even(workload, sites, result)
+    return Choice(result, left == 0, good and _available(workload, [(c, result[c.name]) for c in sites if c.name in result]))
 
 
 def _count(by: str, of: str, sites: Sequence[ClusterInfo], result: Mapping[str, int]) -> int:

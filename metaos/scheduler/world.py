@@ -301,6 +301,7 @@ def _fixed(cluster: ClusterInfo) -> tuple[object, ...]:
         cluster.latitude,
         cluster.longitude,
         cluster.egress_gib,
+        cluster.embodied,
         cluster.links,
     )
 

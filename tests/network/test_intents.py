@@ -95,6 +95,16 @@ WRONG: list[tuple[Obj, str, str]] = [
     (intent({**CARBON, "name": "speed"}), "targets[0].name", "'speed': must be one of latency"),
     (intent({**CARBON, "condition": "IsPink"}), "targets[0].condition", "'IsPink': must be one of"),
     (intent({"name": "residency", "condition": "IsOneOf", "value": []}), "targets[0].value", "for example [EU]"),
+    (
+        intent({"name": "availability", "condition": "Maximize", "contexts": [{"name": "replicasUp", "value": 0}]}),
+        "targets[0].contexts",
+        "whole number from 1",
+    ),
+    (
+        intent({"name": "cost", "condition": "Minimize", "contexts": [{"name": "replicasUp", "value": 2}]}),
+        "targets[0].contexts",
+        "goes with availability alone",
+    ),
     (intent({"name": "availability", "condition": "IsGreaterThan", "value": 99.9}), "targets[0].value", "at most 1 (or 100 %)"),
     (intent(CARBON, {**CARBON, "condition": "IsGreaterThan", "value": 300}), "expectations", "no value is both; remove one"),
     (intent(CARBON, priority=101), "spec.priority", "from 0 to 100"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 
-from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Target, WorkloadInfo
+from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Target, WorkloadInfo, grams, watts
 from metaos.scheduler.scores import SCORES, evaluate, points, weight
 from tests.scheduler.worlds import clusters, site, workload, workloads
 
@@ -63,3 +63,13 @@ def test_power_follows_the_sites_model_and_its_cooling() -> None:
 def test_an_operators_preference_decides_between_equals() -> None:
     what = workload(policy=PolicyInfo(preferred=frozenset("b")))
     assert evaluate(what, site("b"))[0] > evaluate(what, site("a"))[0]
+
+
+def test_carbon_counts_what_the_hardware_embodies_by_the_energy_of_any_load() -> None:
+    """18 g an hour over 300 W at a PUE of 1.2 are 50 g a kWh."""
+    where = site("a", carbon=100.0, idle_watts=100.0, max_watts=400.0, pue=1.2, embodied=18.0)
+    term = next(t for t in evaluate(workload(), where)[1] if t.name == "carbon")
+    assert term.value == 150.0
+    for cpu in (100, 2000):
+        assert grams(where, cpu) == pytest.approx(watts(where, cpu) / 1000 * 150.0)
+    assert grams(site("b", carbon=None), 100) is None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metaos.resources.reliability import up
 from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Spread, Target
-from metaos.scheduler.solver import availability, choose, distribute, group
+from metaos.scheduler.solver import choose, distribute, group
 from tests.scheduler.worlds import clusters, site, workload
 
 FLAT = {"a": 90.0, "b": 80.0, "c": 70.0, "d": 60.0}
@@ -75,7 +76,7 @@ def test_hard_availability_takes_sites_together() -> None:
     wanted = (Target("availability", "IsGreaterThan", 0.999, hard=True, intent="i"),)
     choice = choose(workload(replicas=2, targets=wanted), [site("a"), site("b")], FLAT)
     assert choice.clusters == {"a": 1, "b": 1} and choice.satisfies
-    assert availability([site("a"), site("b")]) > 0.999 > availability([site("a")])
+    assert up([(site("a"), 1), (site("b"), 1)]) > 0.999 > up([(site("a"), 1)])
 
 
 def test_availability_that_one_replica_cannot_have_is_said() -> None:
@@ -145,3 +146,24 @@ def test_groups_are_what_policies_name() -> None:
     assert [group(where, by) for by in ("site", "region", "tier", "country", "zone", "owner", "rack")] == [
         *("a", "r", "edge", "ES", "z", "o", "7")
     ]
+
+
+def several(value: float, needed: int) -> Target:
+    return Target("availability", "IsGreaterThan", value, hard=True, at_least=needed)
+
+
+def test_sites_are_added_until_enough_replicas_are_up_with_the_probability_that_is_asked_for() -> None:
+    sites = [site(n, region=f"r{n}", availability=0.99) for n in "abc"]
+    totals = {"a": 90.0, "b": 80.0, "c": 70.0}
+    for needed, bound, used in ((1, 0.98, 1), (1, 0.999, 2), (2, 0.9, 1), (2, 0.999, 3)):
+        choice = choose(workload(replicas=3, targets=(several(bound, needed),)), sites, totals)
+        assert (len(choice.clusters), choice.satisfies) == (used, True), (needed, bound, choice)
+    assert not choose(workload(replicas=3, targets=(several(0.9999999, 2),)), sites, totals).satisfies
+
+
+def test_sites_of_one_region_do_not_suffice_where_sites_of_two_do() -> None:
+    near = [site(n, region="r", availability=0.99) for n in "ab"]
+    what = workload(replicas=2, targets=(several(0.9995, 1),))
+    assert not choose(what, near, {"a": 9.0, "b": 8.0}).satisfies
+    choice = choose(what, [*near, site("c", region="other", availability=0.99)], {"a": 9.0, "b": 8.0, "c": 1.0})
+    assert choice.satisfies and "c" in choice.clusters
