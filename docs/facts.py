@@ -147,6 +147,7 @@ HANDED = {
     "networkpolicy": {"Work"},
     "intent": {"Intent"},
     "carbon": {"ConfigMap"},
+    "accounting": {"Booking"},
     "cronjob": {"Job"},
     "namespace": {"Namespace"},
     "garbage": set(),

@@ -58,6 +58,8 @@ class HubConfig:
     price_trace: Path | None = None
     #: Learned policies: name, weight, ONNX file.
     scores: tuple[tuple[str, float, Path], ...] = ()
+    #: Longest time that entries of the ledger wait to be signed.
+    checkpoint_seconds: float = 3600.0
     verbose: bool = False
 
 

@@ -25,15 +25,18 @@ from metaos import fetching
 from metaos.accounting.carbon import StaticCarbonSource, TraceCarbonSource
 from metaos.accounting.feeds import FeedCarbonSource
 from metaos.accounting.price import TracePriceSource
+from metaos.apiserver.accounts import Accounts, Statements
 from metaos.apiserver.addressing import sealed
 from metaos.apiserver.app import make_app
 from metaos.apiserver.audit import AuditLog
 from metaos.apiserver.authn import Certificate, HubAuthenticator
+from metaos.apiserver.books import Books
 from metaos.apiserver.connect import Connections
 from metaos.apiserver.credentials import CHECK_SECONDS, Credentials
 from metaos.apiserver.credentials import RECORD as AUTHORITY
 from metaos.apiserver.dialling import DialRule
 from metaos.apiserver.jointokens import JoinTokens
+from metaos.apiserver.ledgerkeys import LedgerKeys
 from metaos.apiserver.listening import Room, Site, listeners
 from metaos.apiserver.measured import Sites, sources
 from metaos.apiserver.metrics import Metrics
@@ -115,6 +118,14 @@ class Hub:
         registry = Registry(store, clock, ids, admission=admission)
         await registry.start()
         stack.push_async_callback(registry.stop)
+        books = Books(
+            state.ledger,
+            clock,
+            CONTROLLERS.name,
+            LedgerKeys(data / "pki", self._random.randbytes),
+            self.config.checkpoint_seconds,
+        )
+        registry.reviews |= {scheme.BOOKING: books.book, scheme.STATEMENT: Statements(books, registry.authorize).answer}
         client = self.client = registry.client(CONTROLLERS)
         await take_over(client)
 
@@ -166,6 +177,7 @@ class Hub:
         _measure(self._metrics, manager, tunnels)
         full = "Whether the store's disk is full, so that only deletes and heartbeats are accepted."
         self._metrics.gauges["nemo_store_full"] = (full, lambda: float(state.full))
+        self._metrics.parts.append(books.lines)
         app = make_app(
             registry,
             authenticator=HubAuthenticator(clock, revoked=revocations, tokens=tokens.user_of),
@@ -176,6 +188,7 @@ class Hub:
             metrics=self._metrics,
             join_tokens=tokens,
             upkeep=upkeep,
+            accounts=Accounts(books),
             ca=lambda: pki.bundle,
             sessions=sessions,
             ready=lambda: "" if self._ready else "the hub is starting",
@@ -192,6 +205,7 @@ class Hub:
         revocations.on_change(withdrawn)
         for name, work in (
             ("upkeep", upkeep.run()),
+            ("books", books.run()),
             ("credentials", self._keep_credentials(credentials, orders, news, sessions, tunnels)),
             ("sessions", sessions.run(clock)),
         ):

@@ -3,19 +3,21 @@
 A period is plain JSON in whole numbers: ``sequence``, ``start`` and ``end`` (seconds since the epoch), ``meter`` (``name``,
 ``source``, ``basis``: measured, stated or assumed; ``uncertainty``: a decimal fraction), ``idleRule``, ``cpuMillis`` (of the
 machine), ``energy`` (``millijoules``, ``systemMillijoules``) and ``pods``, each with ``namespace``, ``name``, ``workload``
-(``kind``, ``name``), and the figures in ``POD_FIGURES``; ``networkBytes`` only where they were counted.
+(``kind``, ``name``), and the figures in ``POD_FIGURES``; ``networkBytes`` only where they were counted (``networkSource`` says
+which). ``estimatedSeconds`` of the period nobody looked; ``lostSeconds`` before it were given up.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from metaos.accounting.footprint import BASES, Factor, embodied_micrograms, emissions, network_millijoules, plain
+from metaos.accounting.footprint import BASES, Factor, decimal, embodied_micrograms, emissions, network_millijoules, plain
 from metaos.accounting.metering import IDLE_RULES, MAX_CORES, MAX_WATTS, PodUse, PowerModel, apportion
-from metaos.accounting.money import Price, Use, amount
+from metaos.accounting.money import Price, amount, used
 from metaos.resources.meta import Obj
 
 MAX_PODS = 2000
@@ -30,7 +32,10 @@ POD_FIGURES = (
     *("presentMilliseconds", "cpuMicroseconds", "memoryMiBSeconds", "requestedMillis", "requestedMiB"),
     "energyMillijoules",
 )
+_GAPS = ("estimatedSeconds", "lostSeconds")
 _MOST = 2**53 - 1
+#: As Kubernetes has them.
+_NAME, _KIND = re.compile(r"[a-z0-9](?:[-.a-z0-9]{0,251}[a-z0-9])?"), re.compile(r"[A-Za-z]{1,63}")
 
 
 def problems(period: Any, now: float) -> Iterator[str]:
@@ -41,6 +46,9 @@ def problems(period: Any, now: float) -> Iterator[str]:
     wrong = [_whole(period, key) for key in ("sequence", "start", "end", "cpuMillis")]
     energy = _map(period, "energy")
     wrong += [_whole(energy, key, "energy.") for key in ("millijoules", "systemMillijoules")]
+    wrong += [_whole(period, key) for key in _GAPS if key in period]
+    if not isinstance(period.get("networkSource", ""), str) or len(period.get("networkSource", "")) > 200:
+        wrong.append(f"networkSource: {_shown(period['networkSource'])} must be a text of at most 200 characters")
     pods = period.get("pods")
     if not isinstance(pods, list) or len(pods) > MAX_PODS:
         wrong.append(f"pods: there must be a list of at most {MAX_PODS}")
@@ -82,8 +90,9 @@ def _pod_problems(pod: Any, path: str) -> list[str]:
     workload = _map(pod, "workload")
     names = ((pod, "namespace", path), (pod, "name", path), *((workload, key, f"{path}workload.") for key in ("kind", "name")))
     for where, key, before in names:
-        if not isinstance(where.get(key), str) or not 0 < len(where[key]) <= 253:
-            found.append(f"{before}{key}: {_shown(where.get(key))} must be a name")
+        said, pattern = where.get(key), _KIND if key == "kind" else _NAME
+        if not isinstance(said, str) or not pattern.fullmatch(said):
+            found.append(f"{before}{key}: {_shown(said)} must be a name")
     return found
 
 
@@ -96,9 +105,14 @@ def _meter_problems(period: Mapping[str, Any]) -> list[str]:
         found.append(f"meter.basis: {_shown(meter.get('basis'))} must be one of {', '.join(METER_BASES)}")
     found += [
         f"meter.{key}: {_shown(meter.get(key))} must be a text of 1 to 200 characters"
-        for key in ("name", "source", "uncertainty")
+        for key in ("name", "source")
         if not isinstance(meter.get(key), str) or not 0 < len(meter[key]) <= 200
     ]
+    try:
+        if not isinstance(meter.get("uncertainty"), str) or decimal(meter["uncertainty"], "") > 10:
+            raise ValueError
+    except ValueError:
+        found.append(f"meter.uncertainty: {_shown(meter.get('uncertainty'))} must be a decimal fraction as text, from 0 to 10")
     return found
 
 
@@ -123,22 +137,26 @@ def _shown(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Of a site in a period. ``embodied``: gCO2eq per hour from making its hardware, ``None`` where it is not known."""
+    """Of a site in a period. ``embodied``: gCO2eq per hour from making its hardware; ``watts``: idle and at full load; both
+    ``None`` where they are not known."""
 
     name: str
     owner: str
     pue: Decimal = Decimal(1)
     factors: Mapping[str, Factor | None] = field(default_factory=dict)
     embodied: Decimal | None = None
+    watts: tuple[Decimal, Decimal] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who pays for a namespace's pods at a site, and at which price; ``intents`` are those of the workload, by name."""
+    """Who pays for a namespace's pods at a site, and at which price; ``intents`` are those of the workload, by name. ``given``:
+    whether the hub gave the site that workload; what it did not give is charged to nobody."""
 
     consumer: str
     price: Price | None
     intents: Sequence[str] = ()
+    given: bool = True
 
 
 def book(period: Mapping[str, Any], site: Site, owner_of: Callable[[Mapping[str, Any]], Owner]) -> tuple[Obj, list[Obj]]:
@@ -159,6 +177,10 @@ def book(period: Mapping[str, Any], site: Site, owner_of: Callable[[Mapping[str,
         "end": period["end"],
         "meter": {key: period["meter"][key] for key in ("name", "source", "basis", "uncertainty")},
         "idleRule": period["idleRule"],
+        **{key: period.get(key, 0) for key in _GAPS},
+        "networkSource": period.get("networkSource"),
+        "cpuMillis": period["cpuMillis"],
+        "watts": None if site.watts is None else {"idle": plain(site.watts[0]), "max": plain(site.watts[1])},
         "energyMillijoules": period["energy"]["millijoules"],
         "pue": plain(site.pue),
         "factors": {basis: f.said() if (f := site.factors.get(basis)) else None for basis in BASES},
@@ -173,18 +195,10 @@ def _carbon(millijoules: int, embodied: int | None, site: Site) -> Obj:
 
 def _line(pod: Mapping[str, Any], embodied: int | None, site: Site, owner: Owner) -> Obj:
     moved = pod.get("networkBytes")
-    present = pod["presentMilliseconds"]
-    use = Use(
-        cpu_microseconds=pod["cpuMicroseconds"],
-        requested_cpu_microseconds=pod["requestedMillis"] * present,
-        memory_mib_seconds=pod["memoryMiBSeconds"],
-        requested_memory_mib_seconds=pod["requestedMiB"] * present // 1000,
-        egress_bytes=moved,
-        energy_millijoules=pod["energyMillijoules"],
-    )
+    use = used({**pod, "networkBytes": moved})
     network = None if moved is None else network_millijoules(moved)
     cost = None
-    if owner.price is not None:
+    if owner.price is not None and owner.given:
         cost = {"amount": plain(amount(owner.price, use)), "currency": owner.price.currency, "price": owner.price.said()}
     return {
         **{key: pod[key] for key in ("namespace", "name", *POD_FIGURES)},
@@ -194,6 +208,7 @@ def _line(pod: Mapping[str, Any], embodied: int | None, site: Site, owner: Owner
         # No building adds to what the network between sites takes.
         "networkMicrograms": None if network is None else emissions(network, Decimal(1), site.factors),
         "consumer": owner.consumer,
+        "given": owner.given,
         "intents": list(owner.intents),
         "cost": cost,
         **_carbon(pod["energyMillijoules"], embodied, site),

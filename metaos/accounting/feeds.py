@@ -29,6 +29,8 @@ REFRESH_SECONDS, MOST_SECONDS = 900.0, 7200.0
 #: A forecast is fresh for so long.
 FRESH_SECONDS = 3 * REFRESH_SECONDS
 MOST_POINTS, MOST_GRAMS, MOST_BYTES, MOST_ZONES = 5000, 5000.0, 2 << 20, 500
+#: What a figure is: the grid's average, or what one more kWh causes.
+LOCATION, MARGINAL = "location", "marginal"
 _POUNDS_PER_MWH = 453.59237 / 1000
 
 
@@ -149,6 +151,11 @@ class FeedCarbonSource:
             raise ValueError(f"carbon feed {feed!r} is not known: there are {', '.join(FEEDS)}")
         self._feed, self._base, self._token = feed, (base or FEEDS[feed]).rstrip("/"), token
         self._zones: dict[str, _Zone] = {}
+
+    @property
+    def basis(self) -> str:
+        """WattTime's signal (``co2_moer``) is marginal, the others' are averages."""
+        return MARGINAL if self._feed == "watttime" else LOCATION
 
     def validate(self) -> None:
         """Raises ``ValueError`` with the remedy."""

@@ -5,6 +5,9 @@ a Merkle tree (RFC 6962) over its lines. A checkpoint covers the entries since t
 over their hashes, names the hash of that checkpoint, and is signed with Ed25519. A receipt is some of an entry's lines with the
 paths to a checkpoint: it shows who has it nothing of the other lines but how many there are.
 
+Each checkpoint names the key that signs the next one. So trust in one key of a chain is enough: older checkpoints are in the
+digests that it signs, later keys are named by it. A key that was replaced need not be kept.
+
 Texts that are hashed are canonical JSON (RFC 8785 for what is allowed here: no fractions, whole numbers below 2^53, ASCII keys).
 """
 
@@ -179,9 +182,9 @@ class Checkpoint:
 
 
 def make_checkpoint(
-    hashes: Sequence[bytes], first: int, previous: Checkpoint | None, *, now: float, key: str, sign: Sign
+    hashes: Sequence[bytes], first: int, previous: Checkpoint | None, *, now: float, key: str, sign: Sign, next_key: str = ""
 ) -> Checkpoint:
-    """Over the entries from position ``first`` on, whose hashes these are."""
+    """Over the entries from position ``first`` on, whose hashes these are. ``next_key``: that signs the next one, if another."""
     body = {
         "number": int(previous.body["number"]) + 1 if previous else 1,
         "first": first,
@@ -191,6 +194,7 @@ def make_checkpoint(
         "previous": previous.digest().hex() if previous else GENESIS.hex(),
         "time": format_time(now),
         "key": key,
+        "next": next_key or key,
     }
     return Checkpoint(body, sign(_CHECKPOINT + canonical(body)))
 
@@ -218,25 +222,46 @@ def verify_checkpoint(checkpoint: Checkpoint, trusted: str = "") -> None:
         raise Tampered("the checkpoint's signature does not hold: it, or what it signs, was changed") from None
 
 
+def verify_follows(checkpoint: Checkpoint, before: Checkpoint | None) -> None:
+    """That it is signed, with the key and at the place that the one before it says. Raises ``Tampered``."""
+    number = checkpoint.body.get("number")
+    verify_checkpoint(checkpoint)
+    if before is None:
+        return
+    if checkpoint.body["previous"] != before.digest().hex() or checkpoint.body["first"] != before.body["last"] + 1:
+        raise Tampered(f"checkpoint {number} does not follow the one before it")
+    if checkpoint.key != before.body["next"]:
+        raise Tampered(f"checkpoint {number} was signed with another key ({checkpoint.key}) than the one before it announced")
+
+
+def verify_covers(checkpoint: Checkpoint, hashes: Sequence[bytes]) -> None:
+    """That it signs the entries with these hashes. Raises ``Tampered``."""
+    body = checkpoint.body
+    if len(hashes) != body["last"] - body["first"] + 1 or merkle_root(hashes).hex() != body["root"]:
+        raise Tampered(f"checkpoint {body['number']} signs other entries than those that are there")
+
+
 def verify_checkpoints(
     checkpoints: Iterable[Checkpoint], hashes: Callable[[int, int], Sequence[bytes]], trusted: str = ""
 ) -> int:
     """That each follows the one before it and signs the entries that are there (``hashes`` gives those from a position to
-    another); how many there were. Raises ``Tampered``."""
+    another), and that one of them is signed with the key ``trusted``; how many there were. Raises ``Tampered``."""
     before: Checkpoint | None = None
-    count = 0
+    count, keys = 0, set()
     for each in checkpoints:
-        number = each.body.get("number")
-        verify_checkpoint(each, trusted)
-        if before is not None and (
-            each.body["previous"] != before.digest().hex() or each.body["first"] != before.body["last"] + 1
-        ):
-            raise Tampered(f"checkpoint {number} does not follow the one before it")
-        found = hashes(int(each.body["first"]), int(each.body["last"]))
-        if len(found) != each.body["last"] - each.body["first"] + 1 or merkle_root(found).hex() != each.body["root"]:
-            raise Tampered(f"checkpoint {number} signs other entries than those that are there")
+        verify_follows(each, before)
+        verify_covers(each, hashes(int(each.body["first"]), int(each.body["last"])))
         before, count = each, count + 1
+        keys.add(each.key)
+    check_trust(keys, trusted)
     return count
+
+
+def check_trust(keys: Iterable[str], trusted: str) -> None:
+    """Raises ``Tampered`` where ``trusted`` is given and is none of the keys of a chain."""
+    found = sorted(keys)
+    if trusted and trusted not in found:
+        raise Tampered(f"nothing is signed with the key that is trusted ({trusted}), but with {', '.join(found) or 'none'}")
 
 
 # -- receipts ----------------------------------------------------------------------------------------------
@@ -268,17 +293,17 @@ def make_receipt(entry: Entry, indexes: Sequence[int], hashes: Sequence[bytes], 
 def verify_receipt(receipt: Any, trusted: str = "") -> str:
     """The key it was signed with. Raises ``Tampered`` saying what is wrong. Needs nothing but the receipt."""
     try:
-        _keys(receipt, {"apiVersion", "kind", "entry", "lines", "checkpoint"}, "the receipt")
+        exact_keys(receipt, {"apiVersion", "kind", "entry", "lines", "checkpoint"}, "the receipt")
         if (receipt["apiVersion"], receipt["kind"]) != (API_VERSION, "Receipt"):
             raise Tampered(f"it must be of 'apiVersion: {API_VERSION}', 'kind: Receipt'")
         entry, signed = receipt["entry"], receipt["checkpoint"]
-        _keys(entry, {"position", "previous", "header", "lineCount", "linesRoot", "path"}, "entry")
-        _keys(signed, {"body", "signature"}, "checkpoint")
+        exact_keys(entry, {"position", "previous", "header", "lineCount", "linesRoot", "path"}, "entry")
+        exact_keys(signed, {"body", "signature"}, "checkpoint")
         checkpoint = Checkpoint(signed["body"], unhex(signed["signature"]))
         verify_checkpoint(checkpoint, trusted)
         lines_root = unhex(entry["linesRoot"])
         for each in receipt["lines"]:
-            _keys(each, {"index", "line", "path"}, "a line")
+            exact_keys(each, {"index", "line", "path"}, "a line")
             path = [unhex(step) for step in each["path"]]
             if follow(canonical(each["line"]), _number(each["index"]), _number(entry["lineCount"]), path) != lines_root:
                 raise Tampered(f"line {each['index']} is not one of the entry: it was changed")
@@ -296,7 +321,7 @@ def verify_receipt(receipt: Any, trusted: str = "") -> str:
     return checkpoint.key
 
 
-def _keys(value: Any, wanted: set[str], what: str) -> None:
+def exact_keys(value: Any, wanted: set[str], what: str) -> None:
     if not isinstance(value, dict) or value.keys() != wanted:
         raise Tampered(f"{what} must have the fields {', '.join(sorted(wanted))} and no others")
 

@@ -84,17 +84,36 @@ def agreed(tariffs: Iterable[Obj], cluster: Obj, consumer: str, when: float) -> 
     return None
 
 
-def amount(price: Price, use: Use) -> Decimal:
-    """What a line costs."""
+def used(line: Mapping[str, Any]) -> Use:
+    """What a line of the ledger says was used."""
+    present = line["presentMilliseconds"]
+    return Use(
+        cpu_microseconds=line["cpuMicroseconds"],
+        requested_cpu_microseconds=line["requestedMillis"] * present,
+        memory_mib_seconds=line["memoryMiBSeconds"],
+        requested_memory_mib_seconds=line["requestedMiB"] * present // 1000,
+        egress_bytes=line["networkBytes"],
+        energy_millijoules=line["energyMillijoules"],
+    )
+
+
+def charges(price: Price, use: Use) -> list[tuple[str, Decimal, Decimal]]:
+    """(What is paid for, how much of it, the price of one), by the names of the rates; what costs nothing is left out."""
     cpu, memory = use.cpu_microseconds, use.memory_mib_seconds
     if price.basis == "requested":
         cpu, memory = use.requested_cpu_microseconds, use.requested_memory_mib_seconds
     elif price.basis == "greater":
         cpu, memory = max(cpu, use.requested_cpu_microseconds), max(memory, use.requested_memory_mib_seconds)
-    total = (
-        price.cpu_hour * cpu / 3_600_000_000
-        + price.memory_gib_hour * memory / (1024 * 3600)
-        + price.egress_gib * (use.egress_bytes or 0) / 2**30
-        + price.energy_kwh * use.energy_millijoules / 3_600_000_000
-    )
+    found = [
+        ("cpuHour", Decimal(cpu) / 3_600_000_000, price.cpu_hour),
+        ("memoryGiBHour", Decimal(memory) / (1024 * 3600), price.memory_gib_hour),
+        ("egressGiB", Decimal(use.egress_bytes or 0) / 2**30, price.egress_gib),
+        ("energyKWh", Decimal(use.energy_millijoules) / 3_600_000_000, price.energy_kwh),
+    ]
+    return [each for each in found if each[2]]
+
+
+def amount(price: Price, use: Use) -> Decimal:
+    """What a line costs."""
+    total = sum((quantity * unit for _, quantity, unit in charges(price, use)), Decimal(0))
     return total.quantize(_PLACES, ROUND_HALF_EVEN)

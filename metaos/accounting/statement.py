@@ -1,33 +1,42 @@
-"""Statements over entries of the ledger: sums by pod, workload, namespace, site or intent, and exports as CSV and FOCUS. Pure.
+"""Statements over entries of the ledger: sums by pod, workload, namespace, intent, site or owner, in figures that say what they
+do not know. Pure.
 
-A sum is exact, and of what is known: where a line's figure is unknown, ``unknown`` counts the line and the figure says nothing of
-it; where all are unknown, so is the sum. Money of different currencies stays apart.
-
-FOCUS: FinOps Open Cost and Usage Specification 1.2 (focus.finops.org), one row per group and currency. NEMO knows one price, so
-list, contracted, effective and billed cost are the same; columns of what it does not have are empty. Columns of its own begin
-with ``x_``, as the specification wants it.
+A sum is exact, and of what is known: where a line's figure is unknown, ``unknownLines`` counts the line and the figure says
+nothing of it; where all are unknown, so is the sum. Money of different currencies stays apart. The uncertainty of a sum is that
+of its lines, weighted by their energy: errors are taken to go the same way, none evens out another.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 from metaos.accounting.footprint import BASES, plain
+from metaos.accounting.money import Price, charges, price_of, used
 from metaos.resources.meta import format_time
 
-GROUPINGS = ("pod", "workload", "namespace", "site", "intent")
+GROUPINGS = ("pod", "workload", "namespace", "intent", "site", "owner")
 #: Of one statement.
 MAX_GROUPS = 10_000
 #: Whoever is known by no name, and what belongs to no pod.
 SYSTEM = "(system)"
 _CELLS_THAT_CALCULATE = ("=", "+", "-", "@", "\t", "\r")
+
+Line = Mapping[str, Any]
+Booked = tuple[Mapping[str, Any], Sequence[Line]]
+
+
+@dataclass(slots=True)
+class Charge:
+    """Of one thing that is paid for, at one price, between two owners, in one month."""
+
+    start: int
+    end: int
+    quantity: Decimal = Decimal(0)
 
 
 @dataclass(slots=True)
@@ -40,6 +49,7 @@ class Total:
     lines: int = 0
     cpu_microseconds: int = 0
     memory_mib_seconds: int = 0
+    pod_milliseconds: int = 0
     millijoules: int = 0
     network_millijoules: int = 0
     operational: dict[str, int] = field(default_factory=dict)
@@ -49,14 +59,25 @@ class Total:
     providers: set[str] = field(default_factory=set)
     #: Figure → lines of which it is not known.
     unknown: dict[str, int] = field(default_factory=dict)
+    #: How the energy is known → millijoules, and how far it may be off.
+    bases: dict[str, int] = field(default_factory=dict)
+    uncertain: Decimal = Decimal(0)
+    #: Seconds of lines, those in which nobody looked, and those that sites gave up.
+    seconds: int = 0
+    estimated: int = 0
+    lost: int = 0
+    #: (currency, rate, price of one, basis, source, provider, consumer, month) → what was charged.
+    charges: dict[tuple[str, ...], Charge] = field(default_factory=dict)
 
-    def add(self, header: Mapping[str, Any], line: Mapping[str, Any]) -> None:
+    def add(self, header: Mapping[str, Any], line: Line, *, charged: bool = False) -> None:
         self.start = min(self.start, header["start"]) if self.lines else header["start"]
         self.end = max(self.end, header["end"])
         self.lines += 1
         self.cpu_microseconds += line.get("cpuMicroseconds") or 0
         self.memory_mib_seconds += line.get("memoryMiBSeconds") or 0
-        self.millijoules += line["energyMillijoules"]
+        self.pod_milliseconds += line.get("presentMilliseconds") or 0
+        energy = line["energyMillijoules"]
+        self.millijoules += energy
         self.network_millijoules += line.get("networkMillijoules") or 0
         network = line.get("networkMicrograms") or {}
         for basis in BASES:
@@ -69,32 +90,79 @@ class Total:
             self._miss("embodied")
         else:
             self.embodied = (self.embodied or 0) + line["embodiedMicrograms"]
-        cost = line.get("cost")
+        if line.get("networkBytes", 0) is None:
+            self._miss("network")
+        meter = header["meter"]
+        self.bases[meter["basis"]] = self.bases.get(meter["basis"], 0) + energy
+        self.uncertain += energy * Decimal(meter["uncertainty"])
+        self.seconds += header["end"] - header["start"]
+        self.estimated += header["estimatedSeconds"]
+        self.lost += header["lostSeconds"]
+        self._add_cost(header, line, charged)
+
+    def _add_cost(self, header: Mapping[str, Any], line: Line, charged: bool) -> None:
+        cost, provider, consumer = line.get("cost"), header.get("provider") or "", line.get("consumer") or ""
         if cost is not None:
             self.cost[cost["currency"]] = self.cost.get(cost["currency"], Decimal(0)) + Decimal(cost["amount"])
+            if charged:
+                self._add_charges(header, line, provider, consumer)
         elif "consumer" in line:
             self._miss("cost")
-        self.consumers |= {line["consumer"]} if line.get("consumer") else set()
-        self.providers |= {header["provider"]} if header.get("provider") else set()
+        if not line.get("given", True):
+            self._miss("notGiven")
+        self.consumers |= {consumer} - {""}
+        self.providers |= {provider} - {""}
+
+    def _add_charges(self, header: Mapping[str, Any], line: Line, provider: str, consumer: str) -> None:
+        said = line["cost"]["price"]
+        price: Price = price_of(said, said["basis"], said["source"])
+        month = format_time(header["end"] - 1)[:7]
+        for rate, quantity, unit in charges(price, used(line)):
+            key = (price.currency, rate, plain(unit), price.basis, price.source, provider, consumer, month)
+            found = self.charges.get(key)
+            if found is None:
+                found = self.charges[key] = Charge(header["start"], header["end"])
+            found.start, found.end = min(found.start, header["start"]), max(found.end, header["end"])
+            found.quantity += quantity
 
     def _miss(self, what: str) -> None:
         self.unknown[what] = self.unknown.get(what, 0) + 1
 
     def said(self) -> dict[str, Any]:
         """For people and programs, with units in the names. ``None``: not known."""
-        return {
+        found: dict[str, Any] = {
             "key": list(self.key),
             "start": format_time(self.start),
             "end": format_time(self.end),
+            "lines": self.lines,
             "cpuHours": plain(_rounded(self.cpu_microseconds, 3_600_000_000)),
             "memoryGiBHours": plain(_rounded(self.memory_mib_seconds, 1024 * 3600)),
+            "podHours": plain(_rounded(self.pod_milliseconds, 3_600_000)),
             "energyKWh": plain(_rounded(self.millijoules, 3_600_000_000, 9)),
+            "energyUncertainty": plain((self.uncertain / self.millijoules).quantize(Decimal("0.001")))
+            if self.millijoules
+            else None,
+            "energyKWhByBasis": {key: plain(_rounded(each, 3_600_000_000, 9)) for key, each in sorted(self.bases.items())},
             "networkKWh": plain(_rounded(self.network_millijoules, 3_600_000_000, 9)),
             "operationalGrams": {basis: _grams(self.operational.get(basis)) for basis in BASES},
             "embodiedGrams": _grams(self.embodied),
             "cost": {currency: plain(amount) for currency, amount in sorted(self.cost.items())},
+            "estimatedShare": plain(_rounded(self.estimated, self.seconds, 4)) if self.seconds else None,
+            "lostSeconds": self.lost,
             "unknownLines": dict(sorted(self.unknown.items())),
         }
+        if self.charges:
+            names = ("currency", "rate", "unitPrice", "basis", "source", "provider", "consumer", "month")
+            found["charges"] = [
+                {
+                    **dict(zip(names, key, strict=True)),
+                    "quantity": plain(each.quantity.quantize(Decimal("1e-12"))),
+                    "start": format_time(each.start),
+                    "end": format_time(each.end),
+                }
+                for key, each in sorted(self.charges.items())
+            ]
+        return found
 
 
 def _rounded(value: int, unit: int, digits: int = 6) -> Decimal:
@@ -105,26 +173,49 @@ def _grams(value: int | None) -> str | None:
     return None if value is None else plain(Decimal(value) / 1_000_000)
 
 
-Booked = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
+class Sums:
+    """Sums by group, entry by entry. ``by``: one of :data:`GROUPINGS`; raises ``ValueError``."""
+
+    def __init__(self, by: str, *, charged: bool = False) -> None:
+        if by not in GROUPINGS:
+            raise ValueError(f"a statement is by {', '.join(GROUPINGS)}, not by {by!r}")
+        self._by, self._charged = by, charged
+        self._found: dict[tuple[str, ...], Total] = {}
+
+    def add(self, header: Mapping[str, Any], lines: Iterable[Line], *, system: bool = False) -> None:
+        """``system`` adds what was no pod's. A line with several intents counts for each of them."""
+        for line in lines:
+            for key in keys(self._by, header, line):
+                self._total(key).add(header, line, charged=self._charged)
+        if system:
+            key = (
+                (header["site"],) if self._by == "site" else (header["provider"] or SYSTEM,) if self._by == "owner" else (SYSTEM,)
+            )
+            self._total(key).add(header, header["system"])
+
+    def _total(self, key: tuple[str, ...]) -> Total:
+        found = self._found.get(key)
+        if found is None:
+            if len(self._found) >= MAX_GROUPS:
+                raise ValueError(f"a statement has {MAX_GROUPS} groups at most: ask for a shorter time, or by namespace")
+            found = self._found[key] = Total(key)
+        return found
+
+    def totals(self) -> list[Total]:
+        """In the order of their names."""
+        return [self._found[key] for key in sorted(self._found)]
 
 
-def totals(entries: Iterable[Booked], by: str, *, system: bool = False) -> list[Total]:
-    """Sums over (header, lines) by group, in the order of their names; ``system`` adds what was no pod's. A line with several
-    intents counts for each of them. Raises ``ValueError``."""
-    if by not in GROUPINGS:
-        raise ValueError(f"a statement is by {', '.join(GROUPINGS)}, not by {by!r}")
-    found: dict[tuple[str, ...], Total] = {}
+def totals(entries: Iterable[Booked], by: str, *, system: bool = False, charged: bool = False) -> list[Total]:
+    """Sums over (header, lines). Raises ``ValueError``."""
+    sums = Sums(by, charged=charged)
     for header, lines in entries:
-        also = [(SYSTEM, header["system"])] if system else []
-        for name, line in (*(("", line) for line in lines), *also):
-            for key in _keys(by, header, line) if not name else [(header["site"],) if by == "site" else (name,)]:
-                if key not in found and len(found) >= MAX_GROUPS:
-                    raise ValueError(f"a statement has {MAX_GROUPS} groups at most: ask for a shorter time, or by namespace")
-                found.setdefault(key, Total(key)).add(header, line)
-    return [found[key] for key in sorted(found)]
+        sums.add(header, lines, system=system)
+    return sums.totals()
 
 
-def _keys(by: str, header: Mapping[str, Any], line: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def keys(by: str, header: Mapping[str, Any], line: Line) -> list[tuple[str, ...]]:
+    """The groups of a line."""
     if by == "pod":
         return [(line["namespace"], line["name"])]
     if by == "workload":
@@ -133,95 +224,46 @@ def _keys(by: str, header: Mapping[str, Any], line: Mapping[str, Any]) -> list[t
         return [(line["namespace"],)]
     if by == "site":
         return [(header["site"],)]
+    if by == "owner":
+        return [(line["consumer"],)]
     return [(line["namespace"], intent) for intent in line["intents"]] or [(line["namespace"], "(none)")]
 
 
-# -- exports -----------------------------------------------------------------------------------------------
+# -- CSV ---------------------------------------------------------------------------------------------------
 
 COLUMNS = (
-    *("group", "start", "end", "cpu_hours", "memory_gib_hours", "energy_kwh", "network_kwh"),
+    *("group", "start", "end", "cpu_hours", "memory_gib_hours", "pod_hours", "energy_kwh", "energy_uncertainty", "network_kwh"),
     *(f"operational_{basis}_gco2eq" for basis in BASES),
-    *("embodied_gco2eq", "cost", "currency", "lines", "unknown"),
+    *("embodied_gco2eq", "cost", "currency", "lines", "estimated_share", "lost_seconds", "unknown"),
 )
 
 
-def as_csv(found: Iterable[Total]) -> str:
-    """One row per group and currency; what is not known is an empty cell, never 0."""
+def as_csv(groups: Iterable[Mapping[str, Any]]) -> str:
+    """One row per group (as :meth:`Total.said` gives it) and currency; what is not known is an empty cell, never 0."""
     rows = []
-    for total in found:
-        said = total.said()
-        for currency, amount in total.cost.items() or [("", None)]:
+    for said in groups:
+        for currency, amount in said["cost"].items() or [("", "")]:
             rows.append(
                 [
-                    *("/".join(total.key), said["start"], said["end"], said["cpuHours"], said["memoryGiBHours"]),
-                    *(said["energyKWh"], said["networkKWh"], *(said["operationalGrams"][basis] or "" for basis in BASES)),
-                    *(said["embodiedGrams"] or "", "" if amount is None else plain(amount), currency, total.lines),
+                    *(
+                        "/".join(said["key"]),
+                        said["start"],
+                        said["end"],
+                        said["cpuHours"],
+                        said["memoryGiBHours"],
+                        said["podHours"],
+                    ),
+                    *(said["energyKWh"], said["energyUncertainty"], said["networkKWh"]),
+                    *(said["operationalGrams"][basis] for basis in BASES),
+                    *(said["embodiedGrams"], amount, currency, said["lines"], said["estimatedShare"], said["lostSeconds"]),
                     " ".join(f"{key}={count}" for key, count in said["unknownLines"].items()),
                 ]
             )
-    return _written(COLUMNS, rows)
+    return written(COLUMNS, rows)
 
 
-FOCUS_VERSION = "1.2"
-FOCUS_COLUMNS = (
-    *("BilledCost", "BillingAccountId", "BillingAccountName", "BillingCurrency", "BillingPeriodEnd", "BillingPeriodStart"),
-    *("ChargeCategory", "ChargeClass", "ChargeDescription", "ChargeFrequency", "ChargePeriodEnd", "ChargePeriodStart"),
-    *("ConsumedQuantity", "ConsumedUnit", "ContractedCost", "ContractedUnitPrice", "EffectiveCost", "InvoiceIssuerName"),
-    *("ListCost", "ListUnitPrice", "PricingQuantity", "PricingUnit", "ProviderName", "PublisherName", "RegionId"),
-    *("ResourceId", "ResourceName", "ResourceType", "ServiceCategory", "ServiceName", "SkuId", "SubAccountId", "Tags"),
-    *("x_EnergyKWh", "x_OperationalLocationGrams", "x_OperationalMarketGrams", "x_EmbodiedGrams"),
-)
-
-
-def as_focus(found: Iterable[Total], by: str) -> str:
-    """Rows of charges. Groups without a price are left out: they are no charges."""
-    return _written(FOCUS_COLUMNS, [[row.get(column, "") for column in FOCUS_COLUMNS] for row in _focus_rows(found, by)])
-
-
-def _focus_rows(found: Iterable[Total], by: str) -> Iterator[dict[str, str]]:
-    for total in found:
-        said = total.said()
-        name = "/".join(total.key)
-        consumer, provider = (", ".join(sorted(each)) or "unknown" for each in (total.consumers, total.providers))
-        for currency, amount in sorted(total.cost.items()):
-            money = plain(amount)
-            yield {
-                **dict.fromkeys(("BilledCost", "ContractedCost", "EffectiveCost", "ListCost"), money),
-                "BillingAccountId": consumer,
-                "BillingAccountName": consumer,
-                "BillingCurrency": currency,
-                "BillingPeriodStart": _month(total.start, 0),
-                "BillingPeriodEnd": _month(total.start, 1),
-                "ChargeCategory": "Usage",
-                "ChargeDescription": f"Use of {provider} by {by} {name}",
-                "ChargeFrequency": "Usage-Based",
-                "ChargePeriodStart": said["start"],
-                "ChargePeriodEnd": said["end"],
-                "ConsumedQuantity": said["cpuHours"],
-                "ConsumedUnit": "Core-Hours",
-                **dict.fromkeys(("InvoiceIssuerName", "ProviderName", "PublisherName"), provider),
-                "ResourceId": name,
-                "ResourceName": total.key[-1],
-                "ResourceType": by.capitalize(),
-                "ServiceCategory": "Compute",
-                "ServiceName": "NEMO",
-                "SubAccountId": total.key[0] if by != "site" else "",
-                "Tags": json.dumps({f"nemo/{by}": name}),
-                "x_EnergyKWh": said["energyKWh"],
-                "x_OperationalLocationGrams": said["operationalGrams"]["location"] or "",
-                "x_OperationalMarketGrams": said["operationalGrams"]["market"] or "",
-                "x_EmbodiedGrams": said["embodiedGrams"] or "",
-            }
-
-
-def _month(seconds: int, later: int) -> str:
-    """The beginning of the month that holds a time, or of the one after it."""
-    found = datetime.fromtimestamp(seconds, UTC)
-    months = found.year * 12 + found.month - 1 + later
-    return format_time(datetime(months // 12, months % 12 + 1, 1, tzinfo=UTC).timestamp())
-
-
-def _written(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def written(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """As CSV (RFC 4180, lines end in LF). ``None`` is an empty cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

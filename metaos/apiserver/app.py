@@ -19,6 +19,8 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from metaos.apiserver import discovery
+from metaos.apiserver.accounts import PATHS as ACCOUNT_PATHS
+from metaos.apiserver.accounts import Accounts
 from metaos.apiserver.audit import Audit, no_audit
 from metaos.apiserver.authn import ANONYMOUS, Authenticator, Identity, RefusedCertificate
 from metaos.apiserver.bodies import MAX_BODY, decoded, flag, readable
@@ -82,6 +84,7 @@ class Api:
         metrics: Metrics,
         join_tokens: JoinTokens | None,
         upkeep: Upkeep | None,
+        accounts: Accounts | None,
         ca: Callable[[], bytes],
         ready: Callable[[], str],
         sessions: Sessions,
@@ -92,7 +95,7 @@ class Api:
         self._clock, self._random = clock, random
         self._audit, self._metrics = audit, metrics
         self._join_tokens = join_tokens
-        self._upkeep = upkeep
+        self._upkeep, self._accounts = upkeep, accounts
         self._ca = ca
         self._ready = ready
         self._sessions = sessions
@@ -291,6 +294,10 @@ class Api:
             verb = "get" if request.method in ("GET", "HEAD") else "create"
             self._admit(identity, exchange, Attributes(verb, path=path))
             return await self._upkeep.serve(request, path, exchange.headers)
+        if self._accounts is not None and path in ACCOUNT_PATHS:
+            verb = "get" if request.method in ("GET", "HEAD") else "create"
+            self._admit(identity, exchange, Attributes(verb, path=path))
+            return await self._accounts.serve(request, path, exchange.headers)
         if request.method not in ("GET", "HEAD"):
             raise errors.method_not_allowed("the server does not allow this method on the requested resource")
         if path not in PUBLIC:
@@ -457,6 +464,7 @@ def make_app(
     metrics: Metrics | None = None,
     join_tokens: JoinTokens | None = None,
     upkeep: Upkeep | None = None,
+    accounts: Accounts | None = None,
     ca: Callable[[], bytes] = bytes,
     ready: Callable[[], str] = lambda: "",
     sessions: Sessions | None = None,
@@ -476,6 +484,7 @@ def make_app(
         metrics=measured,
         join_tokens=join_tokens,
         upkeep=upkeep,
+        accounts=accounts,
         ca=ca,
         ready=ready,
         sessions=sessions or Sessions(),

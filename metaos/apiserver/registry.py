@@ -35,13 +35,18 @@ class Registry(Writing):
     _bookmarks: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Loads the cache and makes what must exist: the first namespaces and the bootstrap roles."""
+        """Loads the cache and makes what must exist: the first namespaces and the bootstrap roles. A role that an earlier release
+        made gets the rules that it lacks, as Kubernetes does it (unless annotated otherwise); what was added stays."""
         await self.cache.start()
         for text in reviews.bootstrap():
             kind = scheme.kind_of(text)
-            if self.cache.get(key_of(kind, namespace(text), name(text))) is None:
-                with contextlib.suppress(errors.ApiError):
+            found = self.cache.get(key_of(kind, namespace(text), name(text)))
+            with contextlib.suppress(errors.ApiError):
+                if found is None:
                     await self.create(SELF, text)
+                elif kind is scheme.CLUSTER_ROLE and (missing := reviews.missing_rules(found.object(), text)):
+                    rules = [*(found.object().get("rules") or ()), *missing]
+                    await self.patch(SELF, kind, name(text), "", {"rules": rules})
         self._bookmarks = asyncio.create_task(self._tick(), name="watch-bookmarks")
 
     async def stop(self) -> None:

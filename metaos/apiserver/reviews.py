@@ -16,6 +16,7 @@ from metaos.apiserver.reading import Authorizer
 from metaos.apiserver.share import Share
 from metaos.resources import errors, scheme
 from metaos.resources.meta import Obj, namespace
+from metaos.resources.meta import annotations as annotations_of
 from metaos.resources.scheme import Kind
 from metaos.security.authz import (
     MASTERS,
@@ -144,6 +145,18 @@ def _bootstrap() -> bytes:
     """As JSON: the twin starts a hub many times in one process, and its YAML takes longer to read than all else of a start."""
     text = (resources.files(__package__) / "bootstrap.yaml").read_text("utf-8")
     return orjson.dumps([obj for obj in yaml.safe_load_all(text) if obj])
+
+
+#: As in Kubernetes: ``false`` keeps a default role as it is.
+_AUTOUPDATE = "rbac.authorization.kubernetes.io/autoupdate"
+
+
+def missing_rules(role: Obj, default: Obj) -> list[Obj]:
+    """The rules of a default role that the stored one does not have."""
+    if annotations_of(role).get(_AUTOUPDATE) == "false":
+        return []
+    held = {Rule.of(rule) for rule in role.get("rules") or ()}
+    return [rule for rule in default["rules"] if Rule.of(rule) not in held]
 
 
 def review(user: UserInfo, kind: Kind, obj: Obj, authorize: Authorizer, rules: Callable[[UserInfo, str], Obj]) -> Obj:

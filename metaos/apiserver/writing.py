@@ -59,6 +59,10 @@ class Write:
     warnings: list[str] = field(default_factory=list)
 
 
+#: Kinds of NEMO's own that are answered and never stored.
+REVIEWS = frozenset({scheme.PLACEMENT_REVIEW, scheme.BOOKING, scheme.STATEMENT})
+
+
 class Writing(Reading):
     """All mutating methods take ``warnings``: a list to which texts for ``Warning:`` headers are appended.
     ``field_validation`` is Strict, Warn or Ignore."""
@@ -79,7 +83,7 @@ class Writing(Reading):
         self._clock = clock
         self._random = random
         self._admission = tuple(admission)
-        #: Who answers review kinds of NEMO's own.
+        #: Who answers :data:`REVIEWS`.
         self.reviews: dict[Kind, Callable[[UserInfo, Obj], Awaitable[Obj]]] = {}
 
     async def create(
@@ -97,13 +101,15 @@ class Writing(Reading):
         """Also the review kinds. ``kind`` and ``namespace`` come from the URL and are checked against the body."""
         write = Write(user, field_manager, dry_run, field_validation, warnings if warnings is not None else [])
         kind, obj = addressed(obj, kind, "", namespace)
-        if kind is scheme.PLACEMENT_REVIEW:
+        if kind in REVIEWS:
             if kind not in self.reviews:
-                raise errors.method_not_allowed("placement reviews are answered where the controllers run, and none do here")
+                raise errors.method_not_allowed(f"{kind.plural} are answered where the controllers run, and none do here")
             self.check(user, Attributes("create", kind.group, kind.plural))
             shaped = shape(kind, obj, None, write.field_validation, write.warnings)
-            # Beside the loop, as there may be a thousand.
-            return await self.reviews[kind](user, await asyncio.to_thread(supposed, shaped))
+            if kind is scheme.PLACEMENT_REVIEW:
+                # Beside the loop, as it may bring a thousand objects.
+                shaped = await asyncio.to_thread(supposed, shaped)
+            return await self.reviews[kind](user, shaped)
         if "list" not in kind.verbs:
             return reviews.review(user, kind, obj, self.authorize, self._roles.rules)
         where = str(obj["metadata"].get("namespace") or "")

@@ -13,31 +13,12 @@ from typing import Any
 import click
 
 from metaos import __version__
+from metaos.cli.accounting import carbon, cost, ledger
+from metaos.cli.options import NAMESPACE, OUTPUT, SECONDS, default_data, hub_options
 from metaos.cli.scores import SCORE
 from metaos.cli.twin import twin
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-SECONDS = click.FloatRange(min=1)
-OUTPUT = click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How to print it.")
-NAMESPACE = click.option("-n", "--namespace", default="", help="The namespace (default: the kubeconfig's, or 'default').")
-
-
-def hub_options(command: Any) -> Any:
-    """``--kubeconfig`` and ``--data``: how a command finds its hub."""
-    command = click.option(
-        "--kubeconfig", type=click.Path(path_type=Path), envvar="KUBECONFIG", help="Which hub, as whom [default: that of --data]."
-    )(command)
-    return click.option("--data", type=click.Path(path_type=Path), help="The hub's data directory [default: that of 'nemo up'].")(
-        command
-    )
-
-
-def default_data(role: str) -> Path:
-    """Where a role keeps its state unless told otherwise."""
-    import os
-
-    root = Path("/var/lib/nemo") if os.geteuid() == 0 else Path.home() / ".local/share/nemo"
-    return root / role
 
 
 @click.group(context_settings=CONTEXT)
@@ -140,6 +121,13 @@ def version(output: str) -> None:
     metavar="NAME[:WEIGHT]=FILE",
     help="Let a learned policy, an ONNX model, earn sites points beside the other scores; a weight of 1 unless said.",
 )
+@click.option(
+    "--checkpoint-interval",
+    type=SECONDS,
+    default=3600.0,
+    show_default=True,
+    help="Seconds that booked usage waits at most until the ledger is signed.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def up(
     data: Path | None, listen: str, names: tuple[str, ...], no_local: bool, lease_duration: float, drain: float, **more: Any
@@ -167,6 +155,7 @@ def up(
         lease_duration_seconds=lease_duration,
         drain_seconds=drain,
         autoscale_interval_seconds=more.pop("autoscale_interval"),
+        checkpoint_seconds=more.pop("checkpoint_interval"),
         **more,
     )
     sys.exit(run_hub(config, local=not no_local))
@@ -623,7 +612,8 @@ def doctor(output: str) -> None:
     sys.exit(examine(output))
 
 
-nemo.add_command(twin)
+for part in (twin, carbon, cost, ledger):
+    nemo.add_command(part)
 
 
 def main() -> None:

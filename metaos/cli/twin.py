@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-OUTPUT = click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How to print it.")
+from metaos.cli.options import OUTPUT, default_data
+
 SCENARIO = click.argument("scenario", type=click.Path(path_type=Path))
 
 
@@ -98,7 +99,6 @@ def from_live(file: Path, hours: float, kubeconfig: Path | None, data: Path | No
     import yaml
 
     from metaos.cli.connection import with_client
-    from metaos.cli.main import default_data
     from metaos.twin.live import copy_of
 
     found = with_client(kubeconfig, data or default_data("hub"), lambda client: copy_of(client, hours))

@@ -13,6 +13,7 @@ Setup = Callable[[Manager, Client, Clock, Settings], None]
 def all_setups() -> list[Setup]:
     """What a hub runs. Imported only there, when it starts."""
     from metaos.controllers import (
+        accounting,
         autoscaling,
         carbon,
         certificate,
@@ -58,5 +59,6 @@ def all_setups() -> list[Setup]:
         cronjob,
         deferral,
         shifting,
+        accounting,
     )
     return [module.setup for module in modules]

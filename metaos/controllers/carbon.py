@@ -1,4 +1,4 @@
-"""Carbon: keeps every site's carbon intensity, now and forecast, in its status.
+"""Carbon: keeps every site's carbon intensity, past, now and forecast, in its status.
 
 A replay can be moved while the hub runs: ConfigMap ``nemo-system/carbon-replay``, ``startHour`` and ``speed``.
 """
@@ -6,10 +6,12 @@ A replay can be moved while the hub runs: ConfigMap ``nemo-system/carbon-replay`
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from metaos.accounting.carbon import FORECAST_HOURS, HOUR_SECONDS, TraceCarbonSource
-from metaos.accounting.feeds import FeedCarbonSource
+from metaos.accounting.feeds import LOCATION, FeedCarbonSource
+from metaos.accounting.intensities import extended
 from metaos.client import Client, PatchType
 from metaos.clock import Clock
 from metaos.controllers.settings import Get, Settings
@@ -26,6 +28,10 @@ NAME = "carbon"
 REPLAY = "carbon-replay"
 #: Seconds between looks: an hour of the source, within these bounds.
 LEAST_SECONDS, MOST_SECONDS = 0.5, 300.0
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
 
 
 class CarbonReconciler:
@@ -66,12 +72,31 @@ class CarbonReconciler:
                 found["source"] += f"; {says}"
         else:
             found = {"source": "not known: the site file names no electricity zone and no carbonIntensity", "step": "Unknown"}
+        found["basis"] = self._source.basis if isinstance(self._source, FeedCarbonSource) and series is not None else LOCATION
         old = (cluster.get("status") or {}).get("carbon") or {}
+        step = HOUR_SECONDS / (self._speed or 1.0)
+        # Without how old it is: that changes all the time.
+        said = found["source"].partition(",")[0].partition(" (")[0]
+        now_and_who = _rounded(found.get("intensity")), f"{said} ({found['basis']})"
+        # Averages and marginal figures are not mixed.
+        before = old.get("past") if old.get("basis") == found["basis"] else None
+        found["past"] = extended(before, now, step, *now_and_who, self._missed(zone, electricity))
         if {k: v for k, v in old.items() if k != "time"} != found:
             # What is not known any more goes: a merge would keep it.
             patch = {"status": {"carbon": dict.fromkeys(old) | found | {"time": format_time(now)}}}
             await self._client.patch(scheme.CLUSTER, about.name, "", patch, type=PatchType.MERGE, subresource="status")
-        return Result(requeue_after=min(MOST_SECONDS, max(LEAST_SECONDS, HOUR_SECONDS / max(self._speed, 1e-9) / 2)))
+        return Result(requeue_after=min(MOST_SECONDS, max(LEAST_SECONDS, min(step / 2, step - now % step))))
+
+    def _missed(self, zone: str, electricity: dict[str, Any]) -> Callable[[float], float | None]:
+        """What held while the hub was away: a replay knows, and so does a site that states one figure for all time."""
+
+        def at(time: float) -> float | None:
+            if isinstance(self._source, FeedCarbonSource):
+                return None
+            series = self._source.intensity(zone, time)
+            return _rounded(series[0] if series else electricity.get("carbonIntensity"))
+
+        return at
 
     async def _fetch(self, zone: str) -> None:
         """Asks an API, where it is time to. Whatever it does, the loop goes on: the source knows what to fall back to."""

@@ -23,6 +23,8 @@ ANNOTATION_PREFIX = "meta-os.eu/"
 DRAINING = "meta-os.eu/draining"
 #: On a Pod mirror: it was evicted (``kubectl drain``); its site is to be left.
 EVICTED = "meta-os.eu/evicted"
+#: On a Namespace: who pays for what runs in it; without it, the namespace's own name stands there.
+OWNER = "meta-os.eu/owner"
 #: On a Deployment and the ReplicaSets of its history: the number of the revision.
 REVISION = "deployment.kubernetes.io/revision"
 #: On anything that NEMO made for a site: the site's name.

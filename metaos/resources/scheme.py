@@ -127,6 +127,9 @@ PLACEMENT = Kind(GROUP, VERSION, "Placement", "placements", True, ("pl",), ("nem
 PLACEMENT_REVIEW = Kind(GROUP, VERSION, "PlacementReview", "placementreviews", False, verbs=("create",))
 WORK = Kind(GROUP, VERSION, "Work", "works", True, (), ("nemo",), _STATUS)
 USAGE = Kind(GROUP, VERSION, "Usage", "usages", False, (), ("nemo",), _STATUS)
+#: The hub's ledger: what enters it, and what is asked of it; never stored as objects.
+BOOKING = Kind(GROUP, VERSION, "Booking", "bookings", False, verbs=("create",))
+STATEMENT = Kind(GROUP, VERSION, "Statement", "statements", False, verbs=("create",))
 TARIFF = Kind(GROUP, VERSION, "Tariff", "tariffs", False, (), ("nemo",))
 
 KINDS: tuple[Kind, ...] = (
@@ -176,6 +179,8 @@ KINDS: tuple[Kind, ...] = (
     WORK,
     USAGE,
     TARIFF,
+    BOOKING,
+    STATEMENT,
 )
 
 #: Kinds that show the objects of another kind (see ``metaos/apiserver/views.py``) or have none stored: who follows all objects

@@ -39,6 +39,30 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE compaction (oldest INTEGER NOT NULL);
     INSERT INTO compaction VALUES (0);
     """,
+    # What sites used (``sqliteledger``). What is looked for stands before what is large.
+    """
+    CREATE TABLE ledger (
+        position INTEGER PRIMARY KEY,
+        end INTEGER NOT NULL,
+        count INTEGER NOT NULL,
+        previous BLOB NOT NULL,
+        hash BLOB NOT NULL,
+        header BLOB NOT NULL,
+        lines BLOB NOT NULL
+    );
+    CREATE INDEX ledger_by_end ON ledger (end, position, count);
+    CREATE TABLE ledger_site (site TEXT PRIMARY KEY, sequence INTEGER NOT NULL, end INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE ledger_head (position INTEGER NOT NULL, hash BLOB NOT NULL);
+    INSERT INTO ledger_head VALUES (0, zeroblob(32));
+    CREATE TABLE ledger_checkpoint (
+        number INTEGER PRIMARY KEY,
+        first INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        body BLOB NOT NULL,
+        signature BLOB NOT NULL
+    );
+    CREATE INDEX ledger_checkpoint_by_last ON ledger_checkpoint (last);
+    """,
 )
 #: The first bytes of all values that begin with some: (how many, how many of the beginning, the beginning).
 HEADS = "SELECT DISTINCT substr(value, 1, ?) FROM log WHERE substr(value, 1, ?) = ?"

@@ -20,7 +20,7 @@ HISTORY = 20_000
 
 
 @coroutine
-def _turn() -> Generator[None, None, None]:
+def turn() -> Generator[None, None, None]:
     """Lets others run, as a write that goes to a disk does."""
     yield
 
@@ -118,7 +118,7 @@ class MemoryStore:
         if self.on_event is not None:
             self.on_event(event)
         self._fan_out.publish((event,))
-        await _turn()
+        await turn()
         return revision
 
     async def watch(self, prefix: str, *, after: int) -> AsyncIterator[LogEvent]:

@@ -29,6 +29,7 @@ from metaos.store.checkpoint import Checkpointer
 from metaos.store.fanout import BUFFER, FanOut, Watcher
 from metaos.store.file import HEADS, Reserve, bounds, lock_file, prepare
 from metaos.store.log import Compacted, Conflict, Entry, EventType, Listing, LogEvent, StoreClosed, StoreFailed, StoreFull
+from metaos.store.sqliteledger import SqliteLedger
 
 BATCH = 256
 PAGE = 500
@@ -144,6 +145,11 @@ class SqliteStore:
     def full(self) -> bool:
         """Whether the disk has no room for anything new."""
         return not self._reserve.held
+
+    @property
+    def ledger(self) -> SqliteLedger:
+        """The ledger in the same file."""
+        return SqliteLedger(self._read, self._write, self._check_room)
 
     # -- Store ---------------------------------------------------------------------------------------------
 
@@ -318,11 +324,7 @@ class SqliteStore:
         if (present.revision if present else 0) != expected or (present is None and kind is not EventType.CREATE):
             raise Conflict(key, present)
         if kind is not EventType.DELETE and not (kind is EventType.UPDATE and self._vital(key)):
-            if self._max_bytes and _used_bytes(db) > self._max_bytes:
-                why = f"the store has reached its limit of {self._max_bytes} bytes"
-                raise StoreFull(f"{why}: delete something, compact, or raise it")
-            if not (self._reserve.take() or _free_bytes(db) > self._reserve.size):
-                raise StoreFull(NO_SPACE)
+            self._check_room(db)
         revision = self._next
         created = present.create_revision if present else revision
         previous = present.value if present else None
@@ -335,6 +337,13 @@ class SqliteStore:
         self._next = revision + 1
         self._events.append(LogEvent(kind, revision, key, value, previous))
         return revision
+
+    def _check_room(self, db: sqlite3.Connection) -> None:
+        if self._max_bytes and _used_bytes(db) > self._max_bytes:
+            why = f"the store has reached its limit of {self._max_bytes} bytes"
+            raise StoreFull(f"{why}: delete something, compact, or raise it")
+        if not (self._reserve.take() or _free_bytes(db) > self._reserve.size):
+            raise StoreFull(NO_SPACE)
 
 
 def _take(queue: _Queue, most: int) -> tuple[Sequence[_Call[Any]], bool]:

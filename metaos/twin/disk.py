@@ -6,12 +6,17 @@ It outlives the hub. Writes go through one at a time, so that "after write N" is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
+from metaos.accounting.ledger import Checkpoint
 from metaos.clock import Clock
+from metaos.store.ledger import PAGE, Booked, Booking, Extent, Row
 from metaos.store.log import Entry, Listing, LogEvent
 from metaos.store.memory import MemoryStore
+from metaos.store.memoryledger import MemoryLedger
+
+T = TypeVar("T")
 
 
 class Disk:
@@ -20,6 +25,7 @@ class Disk:
     def __init__(self, clock: Clock, history: int) -> None:
         self.clock = clock
         self.store = MemoryStore(history=history)
+        self.ledger = MemoryLedger()
         self.write_seconds = 0.0
         self.writes = 0
 
@@ -39,7 +45,12 @@ class Mounted:
         self.kill_after = -1
         self.dead = asyncio.Event()
 
-    async def _write(self, write: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    @property
+    def ledger(self) -> MountedLedger:
+        return MountedLedger(self, self._disk.ledger)
+
+    async def write(self, write: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """One write after another, until it is dead."""
         if self._disk.write_seconds or self.kill_after >= 0 or self._turn.locked() or self.dead.is_set():
             async with self._turn:
                 if self._disk.write_seconds:
@@ -47,28 +58,28 @@ class Mounted:
                 return await self._do(write)
         return await self._do(write)
 
-    async def _do(self, write: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    async def _do(self, write: Callable[[], Coroutine[Any, Any, T]]) -> T:
         if self.kill_after == 0:
             self.dead.set()
         if not self.dead.is_set():
-            revision = await write()
+            found = await write()
             self._disk.writes += 1
             if self.kill_after > 0:
                 self.kill_after -= 1
             if self.kill_after != 0:
-                return revision
+                return found
             self.dead.set()
         await asyncio.get_running_loop().create_future()
         raise AssertionError("the dead do not answer")
 
     async def create(self, key: str, value: bytes) -> int:
-        return await self._write(lambda: self._store.create(key, value))
+        return await self.write(lambda: self._store.create(key, value))
 
     async def update(self, key: str, value: bytes, *, expected: int) -> int:
-        return await self._write(lambda: self._store.update(key, value, expected=expected))
+        return await self.write(lambda: self._store.update(key, value, expected=expected))
 
     async def delete(self, key: str, *, expected: int) -> int:
-        return await self._write(lambda: self._store.delete(key, expected=expected))
+        return await self.write(lambda: self._store.delete(key, expected=expected))
 
     async def revision(self) -> int:
         return await self._store.revision()
@@ -90,3 +101,40 @@ class Mounted:
 
     async def close(self) -> None:
         await self._store.close()
+
+
+class MountedLedger:
+    """A ``Ledger``, on the same disk: its writes are among the others'."""
+
+    def __init__(self, disk: Mounted, ledger: MemoryLedger) -> None:
+        self._disk, self._ledger = disk, ledger
+
+    async def append(self, booking: Booking) -> Booked:
+        return await self._disk.write(lambda: self._ledger.append(booking))
+
+    async def sign(self, checkpoint: Checkpoint) -> bool:
+        return await self._disk.write(lambda: self._ledger.sign(checkpoint))
+
+    async def cut(self, number: int) -> int:
+        return await self._disk.write(lambda: self._ledger.cut(number))
+
+    async def last(self, site: str) -> Booked:
+        return await self._ledger.last(site)
+
+    async def extent(self) -> Extent:
+        return await self._ledger.extent()
+
+    async def read(self, after: int = 0, limit: int = PAGE) -> Sequence[Row]:
+        return await self._ledger.read(after, limit)
+
+    async def between(self, since: int, until: int, after: tuple[int, int] = (0, 0)) -> Sequence[Row]:
+        return await self._ledger.between(since, until, after)
+
+    async def hashes(self, first: int, last: int) -> list[bytes]:
+        return await self._ledger.hashes(first, last)
+
+    async def checkpoints(self, after: int = 0, limit: int = PAGE) -> list[Checkpoint]:
+        return await self._ledger.checkpoints(after, limit)
+
+    async def covering(self, position: int) -> Checkpoint | None:
+        return await self._ledger.covering(position)

@@ -6,13 +6,16 @@ import asyncio
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 from typing import Any
 
+from metaos.apiserver.accounts import Statements
 from metaos.apiserver.addressing import key_of
+from metaos.apiserver.books import Books
 from metaos.apiserver.registry import Registry
 from metaos.client import Client
 from metaos.controllers import all_setups
 from metaos.controllers.settings import Settings
 from metaos.plugins.registry import names, provision
 from metaos.reconcile.manager import Manager
+from metaos.resources import scheme
 from metaos.resources.meta import Obj
 from metaos.resources.scheme import Kind
 from metaos.security.authz import MASTERS, UserInfo
@@ -53,6 +56,8 @@ class Hub:
         self.store = self.disk.mount()
         admission = [provision("metaos.admission", name) for name in names("metaos.admission")]
         self.registry = Registry(self.store, self.clock, Random(random.getrandbits(64)), admission=admission)  # noqa: S311
+        books = Books(self.store.ledger, self.clock, CONTROLLERS.name)
+        self.registry.reviews |= {scheme.BOOKING: books.book, scheme.STATEMENT: Statements(books, self.registry.authorize).answer}
         await self.registry.start()
         self.manager = Manager(self.registry.client(CONTROLLERS), self.clock, Random(random.getrandbits(64)))  # noqa: S311
         for setup in all_setups():

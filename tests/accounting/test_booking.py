@@ -139,7 +139,7 @@ def test_what_an_agent_shares_out_is_accepted_and_adds_up(found: list[PodUse], e
         (period(pods="many"), "there must be a list of at most 2000"),
         (period(idleRule="fair"), "idleRule: 'fair' must be one of reserved, used, present"),
         (period(meter={"name": "m", "source": "s", "basis": "guess", "uncertainty": "1"}), "must be one of measured, stated"),
-        (period(meter={"name": "m", "source": "s", "basis": "stated"}), "meter.uncertainty: None must be a text"),
+        (period(meter={"name": "m", "source": "s", "basis": "stated"}), "meter.uncertainty: None must be a decimal fraction"),
     ],
 )
 def test_nonsense_is_named_with_its_field(said: Any, message: str) -> None:

@@ -26,6 +26,9 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "intent export": ("fast",),
     "intent import": ("{folder}/text.yaml",),
     "join-token": ("edge",),
+    "ledger archive": ("{folder}/archive", "--before", "1d"),
+    "ledger export": ("{folder}/export",),
+    "ledger verify": ("{folder}/text.yaml",),
     "kubeconfig": ("--user", "ann"),
     "plan": ("--drain", "edge"),
     "restore": ("{folder}/text.yaml",),
@@ -35,6 +38,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 }
 #: Those that print for people only, or one format of their own.
 ONE_FORM = {"agent", "up", "backup", "restore", "revoke", "kubeconfig", "intent export", "intent import", "twin from-live"}
+ONE_FORM |= {"ledger receipts"}
 
 CONFIG = """
 apiVersion: v1
@@ -115,7 +119,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     return go
 
 
-@pytest.mark.parametrize("path", [*COMMANDS, "intent", "image", "keys", "ca"])
+@pytest.mark.parametrize("path", [*COMMANDS, "intent", "image", "keys", "ca", "ledger"])
 def test_help_has_an_example(path: str, run: Any) -> None:
     said = run(path, "--help", needs=False)
     assert said.code == 0 and "Example" in said.out and f"nemo {path.split()[0]}" in said.out.partition("Example")[2]

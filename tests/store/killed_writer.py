@@ -1,5 +1,5 @@
 """A child process that writes under load until it is killed. Each line is one thing that it was told: an acknowledged
-write (``ACK revision type key value``) or a watched event (``SEE revision``)."""
+write (``ACK revision type key value``), a watched event (``SEE revision``) or a booked period (``BOOK sequence``)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from random import Random
 
+from metaos.store.ledger import Booking
 from metaos.store.log import Compacted, Store
 from metaos.store.sqlite import SqliteStore
 
@@ -38,6 +39,18 @@ async def watch(store: Store) -> None:
         say(f"SEE {event.revision}")
 
 
+async def book(store: SqliteStore) -> None:
+    sequence = (await store.ledger.last("paris")).sequence
+    while True:
+        sequence += 1
+        header = {"site": "paris", "sequence": sequence, "start": sequence * 10, "end": sequence * 10 + 10}
+        booking = Booking.of(header, [{"name": f"web-{n}", "energyMillijoules": sequence} for n in range(sequence % 5)])
+        # Again, as after an answer that was lost.
+        for fresh in (True, False):
+            assert (await store.ledger.append(booking)).fresh is fresh
+        say(f"BOOK {sequence}")
+
+
 async def compact(store: Store) -> None:
     while True:
         await store.compact(max(await store.revision() - 2000, 0))
@@ -51,6 +64,7 @@ async def load(path: Path, seed: int) -> None:
             for worker in range(16):
                 group.create_task(write(store, worker, Random(f"{seed}/{worker}")))
             group.create_task(watch(store))
+            group.create_task(book(store))
             group.create_task(compact(store))
     except* Compacted:
         sys.exit("the watcher fell behind")

@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 
+from metaos.accounting.ledger import GENESIS, verify_chain
 from metaos.store.log import EventType, LogEvent
 from metaos.store.sqlite import SqliteStore
 from tests import crashing
@@ -54,7 +55,7 @@ class Witness:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.acknowledged: dict[int, tuple[str, str, str]] = {}
-        self.highest = 0
+        self.highest = self.booked = 0
 
     async def check(self, told: list[list[str]]) -> None:
         before = self.highest
@@ -79,7 +80,18 @@ class Witness:
                 assert (event.type, event.key) == (EventType(kind), key)
                 assert kind == "DELETE" or event.value.hex() == value
         await self._check_current(store)
+        await self._check_ledger(store, max((int(line[1]) for line in told if line[0] == "BOOK"), default=0))
         await store.close()
+
+    async def _check_ledger(self, store: SqliteStore, booked: int) -> None:
+        """What was booked is there once, in one chain; something that was not acknowledged yet may be."""
+        self.booked = max(self.booked, booked)
+        extent, after, head, sequences = await store.ledger.extent(), 0, GENESIS, []
+        while page := await store.ledger.read(after):
+            after, head = verify_chain([(row.entry(), row.hash) for row in page], after, head)
+            sequences += [row.entry().header["sequence"] for row in page]
+        assert (after, head) == (extent.last, extent.head) and sequences == list(range(1, after + 1))
+        assert (await store.ledger.last("paris")).sequence == after >= self.booked
 
     async def _check_current(self, store: SqliteStore) -> None:
         """Every key holds what its last acknowledged write said, unless something later (not yet acknowledged) followed."""

@@ -52,7 +52,7 @@ async def test_older_files_are_migrated_newer_ones_refused(tmp_path: Path, monke
     assert db.execute("SELECT x FROM later").fetchall() == [(7,)]
     db.close()
     monkeypatch.setattr(file, "MIGRATIONS", before)
-    with pytest.raises(StoreFailed, match=r"newer NEMO .schema 2, this one knows 1.: upgrade"):
+    with pytest.raises(StoreFailed, match=rf"newer NEMO .schema {len(before) + 1}, this one knows {len(before)}.: upgrade"):
         await SqliteStore.open(path)
 
 

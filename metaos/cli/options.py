@@ -1,0 +1,30 @@
+"""Options that commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+SECONDS = click.FloatRange(min=1)
+OUTPUT = click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How to print it.")
+NAMESPACE = click.option("-n", "--namespace", default="", help="The namespace (default: the kubeconfig's, or 'default').")
+
+
+def hub_options(command: Any) -> Any:
+    """``--kubeconfig`` and ``--data``: how a command finds its hub."""
+    command = click.option(
+        "--kubeconfig", type=click.Path(path_type=Path), envvar="KUBECONFIG", help="Which hub, as whom [default: that of --data]."
+    )(command)
+    return click.option("--data", type=click.Path(path_type=Path), help="The hub's data directory [default: that of 'nemo up'].")(
+        command
+    )
+
+
+def default_data(role: str) -> Path:
+    """Where a role keeps its state unless told otherwise."""
+    import os
+
+    root = Path("/var/lib/nemo") if os.geteuid() == 0 else Path.home() / ".local/share/nemo"
+    return root / role

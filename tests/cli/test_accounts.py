@@ -1,0 +1,132 @@
+"""What ``nemo carbon``, ``nemo cost`` and ``nemo ledger`` print: figures with what they do not say, and files that hold."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import click
+import pytest
+
+from metaos.accounting.focus import as_focus
+from metaos.accounting.statement import as_csv
+from metaos.apiserver.accounts import Accounts
+from metaos.apiserver.books import Books
+from metaos.apiserver.ledgerkeys import LedgerKeys
+from metaos.cli.accounts import draw, moment, render, sci_of, unit_of
+from metaos.cli.ledger import check, text_of, verify_file
+from metaos.store.memoryledger import MemoryLedger
+from tests.apiserver.accounting import running
+from tests.apiserver.test_accounts import pages, two_sites
+from tests.clock import FakeClock
+from tests.store.ledger import booking
+
+NOW = 1_764_500_000.0
+
+
+def test_times_and_units_are_read_or_refused_with_what_they_may_be() -> None:
+    assert moment("24h", "--since", NOW) == "2025-11-29T10:53:20Z"
+    assert moment("2025-11-30", "--since", NOW) == "2025-11-30T00:00:00Z"
+    assert moment("2025-11-30T10:00:00+02:00", "--since", NOW) == "2025-11-30T08:00:00Z"
+    for wrong in ("yesterday", "24", "2025-13-01", "-1h"):
+        with pytest.raises(click.BadParameter, match="or how long ago, such as 24h"):
+            moment(wrong, "--since", NOW)
+    assert unit_of("core-hour") == ("core-hour", None) and str(unit_of("requests=120000")[1]) == "120000"
+    for wrong in ("requests", "requests=", "requests=0", "requests=-1", "=3", "x=nan"):
+        with pytest.raises(click.BadParameter, match="NAME=COUNT"):
+            unit_of(wrong)
+
+
+async def asked(money: bool = False, **spec: Any) -> tuple[dict[str, Any], str]:
+    async with running() as hub:
+        await two_sites(hub)
+        status = await hub.statement(**spec, series=True)
+    for group in status["groups"]:
+        group["sci"] = sci_of(group, "core-hour", None)
+    return status, "\n".join(render(status, 100, money=money))
+
+
+async def test_a_table_says_what_it_does_not_know(tmp_path: Path) -> None:
+    status, text = await asked(by="workload")
+    head, lab, shop = text.splitlines()[:3]
+    assert head.split()[:4] == ["workload", "energy", "kWh", "+/-"] and "SCI g/core-hour" in head
+    assert lab.split()[:6] == ["lab/Deployment/train", "0.001111", "20%", "0.4", "-", "-"]
+    assert shop.split()[0] == "shop/Deployment/web" and shop.split()[4:6] == ["-", "-"]
+    assert "5 of 5 lines without a market-based one (spec.electricity.marketIntensity of the site)" in text
+    assert "energy: 100% stated" in text and "up to 2.5% of the time of a group nobody looked" in text
+    assert text.count("#") > 20, "a bar for each step"
+    sci = status["groups"][0]["sci"]
+    assert sci["unit"] == "core-hour" and float(sci["gramsPerUnit"]) == pytest.approx((0.4 + 0.0625) / (300 / 3600), rel=0.3)
+    _, text = await asked(by="site", against="average")
+    assert "elsewhere g" in text and "against average: the mean of all sites that reported at that time" in text
+    _, text = await asked(money=True, by="owner")
+    assert text.splitlines()[0].split()[:3] == ["owner", "cost", "currency"] and "EUR" in text
+    _, text = await asked(by="pod", pod="nobody")
+    assert text == "nothing is booked for that"
+
+
+async def test_sci_is_given_only_where_all_of_it_is_known() -> None:
+    status, _ = await asked()
+    group = status["groups"][0]
+    assert sci_of(group, "requests", unit_of("requests=1000")[1])["units"] == "1000"
+    unknown = {**group, "unknownLines": {"embodied": 1}}
+    assert sci_of(unknown, "core-hour", None)["gramsPerUnit"] is None
+    assert sci_of({**group, "cpuHours": "0"}, "core-hour", None)["gramsPerUnit"] is None
+
+
+async def test_exports_for_others() -> None:
+    status, _ = await asked(by="workload")
+    rows = list(csv.DictReader(io.StringIO(as_csv(status["groups"]))))
+    assert [row["group"] for row in rows] == ["lab/Deployment/train", "shop/Deployment/web"]
+    charges = list(csv.DictReader(io.StringIO(as_focus(status["groups"], "workload"))))
+    assert {row["ProviderName"] for row in charges} == {"paris-inc", "shop"} and {row["SkuId"] for row in charges} == {"cpuHour"}
+    assert json.loads(json.dumps(status)) == status
+
+
+@pytest.mark.parametrize(("name", "begins"), [("c.svg", b"<?xml"), ("c.png", b"\x89PNG")])
+async def test_pictures(tmp_path: Path, name: str, begins: bytes) -> None:
+    status, _ = await asked()
+    for money in (False, True):
+        draw(status, tmp_path / name, money=money)
+        assert (tmp_path / name).read_bytes().startswith(begins)
+    with pytest.raises(ValueError, match="there is nothing to draw"):
+        draw({**status, "series": []}, tmp_path / name, money=False)
+    with pytest.raises(ValueError, match="cannot be written"):
+        draw(status, tmp_path / "none" / name, money=False)
+
+
+async def test_files_are_verified_without_the_hub(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = MemoryLedger()
+    books = Books(ledger, FakeClock(), "x", LedgerKeys(tmp_path / "pki", Random(1).randbytes))
+    for n in range(1, 6):
+        await ledger.append(booking("paris", n))
+        if n == 4:
+            await books.checkpoint()
+    export = tmp_path / "export"
+    export.write_bytes(b"\n".join(await pages(Accounts(books))) + b"\n")
+    key = books.signing_key(None)
+    text = text_of(verify_file(export, key), key)
+    assert "entries 1 to 5 (10 lines) are as they were booked" in text and "after entry 4 nothing is signed yet" in text
+    check(export, key, "text")
+    assert f"signed with {key}" in capsys.readouterr().out
+    export.write_bytes(export.read_bytes().replace(b'"web-1"', b'"web-9"', 1))
+    with pytest.raises(ValueError, match="export: entry 1 was changed"):
+        check(export, key, "text")
+    async with running(keys=LedgerKeys(tmp_path / "other", Random(2).randbytes)) as hub:
+        await two_sites(hub)
+        await hub.books.checkpoint()
+        found = (await hub.statement(receipts=9))["receipts"]["items"]
+    receipts = tmp_path / "receipts"
+    receipts.write_text("".join(f"{json.dumps(each)}\n" for each in found))
+    check(receipts, "", "text")
+    said = capsys.readouterr().out
+    assert "4 receipts with 5 lines are as they were booked" in said and "whose keys these are was not checked" in said
+    with pytest.raises(ValueError, match="receipt 1: it was signed with another key"):
+        check(receipts, key, "text")
+    receipts.write_text("hello\n")
+    with pytest.raises(ValueError, match="line 1 is neither a receipt nor a line of a ledger"):
+        check(receipts, "", "text")
