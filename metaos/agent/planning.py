@@ -4,7 +4,7 @@ The decisions are :mod:`metaos.agent.workloads`, ``jobs``, ``cron`` and ``statef
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -79,15 +79,16 @@ class Planning:
         if obj is not None and uid(obj) == pod.record.owner_uid:
             self.notes.pod_gone(obj, pod.view())
 
-    def plan(self, desired: Mapping[ObjectRef, Obj], now: float) -> float:
-        """One step for every workload; seconds until time alone changes something."""
+    def plan(self, desired: Mapping[ObjectRef, Obj], now: float, only: Container[tuple[str, str, str]] | None = None) -> float:
+        """One step for every workload, or for those ``only`` (kind, namespace, name) of whose pods something has changed;
+        seconds until time alone changes something about them."""
         self._desired = desired
         again = LOOK_SECONDS
         wanted = {r: o for r, o in desired.items() if r.kind in WORKLOADS}
-        for about, cron in wanted.items():
+        for about, cron in wanted.items() if only is None else ():
             if about.kind == "CronJob":
                 again = min(again, self._attempt(about, partial(self._plan_cron, about, cron, now)))
-        for key, found in list(self._jobs.items()):
+        for key, found in list(self._jobs.items()) if only is None else ():
             owner = ObjectRef("batch", "CronJob", namespace(found), annotations(found)[CRON_NAME])
             if owner not in wanted or uid(wanted[owner]) != annotations(found)[CRON_UID]:
                 self._forget_job(key)
@@ -96,9 +97,12 @@ class Planning:
         for worker in self._pods.values():
             owned.setdefault(worker.record.owner_key, []).append(worker)
         for about, obj in everything.items():
-            if about.kind != "CronJob":
-                mine = [w for w in owned.pop((about.kind, about.namespace, about.name), []) if self._belongs(w, obj)]
+            owner_key = (about.kind, about.namespace, about.name)
+            if about.kind != "CronJob" and (only is None or owner_key in only):
+                mine = [w for w in owned.pop(owner_key, []) if self._belongs(w, obj)]
                 again = min(again, self._attempt(about, partial(self._plan_one, about, obj, mine, now)))
+        if only is not None:
+            return max(0.02, again)
         # What is left belongs to nothing that is wanted any more.
         for strays in owned.values():
             for worker in strays:

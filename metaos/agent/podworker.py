@@ -72,7 +72,7 @@ class PodWorker:
         value["deletingGrace"] = grace_seconds
         self.save()
         self.wake.set()
-        self._supervisor.changed()
+        self._supervisor.changed(self.record)
 
     def follow(self, obj: Obj) -> None:
         """A user's own Pod has changed at the hub: labels, annotations, images and deadline are taken over."""
@@ -213,7 +213,7 @@ class PodWorker:
             self._supervisor.store_later(self.record)
         if shown != self._announced:
             self._announced = shown
-            self._supervisor.changed()
+            self._supervisor.changed(self.record)
 
     def evict(self, message: str) -> None:
         """It has used more of the site's disk than it may."""
@@ -337,7 +337,7 @@ class PodWorker:
         value = self.record.value
         value |= {"phase": phase, "reason": reason, "message": message, "finished": self._supervisor.clock.now()}
         self.save()
-        self._supervisor.changed()
+        self._supervisor.changed(self.record)
         self.wake.set()
         return NEVER
 

@@ -64,6 +64,8 @@ class Supervisor:
         self._workers: dict[str, PodWorker] = {}
         self._listeners: list[Callable[[], None]] = []
         self._wake = asyncio.Event()
+        #: Owners whose pods have changed since the last look; ``None``: all are to be looked at.
+        self._due: set[tuple[str, str, str] | None] = {None}
         for _, value in cache.items("pods"):
             record_ = PodRecord(value)
             self._workers[record_.uid] = PodWorker(self, record_)
@@ -78,6 +80,7 @@ class Supervisor:
         self._desired = {ref(o): o for o in objects}
         self._planning.forget_others(self._desired)
         self._known = True
+        self._due.add(None)
         for worker in self._workers.values():
             worker.wake.set()
         self._wake.set()
@@ -86,8 +89,9 @@ class Supervisor:
         """A desired object, or a claim that a StatefulSet's template makes."""
         return self._desired.get(about)
 
-    def changed(self) -> None:
-        """Something about a pod is different: plan anew, and tell."""
+    def changed(self, pod: PodRecord | None = None) -> None:
+        """Something is different, of this pod or of anything: plan its workload anew, or all, and tell."""
+        self._due.add(None if pod is None else pod.owner_key)
         self._wake.set()
         for listener in self._listeners:
             listener()
@@ -105,16 +109,22 @@ class Supervisor:
         try:
             for worker in self._workers.values():
                 worker.start()
+            until = self.clock.monotonic()
             while True:
                 self._wake.clear()
-                again = LOOK_SECONDS
+                if self.clock.monotonic() >= until:
+                    self._due.add(None)
+                    until = self.clock.monotonic() + LOOK_SECONDS
+                due, self._due = self._due, set()
                 # All of a look's writes at once: nothing that they are about begins before they are durable.
                 with self._cache.together():
                     self._store_later()
-                    if self._known:
-                        again = min(again, self._planning.plan(self._desired, self.clock.now()))
+                    if self._known and due:
+                        only = None if None in due else {each for each in due if each is not None}
+                        again = self._planning.plan(self._desired, self.clock.now(), only)
+                        until = min(until, self.clock.monotonic() + again)
                 with suppress(TimeoutError):
-                    await self._wait(self._wake, again)
+                    await self._wait(self._wake, max(0.0, until - self.clock.monotonic()))
         finally:
             for task in beside:
                 task.cancel()

@@ -65,16 +65,22 @@ class Volumes:
 
     def message_file(self, pod_uid: str, container: str) -> Path:
         """An empty file for its next start."""
-        directory = _made(self.pod_directory(pod_uid) / "messages")
-        path = directory / container
+        path = self._message(pod_uid, container)
+        _made(path.parent)
         # A new file, not the old one emptied: the start before may still have that one mounted.
         path.unlink(missing_ok=True)
-        path.touch()
-        os.chmod(path, 0o666)  # noqa: S103
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+        try:
+            os.fchmod(fd, 0o666)
+        finally:
+            os.close(fd)
         return path
 
+    def _message(self, pod_uid: str, container: str) -> Path:
+        return self.pod_directory(pod_uid) / f"message-{container}"
+
     def message(self, pod_uid: str, container: str) -> str:
-        path = self.pod_directory(pod_uid) / "messages" / container
+        path = self._message(pod_uid, container)
         with suppress(OSError), path.open("rb") as file:
             return file.read(MESSAGE_BYTES).decode(errors="replace")
         return ""

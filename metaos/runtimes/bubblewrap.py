@@ -1,7 +1,7 @@
-"""Isolation by bubblewrap: what is asked of ``bwrap`` and of ``nsenter``, as argument lists. Starts nothing itself.
+"""Isolation by bubblewrap: what is asked of ``bwrap``, as argument lists. Starts nothing itself.
 
-A pod's *holder* owns a user, network, ipc and uts namespace. A container enters them (``nsenter``) and adds a user,
-mount, pid and cgroup namespace of its own. Inside, one user id exists: it is the agent's own outside, without any
+A pod's *holder* owns a user, network, ipc and uts namespace. A container enters them and adds a user, mount, pid and cgroup
+namespace of its own. Inside, one user id exists: it is the agent's own outside, without any
 capability, whatever number the container sees. Everything that may be secret goes through ``--args FD``.
 Source: bubblewrap 0.11 (bwrap(1)), user_namespaces(7); the masked paths are those of the OCI runtime specification.
 """
@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from metaos.plugins.points import RuntimeUnavailable
+from metaos.runtimes import process
 from metaos.runtimes.images import Image
 
 #: Bytes of a container's private /tmp and /dev/shm.
@@ -34,25 +35,15 @@ _MASKED = (
 )
 _READ_ONLY = ("/proc/fs", "/proc/sys", "/proc/sysrq-trigger")
 
-#: Runs before everything else of a container: says who it is (pid and start time), joins its cgroups, takes on its limits
-#: (files, processes; whom the kernel kills first where memory ends), becomes the rest. Shells disagree on the letter for
-#: processes; where the limit is lower already, it stays.
-LAUNCH = """read -r line <"/proc/$$/stat" && printf '%s\\n' "$line" >"$1" || exit 125
-groups=$2; files=$3; processes=$4; shift 4; old=$IFS; IFS=:
-for group in $groups; do echo 0 >"$group/cgroup.procs" || exit 125; done
-IFS=$old; { echo 500 >/proc/$$/oom_score_adj; ulimit -c 0; ulimit -S -n 1024; ulimit -H -n "$files"
-if [ "$processes" ]; then ulimit -u "$processes" || ulimit -p "$processes"; fi; } 2>/dev/null
-exec "$@"
-"""
+_ACCOUNTS = {
+    "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    "group": "root:x:0:\nnogroup:x:65534:\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+}
 
 #: Open files of a process in a container. Half of ours at most: descriptors that are under way between processes count by
 #: user, and containers have the agent's, which must still pass some on when a container has used up all of its own.
 MAX_FILES = 65_536
-
-#: Until it is told to stay, a holder ends when its starter does: nobody would know of it.
-_HOLD = """echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start
-echo ready; read -r stay && exec sleep infinity </dev/null >/dev/null 2>&1
-"""
 
 _SYSCTLS = (
     (
@@ -107,13 +98,6 @@ def find_bwrap() -> str:
     return on_path
 
 
-def find_nsenter() -> str:
-    found = which("nsenter")
-    if found is None:
-        raise RuntimeUnavailable("nsenter is not on this machine. Install util-linux ('apt install util-linux')")
-    return found
-
-
 def remedy(failure: str) -> str:
     """Why namespaces cannot be had and what to do, for people. ``failure``: what bwrap said."""
     if "Unknown option" in failure:
@@ -144,20 +128,7 @@ def packed(arguments: Iterable[str]) -> int:
         raise ValueError(
             f"the container needs {len(words)} arguments for its environment and mounts; {MAX_ARGUMENTS} are possible"
         )
-    return readable(b"\0".join(os.fsencode(word) for word in words))
-
-
-def readable(data: bytes) -> int:
-    """A descriptor from which a program that inherits it reads these bytes. The caller closes it."""
-    fd = os.memfd_create("nemo")
-    try:
-        while data:
-            data = data[os.write(fd, data) :]
-        os.lseek(fd, 0, os.SEEK_SET)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    return process.in_memory(b"\0".join(os.fsencode(word) for word in words))
 
 
 def exec_request(
@@ -174,7 +145,7 @@ def exec_request(
     """A descriptor from which ``enter.py exec`` reads what to run: nothing of it stands in an argument. The caller closes it."""
     words = [str(pid), str(start), "1" if tty else "", directory, seccomp.hex(), str(len(cgroups)), *cgroups, str(len(env))]
     words += [f"{name}={value}" for name, value in env]
-    return readable(b"\0".join(os.fsencode(word) for word in [*words, *command]))
+    return process.in_memory(b"\0".join(os.fsencode(word) for word in [*words, *command]))
 
 
 def enter_command(*arguments: str) -> list[str]:
@@ -186,35 +157,6 @@ def show(path: str) -> list[str]:
     if os.path.islink(path):
         return ["--symlink", os.readlink(path), path]
     return ["--ro-bind-try", path, path]
-
-
-def holder(paths: Sequence[str], hostname: str) -> list[str]:
-    """Arguments of the process that holds a pod's namespaces; it says ``ready`` on its standard output,
-    and ends with its standard input unless a line comes that way."""
-    arguments = ["--unshare-user", "--uid", "0", "--gid", "0", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
-    arguments += ["--unshare-cgroup-try", "--hostname", hostname[:64]]
-    # Only to let containers, which have no capability at all, listen on ports below 1024 of their own network.
-    arguments += ["--cap-drop", "ALL", "--cap-add", "CAP_NET_ADMIN"]
-    for path in paths:
-        arguments += show(path)
-    arguments += [
-        "--dev-bind",
-        "/proc",
-        "/proc",
-        "--dev",
-        "/dev",
-        "--remount-ro",
-        "/",
-        "--clearenv",
-        "--setenv",
-        "PATH",
-        "/usr/bin:/bin",
-    ]
-    return arguments
-
-
-def hold_command() -> list[str]:
-    return ["/bin/sh", "-c", _HOLD]
 
 
 def root(image: Image, directory: str, *, writable: bool, overlay: bool) -> list[str]:
@@ -232,10 +174,17 @@ def root(image: Image, directory: str, *, writable: bool, overlay: bool) -> list
     return ["--bind", os.path.join(directory, "copy"), "/"] if writable else ["--ro-bind", image.rootfs, "/"]
 
 
+def etc(image: Image, hostname: str) -> dict[str, str]:
+    """Files of the container's ``/etc`` by their names, but for ``hosts``, which changes."""
+    texts = {"hostname": f"{hostname}\n", "resolv.conf": "# Names are those of /etc/hosts.\noptions attempts:1 timeout:1\n"}
+    return texts | _ACCOUNTS if image.rootfs is None else texts
+
+
 def container(
     image: Image,
     directory: str,
-    etc: str,
+    hosts: str,
+    texts: Mapping[str, int],
     *,
     user: int,
     group: int,
@@ -245,7 +194,8 @@ def container(
     mounts: Sequence[tuple[int, str, bool]],
     env: Sequence[tuple[str, str]],
 ) -> list[str]:
-    """Everything that makes the container's view of the world, in the order in which bwrap does it."""
+    """Everything that makes the container's view of the world, in the order in which bwrap does it. ``texts``: descriptors of
+    what :func:`etc` says."""
     arguments = ["--unshare-user", "--disable-userns", "--uid", str(user), "--gid", str(group)]
     arguments += ["--unshare-pid", "--unshare-cgroup-try", "--cap-drop", "ALL"]
     arguments += root(image, directory, writable=not read_only_root, overlay=overlay)
@@ -265,9 +215,11 @@ def container(
             arguments += ["--ro-bind-fd" if read_only else "--bind-fd", str(source), target]
     arguments += ["--remount-ro", "/dev"]
     arguments += ["--perms", "1777", "--size", str(TMP_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
-    own = ["hosts", "hostname", "resolv.conf"] + (["passwd", "group", "nsswitch.conf"] if image.rootfs is None else [])
-    for name in own:
-        arguments += ["--ro-bind", os.path.join(etc, name), f"/etc/{name}"]
+    arguments += ["--ro-bind", hosts, "/etc/hosts"]
+    for name, fd in texts.items():
+        # In a file system of its own that is a file; each further mount takes a fortieth of the container's start.
+        how = ["--perms", "0444", "--file"] if image.rootfs is None else ["--ro-bind-data"]
+        arguments += [*how, str(fd), f"/etc/{name}"]
     arguments += ["--dir", working_dir]
     for source, target, read_only in mounts:
         if not target.startswith("/dev/"):

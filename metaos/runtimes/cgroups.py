@@ -110,11 +110,18 @@ class Cgroups:
             self._delegate(roots[""])
         for parent in self._parents.values():
             os.makedirs(os.path.join(parent, self._key), exist_ok=True)
+        self._prepare_level()
+        self._tidy()
+
+    def _prepare_level(self) -> None:
+        """That of all pods together, which has just been made."""
         if self._version == 2:
             for level in (self._parents[""], os.path.join(self._parents[""], self._key)):
                 self._pass_on(level)
         self._cap()
-        self._tidy()
+        if "pids" in self._controllers:
+            level = os.path.join(self._parents["" if self._version == 2 else "pids"], self._key)
+            _write(level, "pids.max", str(max(1, int(pids_of_the_machine() * PIDS_PART))))
 
     def _find_controllers(self, root: str) -> None:
         available = set(_read(root, "cgroup.controllers").split())
@@ -197,33 +204,29 @@ class Cgroups:
             else:
                 places["cpu"] = os.path.join(self._parents["cpu"], self._key)
         self._open.add((pod, container))
+        new = any(not os.path.isdir(os.path.join(self._parents[controller], self._key)) for controller in places)
         for place in places.values():
-            os.makedirs(place, exist_ok=True)
+            _make(place)
+        if new:
+            self._prepare_level()
         if self._version == 2:
             place = places[""]
-            for level in (self._parents[""], os.path.join(self._parents[""], self._key), os.path.dirname(place)):
-                self._pass_on(level)
-            self._cap()
+            self._pass_on(os.path.dirname(place))
             if "pids" in self._controllers:
-                self._bound(os.path.dirname(place))
+                _write(os.path.dirname(place), "pids.max", str(MAX_PIDS))
             if memory and "memory" in self._controllers:
                 _write(place, "memory.max", str(memory))
                 _write(place, "memory.oom.group", "1")
             if cpu and "cpu" in self._controllers:
                 _write(place, "cpu.max", _quota(cpu))
             return [place]
-        self._cap()
-        self._bound(os.path.dirname(places["pids"]))
+        _write(os.path.dirname(places["pids"]), "pids.max", str(MAX_PIDS))
         if memory:
             _write(places["memory"], "memory.limit_in_bytes", str(memory))
         if cpu:
             _write(places["cpu"], "cpu.cfs_period_us", str(_PERIOD_US))
             _write(places["cpu"], "cpu.cfs_quota_us", _quota(cpu).split(" ")[0])
         return sorted(set(places.values()))
-
-    def _bound(self, pod: str) -> None:
-        _write(pod, "pids.max", str(MAX_PIDS))
-        _write(os.path.dirname(pod), "pids.max", str(max(1, int(pids_of_the_machine() * PIDS_PART))))
 
     def directories(self, pod: str, container: str) -> list[str]:
         """Those that exist of a container's."""
@@ -315,11 +318,25 @@ def pids_of_the_machine() -> int:
         return min(int(file.read()), int(threads.read()))
 
 
+def _make(place: str) -> None:
+    """A container's; most often its pod's is missing, and nothing above it."""
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(os.path.dirname(place))
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(place)
+    except FileNotFoundError:
+        os.makedirs(place, exist_ok=True)
+
+
 def _write(directory: str, name: str, value: str) -> None:
     path = os.path.join(directory, name)
     try:
-        with open(path, "w", encoding="ascii") as file:
-            file.write(value)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None  # which a failing write does not say
 

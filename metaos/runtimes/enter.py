@@ -76,6 +76,11 @@ def _limits(pid: int) -> list[tuple[int, _Limit]]:
 def _drop_capabilities() -> None:
     for number in range(64):
         _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)
+    _drop_to_nothing()
+
+
+def _drop_to_nothing() -> None:
+    """For good: without new privileges, executing something gives none back."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     empty = (ctypes.c_uint32 * 6)()
     _checked(_libc.capset(header, empty), "dropping capabilities")

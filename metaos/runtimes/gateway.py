@@ -1,39 +1,24 @@
-"""A pod's network card and the gateway at its other end. A program of its own (``python -I -S -E gateway.py FD``), never
-imported by the agent; it serves requests that come over the unix socket FD, and ends when none came for a while.
+"""A pod's network card and the gateway at its other end. Part of the program that ``zygote.py`` is, never imported by the agent.
 
 The gateway is a second network namespace, owned by the pod's own user namespace as the first one is: no privilege is
 needed, as root or as a plain user. A veth pair joins the two. Every Service's address is local to the gateway, so the
 agent's sockets listen there and take no port from the pod. Nothing is forwarded anywhere: what no socket takes, is refused.
-The pod's holder keeps the gateway: it is bound to a file in the holder's private view (``/dev/gateway``).
-
-Each request is served by a child of its own, since a process cannot leave a user namespace that it has entered. A fork of
-this small program is much cheaper than a new Python. Only the standard library, and little of it.
+The pod's holder keeps the gateway, as a descriptor. Only the standard library, and little of it.
 """
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
 import _socket
-import array
 import os
-import select
 import struct
-import sys
 
-sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+from enter import _checked, _libc  # type: ignore[import-not-found]
 
-from enter import _checked, _libc, _open, _owner, _setns, _started  # type: ignore[import-not-found]
-
-#: Seconds without a request after which the program ends.
-IDLE_SECONDS = 5.0
-#: Where the holder keeps its gateway.
-KEPT = "/dev/gateway"
 #: What all Service and pod addresses of a site lie in (shared address space, RFC 6598), and the gateway's own address.
 ADDRESSES = ("100.64.0.0", 10)
 GATEWAY = "169.254.1.1"
 
 _CLONE_NEWNET = 0x40000000
-_MS_BIND = 4096
 _LOOPBACK, _CARD = 1, 2
 _GATEWAY_MAC, _POD_MAC = bytes((2, 0, 0, 0, 0, 1)), bytes((2, 0, 0, 0, 0, 2))
 
@@ -96,27 +81,35 @@ class Netlink:
         self.ask(_NEW_NEIGHBOUR, body + _attribute(1, _socket.inet_aton(address)) + _attribute(2, mac), "setting a neighbour")
 
 
-def _write(path: str, text: str) -> None:
+def written(path: str, text: str, *, needed: bool = True) -> None:
+    """``needed``: whether it is an error where the kernel has no such file, or not for us."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
     except OSError:
-        return  # a kernel without IPv6
-    os.write(fd, text.encode())
-    os.close(fd)
+        if needed:
+            raise
 
 
-def _sockets(count: int, kind: int = _socket.SOCK_STREAM) -> list[_socket.socket]:
-    kind |= _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
-    return [_socket.socket(_socket.AF_INET, kind) for _ in range(count)]
+def _without_ipv6() -> None:
+    written("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1", needed=False)
 
 
-def make(pod: int, mounts: int, address: str) -> None:
-    """Called inside the pod's user and network namespaces; returns inside the gateway."""
-    _write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")
+def loopback() -> None:
+    """Of a new network namespace: the kernel gives it its addresses."""
+    Netlink().up(_LOOPBACK)
+
+
+def make(pod: int, address: str) -> None:
+    """Called inside the pod's user and network namespaces; returns inside the gateway. ``pod``: the pod's network namespace."""
+    _without_ipv6()
     inside = Netlink()
     _checked(_libc.unshare(_CLONE_NEWNET), "making a network namespace")
-    _write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")
-    _write("/proc/sys/net/ipv4/ip_forward", "0")
+    _without_ipv6()
+    written("/proc/sys/net/ipv4/ip_forward", "0")
     outside = Netlink()
     outside.pair(pod)
     outside.up(_LOOPBACK)
@@ -130,48 +123,3 @@ def make(pod: int, mounts: int, address: str) -> None:
     inside.route(GATEWAY, 32, _CARD)
     inside.neighbour(_CARD, GATEWAY, _GATEWAY_MAC)
     inside.route(*ADDRESSES, _CARD, via=GATEWAY)
-    _setns(mounts, "mnt")
-    os.close(os.open(KEPT, os.O_CREAT | os.O_WRONLY, 0o444))
-    _checked(_libc.mount(b"/proc/self/ns/net", KEPT.encode(), None, _MS_BIND, None), "keeping the gateway")
-
-
-def serve(words: list[str], reply: _socket.socket) -> None:
-    """``network|sockets PID START ADDRESS INSIDE OUTSIDE DATAGRAM``: the last three say how many sockets to make in the pod, at
-    its gateway, and there for UDP. Without an address the pod has no gateway."""
-    task, pid, address = words[0], int(words[1]), words[3]
-    network, mounts = _open(pid, "net"), _open(pid, "mnt")
-    gateway = -1 if task == "network" or not address else os.open(f"/proc/{pid}/root{KEPT}", os.O_RDONLY | os.O_CLOEXEC)
-    if _started(pid) != int(words[2]):
-        raise OSError(3, "the pod has ended")
-    _setns(_owner(network), "user")
-    _setns(network, "net")
-    made = _sockets(int(words[4]))
-    if task == "network":
-        make(network, mounts, address)
-    elif gateway >= 0:
-        _setns(gateway, "net")
-    made += _sockets(int(words[5])) + _sockets(int(words[6]), _socket.SOCK_DGRAM)
-    reply.sendmsg([b"+"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [each.fileno() for each in made]))])
-
-
-def main(channel: int) -> None:
-    requests = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, channel)
-    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # nobody waits for the children
-    while select.select([requests], [], [], IDLE_SECONDS)[0]:
-        data, rights, _, _ = requests.recvmsg(4096, _socket.CMSG_SPACE(4))
-        if not data:
-            return
-        fd = array.array("i", rights[0][2])[0]
-        if os.fork() == 0:
-            reply = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
-            requests.close()
-            try:
-                serve(data.decode().split(" "), reply)
-            except OSError as error:
-                reply.send(f"-{error.errno or 0} {error.strerror or error}".encode())
-            os._exit(0)
-        os.close(fd)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

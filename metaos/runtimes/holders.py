@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 
-from metaos.runtimes import netns, process
+from metaos.runtimes import process
 from metaos.runtimes.isolation import Isolation
+from metaos.runtimes.netns import Sockets
 from metaos.runtimes.pods import Pod
 from metaos.runtimes.process import Watch
 
@@ -28,9 +30,8 @@ class Holders:
             await self._start(pod)
 
     async def _start(self, pod: Pod) -> None:
-        held = await self._isolation.hold(pod.hostname, pod.directory)
-        holder = held.holder if held is not None else None
-        pod.holder, pod.boot = holder, process.boot_id()
+        held = await self._isolation.hold(pod.hostname, pod.address, pod.directory)
+        pod.holder, pod.boot = None if held is None else held.holder, process.boot_id()
         try:
             pod.record()  # before anything else: whoever comes after us finds it
             if held is not None:
@@ -38,33 +39,21 @@ class Holders:
         finally:
             if held is not None:
                 held.let_go()
-        made = None
-        if holder is not None and pod.address and self._isolation.networks is not None:
-            try:
-                made = await self._isolation.networks.make(holder, pod.address)
-            except BaseException:
-                holder.kill()
-                await process.ended(holder)
-                raise
         if pod.sockets is not None:
             pod.sockets.close()
             pod.sockets = None
-        if pod.holder is not None:
-            self._watch(pod, made)
+        if held is not None:
+            self._watch(pod, held.sockets)
 
     def adopt(self, pod: Pod) -> None:
         """That of a pod which an earlier agent started."""
-        running = any(each.end is None and each.monitor is not None and each.monitor.alive() for each in pod.containers.values())
-        if pod.holder is not None and not running and pod.address and not netns.has_gateway(pod.holder):
-            pod.holder.kill()  # its start was interrupted before it had a network; ended containers were in one before
-            pod.holder = None
         if pod.holder is not None:
             self._watch(pod)
 
-    def _watch(self, pod: Pod, made: netns.Sockets | None = None) -> None:
-        assert pod.holder is not None and self._isolation.networks is not None
+    def _watch(self, pod: Pod, made: Sequence[socket.socket] = ()) -> None:
+        assert pod.holder is not None
         pod.watch = Watch(pod.holder, lambda: self._ended(pod))
-        pod.sockets = made or self._isolation.networks.of(pod.holder, pod.address)
+        pod.sockets = Sockets(self._isolation.forks, pod.holder, pod.address, made)
 
     async def end(self, pod: Pod) -> None:
         """Ends the pod's holder, and with it its namespaces."""

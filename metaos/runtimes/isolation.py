@@ -1,13 +1,11 @@
 """What the two ways have in common in which the sandbox runtime runs a container: confined by bubblewrap (``confined.py``), or
 as a plain process (``plain.py``).
 
-Both leave in the container's directory: ``pid`` (the ``/proc/PID/stat`` line of its *monitor*, the process that outlives
-us and records the end), ``log``, and ``status`` (the exit code, written by the monitor; the file's time is that of the end).
+Both leave in the container's directory its ``log`` and its record (see ``records.py``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -15,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from metaos.runtimes import bubblewrap, process
+from metaos.runtimes import bubblewrap, process, records
+from metaos.runtimes.cgroups import MAX_PIDS
+from metaos.runtimes.forks import Forks, Held
 from metaos.runtimes.images import Image
-from metaos.runtimes.netns import Networks
 from metaos.runtimes.process import Identity
 
 _TERMINAL = """terminal=$1; shift; exec "$@" <>"$terminal" >&0 2>&0"""
@@ -48,7 +47,9 @@ class Start:
     group: int
     read_only_root: bool
     directory: str
-    etc: str
+    hostname: str
+    #: The file that is its ``/etc/hosts``.
+    hosts: str
     cgroups: tuple[str, ...]
     holder: Identity | None
 
@@ -65,6 +66,34 @@ class Launch:
     #: Whether the command is a child of what is started, which then only waits for it.
     waits: bool = False
 
+    async def start(
+        self,
+        forks: Forks,
+        directory: str,
+        holder: Identity | None,
+        *,
+        cgroups: Sequence[str] = (),
+        stdin: int | None = None,
+        output: int,
+        terminal: bool = False,
+    ) -> Identity:
+        """Starts it as a container's command: its record in ``directory`` says who it is, it joins its cgroups and its
+        pod's namespaces, and takes on its limits (files, processes; whom the kernel kills first where memory ends).
+        ``terminal``: its standard input is one."""
+        try:
+            numbers = [*(() if stdin is None else (0,)), 1, 2, *self.fds, *self.lent]
+            fds = [*(() if stdin is None else (stdin,)), output, output, *self.fds, *self.lent]
+            words = [records.path(directory), ":".join(cgroups), str(bubblewrap.files_limit())]
+            if holder is None:  # no limit of processes: it would count all that this user runs on the machine
+                words += ["", "1" if terminal else "", "", ""]
+            else:
+                words += [str(MAX_PIDS), "1" if terminal else "", str(holder.pid), str(holder.start)]
+            words += [self.directory, " ".join(map(str, numbers)), str(len(self.env))]
+            words += [f"{name}={value}" for name, value in self.env.items()]
+            return await forks.start([*words, *self.argv], fds)
+        finally:
+            self.close()
+
     def spawn(
         self, *, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.DEVNULL, stderr: int = subprocess.DEVNULL
     ) -> Identity:
@@ -76,53 +105,38 @@ class Launch:
         finally:
             self.close()
 
+    def passed(self, fd: int) -> int:
+        """Takes the descriptor over, to pass it on under the same number."""
+        self.fds.append(fd)
+        return fd
+
     def close(self) -> None:
         """Also where it never came to executing it."""
         while self.fds:
             os.close(self.fds.pop())
 
 
-@dataclass(slots=True)
-class Held:
-    """A pod's holder that has just been started. It ends when we do, until it is told to stay."""
-
-    holder: Identity
-    _life: int
-
-    def stay(self) -> None:
-        """It is recorded: from now on it outlives us."""
-        with contextlib.suppress(BrokenPipeError):  # it has ended, which its watch will say
-            os.write(self._life, b"stay\n")
-        self.let_go()
-
-    def let_go(self) -> None:
-        """Without having been told to stay, it ends."""
-        if self._life >= 0:
-            os.close(self._life)
-            self._life = -1
-
-
 class Isolation(Protocol):
     name: str
-    #: Makes sockets in pods' networks; ``None`` where pods share the machine's.
-    networks: Networks | None
+    forks: Forks
+    #: Whether pods have networks of their own.
+    separate: bool
     #: Why pods have no network card of their own; empty where they have.
     no_card: str
 
     async def check(self) -> None: ...
 
-    async def hold(self, hostname: str, directory: str) -> Held | None:
-        """Starts the process that holds a pod's namespaces; ``None`` where there are none. ``directory``: the pod's."""
+    async def hold(self, hostname: str, address: str, directory: str) -> Held | None:
+        """Starts the process that holds a pod's namespaces, with a network card where the pod has an address; ``None`` where
+        there are no namespaces. ``directory``: the pod's. Raises ``OSError``."""
         ...
 
-    def container(self, start: Start) -> Launch: ...
+    def container(self, start: Start) -> Launch:
+        """What :meth:`Launch.start` starts."""
+        ...
 
     def main(self, monitor: Identity, directory: str) -> Identity | None:
         """The command's own process, for signals and for entering; ``None`` while it is not there yet."""
-        ...
-
-    def exit_code(self, directory: str) -> int | None:
-        """As the monitor recorded it."""
         ...
 
     def members(self, pod: str, monitor: Identity, directory: str) -> list[Identity]:
@@ -143,12 +157,6 @@ class Isolation(Protocol):
 def on_terminal(terminal: str, argv: list[str]) -> list[str]:
     """A command whose session has this terminal: it must be the session's first process that opens it."""
     return ["/bin/sh", "-c", _TERMINAL, "nemo", terminal, *argv]
-
-
-def first_steps(start: Start, processes: int | None) -> list[str]:
-    """A command that begins with :data:`metaos.runtimes.bubblewrap.LAUNCH`."""
-    limits = [str(bubblewrap.files_limit()), "" if processes is None else str(processes)]
-    return ["/bin/sh", "-c", bubblewrap.LAUNCH, "nemo", os.path.join(start.directory, "pid"), ":".join(start.cgroups), *limits]
 
 
 def isolated(name: str, directory: str) -> Isolation:

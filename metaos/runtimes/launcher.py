@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 
 from metaos import trees
 from metaos.clock import Clock
@@ -11,7 +12,7 @@ from metaos.plugins.points import ContainerConfig, ImageError
 from metaos.runtimes.attachment import FOREGROUND, start_console
 from metaos.runtimes.cgroups import Cgroups
 from metaos.runtimes.images import DEFAULT_PATH, Image, ImageStore, python_program
-from metaos.runtimes.isolation import Isolation, Launch, Mount, Start, on_terminal
+from metaos.runtimes.isolation import Isolation, Mount, Start
 from metaos.runtimes.mounts import Mounts
 from metaos.runtimes.output import Outputs
 from metaos.runtimes.pods import Container, Pod
@@ -25,7 +26,7 @@ class Launcher:
         self._isolation, self._images, self._mounts = isolation, images, mounts
         self._cgroups, self._outputs, self._clock = cgroups, outputs, clock
 
-    def launch(self, pod: Pod, container: ContainerConfig, before: Container | None) -> Container:
+    async def launch(self, pod: Pod, container: ContainerConfig, before: Container | None) -> Container:
         """``before``: its last start. Raises ``ImageError``, ``ValueError`` (what can never start), ``OSError``."""
         image = self._images.find(container.image)
         if container.run_as_non_root and not (image.user if container.run_as_user is None else container.run_as_user):
@@ -33,9 +34,9 @@ class Launcher:
         argv = self._command(image, container)
         with contextlib.ExitStack() as opened:
             mounts = tuple(self._mounts.open(opened, *mount) for mount in container.mounts)
-            return self._launch(pod, container, before, image, argv, mounts)
+            return await self._launch(pod, container, before, image, argv, mounts)
 
-    def _launch(
+    async def _launch(
         self,
         pod: Pod,
         container: ContainerConfig,
@@ -48,6 +49,7 @@ class Launcher:
         try:
             groups = self._cgroups.create(pod.uid, started.group, cpu=container.cpu_limit, memory=container.memory_limit)
             working_dir = container.working_dir or image.working_dir or "/"
+            started.stdin, started.stdin_once, started.tty = container.stdin, container.stdin_once, container.tty
             started.record(container.image, working_dir, groups)
             user = image.user if container.run_as_user is None else container.run_as_user
             start = Start(
@@ -62,14 +64,13 @@ class Launcher:
                 group=image.group if container.run_as_group is None else container.run_as_group,
                 read_only_root=container.read_only_root,
                 directory=started.directory,
-                etc=pod.etc,
+                hostname=pod.hostname,
+                hosts=pod.hosts_file,
                 cgroups=tuple(groups),
                 holder=pod.holder,
             )
             started.env = start.env
-            started.stdin, started.stdin_once, started.tty = container.stdin, container.stdin_once, container.tty
-            self._spawn(started, self._isolation.container(start))
-            started.record(container.image, working_dir, groups)
+            await self._start(started, start)
         except BaseException:
             self._cgroups.remove(pod.uid, started.group)
             self._outputs.drop(started.directory)
@@ -77,14 +78,17 @@ class Launcher:
             raise
         return started
 
-    def _spawn(self, started: Container, launch: Launch) -> None:
+    async def _start(self, started: Container, start: Start) -> None:
         """The container's processes. Who keeps its input comes first, and ends with it."""
-        opened: list[int] = []
+        launch, opened = self._isolation.container(start), list[int]()
+        begin = partial(
+            launch.start, self._isolation.forks, started.directory, start.holder, cgroups=start.cgroups, terminal=started.tty
+        )
         try:
             log = self._outputs.open(started.directory)
             opened.append(log)
             if not (started.stdin or started.tty):
-                started.monitor = launch.spawn(stdout=log, stderr=log)
+                started.monitor = await begin(output=log)
                 return
             if started.tty:
                 entry, theirs = os.openpty()
@@ -93,11 +97,7 @@ class Launcher:
             opened += [entry, theirs]
             keeper = start_console(started.directory, entry, log if started.tty else -1, once=started.stdin_once)
             started.console = Watch(keeper, lambda: None)
-            if started.tty:
-                launch.argv = on_terminal(os.ttyname(theirs), launch.argv)
-                started.monitor = launch.spawn(stdin=theirs, stdout=theirs, stderr=theirs)
-            else:
-                started.monitor = launch.spawn(stdin=theirs, stdout=log, stderr=log)
+            started.monitor = await begin(stdin=theirs, output=theirs if started.tty else log)
         finally:
             launch.close()
             for fd in opened:
@@ -118,9 +118,13 @@ class Launcher:
     def _prepare(self, pod: Pod, config: ContainerConfig, before: Container | None, image: Image) -> Container:
         """The directory of this start; of earlier ones only the last is kept, for ``logs --previous``."""
         place = os.path.join(pod.directory, "containers", config.name)
-        os.makedirs(place, mode=0o700, exist_ok=True)
-        sequence = 1 + max((int(entry) for entry in os.listdir(place)), default=-1)
-        for entry in os.listdir(place):
+        entries: list[str] = []
+        try:
+            os.mkdir(place, 0o700)
+        except FileExistsError:
+            entries = os.listdir(place)
+        sequence = 1 + max(map(int, entries), default=-1)
+        for entry in entries:
             if before is None or entry != os.path.basename(before.directory):
                 self._outputs.drop(os.path.join(place, entry))
                 trees.remove(os.path.join(place, entry))

@@ -10,7 +10,7 @@ from typing import Any
 
 from metaos import trees
 from metaos.clock import Clock
-from metaos.runtimes import logs, process, watchdog
+from metaos.runtimes import logs, process, records, watchdog
 from metaos.runtimes.cgroups import Cgroups
 from metaos.runtimes.isolation import Isolation, signal_name
 from metaos.runtimes.output import Outputs
@@ -21,7 +21,7 @@ from metaos.runtimes.process import Watch
 KILL_SECONDS = 10.0
 KILL_ROUNDS = 5
 #: Who says that a command could not be started at all.
-_COMPLAINTS = ("bwrap: ", "nsenter: ", "nemo: ")
+_COMPLAINTS = ("bwrap: ", "nemo: ")
 
 
 class Lifetimes:
@@ -62,10 +62,10 @@ class Lifetimes:
 
     def ended(self, pod: Pod, container: Container, message: str = "") -> None:
         self._outputs.finish(container.directory)
-        code = self._isolation.exit_code(container.directory)
+        code = records.read(container.directory).get("exit-code")
         finish = self._clock.now()
         if code is not None:
-            finish = os.stat(os.path.join(container.directory, "status")).st_mtime
+            finish = os.stat(records.path(container.directory)).st_mtime
         elif container.watch is not None and container.watch.code is not None:
             code = container.watch.code
         else:

@@ -1,6 +1,6 @@
 """Networks of pods and sockets inside them, used from outside.
 
-A socket belongs to the network namespace in which it was made, whoever holds it. A small program enters the namespaces,
+A socket belongs to the network namespace in which it was made, whoever holds it. What the zygote forks enters the namespaces,
 makes a pod's network card and gateway (see ``gateway.py``) and batches of unconnected sockets, and passes these out;
 connecting and listening is then done here. Where a machine allows no virtual network card, pods have their loopback only,
 and Service addresses are loopback addresses inside them. Each pod's stores of sockets are bounded by :data:`POOL`.
@@ -10,112 +10,37 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import socket
-import sys
+from collections.abc import Sequence
 
-from metaos.runtimes import process
+from metaos.runtimes.forks import Forks
+from metaos.runtimes.process import Identity
 
 #: Sockets that a pod has in store on each side at most (each 2 to 3 kB of kernel memory).
 POOL = 16
 #: How many of them are made with the network: probes, and Services to listen for, come at once.
 FIRST = 8
-#: Requests that the program serves at the same time, each in a process of its own; further ones wait.
-AT_ONCE = 8
-#: How long the program may take to answer.
-ANSWER_SECONDS = 20.0
 _BACKLOG = 128
 #: Where a socket is made, and of which kind: TCP in the pod, TCP at its gateway, UDP at its gateway.
 INSIDE, OUTSIDE, DATAGRAM = 0, 1, 2
 #: Of ip(7): each datagram comes with the address that it was sent to. (Python names it from 3.13 on.)
 IP_PKTINFO = 8
-_PROGRAM = os.path.join(os.path.dirname(__file__), "gateway.py")
-
-
-class Networks:
-    """Makes networks and sockets. The program runs from the first request until none came for a while."""
-
-    def __init__(self) -> None:
-        self._channel: socket.socket | None = None
-        self._free = asyncio.Semaphore(AT_ONCE)
-
-    async def make(self, holder: process.Identity, address: str) -> Sockets:
-        """A network card with this address, and the gateway. Raises ``OSError``."""
-        made = await self._ask("network", holder, address, (FIRST, FIRST, 0))
-        return Sockets(self, holder, address, made[:FIRST], made[FIRST:])
-
-    def of(self, holder: process.Identity, address: str) -> Sockets:
-        """Of a pod whose network was made before; without ``address`` it has its loopback only."""
-        return Sockets(self, holder, address)
-
-    async def more(self, holder: process.Identity, address: str, kind: int) -> list[socket.socket]:
-        return await self._ask("sockets", holder, address, tuple(POOL if each == kind else 0 for each in range(3)))
-
-    async def _ask(self, task: str, holder: process.Identity, address: str, counts: tuple[int, ...]) -> list[socket.socket]:
-        """Raises ``OSError``. A program that ended with the request unread is started again, once."""
-        if not holder.alive():
-            raise ConnectionRefusedError("the pod has ended")
-        async with self._free:
-            return await self._exchange(f"{task} {holder.pid} {holder.start} {address} {' '.join(map(str, counts))}".encode())
-
-    async def _exchange(self, request: bytes) -> list[socket.socket]:
-        for last in (False, True):
-            ours, theirs = socket.socketpair()
-            try:
-                ours.setblocking(False)
-                with theirs:
-                    try:
-                        socket.send_fds(self._started(), [request], [theirs.fileno()])
-                    except (BrokenPipeError, ConnectionResetError):
-                        self.close()
-                        continue
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    await process.readable(ours.fileno())
-                said, fds, _, _ = socket.recv_fds(ours, 4096, 2 * POOL)
-            finally:
-                ours.close()
-            if said[:1] == b"-":
-                number, _, text = said[1:].decode(errors="replace").partition(" ")
-                raise OSError(int(number), f"no socket could be made in the pod's network: {text}")
-            if said:
-                return [socket.socket(fileno=fd) for fd in fds]
-            self.close()
-            if last:
-                break
-        raise OSError("the program that makes sockets in pods' networks ended without an answer")
-
-    def _started(self) -> socket.socket:
-        if self._channel is None:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs:
-                who = process.spawn(
-                    [sys.executable, "-I", "-S", "-E", _PROGRAM, str(theirs.fileno())], env={}, pass_fds=(theirs.fileno(),)
-                )
-            self._channel = ours
-            process.Watch(who, lambda: self.close() if self._channel is ours else None)
-        return self._channel
-
-    def close(self) -> None:
-        """Its end of the channel gone, the program ends by itself."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
 
 
 class Sockets:
-    """Those of one pod. ``holder``: a process in the pod's network namespace."""
+    """Those of one pod. ``holder``: the process that keeps its network; without ``address`` it has its loopback only. ``made``:
+    sockets that there are, of which the first :data:`FIRST` are in the pod."""
 
     def __init__(
         self,
-        networks: Networks,
-        holder: process.Identity,
+        forks: Forks,
+        holder: Identity,
         address: str,
-        inside: list[socket.socket] | None = None,
-        outside: list[socket.socket] | None = None,
+        made: Sequence[socket.socket] = (),
     ) -> None:
         self.address = address
-        self._networks, self._holder = networks, holder
-        self._stores: tuple[list[socket.socket], ...] = (inside or [], outside or [], [])
+        self._forks, self._holder = forks, holder
+        self._stores: tuple[list[socket.socket], ...] = (list(made[:FIRST]), list(made[FIRST:]), [])
         self._filling = asyncio.Lock()
         self._closed = False
 
@@ -131,7 +56,10 @@ class Sockets:
             if not store:
                 if self._closed:
                     raise ConnectionRefusedError("the pod has ended")
-                store += await self._networks.more(self._holder, self.address, kind)
+                if not self._holder.alive():
+                    raise ConnectionRefusedError("the pod has ended")
+                counts = (POOL if kind == INSIDE else 0, POOL if kind == OUTSIDE else 0, POOL if kind == DATAGRAM else 0)
+                store += await self._forks.sockets(self._holder, self.address, counts)
             return store.pop()
 
     async def connect(self, port: int) -> socket.socket:
@@ -198,11 +126,6 @@ def listen_shared(address: str, port: int) -> socket.socket:
     made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     return listening(made, address, port)
-
-
-def has_gateway(holder: process.Identity) -> bool:
-    """Whether a pod that is to have a network card got it."""
-    return holder.alive() and os.path.exists(f"/proc/{holder.pid}/root/dev/gateway")
 
 
 async def connected(made: socket.socket, port: int, address: str = "127.0.0.1") -> socket.socket:

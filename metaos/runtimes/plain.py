@@ -5,31 +5,32 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from metaos.runtimes import process
+from metaos.runtimes import process, records
+from metaos.runtimes.forks import Forks
 from metaos.runtimes.images import python_program
-from metaos.runtimes.isolation import Launch, Start, first_steps, on_terminal
-from metaos.runtimes.netns import Networks
+from metaos.runtimes.isolation import Launch, Start, on_terminal
 from metaos.runtimes.process import Identity
 
 #: Marks every process of a plain pod, in its environment: how they are found where there is no pid namespace.
 COOKIE = "NEMO_POD_UID"
 
-_PLAIN = """status=$1; shift; "$@"; code=$?; printf '%s\\n' "$code" >"$status" """
+_PLAIN = """record=$1; shift; "$@"; code=$?; printf '{"exit-code": %s}\\n' "$code" >>"$record" """
 
 
 class Plain:
     name = "none"
     overlay = False
-    networks: Networks | None = None
+    separate = False
     no_card = "pods share the machine's network"
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
+        self.forks = Forks()
 
     async def check(self) -> None:
         """Nothing is needed but a shell."""
 
-    async def hold(self, hostname: str, directory: str) -> None:
+    async def hold(self, hostname: str, address: str, directory: str) -> None:
         return None
 
     def _links(self) -> str:
@@ -55,24 +56,15 @@ class Plain:
             COOKIE: start.pod,
             "NEMO_POD_ADDRESS": start.address,
             "NEMO_ROOT": root,
-            "NEMO_HOSTS_FILE": os.path.join(start.etc, "hosts"),
+            "NEMO_HOSTS_FILE": start.hosts,
         }
         env |= {"HOME": root, "TMPDIR": root} | {name: env[name] for name in ("HOME", "TMPDIR") if name in env}
-        # No limit of processes: it would count all that this user runs on the machine.
-        argv = [*first_steps(start, None), "/bin/sh", "-c", _PLAIN, "nemo", os.path.join(start.directory, "status"), *start.argv]
+        argv = ["/bin/sh", "-c", _PLAIN, "nemo", records.path(start.directory), *start.argv]
         return Launch(argv, env, directory=root)
 
     def main(self, monitor: Identity, directory: str) -> Identity | None:
         below = process.children(monitor.pid) if monitor.alive() else []
         return process.identity(below[0]) if below else None
-
-    def exit_code(self, directory: str) -> int | None:
-        try:
-            with open(os.path.join(directory, "status"), encoding="ascii") as file:
-                text = file.read()
-        except FileNotFoundError:
-            return None
-        return int(text) if text.endswith("\n") else None
 
     def members(self, pod: str, monitor: Identity, directory: str) -> list[Identity]:
         found = {each.pid: each for each in process.session_of(monitor)}

@@ -1,14 +1,12 @@
 """What the sandbox runtime knows of its pods, and where it stands on disk, so that a new agent process finds all again.
 
-``pods/UID/pod.json``: the pod and its holder; ``pods/UID/etc/``: its hosts, hostname, … files,
-links to ``etc/`` where they are the same in all;
-``pods/UID/containers/NAME/SEQUENCE/``: one start of a container (``container.json``, ``pid``, ``status``, ``log``, ``end.json``).
+``pods/UID/pod.json``: the pod and its holder; ``pods/UID/hosts``: its ``/etc/hosts``;
+``pods/UID/containers/NAME/SEQUENCE/``: one start of a container (``record``, ``log``, ``end.json``).
 Nothing secret is written: environments stay in memory and in the kernel.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -17,15 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metaos.plugins.points import ContainerState, ContainerUsage
+from metaos.runtimes import records
 from metaos.runtimes.netns import Sockets
-from metaos.runtimes.process import Identity, Watch, parse_stat
-
-SHARED_ETC = {
-    "resolv.conf": "# Names are those of /etc/hosts.\noptions attempts:1 timeout:1\n",
-    "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
-    "group": "root:x:0:\nnogroup:x:65534:\n",
-    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
-}
+from metaos.runtimes.process import Identity, Watch
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\Z")
 
@@ -91,8 +83,8 @@ class Container:
         )
 
     def record(self, image: str, working_dir: str, cgroups: Sequence[str]) -> None:
-        write_json(
-            os.path.join(self.directory, "container.json"),
+        records.begin(
+            self.directory,
             {
                 "name": self.name,
                 "attempt": self.attempt,
@@ -101,7 +93,6 @@ class Container:
                 "workingDir": working_dir,
                 "cgroups": list(cgroups),
                 "input": [self.stdin, self.stdin_once, self.tty],
-                "monitor": None if self.monitor is None else [self.monitor.pid, self.monitor.start],
             },
         )
 
@@ -116,12 +107,9 @@ class Container:
     @classmethod
     def load(cls, name: str, directory: str) -> Container | None:
         """As recorded; ``None`` if it was never started."""
-        known = read_json(os.path.join(directory, "container.json"))
-        if known is None:
-            return None
-        # Its own word stands in where we ended between starting it and writing that down.
-        monitor = Identity(*known["monitor"]) if known["monitor"] else _monitor(directory)
-        if monitor is None and not os.path.exists(os.path.join(directory, "end.json")):
+        known = records.read(directory)
+        monitor = Identity(*known["monitor"]) if known.get("monitor") else None
+        if "name" not in known or (monitor is None and not os.path.exists(os.path.join(directory, "end.json"))):
             return None
         found = cls(
             name, directory, known["startTime"], known["attempt"], f"{name}-{os.path.basename(directory)}", monitor=monitor
@@ -132,15 +120,6 @@ class Container:
             found.cpu = float(end.get("cpuSeconds") or 0.0)
             found.end = End(end["exitCode"], end["finishTime"], end["reason"], end["message"], found.cpu)
         return found
-
-
-def _monitor(directory: str) -> Identity | None:
-    try:
-        with open(os.path.join(directory, "pid"), encoding="utf-8") as file:
-            found = parse_stat(file.read())
-    except FileNotFoundError:
-        return None
-    return None if found is None else Identity(found.pid, found.start)
 
 
 @dataclass(slots=True)
@@ -161,8 +140,8 @@ class Pod:
     stopping: bool = False
 
     @property
-    def etc(self) -> str:
-        return os.path.join(self.directory, "etc")
+    def hosts_file(self) -> str:
+        return os.path.join(self.directory, "hosts")
 
     def record(self) -> None:
         holder = self.holder
@@ -200,32 +179,12 @@ class Pod:
         lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", own]
         lines += [f"{address}\t{' '.join(names)}" for address, names in self.hosts]
         data = "".join(line + "\n" for line in lines).encode()
-        fd = os.open(os.path.join(self.etc, "hosts"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = os.open(self.hosts_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             os.pwrite(fd, data, 0)
             os.ftruncate(fd, len(data))
         finally:
             os.close(fd)
-
-    def write_etc(self, shared: str) -> None:
-        """``shared``: where :func:`write_shared_etc` has been. A link costs a fortieth of a new file."""
-        os.makedirs(self.etc, mode=0o755, exist_ok=True)
-        for name in SHARED_ETC:
-            with contextlib.suppress(FileExistsError):
-                os.link(os.path.join(shared, name), os.path.join(self.etc, name))
-        with open(os.path.join(self.etc, "hostname"), "w", encoding="utf-8") as file:
-            file.write(f"{self.hostname}\n")
-        self.write_hosts()
-
-
-def write_shared_etc(directory: str) -> None:
-    """What is the same in ``/etc`` of all pods; they have it mounted read-only. Those that run keep what they have."""
-    os.makedirs(directory, mode=0o755, exist_ok=True)
-    for name, text in SHARED_ETC.items():
-        path = os.path.join(directory, name)
-        with open(path + ".new", "w", encoding="utf-8") as file:
-            file.write(text)
-        os.rename(path + ".new", path)
 
 
 def write_json(path: str, document: Any) -> None:

@@ -95,8 +95,11 @@ def parse_stat(line: str) -> Stat | None:
 
 def stat(pid: int) -> Stat | None:
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return parse_stat(file.read())
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return parse_stat(os.read(fd, 4096).decode(errors="replace"))
+        finally:
+            os.close(fd)
     except (FileNotFoundError, ProcessLookupError):
         return None
 
@@ -262,6 +265,19 @@ def spawn(
     found = identity(process.pid)
     assert found is not None  # an unreaped child is always in /proc
     return found
+
+
+def in_memory(data: bytes) -> int:
+    """A descriptor from which a program that inherits it reads these bytes. The caller closes it."""
+    fd = os.memfd_create("nemo")
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 async def readable(fd: int) -> None:

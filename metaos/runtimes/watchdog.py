@@ -107,6 +107,15 @@ def process(pid: int) -> Process | None:
     return Process(line) if line else None
 
 
+def _monitor(record: str) -> tuple[int, int] | None:
+    """Pid and start time of a container's first process, as it says itself in the container's record (``records.py``)."""
+    for line in record.splitlines():
+        if line.startswith('{"monitor": [') and line.endswith("]}"):
+            pid, _, start = line[len('{"monitor": [') : -2].partition(", ")
+            return int(pid), int(start)
+    return None
+
+
 class Pod:
     """What runs of a pod: what is in its cgroups, in the sessions of its containers, or carries its name in the environment."""
 
@@ -120,13 +129,13 @@ class Pod:
         for name in _entries(place):
             for sequence in _entries(os.path.join(place, name)):
                 container = os.path.join(place, name, sequence)
-                said = _read(os.path.join(container, "pid"))
-                if said and not os.path.exists(os.path.join(container, "end.json")):
-                    leader = Process(said)
-                    found = process(leader.pid)
+                leader = _monitor(_read(os.path.join(container, "record")))
+                if leader is not None and not os.path.exists(os.path.join(container, "end.json")):
+                    pid, start = leader
+                    found = process(pid)
                     # The kernel does not give a number out again while it is a session's.
-                    if found is None or found.start == leader.start:
-                        self._leaders[leader.pid] = container
+                    if found is None or found.start == start:
+                        self._leaders[pid] = container
 
     def _belongs(self, pid: int) -> Process | None:
         found = process(pid)

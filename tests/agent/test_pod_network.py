@@ -151,7 +151,7 @@ async def test_a_pods_own_aliases_stand_in_its_hosts(site: Site) -> None:
     await site.run("api", "0.0.0.0")
     site.network.update(site.services, site.pods)
     assert await site.call("api", "me", "my.self", "api") == ["api", "api", "api"]
-    assert "my.self" not in Path(site.folder, "state", "pods", "uid-web", "etc", "hosts").read_text()
+    assert "my.self" not in Path(site.folder, "state", "pods", "uid-web", "hosts").read_text()
 
 
 async def test_a_network_that_is_made_anew_gets_its_services_again(site: Site) -> None:
@@ -182,7 +182,7 @@ async def test_a_site_without_cards_says_what_cannot_be_reached(
         service("other", 9090, 8080) | {"spec": {"selector": {"app": "api"}, "ports": [{"port": 9090, "targetPort": 8080}]}}
     )
     site.network.update(site.services, site.pods)
-    await until(lambda: "other" in Path(site.folder, "state", "pods", "uid-web", "etc", "hosts").read_text())
+    await until(lambda: "other" in Path(site.folder, "state", "pods", "uid-web", "hosts").read_text())
     process = await site.runtime.exec("uid-web", "c", ("python3", "-c", CALL.replace("8080", "9090"), "other"))
     assert [data async for _, data in process.output()] == [b"api\n"]
     assert os.path.exists(site.folder / "addresses.json")

@@ -13,7 +13,7 @@ import pytest
 
 from metaos.clock import SystemClock
 from metaos.config import allow_files
-from metaos.runtimes import cgroups, confined, process
+from metaos.runtimes import cgroups, isolation, process
 from metaos.runtimes.cgroups import Cgroups
 from metaos.runtimes.sandbox import SandboxRuntime
 from tests.runtimes.conformance import DEADLINE, SERVER, ask, container, execute, log, pod, run, state, until_logged
@@ -29,7 +29,7 @@ async def runtime(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SandboxRunti
     allow_files()  # as an agent does
     # The machine's own tests run beside: the same limits, only lower.
     monkeypatch.setattr(cgroups, "MAX_PIDS", FEW)
-    monkeypatch.setattr(confined, "MAX_PIDS", FEW)
+    monkeypatch.setattr(isolation, "MAX_PIDS", FEW)
     monkeypatch.setattr("metaos.runtimes.bubblewrap.MAX_FILES", 5000)
     place = tempfile.mkdtemp(prefix="nemo-exhaustion-")
     made = SandboxRuntime(os.path.join(place, "state"), clock=SystemClock())

@@ -13,8 +13,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from metaos.clock import SystemClock
-from metaos.runtimes.netns import Networks, Sockets, has_gateway
-from metaos.runtimes.process import Identity
+from metaos.runtimes.forks import Forks, Held
 from metaos.runtimes.sandbox import SandboxRuntime
 from tests.runtimes.conformance import DEADLINE, ask, container, execute, log, pod, run, until_logged
 
@@ -141,42 +140,9 @@ async def test_a_network_that_was_made_anew_is_another_one(runtime: SandboxRunti
     assert await ask(await runtime.connect(pod().uid, 8080), b"x") == b"169.254.1.1"
 
 
-@pytest.mark.parametrize("ran_before", [False, True])
-async def test_a_start_that_was_interrupted_leaves_nothing_and_is_begun_again(
-    runtime: SandboxRuntime, place: str, monkeypatch: pytest.MonkeyPatch, ran_before: bool
-) -> None:
-    async def not_yet(self: Networks, holder: Identity, address: str) -> Sockets:
-        return self.of(holder, address)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Networks, "make", not_yet)
-        await runtime.start_pod(pod("cut-off", address="100.64.7.9"))
-    if ran_before:  # in a network that was lost: this one was to take its place
-        await runtime.start_container("cut-off", container("true"))
-        async with asyncio.timeout(DEADLINE):
-            while (await runtime.pods())["cut-off"][0].running:
-                await runtime.wait()
-    holder = runtime._pod("cut-off").holder
-    assert holder is not None and holder.alive() and not has_gateway(holder)
-    await runtime.close()
-    again = SandboxRuntime(os.path.join(place, "state"), clock=SystemClock())
-    try:
-        assert set(await again.pods()) == {pod().uid, "cut-off"}
-        async with asyncio.timeout(DEADLINE):
-            while holder.alive():
-                await asyncio.sleep(0)
-        await again.start_pod(pod("cut-off", address="100.64.7.9"))
-        (await again.listen("cut-off", "100.64.0.9", 80)).close()
-        await again.stop_pod("cut-off")
-    finally:
-        await again.close()
-
-
 async def test_the_program_may_end_at_any_time(runtime: SandboxRuntime) -> None:
-    networks = runtime._isolation.networks
-    assert networks is not None
     for _ in range(3):
-        networks.close()
+        runtime._isolation.forks.close()
         for port in range(9000, 9020):  # more than are in store
             (await runtime.listen(pod().uid, "0.0.0.0", port)).close()
 
@@ -184,10 +150,14 @@ async def test_the_program_may_end_at_any_time(runtime: SandboxRuntime) -> None:
 async def test_where_there_can_be_no_card_pods_have_their_loopback_and_it_is_said(
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def refuse(*_: object) -> None:
-        raise OSError(errno.EOPNOTSUPP, "making a veth pair: Operation not supported")
+    hold = Forks.hold
 
-    monkeypatch.setattr(Networks, "make", refuse)
+    async def refuse(self: Forks, hostname: str, address: str, program: str, directory: str, counts: tuple[int, int]) -> Held:
+        if address:
+            raise OSError(errno.EOPNOTSUPP, "making a veth pair: Operation not supported")
+        return await hold(self, hostname, address, program, directory, counts)
+
+    monkeypatch.setattr(Forks, "hold", refuse)
     made = SandboxRuntime(os.path.join(place, "state"), clock=SystemClock())
     await made.check()
     said = {each["type"]: each["message"] for each in made.conditions()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import dataclasses
 import errno
 import gc
@@ -19,7 +20,7 @@ import pytest
 
 from metaos.clock import SystemClock
 from metaos.plugins.points import ImageError, RuntimeUnavailable
-from metaos.runtimes import bubblewrap, process, pump
+from metaos.runtimes import bubblewrap, forks, process, pump
 from metaos.runtimes.cgroups import Cgroups
 from metaos.runtimes.plain import COOKIE
 from metaos.runtimes.sandbox import SandboxRuntime, _key
@@ -213,7 +214,7 @@ async def test_a_reused_pid_is_not_taken_for_the_container(runtime: SandboxRunti
     await runtime.close()
     with subprocess.Popen(["sleep", "1000"], start_new_session=True) as stranger:
         assert found.monitor is not None
-        record = Path(found.directory, "container.json")
+        record = Path(found.directory, "record")
         record.write_text(record.read_text().replace(f"[{found.monitor.pid}, ", f"[{stranger.pid}, "))
         os.unlink(os.path.join(found.directory, "end.json"))
         assert (await until_ended(runtime, pod().uid)).exit_code == 137
@@ -222,16 +223,47 @@ async def test_a_reused_pid_is_not_taken_for_the_container(runtime: SandboxRunti
         stranger.kill()
 
 
-async def test_an_agent_that_ended_while_it_started_a_container_finds_it(runtime: SandboxRuntime, place: str) -> None:
-    await runtime.start_container(pod().uid, container("sh", "-c", "echo ready; sleep 1000"))
-    await until_logged(runtime, pod().uid, b"ready")
-    found = runtime._container(pod().uid, "main")
-    await runtime.close()
-    assert found.monitor is not None
-    record = Path(found.directory, "container.json")
-    record.write_text(record.read_text().replace(f"[{found.monitor.pid}, {found.monitor.start}]", "null"))
-    again = await state(runtime, pod().uid)
-    assert again is not None and again.running
+@pytest.mark.parametrize("moment", ["recorded", "asked", "answered"])
+async def test_an_agent_that_is_killed_while_it_starts_a_container_finds_it_or_starts_it(place: str, moment: str) -> None:
+    script = """
+import asyncio, os, signal, socket, sys
+from metaos.clock import SystemClock
+from metaos.plugins.points import ContainerConfig, PodConfig
+from metaos.runtimes import forks, records
+from metaos.runtimes.sandbox import SandboxRuntime
+place, moment = sys.argv[1:3]
+def then_end(function):
+    def told(*arguments, **more):
+        function(*arguments, **more)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return told
+async def main():
+    runtime = SandboxRuntime(place, clock=SystemClock())
+    await runtime.start_pod(PodConfig("u", "ns", "p", "p"))
+    if moment == "recorded":
+        records.begin = then_end(records.begin)
+    if moment == "asked":
+        socket.send_fds = then_end(socket.send_fds)
+    if moment == "answered":
+        forks._child = then_end(forks._child)
+    await runtime.start_container("u", ContainerConfig("main", "python:3", tuple(sys.argv[3:]), (), (), "", ()))
+asyncio.run(main())
+"""
+    state_ = os.path.join(place, "state")
+    command = ("sh", "-c", "echo here; exec sleep 1000")
+    program = [sys.executable, "-c", script, state_, moment, *command]
+    done = subprocess.run(program, timeout=DEADLINE, cwd=Path(__file__).parents[2])
+    assert done.returncode == -9
+    made = SandboxRuntime(state_, clock=SystemClock(suspended=True))
+    found = await state(made, "u")
+    if moment != "asked":  # then it may be either
+        assert (found is not None and found.running) is (moment == "answered")
+    again = await made.start_container("u", container(*command))
+    assert again.running and (found is None or again == found)
+    await until_logged(made, "u", b"here")
+    assert await log(made, "u") == b"here\n"
+    await made.stop_pod("u")
+    await made.close()
 
 
 async def test_after_a_boot_everything_has_ended(runtime: SandboxRuntime, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +288,7 @@ async def test_limits(runtime: SandboxRuntime) -> None:
     assert not any(each["type"] == "ResourceLimits" for each in runtime.conditions())
 
 
-@pytest.mark.parametrize("what", ["Pump.add", "make", "readable"])
+@pytest.mark.parametrize("what", ["Pump.add", "make", "in_memory"])
 async def test_who_fails_to_start_keeps_no_descriptor(
     runtime: SandboxRuntime, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -268,17 +300,17 @@ async def test_who_fails_to_start_keeps_no_descriptor(
 
     before = len(os.listdir("/proc/self/fd"))
     with monkeypatch.context() as patched:
-        if what == "readable":  # of the seccomp filter, when the arguments are packed already
-            real = bubblewrap.readable
-            patched.setattr(bubblewrap, "readable", lambda data: full() if data == runtime._isolation._filter else real(data))
+        if what == "in_memory":  # of the seccomp filter, when the arguments are packed already
+            real = process.in_memory
+            patched.setattr(process, "in_memory", lambda data: full() if data == runtime._isolation._filter else real(data))
         else:
             patched.setattr(pump if what == "make" else pump.Pump, what.rpartition(".")[2], full)
         for _ in range(3):
             with pytest.raises(OSError, match="the disk is full"):
                 await runtime.start_container(pod().uid, container("true", name="other"))
-        if what == "readable":
+        if what == "in_memory":
             with pytest.raises(OSError, match="the disk is full"):
-                patched.setattr(bubblewrap, "readable", full)
+                patched.setattr(process, "in_memory", full)
                 await runtime.exec(pod().uid, "main", ["true"], tty=True)
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -372,41 +404,56 @@ asyncio.run(main())
     await made.close()
 
 
-@pytest.mark.parametrize("moment", ["spawned", "ready", "recording", "recorded"])
-async def test_an_agent_that_is_killed_while_it_starts_a_pod_leaves_no_holder_that_nobody_knows(place: str, moment: str) -> None:
+@pytest.fixture
+def orphans() -> Iterator[Callable[[], list[int]]]:
+    """Pids of those whose parents have ended meanwhile and who run on: they become our children."""
+    prctl, subreaper = ctypes.CDLL(None).prctl, 36
+    before = set(process.children(os.getpid()))
+
+    def found() -> list[int]:
+        left = [pid for pid in process.children(os.getpid()) if pid not in before]
+        return [pid for pid in left if process.reap(pid)[0] is None]
+
+    prctl(subreaper, 1, 0, 0, 0)
+    yield found
+    prctl(subreaper, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("moment", ["spawned", "asked", "ready", "recording", "recorded"])
+async def test_an_agent_that_is_killed_while_it_starts_a_pod_leaves_no_holder_that_nobody_knows(
+    place: str, moment: str, orphans: Callable[[], list[int]]
+) -> None:
     script = """
-import asyncio, os, signal, sys
+import asyncio, os, signal, socket, sys
 from metaos.clock import SystemClock
 from metaos.plugins.points import PodConfig
-from metaos.runtimes import confined, holders, isolation, pods, process
+from metaos.runtimes import forks, pods, process
 from metaos.runtimes.sandbox import SandboxRuntime
 place, moment = sys.argv[1:]
 def end(*_):
     os.kill(os.getpid(), signal.SIGKILL)
-spawn, record = process.spawn, pods.Pod.record
-def told(*arguments, **more):
-    who = spawn(*arguments, **more)
-    print(who.pid, flush=True)
-    if moment == "spawned":
+def then_end(function):
+    def told(*arguments, **more):
+        function(*arguments, **more)
         end()
-    return who
-process.spawn = told
+    return told
+if moment == "spawned":
+    process.spawn = then_end(process.spawn)
+if moment == "asked":
+    socket.send_fds = then_end(socket.send_fds)
 if moment == "ready":
-    isolation.Held.__init__ = end
+    forks.Held.__init__ = end
 if moment == "recording":
     pods.Pod.record = end
 if moment == "recorded":
-    isolation.Held.stay = end
+    forks.Held.stay = end
 asyncio.run(SandboxRuntime(place, clock=SystemClock()).start_pod(PodConfig("u", "ns", "p", "p")))
 """
     state_ = os.path.join(place, "state")
-    done = subprocess.run(
-        [sys.executable, "-c", script, state_, moment], timeout=DEADLINE, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE
-    )
+    done = subprocess.run([sys.executable, "-c", script, state_, moment], timeout=DEADLINE, cwd=Path(__file__).parents[2])
     assert done.returncode == -9
-    session = int(done.stdout.split()[0])
     async with asyncio.timeout(DEADLINE):
-        while process.in_sessions({session}):
+        while orphans():
             await asyncio.sleep(0.01)
     made = SandboxRuntime(state_, clock=SystemClock(suspended=True))
     await made.start_pod(pod("u"))
@@ -416,12 +463,40 @@ asyncio.run(SandboxRuntime(place, clock=SystemClock()).start_pod(PodConfig("u", 
     await made.close()
 
 
-async def test_where_namespaces_are_forbidden_the_remedy_is_named(place: str, tmp_path: Path) -> None:
-    refusing = tmp_path / "bwrap"
-    refusing.write_text("#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2; exit 1\n")
-    refusing.chmod(0o755)
+async def test_a_start_that_is_cancelled_leaves_nothing_behind(runtime: SandboxRuntime) -> None:
+    await runtime.start_container(pod().uid, container("sleep", "1000", name="first"))
+    before = process.children(os.getpid())
+    for turns in range(6):
+        starting = asyncio.create_task(runtime.start_container(pod().uid, container("sleep", "1000", name=f"c{turns}")))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        starting.cancel()
+        if not isinstance((await asyncio.gather(starting, return_exceptions=True))[0], asyncio.CancelledError):
+            await runtime.stop_container(pod().uid, f"c{turns}", 0)  # it was quicker
+    async with asyncio.timeout(DEADLINE):
+        while {each for each in process.children(os.getpid()) if process.reap(each)[0] is None} - set(before):
+            await asyncio.sleep(0.01)
+    ended, said = await run(runtime, pod().uid, container("echo", "here"))
+    assert (ended.exit_code, said) == (0, "here\n")
+
+
+async def test_a_long_command_line_and_many_mounts(runtime: SandboxRuntime, place: str) -> None:
+    mounts = tuple((os.path.join(place, "state", "m"), f"/m/{number}", False) for number in range(200))
+    os.mkdir(os.path.join(place, "state", "m"))
+    many = container("sh", "-c", "ls /m | wc -l; echo $# ${#1}", *["x" * 100_000] * 3)
+    ended, said = await run(runtime, pod().uid, dataclasses.replace(many, mounts=mounts))
+    assert (ended.exit_code, said.split()) == (0, ["200", "2", "100000"])
+    too_many = dataclasses.replace(many, mounts=mounts + mounts, name="more")
+    with pytest.raises(ValueError, match="250 are possible"):
+        await runtime.start_container(pod().uid, too_many)
+
+
+async def test_where_namespaces_are_forbidden_the_remedy_is_named(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "making namespaces: Operation not permitted")
+
+    monkeypatch.setattr(forks.Forks, "hold", refuse)
     made = SandboxRuntime(place, clock=SystemClock(suspended=True))
-    made._isolation._bwrap, made._isolation._nsenter = str(refusing), "/usr/bin/nsenter"  # type: ignore[attr-defined]
     with pytest.raises(RuntimeUnavailable, match="isolation: none"):
         await made.check()
     await made.close()

@@ -156,9 +156,10 @@ async def test_it_hits_nobody_else(place: str, running: SandboxRuntime) -> None:
     """A number that is another process's by now."""
     other = process.spawn(["sleep", "1000"], env={})
     (found,) = Path(place, "pods", "once", "containers", "main").iterdir()
-    said = (found / "pid").read_text()
+    said = (found / "record").read_text()
+    at = said.index('"monitor": [') + len('"monitor": [')
     try:
-        (found / "pid").write_text(f"{other.pid} {said.split(' ', 1)[1]}")
+        (found / "record").write_text(f"{said[:at]}{other.pid}{said[said.index(',', at) :]}")
         assert watchdog.Pod(place, "once", []).running() != [], "by its environment"
         watchdog.Pod(place, "once", []).end()
         assert other.alive() and (await until_ended(running, "once")).exit_code == 137

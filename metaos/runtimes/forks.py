@@ -1,0 +1,157 @@
+"""What the agent has the zygote fork (see ``zygote.py``): holders of pods, containers, sockets in pods' networks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from metaos.runtimes import process
+from metaos.runtimes.process import Identity
+
+#: Requests that are served at the same time; further ones wait.
+AT_ONCE = 8
+#: How long an answer may take.
+ANSWER_SECONDS = 20.0
+#: Bytes of a request that go as a message, longer ones in a file; descriptors that go with one, and with an answer.
+MAX_BYTES, MAX_FDS, MAX_SOCKETS = 64 << 10, 250, 32
+_PROGRAM = os.path.join(os.path.dirname(__file__), "zygote.py")
+
+
+@dataclass(slots=True)
+class Held:
+    """A pod's holder that has just been started. It ends when we do, until it is told to stay."""
+
+    holder: Identity
+    _life: socket.socket
+    #: In the pod's network, the first half; at its gateway, if it has one, the others.
+    sockets: list[socket.socket] = field(default_factory=list)
+
+    def stay(self) -> None:
+        """It is recorded: from now on it outlives us."""
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which its watch will say
+            self._life.send(b"stay")
+        self._life.close()
+
+    def let_go(self) -> None:
+        """Without having been told to stay, it ends."""
+        self._life.close()
+
+
+class Forks:
+    """The zygote runs from the first request until none came for a while."""
+
+    def __init__(self) -> None:
+        self._channel: socket.socket | None = None
+        self._free = asyncio.Semaphore(AT_ONCE)
+
+    async def hold(self, hostname: str, address: str, program: str, directory: str, counts: tuple[int, int]) -> Held:
+        """Starts a pod's holder. ``program``: the bubblewrap that the pod gets a copy of; ``directory``: the pod's own;
+        ``counts``: sockets to make in the pod and at its gateway. Raises ``OSError``."""
+        pid, made, life = await self._ask("hold", [hostname, address, program, directory, *map(str, counts)])
+        return Held(_child(pid), life, made)
+
+    async def sockets(self, holder: Identity, address: str, counts: tuple[int, int, int]) -> list[socket.socket]:
+        """In the holder's network, at its gateway, and there for UDP. Raises ``OSError``."""
+        _, made, reply = await self._ask("sockets", [str(holder.pid), str(holder.start), address, *map(str, counts)])
+        reply.close()
+        return made
+
+    async def start(self, words: Sequence[str], fds: Sequence[int]) -> Identity:
+        """Starts a container, as ``zygote.start`` describes it. Raises ``OSError``, ``ValueError`` (it can never start)."""
+        if len(fds) > MAX_FDS:
+            raise ValueError(f"the container has {len(fds)} mounts and files; {MAX_FDS} are possible")
+        pid, _, reply = await self._ask("start", words, fds)
+        reply.close()
+        return _child(pid)
+
+    async def _ask(
+        self, task: str, words: Sequence[str], fds: Sequence[int] = ()
+    ) -> tuple[int, list[socket.socket], socket.socket]:
+        """Who was forked, what it made, and the socket on which it may be told more. A zygote that ended with the request unread
+        is started again, once."""
+        request = b"\0".join(os.fsencode(word) for word in (task, *words))
+        with contextlib.ExitStack() as opened:
+            if len(request) > MAX_BYTES:
+                body = process.in_memory(request)
+                opened.callback(os.close, body)
+                request, fds = b"", [body, *fds]
+            async with self._free:
+                for _ in range(2):
+                    reply = await self._exchange(b"\0" + request, fds)
+                    said, made, _, _ = socket.recv_fds(reply, 4096, MAX_SOCKETS, socket.MSG_CMSG_CLOEXEC)
+                    if said[:1] == b"+":
+                        return int(said[1:]), [socket.socket(fileno=fd) for fd in made], reply
+                    reply.close()
+                    if said:
+                        ended, number, text = said[1:].decode(errors="replace").split(" ", 2)
+                        _collect(int(ended))
+                        raise OSError(int(number), text)
+                    self.close()
+        raise OSError("the zygote ended without an answer")
+
+    async def _exchange(self, request: bytes, fds: Sequence[int]) -> socket.socket:
+        """Where the answer stands. One that waits no more for it closes it, and nothing is started."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours.setblocking(False)
+            with theirs:
+                try:
+                    socket.send_fds(self._started(), [request], [theirs.fileno(), *fds])
+                except (BrokenPipeError, ConnectionResetError):
+                    self.close()
+                    socket.send_fds(self._started(), [request], [theirs.fileno(), *fds])
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await process.readable(ours.fileno())
+        except BaseException:
+            _give_up(ours)
+            raise
+        return ours
+
+    def _started(self) -> socket.socket:
+        if self._channel is None:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                who = process.spawn(
+                    [sys.executable, "-I", "-S", "-E", _PROGRAM, str(theirs.fileno())], env={}, pass_fds=(theirs.fileno(),)
+                )
+            self._channel = ours
+            process.Watch(who, lambda: self.close() if self._channel is ours else None)
+        return self._channel
+
+    def close(self) -> None:
+        """Its end of the channel gone, the zygote ends by itself."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+
+def _child(pid: int) -> Identity:
+    found = process.identity(pid)
+    assert found is not None  # an uncollected child is always in /proc
+    return found
+
+
+def _collect(pid: int) -> None:
+    """One that has failed and ends now; 0 where none was made."""
+    if pid:
+        with contextlib.suppress(ChildProcessError):  # the zygote's own
+            os.waitpid(pid, 0)
+
+
+def _give_up(reply: socket.socket) -> None:
+    """Who has not answered yet will not go on; who has, is ended."""
+    with reply, contextlib.suppress(OSError):
+        reply.shutdown(socket.SHUT_RD)  # from here on nobody can answer
+        said, made, _, _ = socket.recv_fds(reply, 4096, MAX_SOCKETS, socket.MSG_CMSG_CLOEXEC)
+        for fd in made:
+            os.close(fd)
+        if said[:1] == b"+":
+            # It leads a session, and may have started somebody by now.
+            while members := process.in_sessions({int(said[1:])}):
+                for each in members:
+                    each.end()
