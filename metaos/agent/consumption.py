@@ -13,7 +13,7 @@ from metaos.agent.inventory import Machine
 from metaos.agent.meter import Look, Meter
 from metaos.clock import Clock
 from metaos.plugins.points import ContainerUsage, Runtime
-from metaos.resources import workload
+from metaos.resources import devices, workload
 from metaos.resources.meta import Obj, name, namespace, uid
 
 log = logging.getLogger(__name__)
@@ -124,6 +124,7 @@ class Consumption:
             known.requested_millis,
             known.requested_mib,
             sent=left.get(known.uid, 0) + left.get((known.namespace, known.name), 0),
+            accelerators=known.accelerators,
             running=any(each.running for each in starts),
         )
 
@@ -131,6 +132,7 @@ class Consumption:
 def _identified(pod: Obj) -> Look:
     owner: dict[str, Any] = next(iter(pod["metadata"].get("ownerReferences") or ()), {})
     asked = workload.requests(pod.get("spec") or {})
+    count, each = devices.share(workload.device_requests(pod.get("spec") or {}))
     return Look(
         uid(pod),
         namespace(pod),
@@ -141,4 +143,5 @@ def _identified(pod: Obj) -> Look:
         0.0,
         asked.get("cpu", 0),
         asked.get("memory", 0) // 2**20,
+        accelerators=count * each,
     )

@@ -42,7 +42,8 @@ NETWORK_SOURCE = "bytes that left for other sites through the agent; what pods e
 @dataclass(frozen=True, slots=True)
 class Look:
     """One pod at one moment. ``counters``: container start → CPU seconds since that start. ``sent``: bytes that left the site for
-    other sites since the last look, ``None`` where they are not counted. ``devices``: those that it holds."""
+    other sites since the last look, ``None`` where they are not counted. ``accelerators``: what it
+    asks for, in thousandths of one."""
 
     uid: str
     namespace: str
@@ -54,7 +55,7 @@ class Look:
     requested_millis: int = 0
     requested_mib: int = 0
     sent: int | None = None
-    devices: tuple[str, ...] = ()
+    accelerators: int = 0
     #: Whether a container of it runs: one that has ended keeps its counters, and nothing is reserved for it.
     running: bool = True
 
@@ -67,7 +68,7 @@ class _Sum:
     present: float = 0.0
     last_memory: float | None = None
     sent: int | None = None
-    #: Millijoules of devices that it held.
+    #: Millijoules of accelerators.
     devices: int = 0
 
 
@@ -91,7 +92,7 @@ class Meter:
     _sequence: int = 0
     _looked: float | None = None
     _estimated: float = 0.0
-    #: Millijoules of the machine in this period, of it idle, and of it devices that no pod held.
+    #: Millijoules of the machine in this period, of it idle, and of it accelerators that no pod asked for.
     _whole: int = 0
     _idle: int = 0
     _loose: int = 0
@@ -160,15 +161,18 @@ class Meter:
     def _read(self, pods: list[Look], seconds: float, cpu_seconds: float, *, estimate: bool) -> None:
         reading = self.energy.read(seconds, cpu_seconds)
         if estimate:
-            # What a meter counted while nobody was there, or who held its devices, is not known.
+            # What a meter counted while nobody was there is not known.
             reading = self.energy.estimate(seconds, cpu_seconds)
         self._whole += reading.millijoules
         self._idle += reading.idle_millijoules
-        for device, millijoules in sorted(reading.devices.items()):
-            holders = [self._sums[pod.uid] for pod in pods if device in pod.devices]
-            for holder, part in zip(holders, apportion(millijoules, [1] * len(holders)), strict=True):
-                holder.devices += part
-            self._loose += 0 if holders else millijoules
+        if reading.devices:
+            # Which pod is on which of them is not known: each pays for the part of all that it asks for.
+            asking = [pod for pod in pods if pod.running and pod.accelerators]
+            free = max(0, len(reading.devices) * 1000 - sum(pod.accelerators for pod in asking))
+            parts = apportion(sum(reading.devices.values()), [*(pod.accelerators for pod in asking), free])
+            for pod, part in zip(asking, parts, strict=False):
+                self._sums[pod.uid].devices += part
+            self._loose += parts[-1]
 
     # -- closing -------------------------------------------------------------------------------------------
 

@@ -200,6 +200,16 @@ async def test_a_pod_that_went_is_told_of_once_more(site: Site) -> None:
     assert found["-u2"]["cpuMicroseconds"] == pytest.approx(left[0].cpu_seconds * 1e6, rel=0.1)
 
 
+async def test_what_is_asked_for_of_accelerators(site: Site) -> None:
+    asked = {"resources": {"limits": {"nvidia.com/gpu-milli": "300"}}}
+    site.pods[0]["spec"]["containers"][0].update(asked)
+    site.pods.append(pod("u2"))
+    site.pods[1]["spec"]["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": "2"}}
+    site.use(5)
+    await site.consumption.look()
+    assert [look.accelerators for look in site.consumption._known.values()] == [300, 2000]
+
+
 def test_a_machine_counts_what_it_used(tmp_path: Path) -> None:
     """The file is made up, as proc_stat(5) describes it."""
     (tmp_path / "proc").mkdir()

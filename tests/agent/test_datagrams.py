@@ -101,6 +101,7 @@ async def test_each_flow_has_its_own_answers_whole_and_empty_ones_too(site: Site
             answer = await stream.read()
             found[int.from_bytes(answer[:4], "big")] = answer[4:]
     assert found == {1: b"eno", 2**32 - 1: large[::-1], 3: b""}
+    await until(lambda: site.counts.left == {"web": 3 + len(large)})
     assert site.counts.flows == site.echo.dialled == 3
 
 

@@ -297,22 +297,26 @@ class Boards:
 
 
 @pytest.mark.parametrize("whole", [100_000, 7_000])
-def test_a_devices_energy_is_its_holders(tmp_path: Path, whole: int) -> None:
+def test_the_energy_of_accelerators_goes_by_what_is_asked_for_of_them(tmp_path: Path, whole: int) -> None:
+    """Of two boards one pod asks for a whole one, one for a fifth; nobody asks for the rest."""
     boards = Boards()
     boards.whole = whole
     cache = Cache(tmp_path / "records.db")
     meter = Meter(cache, boards, 4000)
     for second in range(0, 301, 100):
-        meter.look(START + second, [replace(look({"c": second * 0.1}), devices=("a",)), look({"c": second * 0.1}, "u2")])
+        counters = {"c": second * 0.1}
+        pods = [replace(look(counters), accelerators=1000), replace(look(counters, "u2"), accelerators=200), look(counters, "u3")]
+        ended = replace(look({"c": 0.0}, "u4"), accelerators=1000, running=False)
+        meter.look(START + second, [*pods, ended])
     (period,) = waiting(cache)
-    holder, other = period["pods"]
+    one, fifth, none = period["pods"]
     assert period["energy"]["millijoules"] == 3 * whole and not list(problems(period, START + 300))
-    assert "acceleratorMillijoules" not in other
+    assert "acceleratorMillijoules" not in none
     if whole > 20_000:
-        assert holder["acceleratorMillijoules"] == 30_000
-        assert holder["energyMillijoules"] == other["energyMillijoules"] + 30_000
+        assert (one["acceleratorMillijoules"], fifth["acceleratorMillijoules"]) == (30_000, 6_000)
+        assert one["energyMillijoules"] == none["energyMillijoules"] + 30_000
     else:
-        assert holder["acceleratorMillijoules"] == 3 * whole // 2, "the machine's meter saw less than the boards say"
+        assert one["acceleratorMillijoules"] == 3 * whole // 2, "the machine's meter saw less than the boards say"
     cache.close()
 
 

@@ -296,9 +296,12 @@ async def test_endpoints_change_without_touching_listeners_and_remote_ones_are_u
     assert await world.call("uid-client", b"hello") == b"z@far:8000 hello|end"
     asked = {"type": "dial", "cluster": "far", "namespace": "shop", "service": "api", "pod": "z", "port": 8000}
     assert world.dialled[0] == asked | {"source": {"pod": "client"}}, "the hub finds out who that is"
+    assert world.network.counts.left == {"uid-client": 5}, "what left for the other site is its pod's"
     await world.runtime.serve("uid-a", 8000, b"local ")
+    world.network.counts.left.clear()
     world.network.update([service(), endpoint_slice("far", "z")], [client, pod("a")])
     assert (await world.call("uid-client")).startswith(b"local ") and world.address("uid-client") == before
+    assert not world.network.counts.left, "what stays here is not counted"
     world.runtime.servers[("uid-a", 8000)].close()
     assert (await world.call("uid-client")).startswith(b"z@far"), "a local one that refuses is passed over"
     world.network.update([service(), endpoint_slice("far", "z")], [client, pod("a", ready=False)])
