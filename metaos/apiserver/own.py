@@ -16,6 +16,9 @@ from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj, label_selector, parse_time
 from metaos.scheduler import slack
 
+#: Of any resource at one site, in its unit: 4 EiB of memory.
+MOST_CAPACITY = 2**62
+
 
 def intent_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     spec = obj.get("spec") or {}
@@ -70,6 +73,10 @@ def cluster_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
                 f"spec.links[{i}].bytesPerSecond", carries, "must be more than 0; leave the link out where there is none"
             )
     for key, value in (spec.get("capacity") or {}).items():
+        if quantity.parse(value) > MOST_CAPACITY:
+            yield invalid(
+                f"spec.capacity.{key}", value, f"must be at most {MOST_CAPACITY}: no site has that much; check the suffix"
+            )
         if quantity.parse(value) < 0:
             yield invalid(
                 f"spec.capacity.{key}", value, "must not be negative; leave it out for no limit beyond the machine's own"

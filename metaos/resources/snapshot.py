@@ -433,7 +433,7 @@ def cluster_info(
         cpu_hour=None if price.get("cpuHour") is None else float(price["cpuHour"]),
         memory_gib_hour=float(price.get("memoryGiBHour") or 0.0),
         latencies={str(e["region"]): float(e["milliseconds"]) for e in spec.get("latencies") or ()},
-        availability=float(spec.get("availability") or TIER_AVAILABILITY.get(tier, 0.99)),
+        availability=float(TIER_AVAILABILITY.get(tier, 0.99) if spec.get("availability") is None else spec["availability"]),
         latitude=_optional(place.get("latitude")),
         longitude=_optional(place.get("longitude")),
         egress_gib=_optional(price.get("egressGiB")),

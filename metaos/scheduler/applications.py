@@ -23,7 +23,7 @@ from metaos.scheduler import scores as scoring
 from metaos.scheduler.filters import FILTERS, Filter
 from metaos.scheduler.framework import Plan, decide, may_move
 from metaos.scheduler.scores import EGRESS, SCORES, TRAFFIC, Score
-from metaos.scheduler.world import Bools, Floats, Ints, World, taking
+from metaos.scheduler.world import Bools, Floats, Ints, World, bounded, taking
 
 #: Components that are placed together; of larger applications each is placed near those that have a place already.
 MOST_MEMBERS = 24
@@ -361,8 +361,8 @@ def _solve(asked: Sequence[_Component], world: World) -> Together | None:
     for a, b, edge in inner:
         found = _points(edge, trips, prices)
         pairs[a, b] = pairs[a, b] + found if (a, b) in pairs else found
-    demand = np.array([[c.workload.cpu, c.workload.memory, 1] for c in asked], np.int64)
-    demand *= np.array([[c.workload.replicas] for c in asked], np.int64)
+    all_of = ([bounded(each * c.workload.replicas) for each in (c.workload.cpu, c.workload.memory, 1)] for c in asked)
+    demand = np.array(list(all_of), np.int64)
     search = _Search([c.base[rows] for c in asked], pairs, demand, np.maximum(world.free[rows], 0))
     search.run()
     if search.best is None or not np.isfinite(search.value):

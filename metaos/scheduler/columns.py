@@ -28,7 +28,7 @@ from metaos.resources.snapshot import (
 from metaos.scheduler import filters, scores
 from metaos.scheduler.filters import Filter, tolerated
 from metaos.scheduler.scores import Score
-from metaos.scheduler.world import Bools, Floats, Ints, World
+from metaos.scheduler.world import Bools, Floats, Ints, World, bounded
 
 Mask = Callable[[Snapshot, WorkloadInfo, World], Bools | None]
 Column = Callable[[WorkloadInfo, World], Floats]
@@ -101,9 +101,9 @@ def room(workload: WorkloadInfo, world: World) -> Ints:
     free = np.maximum(world.free, 0)
     fits: Ints = free[:, 2]
     if workload.cpu:
-        fits = np.minimum(fits, free[:, 0] // workload.cpu)
+        fits = np.minimum(fits, free[:, 0] // bounded(workload.cpu))
     if workload.memory:
-        fits = np.minimum(fits, free[:, 1] // workload.memory)
+        fits = np.minimum(fits, free[:, 1] // bounded(workload.memory))
     if workload.devices:
         fits = np.minimum(fits, device_room(workload, world))
     return fits
@@ -118,7 +118,7 @@ def device_room(workload: WorkloadInfo, world: World) -> Ints:
         fits = (each // milli).sum(axis=1) if milli < WHOLE else (each == WHOLE).sum(axis=1) // gpus
     for resource, amount in workload.devices:
         if resource not in (GPU, GPU_MILLI):
-            fits = np.minimum(fits, world.device(resource) // amount)
+            fits = np.minimum(fits, world.device(resource) // bounded(amount))
     return fits
 
 

@@ -28,6 +28,8 @@ K = TypeVar("K", bound=Hashable)
 
 #: Of each kind; above that they are forgotten and made again when they are asked for.
 MOST_COLUMNS = 1_000
+#: Of a resource at a site, and of one that is asked for: sites and users may state any number, and no column holds any.
+MOST_AMOUNT = 2**62
 
 
 def _slope(cluster: ClusterInfo) -> float:
@@ -46,7 +48,7 @@ _FLOATS: dict[str, Callable[[ClusterInfo], float]] = {
     "cpu_hour": lambda c: _known(c.cpu_hour),
     "memory_gib_hour": lambda c: c.memory_gib_hour,
     "availability": lambda c: c.availability,
-    "cpu": lambda c: float(c.cpu),
+    "cpu": lambda c: float(bounded(c.cpu)),
     "egress_gib": lambda c: _known(c.egress_gib),
 }
 _BOOLS: dict[str, Callable[[ClusterInfo], bool]] = {
@@ -258,16 +260,21 @@ def _trust(cluster: ClusterInfo) -> int:
     return TRUST_LEVELS.get(cluster.trust, 0)
 
 
+def bounded(amount: int) -> int:
+    """An amount as a column holds it: what is beyond ``MOST_AMOUNT`` is as much as that."""
+    return max(-MOST_AMOUNT, min(MOST_AMOUNT, amount))
+
+
 def _free(cluster: ClusterInfo) -> tuple[int, int, int]:
     return (
-        cluster.cpu - cluster.cpu_requested,
-        cluster.memory - cluster.memory_requested,
-        cluster.pods - cluster.pods_requested,
+        bounded(cluster.cpu - cluster.cpu_requested),
+        bounded(cluster.memory - cluster.memory_requested),
+        bounded(cluster.pods - cluster.pods_requested),
     )
 
 
 def _left(cluster: ClusterInfo, resource: str) -> int:
-    return max(0, cluster.devices.get(resource, 0) - taken(cluster.devices_requested, resource))
+    return bounded(max(0, cluster.devices.get(resource, 0) - taken(cluster.devices_requested, resource)))
 
 
 def gpus(cluster: ClusterInfo) -> tuple[int, ...]:
