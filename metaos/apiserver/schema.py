@@ -53,6 +53,8 @@ class Node:
     pattern: re.Pattern[str] | None = None
     minimum: float | None = None
     maximum: float | None = None
+    #: Of an array, how many items.
+    most: int | None = None
     int32: bool = False
     default: Any = None
     keep_unknown: bool = False
@@ -210,6 +212,7 @@ class _Compiler:
         node.enum = tuple(values) if values else ()
         node.pattern = re.compile(document["pattern"]) if "pattern" in document else None
         node.minimum, node.maximum = document.get("minimum"), document.get("maximum")
+        node.most = document.get("maxItems")
         if document.get("x-kubernetes-int-or-string"):
             node.kind = "quantity" if form == "quantity" else "intOrString"
         self._extensions(node, document)
@@ -293,6 +296,10 @@ def unsupported(path: str, value: Any, allowed: tuple[Any, ...] | list[str]) -> 
 
 def duplicate(path: str, value: Any) -> Cause:
     return Cause("FieldValueDuplicate", path, f"Duplicate value: {quoted(value)}")
+
+
+def too_many(path: str, count: int, most: int) -> Cause:
+    return Cause("FieldValueTooMany", path, f"Too many: {count}: must have at most {most} items")
 
 
 def forbidden(path: str, detail: str) -> Cause:
@@ -421,6 +428,9 @@ def _value(node: Node, value: Any, place: Place, findings: Findings, strict: boo
 def _array(node: Node, value: Any, place: Place, findings: Findings, strict: bool) -> Any:
     if not isinstance(value, list):
         return _mismatch(node, value, place, findings)
+    if node.most is not None and len(value) > node.most:
+        findings.causes.append(too_many(_path(place), len(value), node.most))
+        return []
     item = node.item or ANY
     if item.kind == "object" and item.name:
         value = [{} if child is None else child for child in value]  # As Go reads it.

@@ -10,8 +10,6 @@ from metaos.resources import scheme
 from metaos.resources.errors import ApiError, Cause, invalid
 from metaos.resources.meta import Obj
 
-#: Entries of each list; as the schema states.
-MOST = 1_000
 #: What a plan follows from; everything else is passed over, as is a pod that has its site.
 KINDS = (*scheme.WORKLOADS, scheme.INTENT, scheme.PLACEMENT_POLICY)
 
@@ -20,10 +18,6 @@ def supposed(review: Obj) -> Obj:
     """The review with those of its objects that matter, in the shape of their schemas and with defaults. Raises ``ApiError``
     422 with the first object that is wrong."""
     spec: dict[str, Any] = review["spec"]
-    for word in ("objects", "drain", "lose"):
-        count = len(spec.get(word) or ())
-        if count > MOST:
-            raise _invalid([Cause("FieldValueTooMany", f"spec.{word}", f"Too many: {count}: must have at most {MOST} items")])
     found = []
     for at, obj in enumerate(spec.get("objects") or ()):
         kind = scheme.by_kind(str(obj.get("apiVersion")), str(obj.get("kind")))

@@ -206,9 +206,13 @@ def join_token(name: str, lifetime: float, output: str, kubeconfig: Path | None,
     \b
     Example: nemo join-token edge-1 > token
     """
-    from metaos.cli.operations import make_join_token
+    from metaos.cli.operations import checked_site, make_join_token
     from metaos.cli.output import emit
 
+    try:
+        checked_site(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'NAME'") from None
     token, expiration = make_join_token(name, lifetime, kubeconfig, data or default_data("hub"))
     emit({"cluster": name, "token": token, "expirationTime": expiration}, output, text=token)
 

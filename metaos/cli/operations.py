@@ -19,6 +19,15 @@ from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, format_time
 T = TypeVar("T")
 
 
+def checked_site(name: str) -> str:
+    """The name, if a site can have it. Raises ``ValueError``."""
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?", name):
+        raise ValueError(
+            f"site name {name!r} must be lower-case letters, digits and '-', at most 42 characters, for example edge-1"
+        )
+    return name
+
+
 def make_join_token(name: str, lifetime_seconds: float, kubeconfig: Path | None, data: Path) -> tuple[str, str]:
     """Makes the token at the hub; its text, and when it expires. The hub keeps only a hash of its secret part."""
     from cryptography import x509
@@ -26,10 +35,6 @@ def make_join_token(name: str, lifetime_seconds: float, kubeconfig: Path | None,
 
     from metaos.security.identity import TOKEN_TYPE, JoinToken, token_hash
 
-    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?", name):
-        raise ValueError(
-            f"site name {name!r} must be lower-case letters, digits and '-', at most 42 characters, for example edge-1"
-        )
     authority = x509.load_pem_x509_certificate(authority_text(kubeconfig, data).encode())
     token = JoinToken.create(SystemRandom(), authority.fingerprint(hashes.SHA256()).hex())
     expiration = format_time(SystemClock().now() + lifetime_seconds)

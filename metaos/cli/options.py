@@ -7,7 +7,20 @@ from typing import Any
 
 import click
 
-SECONDS = click.FloatRange(min=1)
+MOST_SECONDS = 1e9
+
+
+class _Seconds(click.FloatRange):
+    """A duration. One that ends when no calendar goes on is a mistake."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not found <= MOST_SECONDS:
+            self.fail(f"{value} must be at most {MOST_SECONDS:g} seconds, which are 31 years.", param, ctx)
+        return found
+
+
+SECONDS = _Seconds(min=1)
 OUTPUT = click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How to print it.")
 NAMESPACE = click.option("-n", "--namespace", default="", help="The namespace (default: the kubeconfig's, or 'default').")
 

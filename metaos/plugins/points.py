@@ -141,7 +141,8 @@ class Runtime(Protocol):
     async def start_pod(self, pod: PodConfig) -> None: ...
 
     async def stop_pod(self, uid: str) -> None:
-        """Kill whatever still runs of it and remove its sandbox and files."""
+        """Kill whatever still runs of it and remove its sandbox and files. Raises ``OSError`` where something does not end, after
+        a bounded time; what was begun goes on with the next call."""
         ...
 
     async def release_pod(self, uid: str) -> None:
@@ -158,7 +159,7 @@ class Runtime(Protocol):
         ...
 
     async def stop_container(self, uid: str, name: str, grace_seconds: float) -> None:
-        """SIGTERM, then SIGKILL after the grace period. Returns when it has ended."""
+        """SIGTERM, then SIGKILL after the grace period. Returns when it has ended. Raises ``OSError`` as ``stop_pod``."""
         ...
 
     async def wait(self) -> None:

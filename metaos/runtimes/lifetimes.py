@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterable
@@ -17,7 +18,9 @@ from metaos.runtimes.output import Outputs
 from metaos.runtimes.pods import Container, End, Pod
 from metaos.runtimes.process import Watch
 
-#: Seconds that a killed process may take to vanish before we go on without it (it hangs in the kernel).
+log = logging.getLogger(__name__)
+
+#: Seconds that a killed process may take to vanish. After that it hangs in the kernel, and is waited for no longer.
 KILL_SECONDS = 10.0
 KILL_ROUNDS = 5
 #: Who says that a command could not be started at all.
@@ -82,7 +85,12 @@ class Lifetimes:
         elif not message and (name := signal_name(code)):
             message = f"ended by {name}"
         waited = 0.0 if container.watch is None else container.watch.cpu
-        container.finish(End(code, finish, reason, message, max(container.cpu, waited if measured is None else measured.cpu)))
+        end = End(code, finish, reason, message, max(container.cpu, waited if measured is None else measured.cpu))
+        try:
+            container.finish(end)
+        except OSError as error:
+            # It is known here, and an agent after this one finds it out again: its monitor has recorded it.
+            log.warning("the end of container %s of pod %s cannot be written: %s", container.name, pod.uid, error)
         self.clean_later(pod, container)
         self._changed()
 
@@ -139,10 +147,11 @@ class Lifetimes:
         await self.destroy(pod, container)
 
     async def destroy(self, pod: Pod, container: Container) -> None:
-        """Ends it now and leaves nothing of it running."""
+        """Ends it now and leaves nothing of it running. Raises ``OSError`` where it does not end."""
         if container.end is None and container.watch is not None and container.monitor is not None:
             self.kill(pod, container)
             if not await self._within(KILL_SECONDS, asyncio.ensure_future(container.watch.ended.wait())):
                 container.monitor.kill()
-                await container.watch.ended.wait()
+                if not await self._within(KILL_SECONDS, asyncio.ensure_future(container.watch.ended.wait())):
+                    raise OSError(f"container {container.name} was killed and does not end: its processes hang in the kernel")
         await self._clean(pod, container)

@@ -29,7 +29,9 @@ class Streams:
             await each.kill()
 
     def look_at_log(self, container: Container) -> None:
-        self._outputs.note(container.directory, self._clock.now())
+        """On a full disk it is lost when its lines came, and more of them are shown of a given time."""
+        with contextlib.suppress(OSError):
+            self._outputs.note(container.directory, self._clock.now())
 
     async def logs(
         self, container: Container, *, follow: bool, tail: int | None, previous: bool, since: float | None

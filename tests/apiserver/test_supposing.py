@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaos.apiserver.supposing import MOST, supposed
+from metaos.apiserver.shaping import shape
+from metaos.apiserver.supposing import supposed
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj
@@ -54,10 +55,11 @@ def test_a_wrong_one_is_named(wrong: Obj, said: str) -> None:
 
 @pytest.mark.parametrize("word", ["objects", "drain", "lose"])
 def test_there_are_not_too_many(word: str) -> None:
+    most = 1000
     entry: Any = {} if word == "objects" else "site"
-    supposed({**REVIEW, "spec": {word: [entry] * MOST}})
-    with pytest.raises(ApiError, match=f"spec.{word}: Too many: {MOST + 1}"):
-        supposed({**REVIEW, "spec": {word: [entry] * (MOST + 1)}})
+    shape(scheme.PLACEMENT_REVIEW, {**REVIEW, "spec": {word: [entry] * most}}, None, "Strict", [])
+    with pytest.raises(ApiError, match=f"spec.{word}: Too many: {most + 1}: must have at most {most} items"):
+        shape(scheme.PLACEMENT_REVIEW, {**REVIEW, "spec": {word: [entry] * (most + 1)}}, None, "Strict", [])
 
 
 values = st.recursive(

@@ -185,7 +185,9 @@ def test_values_that_make_no_sense(run: Any, folder: Path) -> None:
     run("why", "web", *away, needs=False).refused("must be KIND/NAME with one of deployment", code=2)
     run("why", "banana/web", *away, needs=False).refused("for example deployment/web", code=2)
     run("status", "--watch", "-o", "json").refused("repeat 'nemo status -o json'", code=2)
-    run("join-token", "Not A Name", *away, needs=False).refused("must be lower-case letters")
+    run("join-token", "Not A Name", *away, needs=False).refused("must be lower-case letters", code=2)
+    for senseless in ("nan", "inf", "1e12"):
+        run("join-token", "edge", "--lifetime", senseless, *away, needs=False).refused("'--lifetime'", code=2)
     for option, path in (
         ("--lifetime", "join-token"),
         ("--autoscale-interval", "up"),

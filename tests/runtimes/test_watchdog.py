@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from metaos.runtimes import process, watchdog
 from metaos.runtimes.sandbox import SandboxRuntime
 from metaos.runtimes.watchdog import Fences
 from tests.clock import FakeClock
-from tests.runtimes.conformance import DEADLINE, container, pod, state, until_ended, uptime
+from tests.runtimes.conformance import DEADLINE, container, pod, state, until_ended, until_logged, uptime
 from tests.runtimes.test_sandbox import place
 
 __all__ = ["place"]
@@ -51,6 +53,19 @@ async def until_watched(place: str, *, other_than: int = 0) -> int:
             if len(found) == 1 and found[0] != other_than:
                 return found[0]
             await asyncio.sleep(0.02)
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """Nothing that this process writes finds room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 @pytest.fixture
@@ -122,18 +137,31 @@ async def test_what_it_costs(place: str, running: SandboxRuntime) -> None:
 
 
 async def test_a_heartbeat_needs_no_room_and_a_start_that_has_none_is_refused(place: str, running: SandboxRuntime) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    try:
+    with full_disk():
         told = uptime()
         await running.fence(told, {"once": 60.0})
         with pytest.raises(OSError, match="large"):
             await running.fence(uptime(), {"once": 60.0, "new": 60.0})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, ignored)
     assert make(place).renewed() == pytest.approx(told, abs=0.01)
+
+
+async def test_an_end_that_cannot_be_written_is_known_and_cleaned_up(place: str) -> None:
+    made = make(place)
+    await made.start_pod(pod())
+    await made.start_container(pod().uid, container("sh", "-c", "setsid sleep 1000 & echo ready; exec sleep 2000"))
+    await until_logged(made, pod().uid, b"ready")
+    main = next(each for each in process.everyone() if Path(f"/proc/{each.pid}/cmdline").read_bytes() == b"sleep\x002000\0")
+    with full_disk():
+        process.Identity(main.pid, main.start).kill()
+        assert (await until_ended(made, pod().uid)).exit_code == 137
+        async with asyncio.timeout(DEADLINE):
+            while any(dict(process.environ(each.pid)).get("NEMO_POD_UID") == pod().uid for each in process.everyone()):
+                await asyncio.sleep(0.02)
+    await made.close()
+    again = make(place)
+    assert (await until_ended(again, pod().uid)).exit_code == 137
+    await again.stop_pod(pod().uid)
+    await again.close()
 
 
 async def test_another_run_of_the_machine(place: str) -> None:
