@@ -32,6 +32,7 @@ from metaos.resources.meta import (
     deleting,
     format_time,
     generation,
+    is_true,
     labels,
     namespace,
     owner_reference,
@@ -188,6 +189,9 @@ class PlacementReconciler:
             raise
         if placement.get("status") is None or set(chosen) != set(before):
             await self._tell(obj, before, plan)
+        elif is_true(placement, "Scheduled") and not plan.complete:
+            # It stays where it is, though it should not: who drains a site would wait, and not know what for.
+            await self._recorder.event(obj, "Incomplete", plan.reason, warning=True)
 
     async def _write_spec(
         self, obj: Obj, placement: Obj | None, spec: dict[str, Any], before: Mapping[str, int], plan: Plan, now: float

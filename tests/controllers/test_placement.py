@@ -68,23 +68,34 @@ async def test_an_edited_intent_is_followed() -> None:
         await until(clock, lambda: places(client) == {"z": 1})
 
 
+def evicted(owner: Obj | None) -> Obj:
+    """A pod of ``web`` on ``a``, evicted from there."""
+    uid = (owner or {})["metadata"]["uid"]
+    reference = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": uid, "controller": True}
+    metadata = {"name": "web-1", "namespace": "shop", "ownerReferences": [reference], "annotations": {EVICTED: "now"}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"nodeName": "a"}}
+
+
 async def test_a_drained_site_is_left() -> None:
     async with running(placement.setup, objects=(cluster("a"), deployment())) as (client, clock):
         await until(clock, lambda: places(client) == {"a": 1})
-        owner = client.find(scheme.DEPLOYMENT, "web", "shop") or {}
-        reference = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": owner["metadata"]["uid"]}
-        mirror: Obj = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "name": "web-1",
-                "namespace": "shop",
-                "ownerReferences": [reference | {"controller": True}],
-                "annotations": {EVICTED: "now"},
-            },
-            "spec": {"nodeName": "a"},
-        }
+        mirror = evicted(client.find(scheme.DEPLOYMENT, "web", "shop"))
         client.seed(cluster("b"), cluster("a", unschedulable=True), mirror)
+        await until(clock, lambda: places(client) == {"b": 1})
+
+
+async def test_a_site_that_is_drained_with_nowhere_to_go_is_told_so_once() -> None:
+    async with running(placement.setup, objects=(cluster("a"), deployment())) as (client, clock):
+        await until(clock, lambda: places(client) == {"a": 1})
+        mirror = evicted(client.find(scheme.DEPLOYMENT, "web", "shop"))
+        client.seed(cluster("a", unschedulable=True), mirror)
+        await until(clock, lambda: set(events(client)) == {"Placed", "Incomplete"})
+        await clock.advance(300)
+        told = [e for e in client.objects(scheme.EVENT, "shop") if e["reason"] == "Incomplete"]
+        assert [(e["type"], e["count"]) for e in told] == [("Warning", 1)]
+        assert "the site is being drained; but no site can take it" in told[0]["message"]
+        assert places(client) == {"a": 1}, "it runs on meanwhile"
+        client.seed(cluster("b"))
         await until(clock, lambda: places(client) == {"b": 1})
 
 
