@@ -24,6 +24,7 @@ from metaos.twin.replay import replayed
 from metaos.twin.report import summary
 from metaos.twin.scenario import Hope, Scenario, load, scenario
 from metaos.twin.text import ScenarioError, parse
+from metaos.twin.watchdog import SimulatedWatchdog
 from metaos.twin.world import Timing, World
 
 FOLDER = Path(__file__).parents[2] / "examples" / "scenarios"
@@ -192,6 +193,23 @@ def test_a_trace_is_replayed(tmp_path: Path) -> None:
     trace.write_text("when,what\n")
     with pytest.raises(ScenarioError, match="must begin with 'arrival_time,length,cpus'"):
         replayed(of(), trace)
+
+
+@pytest.mark.parametrize("agents", ["light", "real"])
+@pytest.mark.parametrize("guarded", [True, False])
+def test_an_agent_that_stays_dead_while_its_machine_runs_on(agents: str, guarded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the site's watchdog the judge sees the work run twice."""
+    if not guarded:
+        monkeypatch.setattr(SimulatedWatchdog, "_fire", lambda self: None)
+    story = of(
+        agents=agents,
+        workloads=[{"name": "db", "kind": "StatefulSet"}],
+        faults=[{"at": "3m", "stopAgent": ["gb"], "for": "8m"}],
+        expect=[{"at": "7m", "placed": {"db": {"eu": 1}}}],
+    )
+    report = play(story)
+    twice = [v for v in report["violations"] if "must not run twice" in v["what"]]
+    assert report["passed"] is guarded and bool(twice) is not guarded, summary(report)
 
 
 def test_another_seed_is_another_story() -> None:
