@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 
 from metaos.clock import Clock
@@ -34,11 +33,11 @@ class Fencing:
         self._turn = asyncio.Lock()
         self._watch: Watch | None = None
         self._again: asyncio.Task[None] | None = None
-        found = Fences.load(self._path)
-        self._said = found if found is not None and found.boot == process.boot_id() else None
+        found, boot = Fences.load(self._path), process.boot_id()
+        self._said = found if found is not None and boot and found.boot == boot else None
 
     def _offset(self) -> float:
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - self._clock.monotonic()
+        return watchdog.now() - self._clock.monotonic()
 
     @property
     def renewed(self) -> float:
@@ -46,7 +45,7 @@ class Fencing:
 
     def check(self, uid: str) -> None:
         """Raises ``ValueError`` for a pod that should be gone by now."""
-        if self._said is not None and uid in self._said.due(self._clock.monotonic() + self._offset()):
+        if self._said is not None and uid in self._said.due(watchdog.now()):
             raise ValueError("no heartbeat was confirmed in time: this pod must not run twice, and is not started again")
 
     async def keep(self, renewed: float, limits: Mapping[str, float], groups: Sequence[str]) -> None:
@@ -100,7 +99,7 @@ class Fencing:
             self._again = asyncio.get_running_loop().create_task(self._restart(), name="watchdog")
 
     def _needed(self) -> bool:
-        now = self._clock.monotonic() + self._offset()
+        now = watchdog.now()
         return self._said is not None and len(self._said.due(now)) < len(self._said.limits)
 
     async def _restart(self) -> None:

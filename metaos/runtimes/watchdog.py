@@ -25,6 +25,8 @@ TICK_SECONDS = 0.5
 ROUNDS, ROUND_SECONDS = 10, 0.02
 #: Rounds in which a container's first process is spared, as it records the end of the others.
 SPARED = 5
+#: By how much a file's time may differ from what it was set to.
+DRIFT_SECONDS = 1.0
 #: In the directory of a container that was ended here.
 MARK = "fenced"
 #: Marks a process of a pod without a pid namespace, in its environment.
@@ -40,13 +42,13 @@ class Fences:
 
     @classmethod
     def load(cls, path: str) -> Fences | None:
-        """``None`` where there is none that can be read whole."""
+        """``None`` where there is none that can be read whole, or its time is still to come: somebody has touched it."""
         try:
             with open(path, encoding="utf-8") as file:
                 lines = file.read().splitlines()
                 renewed = os.fstat(file.fileno()).st_mtime_ns / 1e9
             boot, *rest, last = lines
-            if last != "end":
+            if last != "end" or renewed > now() + DRIFT_SECONDS:
                 return None
             words = [line.split(" ", 1) for line in rest]
             pods = [value.rsplit(" ", 1) for key, value in words if key == "pod"]
@@ -66,10 +68,17 @@ class Fences:
         with open(path + ".new", "w", encoding="utf-8") as file:
             file.write("\n".join([*lines, "end\n"]))
         renew(path + ".new", self.renewed)
+        if abs(os.stat(path + ".new").st_mtime - max(0.0, self.renewed)) > DRIFT_SECONDS:
+            raise OSError(f"the file system of {path} does not keep the times of files: move the data directory to another one")
         os.rename(path + ".new", path)
 
-    def due(self, now: float) -> list[str]:
-        return [uid for uid, seconds in self.limits.items() if now >= self.renewed + seconds]
+    def due(self, moment: float) -> list[str]:
+        return [uid for uid, seconds in self.limits.items() if moment >= self.renewed + seconds]
+
+
+def now() -> float:
+    """Seconds since the machine's start, suspended ones too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def renew(path: str, renewed: float) -> None:
@@ -223,9 +232,9 @@ def watch(directory: str, lock: int, own: str) -> None:
             return
         if before is None or before.renewed != known.renewed:
             done.clear()
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        done.update(uid for uid in known.due(now) if uid not in done and Pod(directory, uid, known.groups).end())
-        left = [known.renewed + seconds - now for uid, seconds in known.limits.items() if uid not in done]
+        moment = now()
+        done.update(uid for uid in known.due(moment) if uid not in done and Pod(directory, uid, known.groups).end())
+        left = [known.renewed + seconds - moment for uid, seconds in known.limits.items() if uid not in done]
         if not left:
             return
         _sleep(max(0.0, min([TICK_SECONDS, *left])))

@@ -109,7 +109,7 @@ async def test_there_is_one_and_the_next_agents_takes_its_place(place: str, runn
         await process.ended(each)
 
 
-@pytest.mark.parametrize("damage", ["missing", "half"])
+@pytest.mark.parametrize("damage", ["missing", "half", "touched"])
 async def test_without_its_file_the_last_word_holds(damage: str, place: str, running: SandboxRuntime) -> None:
     told = uptime()
     await running.fence(told, {"once": 1.2})
@@ -117,8 +117,11 @@ async def test_without_its_file_the_last_word_holds(damage: str, place: str, run
     file = Path(place, "fences")
     if damage == "missing":
         file.unlink()
-    else:
+    elif damage == "half":
         file.write_text(file.read_text()[:-4])
+    else:
+        file.touch()
+        assert make(place).renewed() == float("-inf")
     ended = await until_ended(running, "once")
     assert ended.reason == "Fenced" and told + 1.2 <= uptime() < told + 2.5
 
