@@ -144,6 +144,7 @@ def test_work_of_an_agent_that_stays_away_ends_in_time_and_is_replaced(continuum
     continuum.never_twice()
 
 
+@pytest.mark.timeout(600)
 def test_agents_and_watchdogs_that_come_and_go_at_random(continuum: Sites) -> None:
     """An agent is killed or stopped, and back after a while that is shorter or longer than what was agreed; or the watchdog
     alone is killed, which costs nothing."""
