@@ -109,7 +109,7 @@ async def test_there_is_one_and_the_next_agents_takes_its_place(place: str, runn
         await process.ended(each)
 
 
-@pytest.mark.parametrize("damage", ["missing", "half", "touched"])
+@pytest.mark.parametrize("damage", ["missing", *(pytest.param(d, marks=pytest.mark.slow) for d in ("half", "touched"))])
 async def test_without_its_file_the_last_word_holds(damage: str, place: str, running: SandboxRuntime) -> None:
     told = uptime()
     await running.fence(told, {"once": 1.2})

@@ -196,13 +196,14 @@ def test_a_trace_is_replayed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("agents", ["light", "real"])
-@pytest.mark.parametrize("guarded", [True, False])
+@pytest.mark.parametrize("guarded", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_agent_that_stays_dead_while_its_machine_runs_on(agents: str, guarded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the site's watchdog the judge sees the work run twice."""
     if not guarded:
         monkeypatch.setattr(SimulatedWatchdog, "_fire", lambda self: None)
     story = of(
         agents=agents,
+        duration="13m",
         workloads=[{"name": "db", "kind": "StatefulSet"}],
         faults=[{"at": "3m", "stopAgent": ["gb"], "for": "8m"}],
         expect=[{"at": "7m", "placed": {"db": {"eu": 1}}}],
