@@ -111,7 +111,8 @@ def amount(count: float) -> str:
 def limits_page() -> str:
     """The bounds of the hub's API, from the constants that hold them."""
     from metaos import server, tunnel
-    from metaos.agent import datagrams, flows, network
+    from metaos.accounting import booking
+    from metaos.agent import datagrams, flows, meter, network
     from metaos.apiserver import (
         addressing,
         app,
@@ -120,6 +121,7 @@ def limits_page() -> str:
         fairness,
         gates,
         listening,
+        own,
         patch,
         transfer,
         tunnels,
@@ -249,6 +251,13 @@ def limits_page() -> str:
             f"{datagrams.RECHECK_SECONDS:g} s",
             "it is led elsewhere, or ends",
         ),
+        (
+            "Periods of use that wait at a site; their size",
+            f"{meter.MAX_WAITING}; {meter.MAX_BYTES >> 20} MiB",
+            "the oldest are joined, up to a day each; then the oldest goes, and the next one says what is missing",
+        ),
+        ("Periods in a Usage", f"{own.MAX_PERIODS}", "422; a site sends the later ones when these are booked"),
+        ("Pods of one period", f"{booking.MAX_PODS}", "the energy of those with least of it is the system's"),
     ]
     parts += [f"| {what} | {bound} | {beyond} |" for what, bound, beyond in rows]
     parts += ["", "## Priority levels", ""]
