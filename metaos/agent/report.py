@@ -46,6 +46,7 @@ class WorkReports:
         self._acknowledged: dict[str, tuple[Obj, Obj]] = {}
         contact.on_return(self.refresh)
         works.on_change(self.refresh)
+        works.on_status(lambda key: self._turns.add(key, COALESCE_SECONDS))
 
     def refresh(self) -> None:
         """Something may have changed: look at every Work again, soon."""

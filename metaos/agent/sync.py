@@ -68,6 +68,7 @@ class Works:
         self._works: dict[str, Obj] = {name(work): work for work in files.load()}
         self._fenced: set[str] = set()
         self._listeners: list[Callable[[], None]] = []
+        self._reporters: list[Callable[[str], None]] = []
         self._changed = asyncio.Event()
         self._fence(contact.silent_seconds)
         contact.on_renewal(self._renewed)
@@ -77,6 +78,11 @@ class Works:
 
     def on_change(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)
+
+    def on_status(self, listener: Callable[[str], None]) -> None:
+        """``listener`` is told the name of a Work that has another status at the hub than was known here. Over a line on which
+        answers overtake each other that may be an older one than this site has just written, so it is to be looked at again."""
+        self._reporters.append(listener)
 
     def get(self, work: str) -> Obj | None:
         return self._works.get(work)
@@ -140,6 +146,9 @@ class Works:
         self._works[name(work)] = {"apiVersion": WORK.api_version, "kind": WORK.kind} | lean
         if found is None or _wanted(found) != _wanted(lean):
             self._files.save(self._works[name(work)])
+        if found is not None and found.get("status") != lean["status"]:
+            for listener in self._reporters:
+                listener(name(work))
 
     def _drop(self, key: str) -> None:
         gone = self._works.pop(key, None)

@@ -253,6 +253,7 @@ def nodes() -> Mapping[str, Node]:
     return {name: compiler.named(name) for name in names}
 
 
+@cache
 def node_of(kind: Kind) -> Node:
     return nodes()[definition_name(kind)]
 

@@ -156,6 +156,23 @@ class ClusterReconciler:
             found.content, found.seen, found.ever = content, self._clock.monotonic(), True
         return found
 
+    def beats(self, cluster: str) -> bool:
+        """A Lease has changed. Whether that is the heartbeat of a site that is known to live: then nothing has to be done but to
+        remember when it was, and whoever looks at the end of the lease sees it."""
+        known = cluster in self._heartbeats
+        beat = self.observe(cluster)
+        return known and beat.ever and self._is_well(cluster)
+
+    def _is_well(self, cluster: str) -> bool:
+        found = self._clusters.get(cluster)
+        if found is None or deleting(found):
+            return False
+        taints = (found.get("spec") or {}).get("taints") or ()
+        said = condition(found, "Ready") or {}
+        return (said.get("status"), said.get("reason")) == ("True", "Heartbeat") and not any(
+            t.get("key") == TAINT_UNREACHABLE for t in taints
+        )
+
     async def _judge(self, cluster: Obj) -> float:
         """Writes the Ready condition and taint that the heartbeat asks for; seconds until the next look."""
         beat = self.observe(name(cluster))
@@ -292,15 +309,16 @@ class ClusterReconciler:
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
     """Runs it: for every site, when it or its Lease changes."""
 
-    def of_lease(obj: Obj) -> Iterable[ObjectRef]:
-        if namespace(obj).startswith(CLUSTER_NAMESPACE_PREFIX):
-            yield ObjectRef(scheme.CLUSTER.group, scheme.CLUSTER.kind, "", name(obj))
+    reconciler = ClusterReconciler(manager, client, clock, settings)
+
+    def on_lease(old: Obj | None, new: Obj | None) -> None:
+        found = new or old or {}
+        if namespace(found).startswith(CLUSTER_NAMESPACE_PREFIX) and not (new is not None and reconciler.beats(name(found))):
+            manager.enqueue(NAME, ObjectRef(scheme.CLUSTER.group, scheme.CLUSTER.kind, "", name(found)))
 
     def of_namespace(obj: Obj) -> Iterable[ObjectRef]:
         if name(obj).startswith(CLUSTER_NAMESPACE_PREFIX):
             yield ObjectRef(scheme.CLUSTER.group, scheme.CLUSTER.kind, "", name(obj).removeprefix(CLUSTER_NAMESPACE_PREFIX))
 
-    manager.add(
-        ClusterReconciler(manager, client, clock, settings),
-        [(scheme.CLUSTER, lambda o: [ref(o)]), (scheme.LEASE, of_lease), (scheme.NAMESPACE, of_namespace)],
-    )
+    manager.add(reconciler, [(scheme.CLUSTER, lambda o: [ref(o)]), (scheme.NAMESPACE, of_namespace)])
+    manager.informer(scheme.LEASE).on_change(on_lease)

@@ -6,6 +6,7 @@ from typing import Any
 
 from metaos.controllers.fencing import tolerated_seconds
 from metaos.controllers.settings import Settings
+from metaos.reconcile.informer import Informer
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
 from metaos.resources.meta import (
@@ -16,6 +17,7 @@ from metaos.resources.meta import (
     annotations,
     controller_of,
     deleting,
+    generation,
     is_true,
     labels,
     name,
@@ -47,6 +49,11 @@ def finished(obj: Obj) -> bool:
     return obj.get("kind") == "Job" and (is_true(obj, "Complete") or is_true(obj, "Failed"))
 
 
+def basis(obj: Obj) -> tuple[Any, ...]:
+    """What decisions read of a workload, an intent or a policy, in short. The status, which changes most often, is not in it."""
+    return uid(obj), generation(obj), labels(obj), annotations(obj), deleting(obj)
+
+
 def takes_room(obj: Obj) -> bool:
     """Whether it counts at the sites that its Placement names: also a pod that is there, until it has ended."""
     if obj.get("kind") != "Pod":
@@ -60,6 +67,34 @@ def decided(placement: Obj | None) -> dict[str, int]:
     return {c["name"]: int(c.get("replicas", 0)) for c in ((placement or {}).get("spec") or {}).get("clusters") or ()}
 
 
+def about(rule: Obj) -> list[str]:
+    """Index function of Intents and PlacementPolicies: the workloads that they name; a namespace where they may concern any, as
+    with a selector, or with traffic between workloads."""
+    where, refs = namespace(rule), _named(rule)
+    return [f"{where}/{r.get('kind')}/{r.get('name')}" for r in refs] if refs else [where]
+
+
+def _named(rule: Obj) -> list[Obj]:
+    spec = rule.get("spec") or {}
+    return [] if spec.get("traffic") else (spec.get("workloads") or {}).get("refs") or []
+
+
+def concerning(rules: Informer, obj: Obj) -> list[Obj]:
+    """The rules that may concern a workload, of an informer with the index ``about``."""
+    where = namespace(obj)
+    return [*rules.by_index("about", f"{where}/{obj.get('kind')}/{name(obj)}"), *rules.by_index("about", where)]
+
+
+def concerned(rule: Obj, informers: Mapping[str, Informer]) -> Iterable[Obj]:
+    """The workloads that an Intent or PlacementPolicy may concern, of the informers by kind."""
+    if refs := _named(rule):
+        found = (informers[r["kind"]].get(r.get("name", ""), namespace(rule)) for r in refs if r.get("kind") in informers)
+        yield from (obj for obj in found if obj is not None)
+        return
+    for informer in informers.values():
+        yield from informer.list(namespace(rule))
+
+
 class Facts:
     """See the module."""
 
@@ -68,18 +103,25 @@ class Facts:
         self._pods = manager.informer(scheme.POD)
         self._intents = manager.informer(scheme.INTENT)
         self._policies = manager.informer(scheme.PLACEMENT_POLICY)
+        self._pods.add_index("evicted", lambda pod: [namespace(pod)] if EVICTED in annotations(pod) else [])
+        for informer in (self._intents, self._policies):
+            informer.add_index("about", about)
 
     def rules(self, where: str) -> tuple[list[Obj], list[Obj]]:
         """The Intents, by name, and PlacementPolicies of a namespace."""
         return sorted(self._intents.list(where), key=name), self._policies.list(where)
 
+    def rules_of(self, obj: Obj) -> tuple[list[Obj], list[Obj]]:
+        """Those that may concern a workload: of rules that name their workloads only those that name this one."""
+        intents, policies = (concerning(informer, obj) for informer in (self._intents, self._policies))
+        return sorted(intents, key=name), sorted(policies, key=name)
+
     def evictions(self, where: str) -> dict[str, set[str]]:
         """The sites that pods of a namespace were evicted from, by the UID of their controller or, without one, their own."""
         found: dict[str, set[str]] = {}
-        for pod in self._pods.list(where):
-            if EVICTED in annotations(pod):
-                about = (controller_of(pod) or {}).get("uid") or uid(pod)
-                found.setdefault(str(about), set()).add(str((pod.get("spec") or {}).get("nodeName", "")))
+        for pod in self._pods.by_index("evicted", where):
+            about = (controller_of(pod) or {}).get("uid") or uid(pod)
+            found.setdefault(str(about), set()).add(str((pod.get("spec") or {}).get("nodeName", "")))
         return found
 
     def workload(
@@ -93,7 +135,7 @@ class Facts:
         """Where its peers are is left open (see ``metaos.resources.traffic.located``). ``current``: where it is decided to be.
         ``rules``: others than those that hold (see :meth:`rules`). ``evictions``: those of the namespace, where they were looked
         for already."""
-        intents, policies = rules if rules is not None else self.rules(namespace(obj))
+        intents, policies = rules if rules is not None else self.rules_of(obj)
         found = workload_info(
             obj,
             current=current,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from metaos.client import Client
 from metaos.clock import Clock
-from metaos.controllers.facts import decided, placeable, placement_name
+from metaos.controllers.concern import workload_of
+from metaos.controllers.facts import about as about_of
+from metaos.controllers.facts import concerned, concerning, decided, placeable, placement_name
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
 from metaos.network.intents import evaluate
@@ -14,10 +14,13 @@ from metaos.network.traffic import judge_traffic
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
-from metaos.resources.meta import Obj, ObjectRef, deleting, name, namespace, ref
+from metaos.resources.meta import Obj, ObjectRef, deleting, generation, labels, name, ref
 from metaos.resources.snapshot import ClusterInfo, WorkloadInfo, cluster_info, concerns, workload_info
 
 NAME = "intent"
+#: However many sites change at once, every intent is looked at once.
+SETTLE_SECONDS = 0.2
+_KINDS = {kind.kind: kind for kind in scheme.WORKLOADS}
 
 
 class IntentReconciler:
@@ -31,25 +34,32 @@ class IntentReconciler:
         self._intents = manager.informer(scheme.INTENT)
         self._clusters = manager.informer(scheme.CLUSTER)
         self._placements = manager.informer(scheme.PLACEMENT)
-        self._workloads = [manager.informer(k) for k in scheme.WORKLOADS]
+        self._workloads = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
+        self._intents.add_index("about", about_of)
+        #: The sites as decisions see them, by name. Bounded by the sites.
+        self._sites: dict[str, ClusterInfo] = {}
+
+    def site_changed(self, site: str, info: ClusterInfo | None) -> None:
+        """``None``: it is gone."""
+        self._sites.pop(site, None)
+        if info is not None:
+            self._sites[site] = info
 
     async def reconcile(self, about: ObjectRef) -> Result:
         intent = self._intents.get(about.name, about.namespace)
         if intent is None or deleting(intent):
             return DONE
-        clusters = {name(c): cluster_info(c) for c in sorted(self._clusters.list(), key=name)}
+        clusters = {site: self._sites[site] for site in sorted(self._sites)}
         found: list[tuple[WorkloadInfo, list[ClusterInfo]]] = []
         places: dict[ObjectRef, list[ClusterInfo]] = {}
-        for informer in self._workloads:
-            for obj in sorted(informer.list(about.namespace), key=name):
-                if placeable(obj):
-                    placement = self._placements.get(placement_name(ref(obj)), about.namespace)
-                    places[ref(obj)] = [clusters[s] for s in decided(placement) if s in clusters]
-                    if concerns(intent, obj):
-                        info = workload_info(
-                            obj, current=decided(placement), intents=sorted(self._intents.list(about.namespace), key=name)
-                        )
-                        found.append((info, places[ref(obj)]))
+        order = list(self._workloads)
+        for obj in sorted(concerned(intent, self._workloads), key=lambda o: (order.index(o["kind"]), name(o))):
+            if placeable(obj):
+                placement = self._placements.get(placement_name(ref(obj)), about.namespace)
+                places[ref(obj)] = [clusters[s] for s in decided(placement) if s in clusters]
+                if concerns(intent, obj):
+                    rules = sorted(concerning(self._intents, obj), key=name)
+                    found.append((workload_info(obj, current=decided(placement), intents=rules), places[ref(obj)]))
         before = intent.get("status") or {}
         edges = judge_traffic(intent, places, clusters)
         status = evaluate(intent, found, list(clusters.values()), self._clock.now(), edges)
@@ -64,24 +74,38 @@ class IntentReconciler:
 
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
     """Runs it: for every intent, and for those that a changed placement or site may concern."""
+    reconciler = IntentReconciler(manager, client, clock)
     intents = manager.informer(scheme.INTENT)
+    manager.add(reconciler, [])
 
-    def of_namespace(obj: Obj) -> Iterable[ObjectRef]:
-        return [ref(i) for i in intents.list(namespace(obj))]
+    def on_intent(old: Obj | None, new: Obj | None) -> None:
+        if new is not None:
+            manager.enqueue(NAME, ref(new))
 
-    manager.add(
-        IntentReconciler(manager, client, clock),
-        [
-            (scheme.INTENT, lambda obj: [ref(obj)]),
-            (scheme.PLACEMENT, of_namespace),
-            *((k, of_namespace) for k in scheme.WORKLOADS[:-1]),
-        ],
-    )
+    def on_workload(old: Obj | None, new: Obj | None) -> None:
+        # Status counts change often and decide nothing.
+        if old is None or new is None or (generation(old), labels(old)) != (generation(new), labels(new)):
+            for obj in (old, new):
+                for intent in concerning(intents, obj) if obj is not None else ():
+                    manager.enqueue(NAME, ref(intent))
+
+    def on_placement(old: Obj | None, new: Obj | None) -> None:
+        if old is None or new is None or old.get("spec") != new.get("spec"):
+            about = workload_of(new or old or {})
+            obj = manager.informer(_KINDS[about.kind]).get(about.name, about.namespace) if about is not None else None
+            for intent in concerning(intents, obj) if obj is not None else ():
+                manager.enqueue(NAME, ref(intent))
 
     def on_cluster(old: Obj | None, new: Obj | None) -> None:
-        if old is not None and new is not None and cluster_info(old) == cluster_info(new):
+        info = None if new is None else cluster_info(new)
+        if old is not None and info is not None and cluster_info(old) == info:
             return
+        reconciler.site_changed(name(new or old or {}), info)
         for intent in intents.list():
-            manager.enqueue(NAME, ref(intent))
+            manager.enqueue(NAME, ref(intent), SETTLE_SECONDS)
 
+    intents.on_change(on_intent)
+    for kind in scheme.WORKLOADS[:-1]:
+        manager.informer(kind).on_change(on_workload)
+    manager.informer(scheme.PLACEMENT).on_change(on_placement)
     manager.informer(scheme.CLUSTER).on_change(on_cluster)

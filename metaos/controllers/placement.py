@@ -12,7 +12,7 @@ from typing import Any
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.concern import workload_of
-from metaos.controllers.facts import Facts, decided, finished, placeable, placement_name, takes_room
+from metaos.controllers.facts import Facts, basis, concerned, decided, finished, placeable, placement_name, takes_room
 from metaos.controllers.flows import Flows
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
@@ -29,11 +29,9 @@ from metaos.resources.meta import (
     annotations,
     condition,
     controller_of,
-    deleting,
     format_time,
     generation,
     is_true,
-    labels,
     namespace,
     owner_reference,
     parse_time,
@@ -278,11 +276,6 @@ def _message(placement: Obj, plan: Plan) -> str:
 _FIGURES = re.compile(r"\d+(\.\d+)?")
 
 
-def _basis(obj: Obj) -> tuple[Any, ...]:
-    """What a decision reads of a workload. Its status, which changes most often, is not among it."""
-    return uid(obj), generation(obj), labels(obj), annotations(obj), deleting(obj)
-
-
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
     """Runs it: for every workload, and for all that a changed site, intent or policy may concern."""
     reconciler = PlacementReconciler(manager, client, clock, settings)
@@ -298,13 +291,12 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
 
     intents = manager.informer(scheme.INTENT)
 
-    def of_namespace(obj: Obj) -> Iterable[ObjectRef]:
-        for informer in informers.values():
-            for found in informer.list(namespace(obj)):
-                if placeable(found):
-                    # Its traffic may be another one.
-                    reconciler.take_account(ref(found))
-                    yield ref(found)
+    def of_rule(obj: Obj) -> Iterable[ObjectRef]:
+        for found in concerned(obj, informers):
+            if placeable(found):
+                # Its traffic may be another one.
+                reconciler.take_account(ref(found))
+                yield ref(found)
 
     def of_placement(obj: Obj) -> Iterable[ObjectRef]:
         about = workload_of(obj)
@@ -315,8 +307,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         reconciler,
         [
             (scheme.POD, pod),
-            (scheme.INTENT, of_namespace),
-            (scheme.PLACEMENT_POLICY, of_namespace),
+            (scheme.PLACEMENT_POLICY, of_rule),
         ],
     )
 
@@ -327,9 +318,18 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
 
     manager.informer(scheme.CLUSTER).on_change(on_cluster)
 
+    def on_intent(old: Obj | None, new: Obj | None) -> None:
+        # Whether it is fulfilled, which its status says, follows from decisions.
+        if old is None or new is None or basis(old) != basis(new):
+            for obj in (old, new):
+                for about in of_rule(obj) if obj is not None else ():
+                    manager.enqueue(NAME, about)
+
+    manager.informer(scheme.INTENT).on_change(on_intent)
+
     def on_workload(old: Obj | None, new: Obj | None) -> None:
         reconciler.take_account(ref(new or old or {}))
-        if old is not None and new is not None and _basis(old) == _basis(new):
+        if old is not None and new is not None and basis(old) == basis(new):
             return
         for obj in (old, new):
             if obj is not None and obj.get("kind") != "Pod" and placeable(obj):
@@ -344,7 +344,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         for about in of_placement(new or old or {}):
             reconciler.take_account(about)
             # Who talks to it is looked at again: it may come nearer, or be out of reach now.
-            for edge in edges_of(about, intents.list(about.namespace)) if moved else ():
+            for edge in edges_of(about, intents.by_index("about", about.namespace)) if moved else ():
                 if edge.ref is not None:
                     manager.enqueue(NAME, edge.ref)
         # A decision that somebody deleted is made again.

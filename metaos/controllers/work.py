@@ -4,7 +4,6 @@ What a workload refers to follows it to exactly the sites where a Work of a depe
 keeps its Work until the migration controller takes it down; when the user's object goes, its Works go at once.
 """
 
-import copy
 from collections.abc import Iterable, Mapping
 
 from metaos.client import Client
@@ -12,7 +11,7 @@ from metaos.clock import Clock
 from metaos.controllers.concern import on_health, workload_of
 from metaos.controllers.deferral import deferral_of, held_until
 from metaos.controllers.disruption import noted
-from metaos.controllers.facts import placement_name
+from metaos.controllers.facts import basis, concerned, placement_name
 from metaos.controllers.fencing import Silence, agreed, fencing, halt, halted, renewal_of, stopped
 from metaos.controllers.networkpolicy import Policies
 from metaos.controllers.recorder import Recorder
@@ -133,7 +132,7 @@ class WorkReconciler:
             cluster, present = self._clusters.get(site), existing.get(site)
             if cluster is None or (wait and (present is None or halted(present))):
                 continue
-            rendered = overridden(with_replicas(copy.deepcopy(body), replicas), site, policies)
+            rendered = overridden(with_replicas(dict(body), replicas), site, policies)
             wanted = work(about, site, [rendered], fence)
             if present is not None and not is_true(cluster, "Ready"):
                 # A site that does not answer keeps to what it was told last, and the hub has to know what that was.
@@ -318,9 +317,8 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         if about is not None:
             yield about
 
-    def of_namespace(obj: Obj) -> Iterable[ObjectRef]:
-        for informer in informers.values():
-            yield from (ref(o) for o in informer.list(namespace(obj)) if itself(o))
+    def of_rule(obj: Obj) -> Iterable[ObjectRef]:
+        yield from (ref(o) for o in concerned(obj, informers) if itself(o))
 
     def of_work(obj: Obj) -> Iterable[ObjectRef]:
         about = source_of(obj)
@@ -338,12 +336,23 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
     manager.add(
         reconciler,
         [
-            *((k, itself) for k in scheme.WORKLOADS),
+            (scheme.POD, itself),
             *((k, followed) for k in scheme.DEPENDENCIES),
             (scheme.PLACEMENT, of_placement),
-            (scheme.PLACEMENT_POLICY, of_namespace),
+            (scheme.PLACEMENT_POLICY, of_rule),
             (scheme.WORK, of_work),
         ],
     )
+
+    def on_workload(old: Obj | None, new: Obj | None) -> None:
+        # Sites are not sent a status.
+        if old is None or new is None or basis(old) != basis(new):
+            for obj in (old, new):
+                for about in itself(obj) if obj is not None else ():
+                    manager.enqueue(NAME, about)
+
+    for kind in scheme.WORKLOADS:
+        if kind is not scheme.POD:
+            manager.informer(kind).on_change(on_workload)
     # A site that has joined may have been chosen already; one that is ready again may end a wait.
     on_health(manager, lambda about: manager.enqueue(NAME, about))

@@ -43,6 +43,8 @@ class Hub:
         self.downed = asyncio.Event()
         self.downed.set()
         self.lives = 0
+        #: What sites have asked and is not answered yet; a hub that dies breaks it off.
+        self.asked: dict[asyncio.Task[Any], None] = {}
 
     @property
     def up(self) -> bool:
@@ -70,6 +72,8 @@ class Hub:
         assert self.store is not None and self.registry is not None and self.manager is not None
         self.store.dead.set()
         self.downed.set()
+        for asked in list(self.asked):
+            asked.cancel()
         await self.manager.stop()
         await self.registry.stop()
         await self.store.close()
@@ -85,6 +89,11 @@ class Hub:
         """What the API shows now."""
         assert self.registry is not None
         return [version.object() for version in self.registry.cache.range(kind.resource, namespace)]
+
+    def seen(self, kind: Kind, name: str, namespace: str = "") -> Obj | None:
+        """What its controllers know now, which may be a moment old. Not to be changed."""
+        assert self.manager is not None
+        return self.manager.informer(kind).get(name, namespace)
 
     def find(self, kind: Kind, name: str, namespace: str = "") -> Obj | None:
         assert self.registry is not None

@@ -62,13 +62,13 @@ class Kept(WorkFiles):
 class LightPod:
     """One running copy."""
 
-    __slots__ = ("begin", "due", "obj", "over", "owner", "owner_uid", "ready", "stopping")
+    __slots__ = ("due", "milli", "obj", "over", "owner", "owner_uid", "ready", "stopping")
 
     def __init__(self, obj: Obj, owner: ObjectRef, owner_uid: str) -> None:
         self.obj, self.owner, self.owner_uid = obj, owner, owner_uid
         self.ready = self.stopping = False
         self.over: str = ""
-        self.begin = 0.0
+        self.milli = float(workload.requests(obj["spec"])["cpu"] or DEFAULT_MILLI)
         self.due: asyncio.TimerHandle | None = None
 
 
@@ -179,11 +179,7 @@ class LightSite:
         ]
 
     def busy_milli(self) -> float:
-        milli = 0.0
-        for pod in self.pods.values():
-            if not pod.over:
-                milli += workload.requests(pod.obj["spec"])["cpu"] or DEFAULT_MILLI
-        return milli * UTILISATION
+        return sum(pod.milli for pod in self.pods.values() if not pod.over) * UTILISATION
 
     def _live(self) -> None:
         """From what is desired to what runs."""

@@ -105,18 +105,19 @@ class Line:
         hub = self._hub
         if not hub.up or hub.registry is None:
             raise errors.unavailable("the hub cannot be reached: nobody listens")
-        asked = asyncio.ensure_future(getattr(hub.registry.client(self.user), verb)(*arguments, **more))
-        down = asyncio.ensure_future(hub.downed.wait())
+        asked: asyncio.Task[Any] = asyncio.ensure_future(getattr(hub.registry.client(self.user), verb)(*arguments, **more))
+        hub.asked[asked] = None
         try:
-            await asyncio.wait((asked, down), return_when=asyncio.FIRST_COMPLETED)
-            if asked.done():
-                return asked.result()
-            raise errors.unavailable("the hub went away before it answered")
+            await asyncio.wait((asked,))
+            if asked.cancelled():
+                raise errors.unavailable("the hub went away before it answered")
+            return asked.result()
         finally:
-            down.cancel()
-            asked.cancel()
-            with contextlib.suppress(BaseException):
-                await asked
+            hub.asked.pop(asked, None)
+            if not asked.done():
+                asked.cancel()
+                with contextlib.suppress(BaseException):
+                    await asked
 
     async def watch(
         self, kind: Kind, namespace: str = "", *, resource_version: str = "", labels: str = "", fields: str = ""

@@ -100,6 +100,9 @@ class Play:
         self._series: list[dict[str, float]] = []
         self._joules = self._grams = 0.0
         self._deleted: set[str] = set()
+        #: Of each site (watts, copies, copies that serve), until something there changes.
+        self._figures: dict[str, tuple[float, int, int]] = {}
+        self.world.on_site.append(self._changed)
 
     # -- the whole -------------------------------------------------------------------------------------------
 
@@ -430,12 +433,12 @@ class Play:
         power = emitted = 0.0
         busy = ready = total = 0
         for site in world.sites.values():
-            used = 0.0 if self._stopped.get(site.name) and not site.copies() else watts(site.obj, site.busy_milli())
+            figures = self._figures.get(site.name) or self._figures_of(site)
+            used = 0.0 if self._stopped.get(site.name) and not figures[1] else figures[0]
             power += used
             emitted += grams(used, self.intensity(site), 3600.0)
-            for copy in site.copies():
-                total += 1
-                ready += copy.ready
+            total += figures[1]
+            ready += figures[2]
             busy += not site.line.cut
         if self._series:
             passed = world.now - self._begun - self._series[-1]["seconds"]
@@ -454,6 +457,15 @@ class Play:
             }
         )
         self._at(world.now - self._begun + every, "", partial(self._sample, every))
+
+    def _changed(self, site: str) -> None:
+        self._figures.pop(site, None)
+
+    def _figures_of(self, site: Site) -> tuple[float, int, int]:
+        copies = site.copies()
+        found = watts(site.obj, site.busy_milli()), len(copies), sum(copy.ready for copy in copies)
+        self._figures[site.name] = found
+        return found
 
     def intensity(self, site: Site, now: float | None = None) -> float:
         """gCO2eq/kWh, now unless said otherwise."""

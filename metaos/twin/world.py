@@ -199,7 +199,7 @@ class World:
 
     def is_ready(self, site: str) -> bool:
         """Whether the hub believes it."""
-        return is_true(self.hub.find(scheme.CLUSTER, site) or {}, "Ready")
+        return is_true(self.hub.seen(scheme.CLUSTER, site) or {}, "Ready")
 
     def works(self, site: str) -> list[Obj]:
         return self.hub.objects(scheme.WORK, cluster_namespace(site))

@@ -185,3 +185,21 @@ async def test_a_follower_survives_errors_gone_history_and_ended_watches(tmp_pat
     assert calls == 1
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_status_other_than_the_known_one_is_told_and_changes_nothing_that_is_desired(running: Site) -> None:
+    """Answers and events may overtake each other: an older status than the one just written arrives, and then the newer one."""
+    told: list[str] = []
+    running.works.on_status(told.append)
+    first = work("a", uid="u") | {"status": {"observedGeneration": 1}}
+    running.works.replace_all([first])
+    changes: list[None] = []
+    running.works.on_change(lambda: changes.append(None))
+    known = running.works.get("a")
+    assert known is not None and not told
+    known["status"] = {"observedGeneration": 2}
+    running.works.apply_event(WatchEvent("MODIFIED", first))
+    running.works.apply_event(WatchEvent("MODIFIED", first))
+    assert told == ["a"]
+    running.works.apply_event(WatchEvent("MODIFIED", first | {"status": {"observedGeneration": 2}}))
+    assert told == ["a", "a"] and not changes
