@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-BENCHMARKS = ("store", "start", "api", "continuum", "agent", "pods", "engine", "deferral", "edge", "twin")
+BENCHMARKS = ("store", "start", "api", "continuum", "agent", "pods", "engine", "deferral", "edge", "twin", "chaos")
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """How fast the digital twin is, how that grows, and many seeds of failures.
 
-``python -m bench.twin [--sites N --workloads N --hours H --limit SECONDS] [--seeds N]`` writes ``bench/results/twin.json``.
+``python -m bench.twin [--sites N --workloads N --hours H --limit SECONDS]`` writes ``bench/results/twin.json``.
 Without sizes it takes a row of small days, whose growth is printed.
 
 A day is: sites in twenty zones of the hourly carbon trace of 2022, so that every hour the hub is told 24 hours' forecast for
@@ -31,7 +31,7 @@ import yaml
 from bench.results import Figure, figure, write
 from metaos.twin.play import play
 from metaos.twin.report import summary
-from metaos.twin.scenario import Scenario, load, scenario
+from metaos.twin.scenario import Scenario, scenario
 from metaos.twin.text import parse
 
 ROOT = Path(__file__).parents[1]
@@ -154,29 +154,12 @@ def apart(sites: int, workloads: int, hours: float, limit: float) -> list[Figure
     ]
 
 
-def seeds(count: int, first: int) -> list[Figure]:
-    """Stories of failure; each that does not hold prints how to see it again."""
-    story, began, failed = load(ROOT / "examples/scenarios/chaos.yaml"), time.monotonic(), 0
-    for seed in range(first, first + count):
-        report = play(story.with_seed(seed))
-        if not report["passed"]:
-            failed += 1
-            print(f"nemo twin run examples/scenarios/chaos.yaml --seed {seed}\n{summary(report)}", flush=True)
-    took = time.monotonic() - began
-    return [
-        figure(f"chaos, {count} seeds from {first}: that did not hold", [float(failed)], "seeds", aim=0.0),
-        figure("chaos: a story of 3 h with 8 faults", [took / count], "s"),
-    ]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sites", type=int)
     parser.add_argument("--workloads", type=int, default=0)
     parser.add_argument("--hours", type=float, default=24.0)
     parser.add_argument("--limit", type=float, default=1800.0)
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--measure", nargs=3, type=float, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     logging.basicConfig(level=logging.CRITICAL)
@@ -185,7 +168,7 @@ def main() -> None:
         return
     row = ((asked.sites, asked.workloads, asked.hours),) if asked.sites else ROW
     found = [each for size in row for each in apart(*size, asked.limit)]
-    write("twin", found + (seeds(asked.seeds, asked.first) if asked.seeds else []))
+    write("twin", found)
 
 
 if __name__ == "__main__":

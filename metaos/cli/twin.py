@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def twin() -> None:
 @SCENARIO
 @click.option("--seed", type=click.IntRange(min=0), help="Another seed than the scenario's.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="So many seeds, one after another.")
+@click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Play many seeds in so many processes.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a report with plots to this file.")
 @click.option("--log", type=click.Path(path_type=Path, dir_okay=False), help="Write every event, one a line, to this file.")
 @click.option(
@@ -41,6 +43,7 @@ def run(
     scenario: Path,
     seed: int | None,
     seeds: int,
+    jobs: int,
     html: Path | None,
     log: Path | None,
     minimise: Path | None,
@@ -50,7 +53,7 @@ def run(
     """Play SCENARIO: exit code 0 where all expected held.
 
     \b
-    Example: nemo twin run examples/scenarios/chaos.yaml --seeds 20
+    Example: nemo twin run examples/scenarios/small-chaos.yaml --seeds 1000 --jobs 2
     """
     from metaos.cli.output import emit
     from metaos.twin.report import summary, write_html
@@ -63,9 +66,11 @@ def run(
     except ScenarioError as error:
         raise click.ClickException(str(error)) from None
     first = found.seed if seed is None else seed
+    if jobs > 1 and (html is not None or log is not None):
+        raise click.UsageError("one report or log is of one seed: leave --jobs out, or --html and --log")
     failed = 0
-    for number in range(first, first + seeds):
-        report = _play(found.with_seed(number), log)
+    for report in _reports(found, range(first, first + seeds), jobs, log):
+        number = report["seed"]
         failed += not report["passed"]
         if seeds == 1 or not report["passed"]:
             emit(report, output, text=summary(report))
@@ -176,6 +181,21 @@ def _play(scenario: Any, log: Path | None) -> dict[str, Any]:
             click.echo("\r\033[K", err=True, nl=False)
     click.echo(f"simulated {report['simulated']['seconds']:.0f} s in {time.monotonic() - began:.1f} s", err=True)
     return report
+
+
+def _reports(scenario: Any, numbers: range, jobs: int, log: Path | None) -> Iterator[dict[str, Any]]:
+    """Of every seed; with several ``jobs`` of those that did not hold."""
+    if jobs == 1:
+        for number in numbers:
+            yield _play(scenario.with_seed(number), log)
+        return
+    from metaos.twin.seeds import failing
+
+    def played(done: int) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"\r{done} of {len(numbers)} seeds\033[K", err=True, nl=False)
+
+    yield from failing(scenario, numbers, jobs, played)
 
 
 def _minimise(scenario: Any, file: Path) -> None:

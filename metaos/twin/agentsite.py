@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +27,7 @@ from metaos.resources.meta import Obj, ObjectRef, name, uid
 from metaos.tunnel import Stream, TunnelError
 from metaos.twin.network import Line
 from metaos.twin.runtime import SimulatedRuntime
-from metaos.twin.site import Copy, Ground, Machine
+from metaos.twin.site import Copy, Ground, Machine, held
 
 PROBES = ("readinessProbe", "livenessProbe", "startupProbe")
 
@@ -119,6 +120,9 @@ class AgentSite:
                 ready = bool(states) and all(s.running or s.exit_code == 0 for s in states)
                 found.append(Copy(self.name, *owner, sandbox.config.namespace, sandbox.config.name, ready))
         return found
+
+    def holds(self) -> list[ObjectRef]:
+        return held(json.loads(path.read_text()) for path in sorted((self._config.data / "works").glob("*.json")))
 
     def busy_milli(self) -> float:
         return (

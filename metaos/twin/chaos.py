@@ -46,6 +46,7 @@ def _fault(random: Random, sites: list[str], scalable: list[str], until: float) 
     elif what == "link":
         value = {"loss": round(random.uniform(0, 0.3), 3), "jitter": round(random.uniform(0, 2), 3)}
         value["duplicates"] = round(random.uniform(0, 0.2), 3)
+        value["delay"] = round(random.choice((0.01, 0.2, 1.5)), 3)
         more["sites"] = some
     elif what == "killHub":
         value = True

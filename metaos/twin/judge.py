@@ -2,7 +2,8 @@
 
 - No acknowledged write is lost: after every start of the hub each key is as it was last written.
 - Nothing of a workload with a residency is ever on a site outside it: no Work for the site, no mirror, no running pod; the
-  same for the Secrets, ConfigMaps and claims that follow it, as long as nothing else needs them there.
+  same for the Secrets, ConfigMaps and claims that follow it, as long as nothing else needs them there. Nor does an agent there
+  keep one of them on its disk.
 - Never more than the policy allows: a decision never adds up to more replicas than asked for, and of work that must not run
   twice no more copies exist anywhere, stopping ones too.
 - Healthy work is not deleted: a Work goes only when its workload is gone, has ended, or is decided to be elsewhere.
@@ -141,6 +142,9 @@ class Judge:
         copies = self._world.sites[site].copies()
         for copy in copies:
             self._check_home(_key(copy), site, "a pod of it ran on")
+        if self._homes:
+            for about in self._world.sites[site].holds():
+                self._check_home((about.kind, about.namespace, about.name), site, "its agent keeps")
         counted = _counts(copies)
         for key, by_site in self._once.items():
             before, found = by_site.get(site, 0), counted.get(key, 0)
@@ -161,7 +165,7 @@ class Judge:
         """From now on it keeps what it has."""
         ready = [copy for copy in self._world.sites[site].copies() if copy.ready]
         found = _counts(ready)
-        self._kept[site] = {k: n for k, n in found.items() if k[0] == "Deployment" and k in self._subjects}
+        self._kept[site] = {k: n for k, n in found.items() if k[0] in ("Deployment", "DaemonSet") and k in self._subjects}
 
     def reached(self, site: str) -> None:
         """It may be told something else again, or has lost its power: then what it had is gone."""

@@ -35,7 +35,7 @@ from metaos.resources.meta import (
 )
 from metaos.resources.scheme import CLUSTER, WORKLOADS
 from metaos.twin.runtime import DEFAULT_MILLI, duration
-from metaos.twin.site import Copy, Ground, Machine
+from metaos.twin.site import Copy, Ground, Machine, held
 from metaos.twin.watchdog import SimulatedWatchdog
 
 START_SECONDS, STOP_SECONDS, COALESCE_SECONDS = 1.0, 1.0, 0.05
@@ -46,14 +46,16 @@ _KINDS = {kind.kind for kind in WORKLOADS}
 class Kept(WorkFiles):
     """The site's disk, in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, changed: Callable[[], None]) -> None:
         self._works: dict[str, Obj] = {}
+        self._changed = changed
 
     def load(self) -> list[Obj]:
         return [self._works[key] for key in sorted(self._works)]
 
     def save(self, work: Obj) -> None:
         self._works[name(work)] = work
+        self._changed()
 
     def remove(self, work: Obj) -> None:
         self._works.pop(name(work), None)
@@ -82,7 +84,7 @@ class LightSite:
         self.clock, self.line = ground.clock, ground.line(name(obj))
         self.line.bookmarks = False
         self._watchdog = SimulatedWatchdog(self._killed)
-        self._files = Kept()
+        self._files = Kept(lambda: ground.changed(self.name))
         self.pods: dict[tuple[str, str], LightPod] = {}
         #: Jobs that have ended here, by uid.
         self._ended: dict[str, str] = {}
@@ -177,6 +179,9 @@ class LightSite:
             for key, pod in self.pods.items()
             if not pod.over
         ]
+
+    def holds(self) -> list[ObjectRef]:
+        return held(self._files.load())
 
     def busy_milli(self) -> float:
         return sum(pod.milli for pod in self.pods.values() if not pod.over) * UTILISATION

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 from typing import Any, Protocol
 
 from metaos.resources import quantity
-from metaos.resources.meta import Obj, ObjectRef
+from metaos.resources.meta import Obj, ObjectRef, ref
 from metaos.twin.clock import VirtualClock
 from metaos.twin.hub import Hub
 from metaos.twin.network import Line, Quality
@@ -89,6 +89,10 @@ class Site(Protocol):
 
     def copies(self) -> list[Copy]: ...
 
+    def holds(self) -> list[ObjectRef]:
+        """Every object that its agent keeps on its disk: workloads and what follows them."""
+        ...
+
     def busy_milli(self) -> float:
         """Milli-CPU in use."""
         ...
@@ -96,6 +100,11 @@ class Site(Protocol):
     def lie(self, status: dict[str, Any] | None) -> None:
         """Tells the hub this about its capacity, whatever is true; ``None``: the truth again."""
         ...
+
+
+def held(works: Iterable[Obj]) -> list[ObjectRef]:
+    """The objects of Works."""
+    return [ref(manifest) for work in works for manifest in (work.get("spec") or {}).get("manifests") or ()]
 
 
 def watts(site: Obj, busy_milli: float) -> float:

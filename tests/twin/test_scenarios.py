@@ -23,6 +23,7 @@ from metaos.twin.play import play
 from metaos.twin.replay import replayed
 from metaos.twin.report import summary
 from metaos.twin.scenario import Hope, Scenario, load, scenario
+from metaos.twin.seeds import failing
 from metaos.twin.text import ScenarioError, parse
 from metaos.twin.watchdog import SimulatedWatchdog
 from metaos.twin.world import Timing, World
@@ -218,10 +219,17 @@ def test_another_seed_is_another_story() -> None:
     assert drawn(story) == drawn(story) != drawn(story.with_seed(2))
 
 
+def test_many_seeds_are_played_in_shards_and_those_that_fail_are_told_in_order() -> None:
+    story = of(duration="2m", expect=[{"at": "1m", "runsOn": {"api": ["eu"]}}])
+    told: list[int] = []
+    found = list(failing(story, range(5, 47), played=told.append))
+    assert [report["seed"] for report in found] == list(range(5, 47)) and told == [20, 40, 42]
+    assert not any(list(failing(of(duration="2m"), range(2))))
+
+
 @pytest.mark.slow
-def test_many_seeds() -> None:
-    """More in ``python -m bench twin``."""
-    story = load(FOLDER / "chaos.yaml")
-    for seed in range(100, 108):
-        report = play(story.with_seed(seed))
-        assert report["passed"], f"nemo twin run examples/scenarios/chaos.yaml --seed {seed}\n{summary(report)}"
+@pytest.mark.parametrize(("name", "first", "count"), [("small-chaos", 100_000, 1500), ("chaos", 100, 8)])
+def test_many_seeds(name: str, first: int, count: int) -> None:
+    """More in ``python -m bench chaos``."""
+    for report in failing(load(FOLDER / f"{name}.yaml"), range(first, first + count), jobs=os.cpu_count() or 1):
+        pytest.fail(f"nemo twin run examples/scenarios/{name}.yaml --seed {report['seed']}\n{summary(report)}")
