@@ -239,11 +239,12 @@ class Play:
             cuts[0] += ways[0] * change
             cuts[1] += ways[1] * change
             line = self.world.sites[site].line
-            was = line.cut
+            was = line.down_cut
             line.set(up=cuts[0] > 0, down=cuts[1] > 0)
-            if line.cut and not was and not self._stopped.get(site):
+            # One that still hears the hub, though it cannot answer, may be told something else.
+            if line.down_cut and not was and not self._stopped.get(site):
                 self.judge.cut_off(site)
-            elif not line.cut:
+            elif not line.down_cut:
                 self.judge.reached(site)
 
     async def _link(self, sites: list[str], value: dict[str, Any]) -> None:
