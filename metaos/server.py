@@ -53,6 +53,7 @@ from metaos.controllers.carbon import ensure_replay
 from metaos.controllers.certificate import secret_text, take_over
 from metaos.controllers.planning import Planner
 from metaos.controllers.settings import Settings
+from metaos.controllers.worker import WorkerProcess
 from metaos.files import write_private
 from metaos.http import spare_memory
 from metaos.pki import ADMIN, Pki
@@ -132,7 +133,10 @@ class Hub:
         carbon = _carbon_source(self.config, clock)
         if isinstance(carbon, TraceCarbonSource):
             await ensure_replay(client, self.config.carbon_start_hour, self.config.carbon_speed)
+        worker = WorkerProcess()
+        stack.callback(worker.close)
         settings = Settings(
+            decide=worker.decide,
             sign=lambda *request, **subject: pki.authority.sign_csr(*request, **subject),
             carbon=carbon,
             price=_price_source(self.config, clock),

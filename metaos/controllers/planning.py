@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from metaos.clock import Clock
 from metaos.controllers.facts import Facts, decided, finished, placeable, placement_name, takes_room
 from metaos.controllers.settings import Settings
 from metaos.controllers.usage import Share, Usage
+from metaos.controllers.worker import at_once
 from metaos.plugins.registry import load_all
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme, workload
@@ -21,8 +22,8 @@ from metaos.resources.snapshot import Snapshot, WorkloadInfo
 from metaos.resources.traffic import located, sending
 from metaos.scheduler.conflicts import as_data
 from metaos.scheduler.explain import placement_status
-from metaos.scheduler.filters import FILTERS
-from metaos.scheduler.scores import SCORES
+from metaos.scheduler.filters import FILTERS, Filter
+from metaos.scheduler.scores import SCORES, Score
 
 if TYPE_CHECKING:
     from metaos.scheduler.planning import Alternative, Changes, Measures, Outcome
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 OUTCOMES_KEPT = 500
 #: Workloads x sites that are placed at once: a table of 160 MB.
 MOST_PAIRS = 20_000_000
+#: From so many pairs on a plan takes longer than the event loop may (20 ms), and is made in the worker process.
+MANY_PAIRS = 4_000
 #: Workloads that are read before others get their turn.
 AT_ONCE = 50
 #: Plans that are made or wait for the one that is.
@@ -56,7 +59,7 @@ class Planner:
     """See the module. Reads the informers that the controllers have anyway."""
 
     def __init__(self, manager: Manager, clock: Clock, settings: Settings) -> None:
-        self._clock = clock
+        self._clock, self._beside = clock, settings.decide
         self._facts = Facts(manager, settings)
         self._clusters = manager.informer(scheme.CLUSTER)
         self._placements = manager.informer(scheme.PLACEMENT)
@@ -98,8 +101,10 @@ class Planner:
         asked = await self.supposed(objects, changes)
         seen = {where for where in {w.ref.namespace for w in asked.workloads} if visible(where)}
         # Beside the loop: agents' heartbeats do not wait for a large plan.
+        decide = self._beside if len(asked.workloads) * len(asked.snapshot.clusters) >= MANY_PAIRS else at_once
+        judges = self._filters, self._scores
         try:
-            rows, left_out, outcomes = await asyncio.to_thread(self._decide, asked, changes, seen)
+            rows, left_out, outcomes = await decide(_outcomes, asked, changes, seen, *judges)
         except ValueError as error:
             raise _refused("spec", str(error)) from None
         told = [o for o in outcomes if o.workload.ref.namespace in seen]
@@ -113,32 +118,11 @@ class Planner:
             "chosen": _measures(together([o.after for o in told if o.changed and o.plan.clusters])),
         }
         if spec.get("alternatives", True):
-            judges = self._filters, self._scores
-            found = await asyncio.to_thread(
-                alternatives, asked.snapshot, changes, outcomes, *judges, within=seen, places=asked.places
-            )
+            found = await decide(alternatives, asked.snapshot, changes, outcomes, *judges, within=seen, places=asked.places)
             status["alternatives"] = [_alternative(a) for a in found]
         if spec.get("reoptimise"):
             status["reoptimised"] = await self._optimised(visible)
         return status
-
-    def _decide(self, asked: Asked, changes: Changes, seen: Set[str]) -> tuple[list[dict[str, Any]], int, list[Outcome]]:
-        """What is told of each workload, how many of those are left out, and all outcomes in short."""
-        from metaos.scheduler.planning import project
-
-        rows: list[dict[str, Any]] = []
-        outcomes: list[Outcome] = []
-        left_out = 0
-        judges = self._filters, self._scores
-        for found in project(asked.snapshot, changes, asked.workloads, *judges, present=asked.present, places=asked.places):
-            about = found.workload.ref
-            if about.namespace in seen and (found.changed or found.impossible is not None or about in asked.brought):
-                if len(rows) < OUTCOMES_KEPT:
-                    rows.append(_outcome(found))
-                else:
-                    left_out += 1
-            outcomes.append(found.in_short())
-        return rows, left_out, outcomes
 
     async def _optimised(self, visible: Callable[[str], bool]) -> dict[str, Any]:
         """All workloads as they are, placed at once."""
@@ -149,7 +133,8 @@ class Planner:
         if len(everything) * len(snapshot.clusters) > MOST_PAIRS:
             pairs = f"{len(everything)} workloads x {len(snapshot.clusters)} sites"
             raise _refused("spec.reoptimise", f"{pairs} are too many at once, at most {MOST_PAIRS} pairs are possible")
-        found = await asyncio.to_thread(optimise, snapshot, everything, self._filters, self._scores)
+        decide = self._beside if len(everything) * len(snapshot.clusters) >= MANY_PAIRS else at_once
+        found = await decide(optimise, snapshot, everything, self._filters, self._scores)
         shown = [m for m in found.moves if visible(m.workload.ref.namespace)]
         return {
             "considered": found.considered,
@@ -208,7 +193,7 @@ class Planner:
             placement, current = self._placement(about, obj), places.get(about) or {}
             asked.append(self._facts.workload(obj, placement, current, merged[where], evictions[where]))
         earlier = {a: self._facts.workload(present[a], self._placement(a, present[a]), places[a]) for a in updated}
-        return Asked(snapshot, asked, brought.keys(), earlier, places)
+        return Asked(snapshot, asked, frozenset(brought), earlier, places)
 
     def _flows(
         self,
@@ -243,6 +228,26 @@ class Planner:
         ordered = [merged[key] for key in sorted(merged)]
         kinds = (scheme.INTENT.kind, scheme.PLACEMENT_POLICY.kind)
         return [o for o in ordered if o["kind"] == kinds[0]], [o for o in ordered if o["kind"] == kinds[1]]
+
+
+def _outcomes(
+    asked: Asked, changes: Changes, seen: Set[str], filters: Sequence[tuple[str, Filter]], scores: Sequence[Score]
+) -> tuple[list[dict[str, Any]], int, list[Outcome]]:
+    """What is told of each workload, how many of those are left out, and all outcomes in short."""
+    from metaos.scheduler.planning import project
+
+    rows: list[dict[str, Any]] = []
+    outcomes: list[Outcome] = []
+    left_out = 0
+    for found in project(asked.snapshot, changes, asked.workloads, filters, scores, present=asked.present, places=asked.places):
+        about = found.workload.ref
+        if about.namespace in seen and (found.changed or found.impossible is not None or about in asked.brought):
+            if len(rows) < OUTCOMES_KEPT:
+                rows.append(_outcome(found))
+            else:
+                left_out += 1
+        outcomes.append(found.in_short())
+    return rows, left_out, outcomes
 
 
 def _measures(found: Measures) -> dict[str, Any]:

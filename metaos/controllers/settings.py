@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from metaos.controllers.worker import Decide, at_once
 from metaos.plugins.points import CarbonSource, PriceSource
 from metaos.scheduler.scores import Score
 
@@ -23,6 +24,8 @@ class Settings:
     sign: Callable[..., bytes]
     carbon: CarbonSource | None = None
     price: PriceSource | None = None
+    #: Where decisions are made that take longer than the event loop may.
+    decide: Decide = at_once
     #: Fetches for a source that is asked over HTTP.
     get: Get | None = None
     lease_duration: float = 40.0

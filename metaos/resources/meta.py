@@ -5,7 +5,8 @@ read and write the common parts. Source: Kubernetes API conventions.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -206,19 +207,29 @@ def _exceeds(left: str, right: str, more: bool) -> bool:
 def label_selector(selector: Mapping[str, Any] | None) -> Predicate:
     """A ``metav1.LabelSelector``. ``None`` selects nothing, an empty one everything."""
     if selector is None:
-        return lambda found: False
-    wanted: Mapping[str, str] = selector.get("matchLabels") or {}
-    rules = [(r["key"], r["operator"], set(r.get("values") or ())) for r in selector.get("matchExpressions") or ()]
+        return _nothing
+    rules = tuple((r["key"], r["operator"], frozenset(r.get("values") or ())) for r in selector.get("matchExpressions") or ())
+    return _LabelSelector(selector.get("matchLabels") or {}, rules)
 
-    def matches(found: Mapping[str, str]) -> bool:
-        return all(found.get(k) == v for k, v in wanted.items()) and all(
-            match_expression(found, key, operator, values) for key, operator, values in rules
+
+def _nothing(found: Mapping[str, str]) -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class _LabelSelector:
+    """A class of its own, so that a snapshot with one in it can go to another process."""
+
+    wanted: Mapping[str, str]
+    rules: tuple[tuple[str, str, frozenset[str]], ...]
+
+    def __call__(self, found: Mapping[str, str]) -> bool:
+        return all(found.get(k) == v for k, v in self.wanted.items()) and all(
+            match_expression(found, key, operator, values) for key, operator, values in self.rules
         )
 
-    return matches
 
-
-def match_expression(found: Mapping[str, str], key: str, operator: str, values: set[str]) -> bool:
+def match_expression(found: Mapping[str, str], key: str, operator: str, values: Set[str]) -> bool:
     """One ``matchExpressions`` entry, of label selectors and of node selectors (``Gt``, ``Lt``)."""
     if operator == "In":
         return key in found and found[key] in values

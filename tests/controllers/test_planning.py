@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,18 @@ async def test_sums_and_alternatives_are_of_what_the_caller_may_see() -> None:
         assert caught.value.code == 403
 
 
-async def test_one_plan_is_made_at_a_time_and_few_may_wait() -> None:
-    asking = Asking()
+async def test_one_plan_is_made_at_a_time_and_few_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def later(function: Any, /, *arguments: Any, **named: Any) -> Any:
+        await asyncio.sleep(0)
+        return function(*arguments, **named)
+
+    class Beside(Asking):
+        def setup(self, manager: Manager, client: Any, clock: Any, settings: Settings) -> None:
+            super().setup(manager, client, clock, replace(settings, decide=later))
+
+    # As a large one, which is made in another process.
+    monkeypatch.setattr(planning, "MANY_PAIRS", 0)
+    asking = Beside()
     async with running(placement.setup, asking.setup, objects=(cluster("a"),)):
         answers = await asyncio.gather(*(asking() for _ in range(MOST_WAITING + 2)), return_exceptions=True)
         refused = [a for a in answers if isinstance(a, ApiError)]
@@ -165,6 +176,7 @@ async def test_a_pod_that_has_its_site_takes_its_room_there_until_it_has_ended()
         assert places(row["after"]) == {}
         await client.patch(scheme.POD, "lone", "shop", {"status": {"phase": "Succeeded"}}, subresource="status")
         for _ in range(100):
+            await clock.advance(0.1)
             (row,) = (await asking(objects=[deployment("web", cpu="2")]))["workloads"]
             if places(row["after"]):
                 break
@@ -198,6 +210,7 @@ async def planned(asking: Asking, obj: Obj, elsewhere: bool = False) -> dict[str
     """Asks until the informers have what was written."""
     row: dict[str, Any] = {}
     for _ in range(100):
+        await asyncio.sleep(0)
         (row,) = (await asking(objects=[obj]))["workloads"]
         before, after = places(row["before"]), places(row["after"])
         if before and elsewhere == (before != after):
