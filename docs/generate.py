@@ -10,6 +10,7 @@ from typing import Any
 import click
 import yaml
 
+from docs.measured import deferral_page
 from metaos.cli.main import CONTEXT, nemo
 
 ROOT = Path(__file__).parent
@@ -285,6 +286,7 @@ PAGES = {
     "differences.md": differences_page,
     "fields.md": fields_page,
     "limits.md": limits_page,
+    "deferral.md": deferral_page,
 }
 
 
