@@ -20,7 +20,7 @@ KINDS = frozenset(
     (
         *scheme.WORKLOADS,
         *(scheme.REPLICA_SET, scheme.SERVICE, scheme.PERSISTENT_VOLUME_CLAIM, scheme.PERSISTENT_VOLUME),
-        *(scheme.INGRESS, scheme.INGRESS_CLASS, scheme.NETWORK_POLICY, scheme.STORAGE_CLASS),
+        *(scheme.INGRESS, scheme.INGRESS_CLASS, scheme.NETWORK_POLICY, scheme.STORAGE_CLASS, scheme.PRIORITY_CLASS),
     )
 )
 

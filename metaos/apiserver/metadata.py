@@ -26,7 +26,14 @@ _PATH_NAMES = frozenset({"Role", "RoleBinding", "ClusterRole", "ClusterRoleBindi
 #: Native kinds that have no generation; a change of them is seen by resourceVersion.
 _NO_GENERATION = _PATH_NAMES | {
     *("Namespace", "ConfigMap", "Secret", "ServiceAccount", "Event", "Node", "ControllerRevision", "Lease"),
-    *("CertificateSigningRequest", "StorageClass", "PersistentVolume", "PersistentVolumeClaim", "HorizontalPodAutoscaler"),
+    *(
+        "CertificateSigningRequest",
+        "StorageClass",
+        "PriorityClass",
+        "PersistentVolume",
+        "PersistentVolumeClaim",
+        "HorizontalPodAutoscaler",
+    ),
 }
 
 #: Finalizers that need no domain.

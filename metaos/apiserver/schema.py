@@ -122,6 +122,7 @@ _PACKAGES = {
     "authorization.k8s.io": "authorization",
     "authentication.k8s.io": "authentication",
     "networking.k8s.io": "networking",
+    "scheduling.k8s.io": "scheduling",
     "storage.k8s.io": "storage",
 }
 

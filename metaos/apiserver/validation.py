@@ -19,7 +19,7 @@ import yaml
 
 from metaos.apiserver import own
 from metaos.apiserver.metadata import DNS_SUBDOMAIN, SUBDOMAIN, dns_label_causes, label_causes
-from metaos.apiserver.rules import access, jobs, network, scaling, storage
+from metaos.apiserver.rules import access, jobs, network, scaling, scheduling, storage
 from metaos.apiserver.rules.pods import pod_causes, port_name_causes
 from metaos.apiserver.rules.selecting import selector_causes
 from metaos.apiserver.schema import Node, duplicate, forbidden, invalid, node_of, required, unsupported
@@ -426,6 +426,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     scheme.NETWORK_POLICY.kind: (network.network_policy,),
     scheme.POD_DISRUPTION_BUDGET.kind: (scaling.disruption_budget,),
     scheme.HORIZONTAL_POD_AUTOSCALER.kind: (scaling.autoscaler,),
+    scheme.PRIORITY_CLASS.kind: (scheduling.priority_class,),
     scheme.STORAGE_CLASS.kind: (storage.storage_class,),
     scheme.PERSISTENT_VOLUME.kind: (storage.volume,),
     scheme.INTENT.kind: (own.intent_causes,),

@@ -28,6 +28,10 @@ from metaos.resources.meta import (
 )
 from metaos.resources.snapshot import Move, WorkloadInfo, concerns, workload_info
 from metaos.resources.traffic import edges_of
+from metaos.resources.workload import pod_spec
+
+#: These two exist in every cluster.
+SYSTEM_PRIORITIES = {"system-cluster-critical": 2_000_000_000, "system-node-critical": 2_000_001_000}
 
 
 def placement_name(about: ObjectRef) -> str:
@@ -103,9 +107,31 @@ class Facts:
         self._pods = manager.informer(scheme.POD)
         self._intents = manager.informer(scheme.INTENT)
         self._policies = manager.informer(scheme.PLACEMENT_POLICY)
+        self._classes = manager.informer(scheme.PRIORITY_CLASS)
         self._pods.add_index("evicted", lambda pod: [namespace(pod)] if EVICTED in annotations(pod) else [])
         for informer in (self._intents, self._policies):
             informer.add_index("about", about)
+
+    def priority(self, obj: Obj) -> tuple[int, bool]:
+        """Of a workload's pods, and whether they may displace others. Without a class of theirs it is the default one's; without
+        any, and for a class that is not there, 0 and yes, as for pods in Kubernetes."""
+        spec = pod_spec(obj)
+        word = str(spec.get("priorityClassName") or "")
+        if word in SYSTEM_PRIORITIES:
+            return SYSTEM_PRIORITIES[word], True
+        if word:
+            found = self._classes.get(word)
+        else:
+            usual = [c for c in self._classes.list() if c.get("globalDefault")]
+            found = min(usual, key=lambda c: (c["value"], name(c)), default=None)
+        if found is None:
+            return 0, True
+        return int(found.get("value") or 0), "Never" not in (found.get("preemptionPolicy"), spec.get("preemptionPolicy"))
+
+    def unknown_class(self, obj: Obj) -> str:
+        """The name of a PriorityClass that a workload names and that is not there."""
+        word = str(pod_spec(obj).get("priorityClassName") or "")
+        return "" if not word or word in SYSTEM_PRIORITIES or self._classes.get(word) is not None else word
 
     def rules(self, where: str) -> tuple[list[Obj], list[Obj]]:
         """The Intents, by name, and PlacementPolicies of a namespace."""
@@ -145,6 +171,8 @@ class Facts:
             moves=[_move(m) for m in ((placement or {}).get("spec") or {}).get("moves") or ()],
             traffic=edges_of(ref(obj), intents),
         )
+        priority, preempts = self.priority(obj)
+        found = replace(found, priority=priority, preempts=preempts)
         fenced = tolerated_seconds(obj, [p for p in policies if concerns(p, obj)], self._settings)
         if fenced > found.policy.toleration_seconds:
             found = replace(found, policy=replace(found.policy, toleration_seconds=fenced))

@@ -7,7 +7,7 @@ migration controllers carry the decision out.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metaos.client import Client
 from metaos.clock import Clock
@@ -47,6 +47,9 @@ from metaos.scheduler.filters import FILTERS
 from metaos.scheduler.framework import STILL_BEST, Plan, decide
 from metaos.scheduler.scores import SCORES
 
+if TYPE_CHECKING:
+    from metaos.scheduler.preemption import Preemption
+
 NAME = "placement"
 #: One key for changes of sites: however many there are at once, every workload is looked at once.
 SITES = ObjectRef(scheme.CLUSTER.group, scheme.CLUSTER.kind, "", "")
@@ -75,6 +78,8 @@ class PlacementReconciler:
         self._usage = Usage(self._clusters.list)
         self._clusters.on_change(self._usage.cluster_changed)
         self._flows = Flows(self._member)
+        # Those that want more room than there is: they are looked at again when some becomes free. Bounded by the workloads.
+        self._waiting: dict[ObjectRef, None] = {}
 
     async def reconcile(self, about: ObjectRef) -> Result:
         if about == SITES:
@@ -86,6 +91,7 @@ class PlacementReconciler:
         obj = self._workloads[about.kind].get(about.name, about.namespace)
         if obj is None or not placeable(obj):
             self._decided.pop(about, None)
+            self._waiting.pop(about, None)
             return DONE
         placement = self._placements.get(placement_name(about), about.namespace)
         if placement is not None and (placement.get("spec") or {}).get("workloadRef", {}).get("uid") != uid(obj):
@@ -99,6 +105,9 @@ class PlacementReconciler:
         narrow = sends(found) and world.bools["narrow"].any()
         snapshot = Snapshot(now, world, self._flows.others(about) if narrow else {})
         found, plan = self._decide(snapshot, found)
+        displacing = None if plan.complete else self._preemption(snapshot, found, plan)
+        if displacing is not None:
+            plan = displacing.plan
         told = (placement or {}).get("status") or {}
         if dict(plan.clusters) == decided(placement) and tells(told, plan):
             reasons = {key: told[key] for key in REASONS if key in told}
@@ -110,8 +119,59 @@ class PlacementReconciler:
             reasons["traffic"] = traffic_status(found, places)
         if not plan.clusters or not plan.complete:
             reasons["conflict"] = as_data(impossible(snapshot, found, self._filters))
+        if displacing is not None:
+            await self._displace(found, displacing)
         await self._write(obj, placement, found, plan, reasons, now)
+        if plan.complete:
+            self._waiting.pop(about, None)
+        else:
+            self._waiting[about] = None
+            if word := self._facts.unknown_class(obj):
+                text = f"no PriorityClass with name {word} was found: its priority is 0 until there is one"
+                await self._recorder.event(obj, "UnknownPriorityClass", text, warning=True)
         return self._again(found, plan, now)
+
+    # -- priority -------------------------------------------------------------------------------------------
+
+    def _preemption(self, snapshot: Snapshot, found: WorkloadInfo, plan: Plan) -> "Preemption | None":
+        """Which ones of lower priority give way, where that helps."""
+        tenants = self._usage.tenants(found.priority) if found.preempts else {}
+        if not tenants:
+            return None
+        # With numpy, as every decision.
+        from metaos.scheduler.preemption import preempt
+
+        return preempt(snapshot, found, plan, tenants, self._usage.without, self._filters, self._scores)
+
+    async def _displace(self, found: WorkloadInfo, chosen: "Preemption") -> None:
+        """The victims are decided anew first: should the hub die between, there is room, and nobody is there twice."""
+        about = found.ref
+        self._decided[about] = dict(chosen.plan.clusters)
+        self.take_account(about)
+        by = f"{about.kind} {about.namespace}/{about.name}, whose priority is {found.priority}"
+        try:
+            for victim in chosen.victims:
+                await self._leave(victim.ref, {chosen.site: by})
+        except ApiError:
+            self._decided.pop(about, None)
+            self.take_account(about)
+            raise
+
+    async def _leave(self, about: ObjectRef, displaced: Mapping[str, str]) -> None:
+        obj = self._workloads[about.kind].get(about.name, about.namespace)
+        if obj is None or not placeable(obj):
+            return
+        placement = self._placements.get(placement_name(about), about.namespace)
+        now, world = self._clock.now(), self._usage.sites(about)
+        there = self._facts.workload(obj, placement, self._current(about, placement))
+        found = replace(located(there, self._places, world.site), displaced=displaced)
+        snapshot = Snapshot(now, world, self._flows.others(about))
+        plan = decide(snapshot, found, self._filters, self._scores)
+        reasons = placement_status(plan)
+        if not plan.complete:
+            self._waiting[about] = None
+            reasons["conflict"] = as_data(impossible(snapshot, found, self._filters))
+        await self._write(obj, placement, found, plan, reasons, now)
 
     # -- the snapshot ---------------------------------------------------------------------------------------
 
@@ -155,13 +215,30 @@ class PlacementReconciler:
         self._flows.changed(about)
         obj = self._workloads[about.kind].get(about.name, about.namespace)
         if obj is None or not takes_room(obj):
-            self._usage.set(about, None)
+            self._room(self._usage.set(about, None))
             return
         spec = workload.pod_spec(obj)
         asked = workload.requests(spec)
         placement = self._placements.get(placement_name(about), about.namespace)
         current = self._current(about, placement)
-        self._usage.set(about, Share(asked["cpu"], asked["memory"], current, workload.device_requests(spec)))
+        fixed = about.kind == "Pod" or workload.has_local_data(obj)
+        priority, _ = self._facts.priority(obj)
+        devices = workload.device_requests(spec)
+        self._room(self._usage.set(about, Share(asked["cpu"], asked["memory"], current, devices, priority, fixed)))
+
+    def _room(self, freed: bool) -> None:
+        """Who waits for room is looked at again where there is more."""
+        if freed:
+            for waiting in self._waiting:
+                self._manager.enqueue(NAME, waiting, SETTLE_SECONDS)
+
+    def classes_changed(self) -> None:
+        """Priorities may be others."""
+        for informer in self._workloads.values():
+            for obj in informer.list():
+                self.take_account(ref(obj))
+        for waiting in self._waiting:
+            self._manager.enqueue(NAME, waiting, SETTLE_SECONDS)
 
     # -- the decision's object ------------------------------------------------------------------------------
 
@@ -317,6 +394,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
             manager.enqueue(NAME, SITES, SETTLE_SECONDS)
 
     manager.informer(scheme.CLUSTER).on_change(on_cluster)
+    manager.informer(scheme.PRIORITY_CLASS).on_change(lambda old, new: reconciler.classes_changed())
 
     def on_intent(old: Obj | None, new: Obj | None) -> None:
         # Whether it is fulfilled, which its status says, follows from decisions.

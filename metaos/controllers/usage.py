@@ -6,7 +6,7 @@ informers, and is worked out again for one workload or one site when that one ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from metaos.resources.meta import Obj, ObjectRef, name
 from metaos.resources.snapshot import ClusterInfo, cluster_info
 
 if TYPE_CHECKING:
+    from metaos.scheduler.preemption import Tenant
     from metaos.scheduler.world import World
 
 
@@ -26,6 +27,9 @@ class Share:
     memory: int
     replicas: Mapping[str, int]
     devices: Asked = ()
+    priority: int = 0
+    #: Whether it is where its data is, and is never displaced.
+    fixed: bool = False
 
 
 class Usage:
@@ -40,13 +44,13 @@ class Usage:
         #: Sites with their totals; ``None`` where they are to be read again, as one joined or left.
         self._world: World | None = None
 
-    def set(self, about: ObjectRef, share: Share | None) -> None:
-        """What a workload takes now; ``None``: nothing."""
+    def set(self, about: ObjectRef, share: Share | None) -> bool:
+        """What a workload takes now; ``None``: nothing. Whether there is more room somewhere than before."""
         before = self._shares.pop(about, None)
         if share is not None:
             self._shares[about] = share
         if before == share:
-            return
+            return False
         touched: set[str] = set()
         for found, sign in ((before, -1), (share, 1)):
             for site, count in (found.replicas if found is not None else {}).items():
@@ -63,6 +67,8 @@ class Usage:
                 del self._devices[site]
             if self._world is not None and (info := self._world.site(site)) is not None:
                 self._world.put(_with(info, self._totals.get(site, (0, 0, 0)), self._devices.get(site) or {}))
+        after = share.replicas if share is not None else {}
+        return before is not None and any(count > after.get(site, 0) for site, count in before.replicas.items())
 
     def cluster_changed(self, old: Obj | None, new: Obj | None) -> None:
         """A site came, changed or went."""
@@ -85,6 +91,24 @@ class Usage:
             return self._world
         here = [info for site in share.replicas if (info := self._world.site(site)) is not None]
         return self._world.beside(self._without(info, share) for info in here)
+
+    def tenants(self, below: int) -> dict[str, list[Tenant]]:
+        """By site, what workloads of a lower priority have there."""
+        from metaos.scheduler.preemption import Tenant
+
+        found: dict[str, list[Tenant]] = {}
+        for about, share in self._shares.items():
+            if share.priority < below and not share.fixed:
+                for site, count in share.replicas.items():
+                    if count:
+                        found.setdefault(site, []).append(Tenant(about, share.priority, count))
+        return found
+
+    def without(self, info: ClusterInfo, apart_from: Collection[ObjectRef]) -> ClusterInfo:
+        """A site as if these workloads had nothing there."""
+        for about in apart_from:
+            info = self._without(info, self._shares[about])
+        return info
 
     def totals(self) -> dict[str, tuple[int, int, int]]:
         """(cpu, memory, pods) by site, of all workloads."""

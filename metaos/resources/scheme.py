@@ -100,6 +100,7 @@ INGRESS = Kind(_NET, "v1", "Ingress", "ingresses", True, ("ing",), (), _STATUS)
 INGRESS_CLASS = Kind(_NET, "v1", "IngressClass", "ingressclasses", False)
 NETWORK_POLICY = Kind(_NET, "v1", "NetworkPolicy", "networkpolicies", True, ("netpol",))
 POD_DISRUPTION_BUDGET = Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets", True, ("pdb",), (), _STATUS)
+PRIORITY_CLASS = Kind("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses", False, ("pc",))
 STORAGE_CLASS = Kind("storage.k8s.io", "v1", "StorageClass", "storageclasses", False, ("sc",))
 PERSISTENT_VOLUME = Kind("", "v1", "PersistentVolume", "persistentvolumes", False, ("pv",), (), _STATUS)
 HORIZONTAL_POD_AUTOSCALER = Kind(
@@ -163,6 +164,7 @@ KINDS: tuple[Kind, ...] = (
     INGRESS_CLASS,
     NETWORK_POLICY,
     POD_DISRUPTION_BUDGET,
+    PRIORITY_CLASS,
     STORAGE_CLASS,
     HORIZONTAL_POD_AUTOSCALER,
     HORIZONTAL_POD_AUTOSCALER_V1,

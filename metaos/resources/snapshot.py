@@ -216,6 +216,10 @@ class WorkloadInfo:
     settled: bool = False
     current: Mapping[str, int] = field(default_factory=dict)
     evicted: frozenset[str] = frozenset()
+    #: Of its PriorityClass; whether it may displace those of a lower one; sites that it has to leave, and to whom.
+    priority: int = 0
+    preempts: bool = True
+    displaced: Mapping[str, str] = field(default_factory=dict)
     moves: tuple[Move, ...] = ()
     targets: tuple[Target, ...] = ()
     policy: PolicyInfo = PolicyInfo()

@@ -167,6 +167,10 @@ def _leaving(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools 
     return gone | (world.bools["unschedulable"] & world.at(workload.evicted)) if workload.evicted else gone
 
 
+def _displaced(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
+    return world.at(workload.displaced) if workload.displaced else None
+
+
 def _health(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
     return ~world.bools["ready"] & ~world.at(workload.current)
 
@@ -263,6 +267,7 @@ MASKS: dict[Filter, Mask] = {
     filters.policy: _policy,
     filters.selectors: _selectors,
     filters.leaving: _leaving,
+    filters.displaced: _displaced,
     filters.health: _health,
     filters.taints: _taints,
     filters.cordon: _cordon,

@@ -54,6 +54,12 @@ def leaving(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) ->
     return None
 
 
+def displaced(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
+    """Who has a higher priority gets the room."""
+    by = workload.displaced.get(cluster.name)
+    return None if by is None else f"its room is needed by {by}, and its own priority is {workload.priority}"
+
+
 def cordon(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
     """A cordoned site takes nothing new."""
     if cluster.unschedulable and cluster.name not in workload.current:
@@ -249,6 +255,7 @@ FILTERS: tuple[tuple[str, Filter], ...] = (
     ("Policy", policy),
     ("Selectors", selectors),
     ("Leaving", leaving),
+    ("Displaced", displaced),
     ("Health", health),
     ("Taints", taints),
     ("Cordon", cordon),

@@ -19,7 +19,7 @@ HOUR_SECONDS = 3600.0
 STILL_BEST = "still the best choice"
 #: Filters whose word makes a site be left whatever the budget says: the site is gone, or somebody said so. What other filters
 #: reject (measured values above all) may change from minute to minute, so leaving for it is within the budget.
-MUST_LEAVE = frozenset({"Residency", "LocalData", "Policy", "Selectors", "Leaving", "Health", "Taints", "Cordon"})
+MUST_LEAVE = frozenset({"Residency", "LocalData", "Policy", "Selectors", "Leaving", "Displaced", "Health", "Taints", "Cordon"})
 #: In one sentence about why there is no place.
 REASONS_LOOKED_AT, REASONS_TOLD, SITES_TOLD = 200, 6, 6
 
@@ -110,7 +110,7 @@ def _reconsider(
         kept = [c for c in feasible if c.name in workload.current]
         choice = near if near is not None and not kept else distribute(workload, kept, feasible, totals)
         if not choice.clusters:
-            # Nowhere to go: what may still run there, runs on. Residency alone takes it away.
+            # Nowhere to go: what may still run there, runs on. Residency takes it away, and who has a higher priority.
             staying = {c: n for c, n in workload.current.items() if _may_stay(ranking.rejection(c))}
             return make(Choice(staying, False), f"must leave {why}; but {_nowhere(ranking.rejected, workload, feasible)}")
         return make(choice, f"had to leave {why}", migrates=True, forced=True)
@@ -243,7 +243,7 @@ def _budget(workload: WorkloadInfo) -> str:
 
 
 def _may_stay(found: Rejection | None) -> bool:
-    return found is None or found.filter != "Residency"
+    return found is None or found.filter not in ("Residency", "Displaced")
 
 
 def _nowhere(rejected: Sequence[Rejection], workload: WorkloadInfo, feasible: Sequence[ClusterInfo]) -> str:

@@ -209,3 +209,45 @@ async def test_an_application_leaves_a_drained_site_together() -> None:
 
         await until(clock, moved)
     assert len({tuple(places(client, f"deployment-{n}")) for n in ("api", "db", "web")}) == 1
+
+
+async def test_who_has_a_higher_priority_displaces_and_who_was_displaced_comes_back() -> None:
+    high: Obj = {**scheme.PRIORITY_CLASS.empty("high"), "value": 1000}
+    small = {"allocatable": {"cpu": "1", "memory": "4Gi", "pods": "10"}}
+    objects = (cluster("a", status=small), high, sized("low", "700m"))
+    async with running(placement.setup, objects=objects) as (client, clock):
+        await until(clock, lambda: places(client, "deployment-low") == {"a": 1})
+        client.seed(sized("urgent", "600m", priority="high"))
+        await until(clock, lambda: places(client, "deployment-urgent") == {"a": 1})
+        assert places(client, "deployment-low") == {}
+        found = client.find(scheme.PLACEMENT, "deployment-low", "shop") or {}
+        assert "its room is needed by Deployment shop/urgent, whose priority is 1000" in found["spec"]["reason"]
+        reason = (client.find(scheme.PLACEMENT, "deployment-urgent", "shop") or {})["spec"]["reason"]
+        assert "displaces Deployment shop/low (priority 0) at a" in reason
+        client.drop(scheme.DEPLOYMENT, "urgent", "shop")
+        await until(clock, lambda: places(client, "deployment-low") == {"a": 1})
+
+
+async def test_who_is_displaced_goes_where_there_is_room() -> None:
+    high: Obj = {**scheme.PRIORITY_CLASS.empty("high"), "value": 1000}
+    small = {"allocatable": {"cpu": "1", "memory": "4Gi", "pods": "10"}}
+    sites = cluster("a", status=small), cluster("b", status={"allocatable": {"cpu": "800m", "memory": "4Gi", "pods": "10"}})
+    async with running(placement.setup, objects=(sites[0], high, sized("low", "700m"))) as (client, clock):
+        await until(clock, lambda: places(client, "deployment-low") == {"a": 1})
+        client.seed(sites[1], sized("urgent", "900m", priority="high"))
+        await until(
+            clock, lambda: places(client, "deployment-urgent") == {"a": 1} and places(client, "deployment-low") == {"b": 1}
+        )
+
+
+async def test_a_priority_class_that_is_not_there_is_told() -> None:
+    objects = (cluster("a"), sized("web", "200", priority="hihg"))
+    async with running(placement.setup, objects=objects) as (client, clock):
+        await until(clock, lambda: "UnknownPriorityClass" in events(client))
+
+
+def sized(name: str, cpu: str, priority: str = "") -> Obj:
+    found = deployment(name, cpu=cpu)
+    if priority:
+        found["spec"]["template"]["spec"]["priorityClassName"] = priority
+    return found
