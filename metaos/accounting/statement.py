@@ -61,7 +61,7 @@ class Total:
     unknown: dict[str, int] = field(default_factory=dict)
     #: How the energy is known → millijoules, and how far it may be off.
     bases: dict[str, int] = field(default_factory=dict)
-    uncertain: Decimal = Decimal(0)
+    uncertain: dict[str, int] = field(default_factory=dict)
     #: Seconds of lines, those in which nobody looked, and those that sites gave up.
     seconds: int = 0
     estimated: int = 0
@@ -94,7 +94,7 @@ class Total:
             self._miss("network")
         meter = header["meter"]
         self.bases[meter["basis"]] = self.bases.get(meter["basis"], 0) + energy
-        self.uncertain += energy * Decimal(meter["uncertainty"])
+        self.uncertain[meter["uncertainty"]] = self.uncertain.get(meter["uncertainty"], 0) + energy
         self.seconds += header["end"] - header["start"]
         self.estimated += header["estimatedSeconds"]
         self.lost += header["lostSeconds"]
@@ -128,6 +128,10 @@ class Total:
     def _miss(self, what: str) -> None:
         self.unknown[what] = self.unknown.get(what, 0) + 1
 
+    def _uncertainty(self) -> str | None:
+        off = sum((energy * Decimal(part) for part, energy in self.uncertain.items()), Decimal(0))
+        return plain((off / self.millijoules).quantize(Decimal("0.001"))) if self.millijoules else None
+
     def said(self) -> dict[str, Any]:
         """For people and programs, with units in the names. ``None``: not known."""
         found: dict[str, Any] = {
@@ -139,9 +143,7 @@ class Total:
             "memoryGiBHours": plain(_rounded(self.memory_mib_seconds, 1024 * 3600)),
             "podHours": plain(_rounded(self.pod_milliseconds, 3_600_000)),
             "energyKWh": plain(_rounded(self.millijoules, 3_600_000_000, 9)),
-            "energyUncertainty": plain((self.uncertain / self.millijoules).quantize(Decimal("0.001")))
-            if self.millijoules
-            else None,
+            "energyUncertainty": self._uncertainty(),
             "energyKWhByBasis": {key: plain(_rounded(each, 3_600_000_000, 9)) for key, each in sorted(self.bases.items())},
             "networkKWh": plain(_rounded(self.network_millijoules, 3_600_000_000, 9)),
             "operationalGrams": {basis: _grams(self.operational.get(basis)) for basis in BASES},

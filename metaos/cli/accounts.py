@@ -15,7 +15,7 @@ from metaos.accounting.focus import as_focus
 from metaos.accounting.footprint import plain
 from metaos.accounting.statement import as_csv
 from metaos.cli.connection import with_client
-from metaos.cli.output import emit, screen_width
+from metaos.cli.output import emit, fit, screen_width
 from metaos.clock import SystemClock
 from metaos.http import HttpClient
 from metaos.resources import scheme
@@ -68,6 +68,8 @@ def show(
     spec = {key: value for key, value in spec.items() if value}
     if plot is not None or output == "text":
         spec["series"] = True
+    if output == "focus":
+        spec["charges"] = True
 
     async def ask(client: HttpClient) -> Obj:
         return await client.create({**scheme.STATEMENT.empty(""), "spec": spec})
@@ -84,10 +86,10 @@ def show(
     elif output == "focus":
         click.echo(as_focus(status["groups"], status["by"]), nl=False)
     else:
-        lines = render(status, screen_width() or 100, money=money)
-        emit(status, output, text="\n".join([*lines, *(f"note: {each}" for each in told)]))
-        told = told if output != "text" else []
-    for each in told if output != "text" else []:
+        width = screen_width()
+        lines = render(status, width or 100, money=money)
+        emit(status, output, text="\n".join(fit(lines, width) if width else lines))
+    for each in told:
         click.echo(f"note: {each}", err=True)
 
 
@@ -269,7 +271,7 @@ def draw(status: dict[str, Any], file: Path, *, money: bool) -> None:
     axes.set_xticks([starts[at] for at in shown], [series[at]["start"][5:16].replace("T", "\n") for at in shown])
     axes.set_xlabel("UTC")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     try:
         figure.savefig(file)
     except (OSError, ValueError) as error:

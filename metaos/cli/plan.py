@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import click
 
 from metaos.cli.connection import with_client
-from metaos.cli.output import emit, screen_width
+from metaos.cli.output import emit, fit, screen_width
 from metaos.http import HttpClient
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
@@ -203,14 +202,6 @@ def render(status: dict[str, Any], width: int) -> list[str]:
             *_table(ways, status),
         ]
         found += ["", *plot(ways, status.get("chosen") or {}, min(PLOT_COLUMNS, max(20, width - 16)))]
-    return found
-
-
-def fit(lines: Iterable[str], width: int) -> list[str]:
-    """The lines, those that are too long for a screen broken between words."""
-    found: list[str] = []
-    for line in lines:
-        found += [line] if len(line) <= width else textwrap.wrap(line, max(40, width), subsequent_indent=" " * 12)
     return found
 
 

@@ -11,11 +11,12 @@ when the disk is full nothing is booked, and periods wait at their sites.
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import orjson
 
 from metaos.accounting.ledger import GENESIS, Checkpoint, Entry, canonical, entry_hash, merkle_root
 
@@ -93,7 +94,7 @@ def _unpacked(packed: bytes) -> Any:
         raise ValueError(f"a part of an entry was damaged: {error}") from None
     if machine.unconsumed_tail:
         raise ValueError(f"a part of an entry has more than {MAX_BYTES} bytes")
-    return json.loads(text)
+    return orjson.loads(text)
 
 
 @dataclass(frozen=True, slots=True)

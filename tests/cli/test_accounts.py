@@ -79,7 +79,7 @@ async def test_sci_is_given_only_where_all_of_it_is_known() -> None:
 
 
 async def test_exports_for_others() -> None:
-    status, _ = await asked(by="workload")
+    status, _ = await asked(by="workload", charges=True)
     rows = list(csv.DictReader(io.StringIO(as_csv(status["groups"]))))
     assert [row["group"] for row in rows] == ["lab/Deployment/train", "shop/Deployment/web"]
     charges = list(csv.DictReader(io.StringIO(as_focus(status["groups"], "workload"))))

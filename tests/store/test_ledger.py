@@ -95,11 +95,16 @@ def realistic(site: str, sequence: int, pods: int, random: Random) -> Booking:
         "pue": "1.4",
         "meter": {"name": "rapl", "source": "intel-rapl:0, processors and memory", "basis": "measured", "uncertainty": "0.05"},
         "factors": {"location": {"gramsPerKWh": "231.5", "source": "electricity-maps"}, "market": None},
+        "estimatedSeconds": 0,
+        "lostSeconds": 0,
+        "cpuMillis": 64_000,
+        "watts": {"idle": "120", "max": "400"},
         "idleRule": "reserved",
         "system": about(),
         "energyMillijoules": 10**7,
     }
     price = {"currency": "EUR", "cpuHour": "0.04", "memoryGiBHour": "0.005", "egressGiB": "0.01", "energyKWh": "0"}
+    price |= {"basis": "greater", "source": "Tariff acme-at-telco-a"}
     lines = [
         {
             **about(),
@@ -114,7 +119,7 @@ def realistic(site: str, sequence: int, pods: int, random: Random) -> Booking:
             "requestedMillis": 250,
             "requestedMiB": 128,
             "presentMilliseconds": 300_000,
-            "cost": {"amount": f"0.00{random.randrange(10**7)}", "price": {**price, "basis": "greater"}, "currency": "EUR"},
+            "cost": {"amount": f"0.00{random.randrange(10**7)}", "price": price, "currency": "EUR"},
         }
         for n in range(pods)
     ]
