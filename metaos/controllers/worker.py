@@ -8,18 +8,18 @@ is asked once more.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import pickle
 import signal
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
-from typing import Any, ParamSpec, Protocol, TypeVar
+from concurrent.futures import BrokenExecutor
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from metaos.resources.errors import unavailable
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class WorkerProcess:
             pool = self._pool = self._pool or _started()
             try:
                 return await asyncio.wrap_future(pool.submit(function, *arguments, **named))
-            except BrokenProcessPool:
+            except BrokenExecutor:
                 if self._pool is pool:
                     self._pool = None
                 pool.shutdown(wait=False)
@@ -84,12 +84,18 @@ class WorkerProcess:
 
 
 def _started() -> ProcessPoolExecutor:
+    # A hub that never makes a large plan does without them.
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
     # Not forked: the hub has threads, sockets and secrets that the process has no business with.
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_settle, initargs=(os.getpid(),))
 
 
 def _settle(hub: int) -> None:
     """In the process: it ends with the hub, and gives way to it."""
+    import ctypes
+
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != hub:
         os._exit(1)
