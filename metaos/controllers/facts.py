@@ -176,6 +176,8 @@ class Facts:
         fenced = tolerated_seconds(obj, [p for p in policies if concerns(p, obj)], self._settings)
         if fenced > found.policy.toleration_seconds:
             found = replace(found, policy=replace(found.policy, toleration_seconds=fenced))
+        if found.policy.drain_seconds is None:
+            found = replace(found, policy=replace(found.policy, drain_seconds=self._settings.drain))
         return found
 
 

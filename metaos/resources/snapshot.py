@@ -106,6 +106,8 @@ class ClusterInfo:
     egress_gib: float | None = None
     #: gCO2eq per hour from making all of its hardware; 0 where nothing is stated.
     embodied: float = 0.0
+    #: Bytes of the images that it holds, by full name. No decision but that about a move's cost goes by them.
+    images: Mapping[str, int] = field(default_factory=dict, compare=False)
     links: Mapping[str, Link] = field(default_factory=dict)
 
 
@@ -190,6 +192,8 @@ class PolicyInfo:
     budget_per_hour: int = 12
     #: For so long after a move nothing moves for a gain.
     cool_down_seconds: float = 300.0
+    #: For so long the old site goes on serving beside the new one; ``None``: as the hub is set.
+    drain_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +229,8 @@ class WorkloadInfo:
     policy: PolicyInfo = PolicyInfo()
     #: See ``metaos.resources.traffic``.
     traffic: tuple[Edge, ...] = ()
+    #: Full names of its containers' images.
+    images: tuple[str, ...] = ()
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -442,6 +448,11 @@ def cluster_info(
         longitude=_optional(place.get("longitude")),
         egress_gib=_optional(price.get("egressGiB")),
         embodied=_embodied(power),
+        images={
+            workload.image_name(str(n)): int(i.get("sizeBytes") or 0)
+            for i in status.get("images") or ()
+            for n in i.get("names") or ()
+        },
         links={
             str(e["cluster"]): Link(
                 _optional(e.get("milliseconds")),
@@ -533,6 +544,7 @@ def workload_info(
         targets=tuple(t for i in intents if concerns(i, obj) and not deleting(i) for t in targets_of(i)),
         policy=merged,
         traffic=tuple(traffic),
+        images=tuple(sorted({workload.image_name(str(c["image"])) for c in workload.containers(spec) if c.get("image")})),
     )
 
 
@@ -629,4 +641,5 @@ def merge_policies(policies: Iterable[Obj]) -> PolicyInfo:
         minimum_improvement=max(said("minimumImprovement"), default=default.minimum_improvement),
         budget_per_hour=int(min(said("budgetPerHour"), default=default.budget_per_hour)),
         cool_down_seconds=max(said("coolDownSeconds"), default=default.cool_down_seconds),
+        drain_seconds=next(iter(said("drainSeconds")), None),
     )

@@ -63,6 +63,17 @@ def containers(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield from spec.get("containers") or ()
 
 
+def image_name(reference: str) -> str:
+    """The full name of an image, as Docker reads it: ``python`` is ``docker.io/library/python:latest``."""
+    first, slash, _ = reference.partition("/")
+    if not slash:
+        reference = f"docker.io/library/{reference}"
+    elif "." not in first and ":" not in first and first != "localhost":
+        reference = f"docker.io/{reference}"
+    last = reference.rpartition("/")[2]
+    return reference if ":" in last or "@" in last else f"{reference}:latest"
+
+
 def references(obj: Obj) -> set[ObjectRef]:
     """ConfigMaps, Secrets, ServiceAccounts and claims that a workload's pods refer to, in its own namespace."""
     where, spec = namespace(obj), pod_spec(obj)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo
+from metaos.scheduler.churn import EARNED_BACK_HOURS, churn
 from metaos.scheduler.filters import FILTERS, Filter, closed, room
 from metaos.scheduler.scores import SCORES, Score
 from metaos.scheduler.solver import Choice, Ranked, choose, distribute
@@ -175,7 +176,8 @@ def _improve(
     stay: Choice,
     make: Callable[..., Plan],
 ) -> Plan:
-    """Moves for a gain only where it is worth it: hysteresis, cool-down, fail-back and budget are looked at in this order."""
+    """Moves for a gain only where it is worth it: hysteresis, cool-down, fail-back, budget and what
+    the move itself costs are looked at in this order."""
     if workload.policy.failback == "Never" and (left := _had_to_leave(workload) & best.clusters.keys()):
         barred = ", ".join(sorted(left))
         best = choose(workload, [c for c in feasible if c.name not in left], totals)
@@ -194,7 +196,11 @@ def _improve(
         return make(stay, f"stays: {names} would be {gain:.1f} points better, but {_moved(workload)}", again=until)
     if _spent(snapshot, workload):
         return make(stay, f"stays: {names} would be {gain:.1f} points better, but {_budget(workload)}", again=_refill(workload))
-    return make(best, f"{names} is {gain:.1f} points better", migrates=True)
+    # Looked at last, as it looks at all sites.
+    costs = churn(snapshot.clusters, workload, best.clusters)
+    if costs.earned_back is not None and costs.earned_back > EARNED_BACK_HOURS:
+        return make(stay, f"stays: {names} would be {gain:.1f} points better, but {costs.text}")
+    return make(best, f"{names} is {gain:.1f} points better; {costs.text}", migrates=True)
 
 
 def may_move(snapshot: Snapshot, workload: WorkloadInfo) -> bool:
