@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-BENCHMARKS = ("store", "start", "api", "continuum", "agent", "pods", "engine", "deferral", "edge", "twin", "chaos")
+BENCHMARKS = ("store", "start", "api", "continuum", "agent", "pods", "engine", "deferral", "edge", "gpu", "twin", "chaos")
 
 
 def main() -> int:

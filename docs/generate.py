@@ -10,7 +10,7 @@ from typing import Any
 import click
 import yaml
 
-from docs.measured import deferral_page
+from docs.measured import deferral_page, gpus_page
 from metaos.cli.main import CONTEXT, nemo
 
 ROOT = Path(__file__).parent
@@ -287,6 +287,7 @@ PAGES = {
     "fields.md": fields_page,
     "limits.md": limits_page,
     "deferral.md": deferral_page,
+    "gpus.md": gpus_page,
 }
 
 

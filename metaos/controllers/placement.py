@@ -101,7 +101,8 @@ class PlacementReconciler:
         if placement is not None and finished(obj):
             return DONE
         now, world = self._clock.now(), self._usage.sites(about)
-        found = located(self._facts.workload(obj, placement, self._current(about, placement)), self._places, world.site)
+        asked = replace(self._facts.workload(obj, placement, self._current(about, placement)), mix=self._usage.mix())
+        found = located(asked, self._places, world.site)
         narrow = sends(found) and world.bools["narrow"].any()
         snapshot = Snapshot(now, world, self._flows.others(about) if narrow else {})
         found, plan = self._decide(snapshot, found)
@@ -207,7 +208,7 @@ class PlacementReconciler:
         if obj is None or not placeable(obj) or finished(obj):
             return None
         placement = self._placements.get(placement_name(about), about.namespace)
-        info = self._facts.workload(obj, placement, self._places(about))
+        info = replace(self._facts.workload(obj, placement, self._places(about)), mix=self._usage.mix())
         return located(info, self._places, self._usage.sites(SITES).site)
 
     def take_account(self, about: ObjectRef) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from metaos.clock import Clock
@@ -181,7 +181,7 @@ class Planner:
         affected.sort(key=lambda about: (about not in present, about))
         world = usage.sites(ObjectRef("", "", "", ""))
         snapshot = Snapshot(self._clock.now(), world, self._flows(there, affected, places, world))
-        updated = present.keys() & brought.keys()
+        updated, mix = present.keys() & brought.keys(), usage.mix()
         # Of each namespace once: looking at all its pods for each of its workloads would take long.
         evictions = {where: self._facts.evictions(where) for where in {about.namespace for about in affected}}
         merged = {where: self._rules(where, rules.get(where) or {}) for where in evictions}
@@ -191,7 +191,8 @@ class Planner:
                 await self._clock.sleep(0)
             obj, where = everything[about], about.namespace
             placement, current = self._placement(about, obj), places.get(about) or {}
-            asked.append(self._facts.workload(obj, placement, current, merged[where], evictions[where]))
+            info = self._facts.workload(obj, placement, current, merged[where], evictions[where])
+            asked.append(replace(info, mix=mix))
         earlier = {a: self._facts.workload(present[a], self._placement(a, present[a]), places[a]) for a in updated}
         return Asked(snapshot, asked, frozenset(brought), earlier, places)
 

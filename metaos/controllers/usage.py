@@ -6,17 +6,23 @@ informers, and is worked out again for one workload or one site when that one ch
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from metaos.resources.devices import Asked, asking
+from metaos.resources.devices import Asked, Mix, asking
+from metaos.resources.devices import share as gpu_share
 from metaos.resources.meta import Obj, ObjectRef, name
 from metaos.resources.snapshot import ClusterInfo, cluster_info
 
 if TYPE_CHECKING:
     from metaos.scheduler.preemption import Tenant
     from metaos.scheduler.world import World
+
+
+#: Asks that are rarer are left out of the mix.
+MIX_PARTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,8 @@ class Usage:
         self._totals: dict[str, tuple[int, int, int]] = {}
         #: Of the sites that have any: how many pods ask for which devices.
         self._devices: dict[str, Mapping[Asked, int]] = {}
+        #: Replicas by what each asks for, of workloads with GPUs.
+        self._asks: Counter[tuple[int, int, Asked]] = Counter()
         #: Sites with their totals; ``None`` where they are to be read again, as one joined or left.
         self._world: World | None = None
 
@@ -53,6 +61,8 @@ class Usage:
             return False
         touched: set[str] = set()
         for found, sign in ((before, -1), (share, 1)):
+            if found is not None and gpu_share(found.devices)[0]:
+                self._asks[found.cpu, found.memory, found.devices] += sign * sum(found.replicas.values())
             for site, count in (found.replicas if found is not None else {}).items():
                 cpu, memory, pods = self._totals.get(site, (0, 0, 0))
                 assert found is not None
@@ -109,6 +119,12 @@ class Usage:
         for about in apart_from:
             info = self._without(info, self._shares[about])
         return info
+
+    def mix(self) -> Mix:
+        """Who has GPUs, in shares of ``MIX_PARTS``: a few replicas more change nothing, so what is worked out of it keeps."""
+        total = sum(self._asks.values())
+        parts = ((asks, round(MIX_PARTS * often / total)) for asks, often in sorted(self._asks.items()) if often > 0)
+        return tuple((asks, part) for asks, part in parts if part)
 
     def totals(self) -> dict[str, tuple[int, int, int]]:
         """(cpu, memory, pods) by site, of all workloads."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metaos.resources import quantity, workload
-from metaos.resources.devices import Asked, extended
+from metaos.resources.devices import Asked, Mix, extended
 from metaos.resources.meta import (
     Obj,
     ObjectRef,
@@ -210,6 +210,8 @@ class WorkloadInfo:
     mode: str
     #: Extended resources that one replica asks for.
     devices: Asked = ()
+    #: What all workloads that have GPUs ask for: those who usually ask.
+    mix: Mix = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     node_selector: Mapping[str, str] = field(default_factory=dict)
     node_affinity: tuple[Mapping[str, Any], ...] = ()

@@ -25,7 +25,7 @@ from metaos.resources.snapshot import (
     Target,
     WorkloadInfo,
 )
-from metaos.scheduler import filters, scores
+from metaos.scheduler import filters, fragmentation, scores
 from metaos.scheduler.filters import Filter, tolerated
 from metaos.scheduler.scores import Score
 from metaos.scheduler.world import Bools, Floats, Ints, World, bounded
@@ -358,6 +358,7 @@ COLUMNS: dict[scores.Measure, Column] = {
     scores.PREFERRED.measure: _preferred,
     scores.WISHED.measure: _wished,
     scores.TRAFFIC.measure: _traffic,
+    scores.FRAGMENTATION.measure: fragmentation.losses,
     scores.EGRESS.measure: _egress,
 }
 

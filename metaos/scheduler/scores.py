@@ -143,6 +143,12 @@ def _egress(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
     return blend(EGRESS_REFERENCE, ((e.money, traffic.egress(e, cluster)) for e in workload.traffic if e.at and e.money))
 
 
+def _fragmentation(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    from metaos.scheduler.fragmentation import lost  # with numpy, which few roles load
+
+    return lost(workload, cluster)
+
+
 LATENCY = Score("latency", "ms", _latency, 30.0, 0.0, "latency")
 CARBON = Score("carbon", "gCO2eq/kWh", _carbon, 150.0, 1.0, "carbonIntensity")
 ENERGY = Score("energy", "W", _energy, 5.0, 0.5, "energy")
@@ -153,18 +159,22 @@ PREFERRED = Score("preferred", "%", _preferred, 0.0, 0.0, "", True)
 WISHED = Score("wishes", "%", _wished, 0.0, 0.0, "", True)
 TRAFFIC = Score("traffic", "ms", _traffic, TRIP_REFERENCE, 0.0)
 EGRESS = Score("egress", "EUR/h", _egress, EGRESS_REFERENCE, 0.0)
+#: GPUs that one replica makes unusable for those who usually ask, its own included.
+FRAGMENTATION = Score("fragmentation", "GPU", _fragmentation, 1.0, 2.0)
 
 #: The built-in ones; a hub runs whatever is registered under ``metaos.score``.
-SCORES: tuple[Score, ...] = (LATENCY, CARBON, ENERGY, COST, AVAILABILITY, FREE, PREFERRED, WISHED, TRAFFIC, EGRESS)
+SCORES: tuple[Score, ...] = (LATENCY, CARBON, ENERGY, COST, AVAILABILITY, FREE, PREFERRED, WISHED, TRAFFIC, EGRESS, FRAGMENTATION)
 
 
 def weight(score: Score, workload: WorkloadInfo) -> float:
     """The default, plus one to ten for an intent of priority 0 to 100 that asks for it; 5 for a policy's preference; the sum over
-    its edges for traffic and its egress, as far as the peers have a place."""
+    its edges for traffic and its egress, as far as the peers have a place; fragmentation counts once anybody has a GPU."""
     if score.name == "preferred":
         return 5.0 if workload.policy.preferred else 0.0
     if score.name == "wishes":
         return max((1.0 + t.priority * 0.09 for t in wishes(workload)), default=0.0)
+    if score.name == "fragmentation":
+        return score.weight if workload.mix else 0.0
     if score.name == "traffic":
         return sum(e.weight for e in workload.traffic if e.at)
     if score.name == "egress":

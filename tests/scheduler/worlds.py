@@ -63,6 +63,8 @@ taints = st.builds(
 DEVICE = "example.com/device"
 asks = [((GPU_MILLI, 300),), ((GPU_MILLI, 700),), ((GPU, 1),), ((DEVICE, 1), (GPU, 2)), ((DEVICE, 2),)]
 
+mix = (((100, GIB, asks[0]), 40), ((300, GIB, asks[2]), 20), ((0, 0, asks[1]), 4))
+
 
 @st.composite
 def clusters(draw: st.DrawFn) -> tuple[ClusterInfo, ...]:
@@ -137,6 +139,7 @@ def workloads(draw: st.DrawFn, *, fresh: bool = False) -> WorkloadInfo:
         replicas=draw(st.integers(0, 4)),
         cpu=draw(st.sampled_from([0, 50, 100, 300])),
         devices=draw(st.sampled_from([(), (), (), *asks])),
+        mix=draw(st.sampled_from([(), mix])),
         current=current,
         evicted=draw(st.frozensets(names, max_size=1)),
         moves=tuple(sorted(draw(st.lists(moves, max_size=3)), key=lambda m: m.time)),
