@@ -68,7 +68,7 @@ def deferral_page() -> str:
         ours = f"{name}, ours, {reserved} and spot"
         known = found.point(f"{ours}, 400 g an hour, run times known")
         unknown = [found.point(f"{ours}, {money} g an hour, run times not known") for money in (400, 0)]
-        cells = [known, "; ".join(unknown) if "-" not in unknown else "not run"]
+        cells = [known, "; ".join(point if point != "-" else "400 g not run" for point in unknown)]
         most = found.value(f"{name}, Wait-AWhile: no policy that keeps to the rules emits less: carbon saved")
         bound = found.names(f"{name}, bound without run times, on the trace: carbon saved")
         last = f"{found.value(bound[0]):.1f}" if bound else "not run"
@@ -138,7 +138,7 @@ begins again at its end, and reserved capacity is as large a share of the mean l
 _PARTS = """
 The run takes about half an hour of one core. These figures were taken in parts, the same inputs giving the same figures:
 `alibaba-pai-100k` with run times known and the wrong forecasts before plans without run times were changed, which they do not
-touch; that trace without run times has not been run since.
+touch.
 """
 _ZONES = """
 **All {count} zones of 2022**, `alibaba-pai-1k`, 9 reserved CPUs and spot. GAIA's is Spot-RES Carbon-Time; NEMO's the one that
