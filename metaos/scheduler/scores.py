@@ -179,7 +179,9 @@ def weight(score: Score, workload: WorkloadInfo) -> float:
         return sum(e.weight for e in workload.traffic if e.at)
     if score.name == "egress":
         return sum(e.money for e in workload.traffic if e.at)
-    asked = [1.0 + t.priority * 0.09 for t in workload.targets if score.target and t.name == score.target and _along(score, t)]
+    if not score.target:
+        return score.weight
+    asked = [1.0 + t.priority * 0.09 for t in workload.targets if t.name == score.target and _along(score, t)]
     return score.weight + max(asked, default=0.0)
 
 

@@ -137,11 +137,13 @@ def _sites(
     def usable() -> Iterable[ClusterInfo]:
         return (c for c in ranked if spaces[c.name] > 0)
 
+    safe = any(t.name == "availability" and t.hard for t in workload.targets)
+
     def lacks() -> bool:
         return (
             sum(spaces[c.name] for c in chosen) < workload.replicas
             or any(len({group(c, s.by) for c in chosen}) < s.min_groups for s in workload.policy.spread)
-            or not _available(workload, _packed(workload, chosen, spaces))
+            or (safe and not _available(workload, _packed(workload, chosen, spaces)))
         )
 
     for index, cluster in enumerate(usable()):
@@ -159,13 +161,15 @@ def _sites(
         if missing and not new_group and chosen:
             continue
         chosen.append(cluster)
-    if lacks() and not workload.policy.spread and (better := _safest(workload, list(usable()), chosen[: max(1, held)], spaces)):
+    short = lacks()
+    if short and not workload.policy.spread and (better := _safest(workload, list(usable()), chosen[: max(1, held)], spaces)):
         return better, True
-    if lacks():
+    if short:
         taken = {c.name for c in chosen}
         if len(chosen) < workload.replicas:
             chosen += [c for c in usable() if c.name not in taken]
-    return chosen, not lacks()
+            short = lacks()
+    return chosen, not short
 
 
 def _available(workload: WorkloadInfo, places: Sequence[tuple[ClusterInfo, int]]) -> bool:
@@ -179,8 +183,10 @@ def _safest(
     """``first`` and, one after the other, the site that adds most to the availability that is asked for; ``None`` where that does
     not suffice. Of equal ones the better ranked."""
     needed = max((t.at_least for t in workload.targets if t.name == "availability" and t.hard), default=0)
+    if not needed:
+        return None
     chosen = [c for c in first if spaces[c.name] > 0]
-    while needed and len(chosen) < workload.replicas:
+    while len(chosen) < workload.replicas:
         taken = {c.name for c in chosen}
         others = [c for c in usable if c.name not in taken][:SAFEST]
         if not others:
