@@ -157,6 +157,7 @@ class Writing(Reading):
             obj["spec"].update(username=write.user.name, groups=list(write.user.groups))
         obj = self._admit(write, "CREATE", obj, None)
         validate(kind, obj, None)
+        self._check_default(kind, obj)
         self._check_author(write.user, kind, obj, None)
         if fields:
             obj["metadata"]["managedFields"] = fields
@@ -200,6 +201,15 @@ class Writing(Reading):
             obj, said = rule.admit(operation, obj, old)
             write.warnings.extend(text for text in said if text not in write.warnings)
         return obj
+
+    def _check_default(self, kind: Kind, obj: Obj) -> None:
+        """As Kubernetes' admission rule ``Priority``."""
+        if kind is not scheme.PRIORITY_CLASS or not obj.get("globalDefault"):
+            return
+        others = (version.object() for version in self.cache.range(kind.resource) if version.name != name(obj))
+        if usual := next((name(other) for other in others if other.get("globalDefault")), ""):
+            why = f"PriorityClass {usual} is already marked as default. Only one default can exist"
+            raise errors.forbidden(kind.group, kind.plural, name(obj), why)
 
     def _check_author(self, user: UserInfo, kind: Kind, obj: Obj | None, old: Obj | None) -> None:
         """What only the object shows: is it the agent's own; does a role grant more than its author holds."""
@@ -410,6 +420,7 @@ class Writing(Reading):
         if has_generation(kind) and changed(wanted, current):
             wanted["metadata"]["generation"] = int(current["metadata"].get("generation") or 0) + 1
         validate(kind, wanted, current)
+        self._check_default(kind, wanted)
         self._check_author(write.user, kind, wanted, current)
         if manager is None and current["metadata"].get("managedFields"):
             by = Manager(

@@ -140,3 +140,19 @@ async def test_what_may_not_change(registry: Registry) -> None:
     stored = await registry.create(ADMIN, make(scheme.STORAGE_CLASS, provisioner="example.org/disk"))
     with pytest.raises(ApiError, match=r"updates to provisioner are forbidden\."):
         await registry.update(ADMIN, {**stored, "provisioner": "example.org/other"})
+
+
+async def test_of_priority_classes_one_is_the_default(registry: Registry) -> None:
+    usual = make(scheme.PRIORITY_CLASS, value=5, globalDefault=True)
+    stored = await registry.create(ADMIN, usual)
+    assert stored["preemptionPolicy"] == "PreemptLowerPriority"
+    await registry.update(ADMIN, {**stored, "description": "for everybody"})
+    other = {**scheme.PRIORITY_CLASS.empty("b"), "value": 7}
+    why = 'priorityclasses.scheduling.k8s.io "b" is forbidden: PriorityClass a is already marked as default. '
+    with pytest.raises(ApiError) as error:
+        await registry.create(ADMIN, {**other, "globalDefault": True})
+    assert (error.value.code, str(error.value)) == (403, why + "Only one default can exist")
+    await registry.create(ADMIN, other)
+    with pytest.raises(ApiError) as error:
+        await registry.patch(ADMIN, scheme.PRIORITY_CLASS, "b", "", {"globalDefault": True})
+    assert error.value.code == 403

@@ -44,7 +44,7 @@ def test_every_kind_has_a_name_and_a_time_and_bears_emptiness(kind: scheme.Kind)
     assert len(cells_) == len(found["columnDefinitions"]) and "a" in cells_
     assert {c["name"] for c in found["columnDefinitions"]} & {"Age", "Last Seen"}
     for value, column in zip(cells_, found["columnDefinitions"], strict=True):
-        assert isinstance(value, int if column["type"] == "integer" else str), column["name"]
+        assert type(value) is {"integer": int, "boolean": bool, "string": str}[column["type"]], column["name"]
 
 
 def running(**state: Any) -> Obj:
@@ -151,3 +151,8 @@ def test_what_a_site_has_metered_and_is_not_booked() -> None:
     row = shown(scheme.USAGE, usage)
     assert row["Booked"] == 1 and row["Waiting"] == 2 and row["Since"] == "10m" and row["Refused"] == 1
     assert row["Meter"] == "rapl (measured, ±0.05)"
+
+
+def test_priority_classes() -> None:
+    found = shown(scheme.PRIORITY_CLASS, {**scheme.PRIORITY_CLASS.empty("high"), "value": 1000, "preemptionPolicy": "Never"})
+    assert found == {"Name": "high", "Value": 1000, "Global-Default": False, "Age": "90s", "PreemptionPolicy": "Never"}
