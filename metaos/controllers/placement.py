@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 NAME = "placement"
 #: One key for changes of sites: however many there are at once, every workload is looked at once.
 SITES = ObjectRef(scheme.CLUSTER.group, scheme.CLUSTER.kind, "", "")
+#: One key for those that wait for room: however much ends at once, each is looked at once.
+WAITING = ObjectRef(scheme.PLACEMENT.group, scheme.PLACEMENT.kind, "", "")
 SETTLE_SECONDS = 0.2
 #: Migrations that are remembered: enough for the largest budget.
 MOVES_KEPT = 100
@@ -78,8 +80,10 @@ class PlacementReconciler:
         self._usage = Usage(self._clusters.list)
         self._clusters.on_change(self._usage.cluster_changed)
         self._flows = Flows(self._member)
-        # Those that want more room than there is: they are looked at again when some becomes free. Bounded by the workloads.
-        self._waiting: dict[ObjectRef, None] = {}
+        # Those that want more room than there is, with their priority: they are looked at again when some becomes free. Bounded
+        # by the workloads.
+        self._waiting: dict[ObjectRef, int] = {}
+        self._other_classes = False
 
     async def reconcile(self, about: ObjectRef) -> Result:
         if about == SITES:
@@ -88,6 +92,17 @@ class PlacementReconciler:
                     if placeable(candidate):
                         self._manager.enqueue(NAME, ref(candidate))
             return DONE
+        if about == WAITING:
+            # Who has a higher priority first. Those of one are in the order in which they came to wait.
+            for one in sorted(self._waiting, key=lambda w: -self._waiting[w]):
+                self._manager.enqueue(NAME, one)
+            return DONE
+        if self._other_classes:
+            # Once, however many classes there are.
+            self._other_classes = False
+            for informer in self._workloads.values():
+                for there in informer.list():
+                    self.take_account(ref(there))
         obj = self._workloads[about.kind].get(about.name, about.namespace)
         if obj is None or not placeable(obj):
             self._decided.pop(about, None)
@@ -99,6 +114,7 @@ class PlacementReconciler:
             placement, self._decided[about] = None, {}
             self.take_account(about)
         if placement is not None and finished(obj):
+            self._waiting.pop(about, None)
             return DONE
         now, world = self._clock.now(), self._usage.sites(about)
         asked = replace(self._facts.workload(obj, placement, self._current(about, placement)), mix=self._usage.mix())
@@ -123,13 +139,10 @@ class PlacementReconciler:
         if displacing is not None:
             await self._displace(found, displacing)
         await self._write(obj, placement, found, plan, reasons, now)
-        if plan.complete:
-            self._waiting.pop(about, None)
-        else:
-            self._waiting[about] = None
-            if word := self._facts.unknown_class(obj):
-                text = f"no PriorityClass with name {word} was found: its priority is 0 until there is one"
-                await self._recorder.event(obj, "UnknownPriorityClass", text, warning=True)
+        self._note(found, plan)
+        if not plan.complete and (word := self._facts.unknown_class(obj)):
+            text = f"no PriorityClass with name {word} was found: its priority is 0 until there is one"
+            await self._recorder.event(obj, "UnknownPriorityClass", text, warning=True)
         return self._again(found, plan, now)
 
     # -- priority -------------------------------------------------------------------------------------------
@@ -142,7 +155,7 @@ class PlacementReconciler:
         # With numpy, as every decision.
         from metaos.scheduler.preemption import preempt
 
-        return preempt(snapshot, found, plan, tenants, self._usage.without, self._filters, self._scores)
+        return preempt(snapshot, found, plan, tenants, self._filters, self._scores)
 
     async def _displace(self, found: WorkloadInfo, chosen: "Preemption") -> None:
         """The victims are decided anew first: should the hub die between, there is room, and nobody is there twice."""
@@ -169,8 +182,8 @@ class PlacementReconciler:
         snapshot = Snapshot(now, world, self._flows.others(about))
         plan = decide(snapshot, found, self._filters, self._scores)
         reasons = placement_status(plan)
+        self._note(found, plan)
         if not plan.complete:
-            self._waiting[about] = None
             reasons["conflict"] = as_data(impossible(snapshot, found, self._filters))
         await self._write(obj, placement, found, plan, reasons, now)
 
@@ -229,17 +242,21 @@ class PlacementReconciler:
 
     def _room(self, freed: bool) -> None:
         """Who waits for room is looked at again where there is more."""
-        if freed:
-            for waiting in self._waiting:
-                self._manager.enqueue(NAME, waiting, SETTLE_SECONDS)
+        if freed and self._waiting:
+            self._manager.enqueue(NAME, WAITING, SETTLE_SECONDS)
+
+    def _note(self, found: WorkloadInfo, plan: Plan) -> None:
+        """Whether it waits for room. What is to be everywhere waits for that of each site."""
+        if plan.complete and not (found.mode == "Everywhere" and {"Capacity", "Displaced"} & set(plan.rejected.filters.values())):
+            self._waiting.pop(found.ref, None)
+        else:
+            self._waiting[found.ref] = found.priority
 
     def classes_changed(self) -> None:
-        """Priorities may be others."""
-        for informer in self._workloads.values():
-            for obj in informer.list():
-                self.take_account(ref(obj))
-        for waiting in self._waiting:
-            self._manager.enqueue(NAME, waiting, SETTLE_SECONDS)
+        """Priorities may be others. Before the next decision all are looked at again."""
+        self._other_classes = True
+        if self._waiting:
+            self._manager.enqueue(NAME, WAITING, SETTLE_SECONDS)
 
     # -- the decision's object ------------------------------------------------------------------------------
 

@@ -53,6 +53,8 @@ class Asked:
     present: Mapping[ObjectRef, WorkloadInfo]
     #: Where everything is decided to be.
     places: Mapping[ObjectRef, Mapping[str, int]]
+    #: The lowest priority of those that might be displaced; ``None`` where nobody might.
+    lowest: int | None = None
 
 
 class Planner:
@@ -174,7 +176,11 @@ class Planner:
             # What an update asks for counts where it is already, as when it is applied.
             spec = workload.pod_spec(brought.get(about, obj))
             each = workload.requests(spec)
-            usage.set(about, Share(each["cpu"], each["memory"], places[about], workload.device_requests(spec)))
+            shown = brought.get(about, obj)
+            priority, _ = self._facts.priority(shown)
+            fixed = about.kind == "Pod" or workload.has_local_data(shown)
+            share = Share(each["cpu"], each["memory"], places[about], workload.device_requests(spec), priority, fixed)
+            usage.set(about, share)
         everything = present | brought
         affected = [about for about in everything if changes is None or changes or about in brought or about.namespace in rules]
         # What is there is asked first, as it holds its room already; then what comes.
@@ -194,7 +200,7 @@ class Planner:
             info = self._facts.workload(obj, placement, current, merged[where], evictions[where])
             asked.append(replace(info, mix=mix))
         earlier = {a: self._facts.workload(present[a], self._placement(a, present[a]), places[a]) for a in updated}
-        return Asked(snapshot, asked, frozenset(brought), earlier, places)
+        return Asked(snapshot, asked, frozenset(brought), earlier, places, usage.lowest)
 
     def _flows(
         self,
@@ -244,7 +250,7 @@ def _outcomes(
         about = found.workload.ref
         if about.namespace in seen and (found.changed or found.impossible is not None or about in asked.brought):
             if len(rows) < OUTCOMES_KEPT:
-                rows.append(_outcome(found))
+                rows.append(_outcome(found, asked.lowest))
             else:
                 left_out += 1
         outcomes.append(found.in_short())
@@ -261,15 +267,17 @@ def _clusters(places: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
     return [{"name": site, "replicas": count} for site, count in sorted(places)]
 
 
-def _outcome(found: Outcome) -> dict[str, Any]:
-    about = found.workload.ref
+def _outcome(found: Outcome, lowest: int | None) -> dict[str, Any]:
+    about, reason = found.workload.ref, found.plan.reason
+    if not found.plan.complete and found.workload.preempts and lowest is not None and lowest < found.workload.priority:
+        reason += f"; a plan displaces nobody: in fact others may give way to its priority, {found.workload.priority}"
     row: dict[str, Any] = {
         "kind": about.kind,
         "namespace": about.namespace,
         "name": about.name,
         "before": {"clusters": _clusters(found.workload.current.items()), **_measures(found.before)},
         "after": {"clusters": _clusters(found.plan.clusters), **_measures(found.after)},
-        "reason": found.plan.reason,
+        "reason": reason,
         "complete": found.impossible is None,
         **placement_status(found.plan),
     }

@@ -7,9 +7,9 @@ informers, and is worked out again for one workload or one site when that one ch
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from metaos.resources.devices import Asked, Mix, asking
 from metaos.resources.devices import share as gpu_share
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from metaos.scheduler.preemption import Tenant
     from metaos.scheduler.world import World
 
+K = TypeVar("K")
 
 #: Asks that are rarer are left out of the mix.
 MIX_PARTS = 64
@@ -37,6 +38,11 @@ class Share:
     #: Whether it is where its data is, and is never displaced.
     fixed: bool = False
 
+    @property
+    def yields(self) -> bool:
+        """Whether it has anything that it may have to give away."""
+        return not self.fixed and any(self.replicas.values())
+
 
 class Usage:
     """``clusters`` lists the sites' objects. Bounded by the workloads and the sites."""
@@ -47,13 +53,15 @@ class Usage:
         self._totals: dict[str, tuple[int, int, int]] = {}
         #: Of the sites that have any: how many pods ask for which devices.
         self._devices: dict[str, Mapping[Asked, int]] = {}
+        #: How many workloads of which priority might be displaced.
+        self._priorities: Counter[int] = Counter()
         #: Replicas by what each asks for, of workloads with GPUs.
         self._asks: Counter[tuple[int, int, Asked]] = Counter()
         #: Sites with their totals; ``None`` where they are to be read again, as one joined or left.
         self._world: World | None = None
 
     def set(self, about: ObjectRef, share: Share | None) -> bool:
-        """What a workload takes now; ``None``: nothing. Whether there is more room somewhere than before."""
+        """What a workload takes now; ``None``: nothing. Whether somebody finds more room somewhere than before."""
         before = self._shares.pop(about, None)
         if share is not None:
             self._shares[about] = share
@@ -62,7 +70,9 @@ class Usage:
         touched: set[str] = set()
         for found, sign in ((before, -1), (share, 1)):
             if found is not None and gpu_share(found.devices)[0]:
-                self._asks[found.cpu, found.memory, found.devices] += sign * sum(found.replicas.values())
+                _count(self._asks, (found.cpu, found.memory, found.devices), sign * sum(found.replicas.values()))
+            if found is not None and found.yields:
+                _count(self._priorities, found.priority, sign)
             for site, count in (found.replicas if found is not None else {}).items():
                 cpu, memory, pods = self._totals.get(site, (0, 0, 0))
                 assert found is not None
@@ -77,8 +87,7 @@ class Usage:
                 del self._devices[site]
             if self._world is not None and (info := self._world.site(site)) is not None:
                 self._world.put(_with(info, self._totals.get(site, (0, 0, 0)), self._devices.get(site) or {}))
-        after = share.replicas if share is not None else {}
-        return before is not None and any(count > after.get(site, 0) for site, count in before.replicas.items())
+        return before is not None and _frees(before, share)
 
     def cluster_changed(self, old: Obj | None, new: Obj | None) -> None:
         """A site came, changed or went."""
@@ -102,23 +111,25 @@ class Usage:
         here = [info for site in share.replicas if (info := self._world.site(site)) is not None]
         return self._world.beside(self._without(info, share) for info in here)
 
+    @property
+    def lowest(self) -> int | None:
+        """The lowest priority of those that might have to give room away; ``None`` where nobody might."""
+        return min(self._priorities, default=None)
+
     def tenants(self, below: int) -> dict[str, list[Tenant]]:
-        """By site, what workloads of a lower priority have there."""
+        """By site, what workloads of a lower priority have there. Looks at all workloads, unless none is of a lower one."""
         from metaos.scheduler.preemption import Tenant
 
         found: dict[str, list[Tenant]] = {}
+        if self.lowest is None or self.lowest >= below:
+            return found
         for about, share in self._shares.items():
-            if share.priority < below and not share.fixed:
+            if share.priority < below and share.yields:
                 for site, count in share.replicas.items():
                     if count:
-                        found.setdefault(site, []).append(Tenant(about, share.priority, count))
+                        tenant = Tenant(about, share.priority, count, share.cpu, share.memory, share.devices)
+                        found.setdefault(site, []).append(tenant)
         return found
-
-    def without(self, info: ClusterInfo, apart_from: Collection[ObjectRef]) -> ClusterInfo:
-        """A site as if these workloads had nothing there."""
-        for about in apart_from:
-            info = self._without(info, self._shares[about])
-        return info
 
     def mix(self) -> Mix:
         """Who has GPUs, in shares of ``MIX_PARTS``: a few replicas more change nothing, so what is worked out of it keeps."""
@@ -150,3 +161,24 @@ class Usage:
 
 def _with(info: ClusterInfo, total: tuple[int, int, int], devices: Mapping[Asked, int]) -> ClusterInfo:
     return replace(info, cpu_requested=total[0], memory_requested=total[1], pods_requested=total[2], devices_requested=devices)
+
+
+def _count(counter: Counter[K], key: K, more: int) -> None:
+    """Keys of nothing are not kept."""
+    counter[key] += more
+    if not counter[key]:
+        del counter[key]
+
+
+def _frees(before: Share, after: Share | None) -> bool:
+    """Whether it takes less somewhere, or has become easier to displace."""
+    if after is None:
+        return any(before.replicas.values())
+    if (after.yields and not before.yields) or after.priority < before.priority:
+        return True
+
+    def takes(share: Share, site: str) -> tuple[int, ...]:
+        count, devices = share.replicas.get(site, 0), dict(share.devices)
+        return count, share.cpu * count, share.memory * count, *(devices.get(d, 0) * count for d, _ in before.devices)
+
+    return any(a < b for site in before.replicas for b, a in zip(takes(before, site), takes(after, site), strict=True))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from metaos.controllers import placement
 from metaos.resources import scheme
-from metaos.resources.meta import EVICTED, Obj, condition, format_time
+from metaos.resources.meta import EVICTED, Obj, ObjectRef, condition, format_time
 from tests.controllers.continuum import cluster, deployment, events, intent, places, running, traffic, until
 
 CLEAN = {"name": "carbonIntensity", "condition": "Minimize"}
@@ -244,6 +246,65 @@ async def test_a_priority_class_that_is_not_there_is_told() -> None:
     objects = (cluster("a"), sized("web", "200", priority="hihg"))
     async with running(placement.setup, objects=objects) as (client, clock):
         await until(clock, lambda: "UnknownPriorityClass" in events(client))
+
+
+async def test_a_displaced_daemon_comes_back_when_there_is_room() -> None:
+    high: Obj = {**scheme.PRIORITY_CLASS.empty("high"), "value": 1000}
+    small = {"allocatable": {"cpu": "1", "memory": "4Gi", "pods": "10"}}
+    smaller = {"allocatable": {"cpu": "800m", "memory": "4Gi", "pods": "10"}}
+    sites = cluster("a", status=small), cluster("b", status=smaller)
+    daemon = sized("low", "700m") | {"kind": "DaemonSet"}
+    async with running(placement.setup, objects=(*sites, high, daemon)) as (client, clock):
+        await until(clock, lambda: places(client, "daemonset-low") == {"a": 1, "b": 1})
+        client.seed(sized("urgent", "900m", priority="high"))
+        await until(clock, lambda: places(client, "daemonset-low") == {"b": 1})
+        assert places(client, "deployment-urgent") == {"a": 1}
+        client.drop(scheme.DEPLOYMENT, "urgent", "shop")
+        await until(clock, lambda: places(client, "daemonset-low") == {"a": 1, "b": 1})
+
+
+async def test_who_waits_is_looked_at_again_when_another_one_asks_for_less() -> None:
+    small = {"allocatable": {"cpu": "1", "memory": "4Gi", "pods": "10"}}
+    async with running(placement.setup, objects=(cluster("a", status=small), sized("big", "700m"))) as (client, clock):
+        await until(clock, lambda: places(client, "deployment-big") == {"a": 1})
+        client.seed(sized("next", "600m"))
+        await until(clock, lambda: "Unplaceable" in events(client))
+        client.seed(sized("big", "300m"))
+        await until(clock, lambda: places(client, "deployment-next") == {"a": 1})
+
+
+async def test_of_those_that_wait_the_highest_priority_is_asked_first() -> None:
+    meek: Obj = {**scheme.PRIORITY_CLASS.empty("meek"), "value": 1000, "preemptionPolicy": "Never"}
+    small = {"allocatable": {"cpu": "1", "memory": "4Gi", "pods": "10"}}
+    async with running(placement.setup, objects=(cluster("a", status=small), meek, sized("big", "700m"))) as (client, clock):
+        await until(clock, lambda: places(client, "deployment-big") == {"a": 1})
+        client.seed(sized("early", "600m"))
+        await until(clock, lambda: client.find(scheme.PLACEMENT, "deployment-early", "shop"))
+        client.seed(sized("late", "600m", priority="meek"))
+        await until(clock, lambda: client.find(scheme.PLACEMENT, "deployment-late", "shop"))
+        assert places(client, "deployment-late") == {}
+        client.drop(scheme.DEPLOYMENT, "big", "shop")
+        await until(clock, lambda: places(client, "deployment-late") == {"a": 1})
+        assert places(client, "deployment-early") == {}
+
+
+async def test_many_classes_at_once_are_one_look_at_the_workloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    take_account = placement.PlacementReconciler.take_account
+
+    def counted(self: placement.PlacementReconciler, about: ObjectRef) -> None:
+        looked.append(about.name)
+        take_account(self, about)
+
+    monkeypatch.setattr(placement.PlacementReconciler, "take_account", counted)
+    classes: list[Obj] = [{**scheme.PRIORITY_CLASS.empty(f"c{n}"), "value": n} for n in range(50)]
+    async with running(placement.setup, objects=(cluster("a"), sized("web", "200m"), *classes)) as (client, clock):
+        await until(clock, lambda: places(client, "deployment-web") == {"a": 1})
+        assert looked.count("web") < 10
+        client.seed(*[{**c, "description": "other"} for c in classes])
+        client.seed(sized("api", "200m", priority="c7"))
+        await until(clock, lambda: places(client, "deployment-api") == {"a": 1})
+        assert looked.count("web") < 20
 
 
 def sized(name: str, cpu: str, priority: str = "") -> Obj:

@@ -53,6 +53,21 @@ async def placed(client: FakeClient, clock: FakeClock, name: str) -> dict[str, i
     return places(found["spec"])
 
 
+async def test_a_plan_says_that_it_displaces_nobody() -> None:
+    asking = Asking()
+    high: Obj = {**scheme.PRIORITY_CLASS.empty("high"), "value": 1000}
+    wanted = deployment("urgent", cpu="3")
+    async with running(placement.setup, asking.setup, objects=(cluster("a"), high, deployment("low", cpu="3"))) as (
+        client,
+        clock,
+    ):
+        await placed(client, clock, "low")
+        assert "displaces nobody" not in (await asking(objects=[wanted]))["workloads"][0]["reason"]
+        wanted["spec"]["template"]["spec"]["priorityClassName"] = "high"
+        reason = (await asking(objects=[wanted]))["workloads"][0]["reason"]
+    assert reason.endswith("a plan displaces nobody: in fact others may give way to its priority, 1000")
+
+
 async def test_what_is_planned_is_what_is_done() -> None:
     asking = Asking()
     sites = (cluster("a", electricity={"carbonIntensity": 500}), cluster("b", electricity={"carbonIntensity": 20}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -21,6 +22,8 @@ shares = st.builds(
     memory=st.integers(0, 1000),
     replicas=st.dictionaries(st.sampled_from(SITES), st.integers(0, 4), max_size=3),
     devices=st.sampled_from([(), ((GPU_MILLI, 300),), (("example.com/device", 1), (GPU, 2))]),
+    priority=st.integers(-2, 2),
+    fixed=st.booleans(),
 )
 changes = st.lists(
     st.tuples(st.just("share"), st.integers(0, 4), st.none() | shares)
@@ -62,3 +65,49 @@ def test_it_follows_every_change(steps: list[tuple[str, Any, Any]]) -> None:
                     devices = asking(devices, share.devices, count)
                 expected.append(cluster_info(clusters[site], total, devices))
             assert tuple(usage.sites(about(number))) == tuple(expected)
+
+
+@given(changes, st.integers(-2, 3))
+def test_tenants_are_those_of_a_lower_priority_and_nothing_is_kept_of_who_went(
+    steps: list[tuple[str, Any, Any]], below: int
+) -> None:
+    held: dict[int, Share] = {}
+    usage = Usage(lambda: [cluster(site) for site in SITES])
+    for _, which, value in (step for step in steps if step[0] == "share"):
+        usage.set(about(which), value)
+        held.pop(which, None)
+        if value is not None:
+            held[which] = value
+        expected = {
+            (site, about(number), share.priority, count)
+            for number, share in held.items()
+            for site, count in share.replicas.items()
+            if count and share.priority < below and not share.fixed
+        }
+        assert {(s, t.ref, t.priority, t.replicas) for s, there in usage.tenants(below).items() for t in there} == expected
+    for number in list(held):
+        usage.set(about(number), None)
+    assert usage.lowest is None
+    assert not usage._asks and not usage._priorities and not usage.totals()
+
+
+def test_room_is_freed_also_by_who_asks_for_less_or_matters_less() -> None:
+    usage = Usage(lambda: [cluster("a")])
+    share = Share(500, 100, {"a": 2}, ((GPU, 1),), 5, True)
+    assert not usage.set(about(1), share)
+    for changed, freed in (
+        ({"cpu": 400}, True),
+        ({"cpu": 600}, False),
+        ({"memory": 50}, True),
+        ({"devices": ()}, True),
+        ({"devices": ((GPU, 2),)}, False),
+        ({"replicas": {"a": 1}}, True),
+        ({"replicas": {"a": 2, "b": 1}}, False),
+        ({"priority": 4}, True),
+        ({"priority": 6}, False),
+        ({"fixed": False}, True),
+    ):
+        usage.set(about(1), share)
+        assert usage.set(about(1), replace(share, **changed)) is freed, changed
+    usage.set(about(1), share)
+    assert usage.set(about(1), None)

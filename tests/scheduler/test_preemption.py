@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaos.resources.meta import ObjectRef
 from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo
-from metaos.scheduler.filters import FILTERS
+from metaos.scheduler.filters import FILTERS, room
 from metaos.scheduler.framework import decide
 from metaos.scheduler.preemption import Preemption, Tenant, preempt
 from metaos.scheduler.scores import SCORES
@@ -34,8 +35,8 @@ class Continuum:
         self.sites = {name: worlds.site(name, cpu=milli, memory=1 << 40, pods=1000) for name, milli in cpu.items()}
         self.there: Sizes = {}
 
-    def site(self, name: str, apart_from: Collection[ObjectRef] = ()) -> ClusterInfo:
-        mine = [w for w, at in self.there.values() if at == name and w.ref not in apart_from]
+    def site(self, name: str) -> ClusterInfo:
+        mine = [w for w, at in self.there.values() if at == name]
         return replace(
             self.sites[name],
             cpu_requested=sum(w.cpu for w in mine),
@@ -43,23 +44,19 @@ class Continuum:
             pods_requested=len(mine),
         )
 
-    def snapshot(self, apart_from: Collection[ObjectRef] = ()) -> Snapshot:
-        return Snapshot(worlds.NOW, [self.site(name, apart_from) for name in self.sites])
+    def snapshot(self) -> Snapshot:
+        return Snapshot(worlds.NOW, [self.site(name) for name in self.sites])
 
     def tenants(self) -> dict[str, list[Tenant]]:
         found: dict[str, list[Tenant]] = {}
         for w, at in self.there.values():
-            found.setdefault(at, []).append(Tenant(w.ref, w.priority, 1))
+            found.setdefault(at, []).append(Tenant(w.ref, w.priority, 1, w.cpu, w.memory))
         return found
 
     def ask(self, wanted: WorkloadInfo) -> Preemption | None:
         snapshot = self.snapshot()
         plan = decide(snapshot, wanted)
-
-        def without(cluster: ClusterInfo, gone: Collection[ObjectRef]) -> ClusterInfo:
-            return self.site(cluster.name, gone)
-
-        return preempt(snapshot, wanted, plan, self.tenants(), without, FILTERS, SCORES)
+        return preempt(snapshot, wanted, plan, self.tenants(), FILTERS, SCORES)
 
     def settle(self, queue: Sequence[WorkloadInfo]) -> int:
         """Places all, those that are displaced too, until nothing changes. How many steps that took."""
@@ -115,6 +112,38 @@ def test_a_divided_workload_takes_what_it_lacks() -> None:
     assert found is not None
     assert len(found.victims) == 1
     assert sum(n for _, n in found.plan.clusters) == 2
+
+
+def test_who_must_leave_and_has_nowhere_to_go_displaces_too() -> None:
+    world = Continuum(a=500, b=500)
+    world.there = {ref("x"): (work("x", 500), "b")}
+    world.sites["a"] = replace(world.sites["a"], unschedulable=True)
+    high = replace(work("high", 500, 10), current={"a": 1}, evicted=frozenset({"a"}))
+    assert decide(world.snapshot(), high).clusters == (("a", 1),), "what may run on, runs on"
+    for wanted in (high, replace(high, mode="Divided")):
+        found = world.ask(wanted)
+        assert found is not None
+        assert found.plan.clusters == (("b", 1),)
+
+
+def test_each_of_many_tenants_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Continuum(a=2_000)
+    world.sites["a"] = replace(world.sites["a"], pods=3_000)
+    world.there = {ref(f"w{n}"): (work(f"w{n}", 1), "a") for n in range(2_000)}
+    calls = 0
+
+    def counted(workload: WorkloadInfo, cluster: ClusterInfo) -> int:
+        nonlocal calls
+        calls += 1
+        return room(workload, cluster)
+
+    monkeypatch.setattr("metaos.scheduler.preemption.room", counted)
+    found = world.ask(work("high", 1_000, 1))
+    assert found is not None
+    assert len(found.victims) == 1_000
+    assert calls <= 2_001
+    assert found.reason.endswith("and 995 of no higher priority at a")
+    assert len(found.reason) < 300
 
 
 jobs = st.lists(st.tuples(st.integers(1, 8), st.integers(0, 4)), min_size=1, max_size=12)
