@@ -25,6 +25,8 @@ MAX_PODS = 2000
 MAX_PERIOD_SECONDS = 86_400
 #: How far a site's clock may be ahead of the hub's.
 MAX_AHEAD_SECONDS = 300
+#: No machine has more memory: a PiB.
+MAX_MIB = 2**30
 #: Pods and system must make up the machine's energy to within this part.
 TOLERANCE = Decimal("0.01")
 METER_BASES = ("measured", "stated", "assumed")
@@ -79,6 +81,10 @@ def problems(period: Any, now: float) -> Iterator[str]:
             yield f"pods[{index}].presentMilliseconds: {pod['presentMilliseconds']} must be at most the period's {seconds * 1000}"
         if pod["cpuMicroseconds"] > MAX_CORES * seconds * 1_000_000:
             yield f"pods[{index}].cpuMicroseconds: {pod['cpuMicroseconds']} is more than {MAX_CORES} cores can do in {seconds} s"
+        most = {"requestedMillis": MAX_CORES * 1000, "requestedMiB": MAX_MIB, "memoryMiBSeconds": MAX_MIB * seconds}
+        for key, bound in most.items():
+            if pod[key] > bound:
+                yield f"pods[{index}].{key}: {pod[key]} must be at most {bound}"
 
 
 def _pod_problems(pod: Any, path: str) -> list[str]:

@@ -93,20 +93,34 @@ def merkle_root(data: Sequence[bytes]) -> bytes:
     return _root([_leaf(each) for each in data])
 
 
-def merkle_path(data: Sequence[bytes], index: int) -> list[bytes]:
-    """The hashes by which ``merkle_root`` follows from the data at ``index``, from the bottom up."""
+def merkle_paths(data: Sequence[bytes], indexes: Iterable[int]) -> list[list[bytes]]:
+    """For each index the hashes by which ``merkle_root`` follows from the data there, from the bottom up. All subtrees are
+    hashed once."""
     leaves = [_leaf(each) for each in data]
-    path: list[bytes] = []
-    first, count = 0, len(leaves)
-    while count > 1:
-        middle = _split(count)
-        if index < first + middle:
-            path.append(_root(leaves[first + middle : first + count]))
-            count = middle
-        else:
-            path.append(_root(leaves[first : first + middle]))
-            first, count = first + middle, count - middle
-    return path[::-1]
+    known: dict[tuple[int, int], bytes] = {}
+
+    def root(first: int, count: int) -> bytes:
+        found = known.get((first, count))
+        if found is None:
+            middle = _split(count) if count > 1 else 0
+            found = _node(root(first, middle), root(first + middle, count - middle)) if middle else leaves[first]
+            known[first, count] = found
+        return found
+
+    paths = []
+    for index in indexes:
+        path: list[bytes] = []
+        first, count = 0, len(leaves)
+        while count > 1:
+            middle = _split(count)
+            if index < first + middle:
+                path.append(root(first + middle, count - middle))
+                count = middle
+            else:
+                path.append(root(first, middle))
+                first, count = first + middle, count - middle
+        paths.append(path[::-1])
+    return paths
 
 
 def follow(data: bytes, index: int, count: int, path: Sequence[bytes]) -> bytes:
@@ -280,11 +294,11 @@ def make_receipt(entry: Entry, indexes: Sequence[int], hashes: Sequence[bytes], 
             "header": dict(entry.header),
             "lineCount": len(lines),
             "linesRoot": merkle_root(lines).hex(),
-            "path": [each.hex() for each in merkle_path(hashes, offset)],
+            "path": [each.hex() for each in merkle_paths(hashes, [offset])[0]],
         },
         "lines": [
-            {"index": index, "line": dict(entry.lines[index]), "path": [each.hex() for each in merkle_path(lines, index)]}
-            for index in indexes
+            {"index": index, "line": dict(entry.lines[index]), "path": [each.hex() for each in path]}
+            for index, path in zip(indexes, merkle_paths(lines, indexes), strict=True)
         ],
         "checkpoint": {"body": dict(checkpoint.body), "signature": checkpoint.signature.hex()},
     }

@@ -18,6 +18,8 @@ from metaos.resources.meta import Obj, label_selector, labels, name, parse_time
 DEFAULT_CURRENCY = "EUR"
 BASES = ("greater", "requested", "used")
 _PLACES = Decimal("1e-9")
+#: Of a line: sums of a million lines have as many digits as decimals here are exact to.
+MOST_AMOUNT = 10**12
 _RATES = (("cpu_hour", "cpuHour"), ("memory_gib_hour", "memoryGiBHour"), ("egress_gib", "egressGiB"), ("energy_kwh", "energyKWh"))
 
 
@@ -114,6 +116,8 @@ def charges(price: Price, use: Use) -> list[tuple[str, Decimal, Decimal]]:
 
 
 def amount(price: Price, use: Use) -> Decimal:
-    """What a line costs."""
+    """What a line costs. Raises ``ValueError`` where that is absurd."""
     total = sum((quantity * unit for _, quantity, unit in charges(price, use)), Decimal(0))
+    if total > MOST_AMOUNT:
+        raise ValueError(f"one pod costs more than {MOST_AMOUNT} {price.currency} in one period, by {price.source}: lower that")
     return total.quantize(_PLACES, ROUND_HALF_EVEN)

@@ -55,17 +55,17 @@ class Total:
     operational: dict[str, int] = field(default_factory=dict)
     embodied: int | None = None
     cost: dict[str, Decimal] = field(default_factory=dict)
-    consumers: set[str] = field(default_factory=set)
-    providers: set[str] = field(default_factory=set)
     #: Figure → lines of which it is not known.
     unknown: dict[str, int] = field(default_factory=dict)
     #: How the energy is known → millijoules, and how far it may be off.
     bases: dict[str, int] = field(default_factory=dict)
     uncertain: dict[str, int] = field(default_factory=dict)
-    #: Seconds of lines, those in which nobody looked, and those that sites gave up.
+    #: Seconds of lines, those in which nobody looked; and those that sites gave up.
     seconds: int = 0
     estimated: int = 0
     lost: int = 0
+    #: Site and number of the last period that was added: what was given up before it counts once, whatever it has of lines.
+    period: tuple[str, int] = ("", 0)
     #: (currency, rate, price of one, basis, source, provider, consumer, month) → what was charged.
     charges: dict[tuple[str, ...], Charge] = field(default_factory=dict)
 
@@ -97,7 +97,8 @@ class Total:
         self.uncertain[meter["uncertainty"]] = self.uncertain.get(meter["uncertainty"], 0) + energy
         self.seconds += header["end"] - header["start"]
         self.estimated += header["estimatedSeconds"]
-        self.lost += header["lostSeconds"]
+        if (period := (header["site"], header["sequence"])) != self.period:
+            self.period, self.lost = period, self.lost + header["lostSeconds"]
         self._add_cost(header, line, charged)
 
     def _add_cost(self, header: Mapping[str, Any], line: Line, charged: bool) -> None:
@@ -110,8 +111,6 @@ class Total:
             self._miss("cost")
         if not line.get("given", True):
             self._miss("notGiven")
-        self.consumers |= {consumer} - {""}
-        self.providers |= {provider} - {""}
 
     def _add_charges(self, header: Mapping[str, Any], line: Line, provider: str, consumer: str) -> None:
         said = line["cost"]["price"]

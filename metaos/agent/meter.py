@@ -116,7 +116,8 @@ class Meter:
 
     def look(self, now: float, pods: Iterable[Look], system_cpu_seconds: float = 0.0) -> None:
         """To be called every few seconds with everything that runs. ``system_cpu_seconds``: used since the last look by the
-        machine beside the pods. A clock that was put back holds the period open until it has caught up."""
+        machine beside the pods. A clock that was put back holds the period open until it has caught up, or, by more than a day,
+        begins it anew."""
         pods = list(pods)
         first = self._looked is None
         if not self._start:
@@ -131,6 +132,9 @@ class Meter:
         if seconds > MAX_GAP_SECONDS:
             self._start += int(seconds)
             self._estimated, seconds = min(self._estimated, MAX_GAP_SECONDS), 0.0
+        if now < self._start - MAX_PERIOD_SECONDS:
+            # A clock that was far ahead: it will not catch up, and what was closed by it the hub does not take.
+            self._start = int(now)
         self._looked = now
         self._system += system_cpu_seconds
         counters: dict[str, float] = {}
@@ -318,6 +322,7 @@ def joinable(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Whether two periods can be one that the hub takes. Pure."""
     pods = {(pod["namespace"], pod["name"]) for pod in (*first["pods"], *second["pods"])}
     whole = second["end"] - first["start"] <= MAX_PERIOD_SECONDS and not second.get("lostSeconds")
+    whole = whole and first["end"] <= second["start"]
     return whole and len(pods) <= MAX_PODS and first["meter"] == second["meter"] and first["idleRule"] == second["idleRule"]
 
 

@@ -34,6 +34,8 @@ PATHS = frozenset({"/ledger", "/ledger/keys", "/ledger/checkpoint", "/ledger/rot
 #: Of one statement: some 20 s of work.
 MOST_LINES = 1_000_000
 TURN_LINES = 200
+#: Of all receipts of one statement; one period's go beyond it.
+MOST_RECEIPT_LINES = 10_000
 MOST_ASKED = 4
 _FOREVER = 2**53
 
@@ -58,14 +60,15 @@ class _Seen:
         where = line["namespace"]
         if self._namespaces and where not in self._namespaces:
             return False
-        if self._pod and line["name"] != self._pod:
-            return False
-        if self._workload and f"{line['workload']['kind']}/{line['workload']['name']}".lower() != self._workload.lower():
-            return False
         if where not in self._known:
             self._known[where] = self._visible(where)
-        self.left_out += not self._known[where]
-        return self._known[where]
+        if not self._known[where]:
+            # Whatever it is called: the count must not tell whether others have a pod of some name.
+            self.left_out += 1
+            return False
+        if self._pod and line["name"] != self._pod:
+            return False
+        return not self._workload or f"{line['workload']['kind']}/{line['workload']['name']}".lower() == self._workload.lower()
 
 
 class Statements:
@@ -110,7 +113,7 @@ class Statements:
             comparison = Comparison(by, against, sites)
         sums, series = Sums(by, charged=bool(spec.get("charges"))), await self._series(spec, since, until)
         receipts: list[Obj] = []
-        left, unsigned = int(spec.get("receipts") or 0), 0
+        left, left_lines, left_out, unsigned = int(spec.get("receipts") or 0), MOST_RECEIPT_LINES, 0, 0
         async for row, entry in self._entries(since, until):
             header = dict(entry.header)
             wanted = seen.indexes(header, list(entry.lines))
@@ -123,11 +126,11 @@ class Statements:
             if series is not None:
                 series.add(header, lines)
             if wanted and spec.get("receipts"):
-                if left <= 0:
-                    left -= 1
+                if left <= 0 or left_lines <= 0:
+                    left_out += 1
                 elif (receipt := await self._receipt(row, wanted)) is not None:
                     receipts.append(receipt)
-                    left -= 1
+                    left, left_lines = left - 1, left_lines - len(wanted)
                 else:
                     unsigned += 1
         groups = [total.said() for total in sums.totals()]
@@ -139,7 +142,7 @@ class Statements:
         status |= {"against": {"what": against, "method": described(against)}} if against else {}
         status |= {"series": series.said()} if series is not None else {}
         if spec.get("receipts"):
-            status["receipts"] = {"items": receipts, "unsigned": unsigned, "leftOut": max(0, -left)}
+            status["receipts"] = {"items": receipts, "unsigned": unsigned, "leftOut": left_out}
         return status
 
     async def _series(self, spec: dict[str, Any], since: int, until: int) -> Series | None:
@@ -250,7 +253,7 @@ class Accounts:
             position, head = row.position, row.hash
         while waiting and waiting[0].body["last"] <= position:
             found.append(checkpoint_line(waiting.pop(0)))
-        if position >= until and not waiting and len(checkpoints) < PAGE:
+        if position >= until and not waiting and (len(checkpoints) < PAGE or checkpoints[-1].body["last"] > until):
             if not head:
                 hashes = await self._ledger.hashes(position, position)
                 cut = await self._ledger.covering(position) if not hashes and position else None

@@ -86,11 +86,12 @@ class AccountingReconciler:
             if not found and not self._known(cluster, period):
                 result = Result(requeue_after=LOOK_SECONDS)
                 break
-            message = "; ".join(found) or await self._book(usage, cluster, period)
-            booked = period["sequence"]
+            message, last = ("; ".join(found), 0) if found else await self._book(usage, cluster, period)
+            booked = max(booked, last, period["sequence"])
             if message:
                 refused.append({key: period[key] for key in ("sequence", "start", "end")} | {"message": message[:1000]})
-                await self._recorder.event(usage, "PeriodRefused", f"period {booked}: {message}", warning=True)
+                told = f"period {period['sequence']}: {message}"
+                await self._recorder.event(usage, "PeriodRefused", told, warning=True)
         if booked != before:
             now = format_time(self._clock.now())
             patch = {"status": {"booked": booked, "bookedTime": now, "refused": refused[-MOST_REFUSED:]}}
@@ -115,8 +116,8 @@ class AccountingReconciler:
             return True
         return covers(_carbon(cluster).get("past"), min(end, now) - 1)
 
-    async def _book(self, usage: Obj, cluster: Obj, period: Mapping[str, Any]) -> str:
-        """Why it was refused; empty where it is in the ledger."""
+    async def _book(self, usage: Obj, cluster: Obj, period: Mapping[str, Any]) -> tuple[str, int]:
+        """Why it was refused, empty where it is in the ledger; and up to which number the ledger has this site's."""
         unknown: list[str] = []
         middle = (period["start"] + period["end"]) / 2
 
@@ -133,18 +134,20 @@ class AccountingReconciler:
             booking: Obj = {**scheme.BOOKING.empty(""), "spec": {"header": header, "lines": lines}}
             status = (await self._client.create(booking))["status"]
         except ValueError as error:
-            return str(error)
+            return str(error), 0
         except ApiError as error:
             if error.code != 422:
                 raise
-            return error.message
+            return error.message, 0
         if not status["fresh"] and period["start"] >= status["end"]:
-            return f"sequence: {period['sequence']} was booked for another period: count on from {status['sequence']}"
+            # Its Usage was removed, and it began anew: told what is booked, the site counts on from there.
+            why = f"sequence: {period['sequence']} was booked for another period: count on from {status['sequence']}"
+            return why, int(status["sequence"])
         if unknown and status["fresh"]:
             more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
             told = f"period {period['sequence']}: not given to this site, so charged to nobody: {', '.join(unknown[:3])}{more}"
             await self._recorder.event(usage, "NotGiven", told, warning=True)
-        return ""
+        return "", int(status["sequence"])
 
     def _consumer(self, where: str) -> str:
         return annotations_of(self._namespaces.get(where) or {}).get(OWNER) or where

@@ -193,13 +193,21 @@ _WRITE = frozenset({"create", "update", "patch"})
 _MIRRORS = "pods"
 
 
+def _discovers(asked: Attributes) -> Decision:
+    """Of a URL that is no object's, for agents and join tokens: what says which interface this is, as ``system:discovery`` has
+    it. Figures, the ledger and keys are no site's."""
+    whole = asked.path in {"/version", "/healthz", "/livez", "/readyz", "/cacerts", "/api", "/apis", "/openapi"}
+    allowed = asked.verb == "get" and (whole or asked.path.startswith(("/api/", "/apis/", "/openapi/")))
+    return Decision(allowed, "" if allowed else f"{asked.path} is for administrators, and for whom a role lets at it")
+
+
 def decide_agent(member: str, asked: Attributes, namespaces: Container[str]) -> Decision:
     """What a member's agent may ask for, by URL. What it then writes is checked by :func:`agent_write_problem`.
 
     ``namespaces``: those in which the member has a Work. Source: Kubernetes' node authoriser. An agent may
     read and report its own Works, keep its own Lease, Cluster and Usage, mirror its own Pods, record Events about them."""
     if asked.path:
-        return ALLOWED if asked.verb == "get" else Decision(False)
+        return _discovers(asked)
     own, verb, what = cluster_namespace(member), asked.verb, (asked.group, asked.resource)
     allowed = False
     if what == (GROUP, "works"):
@@ -256,7 +264,7 @@ def _own_pods(member: str, asked: Attributes, namespaces: Container[str]) -> boo
 def decide_bootstrap(asked: Attributes) -> Decision:
     """What the bearer of a join token may ask for."""
     if asked.path:
-        return ALLOWED if asked.verb == "get" else Decision(False)
+        return _discovers(asked)
     requests = (asked.group, asked.resource, asked.subresource) == ("certificates.k8s.io", "certificatesigningrequests", "")
     allowed = requests and asked.verb in {"create", "get"}
     return Decision(allowed, "" if allowed else "a join token is good for one certificate request and nothing else")

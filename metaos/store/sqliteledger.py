@@ -110,9 +110,14 @@ def _last(db: sqlite3.Connection, site: str) -> Booked:
 
 def _extent(db: sqlite3.Connection) -> Extent:
     last, head = db.execute("SELECT position, hash FROM ledger_head").fetchone()
-    first = db.execute("SELECT MIN(position) FROM ledger").fetchone()[0]
+    first = db.execute("SELECT MIN(position) FROM ledger").fetchone()[0] or last + 1
     latest = _checkpoints(db, "ORDER BY number DESC LIMIT 1", ())
-    return Extent(last + 1 if first is None else first, last, head, latest[0] if latest else None)
+    if first > 1:
+        # What a cut that is under way, or was interrupted, has left of a checkpoint's entries is cut off, too.
+        begun = db.execute("SELECT first, last FROM ledger_checkpoint WHERE last >= ? ORDER BY last LIMIT 1", (first,)).fetchone()
+        if begun is not None and begun[0] < first:
+            first = begun[1] + 1
+    return Extent(first, last, head, latest[0] if latest else None)
 
 
 def _checkpoints(db: sqlite3.Connection, which: str, values: Sequence[int]) -> list[Checkpoint]:

@@ -51,6 +51,12 @@ def test_energy_and_egress_can_be_charged_and_what_was_not_measured_is_not() -> 
     assert amount(price, use()) == 0
 
 
+def test_an_absurd_price_is_refused_in_words() -> None:
+    price = price_of({"cpuHour": 10**15}, "used", "price of site paris")
+    with pytest.raises(ValueError, match="by price of site paris: lower that"):
+        amount(price, use(cpu_microseconds=HOUR * 10**5))
+
+
 def test_the_tariff_for_this_consumer_comes_before_the_sites_own_price() -> None:
     tariffs = [
         tariff("a-all"),

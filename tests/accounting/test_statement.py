@@ -46,6 +46,13 @@ def test_what_is_unknown_is_counted_and_never_zero() -> None:
     assert unpriced.said()["cost"] == {} and unpriced.unknown["cost"] == 1
 
 
+def test_what_a_site_gave_up_counts_once_whatever_a_group_has_of_lines() -> None:
+    lost = book(SAID | {"lostSeconds": 600}, PARIS, lambda _: SHOP)
+    after = book(SAID | {"sequence": 9, "lostSeconds": 60}, PARIS, lambda _: SHOP)
+    (paris,) = totals([lost, after], "site", system=True)
+    assert paris.lost == 660 and paris.lines == 8
+
+
 def test_currencies_are_never_added() -> None:
     (shop,) = (total for total in totals([HERE, THERE], "namespace") if total.key == ("shop",))
     assert shop.said()["cost"] == {"EUR": "0.003333334", "USD": "0.041666667"}
@@ -86,7 +93,9 @@ def test_csv_has_units_in_its_header_and_empty_cells_for_what_is_unknown() -> No
 def test_the_uncertainty_of_a_sum_is_that_of_its_energy_and_gaps_are_told() -> None:
     rapl = {"name": "rapl", "source": "intel-rapl:0", "basis": "measured", "uncertainty": "0.05"}
     exact = book(
-        period(pod(energyMillijoules=12_000_000), meter=rapl, estimatedSeconds=60, lostSeconds=900), PARIS, lambda _: SHOP
+        period(pod(energyMillijoules=12_000_000), sequence=8, meter=rapl, estimatedSeconds=60, lostSeconds=900),
+        PARIS,
+        lambda _: SHOP,
     )
     (shop,) = said([book(period(pod()), PARIS, lambda _: SHOP), exact], "namespace")
     assert shop["energyUncertainty"] == "0.088", "(4 x 20 % + 12 x 5 %) / 16"

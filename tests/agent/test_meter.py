@@ -136,6 +136,22 @@ def test_a_clock_that_was_put_back_makes_no_period_and_loses_nothing(tmp_path: P
     cache.close()
 
 
+def test_a_clock_that_was_far_ahead_holds_no_period_open(tmp_path: Path) -> None:
+    """Set back by a year, it would be a year until it has caught up."""
+    cache, meter = new(tmp_path)
+    ahead = START + 365 * 86_400
+    meter.look(ahead, [look({"c": 0})])
+    meter.look(ahead + 300, [look({"c": 5})])
+    meter.look(START, [look({"c": 6})])
+    meter.look(START + 300, [look({"c": 7})])
+    wrong, right = waiting(cache)
+    assert (right["start"], right["end"], right["sequence"]) == (START, START + 300, 2)
+    assert right["pods"][0]["cpuMicroseconds"] == 2_000_000
+    assert not list(problems(right, START + 300)) and list(problems(wrong, START + 300))
+    assert not joinable(wrong, right), "the one that is refused takes no other with it"
+    cache.close()
+
+
 def test_three_days_without_an_agent_are_three_periods_that_add_up(tmp_path: Path) -> None:
     cache, meter = new(tmp_path)
     meter.look(START, [look({"c": 0})])

@@ -10,14 +10,18 @@ from random import Random
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession, web
 from aiohttp.test_utils import make_mocked_request
 
 from metaos.accounting.booking import book
 from metaos.accounting.export import Verified, verify
 from metaos.accounting.ledger import Tampered, verify_receipt
 from metaos.apiserver.accounts import Accounts
+from metaos.apiserver.app import make_app
+from metaos.apiserver.authn import Identity
 from metaos.apiserver.books import MOST_SERIES, Books
 from metaos.apiserver.ledgerkeys import LedgerKeys
+from metaos.clock import SystemClock
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import format_time
 from metaos.security.authz import UserInfo
@@ -73,6 +77,15 @@ async def test_whoever_may_list_statements_of_a_namespace_sees_that_and_no_more(
             await hub.statement(UserInfo("system:cluster:paris", ("system:clusters",)))
 
 
+async def test_how_many_lines_are_left_out_tells_nothing_of_others_names() -> None:
+    async with running() as hub:
+        await two_sites(hub)
+        assert [(await hub.statement(ANN, **spec))["linesLeftOut"] for spec in ({}, {"pod": "train-1"}, {"pod": "no-such"})] == [
+            5
+        ] * 3
+        assert (await hub.statement(ANN, workload="Deployment/no-such"))["linesLeftOut"] == 5
+
+
 async def test_a_statement_says_what_was_asked_for() -> None:
     async with running() as hub:
         await two_sites(hub)
@@ -124,7 +137,7 @@ async def pages(accounts: Accounts, **query: Any) -> list[bytes]:
     """As ``nemo carbon export`` asks for them."""
     found: list[bytes] = []
     after = number = 0
-    while not found or b'"end"' not in found[-1][:8]:
+    for _ in range(100):
         more = "".join(f"&{key}={value}" for key, value in query.items())
         request = make_mocked_request("GET", f"/ledger?after={after}&checkpoint={number}{more}")
         answer = await accounts.serve(request, "/ledger", {})
@@ -132,7 +145,9 @@ async def pages(accounts: Accounts, **query: Any) -> list[bytes]:
         for line in map(json.loads, found):
             after = line["entry"]["position"] if "entry" in line else after
             number = line["checkpoint"]["body"]["number"] if "checkpoint" in line else number
-    return found
+        if found and b'"end"' in found[-1][:8]:
+            return found
+    raise AssertionError("it has no end")
 
 
 async def test_receipts_hold_without_the_hub_and_show_no_others_lines(tmp_path: Path) -> None:
@@ -153,6 +168,32 @@ async def test_receipts_hold_without_the_hub_and_show_no_others_lines(tmp_path: 
             changed["lines"][0]["line"]["energyMillijoules"] += 1
             with pytest.raises(Tampered):
                 verify_receipt(changed, key)
+
+
+async def test_receipts_have_a_bounded_number_of_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metaos.apiserver.accounts.MOST_RECEIPT_LINES", 2)
+    async with running(keys=LedgerKeys(tmp_path, Random(1).randbytes)) as hub:
+        await two_sites(hub)
+        await hub.books.checkpoint()
+        found = (await hub.statement(receipts=200))["receipts"]
+        lines = [len(each["lines"]) for each in found["items"]]
+        assert sum(lines[:-1]) < 2 <= sum(lines) and found["leftOut"] == 4 - len(lines)
+
+
+async def test_an_export_ends_where_it_was_asked_to_however_many_checkpoints_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metaos.apiserver.accounts.PAGE", 3)
+    ledger = MemoryLedger()
+    books = Books(ledger, FakeClock(), WRITER.name, LedgerKeys(tmp_path, Random(1).randbytes))
+    monkeypatch.setattr(ledger, "checkpoints", lambda after=0, limit=3: MemoryLedger.checkpoints(ledger, after, min(limit, 3)))
+    monkeypatch.setattr(ledger, "read", lambda after: MemoryLedger.read(ledger, after, 3))
+    for n in range(1, 13):
+        await ledger.append(booking("paris", n))
+        await books.checkpoint()
+    for until in (1, 3, 4, 11, 12):
+        found = verify(await pages(Accounts(books), until=until))
+        assert (found.last, found.signed) == (until, until)
 
 
 async def test_an_export_is_verified_line_by_line_whatever_was_cut_and_whichever_key_signed(tmp_path: Path) -> None:
@@ -277,3 +318,47 @@ async def test_a_cut_is_for_whom_has_what_is_cut(tmp_path: Path) -> None:
             await accounts._cut(body)
         assert refused.value.code == 400
     assert await accounts._cut(json.dumps({"checkpoint": 1, "head": made.body["head"]}).encode()) == 1
+
+
+async def test_who_may_do_what_over_http_and_that_it_is_written_down(tmp_path: Path) -> None:
+    audit: list[dict[str, Any]] = []
+    async with running(keys=LedgerKeys(tmp_path, Random(1).randbytes)) as hub:
+        await two_sites(hub)
+        users = {
+            "root": ADMIN,
+            "ann": ANN,
+            "site": UserInfo("system:cluster:paris", ("system:clusters", "system:authenticated")),
+        }
+
+        class Named:
+            async def authenticate(self, request: web.Request) -> Identity:
+                return Identity(users[request.headers["X-User"]], lambda: True)
+
+        clock = SystemClock()
+        app = make_app(
+            hub.registry, authenticator=Named(), clock=clock, random=Random(2), audit=audit.append, accounts=Accounts(hub.books)
+        )
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+        async def code(user: str, method: str, path: str, body: bytes = b"") -> int:
+            async with session.request(method, url + path, data=body, headers={"X-User": user}) as answer:
+                await answer.read()
+                return answer.status
+
+        async with ClientSession() as session:
+            for user in ("ann", "site"):
+                assert [await code(user, "GET", path) for path in ("/ledger", "/ledger/keys")] == [403, 403]
+                assert await code(user, "POST", "/ledger/cut") == 403
+            assert [await code("root", "GET", path) for path in ("/ledger", "/ledger/keys")] == [200, 200]
+            assert await code("root", "POST", "/ledger") == await code("root", "GET", "/ledger/rotate") == 405
+            assert await code("root", "POST", "/ledger/rotate") == 200
+            head = (await hub.ledger.checkpoints())[0].body["head"]
+            assert await code("root", "POST", "/ledger/cut", b"{}") == 400
+            assert await code("root", "POST", "/ledger/cut", json.dumps({"checkpoint": 1, "head": head}).encode()) == 200
+        await runner.cleanup()
+    noted = [(line["path"], line["code"]) for line in audit if line["verb"] == "create"]
+    assert noted.count(("/ledger/cut", 403)) == 2
+    assert [each for each in noted if each[1] == 200] == [("/ledger/rotate", 200), ("/ledger/cut", 200)]

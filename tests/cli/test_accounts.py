@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import click
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from metaos.accounting.focus import as_focus
 from metaos.accounting.statement import as_csv
@@ -18,7 +21,7 @@ from metaos.apiserver.accounts import Accounts
 from metaos.apiserver.books import Books
 from metaos.apiserver.ledgerkeys import LedgerKeys
 from metaos.cli.accounts import draw, moment, render, sci_of, unit_of
-from metaos.cli.ledger import check, text_of, verify_file
+from metaos.cli.ledger import archive, check, export, text_of, verify_file
 from metaos.store.memoryledger import MemoryLedger
 from tests.apiserver.accounting import running
 from tests.apiserver.test_accounts import pages, two_sites
@@ -130,3 +133,54 @@ async def test_files_are_verified_without_the_hub(tmp_path: Path, capsys: pytest
     receipts.write_text("hello\n")
     with pytest.raises(ValueError, match="line 1 is neither a receipt nor a line of a ledger"):
         check(receipts, "", "text")
+
+
+class InProcess:
+    """A client of the ledger's paths, without a network between."""
+
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
+
+    async def request(self, method: str, path: str, body: bytes) -> SimpleNamespace:
+        async def read() -> bytes:
+            return body
+
+        made = make_mocked_request(method, path)
+        request = SimpleNamespace(method=method, query=made.query, read=read)
+        answer: Any = await self._accounts.serve(request, made.path, {})  # type: ignore[arg-type]
+        return SimpleNamespace(status=answer.status, body=answer.body)
+
+
+def test_an_archive_holds_what_was_signed_before_a_time_and_only_that_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock, ledger = FakeClock(NOW), MemoryLedger()
+    books = Books(ledger, clock, "x", LedgerKeys(tmp_path / "pki", Random(1).randbytes))
+    client = InProcess(Accounts(books))
+    monkeypatch.setattr("metaos.cli.ledger.with_client", lambda kubeconfig, data, act: asyncio.run(act(client)))
+
+    async def days() -> None:
+        # More checkpoints than one page has, before and after the time.
+        for n in range(1, 501):
+            await ledger.append(booking("paris", n))
+            await books.checkpoint()
+            await clock.advance(60)
+
+    asyncio.run(days())
+    with pytest.raises(ValueError, match="nothing was signed before"):
+        archive(tmp_path / "none", moment("2025-01-01", "", NOW), "text", None, tmp_path)
+    before = moment("249m", "", clock.now())
+    archive(tmp_path / "old", before, "text", None, tmp_path)
+    assert "holds entries 1 to 252, verified; 252 entries were removed from the hub" in capsys.readouterr().out
+    found = verify_file(tmp_path / "old", books.signing_key(None))
+    assert (found.first, found.last, found.signed) == (1, 252, 252)
+    rest = export(tmp_path / "rest", None, tmp_path)
+    assert (rest.first, rest.last) == (253, 500) and "before entry 253 was cut off: an archive has it" in text_of(rest, "")
+    with pytest.raises(ValueError, match="old exists: name another file"):
+        archive(tmp_path / "old", moment("1h", "", clock.now()), "text", None, tmp_path)
+    with pytest.raises(ValueError, match="nothing was signed before"):
+        archive(tmp_path / "again", before, "text", None, tmp_path)
+    archive(tmp_path / "next", moment("1h", "", clock.now()), "text", None, tmp_path)
+    following = verify_file(tmp_path / "next", books.signing_key(None))
+    assert following.first == 253 and following.checkpoints == following.last - 251, "with the one that signs the cut"
+    assert not list(tmp_path.glob("*.part"))

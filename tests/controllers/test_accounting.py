@@ -95,6 +95,11 @@ async def test_no_time_is_booked_twice_and_no_number_is_taken_for_another() -> N
         await hub.settle()
         (anew,) = (await hub.usage("paris"))["refused"]
         assert "was booked for another period: count on from 4" in anew["message"] and len(await hub.entries()) == 3
+        # So it does: its meter takes what is booked and was not its own for a spool that was here before.
+        assert (await hub.usage("paris"))["booked"] == 4
+        await hub.reports("paris", reported(now, 5, pod()))
+        await hub.settle()
+        assert (await hub.usage("paris"))["booked"] == 5 and len(await hub.entries()) == 4
 
 
 async def test_what_the_hub_has_not_given_is_charged_to_nobody() -> None:

@@ -1,8 +1,9 @@
 """RBAC and what agents may touch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -11,12 +12,14 @@ from metaos.security.authz import (
     MAX_MIRRORS,
     MAX_REQUESTS,
     Attributes,
+    Decision,
     Roles,
     Rule,
     UserInfo,
     agent_write_problem,
     cluster_of,
     decide_agent,
+    decide_bootstrap,
 )
 
 ROLES: list[Obj] = [
@@ -142,6 +145,18 @@ def test_both_name_and_group_make_an_agent() -> None:
     assert cluster_of(UserInfo("system:cluster:edge")) is None
     assert cluster_of(UserInfo("edge", ("system:clusters",))) is None
     assert cluster_of(UserInfo("system:cluster:", ("system:clusters",))) is None
+
+
+@pytest.mark.parametrize("decide", [lambda asked: decide_agent("edge", asked, WORKS), decide_bootstrap])
+def test_beside_objects_agents_and_join_tokens_read_what_everybody_may(
+    decide: Callable[[Attributes], Decision],
+) -> None:
+    for path in ("/version", "/readyz", "/cacerts", "/apis", "/api/v1", "/openapi/v3"):
+        assert decide(Attributes("get", path=path)).allowed
+        assert not decide(Attributes("create", path=path)).allowed
+    for path in ("/ledger", "/ledger/keys", "/metrics", "/keys", "/apisecret"):
+        refused = decide(Attributes("get", path=path))
+        assert not refused.allowed and path in refused.reason
 
 
 def test_an_agent_reaches_its_own() -> None:

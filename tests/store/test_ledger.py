@@ -134,3 +134,21 @@ async def test_it_grows_by_so_many_bytes_for_a_pod_and_period(tmp_path: Path, po
     await store.close()
     size = path.stat().st_size / count / pods
     assert least < size < most, f"{size:.0f} bytes for a pod in a period"
+
+
+async def test_a_cut_that_was_interrupted_leaves_a_ledger_that_begins_at_a_checkpoint(tmp_path: Path) -> None:
+    """A cut goes in steps: killed between two of them, some of a checkpoint's entries are still there."""
+    store = await SqliteStore.open(tmp_path / "state.db")
+    for n in range(1, 9):
+        await store.ledger.append(booking("paris", n))
+        if n in (3, 6):
+            await checkpoint(store.ledger, n)
+    await store.close()
+    with closing(sqlite3.connect(tmp_path / "state.db")) as db:
+        db.execute("DELETE FROM ledger WHERE position < 5")
+        db.commit()
+    store = await SqliteStore.open(tmp_path / "state.db")
+    extent = await store.ledger.extent()
+    assert (extent.first, extent.last, extent.signed) == (7, 8, 6)
+    assert await store.ledger.cut(2) == 2 and (await store.ledger.extent()).first == 7
+    await store.close()
