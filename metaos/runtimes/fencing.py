@@ -33,6 +33,8 @@ class Fencing:
         self._turn = asyncio.Lock()
         self._watch: Watch | None = None
         self._again: asyncio.Task[None] | None = None
+        #: When (monotonic) the last watchdog was started.
+        self._began = float("-inf")
         found, boot = Fences.load(self._path), process.boot_id()
         self._said = found if found is not None and boot and found.boot == boot else None
 
@@ -74,6 +76,7 @@ class Fencing:
 
     async def _start(self) -> None:
         """Returns when it is in force; one that an earlier agent started has made room. Raises ``OSError``."""
+        self._began = self._clock.monotonic()
         ours, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             argv = [sys.executable, "-I", "-S", "-E", os.path.abspath(watchdog.__file__), self._directory]
@@ -105,13 +108,16 @@ class Fencing:
     async def _restart(self) -> None:
         try:
             while self._needed():
+                await self._clock.sleep(max(0.0, self._began + AGAIN_SECONDS - self._clock.monotonic()))
+                self._began = self._clock.monotonic()
                 async with self._turn:
                     if self._watch is not None and not self._watch.ended.is_set():
                         return
                     with contextlib.suppress(OSError):
+                        if self._said is not None and Fences.load(self._path) is None:
+                            self._said.save(self._path)  # somebody has damaged it: a new one would find nothing to do
                         await self._start()
                         return
-                await self._clock.sleep(AGAIN_SECONDS)
         finally:
             self._again = None
 

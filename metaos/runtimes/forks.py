@@ -17,8 +17,11 @@ from metaos.runtimes.process import Identity
 AT_ONCE = 8
 #: How long an answer may take.
 ANSWER_SECONDS = 20.0
-#: Bytes of a request that go as a message, longer ones in a file; descriptors that go with one, and with an answer.
-MAX_BYTES, MAX_FDS, MAX_SOCKETS = 64 << 10, 250, 32
+#: Bytes of a request that go as a message, longer ones in a file: so many that those at once find room, also where the zygote
+#: reads none. Descriptors that go with one, and with an answer.
+MAX_BYTES, MAX_FDS, MAX_SOCKETS = 8 << 10, 250, 32
+#: In which what was started and is not wanted any more is killed: one of them may have started another meanwhile.
+KILL_ROUNDS = 5
 _PROGRAM = os.path.join(os.path.dirname(__file__), "zygote.py")
 
 
@@ -47,6 +50,7 @@ class Forks:
 
     def __init__(self) -> None:
         self._channel: socket.socket | None = None
+        self._zygote: Identity | None = None
         self._free = asyncio.Semaphore(AT_ONCE)
 
     async def hold(self, hostname: str, address: str, program: str, directory: str, counts: tuple[int, int]) -> Held:
@@ -105,8 +109,16 @@ class Forks:
                 except (BrokenPipeError, ConnectionResetError):
                     self.close()
                     socket.send_fds(self._started(), [request], [theirs.fileno(), *fds])
-            async with asyncio.timeout(ANSWER_SECONDS):
-                await process.readable(ours.fileno())
+            zygote = self._zygote
+            try:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    await process.readable(ours.fileno())
+            except TimeoutError:
+                if zygote is not None:  # it hangs: the next request starts another one, and so do those that it has not read
+                    zygote.kill()
+                if zygote == self._zygote:
+                    self.close()
+                raise TimeoutError(f"the zygote did not answer in {ANSWER_SECONDS:g} s, and was ended") from None
         except BaseException:
             _give_up(ours)
             raise
@@ -119,7 +131,8 @@ class Forks:
                 who = process.spawn(
                     [sys.executable, "-I", "-S", "-E", _PROGRAM, str(theirs.fileno())], env={}, pass_fds=(theirs.fileno(),)
                 )
-            self._channel = ours
+            ours.setblocking(False)
+            self._channel, self._zygote = ours, who
             process.Watch(who, lambda: self.close() if self._channel is ours else None)
         return self._channel
 
@@ -152,6 +165,9 @@ def _give_up(reply: socket.socket) -> None:
             os.close(fd)
         if said[:1] == b"+":
             # It leads a session, and may have started somebody by now.
-            while members := process.in_sessions({int(said[1:])}):
+            for _ in range(KILL_ROUNDS):
+                members = process.in_sessions({int(said[1:])})
                 for each in members:
                     each.end()
+                if not members:
+                    break

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from metaos.runtimes import process
 from metaos.runtimes.isolation import Isolation
+from metaos.runtimes.lifetimes import KILL_SECONDS
 from metaos.runtimes.netns import Sockets
 from metaos.runtimes.pods import Pod
 from metaos.runtimes.process import Watch
@@ -36,9 +37,15 @@ class Holders:
             pod.record()  # before anything else: whoever comes after us finds it
             if held is not None:
                 held.stay()
-        finally:
+        except BaseException:
             if held is not None:
+                pod.holder = None
+                for each in held.sockets:
+                    each.close()
                 held.let_go()
+                held.holder.kill()
+                await process.ended(held.holder)
+            raise
         if pod.sockets is not None:
             pod.sockets.close()
             pod.sockets = None
@@ -56,7 +63,7 @@ class Holders:
         pod.sockets = Sockets(self._isolation.forks, pod.holder, pod.address, made)
 
     async def end(self, pod: Pod) -> None:
-        """Ends the pod's holder, and with it its namespaces."""
+        """Ends the pod's holder, and with it its namespaces. Raises ``OSError`` where it does not end."""
         holder, watch = pod.holder, pod.watch
         pod.holder = pod.watch = None
         if pod.sockets is not None:
@@ -64,5 +71,10 @@ class Holders:
             pod.sockets = None
         if holder is not None and watch is not None:
             holder.kill()
-            await watch.ended.wait()
+            try:
+                async with asyncio.timeout(KILL_SECONDS):
+                    await watch.ended.wait()
+            except TimeoutError:
+                pod.holder, pod.watch = holder, watch
+                raise OSError(f"the holder of pod {pod.uid} was killed and does not end: it hangs in the kernel") from None
             watch.close()

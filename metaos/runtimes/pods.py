@@ -165,8 +165,8 @@ class Pod:
         pod = cls(known["uid"], directory, known["hostname"], address=known.get("address", ""), boot=known["boot"])
         if known["holder"] is not None and known["boot"] == boot:
             pod.holder = Identity(*known["holder"])
-        for name in _entries(os.path.join(directory, "containers")):
-            for sequence in sorted(_entries(os.path.join(directory, "containers", name)), key=int, reverse=True):
+        for name in entries(os.path.join(directory, "containers")):
+            for sequence in sorted(entries(os.path.join(directory, "containers", name)), key=int, reverse=True):
                 found = Container.load(name, os.path.join(directory, "containers", name, sequence))
                 if found is not None:
                     pod.containers[name] = found
@@ -203,7 +203,7 @@ def read_json(path: str) -> Any:
         return None
 
 
-def _entries(directory: str) -> list[str]:
+def entries(directory: str) -> list[str]:
     try:
         return sorted(os.listdir(directory))
     except FileNotFoundError:

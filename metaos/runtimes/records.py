@@ -6,6 +6,7 @@ the command's end, its ``exit-code``: the file's time is then that of the end. O
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import Any
@@ -28,10 +29,11 @@ def read(directory: str) -> dict[str, Any]:
     """All that is known; a line that is not whole says nothing."""
     merged: dict[str, Any] = {}
     try:
-        with open(path(directory), encoding="utf-8") as file:
+        with open(path(directory), encoding="utf-8", errors="replace") as file:
             for line in file:
                 if line.endswith("}\n"):
-                    merged.update(json.loads(line))
+                    with contextlib.suppress(ValueError):  # what found no room on the disk has the next line at its end
+                        merged.update(json.loads(line))
     except FileNotFoundError:
         pass
     return merged

@@ -19,7 +19,7 @@ from typing import Any
 from metaos import trees
 from metaos.clock import Clock
 from metaos.plugins.points import ContainerConfig, ContainerState, ContainerUsage, ImageError, PodConfig, PodNetwork
-from metaos.runtimes import netns, process
+from metaos.runtimes import former, netns, process
 from metaos.runtimes.attachment import Attachment
 from metaos.runtimes.cgroups import Cgroups
 from metaos.runtimes.execution import Execution
@@ -125,6 +125,7 @@ class SandboxRuntime:
             boot = process.boot_id()
             for entry in sorted(os.listdir(os.path.join(self._directory, "pods"))):
                 place = os.path.join(self._directory, "pods", entry)
+                former.end(place, boot)
                 pod = Pod.load(place, boot)
                 if pod is None:
                     trees.remove(place)  # a start or a removal that was interrupted

@@ -131,7 +131,8 @@ class Pod:
     def __init__(self, directory: str, uid: str, groups: list[str]) -> None:
         self._uid = uid
         self._groups = [os.path.join(group, uid) for group in groups]
-        self._containers: list[str] = []
+        #: Those in the paths of cgroups: another runtime of this machine may have a pod of the same uid.
+        self._places = {f"/{os.path.basename(group)}/{uid}/" for group in groups}
         #: Of each container whose end is not recorded: its first process, which leads its session.
         self._leaders: dict[int, str] = {}
         place = os.path.join(directory, "pods", uid, "containers")
@@ -152,7 +153,8 @@ class Pod:
             return None
         if found.session in self._leaders:
             return found
-        if self._groups and any(f"/{self._uid}/" in line + "/" for line in _read(f"/proc/{pid}/cgroup").splitlines()):
+        lines = [line + "/" for line in _read(f"/proc/{pid}/cgroup").splitlines()] if self._groups else []
+        if any(place in line for line in lines for place in self._places):
             return found
         try:
             with open(f"/proc/{pid}/environ", "rb") as file:

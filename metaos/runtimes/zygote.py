@@ -176,6 +176,8 @@ def start(words: list[bytes], fds: list[int], reply: _socket.socket) -> None:
     numbers = [int(word) for word in words[8].split()]
     env = dict(word.split(b"=", 1) for word in words[10 : 10 + int(words[9])])
     argv = words[10 + int(words[9]) :]
+    top = max(numbers) + 1
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, top) for fd in fds]
     os.setsid()
     # Who it is, before everything else; unless nobody would know of it.
     _append(record, b'{"monitor": [%d, %d]}\n' % (os.getpid(), _started(os.getpid())))
@@ -184,8 +186,6 @@ def start(words: list[bytes], fds: list[int], reply: _socket.socket) -> None:
     except BrokenPipeError:
         _append(record, b'{"monitor": null}\n')
         raise
-    top = max(numbers) + 1
-    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, top) for fd in fds]
     for fd, number in zip(moved, numbers, strict=True):
         os.dup2(fd, number)  # not closed by executing the command
     try:
@@ -276,7 +276,7 @@ def serve(data: bytes, fds: list[int], requests: _socket.socket) -> None:
     except BrokenPipeError:
         pass
     except OSError as error:
-        _refuse(reply, os.getpid(), error)
+        _refuse(reply, 0 if task == b"sockets" else os.getpid(), error)
     os._exit(0)
 
 

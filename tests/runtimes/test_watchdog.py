@@ -9,13 +9,13 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from metaos.clock import SystemClock
-from metaos.runtimes import process, watchdog
+from metaos.runtimes import fencing, process, watchdog
 from metaos.runtimes.sandbox import SandboxRuntime
 from metaos.runtimes.watchdog import Fences
 from tests.clock import FakeClock
@@ -89,6 +89,28 @@ async def test_one_that_is_killed_is_started_again(place: str, running: SandboxR
     assert (await until_ended(running, "once")).reason == "Fenced"
     await running.fence(uptime(), {"once": 60.0})
     await until_watched(place, other_than=second)
+
+
+async def test_one_that_is_killed_finds_its_file_whole_however_it_was_damaged(place: str, running: SandboxRuntime) -> None:
+    first = await until_watched(place)
+    whole = Path(place, "fences").read_bytes()
+    Path(place, "fences").write_bytes(b"\xff half of it")
+    starts: list[float] = []
+    running._fencing._start = counted(running._fencing._start, starts)  # type: ignore[method-assign]
+    os.kill(first, signal.SIGKILL)
+    second = await until_watched(place, other_than=first)
+    assert Path(place, "fences").read_bytes() == whole
+    os.kill(second, signal.SIGKILL)
+    await until_watched(place, other_than=second)
+    assert len(starts) == 2 and starts[1] - starts[0] > fencing.AGAIN_SECONDS - 0.1
+
+
+def counted(function: Callable[[], Awaitable[None]], times: list[float]) -> Callable[[], Awaitable[None]]:
+    async def told() -> None:
+        times.append(uptime())
+        await function()
+
+    return told
 
 
 async def test_there_is_one_and_the_next_agents_takes_its_place(place: str, running: SandboxRuntime) -> None:
@@ -190,7 +212,7 @@ async def test_it_hits_nobody_else(place: str, running: SandboxRuntime) -> None:
     said = (found / "record").read_text()
     at = said.index('"monitor": [') + len('"monitor": [')
     try:
-        (found / "record").write_text(f"{said[:at]}{other.pid}{said[said.index(',', at) :]}")
+        (found / "record").write_text(f"{said[:at]}{other.pid}, {other.start - 1}{said[said.index(']', at) :]}")
         assert watchdog.Pod(place, "once", []).running() != [], "by its environment"
         watchdog.Pod(place, "once", []).end()
         assert other.alive() and (await until_ended(running, "once")).exit_code == 137
