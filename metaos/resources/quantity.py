@@ -31,6 +31,8 @@ _SUFFIX: dict[str, Fraction] = {
 _FORM = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([numkMGTPE]|[KMGTPE]i)|[eE]([+-]?\d{1,3}))?\Z")
 
 
+#: Kubernetes' own bound: "no quantity may represent a number greater than 2^63-1 in magnitude; numbers larger will be capped".
+MOST = Fraction(2**63 - 1)
 #: The same few texts come again with every look at a pod or a site. Bound: so many of them are remembered.
 REMEMBERED = 4096
 
@@ -52,7 +54,8 @@ def _parse(text: str) -> Fraction | None:
         return None
     number, suffix, exponent = match.groups()
     value = Fraction(number) * _SUFFIX[suffix or ""]
-    return value * Fraction(10) ** int(exponent) if exponent else value
+    value = value * Fraction(10) ** int(exponent) if exponent else value
+    return max(-MOST, min(MOST, value))
 
 
 def milli(text: str | int | float) -> int:

@@ -35,8 +35,8 @@ def placement_status(plan: Plan) -> dict[str, Any]:
                 "terms": [
                     {
                         "name": t.name,
-                        # Nothing is kept of a value that is not known.
-                        **({} if t.value is None else {"value": round(t.value, 4)}),
+                        # Nothing is kept of a value that is not known; JSON has no word for infinity, which a plugin may say.
+                        **({} if t.value is None or not math.isfinite(t.value) else {"value": round(t.value, 4)}),
                         "unit": t.unit,
                         "weight": round(t.weight, 2),
                         "points": round(t.points, 1),

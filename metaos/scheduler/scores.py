@@ -186,8 +186,8 @@ def weight(score: Score, workload: WorkloadInfo) -> float:
 
 
 def points(score: Score, value: float | None) -> float:
-    """0 to 100."""
-    if value is None:
+    """0 to 100. NaN, which a plugin may say, is not known."""
+    if value is None or value != value:
         return 0.0
     if score.more_is_better:
         return min(100.0, max(0.0, value))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 
 import pytest
 
@@ -11,10 +13,13 @@ from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import ObjectRef
 from metaos.resources.snapshot import Edge, Snapshot, Target, cluster_info, workload_info
+from metaos.resources.traffic import edges_of
 from metaos.scheduler.applications import expected
 from metaos.scheduler.conflicts import as_data, impossible
-from metaos.scheduler.filters import room
+from metaos.scheduler.explain import placement_status
+from metaos.scheduler.filters import FILTERS, room
 from metaos.scheduler.framework import decide
+from metaos.scheduler.scores import SCORES, Score
 from metaos.scheduler.world import World
 from tests.controllers.continuum import cluster, deployment
 from tests.scheduler.worlds import NOW, site, workload, world
@@ -88,3 +93,27 @@ def test_two_intents_that_contradict_each_other_are_both_named() -> None:
     found = as_data(impossible(world(*sites), workload(targets=targets)))
     assert {r["source"] for r in found["requirements"]} == {"intent 'slow'", "intent 'fast'"}
     assert len(found["relaxations"]) == 2
+
+
+@pytest.mark.parametrize("amount", ["1e400", "9" * 400])
+def test_traffic_of_absurd_size_is_much_traffic(amount: str) -> None:
+    """Kubernetes caps every quantity."""
+    traffic = [{"from": {"name": "web"}, "to": {"name": "db"}, "bytesPerSecond": amount}]
+    intent = {**scheme.INTENT.empty("talk", "shop"), "spec": {"traffic": traffic}}
+    found = workload_info(deployment(), traffic=edges_of(ObjectRef("apps", "Deployment", "shop", "web"), [intent]))
+    assert found.traffic[0].sent == 2.0**63
+    link = [{"cluster": "b", "bytesPerSecond": amount}]
+    there = cluster_info(cluster("a", links=link, prices={"currency": "EUR", "egressGiB": 1}))
+    plan = decide(world(there), found)
+    assert dict(plan.clusters) == {"a": 1}
+
+
+@pytest.mark.parametrize("said", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("better", [True, False])
+def test_what_a_plugin_says_is_no_number_spoils_no_status(said: float, better: bool) -> None:
+    plugin = Score("odd", "points", lambda what, at: said, 1.0, 5.0, "", better)
+    plan = decide(world(site("a"), site("b")), workload(), FILTERS, [*SCORES, plugin])
+    json.dumps(placement_status(plan), allow_nan=False)
+    for found in plan.scored:
+        weight = sum(t.weight for t in found.terms)
+        assert found.total == pytest.approx(sum(t.weight * t.points for t in found.terms) / weight)
