@@ -93,12 +93,5 @@ def emissions(millijoules: int, pue: Decimal, factors: Mapping[str, Factor | Non
     return {basis: None if f is None else micrograms(millijoules, f.grams_per_kwh, pue) for basis, f in found.items()}
 
 
-def sci(operational: int | None, embodied: int | None, units: Decimal) -> Decimal | None:
-    """Grams per functional unit; ``None`` where a part of it is not known or nothing was done."""
-    if operational is None or embodied is None or not units:
-        return None
-    return (Decimal(operational + embodied) / 1_000_000) / units
-
-
 def _whole(value: Decimal) -> int:
     return int(value.to_integral_value(ROUND_HALF_EVEN))

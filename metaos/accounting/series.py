@@ -14,6 +14,8 @@ from metaos.resources.meta import format_time
 STEPS = 60
 #: Groups that are told apart, those that used most energy; the others are one.
 MOST_GROUPS = 8
+#: Groups times steps that are held. What comes beyond is counted with the others, also of a group that is told apart.
+MOST_POINTS = 60_000
 OTHERS = ("(others)",)
 
 
@@ -50,9 +52,11 @@ class Series:
         self._since = since // self.step * self.step
         self._found: dict[int, dict[tuple[str, ...], _Point]] = {}
         self._energy: dict[tuple[str, ...], int] = {}
+        self._points = 0
 
     def add(self, header: Mapping[str, Any], lines: Iterable[Line]) -> None:
         at = max(0, (header["end"] - 1 - self._since) // self.step)
+        step = self._found.setdefault(at, {})
         for line in lines:
             parts = [line["operationalMicrograms"].get("location"), line["embodiedMicrograms"]]
             cost = line.get("cost")
@@ -64,13 +68,15 @@ class Series:
             )
             for key in keys(self._by, header, line):
                 self._energy[key] = self._energy.get(key, 0) + point.millijoules
-                self._found.setdefault(at, {}).setdefault(key, _Point()).add(point)
+                where = key if key in step or self._points < MOST_POINTS else OTHERS
+                self._points += where not in step
+                step.setdefault(where, _Point()).add(point)
 
     def said(self) -> list[dict[str, Any]]:
         """Steps in which something was used, each with its groups."""
         largest = set(sorted(self._energy, key=lambda key: (-self._energy[key], key))[:MOST_GROUPS])
         found = []
-        for at in sorted(self._found):
+        for at in sorted(at for at, points in self._found.items() if points):
             groups: dict[tuple[str, ...], _Point] = {}
             for key, point in self._found[at].items():
                 groups.setdefault(key if key in largest else OTHERS, _Point()).add(point)

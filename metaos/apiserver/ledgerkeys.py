@@ -49,10 +49,15 @@ class LedgerKeys:
 
         keys: dict[str, Ed25519PrivateKey] = {}
         for file in self._files():
-            key = load_pem_private_key(file.read_bytes(), None)
+            try:
+                key = load_pem_private_key(file.read_bytes(), None)
+            except ValueError:
+                raise LookupError(f"{file} holds no key: restore it from a backup") from None
             if not isinstance(key, Ed25519PrivateKey):
                 raise LookupError(f"{file} holds no Ed25519 key")
             keys[key_text(key.public_key().public_bytes_raw())] = key
+        if not keys:
+            raise LookupError(f"there is no key ledger-N.pem in {self._directory}: restore it from a backup")
         newest = list(keys)[-1]
         wanted = str(latest.body["next"]) if latest is not None else next(iter(keys))
         if wanted not in keys:

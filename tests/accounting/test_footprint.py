@@ -17,7 +17,6 @@ from metaos.accounting.footprint import (
     micrograms,
     network_millijoules,
     plain,
-    sci,
 )
 
 KWH = 3_600_000_000
@@ -45,11 +44,6 @@ def test_embodied_emissions_are_spread_over_the_life() -> None:
     assert embodied_micrograms(Decimal("6"), 1800) == 3_000_000
     assert embodied_rate({"embodiedGramsPerHour": 6, "embodiedKilograms": 1}) == 6
     assert embodied_rate({}) is None
-
-
-def test_sci_is_operational_and_embodied_per_unit() -> None:
-    assert sci(2_000_000, 1_000_000, Decimal(3)) == 1
-    assert sci(None, 1, Decimal(1)) is None and sci(1, None, Decimal(1)) is None and sci(1, 1, Decimal(0)) is None
 
 
 def test_a_gigabyte_takes_a_watt_hour() -> None:

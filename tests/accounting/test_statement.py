@@ -14,6 +14,7 @@ from metaos.accounting.booking import Owner, Site, book
 from metaos.accounting.focus import COLUMNS as FOCUS_COLUMNS
 from metaos.accounting.focus import as_focus
 from metaos.accounting.money import price_of
+from metaos.accounting.series import Series
 from metaos.accounting.statement import COLUMNS, GROUPINGS, SYSTEM, Booked, as_csv, totals
 from tests.accounting.test_booking import PARIS, SHOP, period, pod
 
@@ -51,6 +52,23 @@ def test_what_a_site_gave_up_counts_once_whatever_a_group_has_of_lines() -> None
     after = book(SAID | {"sequence": 9, "lostSeconds": 60}, PARIS, lambda _: SHOP)
     (paris,) = totals([lost, after], "site", system=True)
     assert paris.lost == 660 and paris.lines == 8
+
+
+def test_a_picture_holds_a_bounded_number_of_points_and_all_of_the_energy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metaos.accounting.series.MOST_POINTS", 3)
+    series = Series("pod", SAID["start"], SAID["start"] + 86_400)
+    for n in range(4):
+        header, lines = book(
+            period(pod(f"web-{n}"), pod(f"job-{n}"), start=SAID["start"] + n * 3600, end=SAID["start"] + n * 3600 + 300),
+            PARIS,
+            lambda _: SHOP,
+        )
+        series.add(header, lines)
+        series.add(header, [])
+    found = series.said()
+    assert [len(step["groups"]) for step in found] == [2, 2, 1, 1]
+    assert found[2]["groups"][0]["key"] == ["(others)"]
+    assert sum(float(group["energyKWh"]) for step in found for group in step["groups"]) == pytest.approx(8 * 4_000_000 / 3.6e9)
 
 
 def test_currencies_are_never_added() -> None:

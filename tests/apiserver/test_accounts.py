@@ -291,6 +291,17 @@ async def test_checkpoints_come_by_time_and_number_and_not_without_the_key(
         task.cancel()
 
 
+@pytest.mark.parametrize(("content", "message"), [(None, "there is no key ledger-N.pem"), (b"mud", "ledger-1.pem holds no key")])
+async def test_a_key_that_is_gone_or_damaged_is_said(tmp_path: Path, content: bytes | None, message: str) -> None:
+    books = Books(MemoryLedger(), FakeClock(), WRITER.name, LedgerKeys(tmp_path, Random(1).randbytes))
+    (tmp_path / "ledger-1.pem").unlink()
+    if content is not None:
+        (tmp_path / "ledger-1.pem").write_bytes(content)
+    with pytest.raises(ApiError, match=f"the ledger cannot be signed: .*{message}") as refused:
+        await Accounts(books).serve(make_mocked_request("GET", "/ledger/keys"), "/ledger/keys", {})
+    assert refused.value.code == 503
+
+
 async def test_prometheus_sees_a_bounded_number_of_series() -> None:
     books = Books(MemoryLedger(), FakeClock(), WRITER.name)
     header, lines = book(period(pod()), PARIS, lambda _: SHOP)
