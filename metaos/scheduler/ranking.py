@@ -132,9 +132,11 @@ class Ranking:
         self._totals = columns.totals(workload, self.world, self._counting)
         rows = np.flatnonzero(self._first == NONE)
         # Sites are in the order of their names, so ties go to the first one.
-        self._rows = [int(row) for row in rows[np.argsort(-self._totals[rows], kind="stable")]]
+        rows = rows[np.argsort(-self._totals[rows], kind="stable")]
+        # As lists at once: one by one, numpy's items cost more than all else about them.
+        self._rows: list[int] = rows.tolist()
         self.feasible = Ranked(self.world[row] for row in self._rows)
-        self.totals = {cluster.name: float(self._totals[row]) for cluster, row in zip(self.feasible, self._rows, strict=True)}
+        self.totals: dict[str, float] = dict(zip((c.name for c in self.feasible), self._totals[rows].tolist(), strict=True))
 
     def _filter(self) -> Ints:
         """Of each site the number of the first filter that rejects it."""
@@ -153,8 +155,9 @@ class Ranking:
     @cached_property
     def rejected(self) -> Rejections:
         """By name."""
-        rows = [int(row) for row in np.flatnonzero(self._first != NONE)]
-        filters = {self.world.names[row]: self._filters[int(self._first[row])][0] for row in rows}
+        rows: list[int] = np.flatnonzero(self._first != NONE).tolist()
+        first: list[int] = self._first.tolist()
+        filters = {self.world.names[row]: self._filters[first[row]][0] for row in rows}
         return Rejections(filters, lambda at: self._rejection(rows[at]))
 
     def rejection(self, cluster: str) -> Rejection | None:
