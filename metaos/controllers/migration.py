@@ -172,13 +172,14 @@ class MigrationReconciler:
         if phase is None:
             if not before or before.get("phase") == "Done":
                 return
-            found = before | {"phase": "Done", "endTime": now}
+            found: dict[str, Any] = {"phase": "Done", "endTime": now}
         else:
-            found = {"phase": phase, "from": list(leaving), "to": sorted(chosen), "startTime": before.get("startTime", now)}
-            if before.get("phase") == "Done":
-                found["startTime"] = now
-            if found == before:
+            # When it began is said once: what is read here may be older than what is stored.
+            found = {"phase": phase, "from": list(leaving), "to": sorted(chosen)}
+            if all(before.get(key) == value for key, value in found.items()):
                 return
+            going_on = before and before.get("phase") != "Done"
+            found |= {"startTime": before.get("startTime", now) if going_on else now, "endTime": None}
         await self._client.patch(
             scheme.PLACEMENT, name(placement), namespace(placement), {"status": {"migration": found}}, subresource="status"
         )

@@ -25,7 +25,7 @@ COLLECT_ROUNDS = 2_000
 
 
 class Stalled(RuntimeError):
-    """Nothing is ready and no timer is set: what is awaited can never come."""
+    """Time will never go on: nothing is ready and no timer is set, or what runs in one moment runs in a circle."""
 
 
 class _Jump:
@@ -33,7 +33,7 @@ class _Jump:
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
-        self._rounds = 0
+        self._rounds = self._since = 0
 
     def select(self, timeout: float | None) -> list[Any]:
         self._rounds += 1
@@ -43,6 +43,10 @@ class _Jump:
             raise Stalled("nothing is ready and no timer is set: what is awaited can never come")
         if timeout > 0:
             self._loop.jump()
+            self._since = self._rounds
+        elif self._rounds - self._since > self._loop.most_rounds:
+            self._since = self._rounds
+            raise Stalled(f"time stands still at {self._loop.time():g} s: something happens again and again there")
         return []
 
     def close(self) -> None: ...
@@ -56,6 +60,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._elapsed = 0.0
         self._selector = _Jump(self)
         self._clock_resolution = 1e-9
+        #: After so many in one moment time will never go on: what runs there runs in a circle.
+        self.most_rounds = 1_000_000
 
     def time(self) -> float:
         return self._elapsed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, is_true, name
 from metaos.scheduler.scores import Score
 from metaos.twin.chaos import drawn
-from metaos.twin.clock import VirtualLoop, run
+from metaos.twin.clock import Stalled, VirtualLoop, run
 from metaos.twin.judge import Judge
 from metaos.twin.network import Quality
 from metaos.twin.scenario import ALWAYS, Fault, Hope, Scenario, WorkloadText, quality_of
@@ -41,8 +41,17 @@ Deed = Callable[[], Awaitable[None]]
 
 def play(scenario: Scenario, *, progress: Progress | None = None, log: TextIO | None = None) -> dict[str, Any]:
     """The report. ``progress(share, text)`` is called now and then."""
+    plays: list[Play] = []
+
+    def begin(loop: VirtualLoop) -> Coroutine[Any, Any, dict[str, Any]]:
+        plays.append(Play(loop, with_chaos(scenario), folder, progress, log))
+        return plays[0].run()
+
     with scratch() as folder:
-        return run(lambda loop: Play(loop, with_chaos(scenario), folder, progress, log).run())
+        try:
+            return run(begin)
+        except Stalled as error:
+            return plays[0].stalled(str(error))
 
 
 def with_chaos(scenario: Scenario) -> Scenario:
@@ -71,6 +80,8 @@ class Play:
         scores: tuple[Score, ...] = (),
     ) -> None:
         self.scenario = scenario
+        # What all of them do at once, one after another, fits several times.
+        loop.most_rounds = 20_000 + 300 * (len(scenario.sites) + len(scenario.workloads))
         self._carbon: StaticCarbonSource | TraceCarbonSource = StaticCarbonSource()
         if scenario.carbon:
             self._carbon = TraceCarbonSource(
@@ -140,6 +151,11 @@ class Play:
         report = self._report(joined=joined, healed=healed, unfinished=unfinished)
         await world.close()
         return report
+
+    def stalled(self, why: str) -> dict[str, Any]:
+        """The report of a story whose time will not go on."""
+        self.judge.wrong(why)
+        return self._report(joined=True, healed=False, unfinished=[])
 
     async def _until(self, at: float) -> None:
         wait = self._begun + at - self.world.now

@@ -24,7 +24,8 @@ def test_a_day_takes_no_time_and_timers_come_in_order() -> None:
 
     began = time.monotonic()
     assert run(main) == [(1, "a"), (1, "b"), (86400, "c"), (86400, "d")]
-    assert time.monotonic() - began < 5
+    # A thousandth of it, on however slow a machine.
+    assert time.monotonic() - began < 86
 
 
 def test_timeouts_go_by_it() -> None:
@@ -63,6 +64,22 @@ def test_waiting_for_what_never_comes_is_an_error_and_not_for_ever() -> None:
 
     with pytest.raises(Stalled):
         run(main)
+
+
+def test_running_in_a_circle_is_an_error_and_not_for_ever() -> None:
+    rounds = 0
+
+    async def main(loop: VirtualLoop) -> None:
+        nonlocal rounds
+        loop.most_rounds = 1000
+        await VirtualClock(loop).sleep(7)
+        while True:
+            rounds += 1
+            await asyncio.sleep(0)
+
+    with pytest.raises(Stalled, match="time stands still at 7 s"):
+        run(main)
+    assert 1000 <= rounds < 1100
 
 
 def test_a_skewed_clock_differs_in_the_time_of_day_alone() -> None:
