@@ -259,6 +259,8 @@ async def test_a_displaced_daemon_comes_back_when_there_is_room() -> None:
         client.seed(sized("urgent", "900m", priority="high"))
         await until(clock, lambda: places(client, "daemonset-low") == {"b": 1})
         assert places(client, "deployment-urgent") == {"a": 1}
+        # What the sites' coming set off is over.
+        await clock.advance(1)
         client.drop(scheme.DEPLOYMENT, "urgent", "shop")
         await until(clock, lambda: places(client, "daemonset-low") == {"a": 1, "b": 1})
 
@@ -269,6 +271,8 @@ async def test_who_waits_is_looked_at_again_when_another_one_asks_for_less() -> 
         await until(clock, lambda: places(client, "deployment-big") == {"a": 1})
         client.seed(sized("next", "600m"))
         await until(clock, lambda: "Unplaceable" in events(client))
+        # What the sites' coming set off is over.
+        await clock.advance(1)
         client.seed(sized("big", "300m"))
         await until(clock, lambda: places(client, "deployment-next") == {"a": 1})
 
@@ -283,6 +287,8 @@ async def test_of_those_that_wait_the_highest_priority_is_asked_first() -> None:
         client.seed(sized("late", "600m", priority="meek"))
         await until(clock, lambda: client.find(scheme.PLACEMENT, "deployment-late", "shop"))
         assert places(client, "deployment-late") == {}
+        # What the sites' coming set off is over.
+        await clock.advance(1)
         client.drop(scheme.DEPLOYMENT, "big", "shop")
         await until(clock, lambda: places(client, "deployment-late") == {"a": 1})
         assert places(client, "deployment-early") == {}
