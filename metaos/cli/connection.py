@@ -115,11 +115,26 @@ def with_client(kubeconfig: Path | None, data: Path, action: Callable[[HttpClien
             if error.reason != "ServiceUnavailable" or client.url not in error.message:
                 raise
             remedy = "is it running ('nemo up'), is this its address, and is the kubeconfig of this hub?"
+            if over(texts[1], SystemClock().now()):
+                # The hub's refusal may be lost with the connection that it ends.
+                remedy = f"the certificate in {path} has expired: print a new one with 'nemo kubeconfig'"
             raise ApiError(error.code, error.reason, f"{error.message}; {remedy}") from None
         finally:
             await client.close()
 
     return asyncio.run(run())
+
+
+def over(certificate: str, now: float) -> bool:
+    """Whether a certificate (PEM; none is fine) has expired."""
+    if not certificate:
+        return False
+    from cryptography import x509
+
+    try:
+        return x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc.timestamp() <= now
+    except ValueError:
+        return False
 
 
 def authority_text(kubeconfig: Path | None, data: Path) -> str:
