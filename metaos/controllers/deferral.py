@@ -15,9 +15,9 @@ from metaos.client import Client, PatchType
 from metaos.clock import Clock
 from metaos.controllers.concern import workload_of
 from metaos.controllers.facts import placeable, placement_name
+from metaos.controllers.outlook import LATE_SECONDS, Ahead, ahead, index, offers, prices_ahead
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
-from metaos.controllers.tariff import LATE_SECONDS, Ahead, ahead, index, offers, prices_ahead
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme, workload

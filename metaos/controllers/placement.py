@@ -14,9 +14,9 @@ from metaos.clock import Clock
 from metaos.controllers.concern import workload_of
 from metaos.controllers.facts import Facts, basis, concerned, decided, finished, placeable, placement_name, takes_room
 from metaos.controllers.flows import Flows
+from metaos.controllers.occupancy import Occupancy, Share
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
-from metaos.controllers.usage import Share, Usage
 from metaos.plugins.registry import load_all
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
@@ -77,8 +77,8 @@ class PlacementReconciler:
         self._scores = [*(score for _, score in load_all("metaos.score", [score.name for score in SCORES])), *settings.scores]
         # Decisions that the informer may not show yet, so that room is not given away twice. Bounded by the workloads.
         self._decided: dict[ObjectRef, dict[str, int]] = {}
-        self._usage = Usage(self._clusters.list)
-        self._clusters.on_change(self._usage.cluster_changed)
+        self._occupancy = Occupancy(self._clusters.list)
+        self._clusters.on_change(self._occupancy.cluster_changed)
         self._flows = Flows(self._member)
         # Those that want more room than there is, with their priority: they are looked at again when some becomes free. Bounded
         # by the workloads.
@@ -116,8 +116,8 @@ class PlacementReconciler:
         if placement is not None and finished(obj):
             self._waiting.pop(about, None)
             return DONE
-        now, world = self._clock.now(), self._usage.sites(about)
-        asked = replace(self._facts.workload(obj, placement, self._current(about, placement)), mix=self._usage.mix())
+        now, world = self._clock.now(), self._occupancy.sites(about)
+        asked = replace(self._facts.workload(obj, placement, self._current(about, placement)), mix=self._occupancy.mix())
         found = located(asked, self._places, world.site)
         narrow = sends(found) and world.bools["narrow"].any()
         snapshot = Snapshot(now, world, self._flows.others(about) if narrow else {})
@@ -149,7 +149,7 @@ class PlacementReconciler:
 
     def _preemption(self, snapshot: Snapshot, found: WorkloadInfo, plan: Plan) -> "Preemption | None":
         """Which ones of lower priority give way, where that helps."""
-        tenants = self._usage.tenants(found.priority) if found.preempts else {}
+        tenants = self._occupancy.tenants(found.priority) if found.preempts else {}
         if not tenants:
             return None
         # With numpy, as every decision.
@@ -176,7 +176,7 @@ class PlacementReconciler:
         if obj is None or not placeable(obj):
             return
         placement = self._placements.get(placement_name(about), about.namespace)
-        now, world = self._clock.now(), self._usage.sites(about)
+        now, world = self._clock.now(), self._occupancy.sites(about)
         there = self._facts.workload(obj, placement, self._current(about, placement))
         found = replace(located(there, self._places, world.site), displaced=displaced)
         snapshot = Snapshot(now, world, self._flows.others(about))
@@ -211,7 +211,7 @@ class PlacementReconciler:
         # With numpy, which a hub loads with its first decision.
         from metaos.scheduler.applications import decide_among, expected, members_of
 
-        everything = replace(snapshot, clusters=self._usage.sites(SITES))
+        everything = replace(snapshot, clusters=self._occupancy.sites(SITES))
         ahead = expected(everything, members_of(found, self._member), self._filters, self._scores)
         return decide_among(snapshot, found, ahead, self._filters, self._scores)
 
@@ -221,15 +221,15 @@ class PlacementReconciler:
         if obj is None or not placeable(obj) or finished(obj):
             return None
         placement = self._placements.get(placement_name(about), about.namespace)
-        info = replace(self._facts.workload(obj, placement, self._places(about)), mix=self._usage.mix())
-        return located(info, self._places, self._usage.sites(SITES).site)
+        info = replace(self._facts.workload(obj, placement, self._places(about)), mix=self._occupancy.mix())
+        return located(info, self._places, self._occupancy.sites(SITES).site)
 
     def take_account(self, about: ObjectRef) -> None:
         """What a workload takes at which sites, and sends where, may have changed."""
         self._flows.changed(about)
         obj = self._workloads[about.kind].get(about.name, about.namespace)
         if obj is None or not takes_room(obj):
-            self._room(self._usage.set(about, None))
+            self._room(self._occupancy.set(about, None))
             return
         spec = workload.pod_spec(obj)
         asked = workload.requests(spec)
@@ -238,7 +238,7 @@ class PlacementReconciler:
         fixed = about.kind == "Pod" or workload.has_local_data(obj)
         priority, _ = self._facts.priority(obj)
         devices = workload.device_requests(spec)
-        self._room(self._usage.set(about, Share(asked["cpu"], asked["memory"], current, devices, priority, fixed)))
+        self._room(self._occupancy.set(about, Share(asked["cpu"], asked["memory"], current, devices, priority, fixed)))
 
     def _room(self, freed: bool) -> None:
         """Who waits for room is looked at again where there is more."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from metaos.clock import Clock
 from metaos.controllers.facts import Facts, decided, finished, placeable, placement_name, takes_room
+from metaos.controllers.occupancy import Occupancy, Share
 from metaos.controllers.settings import Settings
-from metaos.controllers.usage import Share, Usage
 from metaos.controllers.worker import at_once
 from metaos.plugins.registry import load_all
 from metaos.reconcile.manager import Manager
@@ -169,7 +169,7 @@ class Planner:
                 brought[ref(found)] = found
             elif scheme.by_kind(str(found.get("apiVersion")), str(found.get("kind"))) in (scheme.INTENT, scheme.PLACEMENT_POLICY):
                 rules.setdefault(namespace(found), {})[str(found["kind"]), name(found)] = found
-        usage = Usage(self._clusters.list)
+        occupancy = Occupancy(self._clusters.list)
         places: dict[ObjectRef, dict[str, int]] = {}
         for about, obj in there.items():
             places[about] = self._places(obj)
@@ -180,14 +180,14 @@ class Planner:
             priority, _ = self._facts.priority(shown)
             fixed = about.kind == "Pod" or workload.has_local_data(shown)
             share = Share(each["cpu"], each["memory"], places[about], workload.device_requests(spec), priority, fixed)
-            usage.set(about, share)
+            occupancy.set(about, share)
         everything = present | brought
         affected = [about for about in everything if changes is None or changes or about in brought or about.namespace in rules]
         # What is there is asked first, as it holds its room already; then what comes.
         affected.sort(key=lambda about: (about not in present, about))
-        world = usage.sites(ObjectRef("", "", "", ""))
+        world = occupancy.sites(ObjectRef("", "", "", ""))
         snapshot = Snapshot(self._clock.now(), world, self._flows(there, affected, places, world))
-        updated, mix = present.keys() & brought.keys(), usage.mix()
+        updated, mix = present.keys() & brought.keys(), occupancy.mix()
         # Of each namespace once: looking at all its pods for each of its workloads would take long.
         evictions = {where: self._facts.evictions(where) for where in {about.namespace for about in affected}}
         merged = {where: self._rules(where, rules.get(where) or {}) for where in evictions}
@@ -200,7 +200,7 @@ class Planner:
             info = self._facts.workload(obj, placement, current, merged[where], evictions[where])
             asked.append(replace(info, mix=mix))
         earlier = {a: self._facts.workload(present[a], self._placement(a, present[a]), places[a]) for a in updated}
-        return Asked(snapshot, asked, frozenset(brought), earlier, places, usage.lowest)
+        return Asked(snapshot, asked, frozenset(brought), earlier, places, occupancy.lowest)
 
     def _flows(
         self,

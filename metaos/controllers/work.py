@@ -14,6 +14,7 @@ from metaos.controllers.disruption import noted
 from metaos.controllers.facts import basis, concerned, placement_name
 from metaos.controllers.fencing import Silence, agreed, fencing, halt, halted, renewal_of, stopped
 from metaos.controllers.networkpolicy import Policies
+from metaos.controllers.outlook import LATE_SECONDS
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.render import (
     cluster_of,
@@ -30,7 +31,6 @@ from metaos.controllers.render import (
 )
 from metaos.controllers.settings import Settings
 from metaos.controllers.shifting import starts_of
-from metaos.controllers.tariff import LATE_SECONDS
 from metaos.reconcile.manager import CONTENT_LEFT_OUT, Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme

@@ -7,7 +7,7 @@ import pytest
 
 from metaos.controllers import deferral, migration, placement, work
 from metaos.controllers.deferral import ERROR_SECONDS
-from metaos.controllers.tariff import LATE_SECONDS, ahead
+from metaos.controllers.outlook import LATE_SECONDS, ahead
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, format_time, parse_time
 from metaos.scheduler.explain import explain, render

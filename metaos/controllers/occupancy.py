@@ -44,7 +44,7 @@ class Share:
         return not self.fixed and any(self.replicas.values())
 
 
-class Usage:
+class Occupancy:
     """``clusters`` lists the sites' objects. Bounded by the workloads and the sites."""
 
     def __init__(self, clusters: Callable[[], list[Obj]]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaos.controllers.usage import Share, Usage
+from metaos.controllers.occupancy import Occupancy, Share
 from metaos.resources.devices import GPU, GPU_MILLI, Asked, asking
 from metaos.resources.meta import ObjectRef
 from metaos.resources.snapshot import cluster_info
@@ -40,11 +40,11 @@ def about(number: int) -> ObjectRef:
 def test_it_follows_every_change(steps: list[tuple[str, Any, Any]]) -> None:
     clusters = {site: cluster(site) for site in SITES}
     held: dict[int, Share] = {}
-    usage = Usage(lambda: list(clusters.values()))
+    occupancy = Occupancy(lambda: list(clusters.values()))
     for what, which, value in steps:
-        usage.sites(about(0))
+        occupancy.sites(about(0))
         if what == "share":
-            usage.set(about(which), value)
+            occupancy.set(about(which), value)
             held.pop(which, None)
             if value is not None:
                 held[which] = value
@@ -54,7 +54,7 @@ def test_it_follows_every_change(steps: list[tuple[str, Any, Any]]) -> None:
             if new is not None:
                 clusters[which] = new
             if old is not None or new is not None:
-                usage.cluster_changed(old, new)
+                occupancy.cluster_changed(old, new)
         for number in (0, 9):
             expected = []
             for site in sorted(clusters):
@@ -64,7 +64,7 @@ def test_it_follows_every_change(steps: list[tuple[str, Any, Any]]) -> None:
                 for share, count in others:
                     devices = asking(devices, share.devices, count)
                 expected.append(cluster_info(clusters[site], total, devices))
-            assert tuple(usage.sites(about(number))) == tuple(expected)
+            assert tuple(occupancy.sites(about(number))) == tuple(expected)
 
 
 @given(changes, st.integers(-2, 3))
@@ -72,9 +72,9 @@ def test_tenants_are_those_of_a_lower_priority_and_nothing_is_kept_of_who_went(
     steps: list[tuple[str, Any, Any]], below: int
 ) -> None:
     held: dict[int, Share] = {}
-    usage = Usage(lambda: [cluster(site) for site in SITES])
+    occupancy = Occupancy(lambda: [cluster(site) for site in SITES])
     for _, which, value in (step for step in steps if step[0] == "share"):
-        usage.set(about(which), value)
+        occupancy.set(about(which), value)
         held.pop(which, None)
         if value is not None:
             held[which] = value
@@ -84,17 +84,17 @@ def test_tenants_are_those_of_a_lower_priority_and_nothing_is_kept_of_who_went(
             for site, count in share.replicas.items()
             if count and share.priority < below and not share.fixed
         }
-        assert {(s, t.ref, t.priority, t.replicas) for s, there in usage.tenants(below).items() for t in there} == expected
+        assert {(s, t.ref, t.priority, t.replicas) for s, there in occupancy.tenants(below).items() for t in there} == expected
     for number in list(held):
-        usage.set(about(number), None)
-    assert usage.lowest is None
-    assert not usage._asks and not usage._priorities and not usage.totals()
+        occupancy.set(about(number), None)
+    assert occupancy.lowest is None
+    assert not occupancy._asks and not occupancy._priorities and not occupancy.totals()
 
 
 def test_room_is_freed_also_by_who_asks_for_less_or_matters_less() -> None:
-    usage = Usage(lambda: [cluster("a")])
+    occupancy = Occupancy(lambda: [cluster("a")])
     share = Share(500, 100, {"a": 2}, ((GPU, 1),), 5, True)
-    assert not usage.set(about(1), share)
+    assert not occupancy.set(about(1), share)
     for changed, freed in (
         ({"cpu": 400}, True),
         ({"cpu": 600}, False),
@@ -107,7 +107,7 @@ def test_room_is_freed_also_by_who_asks_for_less_or_matters_less() -> None:
         ({"priority": 6}, False),
         ({"fixed": False}, True),
     ):
-        usage.set(about(1), share)
-        assert usage.set(about(1), replace(share, **changed)) is freed, changed
-    usage.set(about(1), share)
-    assert usage.set(about(1), None)
+        occupancy.set(about(1), share)
+        assert occupancy.set(about(1), replace(share, **changed)) is freed, changed
+    occupancy.set(about(1), share)
+    assert occupancy.set(about(1), None)
