@@ -117,9 +117,15 @@ class VirtualClock:
 
 def run(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
     """Runs ``main(loop)`` in virtual time, to its end."""
-    gc.collect()
-    with virtual() as loop, collected_by_rounds():
-        return loop.run_until_complete(main(loop))
+    # What was there before is not looked through again and again.
+    frozen = gc.get_freeze_count()
+    gc.freeze()
+    try:
+        with virtual() as loop, collected_by_rounds():
+            return loop.run_until_complete(main(loop))
+    finally:
+        if not frozen:
+            gc.unfreeze()
 
 
 @contextmanager

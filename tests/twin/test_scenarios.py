@@ -30,7 +30,7 @@ from metaos.twin.world import Timing, World
 
 FOLDER = Path(__file__).parents[2] / "examples" / "scenarios"
 #: A day, and faults for hours: minutes of computing.
-LONG = {"autonomy"}
+LONG = {"autonomy", "chaos"}
 SCENARIOS = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LONG else [])
     for path in sorted(FOLDER.glob("*.yaml"))
@@ -219,6 +219,7 @@ def test_another_seed_is_another_story() -> None:
     assert drawn(story) == drawn(story) != drawn(story.with_seed(2))
 
 
+@pytest.mark.slow
 def test_many_seeds_are_played_in_shards_and_those_that_fail_are_told_in_order() -> None:
     story = of(duration="2m", expect=[{"at": "1m", "runsOn": {"api": ["eu"]}}])
     told: list[int] = []
