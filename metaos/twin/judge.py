@@ -189,7 +189,7 @@ class Judge:
         every = _counts(world.copies())
         for key, subject in self._subjects.items():
             obj = world.hub.find(subject.kind, key[2], key[1])
-            if obj is None or subject.kind is scheme.JOB or (subject.until is not None and world.now >= subject.until):
+            if obj is None or subject.kind == scheme.JOB or (subject.until is not None and world.now >= subject.until):
                 continue
             decided = world.placed(*key)
             if not decided:

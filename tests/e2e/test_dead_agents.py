@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from examples.demo.continuum import Continuum, Site, namespaces_work, wait_for
+from examples.demo.continuum import Continuum, DemoFailed, Site, namespaces_work, wait_for
 from metaos.cli.doctor import isolation
 from tests.e2e.test_lost_sites import apply, placed, pods, policy, ready
 
@@ -163,7 +163,8 @@ def test_agents_and_watchdogs_that_come_and_go_at_random(continuum: Sites) -> No
             wait_for("another watchdog", lambda site=site: watchdog(site), 20)
             assert continuum.runs().keys() == before.keys()
             continue
-        init, agent = continuum.init_of(site), continuum.agent_pid(site)
+        # One that was killed last is only just started again.
+        init, agent = continuum.init_of(site), wait_for("its agent", lambda site=site: agent_of(continuum, site), 20)
         os.kill(init, signal.SIGSTOP)
         os.kill(agent, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
         time.sleep(away + random.random())
@@ -174,6 +175,14 @@ def test_agents_and_watchdogs_that_come_and_go_at_random(continuum: Sites) -> No
     wait_for("one pod in the end", lambda: len(pods(continuum, "once")) == 1, 60)
     assert len(continuum.runs()) >= 3, "some were away for long enough to be replaced"
     continuum.never_twice()
+
+
+def agent_of(continuum: Sites, site: Site) -> int:
+    """Its process; 0 while there is none."""
+    try:
+        return continuum.agent_pid(site)
+    except DemoFailed:
+        return 0
 
 
 def watchdog(site: Site) -> int:
