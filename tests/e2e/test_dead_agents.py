@@ -164,7 +164,8 @@ def test_agents_and_watchdogs_that_come_and_go_at_random(continuum: Sites) -> No
             assert continuum.runs().keys() == before.keys()
             continue
         # One that was killed last is only just started again.
-        init, agent = continuum.init_of(site), wait_for("its agent", lambda site=site: agent_of(continuum, site), 20)
+        agent = wait_for("its agent", lambda site=site: agent_of(continuum, site), 20)
+        init = continuum.init_of(site)
         os.kill(init, signal.SIGSTOP)
         os.kill(agent, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
         time.sleep(away + random.random())
