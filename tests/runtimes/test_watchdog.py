@@ -19,7 +19,7 @@ from metaos.runtimes import fencing, process, watchdog
 from metaos.runtimes.sandbox import SandboxRuntime
 from metaos.runtimes.watchdog import Fences
 from tests.clock import FakeClock
-from tests.runtimes.conformance import DEADLINE, container, pod, state, until_ended, until_logged, uptime
+from tests.runtimes.conformance import DEADLINE, container, pod, until_ended, until_logged, uptime
 from tests.runtimes.test_sandbox import place
 
 __all__ = ["place"]
