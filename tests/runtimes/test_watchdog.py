@@ -19,7 +19,7 @@ from metaos.runtimes import fencing, process, watchdog
 from metaos.runtimes.sandbox import SandboxRuntime
 from metaos.runtimes.watchdog import Fences
 from tests.clock import FakeClock
-from tests.runtimes.conformance import DEADLINE, container, pod, until_ended, until_logged, uptime
+from tests.runtimes.conformance import DEADLINE, container, pod, state, until_ended, until_logged, uptime
 from tests.runtimes.test_sandbox import place
 
 __all__ = ["place"]
@@ -213,8 +213,14 @@ async def test_it_hits_nobody_else(place: str, running: SandboxRuntime) -> None:
     at = said.index('"monitor": [') + len('"monitor": [')
     try:
         (found / "record").write_text(f"{said[:at]}{other.pid}, {other.start - 1}{said[said.index(']', at) :]}")
+        async with asyncio.timeout(DEADLINE):
+            # By its environment, which a container has once its program runs.
+            while not watchdog.Pod(place, "once", []).running():
+                await asyncio.sleep(0.02)
         watchdog.Pod(place, "once", []).end()
-        assert other.alive()
+        assert other.alive() and (await until_ended(running, "once")).exit_code == 137
+        found_state = await state(running, "once")
+        assert found_state is not None and not found_state.running
     finally:
         other.kill()
         await process.ended(other)
