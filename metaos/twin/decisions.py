@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from metaos.controllers.planning import Planner
 from metaos.plugins.registry import load_all
-from metaos.resources.meta import ObjectRef, ref
 from metaos.resources.snapshot import Snapshot, WorkloadInfo
 from metaos.scheduler import columns
 from metaos.scheduler.features import Rows, observe
@@ -22,8 +21,9 @@ from metaos.scheduler.planning import Changes
 from metaos.scheduler.ranking import Ranking
 from metaos.scheduler.scores import SCORES
 from metaos.scheduler.world import World
-from metaos.twin.bill import Bill, Meter
+from metaos.twin.bill import Bill
 from metaos.twin.clock import VirtualLoop
+from metaos.twin.metered import Metered
 from metaos.twin.play import Play, with_chaos
 from metaos.twin.scenario import Scenario, WorkloadText, load
 from metaos.twin.session import Ask, Session
@@ -71,7 +71,7 @@ class Arrivals:
     @property
     def bill(self) -> Bill:
         """Of all until now."""
-        return self.play.meter.total if self.play.meter is not None else Bill()
+        return self.play.bill
 
     def bills(self) -> Mapping[str, Bill]:
         """By site, until now."""
@@ -89,20 +89,13 @@ class Arrivals:
         self._session.close()
 
 
-class _Asking(Play):
+class _Asking(Metered):
     def __init__(
         self, loop: VirtualLoop, scenario: Scenario, folder: Path, ask: Ask[Arrival, Wish], steering: Steering, weight: float
     ) -> None:
         super().__init__(loop, scenario, folder, scores=(steering.score(weight),))
         self._ask, self._steering = ask, steering
-        self.meter: Meter | None = None
         self._filters = load_all("metaos.filter", [name for name, _ in FILTERS])
-
-    async def _prepare(self) -> None:
-        world = self.world
-        meter = self.meter = Meter(world.sites.values(), world.clock.now, self.intensity)
-        world.on_site.append(lambda _: meter.changed())
-        await super()._prepare()
 
     async def _begin(self, text: WorkloadText) -> None:
         # A hub that is away decides nothing, so nothing is asked.
@@ -115,7 +108,7 @@ class _Asking(Play):
     async def _delete(self, workload: str) -> None:
         for text in self.scenario.workloads:
             if text.name == workload and self.meter is not None:
-                self.meter.forget(_ref(text))
+                self.meter.forget(text.ref)
         await super()._delete(workload)
 
     async def _arrival(self, text: WorkloadText) -> Arrival | None:
@@ -123,7 +116,7 @@ class _Asking(Play):
         assert hub.manager is not None
         planner = Planner(hub.manager, self.world.hub_clock, hub.settings)
         asked = await planner.supposed(text.objects, Changes())
-        found = next((w for w in asked.workloads if w.ref == _ref(text)), None)
+        found = next((w for w in asked.workloads if w.ref == text.ref), None)
         if found is None:
             return None
         world = World.of(asked.snapshot.clusters)
@@ -131,10 +124,6 @@ class _Asking(Play):
         mask = world.at(c.name for c in ranking.feasible)
         mask &= columns.room(found, world) >= (found.replicas if found.mode == "Whole" else 1)
         return Arrival(found, self.world.now - self._begun, observe(found, world), mask)
-
-
-def _ref(text: WorkloadText) -> ObjectRef:
-    return next(ref(o) for o in text.objects if o["kind"] == text.kind.kind and o["metadata"]["name"] == text.name)
 
 
 def shuffled(scenario: Scenario, chance: np.random.Generator) -> Scenario:

@@ -6,6 +6,7 @@ be. Needs ``pip install 'nemo-metaos[learning]'``.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from metaos.scheduler.features import FEATURES, MOST, UNKNOWN, Rows
-from metaos.twin.bill import Bill, Prices
+from metaos.twin.bill import Prices
 from metaos.twin.decisions import Arrival, Arrivals, Vary, opened, shuffled, site_names
 from metaos.twin.scenario import Scenario
 
@@ -94,12 +95,8 @@ class PlacementEnv(gymnasium.Env[Rows, np.int64]):
     def _info(self) -> dict[str, Any]:
         assert self._episode is not None
         bill = self._episode.bill
-        info: dict[str, Any] = {"action_mask": self.action_masks().astype(np.int8), "bill": as_dict(bill)}
+        info: dict[str, Any] = {"action_mask": self.action_masks().astype(np.int8), "bill": asdict(bill)}
         if self._arrival is None:
             return info | {"report": self._episode.report}
         about = self._arrival.workload.ref
         return info | {"workload": f"{about.kind} {about.namespace}/{about.name}", "seconds": self._arrival.seconds}
-
-
-def as_dict(bill: Bill) -> dict[str, float]:
-    return {part: getattr(bill, part) for part in ("joules", "grams", "money", "waiting", "unmet")}

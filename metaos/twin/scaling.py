@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,12 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from metaos.resources.meta import ObjectRef
 from metaos.resources.snapshot import workload_info
-from metaos.twin.bill import Bill, Meter, Prices
+from metaos.twin.bill import Bill, Prices
 from metaos.twin.clock import VirtualLoop
 from metaos.twin.decisions import Vary, as_it_is, opened
-from metaos.twin.environment import as_dict
-from metaos.twin.play import Play, with_chaos
+from metaos.twin.metered import Metered
+from metaos.twin.play import with_chaos
 from metaos.twin.scenario import Scenario, WorkloadText
 from metaos.twin.session import Ask, Session
 
@@ -45,7 +45,7 @@ def daily(mean: float = 100.0, swing: float = 0.8, noise: float = 0.1, period: i
     return draw
 
 
-class _Scaled(Play):
+class _Scaled(Metered):
     """Asks every so many seconds."""
 
     def __init__(
@@ -53,28 +53,26 @@ class _Scaled(Play):
     ) -> None:
         super().__init__(loop, scenario, folder)
         self._ask, self._every, self.subject = ask, every, subject
-        self.meter: Meter | None = None
         #: What it served since it was asked last: ready replicas times seconds.
         self.ready_seconds = 0.0
         self._ready = 0
         self._since = 0.0
 
     async def _prepare(self) -> None:
-        world = self.world
-        meter = self.meter = Meter(world.sites.values(), world.clock.now, self.intensity)
-        self._since = world.now
-
-        def changed(_: str) -> None:
-            meter.changed()
-            self.settle()
-            self._ready = sum(c.ready and not world.sites[c.site].line.cut for c in self._copies())
-
-        world.on_site.append(changed)
+        self._since = self.world.now
         await super()._prepare()
+        assert self.meter is not None
         obj = next(o for o in self.subject.objects if o["kind"] == self.subject.kind.kind)
-        meter.want(workload_info(obj))
+        self.meter.want(workload_info(obj))
         for number in range(int(self.scenario.duration // self._every)):
             self._at(number * self._every, "", partial(self._question, number))
+
+    def _account(self, site: str) -> None:
+        super()._account(site)
+        self.settle()
+        sites = self.world.sites
+        copies = (c for c in self.world.copies() if c.owner == self.subject.ref)
+        self._ready = sum(c.ready and not sites[c.site].line.cut for c in copies)
 
     def settle(self) -> None:
         now = min(self.world.now, self._begun + self.scenario.duration)
@@ -84,11 +82,6 @@ class _Scaled(Play):
     @property
     def ready(self) -> int:
         return self._ready
-
-    def _copies(self) -> list[Any]:
-        kind, where, word = self.subject.kind, self.subject.namespace, self.subject.name
-        wanted = ObjectRef(kind.group, kind.kind, where, word)
-        return [c for c in self.world.copies() if c.owner == wanted]
 
     async def _question(self, number: int) -> None:
         self.settle()
@@ -188,7 +181,7 @@ class ScalingEnv(gymnasium.Env[Floats32, np.int64]):
         self._step = None
 
     def _bill(self) -> Bill:
-        return self._play.meter.total if self._play is not None and self._play.meter is not None else Bill()
+        return self._play.bill if self._play is not None else Bill()
 
     def _seen(self) -> Floats32:
         assert self._play is not None
@@ -208,7 +201,7 @@ class ScalingEnv(gymnasium.Env[Floats32, np.int64]):
             "action_mask": self.action_masks().astype(np.int8),
             "replicas": self._replicas,
             "lost": missed,
-            "bill": as_dict(self._bill()),
+            "bill": asdict(self._bill()),
         }
         if self._step is None:
             return info | {"report": self._session.report}

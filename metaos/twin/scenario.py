@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metaos.resources import quantity, scheme
-from metaos.resources.meta import Obj, name, namespace, parse_time
+from metaos.resources.meta import Obj, ObjectRef, name, namespace, parse_time
 from metaos.resources.scheme import Kind
 from metaos.twin.clock import EPOCH
 from metaos.twin.network import Quality
@@ -69,6 +69,10 @@ class WorkloadText:
     objects: tuple[Obj, ...]
     #: (kind, name) in its namespace, of what follows it.
     referents: tuple[tuple[str, str], ...]
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef(self.kind.group, self.kind.kind, self.namespace, self.name)
 
 
 @dataclass(frozen=True, slots=True)
