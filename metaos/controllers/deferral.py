@@ -14,7 +14,7 @@ from typing import Any
 from metaos.client import Client, PatchType
 from metaos.clock import Clock
 from metaos.controllers.concern import workload_of
-from metaos.controllers.facts import placeable, placement_name
+from metaos.controllers.facts import decided, decides, placeable, placement_name
 from metaos.controllers.outlook import LATE_SECONDS, Ahead, ahead, index, offers, prices_ahead
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
@@ -84,8 +84,7 @@ class DeferralReconciler:
         if job is None or not placeable(job) or is_true(job, "Failed") or is_true(job, "Complete"):
             return DONE
         placement = self._placements.get(placement_name(about), about.namespace)
-        spec = (placement or {}).get("spec") or {}
-        if placement is None or spec.get("workloadRef", {}).get("uid") != uid(job):
+        if placement is None or not decides(placement, job):
             return DONE
         said, before = self.asked(job), deferral_of(job, placement)
         now = self._clock.now()
@@ -96,7 +95,7 @@ class DeferralReconciler:
             return DONE
         if before.get("started") and not said.suspendable:
             return DONE
-        sites = [c for s in spec.get("clusters") or () if (c := self._clusters.get(s["name"])) is not None]
+        sites = [c for site in decided(placement) if (c := self._clusters.get(site)) is not None]
         if not sites or (job.get("spec") or {}).get("suspend"):
             return DONE
         try:

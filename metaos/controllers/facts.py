@@ -66,6 +66,11 @@ def takes_room(obj: Obj) -> bool:
     return not (ended or deleting(obj) or controller_of(obj) or namespace(obj).startswith("nemo-"))
 
 
+def decides(placement: Obj, obj: Obj) -> bool:
+    """Whether a Placement is of this very object, not of an earlier one of its name."""
+    return bool(((placement.get("spec") or {}).get("workloadRef") or {}).get("uid") == uid(obj))
+
+
 def decided(placement: Obj | None) -> dict[str, int]:
     """Site → replicas, as a Placement says it."""
     return {c["name"]: int(c.get("replicas", 0)) for c in ((placement or {}).get("spec") or {}).get("clusters") or ()}

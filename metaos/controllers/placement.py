@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.concern import workload_of
-from metaos.controllers.facts import Facts, basis, concerned, decided, finished, placeable, placement_name, takes_room
+from metaos.controllers.facts import Facts, basis, concerned, decided, decides, finished, placeable, placement_name, takes_room
 from metaos.controllers.flows import Flows
 from metaos.controllers.occupancy import Occupancy, Share
 from metaos.controllers.recorder import Recorder
@@ -109,7 +109,7 @@ class PlacementReconciler:
             self._waiting.pop(about, None)
             return DONE
         placement = self._placements.get(placement_name(about), about.namespace)
-        if placement is not None and (placement.get("spec") or {}).get("workloadRef", {}).get("uid") != uid(obj):
+        if placement is not None and not decides(placement, obj):
             # Of an earlier object of the same name: garbage collection takes it away.
             placement, self._decided[about] = None, {}
             self.take_account(about)
@@ -200,7 +200,7 @@ class PlacementReconciler:
         if obj is None or not takes_room(obj):
             return {}
         placement = self._placements.get(placement_name(about), about.namespace)
-        if placement is not None and (placement.get("spec") or {}).get("workloadRef", {}).get("uid") != uid(obj):
+        if placement is not None and not decides(placement, obj):
             placement = None
         return self._current(about, placement)
 

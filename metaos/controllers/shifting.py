@@ -16,7 +16,7 @@ from typing import Any
 from metaos.client import Client, PatchType
 from metaos.clock import Clock
 from metaos.controllers.concern import workload_of
-from metaos.controllers.facts import placeable, placement_name
+from metaos.controllers.facts import decided, decides, placeable, placement_name
 from metaos.controllers.outlook import ahead, index, prices_ahead
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
@@ -61,13 +61,12 @@ class ShiftingReconciler:
     async def reconcile(self, about: ObjectRef) -> Result:
         cron = self._crons.get(about.name, about.namespace)
         placement = self._placements.get(placement_name(about), about.namespace)
-        spec = (placement or {}).get("spec") or {}
-        if cron is None or placement is None or not placeable(cron) or spec.get("workloadRef", {}).get("uid") != uid(cron):
+        if cron is None or placement is None or not placeable(cron) or not decides(placement, cron):
             return DONE
         stored = (placement.get("status") or {}).get("deferral") or {}
         before = stored if stored.get("uid") == uid(cron) else {}
         said = asked(cron, self._intents.list(about.namespace))
-        sites = [c for s in spec.get("clusters") or () if (c := self._clusters.get(s["name"])) is not None]
+        sites = [c for site in decided(placement) if (c := self._clusters.get(site)) is not None]
         now, found = self._clock.now(), None
         if said is not None and sites and not (cron.get("spec") or {}).get("suspend"):
             try:

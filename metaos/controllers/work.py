@@ -11,7 +11,7 @@ from metaos.clock import Clock
 from metaos.controllers.concern import on_health, workload_of
 from metaos.controllers.deferral import deferral_of, held_until
 from metaos.controllers.disruption import noted
-from metaos.controllers.facts import basis, concerned, placement_name
+from metaos.controllers.facts import basis, concerned, decides, placement_name
 from metaos.controllers.fencing import Silence, agreed, fencing, halt, halted, renewal_of, stopped
 from metaos.controllers.networkpolicy import Policies
 from metaos.controllers.outlook import LATE_SECONDS
@@ -109,9 +109,9 @@ class WorkReconciler:
             if found["spec"]["manifests"][0]["metadata"].get("uid") != uid(obj):
                 await self._delete(found)
                 del existing[site]
-        spec = (placement or {}).get("spec") or {}
-        if spec.get("workloadRef", {}).get("uid") != uid(obj):
+        if placement is None or not decides(placement, obj):
             return DONE
+        spec = placement.get("spec") or {}
         policies = [p for p in self._policies.list(about.namespace) if concerns(p, obj)]
         fence = fencing(obj, policies, self._settings.fencing_after)
         body = manifest(obj)
