@@ -22,9 +22,10 @@ MOST_CAPACITY = 2**62
 
 def intent_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     spec = obj.get("spec") or {}
-    if not spec.get("expectations") and not spec.get("traffic"):
+    if not any(spec.get(word) for word in ("expectations", "traffic", "licences")):
         yield required(
-            "spec.expectations", "say what is wanted, for example verb Ensure with a target latency, or who talks to whom"
+            "spec.expectations",
+            "say what is wanted, for example verb Ensure with a target latency, or who talks to whom, or which licences it needs",
         )
     yield from _selector(spec.get("workloads"), "spec.workloads.selector")
     for i, expectation in enumerate(spec.get("expectations") or ()):
@@ -95,6 +96,11 @@ def cluster_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     reserved = ((spec.get("price") or {}).get("reserved") or {}).get("cpu")
     if reserved is not None and quantity.parse(reserved) < 0:
         yield invalid("spec.price.reserved.cpu", reserved, "must not be negative; leave it out where nothing is reserved")
+    for i, licence in enumerate((spec.get("price") or {}).get("licences") or ()):
+        if licence.get("perReplicaMonth") is None and licence.get("perSiteMonth") is None:
+            yield required(
+                f"spec.price.licences[{i}].perSiteMonth", "say what it costs here, or perReplicaMonth; 0 where it is paid already"
+            )
     for i, path in enumerate(spec.get("hostPaths") or ()):
         if not path.startswith("/") or ".." in path.split("/"):
             yield invalid(f"spec.hostPaths[{i}]", path, "must be an absolute path without '..', for example /srv/data")

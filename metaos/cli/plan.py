@@ -164,7 +164,7 @@ def show_plan(
 def render(status: dict[str, Any], width: int) -> list[str]:
     """The plan: each workload, the sums, what cannot be met, and what else could be had."""
     from metaos.scheduler.conflicts import lines as conflict_lines
-    from metaos.scheduler.explain import talk_line
+    from metaos.scheduler.explain import costs_line, talk_line
 
     rows = status.get("workloads") or []
     found: list[str] = []
@@ -177,6 +177,7 @@ def render(status: dict[str, Any], width: int) -> list[str]:
         if row["before"]["clusters"] or row["after"]["clusters"]:
             found.append(f"  figures   {_figures(row['before'], row['after'])}")
         found += [f"  {talk_line(talk)}" for talk in row.get("traffic") or ()]
+        found += [f"  {costs_line(part)}" for part in row.get("costs") or ()]
         told = conflict_lines(row.get("conflict") or {})
         if told:
             found += [f"  {word:<9} {line}" for word, line in zip(["problem", *[""] * len(told)], told, strict=False)]

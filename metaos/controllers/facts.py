@@ -29,6 +29,7 @@ from metaos.resources.meta import (
 from metaos.resources.snapshot import Move, WorkloadInfo, concerns, workload_info
 from metaos.resources.traffic import edges_of
 from metaos.resources.workload import pod_spec
+from metaos.scheduler.slack import on_spot
 
 #: These two exist in every cluster.
 SYSTEM_PRIORITIES = {"system-cluster-critical": 2_000_000_000, "system-node-critical": 2_000_001_000}
@@ -109,7 +110,7 @@ class Facts:
 
     def __init__(self, manager: Manager, settings: Settings) -> None:
         self._settings = settings
-        self._pods = manager.informer(scheme.POD)
+        self._pods, self._jobs = manager.informer(scheme.POD), manager.informer(scheme.JOB)
         self._intents = manager.informer(scheme.INTENT)
         self._policies = manager.informer(scheme.PLACEMENT_POLICY)
         self._classes = manager.informer(scheme.PRIORITY_CLASS)
@@ -177,7 +178,8 @@ class Facts:
             traffic=edges_of(ref(obj), intents),
         )
         priority, preempts = self.priority(obj)
-        found = replace(found, priority=priority, preempts=preempts)
+        spot = on_spot(obj, intents, self._jobs.list(namespace(obj))) if found.ref.kind == "Job" else None
+        found = replace(found, priority=priority, preempts=preempts, interruptible=spot)
         fenced = tolerated_seconds(obj, [p for p in policies if concerns(p, obj)], self._settings)
         if fenced > found.policy.toleration_seconds:
             found = replace(found, policy=replace(found.policy, toleration_seconds=fenced))

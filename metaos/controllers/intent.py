@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.concern import workload_of
@@ -16,6 +19,8 @@ from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, ObjectRef, deleting, generation, labels, name, ref
 from metaos.resources.snapshot import ClusterInfo, WorkloadInfo, cluster_info, concerns, workload_info
+from metaos.resources.traffic import edges_of, located
+from metaos.scheduler.slack import on_spot
 
 NAME = "intent"
 #: However many sites change at once, every intent is looked at once.
@@ -59,7 +64,7 @@ class IntentReconciler:
                 places[ref(obj)] = [clusters[s] for s in decided(placement) if s in clusters]
                 if concerns(intent, obj):
                     rules = sorted(concerning(self._intents, obj), key=name)
-                    found.append((workload_info(obj, current=decided(placement), intents=rules), places[ref(obj)]))
+                    found.append((self._info(obj, decided(placement), rules), places[ref(obj)]))
         before = intent.get("status") or {}
         edges = judge_traffic(intent, places, clusters)
         status = evaluate(intent, found, list(clusters.values()), self._clock.now(), edges)
@@ -70,6 +75,18 @@ class IntentReconciler:
             good = status["fulfilment"] == "Fulfilled"
             await self._recorder.event(intent, str(status["fulfilment"]), str(status["message"]), warning=not good)
         return DONE
+
+    def _info(self, obj: Obj, current: Mapping[str, int], rules: list[Obj]) -> WorkloadInfo:
+        """As decisions are told of it, as far as targets are measured by that."""
+        about = ref(obj)
+        info = workload_info(obj, current=current, intents=rules, traffic=edges_of(about, rules))
+        if about.kind == scheme.JOB.kind:
+            jobs = self._workloads[about.kind].list(about.namespace)
+            info = replace(info, interruptible=on_spot(obj, rules, jobs))
+        return located(info, self._places, self._sites.get)
+
+    def _places(self, about: ObjectRef) -> dict[str, int]:
+        return decided(self._placements.get(placement_name(about), about.namespace))
 
 
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:

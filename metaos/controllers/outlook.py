@@ -9,6 +9,7 @@ from typing import Any
 
 from metaos.resources import quantity
 from metaos.resources.meta import Obj, parse_time
+from metaos.resources.snapshot import cluster_info
 from metaos.scheduler.capacity import ON_DEMAND, RESERVED, SPOT, Offer, blended
 from metaos.scheduler.slack import CARBON, COST
 
@@ -92,8 +93,8 @@ def offers(cluster: Obj, on_demand: float, taken: float) -> list[Offer]:
     found = []
     if reserved := (stated.get("reserved") or {}).get("cpu"):
         found.append(Offer(RESERVED, 0.0, max(0.0, float(quantity.parse(reserved)) - taken)))
-    if (spot := stated.get("spot") or {}).get("cpuHour") is not None:
-        found.append(Offer(SPOT, float(spot["cpuHour"]), rate=float(spot.get("interruptionsPerHour") or 0.0)))
+    if (spot := cluster_info(cluster).spot) is not None:
+        found.append(Offer(SPOT, spot.cpu_hour, rate=spot.rate, restart=spot.restart))
     if found or stated.get("cpuHour") is not None:
         found.append(Offer(ON_DEMAND, on_demand))
     return found

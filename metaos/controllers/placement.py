@@ -42,7 +42,7 @@ from metaos.resources.meta import (
 from metaos.resources.snapshot import Snapshot, WorkloadInfo, cluster_info
 from metaos.resources.traffic import edges_of, located, sends
 from metaos.scheduler.conflicts import as_data, impossible
-from metaos.scheduler.explain import REASONS, placement_status, tells, traffic_status
+from metaos.scheduler.explain import REASONS, costs_status, placement_status, tells, traffic_status
 from metaos.scheduler.filters import FILTERS
 from metaos.scheduler.framework import STILL_BEST, Plan, decide
 from metaos.scheduler.scores import SCORES
@@ -134,6 +134,8 @@ class PlacementReconciler:
         if found.traffic:
             places = [info for site, _ in plan.clusters if (info := world.site(site)) is not None]
             reasons["traffic"] = traffic_status(found, places)
+        if parts := costs_status(found, dict(plan.clusters), world.site):
+            reasons["costs"] = parts
         if not plan.clusters or not plan.complete:
             reasons["conflict"] = as_data(impossible(snapshot, found, self._filters))
         if displacing is not None:

@@ -283,6 +283,8 @@ def _outcome(found: Outcome, lowest: int | None) -> dict[str, Any]:
     }
     if found.traffic:
         row["traffic"] = list(found.traffic)
+    if found.costs:
+        row["costs"] = list(found.costs)
     if found.impossible is not None:
         row["conflict"] = as_data(found.impossible)
     return row

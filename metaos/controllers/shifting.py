@@ -24,8 +24,9 @@ from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme, workload
 from metaos.resources.cron import due_times, starts_text
+from metaos.resources.measures import watts
 from metaos.resources.meta import Obj, ObjectRef, format_time, name, parse_time, ref, uid
-from metaos.resources.snapshot import cluster_info, concerns, watts
+from metaos.resources.snapshot import cluster_info, concerns
 from metaos.scheduler.deferral import Deferrable, schedule
 from metaos.scheduler.slack import CARBON, COST, Waiting, asked, lengths
 

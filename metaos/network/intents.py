@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metaos.resources.errors import Cause
+from metaos.resources.measures import holds_at, measure
 from metaos.resources.meta import Obj, format_time, name
 from metaos.resources.reliability import up
 from metaos.resources.snapshot import (
@@ -29,8 +30,6 @@ from metaos.resources.snapshot import (
     WorkloadInfo,
     base_unit,
     distance,
-    holds_at,
-    measure,
     meets,
     targets_of,
     wanted_text,
@@ -41,7 +40,7 @@ MEASUREMENTS = {
     "latency": "round trip stated in the site's latencies",
     "carbonIntensity": "carbon intensity of the site's electricity zone now",
     "energy": "power by the site's power model and PUE",
-    "cost": "the site's price list",
+    "cost": "the site's price list, with licences, egress, and what spot capacity is expected to lose",
     "availability": "probability that enough replicas are on sites that are up; sites of one region share causes of failure",
     "residency": "the site's jurisdictions",
     "trust": "the site's trust level",

@@ -31,6 +31,7 @@ from metaos.resources.meta import (
 GIB = 2**30
 #: Over which what a site's hardware embodies is spread, where nothing is stated (as the ledger does it).
 LIFETIME_YEARS, HOURS_PER_YEAR = 4.0, 8760.0
+MONTH_HOURS = HOURS_PER_YEAR / 12
 #: What is assumed of a site that states nothing: the share of time that it is up, by tier.
 TIER_AVAILABILITY = {"cloud": 0.9995, "edge": 0.995, "gateway": 0.98, "device": 0.95}
 TRUST_LEVELS = {"low": 1, "medium": 2, "high": 3}
@@ -39,7 +40,7 @@ UNITS: dict[str, dict[str, float]] = {
     "latency": {"ms": 1.0, "s": 1000.0, "us": 0.001},
     "carbonIntensity": {"gCO2eq/kWh": 1.0, "kgCO2eq/kWh": 1000.0, "kgCO2eq/MWh": 1.0},
     "energy": {"W": 1.0, "kW": 1000.0, "mW": 0.001},
-    "cost": {"EUR/h": 1.0, "EUR/month": 1 / 730},
+    "cost": {"EUR/h": 1.0, "EUR/month": 1 / MONTH_HOURS},
     "availability": {"": 1.0, "%": 0.01},
     "residency": {"": 1.0},
     "trust": {"": 1.0},
@@ -62,6 +63,33 @@ class Link:
 
     milliseconds: float | None = None
     bytes_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Capacity that may be taken back: its price per core and hour, how often that is expected in an hour, and the hours that
+    starting again takes."""
+
+    cpu_hour: float
+    rate: float = 0.0
+    restart: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Licence:
+    """What a licence costs by month: for each replica, and for a site that has any. ``None`` in both: its price is not stated."""
+
+    name: str
+    replica: float | None = None
+    site: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interruptible:
+    """Work that may run on spot capacity: the hours that it takes, and whether it keeps what it has done."""
+
+    hours: float
+    keeps: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +132,9 @@ class ClusterInfo:
     longitude: float | None = None
     #: Money for a GiB that leaves the site.
     egress_gib: float | None = None
+    spot: Spot | None = None
+    #: By name, where the site states a price of its own.
+    licences: Mapping[str, Licence] = field(default_factory=dict)
     #: gCO2eq per hour from making all of its hardware; 0 where nothing is stated.
     embodied: float = 0.0
     #: Bytes of the images that it holds, by full name. No decision but that about a move's cost goes by them.
@@ -233,6 +264,10 @@ class WorkloadInfo:
     traffic: tuple[Edge, ...] = ()
     #: Full names of its containers' images.
     images: tuple[str, ...] = ()
+    #: That it needs, as Intents state it, by name.
+    licences: tuple[Licence, ...] = ()
+    #: ``None``: it does not stand being stopped by its site.
+    interruptible: Interruptible | None = None
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -250,57 +285,7 @@ class Snapshot:
     flows: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
-# -- measures ----------------------------------------------------------------------------------------------
-
-
-def latency(cluster: ClusterInfo, regions: Sequence[str]) -> float | None:
-    """The worst round trip from any of the users' regions to the site; ``None`` where one is not known."""
-    found = [cluster.latencies.get(r, 1.0 if r == cluster.region else None) for r in regions]
-    known = [f for f in found if f is not None]
-    return max(known) if known and len(known) == len(found) else None
-
-
-def watts(cluster: ClusterInfo, cpu_milli: int) -> float:
-    """Power that a load adds, by the site's linear power model and its PUE (W)."""
-    if not cluster.capacity_cpu:
-        return 0.0
-    return (cluster.max_watts - cluster.idle_watts) * cpu_milli / cluster.capacity_cpu * cluster.pue
-
-
-def grams(cluster: ClusterInfo, cpu_milli: int) -> float | None:
-    """gCO2eq per hour of a load: its energy, and its share by CPU of what the site's hardware embodies (SCI, ISO/IEC 21031)."""
-    if cluster.carbon is None:
-        return None
-    share = cpu_milli / cluster.capacity_cpu if cluster.capacity_cpu else 0.0
-    return watts(cluster, cpu_milli) / 1000 * cluster.carbon + cluster.embodied * share
-
-
-def embodied_intensity(cluster: ClusterInfo) -> float:
-    """What the hardware embodies, by the energy of a load on it (gCO2eq/kWh): both go by CPU, so it is the same for any load."""
-    slope = (cluster.max_watts - cluster.idle_watts) * cluster.pue / 1000
-    return cluster.embodied / slope if slope > 0 else 0.0
-
-
-def cost(cluster: ClusterInfo, cpu_milli: int, memory_bytes: int) -> float | None:
-    """Money per hour for a load."""
-    if cluster.cpu_hour is None:
-        return None
-    return cluster.cpu_hour * cpu_milli / 1000 + cluster.memory_gib_hour * memory_bytes / GIB
-
-
-def measure(target: str, cluster: ClusterInfo, found: WorkloadInfo, users_in: Sequence[str] = ()) -> float | None:
-    """A target's value for the whole workload on one site, in its base unit; ``None`` where it is not known."""
-    if target == "latency":
-        return latency(cluster, users_in)
-    if target == "carbonIntensity":
-        return cluster.carbon
-    if target == "energy":
-        return watts(cluster, found.cpu * found.replicas)
-    if target == "cost":
-        return cost(cluster, found.cpu * found.replicas, found.memory * found.replicas)
-    if target == "availability":
-        return cluster.availability
-    return None
+# -- targets ----------------------------------------------------------------------------------------------
 
 
 #: Conditions by what they ask of a measured value.
@@ -357,15 +342,6 @@ def trusted(target: Target, trust: str) -> bool:
     if target.condition == "IsEqualTo":
         return trust in target.values
     return level >= min(named, default=0)
-
-
-def holds_at(target: Target, cluster: ClusterInfo, found: WorkloadInfo) -> bool:
-    """Whether a target holds for a workload on one site. Availability is met by several sites together: not asked here."""
-    if target.name == "residency":
-        return lawful(target, cluster.jurisdictions)
-    if target.name == "trust":
-        return trusted(target, cluster.trust)
-    return meets(target, measure(target.name, cluster, found, target.users_in))
 
 
 def wanted_text(target: Target) -> str:
@@ -449,6 +425,8 @@ def cluster_info(
         latitude=_optional(place.get("latitude")),
         longitude=_optional(place.get("longitude")),
         egress_gib=_optional(price.get("egressGiB")),
+        spot=_spot(price.get("spot") or {}),
+        licences={found["name"]: _licence(found) for found in price.get("licences") or ()},
         embodied=_embodied(power),
         images={
             workload.image_name(str(n)): int(i.get("sizeBytes") or 0)
@@ -474,6 +452,31 @@ def _embodied(power: Mapping[str, Any]) -> float:
 
 def _optional(found: Any) -> float | None:
     return None if found is None else float(found)
+
+
+def _spot(found: Mapping[str, Any]) -> Spot | None:
+    if found.get("cpuHour") is None:
+        return None
+    rate, restart = float(found.get("interruptionsPerHour") or 0.0), float(found.get("restartSeconds") or 0.0)
+    return Spot(float(found["cpuHour"]), rate, restart / 3600)
+
+
+def _licence(found: Mapping[str, Any]) -> Licence:
+    return Licence(str(found["name"]), _optional(found.get("perReplicaMonth")), _optional(found.get("perSiteMonth")))
+
+
+def _higher(one: float | None, other: float | None) -> float | None:
+    return max((price for price in (one, other) if price is not None), default=None)
+
+
+def licences_of(intents: Iterable[Obj]) -> tuple[Licence, ...]:
+    """What Intents state of licences, by name; of several prices the highest."""
+    found: dict[str, Licence] = {}
+    for intent in intents:
+        for raw in (intent.get("spec") or {}).get("licences") or ():
+            new, old = _licence(raw), found.get(str(raw["name"]), Licence(str(raw["name"])))
+            found[new.name] = Licence(new.name, _higher(old.replica, new.replica), _higher(old.site, new.site))
+    return tuple(found[name] for name in sorted(found))
 
 
 def _taint(found: Mapping[str, Any]) -> Taint:
@@ -524,6 +527,7 @@ def workload_info(
     if merged.mode and mode != "Everywhere":
         mode = merged.mode
     local = workload.has_local_data(obj)
+    wanted = [i for i in intents if concerns(i, obj) and not deleting(i)]
     return WorkloadInfo(
         ref=about,
         uid=uid(obj),
@@ -543,10 +547,11 @@ def workload_info(
         current=dict(current or {}),
         evicted=frozenset(evicted),
         moves=tuple(moves),
-        targets=tuple(t for i in intents if concerns(i, obj) and not deleting(i) for t in targets_of(i)),
+        targets=tuple(t for i in wanted for t in targets_of(i)),
         policy=merged,
         traffic=tuple(traffic),
         images=tuple(sorted({workload.image_name(str(c["image"])) for c in workload.containers(spec) if c.get("image")})),
+        licences=licences_of(wanted),
     )
 
 

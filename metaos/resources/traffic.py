@@ -123,6 +123,20 @@ def egress(edge: Edge, cluster: ClusterInfo) -> float | None:
     return found
 
 
+def paid(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    """Money per hour for what a workload there has leave the site, and for what it has a site send to it. What another workload
+    sends is that one's: so no byte is paid for twice. ``None`` where a price is not stated; peers without a place cost nothing
+    yet."""
+    found = 0.0
+    for edge in workload.traffic:
+        if edge.sent or (edge.answered and edge.ref is None):
+            each = egress(edge if edge.ref is None else replace(edge, answered=0.0), cluster)
+            if each is None:
+                return None
+            found += each
+    return found
+
+
 def flows(edge: Edge, cluster: str) -> dict[tuple[str, str], float]:
     """Bytes a second by (from site, to site)."""
     found: dict[tuple[str, str], float] = {}

@@ -1,8 +1,7 @@
 """Reserved, on-demand and spot capacity, chosen together with the time. Pure. Prices are per CPU and hour.
 
-Spot capacity is taken back at a rate: what cannot go on where it was begins anew, and is expected to need
-(e^(rate x hours) - 1) / rate hours in all (interruptions as a Poisson process; J. T. Daly, "A higher order estimate of the
-optimum checkpoint interval", 2006, without checkpoints); what keeps what it has done loses nothing.
+Spot capacity is taken back at a rate: what is expected to be done again is ``metaos.resources.measures.stretch``, as in the
+score ``cost``.
 """
 
 from __future__ import annotations
@@ -11,24 +10,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from metaos.resources.measures import stretch
+from metaos.resources.snapshot import Interruptible
+
 RESERVED, ON_DEMAND, SPOT = "reserved", "on-demand", "spot"
-#: In e^x: more than this says only that it never ends.
-_MOST = 50.0
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """``cpus``: how many are free. ``rate``: interruptions an hour."""
+    """``cpus``: how many are free. ``rate``: interruptions an hour. ``restart``: hours that beginning again takes."""
 
     kind: str
     price: float
     cpus: float = math.inf
     rate: float = 0.0
-
-    def stretch(self, hours: float, keeps: bool) -> float:
-        """So many times as long as without interruptions."""
-        risk = self.rate * hours
-        return 1.0 if keeps or risk < 1e-9 else math.expm1(min(risk, _MOST)) / risk
+    restart: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +41,7 @@ def choose(offers: Sequence[Offer], cpus: float, hours: float, *, interruptible:
     prices: list[tuple[float, int]] = []
     told: list[str] = []
     for index, offer in enumerate(offers):
-        price = offer.price * offer.stretch(hours, keeps)
+        price = offer.price * stretch(offer.rate, offer.restart, Interruptible(hours, keeps))
         if offer.kind == SPOT and not interruptible:
             told.append(f"{offer.kind} {offer.price:.4g}: it does not stand interruptions")
         elif cpus > offer.cpus + 1e-9:

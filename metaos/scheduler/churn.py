@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from metaos.resources.snapshot import ClusterInfo, WorkloadInfo, cost, grams
+from metaos.resources.measures import cost, grams
+from metaos.resources.snapshot import ClusterInfo, WorkloadInfo
 from metaos.scheduler.filters import bytes_text
 
 #: kWh per GB between sites (Cloud Carbon Footprint's coefficient for traffic between data centres; the ledger uses it too).
@@ -64,7 +65,7 @@ def churn(sites: Iterable[ClusterInfo], workload: WorkloadInfo, places: Mapping[
     for name in sorted(workload.current.keys() - places.keys() & known.keys()):
         count = workload.current[name]
         hourly = grams(known[name], workload.cpu * count)
-        price = cost(known[name], workload.cpu * count, workload.memory * count)
+        price = cost(known[name], workload, count)
         complete, priced = complete and hourly is not None, priced and price is not None
         moved += (hourly or 0.0) * twice / HOUR_SECONDS
         paid += (price or 0.0) * twice / HOUR_SECONDS

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from metaos.resources import traffic
 from metaos.resources.devices import GPU, GPU_MILLI, WHOLE, share
+from metaos.resources.measures import cost
 from metaos.resources.meta import TAINT_UNREACHABLE
 from metaos.resources.snapshot import (
     ALL_OF,
@@ -65,7 +67,7 @@ def measured(target: Target, workload: WorkloadInfo, world: World) -> Floats:
     if target.name == "energy":
         return _energy(workload, world)
     if target.name == "cost":
-        return _cost(workload, world)
+        return _cost(workload, world) + paid(workload, world)
     if target.name == "availability":
         return world.floats["availability"]
     return np.full(len(world), np.nan)
@@ -257,6 +259,15 @@ def egress(edge: Edge, world: World) -> Floats:
     return _here(edge, world, found)
 
 
+def paid(workload: WorkloadInfo, world: World) -> Floats:
+    """See ``metaos.resources.traffic.paid``."""
+    found = np.zeros(len(world))
+    for edge in workload.traffic:
+        if edge.at and (edge.sent or (edge.answered and edge.ref is None)):
+            found += egress(edge if edge.ref is None else replace(edge, answered=0.0), world)
+    return found
+
+
 def _capacity(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
     return (room(workload, world) < 1) & ~world.at(workload.current)
 
@@ -301,6 +312,9 @@ def _energy(workload: WorkloadInfo, world: World) -> Floats:
 
 
 def _cost(workload: WorkloadInfo, world: World) -> Floats:
+    if workload.interruptible is not None or workload.licences:
+        key = ("cost", workload.cpu, workload.memory, workload.replicas, workload.licences, workload.interruptible)
+        return world.stated(key, lambda c: cost(c, workload, workload.replicas))
     cpu, memory = workload.cpu * workload.replicas / 1000, workload.memory * workload.replicas / GIB
     return world.floats["cpu_hour"] * cpu + world.floats["memory_gib_hour"] * memory
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from metaos.resources import quantity
 from metaos.resources.devices import extended
+from metaos.resources.measures import measure
 from metaos.resources.meta import TAINT_UNREACHABLE
 from metaos.resources.snapshot import (
     ClusterInfo,
@@ -25,7 +26,6 @@ from metaos.resources.snapshot import (
     WorkloadInfo,
     base_unit,
     distance,
-    measure,
     wanted_text,
 )
 from metaos.resources.traffic import worst

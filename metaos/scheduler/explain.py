@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from metaos.resources.measures import costs
 from metaos.resources.meta import Obj, condition, name, namespace
 from metaos.resources.snapshot import ClusterInfo, WorkloadInfo
 from metaos.resources.traffic import egress, known_by, worst
@@ -118,6 +119,23 @@ def traffic_status(workload: WorkloadInfo, places: Iterable[ClusterInfo]) -> lis
     return found
 
 
+def costs_status(
+    workload: WorkloadInfo, places: Mapping[str, int], site: Callable[[str], ClusterInfo | None]
+) -> list[dict[str, Any]]:
+    """What a workload costs by site and in parts: ``Placement.status.costs``. Empty where it is for computing alone."""
+    if not (workload.licences or workload.interruptible or any(e.sent or e.answered for e in workload.traffic)):
+        return []
+    found, total = [], max(1, sum(places.values()))
+    for where, count in sorted(places.items()):
+        if (cluster := site(where)) is not None:
+            paid = costs(cluster, workload, count)
+            egress = None if paid.egress is None else paid.egress * count / total
+            parts = {"computing": paid.computing, "licences": paid.licences, "egress": egress, "lost": paid.lost}
+            row: dict[str, Any] = {"cluster": where, **{k: round(v, 6) for k, v in parts.items() if v is not None}}
+            found.append(row | ({"capacity": "spot"} if paid.spot else {}))
+    return found
+
+
 def explain(placement: Obj, clusters: Iterable[Obj], intents: Iterable[Obj]) -> dict[str, Any]:
     """Everything about one decision. Every present site is chosen, scored or rejected, where there are not too many."""
     spec, status = placement.get("spec") or {}, placement.get("status") or {}
@@ -147,6 +165,7 @@ def explain(placement: Obj, clusters: Iterable[Obj], intents: Iterable[Obj]) -> 
         "alternatives": status.get("alternatives") or [],
         "conflict": status.get("conflict"),
         "traffic": status.get("traffic") or [],
+        "costs": status.get("costs") or [],
         "migration": status.get("migration"),
         "deferral": status.get("deferral"),
         "moves": spec.get("moves") or [],
@@ -218,6 +237,7 @@ def _lines(found: dict[str, Any], screen: int) -> list[str]:
         old, new = (", ".join(migration.get(side) or ()) for side in ("from", "to"))
         lines.append(f"  moving    {old} -> {new}: {migration.get('phase')}")
     lines += [f"  {talk_line(talk)}" for talk in found.get("traffic") or ()]
+    lines += [f"  {costs_line(row)}" for row in found.get("costs") or ()]
     if found.get("limits"):
         lines.append(f"  moves     {_limits(found['limits'])}")
     lines += [f"  moved     {_moved(move)}" for move in (found.get("moves") or ())[-MOVES_SHOWN:]]
@@ -258,6 +278,14 @@ def talk_line(found: dict[str, Any]) -> str:
     )
     money = f"; egress {found['egressPerHour']:.3g} an hour" if "egressPerHour" in found else ""
     return f"{verb:<9} {peer}: {trip} ({found.get('known', 'nothing is stated')}){wanted}{money}  (intent {found['intent']!r})"
+
+
+def costs_line(found: Mapping[str, Any]) -> str:
+    """``costs     a: computing 0.02, licences 0.1, egress 0 an hour``."""
+    again = f"{found.get('lost', 0.0):.3g} of it for what is done again"
+    spot = f" on spot capacity ({again})" if found.get("capacity") == "spot" else ""
+    parts = [f"{word} {found[word]:.4g}" if word in found else f"{word} unknown" for word in ("computing", "licences", "egress")]
+    return f"{'costs':<9} {found['cluster']}: {parts[0]}{spot}, {parts[1]}, {parts[2]} an hour"
 
 
 def _limits(limits: dict[str, Any]) -> str:

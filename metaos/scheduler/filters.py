@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from metaos.resources import quantity, traffic
+from metaos.resources.measures import Costs, costs, holds_at, measure
 from metaos.resources.meta import TAINT_UNREACHABLE, match_expression
 from metaos.resources.snapshot import (
     ALL_OF,
@@ -20,9 +21,7 @@ from metaos.resources.snapshot import (
     Target,
     WorkloadInfo,
     base_unit,
-    holds_at,
     lawful,
-    measure,
     wanted_text,
 )
 from metaos.scheduler import lacking
@@ -171,9 +170,26 @@ def broken_bound(target: Target, workload: WorkloadInfo, cluster: ClusterInfo) -
     value, unit = measure(target.name, cluster, workload, target.users_in), base_unit(target.name)
     about = f" from users in {', '.join(target.users_in)}" if target.users_in else ""
     words = _WORDS.get(target.name, target.name)
+    if target.name == "cost":
+        return _broken_cost(costs(cluster, workload, workload.replicas), wanted)
     if value is None:
         return f"{words}{about} is not known here, and {wanted}"
     return f"{words}{about} is {value:.4g} {unit}, and {wanted}"
+
+
+def _broken_cost(found: Costs, wanted: str) -> str:
+    if found.total is None:
+        return f"cost is not known here ({found.missing}), and {wanted}"
+    parts = costs_text(found)
+    return f"cost is {found.total:.4g} EUR/h{f' ({parts})' if parts else ''}, and {wanted}"
+
+
+def costs_text(found: Costs) -> str:
+    """Money per hour in its parts; empty where it is for computing alone."""
+    spot = f" on spot capacity ({found.lost:.3g} of it for what is done again)" if found.spot else ""
+    parts = [f"computing {found.computing or 0:.4g}{spot}"]
+    parts += [f"{word} {paid:.4g}" for word, paid in (("licences", found.licences), ("egress", found.egress)) if paid]
+    return ", ".join(parts) if spot or len(parts) > 1 else ""
 
 
 def distant(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:

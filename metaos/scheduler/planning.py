@@ -9,12 +9,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from metaos.resources.measures import cost, grams, latency, watts
 from metaos.resources.meta import TAINT_UNREACHABLE, ObjectRef
-from metaos.resources.snapshot import ClusterInfo, Snapshot, Taint, WorkloadInfo, cost, grams, latency, watts
+from metaos.resources.snapshot import ClusterInfo, Snapshot, Taint, WorkloadInfo
 from metaos.resources.traffic import located, sending, sends
+from metaos.resources.traffic import paid as egress
 from metaos.scheduler.applications import Together, decide_among, expected, members_of
 from metaos.scheduler.conflicts import Impossible, impossible
-from metaos.scheduler.explain import traffic_status
+from metaos.scheduler.explain import costs_status, traffic_status
 from metaos.scheduler.filters import FILTERS, Filter
 from metaos.scheduler.framework import Plan
 from metaos.scheduler.ranking import Rejections
@@ -65,6 +67,8 @@ class Outcome:
     impossible: Impossible | None
     #: See ``metaos.scheduler.explain.traffic_status``.
     traffic: tuple[Mapping[str, Any], ...] = ()
+    #: See ``metaos.scheduler.explain.costs_status``.
+    costs: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -111,12 +115,13 @@ def changed_sites(clusters: Iterable[ClusterInfo], changes: Changes, now: float)
 
 def measures(workload: WorkloadInfo, places: Mapping[str, int], sites: Mapping[str, ClusterInfo]) -> Measures:
     """Of a workload with so many replicas on these sites."""
-    money, carbon, power, trips = [], [], 0.0, []
+    money, carbon, power, trips, total = [], [], 0.0, [], max(1, sum(places.values()))
     for site, count in sorted(places.items()):
         found = sites.get(site)
         if found is None:
             continue
-        money.append(cost(found, workload.cpu * count, workload.memory * count))
+        paid, left = cost(found, workload, count), egress(workload, found)
+        money.append(None if paid is None or left is None else paid + left * count / total)
         power += watts(found, workload.cpu * count)
         carbon.append(grams(found, workload.cpu * count))
         if regions := users(workload):
@@ -156,7 +161,8 @@ def project(
     before = {c.name: c for c in snapshot.clusters}
     world = World(changed_sites(snapshot.clusters, changes, now))
     after = {c.name: c for c in world}
-    where = {**(places or {}), **{w.ref: w.current for w in workloads if w.current}}
+    was = {**(places or {}), **{w.ref: w.current for w in workloads if w.current}}
+    where = dict(was)
     talking = [_evicted(w, changes) for w in workloads if w.traffic]
     for workload in workloads:
         asking = _located(_evicted(workload, changes), where, world)
@@ -166,7 +172,7 @@ def project(
         asking, plan = decide_among(free, asking, ahead, filters, scores)
         world = taking(World.of(free.clusters), asking, dict(plan.clusters), 1)
         where[workload.ref] = dict(plan.clusters)
-        earlier = (present or {}).get(workload.ref, workload)
+        earlier = _located((present or {}).get(workload.ref, workload), was, world)
         yield Outcome(
             asking,
             plan,
@@ -174,6 +180,7 @@ def project(
             measures(asking, dict(plan.clusters), after),
             None if plan.complete and plan.clusters else impossible(free, asking, filters),
             tuple(traffic_status(asking, [after[s] for s, _ in plan.clusters])) if asking.traffic else (),
+            tuple(costs_status(asking, dict(plan.clusters), after.get)),
         )
 
 
@@ -271,7 +278,8 @@ def alternatives(
             where[workload.ref] = dict(plan.clusters)
             taken.append((workload.ref, plan.clusters))
         else:
-            total = together([measures(w, dict(p), names) for w, (_, p) in zip(asked, taken, strict=True)])
+            settled = [(_located(w, where, world), dict(p)) for w, (_, p) in zip(asked, taken, strict=True)]
+            total = together([measures(w, p, names) for w, p in settled])
             found.setdefault(tuple(taken), Alternative(mix, tuple(taken), total))
     ways = list(found.values())
     kept = [w for w in ways if not any(_beats(o.measures, w.measures) for o in ways)]

@@ -11,19 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from metaos.resources import traffic
-from metaos.resources.snapshot import (
-    LOWER,
-    UPPER,
-    WISHES,
-    ClusterInfo,
-    Target,
-    WorkloadInfo,
-    cost,
-    embodied_intensity,
-    holds_at,
-    latency,
-    watts,
-)
+from metaos.resources.measures import cost, embodied_intensity, holds_at, latency, watts
+from metaos.resources.snapshot import LOWER, UPPER, WISHES, ClusterInfo, Target, WorkloadInfo
 
 Measure = Callable[[WorkloadInfo, ClusterInfo], float | None]
 #: How many hours of forecast count beside the present one.
@@ -82,7 +71,7 @@ def _energy(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
 
 
 def _cost(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
-    return cost(cluster, workload.cpu * workload.replicas, workload.memory * workload.replicas)
+    return cost(cluster, workload, workload.replicas)
 
 
 def _availability(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:

@@ -22,7 +22,7 @@ from typing import Any
 from metaos.resources import workload
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj, annotations, deleting, format_time, is_true, name, namespace, parse_time, uid
-from metaos.resources.snapshot import concerns
+from metaos.resources.snapshot import Interruptible, concerns
 
 DEADLINE, SLACK, DURATION = "meta-os.eu/deadline", "meta-os.eu/slack", "meta-os.eu/expected-duration"
 SUSPENDABLE, INTERRUPTIBLE = "meta-os.eu/suspendable", "meta-os.eu/interruptible"
@@ -47,6 +47,7 @@ MOST_SECONDS = 7 * 86400.0
 #: So many earlier Jobs are looked at, the newest first; a deadline keeps clear of their longest by a tenth and a minute.
 EARLIER_KEPT = 32
 MARGIN_SHARE, MARGIN_SECONDS = 0.1, 60.0
+HOUR_SECONDS = 3600.0
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _PARTS = re.compile(r"(?:\d{1,6}(?:\.\d{1,6})?[dhms])+")
 
@@ -230,6 +231,16 @@ def lengths(job: Obj, said: Waiting, others: Iterable[Obj]) -> tuple[float, ...]
 def _runs(job: Obj) -> str:
     spec = workload.pod_spec(job)
     return json.dumps([[c.get(k) for k in ("image", "command", "args")] for c in spec.get("containers") or ()])
+
+
+def on_spot(job: Obj, intents: Iterable[Obj], others: Iterable[Obj]) -> Interruptible | None:
+    """What spot capacity would cost a Job that may be put there: only one that may wait, and stands being stopped. An hour where
+    nothing is known of how long it takes."""
+    said = asked(job, intents) if job.get("kind") == "Job" else None
+    if said is None or not said.interruptible:
+        return None
+    took = lengths(job, said, others)
+    return Interruptible((sum(took) / len(took) if took else HOUR_SECONDS) / HOUR_SECONDS, said.suspendable)
 
 
 def waits_until(job: Obj, said: Waiting, took: tuple[float, ...]) -> tuple[float, str]:

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaos.resources.devices import GPU, asking, gpus_free, taken
-from metaos.resources.snapshot import TRUST_LEVELS, ClusterInfo, Taint, WorkloadInfo, latency
+from metaos.resources.measures import latency
+from metaos.resources.snapshot import TRUST_LEVELS, ClusterInfo, Taint, WorkloadInfo
 from metaos.resources.traffic import round_trip
 from metaos.scheduler.scores import carbon_ahead
 
@@ -79,6 +80,7 @@ class World(Sequence[ClusterInfo]):
         self._laws: dict[str, Bools] = {}
         self._trips: dict[tuple[str, ...], Floats] = {}
         self._between: dict[str, Floats] = {}
+        self._stated: dict[Hashable, tuple[Callable[[ClusterInfo], float | None], Floats]] = {}
         self._taints: dict[Taint, Bools] | None = None
         #: Of what is requested, as :attr:`free` is: a world beside this one has its own.
         self._devices: dict[str, Ints] = {}
@@ -146,6 +148,16 @@ class World(Sequence[ClusterInfo]):
                 self._between[site.name] = found
         return found
 
+    def stated(self, key: Hashable, read: Callable[[ClusterInfo], float | None]) -> Floats:
+        """A column of what ``read`` says of each site, whatever is requested there; NaN where that is nothing. ``key`` stands for
+        ``read``: the same one, the same column."""
+        found = self._stated.get(key)
+        if found is None:
+            if len(self._stated) >= MOST_COLUMNS:
+                self._stated.clear()
+            found = self._stated[key] = read, np.array([_known(read(c)) for c in self], np.float64)
+        return found[1]
+
     def taints(self) -> Mapping[Taint, Bools]:
         """Every taint and where it is."""
         if self._taints is None:
@@ -208,6 +220,8 @@ class World(Sequence[ClusterInfo]):
         self._between.pop(cluster.name, None)
         for site, trips in self._between.items():
             trips[row] = _known(round_trip(cluster, self[self.row_of[site]]))
+        for read_one, column_of in self._stated.values():
+            column_of[row] = _known(read_one(cluster))
         if before.taints != cluster.taints:
             self._taints = None
 
@@ -310,6 +324,8 @@ def _fixed(cluster: ClusterInfo) -> tuple[object, ...]:
         cluster.egress_gib,
         cluster.embodied,
         cluster.links,
+        cluster.spot,
+        cluster.licences,
     )
 
 

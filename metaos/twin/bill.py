@@ -6,13 +6,15 @@ split there.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 
 from metaos.accounting.carbon import grams
 from metaos.resources import scheme
+from metaos.resources.measures import cost, holds_at
 from metaos.resources.meta import ObjectRef
-from metaos.resources.snapshot import WorkloadInfo, cluster_info, cost, holds_at
+from metaos.resources.snapshot import WorkloadInfo, cluster_info
 from metaos.twin.site import Site, watts
 
 HOUR = 3600.0
@@ -116,15 +118,15 @@ class Meter:
         serving: dict[ObjectRef, int] = {}
         places: dict[ObjectRef, set[str]] = {}
         for name, site in self._sites.items():
-            info, price = cluster_info(site.obj), 0.0
+            info, counts = cluster_info(site.obj), Counter[ObjectRef]()
             for copy in site.copies():
+                counts[copy.owner] += 1
                 places.setdefault(copy.owner, set()).add(name)
                 serving[copy.owner] = serving.get(copy.owner, 0) + copy.ready
                 if copy.ready:
                     self._served.add(copy.owner)
-                if (found := self._wanted.get(copy.owner)) is not None:
-                    price += cost(info, found[0].cpu, found[0].memory) or 0.0
-            self._rates[name] = watts(site.obj, site.busy_milli()), price
+            known = [(self._wanted[about][0], count) for about, count in counts.items() if about in self._wanted]
+            self._rates[name] = watts(site.obj, site.busy_milli()), sum(cost(info, what, count) or 0.0 for what, count in known)
         self._missing = float(sum(self._lacks(about, count, serving) for about, (_, count) in self._wanted.items()))
         self._breaches = float(sum(self._breached(w, places.get(about, ())) for about, (w, _) in self._wanted.items()))
 

@@ -60,3 +60,23 @@ async def test_a_settled_status_is_not_written_again() -> None:
         client.seed(cluster("a", latencies=NEAR, status={"usage": {"cpu": "1"}}))
         await clock.advance(30)
         assert client.calls[before:] == []
+
+
+async def test_a_bound_on_cost_counts_licences_and_what_leaves_the_site() -> None:
+    price = {"cpuHour": 0.1, "egressGiB": 0.5}
+    wish = intent({"name": "cost", "condition": "IsLessThan", "value": 1.0})
+    wish["spec"] |= {
+        "licences": [{"name": "db", "perReplicaMonth": 73}],
+        "traffic": [{"from": {"name": "web"}, "to": {"cluster": "b"}, "bytesPerSecond": str(2**30 // 3600)}],
+    }
+    away = cluster("b", price=price, unschedulable=True)
+    async with running(placement.setup, controller.setup, objects=(cluster("a", price=price), away, wish, deployment())) as (
+        client,
+        clock,
+    ):
+        await until(clock, lambda: status(client).get("fulfilment") == "Fulfilled")
+        assert abs(status(client)["targets"][0]["value"] - (0.01 + 0.1 + 0.5)) < 1e-5
+        placed = client.find(scheme.PLACEMENT, "deployment-web", "shop") or {}
+        assert placed["status"]["costs"] == [
+            {"cluster": "a", "computing": 0.01, "licences": 0.1, "egress": 0.499999, "lost": 0.0}
+        ]

@@ -318,3 +318,18 @@ def sized(name: str, cpu: str, priority: str = "") -> Obj:
     if priority:
         found["spec"]["template"]["spec"]["priorityClassName"] = priority
     return found
+
+
+@pytest.mark.parametrize("stands", ["true", "false"])
+async def test_a_job_that_stands_interruptions_goes_where_spot_capacity_is_cheap(stands: str) -> None:
+    spot = {"cpuHour": 0.001, "interruptionsPerHour": 0.1}
+    sites = cluster("dear", price={"cpuHour": 0.2, "spot": spot}), cluster("plain", price={"cpuHour": 0.05})
+    job = deployment(cpu="1") | {"apiVersion": "batch/v1", "kind": "Job"}
+    job["metadata"]["annotations"] = {"meta-os.eu/slack": "6h", "meta-os.eu/interruptible": stands}
+    async with running(placement.setup, objects=(*sites, job)) as (client, clock):
+        await until(clock, lambda: client.find(scheme.PLACEMENT, "job-web", "shop"))
+        found = client.find(scheme.PLACEMENT, "job-web", "shop") or {}
+        assert [c["name"] for c in found["spec"]["clusters"]] == (["dear"] if stands == "true" else ["plain"])
+        await until(clock, lambda: "status" in (client.find(scheme.PLACEMENT, "job-web", "shop") or {}))
+        said = ((client.find(scheme.PLACEMENT, "job-web", "shop") or {})["status"]).get("costs")
+    assert (said or [{}])[0].get("capacity") == ("spot" if stands == "true" else None)

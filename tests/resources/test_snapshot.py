@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from metaos.resources.measures import computing, latency, watts
 from metaos.resources.meta import API_VERSION, Obj
-from metaos.resources.snapshot import cluster_info, concerns, cost, latency, merge_policies, targets_of, watts, workload_info
+from metaos.resources.snapshot import cluster_info, concerns, merge_policies, targets_of, workload_info
 
 CLUSTER: Obj = {
     "apiVersion": API_VERSION,
@@ -59,7 +60,7 @@ def test_measured_carbon_outdoes_the_stated_one() -> None:
 def test_power_price_and_latency() -> None:
     found = cluster_info(CLUSTER)
     assert watts(found, 1000) == (100 - 20) / 4 * 1.5
-    assert cost(found, 1000, 1 << 30) == 0.03 + 0.004
+    assert computing(found, 1000, 1 << 30) == 0.03 + 0.004
     assert latency(found, ("x",)) == 24 and latency(found, ("x", "unknown")) is None
 
 

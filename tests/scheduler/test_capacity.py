@@ -3,8 +3,6 @@
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from metaos.scheduler.capacity import ON_DEMAND, RESERVED, SPOT, Offer, blended, choose, mean_along
 
@@ -28,9 +26,10 @@ def test_spot_capacity_that_is_taken_back_too_often_is_dearer_than_on_demand() -
     assert kept is not None and kept.kind == SPOT and kept.price == 0.2
 
 
-@given(st.floats(0, 60), st.floats(0, 200), st.booleans())
-def test_interruptions_never_make_it_shorter(rate: float, hours: float, keeps: bool) -> None:
-    assert Offer(SPOT, 1.0, rate=rate).stretch(hours, keeps) >= 1.0 - 1e-9
+def test_beginning_again_takes_its_time_also_where_nothing_is_lost() -> None:
+    slow = Offer(SPOT, 0.2, rate=0.5, restart=0.5), Offer(ON_DEMAND, 1.0)
+    kept = choose(slow, 1.0, 10.0, interruptible=True, keeps=True)
+    assert kept is not None and kept.kind == SPOT and kept.price == pytest.approx(0.2 * math.exp(0.25))
 
 
 def test_two_series_count_alike_whatever_their_units() -> None:

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 from hypothesis import given, settings
 
-from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Target, WorkloadInfo, cluster_info, cost, grams, workload_info
+from metaos.resources.measures import cost, grams
+from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Target, WorkloadInfo, cluster_info, workload_info
 from metaos.resources.workload import image_name
 from metaos.scheduler.churn import NETWORK_KWH_PER_GB, churn
 from metaos.scheduler.framework import decide
@@ -24,7 +25,7 @@ def test_a_move_costs_what_is_fetched_and_what_runs_twice() -> None:
     load = WHAT.cpu * 2
     assert (found.fetched, found.unknown, found.twice, found.interrupted) == (10**9, 0, 36.0, False)
     assert found.grams == pytest.approx(NETWORK_KWH_PER_GB * 100.0 + (grams(OLD, load) or 0) / 100)
-    assert found.money == pytest.approx((cost(OLD, load, WHAT.memory * 2) or 0) / 100)
+    assert found.money == pytest.approx((cost(OLD, WHAT, 2) or 0) / 100)
     assert found.saves == pytest.approx((grams(OLD, load) or 0) - (grams(NEW, load) or 0))
     assert found.text.startswith("moving fetches 953.7 MiB, runs it twice for 36 s and costs 0.125 gCO2eq and ")
     held = dataclasses.replace(NEW, images={IMAGE: 10**9})

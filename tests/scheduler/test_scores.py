@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 
-from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Target, WorkloadInfo, grams, watts
+from metaos.resources.measures import grams, watts
+from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Target, WorkloadInfo
 from metaos.scheduler.scores import SCORES, evaluate, points, weight
 from tests.scheduler.worlds import clusters, site, workload, workloads
 

@@ -185,6 +185,9 @@ def test_all_sites_at_once_say_what_one_after_the_other_says(made: tuple[tuple[C
             value = score.measure(what, cluster)
             assert math.isnan(one) if value is None else math.isclose(one, value, rel_tol=1e-6, abs_tol=1e-9), score.name
             assert math.isclose(float(columns.points(score, np.array([one]))[0]), points(score, value), rel_tol=1e-6)
+    for one, cluster in zip(columns.paid(what, sites).tolist(), sites, strict=True):
+        value = traffic.paid(what, cluster)
+        assert math.isnan(one) if value is None else math.isclose(one, value, rel_tol=1e-6, abs_tol=1e-9)
 
 
 @settings(max_examples=25)

@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 import metaos.scheduler.ranking  # noqa: F401  (with numpy, so that no example waits for it)
 from metaos.resources.devices import GPU, GPU_MILLI
 from metaos.resources.meta import ObjectRef
-from metaos.resources.snapshot import ClusterInfo, Move, PolicyInfo, Snapshot, Spread, Taint, Target, WorkloadInfo
+from metaos.resources.snapshot import (
+    ClusterInfo,
+    Interruptible,
+    Licence,
+    Move,
+    PolicyInfo,
+    Snapshot,
+    Spot,
+    Spread,
+    Taint,
+    Target,
+    WorkloadInfo,
+)
 
 NOW = 1_700_000_000.0
 GIB = 2**30
@@ -88,6 +100,8 @@ def _site(draw: st.DrawFn, name: str) -> ClusterInfo:
         pods_requested=draw(st.integers(0, 2)),
         carbon=draw(st.none() | st.floats(10, 800)),
         cpu_hour=draw(st.none() | st.floats(0, 1)),
+        spot=draw(st.none() | st.builds(Spot, st.floats(0, 1), st.sampled_from([0.0, 0.5]))),
+        licences=draw(st.dictionaries(st.just("db"), st.builds(Licence, st.just("db"), st.none() | st.floats(0, 9)))),
         latencies=draw(st.dictionaries(st.just("users"), st.floats(1, 200))),
         availability=draw(st.sampled_from([0.9, 0.99, 0.999])),
         devices=draw(st.sampled_from([{}, {}, {GPU: 1}, {GPU: 3, DEVICE: 1}])),
@@ -146,4 +160,6 @@ def workloads(draw: st.DrawFn, *, fresh: bool = False) -> WorkloadInfo:
         targets=tuple(draw(st.lists(targets, max_size=2))),
         policy=draw(policies),
         settled=kind == "Job",
+        licences=draw(st.sampled_from([(), (), (Licence("db", 1.0),), (Licence("db"), Licence("os", None, 8.0))])),
+        interruptible=draw(st.sampled_from([None, None, Interruptible(2.0, False)])),
     )
