@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from bench.results import Figure, figure, write
-from metaos.twin.minimise import minimise, text_of
-from metaos.twin.report import summary
+from metaos.twin.minimise import explained
+from metaos.twin.report import again, summary
 from metaos.twin.scenario import load
 from metaos.twin.seeds import failing
 
@@ -32,10 +32,7 @@ def played(name: str, count: int, first: int, jobs: int) -> list[Figure]:
 
     for report in failing(story, range(first, first + count), jobs, tell):
         failed += 1
-        print(f"nemo twin run examples/scenarios/{name}.yaml --seed {report['seed']}\n{summary(report)}", flush=True)
-        if failed == 1:
-            smallest, _ = minimise(story.with_seed(report["seed"]), lambda text: None)
-            print(text_of(smallest), flush=True)
+        print(explained(story, report) if failed == 1 else f"{again(report)}\n{summary(report)}", flush=True)
     took = time.monotonic() - began
     return [
         figure(f"{name}, {count} seeds from {first}: that did not hold", [float(failed)], "seeds", aim=0.0),

@@ -56,7 +56,7 @@ def run(
     Example: nemo twin run examples/scenarios/small-chaos.yaml --seeds 1000 --jobs 2
     """
     from metaos.cli.output import emit
-    from metaos.twin.report import summary, write_html
+    from metaos.twin.report import again, summary, write_html
     from metaos.twin.scenario import load
     from metaos.twin.text import ScenarioError
 
@@ -70,14 +70,13 @@ def run(
         raise click.UsageError("one report or log is of one seed: leave --jobs out, or --html and --log")
     failed = 0
     for report in _reports(found, range(first, first + seeds), jobs, log):
-        number = report["seed"]
         failed += not report["passed"]
         if seeds == 1 or not report["passed"]:
             emit(report, output, text=summary(report))
         if not report["passed"]:
-            click.echo(f"to see it again: nemo twin run {scenario} --seed {number}", err=True)
+            click.echo(f"to see it again: {again(report)}", err=True)
             if minimise is not None:
-                _minimise(found.with_seed(number), minimise)
+                _minimise(found.with_seed(report["seed"]), minimise)
                 minimise = None
         if html is not None:
             _html(write_html, report, html)

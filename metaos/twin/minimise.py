@@ -10,9 +10,17 @@ import yaml
 
 from metaos.twin.chaos import drawn
 from metaos.twin.play import play
+from metaos.twin.report import again, summary
 from metaos.twin.scenario import Hope, Scenario
 
 MOST_TRIES = 80
+
+
+def explained(story: Scenario, report: dict[str, Any]) -> str:
+    """Of a seed of it that did not hold: what was wrong, the line that shows it again, and the smallest story that fails too."""
+    smallest, tries = minimise(story.with_seed(report["seed"]), lambda text: None)
+    told = f"{summary(report)}\nto see it again: {again(report)}"
+    return f"{told}\nthe smallest that fails, after {tries} tries:\n{text_of(smallest)}"
 
 
 def minimise(

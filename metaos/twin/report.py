@@ -43,6 +43,11 @@ def summary(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def again(report: dict[str, Any]) -> str:
+    """The command that plays the same story."""
+    return f"nemo twin run {report['scenario']} --seed {report['seed']}"
+
+
 def write_html(report: dict[str, Any], file: Path) -> None:
     """One file with everything in it. Raises ``ImportError`` where there is no matplotlib, ``OSError``."""
     picture = _picture(report)
