@@ -72,6 +72,7 @@ class Agent:
         random: Random,
         machine: inventory.Machine | None = None,
         meter: Meter | None = None,
+        files: WorkFiles | None = None,
     ) -> None:
         self._config, self._site, self._runtime = config, site, runtime
         self._clock, self._random = clock, random
@@ -80,7 +81,7 @@ class Agent:
         self.contact = Contact(clock, random, runtime.renewed())
         self.connection = connect(self.contact, self)
         self.client = self.connection.client
-        self.works = Works(self.client, self.contact, clock, WorkFiles(config.data / "works"), self._name)
+        self.works = Works(self.client, self.contact, clock, files or WorkFiles(config.data / "works"), self._name)
         self.network = ServiceNetwork(runtime, self._name, config.data / "addresses.json", self.connection.dial)
         self.events = SiteEvents(
             self.client, self.contact, clock, random, self._name, lambda ns, pod: self.mirrors.uid_of(ns, pod)

@@ -25,11 +25,9 @@ from typing import Any
 
 from metaos.files import make_private, sync_directory, write_private
 from metaos.store.file import APPLICATION_ID, HEADS, MIGRATIONS, bounds
-from metaos.store.log import StoreFailed, StoreFull
+from metaos.store.log import BUMP, StoreFailed, StoreFull
 from metaos.store.seal import MAGIC, MOST_NAME, key_id
 
-#: What a restored store's revisions are ahead of the backup's: more than the old one can have written since.
-BUMP = 1_000_000_000
 _SCRYPT = {"n": 1 << 15, "r": 8, "p": 1}
 _ABOUT = b"nemo backup"
 

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+#: What a store that was restored from a backup has revisions ahead of the backup's: more than the old one can have written since.
+BUMP = 1_000_000_000
+
 
 class EventType(StrEnum):
     CREATE = "CREATE"

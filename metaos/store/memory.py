@@ -9,14 +9,23 @@ from __future__ import annotations
 import builtins
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from types import coroutine
 
 from metaos.store.fanout import BUFFER, FanOut
-from metaos.store.log import Compacted, Conflict, Entry, EventType, Listing, LogEvent, StoreClosed
+from metaos.store.log import BUMP, Compacted, Conflict, Entry, EventType, Listing, LogEvent, StoreClosed
 
 HISTORY = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """All entries of one revision."""
+
+    revision: int
+    entries: Mapping[str, Entry]
 
 
 @coroutine
@@ -49,10 +58,25 @@ class MemoryStore:
         self._check()
         return self._revision
 
+    def backup(self) -> Backup:
+        """Everything as of now, without history: what ``metaos.store.backup.snapshot`` makes of a file."""
+        return Backup(self._revision, dict(self._current))
+
+    def restore(self, backup: Backup) -> int:
+        """After ``close``: as ``metaos.store.backup.restore`` makes a file of a backup. The revision at which it begins."""
+        self._current, self._keys = dict(backup.entries), sorted(backup.entries)
+        self._log.clear()
+        self._revision = self._oldest = backup.revision + BUMP
+        return self._revision
+
     def peek(self, key: str) -> bytes | None:
         """The present value, at once: for those who look on."""
         found = self._current.get(key)
         return None if found is None else found.value
+
+    def revisions(self) -> Iterator[tuple[str, int]]:
+        """Of every key: the revision that wrote it, at once."""
+        return ((entry.key, entry.revision) for entry in self._current.values())
 
     async def get(self, key: str) -> Entry | None:
         """The present value, or ``None``."""

@@ -18,6 +18,13 @@ class MemoryLedger:
         self._sites: dict[str, tuple[int, int]] = {}
         self._extent = Extent()
 
+    def copy(self) -> MemoryLedger:
+        """As of now: a backup."""
+        found = MemoryLedger()
+        found._rows, found._checkpoints = list(self._rows), list(self._checkpoints)
+        found._sites, found._extent = dict(self._sites), self._extent
+        return found
+
     async def append(self, booking: Booking) -> Booked:
         found = await self.last(booking.site)
         if stale(booking, found.sequence, found.end):

@@ -20,11 +20,13 @@ from metaos.agent.network import ServiceNetwork
 from metaos.agent.presence import Removed
 from metaos.agent.site import AgentConfig, Pods
 from metaos.agent.supervisor import Supervisor
+from metaos.agent.sync import WorkFiles
 from metaos.client import Client
 from metaos.plugins.points import PodConfig, Runtime
 from metaos.resources import workload
 from metaos.resources.meta import Obj, ObjectRef, name, uid
 from metaos.tunnel import Stream, TunnelError
+from metaos.twin.disk import SiteDisk
 from metaos.twin.network import Line
 from metaos.twin.runtime import SimulatedRuntime
 from metaos.twin.site import Copy, Ground, Machine, held
@@ -41,6 +43,7 @@ class AgentSite:
         self.name, self.obj, self._ground = name(obj), obj, ground
         self.clock, self.line = ground.clock, ground.line(name(obj))
         folder.mkdir(parents=True)
+        self.disk = ground.disk(self.name)
         self._config = AgentConfig("in memory", folder, folder / "site.yaml", heartbeat_seconds=ground.heartbeat_seconds)
         self.runtime = Watched(self)
         self.agent: Told | None = None
@@ -54,7 +57,7 @@ class AgentSite:
     def start(self) -> None:
         self._starts += 1
         random = Random(f"{self._ground.random.random()} {self._starts}")  # noqa: S311
-        cache = self._cache = Cache(self._config.data / "records.db")
+        cache = self._cache = Records(self._config.data / "records.db", self.disk)
         machine: Any = Machine(self.obj)
         storage: Any = Endless
 
@@ -85,6 +88,7 @@ class AgentSite:
             random,
             machine,
             meter,
+            Files(self._config.data / "works", self.disk),
         )
         agent.lie = self._lie or {}
         self._task = asyncio.create_task(self._run(agent), name=f"agent {self.name}")
@@ -149,6 +153,42 @@ class AgentSite:
 
     def changed(self) -> None:
         self._ground.changed(self.name)
+
+
+class Files(WorkFiles):
+    """On a simulated disk: what is written lasts, and takes its time."""
+
+    def __init__(self, folder: Path, disk: SiteDisk) -> None:
+        super().__init__(folder)
+        self._disk = disk
+
+    def save(self, work: Obj) -> None:
+        self._disk.write()
+        super().save(work)
+
+    def remove(self, work: Obj) -> None:
+        self._disk.write()
+        super().remove(work)
+
+
+class Records(Cache):
+    """On the same."""
+
+    def __init__(self, path: Path, disk: SiteDisk) -> None:
+        super().__init__(path)
+        self._disk = disk
+
+    def put(self, space: str, key: str, value: dict[str, Any]) -> int:
+        self._disk.write()
+        return super().put(space, key, value)
+
+    def delete(self, space: str, key: str) -> None:
+        self._disk.write()
+        super().delete(space, key)
+
+    def delete_until(self, space: str, key: str) -> int:
+        self._disk.write()
+        return super().delete_until(space, key)
 
 
 class Told(Agent):

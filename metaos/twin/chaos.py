@@ -13,10 +13,12 @@ _WEIGHTS = {
     "link": 3,
     "killHub": 3,
     "killHubAfterWrites": 4,
+    "restoreHub": 1,
     "hubClock": 1,
     "siteClock": 1,
-    "slowDisk": 1,
+    "slowDisk": 2,
     "stopAgent": 2,
+    "stopAgentAfterWrites": 2,
     "powerOff": 2,
     "flap": 1,
     "lie": 1,
@@ -49,7 +51,11 @@ def _fault(random: Random, sites: list[str], scalable: list[str], until: float) 
         value["delay"] = round(random.choice((0.01, 0.2, 1.5)), 3)
         more["sites"] = some
     elif what == "killHub":
-        value = True
+        value, seconds = seconds, None
+    elif what == "restoreHub":
+        value, seconds = round(random.uniform(0, at), 3), round(random.uniform(1, 60), 3)
+    elif what == "stopAgentAfterWrites":
+        value, seconds = {some[0]: random.randrange(12)}, round(random.uniform(1, 60), 3)
     elif what == "killHubAfterWrites":
         value, seconds = random.randrange(40), round(random.uniform(1, 60), 3)
     elif what == "hubClock":
@@ -58,6 +64,8 @@ def _fault(random: Random, sites: list[str], scalable: list[str], until: float) 
         value, seconds = {some[0]: round(random.uniform(-3600, 3600), 3)}, None
     elif what == "slowDisk":
         value = round(random.uniform(0.01, 0.5), 3)
+        if random.random() < 0.5:
+            more["sites"] = some
     elif what == "flap":
         more["every"] = round(random.uniform(5, 60), 3)
     elif what == "lie":

@@ -100,6 +100,7 @@ class VirtualClock:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, epoch: float = EPOCH, offset: float = 0.0) -> None:
         self._loop, self.epoch, self.offset = loop, epoch, offset
+        self._busy = 0.0
 
     def now(self) -> float:
         return self.epoch + self._loop.time() + self.offset
@@ -109,6 +110,18 @@ class VirtualClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)  # noqa: TID251  (virtual seconds)
+        # It may be held up again meanwhile.
+        while (held := self.held) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(held)  # noqa: TID251
+
+    @property
+    def held(self) -> float:
+        """Seconds until this machine's program goes on; 0: it does."""
+        return max(0.0, self._busy - self._loop.time())
+
+    def stall(self, seconds: float) -> None:
+        """This machine's program is held up for so long, after what holds it up already: who sleeps in it wakes no sooner."""
+        self._busy = max(self._busy, self._loop.time()) + seconds
 
     def skewed(self, offset: float) -> VirtualClock:
         """Another machine's: the same passing of time, another time of day."""

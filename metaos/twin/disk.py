@@ -1,6 +1,6 @@
-"""The hub's disk in the twin: every write takes its time, and after any of them the hub may die.
+"""Disks in the twin, the hub's and those of sites: every write takes its time, and after any of them its process may die.
 
-It outlives the hub. Writes go through one at a time, so that "after write N" is one definite state.
+The hub's outlives the hub. Writes go through one at a time, so that "after write N" is one definite state.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from metaos.accounting.ledger import Checkpoint
 from metaos.clock import Clock
 from metaos.store.ledger import PAGE, Booked, Booking, Extent, Row
 from metaos.store.log import Entry, Listing, LogEvent
-from metaos.store.memory import MemoryStore
+from metaos.store.memory import Backup, MemoryStore
 from metaos.store.memoryledger import MemoryLedger
+from metaos.twin.clock import VirtualClock
 
 T = TypeVar("T")
 
@@ -28,6 +29,15 @@ class Disk:
         self.ledger = MemoryLedger()
         self.write_seconds = 0.0
         self.writes = 0
+
+    def backup(self) -> tuple[Backup, MemoryLedger]:
+        """Everything as of now."""
+        return self.store.backup(), self.ledger.copy()
+
+    def restore(self, backup: tuple[Backup, MemoryLedger]) -> int:
+        """Between two lives: another disk, made of a backup. The revision at which it begins."""
+        self.ledger = backup[1].copy()
+        return self.store.restore(backup[0])
 
     def mount(self) -> Mounted:
         """For the next life. The one before must have ended."""
@@ -101,6 +111,38 @@ class Mounted:
 
     async def close(self) -> None:
         await self._store.close()
+
+
+class Crashed(BaseException):
+    """The process has died in the middle of what it did; nobody in it may live on."""
+
+
+class SiteDisk:
+    """A site's: its agent writes in its own thread, so it does nothing else while a write takes its time. ``crash`` is called,
+    once, when the process dies."""
+
+    def __init__(self, clock: VirtualClock, crash: Callable[[], None]) -> None:
+        self._clock, self._crash = clock, crash
+        #: How long a write takes.
+        self.write_seconds = 0.0
+        #: How many more writes are done before the agent dies; -1: it lives.
+        self.kill_after = -1
+        self._dead = False
+
+    def revive(self) -> None:
+        """Another process begins on it."""
+        self.kill_after, self._dead = -1, False
+
+    def write(self) -> None:
+        """To be called for each, before it is done. Raises ``Crashed``."""
+        if self.kill_after == 0:
+            if not self._dead:
+                self._dead = True
+                self._crash()
+            raise Crashed
+        self.kill_after -= self.kill_after > 0
+        if self.write_seconds:
+            self._clock.stall(self.write_seconds)
 
 
 class MountedLedger:

@@ -180,6 +180,11 @@ class Judge:
             if found is None or found.revision < revision:
                 self.wrong(f"{key} was written at revision {revision}, and after the hub's start it is not there")
 
+    def hub_restored(self) -> None:
+        """What was acknowledged after the backup is lost, as a backup's age says."""
+        self._last = dict(self._world.hub.disk.store.revisions())
+        self._decided.clear()
+
     # -- the end ---------------------------------------------------------------------------------------------
 
     def unfinished(self) -> list[str]:

@@ -34,6 +34,7 @@ from metaos.resources.meta import (
     uid,
 )
 from metaos.resources.scheme import CLUSTER, WORKLOADS
+from metaos.twin.disk import SiteDisk
 from metaos.twin.runtime import DEFAULT_MILLI, duration
 from metaos.twin.site import Copy, Ground, Machine, held
 from metaos.twin.watchdog import SimulatedWatchdog
@@ -46,18 +47,20 @@ _KINDS = {kind.kind for kind in WORKLOADS}
 class Kept(WorkFiles):
     """The site's disk, in memory."""
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(self, disk: SiteDisk, changed: Callable[[], None]) -> None:
         self._works: dict[str, Obj] = {}
-        self._changed = changed
+        self._disk, self._changed = disk, changed
 
     def load(self) -> list[Obj]:
         return [self._works[key] for key in sorted(self._works)]
 
     def save(self, work: Obj) -> None:
+        self._disk.write()
         self._works[name(work)] = work
         self._changed()
 
     def remove(self, work: Obj) -> None:
+        self._disk.write()
         self._works.pop(name(work), None)
 
 
@@ -84,7 +87,8 @@ class LightSite:
         self.clock, self.line = ground.clock, ground.line(name(obj))
         self.line.bookmarks = False
         self._watchdog = SimulatedWatchdog(self._killed)
-        self._files = Kept(lambda: ground.changed(self.name))
+        self.disk = ground.disk(self.name)
+        self._files = Kept(self.disk, lambda: ground.changed(self.name))
         self.pods: dict[tuple[str, str], LightPod] = {}
         #: Jobs that have ended here, by uid.
         self._ended: dict[str, str] = {}
@@ -227,7 +231,7 @@ class LightSite:
             found = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template.get("spec") or {}}
         found["status"] = {"phase": "Pending"}
         pod = self.pods[key] = LightPod(found, ref(obj), uid(obj))
-        pod.due = asyncio.get_running_loop().call_later(START_SECONDS, self._is_ready, key, pod)
+        pod.due = asyncio.get_running_loop().call_later(self.clock.held + START_SECONDS, self._is_ready, key, pod)
 
     def _is_ready(self, key: tuple[str, str], pod: LightPod) -> None:
         pod.ready = True

@@ -3,7 +3,8 @@
 A call is a request on the way up and an answer on the way down. A lost request is never done; a lost answer belongs to a call
 that was done, and whose caller does not know. Both look alike to the caller: no answer within ``TIMEOUT_SECONDS``. Calls of
 one site overtake each other by their delays; a watch is one connection, so its events keep their order, and it breaks
-where the way down is cut.
+where the way down is cut. It also breaks where an event gets lost, which is then to come in the next watch; and the first that
+a watch brings may be the last of the one before it, once more.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class Line:
         #: Set anew whenever something about it changes: who waits on it looks again.
         self._changed = asyncio.Event()
         self.calls = 0
+        #: Of each watch, by what it asks for: the last event.
+        self._last: dict[tuple[str, ...], WatchEvent] = {}
 
     @property
     def cut(self) -> bool:
@@ -131,6 +134,9 @@ class Line:
         events = registry.watch(
             self.user, kind, namespace, resource_version=resource_version, labels=labels, fields=fields, bookmarks=self.bookmarks
         )
+        asked = (kind.resource, namespace, labels, fields)
+        if asked in self._last and self._chance(self.quality.duplicates):
+            yield self._last[asked]
         gone = asyncio.ensure_future(downed.wait())
         taking: asyncio.Future[WatchEvent | None] | None = None
         try:
@@ -153,6 +159,10 @@ class Line:
                 await self._clock.sleep(self._delay())
                 if self.down_cut:
                     await self._silence()
+                if self._chance(self.quality.loss):
+                    raise errors.unavailable("the watch broke: an event got lost")
+                if event.type != "BOOKMARK":
+                    self._last[asked] = event
                 yield event
         finally:
             gone.cancel()

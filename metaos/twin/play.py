@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import tempfile
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from metaos.accounting.carbon import StaticCarbonSource, TraceCarbonSource, grams
+from metaos.clock import sleep_or
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, is_true, name
@@ -105,6 +106,10 @@ class Play:
         self._cuts: dict[str, list[int]] = {}
         self._stopped: dict[str, int] = {}
         self._down = False
+        self._news = asyncio.Event()
+        self._backups: dict[tuple[float, float], Any] = {}
+        #: How long the agent of a site stays dead that is to die at a write.
+        self._away: dict[str, float] = {}
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._open = 0
         self._answers: list[dict[str, Any]] = []
@@ -114,6 +119,7 @@ class Play:
         #: Of each site (watts, copies, copies that serve), until something there changes.
         self._figures: dict[str, tuple[float, int, int]] = {}
         self.world.on_site.append(self._changed)
+        self.world.on_crash.append(self._crashed)
 
     # -- the whole -------------------------------------------------------------------------------------------
 
@@ -130,15 +136,16 @@ class Play:
         self._at(0.0, "sample", partial(self._sample, every))
         step = 0
         while self._todo and self._todo[0][0] <= scenario.duration:
+            if not await self._reached(self._todo[0][0]):
+                continue
             at, _, what, deed = heapq.heappop(self._todo)
-            await self._until(at)
             if what:
                 world.note("FAULT", what)
             await deed()
             if int(at / scenario.duration * 100) > step:
                 step = int(at / scenario.duration * 100)
                 self._progress(step / 100, f"{at / 3600:.1f} of {scenario.duration / 3600:.1f} h, {world.hub.disk.writes} writes")
-        await self._until(scenario.duration)
+        await self._reached(scenario.duration)
         healed = not self._open and not self._down and world.hub.up
         unfinished: list[str] = []
         if healed:
@@ -157,13 +164,18 @@ class Play:
         self.judge.wrong(why)
         return self._report(joined=True, healed=False, unfinished=[])
 
-    async def _until(self, at: float) -> None:
-        wait = self._begun + at - self.world.now
-        if wait > 0:
-            await self.world.run(wait)
+    async def _reached(self, at: float) -> bool:
+        """Whether it is that late by now; not, where something else came up meanwhile that may be due before."""
+        while (wait := self._begun + at - self.world.now) > 0:
+            self._news.clear()
+            await sleep_or(self.world.clock, wait, self._news)
+            if self._todo and self._todo[0][0] < at:
+                return False
+        return True
 
     def _at(self, at: float, what: str, deed: Deed) -> None:
         self._order += 1
+        self._news.set()
         heapq.heappush(self._todo, (at, self._order, what, deed))
 
     async def _prepare(self) -> None:
@@ -176,6 +188,8 @@ class Play:
             if text.until is not None:
                 self._at(text.until, f"delete {text.name}", partial(self._delete, text.name))
         for fault in scenario.faults:
+            if fault.what == "restoreHub":
+                self._at(fault.at - fault.value, "", partial(self._back_up, fault))
             self._at(fault.at, str(fault.text()), partial(self._do, fault))
         for hope in scenario.hopes:
             self._at(hope.at, "", partial(self._expect, hope))
@@ -227,13 +241,18 @@ class Play:
             before = {s: world.sites[s].line.quality for s in fault.more["sites"]}
             return partial(self._link, fault.more["sites"], value), partial(self._relink, before)
         if fault.what == "killHub":
-            return partial(self._kill, float(fault.seconds or 0.0)), None
+            return partial(self._kill, value), None
+        if fault.what == "restoreHub":
+            return partial(self._restore, fault, float(fault.seconds or 0.0)), None
         if fault.what == "killHubAfterWrites":
             return partial(self._arm, value, float(fault.seconds or 0.0)), None
         if fault.what == "slowDisk":
-            return partial(self._slow, value), partial(self._slow, 0.0)
+            sites = fault.more.get("sites")
+            return partial(self._slow, value, sites), partial(self._slow, 0.0, sites)
         if fault.what == "stopAgent":
             return partial(self._stop, value, power=False), partial(self._start, value)
+        if fault.what == "stopAgentAfterWrites":
+            return partial(self._arm_sites, value, float(fault.seconds or 0.0)), None
         if fault.what == "powerOff":
             return partial(self._stop, value, power=True), partial(self._start, value)
         if fault.what == "flap":
@@ -304,8 +323,38 @@ class Play:
         self._tasks[task] = None
         task.add_done_callback(self._tasks.pop)
 
-    async def _slow(self, seconds: float) -> None:
-        self.world.hub.disk.write_seconds = seconds
+    async def _back_up(self, fault: Fault) -> None:
+        """What ``fault`` will need."""
+        self._backups[fault.at, fault.value] = self.world.hub.disk.backup()
+
+    async def _restore(self, fault: Fault, seconds: float) -> None:
+        """The hub's machine is lost with its disk; another takes its place, with what a backup holds."""
+        while self._down and self.world.hub.store is not None:
+            await self.world.run(0.1)  # it is just starting
+        await self._kill(seconds)
+        revision = self.world.hub.disk.restore(self._backups[fault.at, fault.value])
+        self.world.note("FAULT", f"the hub's disk is lost; it goes on at revision {revision}")
+        self.judge.hub_restored()
+
+    async def _slow(self, seconds: float, sites: Sequence[str] | None) -> None:
+        """Of the hub where no sites are said."""
+        for disk in (self.world.hub.disk,) if sites is None else [self.world.sites[site].disk for site in sites]:
+            disk.write_seconds = seconds
+
+    async def _arm_sites(self, writes: dict[str, int], seconds: float) -> None:
+        for site, count in writes.items():
+            if not self._stopped.get(site):
+                self.world.sites[site].disk.kill_after = count
+                self._away[site] = seconds
+
+    def _crashed(self, site: str) -> None:
+        """Its agent is dead from this moment on: what runs in it is ended before anything else is done."""
+
+        async def over() -> None:
+            await self._stop([site], power=False)
+            self._at(self.world.now - self._begun + self._away[site], f"the agent of {site} starts", partial(self._start, [site]))
+
+        self._at(self.world.now - self._begun, f"the agent of {site} dies at a write", over)
 
     async def _stop(self, sites: list[str], *, power: bool) -> None:
         for site in sites:
@@ -321,6 +370,7 @@ class Play:
         for site in sites:
             self._stopped[site] -= 1
             if not self._stopped[site]:
+                self.world.sites[site].disk.revive()
                 self.world.sites[site].start()
 
     async def _flap(self, sites: list[str], every: float, end: float) -> None:

@@ -36,11 +36,16 @@ WORKLOAD_FIELDS = (
 )  # fmt: skip
 #: What a fault does: exactly one of these beside ``at`` and ``for``.
 DEEDS = (
-    "cut", "link", "killHub", "killHubAfterWrites", "hubClock", "siteClock", "slowDisk", "stopAgent", "powerOff", "flap", "lie",
-    "change", "apply", "delete", "scale",
+    "cut", "link", "killHub", "killHubAfterWrites", "restoreHub", "hubClock", "siteClock", "slowDisk", "stopAgent",
+    "stopAgentAfterWrites", "powerOff", "flap", "lie", "change", "apply", "delete", "scale",
 )  # fmt: skip
 #: These end by themselves after ``for``.
-LASTING = ("cut", "link", "killHub", "killHubAfterWrites", "slowDisk", "stopAgent", "powerOff", "flap", "lie")
+LASTING = (
+    "cut", "link", "killHub", "killHubAfterWrites", "restoreHub", "slowDisk", "stopAgent", "stopAgentAfterWrites", "powerOff",
+    "flap", "lie",
+)  # fmt: skip
+#: How long what has died stays away, where it is not said.
+AWAY_SECONDS = 5.0
 HOPES = ("ready", "runsOn", "placed", "lost", "unplaced", "done", "reason", "neverOn", "copiesAtMost", "readyAtLeast")
 ALWAYS = ("neverOn", "copiesAtMost", "readyAtLeast")
 
@@ -446,12 +451,23 @@ def _fault(part: Part, what: str, names: set[str], workloads: set[str], duration
     elif what == "link":
         quality_of(one, Quality())
         value, more["sites"] = one.mapping(), list(part.need("sites", lambda p: _known(p, names), "[edge]"))
-    elif what in ("killHub", "slowDisk"):
+    elif what == "killHub":
         value = one.duration()
-        if what == "killHub":
-            value, seconds = True, value
+        if seconds is not None:
+            part["for"].wrong("how long it stays away is said already", "leave it out")
+    elif what == "slowDisk":
+        value = one.duration()
+        if "sites" in part:
+            more["sites"] = list(part.get("sites", lambda p: _known(p, names), ()))
+    elif what == "restoreHub":
+        value, seconds = one.duration(), seconds if seconds is not None else AWAY_SECONDS
+        if value > at:
+            one.wrong("that backup would be older than the scenario", "write an age of at most the fault's 'at'")
     elif what == "killHubAfterWrites":
-        value, seconds = one.count(), seconds if seconds is not None else 5.0
+        value, seconds = one.count(), seconds if seconds is not None else AWAY_SECONDS
+    elif what == "stopAgentAfterWrites":
+        value = {site: p.count() for site, p in one.items() if _known(Part(p.file, site, p._node, p.field), names)}
+        seconds = seconds if seconds is not None else AWAY_SECONDS
     elif what == "hubClock":
         value = one.signed()
     elif what == "siteClock":

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from metaos.resources import quantity
 from metaos.resources.meta import Obj, ObjectRef, ref
 from metaos.twin.clock import VirtualClock
+from metaos.twin.disk import SiteDisk
 from metaos.twin.hub import Hub
 from metaos.twin.network import Line, Quality
 
@@ -38,6 +39,11 @@ class Ground:
     heartbeat_seconds: float
     quality: Quality
     changed: Callable[[str], None]
+    #: Called with its name when its agent dies by itself.
+    crashed: Callable[[str], None]
+
+    def disk(self, site: str) -> SiteDisk:
+        return SiteDisk(self.clock, lambda: self.crashed(site))
 
     def line(self, site: str) -> Line:
         return Line(self.hub, site, self.clock, self.random, self.quality)
@@ -74,6 +80,7 @@ class Site(Protocol):
     obj: Obj
     clock: VirtualClock
     line: Line
+    disk: SiteDisk
 
     def start(self) -> None:
         """The agent begins, on what it left on disk."""

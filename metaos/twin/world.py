@@ -76,6 +76,7 @@ class World:
         self.sites: dict[str, Site] = {}
         self.on_write: list[Callable[[LogEvent], None]] = []
         self.on_site: list[Callable[[str], None]] = []
+        self.on_crash: list[Callable[[str], None]] = []
         self._folder, self._log = folder, log
         self._digest = hashlib.sha256()
         self.lines = 0
@@ -120,6 +121,10 @@ class World:
             for told in self.on_site:
                 told(site)
 
+    def _crashed(self, site: str) -> None:
+        for told in self.on_crash:
+            told(site)
+
     # -- life ------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
@@ -134,7 +139,15 @@ class World:
     async def join(self, obj: Obj, fidelity: str = "light", quality: Quality | None = None, offset: float = 0.0) -> Site:
         """A new member, as if it had a join token. ``offset``: how wrong its wall clock is."""
         clock = self.clock.skewed(offset)
-        ground = Ground(self.hub, clock, self.chance(name(obj)), self.timing.heartbeat, quality or Quality(), self._site_changed)
+        ground = Ground(
+            self.hub,
+            clock,
+            self.chance(name(obj)),
+            self.timing.heartbeat,
+            quality or Quality(),
+            self._site_changed,
+            self._crashed,
+        )
         await self.hub.client.create(obj)
         site: Site
         if fidelity == "agent":

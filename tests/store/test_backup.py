@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from metaos.store import backup
-from metaos.store.backup import BUMP, Stretched
-from metaos.store.log import Compacted, StoreFailed
+from metaos.store.backup import Stretched
+from metaos.store.log import BUMP, Compacted, StoreFailed
 from metaos.store.seal import Keyring, SealedStore
 from metaos.store.sqlite import SqliteStore
 

@@ -22,7 +22,7 @@ from metaos.twin.minimise import explained, minimise, text_of
 from metaos.twin.play import play
 from metaos.twin.replay import replayed
 from metaos.twin.report import summary
-from metaos.twin.scenario import Hope, Scenario, load, scenario
+from metaos.twin.scenario import DEEDS, Hope, Scenario, load, scenario
 from metaos.twin.seeds import failing
 from metaos.twin.text import ScenarioError, parse
 from metaos.twin.watchdog import SimulatedWatchdog
@@ -91,6 +91,15 @@ def test_the_log_is_the_same_byte_for_byte_whatever_the_hash_seed(tmp_path: Path
         ),
         ("title: x\nduration: 5m\nsites: [{name: a}]\nfaults:\n- {at: 1m}\n", 5, "faults[0]", "write exactly one of cut"),
         ("title: x\nduration: 5m\nsites: [{name: a}]\nfaults:\n- {at: 1m, hubClock: 1h, for: 1m}\n", 5, "for", "leave it out"),
+        ("title: x\nduration: 5m\nsites: [{name: a}]\nfaults:\n- {at: 1m, killHub: 1m, for: 1m}\n", 5, "for", "leave it out"),
+        ("title: x\nduration: 5m\nsites: [{name: a}]\nfaults:\n- {at: 1m, restoreHub: 2m}\n", 5, "restoreHub", "at most"),
+        ("title: x\nduration: 5m\nsites: [{name: a}]\nfaults:\n- {at: 1m, slowDisk: 1s, sites: [b]}\n", 5, "sites", "one of a"),
+        (
+            "title: x\nduration: 5m\nsites: [{name: a}]\nfaults:\n- {at: 1m, stopAgentAfterWrites: {b: 2}}\n",
+            5,
+            "stopAgentAfterWrites.b",
+            "write one of a",
+        ),
         ("title: x\nduration: 5m\nsites: [{name: a}]\nexpect:\n- ready: {web: 1}\n", 5, "ready", "name workloads of this"),
         ("title: x\nduration: 5m\nsites: [{name: a}]\nworkloads: [{name: b, kind: Job}]\n", 4, "workloads[0]", "run: 10m"),
         ("title: x\nduration: 5m\nsites: [{name: a}]\nworkloads: [{name: b, cpu: lots}]\n", 4, "cpu", "for example 250m"),
@@ -138,8 +147,7 @@ def test_what_breaks_a_rule_is_found() -> None:
 
 def test_a_failing_story_is_made_small(tmp_path: Path) -> None:
     story = of(chaos={"faults": 12, "until": "15m"}, seed=3)
-    lies = [f for f in drawn(story) if f.what == "cut"]
-    assert lies
+    lies = drawn(story)[7:8]
 
     def fails(candidate: Scenario) -> bool:
         return any(f in lies for f in candidate.faults) and any(w.name == "api" for w in candidate.workloads)
@@ -148,6 +156,63 @@ def test_a_failing_story_is_made_small(tmp_path: Path) -> None:
     assert len(smallest.faults) == 1 and [w.name for w in smallest.workloads] == ["api"] and tries < 80
     again = scenario(parse(text_of(smallest), "again.yaml"), FOLDER)
     assert again.faults == smallest.faults and [w.name for w in again.workloads] == ["api"]
+
+
+def test_every_kind_of_fault_is_drawn_and_is_read_again_as_it_was_written() -> None:
+    story = of(chaos={"faults": 1000, "until": "15m"})
+    faults = drawn(story)
+    assert {f.what for f in faults} == set(DEEDS) - {"apply", "delete"}
+    assert any(f.more.get("sites") for f in faults if f.what == "slowDisk")
+    again = scenario(parse(text_of(replace(story, faults=faults, chaos=0)), "again.yaml"), FOLDER)
+    assert again.faults == faults
+
+
+@pytest.mark.parametrize("agents", ["light", "real"])
+def test_a_slow_disk_at_a_site_holds_up_its_agent(agents: str) -> None:
+    begun = []
+    for seconds in ("0ms", "2s"):
+        story = of(
+            agents=agents,
+            duration="3m",
+            workloads=[{"name": "web", "residency": ["EU"], "at": "1m"}],
+            faults=[{"at": "30s", "slowDisk": seconds, "sites": ["eu"], "for": "2m"}],
+            expect=[{"at": "1m", "within": "2m", "ready": {"web": 1}}],
+        )
+        report = play(story)
+        assert report["passed"], summary(report)
+        begun.append(report["expectations"][0]["seconds"])
+    assert begun[1] >= begun[0] + 2
+
+
+def _dies(agents: str, number: int) -> None:
+    """While a first piece of work is there and a second one comes."""
+    story = of(
+        agents=agents,
+        duration="4m",
+        workloads=[{"name": "web", "residency": ["EU"], "secret": True, "at": "1m"}, {"name": "db", "kind": "StatefulSet"}],
+        faults=[{"at": "55s", "stopAgentAfterWrites": {"eu": number}, "for": "20s"}],
+        expect=[{"at": "2m", "within": "2m", "ready": {"web": 1, "db": 1}}],
+    )
+    report = play(story)
+    assert report["passed"], summary(report)
+
+
+@pytest.mark.parametrize("agents", ["light", "real"])
+def test_an_agent_that_dies_at_a_write_goes_on_from_what_is_on_its_disk(agents: str) -> None:
+    _dies(agents, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agents", ["light", "real"])
+def test_an_agent_dies_at_any_write(agents: str) -> None:
+    for number in range(30):
+        _dies(agents, number)
+
+
+def test_a_watch_that_breaks_goes_on_without_a_gap_and_may_bring_its_last_event_again() -> None:
+    story = of(link={"loss": 0.3, "duplicates": 0.5, "delay": "10ms"}, expect=[{"at": "15m", "runsOn": {"web": ["eu"]}}])
+    report = play(story)
+    assert report["passed"], summary(report)
 
 
 def test_a_copy_of_a_continuum_is_a_scenario_that_holds(tmp_path: Path) -> None:
