@@ -6,7 +6,21 @@ import subprocess
 import sys
 import time
 
-BENCHMARKS = ("store", "start", "api", "continuum", "agent", "pods", "engine", "deferral", "edge", "gpu", "twin", "chaos")
+BENCHMARKS = (
+    "store",
+    "start",
+    "api",
+    "continuum",
+    "agent",
+    "pods",
+    "engine",
+    "deferral",
+    "edge",
+    "gpu",
+    "twin",
+    "chaos",
+    "calibration",
+)
 
 
 def main() -> int:

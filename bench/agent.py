@@ -14,7 +14,8 @@ from pathlib import Path
 
 from bench.results import Figure, figure, write
 from bench.servers import resident_mb
-from examples.demo.continuum import Continuum, Site, wait_for
+from examples.demo.continuum import Continuum
+from metaos.twin.processes import Site, wait_for
 
 PODS, IDLE_SECONDS = 10, 30.0
 #: Idle times that are measured one after another.

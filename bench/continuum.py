@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 from bench.results import Figure, figure, percentile, write
-from examples.demo.continuum import ROOT, Continuum, wait_for
+from examples.demo.continuum import ROOT, Continuum
 from examples.demo.load import Load, StableUrl
 from examples.demo.story import Story
 from metaos.resources.meta import is_true
+from metaos.twin.processes import wait_for
 
 DEPLOYMENTS = 20
 #: Of each measurement.

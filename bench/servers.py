@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from bench.wire import Connection, Endpoint, unverified
-from examples.demo.continuum import free_port
+from metaos.twin.processes import free_port
 
 CLIENTS = 16
 PATH = "/api/v1/namespaces/default/configmaps"

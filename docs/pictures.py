@@ -15,6 +15,7 @@ ROLES = {
         "twin run",
         "twin from-live",
         "twin replay",
+        "twin calibrate",
         "plan",
         "intent list",
         "intent export",

@@ -11,9 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from examples.demo.continuum import Continuum, DemoFailed
+from examples.demo.continuum import Continuum
 from examples.demo.story import logs, tell
 from metaos.cli.doctor import isolation
+from metaos.twin.processes import ProcessesFailed
 
 
 def main() -> int:
@@ -43,7 +44,7 @@ def main() -> int:
             console.print("then, for instance: kubectl get pods -A -o wide; nemo status; nemo why deployment/web -n shop")
             console.print("Ctrl-C ends it and removes everything.")
             signal.pause()
-    except DemoFailed as error:
+    except ProcessesFailed as error:
         code = 1
         console.print(f"\n[bold red]FAILED[/] {error}", highlight=False)
         for log in logs(continuum):

@@ -11,8 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
-from examples.demo.continuum import ROOT, Continuum, DemoFailed, wait_for
+from examples.demo.continuum import ROOT, Continuum
 from examples.demo.load import Load, StableUrl
+from metaos.twin.processes import ProcessesFailed, wait_for
 
 SITES = ("cloud-frankfurt", "cloud-hamina", "edge-paris", "edge-london", "gateway-brussels")
 URL = "/api/v1/namespaces/shop/services/{}/proxy{}"
@@ -51,7 +52,7 @@ class Story:
 
     def check(self, holds: Any, text: str) -> None:
         if not holds:
-            raise DemoFailed(f"this should hold and does not: {text}")
+            raise ProcessesFailed(f"this should hold and does not: {text}")
         self.console.print(f"       [green]✔[/] {text}", highlight=False, soft_wrap=True)
 
     # -- looking --------------------------------------------------------------------------------------------
@@ -255,7 +256,7 @@ class Story:
     def _agent(self, site: Any) -> bool:
         try:
             return self.continuum.agent_pid(site) > 0
-        except DemoFailed:
+        except ProcessesFailed:
             return False
 
     def impossible(self) -> None:

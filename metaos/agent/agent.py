@@ -259,7 +259,7 @@ async def run_agent(config: AgentConfig) -> int:
             cache = Cache(config.data / "records.db")
             stack.callback(cache.close)
             runtime = make_runtime(site, plugins.runtime, config.data, clock)
-            meter = make_meter(site, plugins.meters, cache)
+            meter = make_meter(site, plugins.meters, cache, config.metering_seconds)
             await runtime.check()
         except (RuntimeUnavailable, DataVersionError, NewerCache, NoMeter, JoinError, OSError) as error:
             log.error("%s", error)

@@ -21,7 +21,7 @@ from metaos.agent.contact import Contact
 from metaos.agent.energy import detect
 from metaos.agent.inventory import capacity, measure
 from metaos.agent.join import Identity, JoinError, Membership, identity_process, register
-from metaos.agent.meter import Meter
+from metaos.agent.meter import PERIOD_SECONDS, Meter
 from metaos.agent.network import ServiceNetwork
 from metaos.agent.remote import PodAccess
 from metaos.clock import Clock
@@ -42,6 +42,7 @@ class AgentConfig:
     site_file: Path
     token_file: Path | None = None
     heartbeat_seconds: float = 10.0
+    metering_seconds: int = PERIOD_SECONDS
 
 
 class Pods(PodAccess, Protocol):
@@ -163,7 +164,7 @@ def make_runtime(site: Obj, plugin: str, data: Path, clock: Clock) -> Runtime:
     return found
 
 
-def make_meter(site: Obj, plugins: Mapping[str, str], cache: Cache) -> Meter:
+def make_meter(site: Obj, plugins: Mapping[str, str], cache: Cache, period_seconds: int) -> Meter:
     """What meters this site, by its site file and what is found on the machine. Raises ``NoMeter``."""
     power: Mapping[str, Any] = (site.get("spec") or {}).get("power") or {}
     all_of_it, share = (os.cpu_count() or 1) * 1000, capacity(site, measure())[0].cpu
@@ -173,7 +174,7 @@ def make_meter(site: Obj, plugins: Mapping[str, str], cache: Cache) -> Meter:
         log.debug("no meter: %s", reason)
     whole = energy.measured or share >= all_of_it
     rule = str(power.get("idleRule") or DEFAULT_IDLE_RULE)
-    return Meter(cache, energy, all_of_it if whole else share, idle_rule=rule, whole=whole)
+    return Meter(cache, energy, all_of_it if whole else share, period_seconds, idle_rule=rule, whole=whole)
 
 
 def _loaded(plugin: str) -> Any:

@@ -33,11 +33,13 @@ class Usages:
     def __init__(self, client: Client, contact: Contact, clock: Clock, random: Random, meter: Meter, site: str) -> None:
         self._client, self._contact, self._clock, self._random = client, contact, clock, random
         self._meter, self._site = meter, site
+        #: Where periods are short, they are sent as often.
+        self._usual = min(SEND_SECONDS, float(meter.period_seconds))
         self._said = ""
 
     async def run(self) -> None:
         """Never returns."""
-        failures, pause = 0, SEND_SECONDS
+        failures, pause = 0, self._usual
         while True:
             try:
                 if len(self._meter) and await self._exchange():
@@ -51,9 +53,9 @@ class Usages:
                     log.warning("what pods used cannot be reported: %s", error.message)
                 await self._contact.pause(failures)
                 continue
-            pause = pause if len(self._meter) else SEND_SECONDS
+            pause = pause if len(self._meter) else self._usual
             await self._clock.sleep(pause * (0.5 + self._random.random()))
-            pause = min(2 * pause, SEND_SECONDS)
+            pause = min(2 * pause, self._usual)
 
     async def _exchange(self) -> bool:
         """Whether anything was new."""

@@ -14,7 +14,7 @@ import click
 
 from metaos import __version__
 from metaos.cli.accounting import carbon, cost, ledger
-from metaos.cli.options import NAMESPACE, OUTPUT, SECONDS, default_data, hub_options
+from metaos.cli.options import NAMESPACE, OUTPUT, PERIOD, SECONDS, default_data, hub_options
 from metaos.cli.scores import SCORE
 from metaos.cli.twin import twin
 
@@ -173,8 +173,18 @@ def up(
     show_default=True,
     help="Seconds between heartbeats; below the hub's lease duration.",
 )
+@click.option(
+    "--metering-period",
+    "metering",
+    type=PERIOD,
+    default="300",
+    show_default=True,
+    help="Seconds of a period in which use and energy are metered and reported; they divide an hour.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
-def agent(hub: str, token_file: Path | None, data: Path | None, site: Path, heartbeat: float, verbose: bool) -> None:
+def agent(
+    hub: str, token_file: Path | None, data: Path | None, site: Path, heartbeat: float, metering: int, verbose: bool
+) -> None:
     """Join this machine to a hub as a site, and run its share. It only ever dials out.
 
     \b
@@ -190,7 +200,12 @@ def agent(hub: str, token_file: Path | None, data: Path | None, site: Path, hear
     forbid_core_files()
     allow_files()
     config = AgentConfig(
-        hub=hub, data=data or default_data("agent"), site_file=site, token_file=token_file, heartbeat_seconds=heartbeat
+        hub=hub,
+        data=data or default_data("agent"),
+        site_file=site,
+        token_file=token_file,
+        heartbeat_seconds=heartbeat,
+        metering_seconds=metering,
     )
     sys.exit(main(config))
 

@@ -20,7 +20,18 @@ class _Seconds(click.FloatRange):
         return found
 
 
+class _Period(click.IntRange):
+    """A part of an hour."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if 3600 % found:
+            self.fail(f"{value} must divide an hour: say for example 60, 300 or 900.", param, ctx)
+        return found
+
+
 SECONDS = _Seconds(min=1)
+PERIOD = _Period(1, 3600)
 OUTPUT = click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How to print it.")
 NAMESPACE = click.option("-n", "--namespace", default="", help="The namespace (default: the kubeconfig's, or 'default').")
 

@@ -145,6 +145,44 @@ def replay(trace: Path, base: Path, rows: int | None, seed: int | None, html: Pa
     sys.exit(0 if report["passed"] else 1)
 
 
+@twin.command("calibrate")
+@SCENARIO
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a report with plots to this file.")
+@click.option(
+    "--write",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the scenario to this file, with the timing and link that were measured.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Show what the twin's hub and sites log.")
+@OUTPUT
+def calibrate(scenario: Path, html: Path | None, write: Path | None, verbose: bool, output: str) -> None:
+    """Play SCENARIO on real processes of this machine, and in the twin, and set both side by side.
+
+    It takes as long as the scenario says, and less than a minute more. The twin's timing is fitted to what was measured:
+    exit code 0 where it then agrees.
+
+    \b
+    Example: nemo twin calibrate examples/scenarios/calibration.yaml --html report.html --write calibrated.yaml
+    """
+    from metaos.cli.calibration import calibrated, written
+    from metaos.cli.output import emit
+    from metaos.twin.sidebyside import summary, write_html
+    from metaos.twin.text import ScenarioError
+
+    _logging(verbose)
+    try:
+        report = calibrated(scenario, lambda text: click.echo(text, err=True))
+    except ScenarioError as error:
+        raise click.ClickException(str(error)) from None
+    emit(report, output, text=summary(report))
+    if html is not None:
+        _html(write_html, report, html)
+    if write is not None:
+        written(scenario, report, write)
+        click.echo(f"wrote {write}", err=True)
+    sys.exit(0 if report["held"] else 1)
+
+
 def _html(write: Any, report: dict[str, Any], file: Path) -> None:
     try:
         write(report, file)

@@ -30,6 +30,7 @@ from metaos.twin.disk import SiteDisk
 from metaos.twin.network import Line
 from metaos.twin.runtime import SimulatedRuntime
 from metaos.twin.site import Copy, Ground, Machine, held
+from metaos.twin.timing import Timing
 
 PROBES = ("readinessProbe", "livenessProbe", "startupProbe")
 
@@ -44,8 +45,14 @@ class AgentSite:
         self.clock, self.line = ground.clock, ground.line(name(obj))
         folder.mkdir(parents=True)
         self.disk = ground.disk(self.name)
-        self._config = AgentConfig("in memory", folder, folder / "site.yaml", heartbeat_seconds=ground.heartbeat_seconds)
-        self.runtime = Watched(self)
+        self._config = AgentConfig(
+            "in memory",
+            folder,
+            folder / "site.yaml",
+            heartbeat_seconds=ground.timing.heartbeat,
+            metering_seconds=ground.timing.metering,
+        )
+        self.runtime = Watched(self, ground.timing)
         self.agent: Told | None = None
         self._task: asyncio.Task[None] | None = None
         self._cache: Cache | None = None
@@ -58,7 +65,7 @@ class AgentSite:
         self._starts += 1
         random = Random(f"{self._ground.random.random()} {self._starts}")  # noqa: S311
         cache = self._cache = Records(self._config.data / "records.db", self.disk)
-        machine: Any = Machine(self.obj)
+        machine: Any = Machine(self.obj, self._own_seconds)
         storage: Any = Endless
 
         def make_pods(runtime: Runtime, network: ServiceNetwork, record: Record) -> Pods:
@@ -77,7 +84,7 @@ class AgentSite:
 
         runtime: Any = self.runtime
         size = inventory.capacity(self.obj, machine.measure())[0].cpu
-        meter = Meter(cache, Modelled((self.obj.get("spec") or {}).get("power") or {}, size), size)
+        meter = Meter(cache, Modelled((self.obj.get("spec") or {}).get("power") or {}, size), size, self._config.metering_seconds)
         agent = self.agent = Told(
             self._config,
             self.obj,
@@ -92,6 +99,9 @@ class AgentSite:
         )
         agent.lie = self._lie or {}
         self._task = asyncio.create_task(self._run(agent), name=f"agent {self.name}")
+
+    def _own_seconds(self) -> float:
+        return self.clock.monotonic() * self._ground.timing.agent_cpu
 
     async def _run(self, agent: Agent) -> None:
         with suppress(Removed):
@@ -203,8 +213,8 @@ class Told(Agent):
 class Watched(SimulatedRuntime):
     """Tells the world of what begins and ends, with the workload that it is of."""
 
-    def __init__(self, site: AgentSite) -> None:
-        super().__init__(site.clock)
+    def __init__(self, site: AgentSite, timing: Timing) -> None:
+        super().__init__(site.clock, timing.pod_start, timing.pod_stop, timing.load)
         self._site = site
 
     async def start_pod(self, pod: PodConfig) -> None:

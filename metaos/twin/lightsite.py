@@ -1,7 +1,7 @@
 """A site for worlds with many: the agent's real contact, desired state, heartbeat, mirrors and reports; its pods are records.
 
 What the real supervisor does that this does not: rollouts step by step, restarts, probes, volumes, Service addresses, CronJobs,
-events of pods. A pod starts in ``START_SECONDS`` and stops in ``STOP_SECONDS``.
+events of pods.
 """
 
 from __future__ import annotations
@@ -39,8 +39,6 @@ from metaos.twin.runtime import DEFAULT_MILLI, duration
 from metaos.twin.site import Copy, Ground, Machine, held
 from metaos.twin.watchdog import SimulatedWatchdog
 
-START_SECONDS, STOP_SECONDS, COALESCE_SECONDS = 1.0, 1.0, 0.05
-UTILISATION = 0.3
 _KINDS = {kind.kind for kind in WORKLOADS}
 
 
@@ -112,7 +110,7 @@ class LightSite:
             return mirrors.show(work, [pod.obj for pod in self.pods.values()])
 
         reports = WorkReports(self.line, contact, self.clock, random, works, self._status_of, show, cluster_namespace(self.name))
-        presence = Presence(self.line, contact, self.clock, self.name, self._ground.heartbeat_seconds, self._status)
+        presence = Presence(self.line, contact, self.clock, self.name, self._ground.timing.heartbeat, self._status)
         status: Turns[str] = Turns(contact, self.clock, random, lambda _: self._report(), "Cluster", 1)
         status.add(self.name, 0.0)
 
@@ -132,7 +130,7 @@ class LightSite:
 
     async def _beat(self, presence: Presence) -> None:
         # Spread, so that a thousand sites do not beat in the same moment.
-        await self.clock.sleep(self._ground.heartbeat_seconds * self._ground.random.random() / 2)
+        await self.clock.sleep(self._ground.timing.heartbeat * self._ground.random.random() / 2)
         try:
             await presence.keep_lease()
         except Removed:
@@ -173,7 +171,7 @@ class LightSite:
                 await self._report()
                 return
             except ApiError:
-                await self.clock.sleep(self._ground.heartbeat_seconds)
+                await self.clock.sleep(self._ground.timing.heartbeat)
 
     # -- what runs -------------------------------------------------------------------------------------------
 
@@ -188,7 +186,7 @@ class LightSite:
         return held(self._files.load())
 
     def busy_milli(self) -> float:
-        return sum(pod.milli for pod in self.pods.values() if not pod.over) * UTILISATION
+        return sum(pod.milli for pod in self.pods.values() if not pod.over) * self._ground.timing.load
 
     def _live(self) -> None:
         """From what is desired to what runs."""
@@ -231,7 +229,7 @@ class LightSite:
             found = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template.get("spec") or {}}
         found["status"] = {"phase": "Pending"}
         pod = self.pods[key] = LightPod(found, ref(obj), uid(obj))
-        pod.due = asyncio.get_running_loop().call_later(self.clock.held + START_SECONDS, self._is_ready, key, pod)
+        pod.due = asyncio.get_running_loop().call_later(self.clock.held + self._ground.timing.pod_start, self._is_ready, key, pod)
 
     def _is_ready(self, key: tuple[str, str], pod: LightPod) -> None:
         pod.ready = True
@@ -255,7 +253,7 @@ class LightSite:
         if pod.due is not None:
             pod.due.cancel()
         pod.stopping = True
-        pod.due = asyncio.get_running_loop().call_later(STOP_SECONDS, self._gone, key, pod)
+        pod.due = asyncio.get_running_loop().call_later(self._ground.timing.pod_stop, self._gone, key, pod)
 
     def _gone(self, key: tuple[str, str], pod: LightPod) -> None:
         if self.pods.get(key) is pod:

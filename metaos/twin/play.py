@@ -105,6 +105,7 @@ class Play:
         self._order = 0
         self._cuts: dict[str, list[int]] = {}
         self._stopped: dict[str, int] = {}
+        self._boots: dict[str, int] = {}
         self._down = False
         self._news = asyncio.Event()
         self._backups: dict[tuple[float, float], Any] = {}
@@ -146,6 +147,7 @@ class Play:
                 step = int(at / scenario.duration * 100)
                 self._progress(step / 100, f"{at / 3600:.1f} of {scenario.duration / 3600:.1f} h, {world.hub.disk.writes} writes")
         await self._reached(scenario.duration)
+        await self._over()
         healed = not self._open and not self._down and world.hub.up
         unfinished: list[str] = []
         if healed:
@@ -172,6 +174,9 @@ class Play:
             if self._todo and self._todo[0][0] < at:
                 return False
         return True
+
+    async def _over(self) -> None:
+        """The story is at its end. For those who look at it."""
 
     def _at(self, at: float, what: str, deed: Deed) -> None:
         self._order += 1
@@ -248,7 +253,8 @@ class Play:
             return partial(self._arm, value, float(fault.seconds or 0.0)), None
         if fault.what == "slowDisk":
             sites = fault.more.get("sites")
-            return partial(self._slow, value, sites), partial(self._slow, 0.0, sites)
+            usual = 0.0 if sites else self.scenario.timing.write
+            return partial(self._slow, value, sites), partial(self._slow, usual, sites)
         if fault.what == "stopAgent":
             return partial(self._stop, value, power=False), partial(self._start, value)
         if fault.what == "stopAgentAfterWrites":
@@ -301,6 +307,7 @@ class Play:
         await self._spawn(self._restart())
 
     async def _restart(self) -> None:
+        await self.world.clock.sleep(self.scenario.timing.hub_start)
         await self.world.hub.start()
         self.judge.hub_started()
         self._down = False
@@ -370,8 +377,16 @@ class Play:
         for site in sites:
             self._stopped[site] -= 1
             if not self._stopped[site]:
-                self.world.sites[site].disk.revive()
-                self.world.sites[site].start()
+                self._order += 1
+                self._boots[site] = self._order
+                boot = partial(self._boot, site, self._order)
+                self._at(self.world.now - self._begun + self.scenario.timing.agent_start, "", boot)
+
+    async def _boot(self, site: str, number: int) -> None:
+        """Unless it was stopped again meanwhile."""
+        if not self._stopped[site] and self._boots[site] == number:
+            self.world.sites[site].disk.revive()
+            self.world.sites[site].start()
 
     async def _flap(self, sites: list[str], every: float, end: float) -> None:
         now = self.world.now - self._begun

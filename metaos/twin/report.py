@@ -65,17 +65,8 @@ def write_html(report: dict[str, Any], file: Path) -> None:
     meaning = "; ".join(
         f"{n} × {kind}: {report['simulated']['meaning'][kind]}" for kind, n in report["simulated"]["sites"].items()
     )
-    parts = [
-        "<!doctype html><meta charset='utf-8'>",
-        f"<title>{escape(report['title'])}</title>",
-        "<style>body{font:15px system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#1b2a49}"
-        "table{border-collapse:collapse;margin:1em 0}td{border-bottom:1px solid #dfe5ee;padding:.25em .8em .25em 0;"
-        "vertical-align:top}img{max-width:100%}pre{white-space:pre-wrap}</style>",
-        f"<h1>{escape(report['title'])}</h1>",
-        f"<pre>{escape(summary(report))}</pre>",
-        f"<p>This was simulated. {escape(meaning)}. The hub is the real one on a simulated disk.</p>",
-        f"<img alt='What happened over time' src='data:image/png;base64,{picture}'>",
-    ]
+    about = f"This was simulated. {meaning}. The hub is the real one on a simulated disk."
+    parts = page(report["title"], summary(report), about, "What happened over time", picture)
     tables: tuple[tuple[str, Sequence[Sequence[str]]], ...] = (
         ("Expected", expectations),
         ("Wrong", wrong),
@@ -87,6 +78,29 @@ def write_html(report: dict[str, Any], file: Path) -> None:
         if found:
             parts.append(f"<h2>{title}</h2><table>{rows(found)}</table>")
     file.write_text("\n".join(parts))
+
+
+def page(title: str, text: str, about: str, shown: str, picture: str) -> list[str]:
+    """The head of a report: its title, the summary for the terminal, what it is, and a PNG in base64 with what that shows."""
+    escape = html.escape
+    return [
+        "<!doctype html><meta charset='utf-8'>",
+        f"<title>{escape(title)}</title>",
+        "<style>body{font:15px system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#1b2a49}"
+        "table{border-collapse:collapse;margin:1em 0}td{border-bottom:1px solid #dfe5ee;padding:.25em .8em .25em 0;"
+        "vertical-align:top}img{max-width:100%}pre{white-space:pre-wrap}</style>",
+        f"<h1>{escape(title)}</h1>",
+        f"<pre>{escape(text)}</pre>",
+        f"<p>{escape(about)}</p>",
+        f"<img alt='{escape(shown)}' src='data:image/png;base64,{picture}'>",
+    ]
+
+
+def encoded(figure: Any) -> str:
+    """A matplotlib figure as PNG in base64."""
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=110)
+        return base64.b64encode(file.getvalue()).decode()
 
 
 def _picture(report: dict[str, Any]) -> str:
@@ -108,6 +122,4 @@ def _picture(report: dict[str, Any]) -> str:
         if len(lines) > 1:
             axis.legend(fontsize=8, loc="lower right")
     axes[-1].set_xlabel("hours; shaded: faults")
-    with io.BytesIO() as file:
-        figure.savefig(file, format="png", dpi=110)
-        return base64.b64encode(file.getvalue()).decode()
+    return encoded(figure)

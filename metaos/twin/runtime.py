@@ -60,9 +60,9 @@ class Silent:
 class SimulatedRuntime:
     """Implements :class:`metaos.plugins.points.Runtime`. It outlives the agent, as real pods do."""
 
-    def __init__(self, clock: Clock, start_seconds: float = 1.0, utilisation: float = 0.3) -> None:
+    def __init__(self, clock: Clock, start_seconds: float, stop_seconds: float, utilisation: float) -> None:
         self._clock = clock
-        self.start_seconds, self.utilisation = start_seconds, utilisation
+        self.start_seconds, self.stop_seconds, self.utilisation = start_seconds, stop_seconds, utilisation
         self.sandboxes: dict[str, Sandbox] = {}
         self._gone: dict[str, list[ContainerUsage]] = {}
         self._news = asyncio.Event()
@@ -144,7 +144,7 @@ class SimulatedRuntime:
         sandbox = self.sandboxes.get(uid)
         state = sandbox.containers.get(name) if sandbox else None
         if state is not None and state.running:
-            await self._clock.sleep(min(grace_seconds, 1.0))
+            await self._clock.sleep(min(grace_seconds, self.stop_seconds))
             self._end(uid, state, 143)
 
     async def wait(self) -> None:

@@ -16,7 +16,7 @@ from metaos.resources.scheme import Kind
 from metaos.twin.clock import EPOCH
 from metaos.twin.network import Quality
 from metaos.twin.text import Part, ScenarioError, one_of, read
-from metaos.twin.world import Timing
+from metaos.twin.timing import Timing
 
 MAX_SITES, MAX_WORKLOADS, MAX_FAULTS = 10_000, 100_000, 100_000
 KINDS: dict[str, Kind] = {
@@ -28,6 +28,11 @@ KINDS: dict[str, Kind] = {
 FIELDS = (
     "title", "seed", "duration", "settle", "start", "timing", "agents", "carbon", "link", "sites", "workloads", "objects",
     "faults", "chaos", "expect",
+)  # fmt: skip
+#: As in :class:`Timing`, in its order.
+TIMING_FIELDS = (
+    "heartbeat", "lease", "drain", "fencing", "fencingMargin",
+    "metering", "podStart", "podStop", "agentStart", "hubStart", "write", "load", "agentCpu",
 )  # fmt: skip
 SITE_FIELDS = ("name", "count", "agent", "clock", "link", "spec", "file")
 WORKLOAD_FIELDS = (
@@ -208,7 +213,7 @@ def _trace(part: Part, folder: Path) -> str:
 
 
 def _timing(part: Part) -> Timing:
-    part.mapping(("heartbeat", "lease", "drain", "fencing", "fencingMargin"), "heartbeat: 10s")
+    part.mapping(TIMING_FIELDS, "heartbeat: 10s")
     usual = Timing()
     found = Timing(
         part.get("heartbeat", Part.duration, usual.heartbeat),
@@ -216,10 +221,32 @@ def _timing(part: Part) -> Timing:
         part.get("drain", Part.duration, usual.drain),
         part.get("fencing", Part.duration, usual.fencing_after),
         part.get("fencingMargin", Part.duration, usual.fencing_margin),
+        part.get("metering", _period, usual.metering),
+        part.get("podStart", Part.duration, usual.pod_start),
+        part.get("podStop", Part.duration, usual.pod_stop),
+        part.get("agentStart", Part.duration, usual.agent_start),
+        part.get("hubStart", Part.duration, usual.hub_start),
+        part.get("write", Part.duration, usual.write),
+        part.get("load", Part.share, usual.load),
+        part.get("agentCpu", _cores, usual.agent_cpu),
     )
     if found.heartbeat <= 0 or found.lease < 2 * found.heartbeat:
         part.wrong("a lease must outlast two heartbeats", "write for example 'heartbeat: 10s' and 'lease: 40s'")
     return found
+
+
+def _cores(part: Part) -> float:
+    found = part.number()
+    if found < 0:
+        part.wrong(f"{found:g} cores are in use", "write how many the agent itself uses, for example 0.05")
+    return found
+
+
+def _period(part: Part) -> int:
+    found = part.duration()
+    if found < 1 or 3600 % found:
+        part.wrong(f"{found:g} s are no part of an hour", "write whole seconds that divide an hour, for example 10s or 5m")
+    return int(found)
 
 
 def quality_of(part: Part, usual: Quality) -> Quality:
@@ -323,7 +350,7 @@ def _workload(part: Part, word: str, duration: float) -> WorkloadText:
     kind = KINDS[part.get("kind", one_of(*KINDS), "Deployment")]
     where = part.get("namespace", Part.text, "default")
     replicas = part.get("replicas", Part.count, 1)
-    container: dict[str, Any] = {"name": "main", "image": "python:3"}
+    container: dict[str, Any] = {"name": "main", "image": "python:3", "command": ["sleep", "infinity"]}
     container["resources"] = {"requests": {r: _quantity(part, r, u) for r, u in (("cpu", "100m"), ("memory", "32Mi"))}}
     pod: dict[str, Any] = {"containers": [container], "terminationGracePeriodSeconds": 1}
     marks = {"app": word, **part.get("labels", lambda p: p.mapping(), {})}

@@ -13,6 +13,7 @@ from metaos.twin.clock import VirtualClock
 from metaos.twin.disk import SiteDisk
 from metaos.twin.hub import Hub
 from metaos.twin.network import Line, Quality
+from metaos.twin.timing import Timing
 
 ANY_CPU, ANY_MEMORY, ANY_PODS = 8000, 16 << 30, 110
 
@@ -36,7 +37,7 @@ class Ground:
     hub: Hub
     clock: VirtualClock
     random: Random
-    heartbeat_seconds: float
+    timing: Timing
     quality: Quality
     changed: Callable[[str], None]
     #: Called with its name when its agent dies by itself.
@@ -50,9 +51,11 @@ class Ground:
 
 
 class Machine:
-    """A simulated machine's size, as its owner states it. Stands where an agent measures (:class:`inventory.Machine`)."""
+    """A simulated machine's size, as its owner states it. Stands where an agent measures (:class:`inventory.Machine`). ``used``:
+    CPU seconds that the agent itself has used."""
 
-    def __init__(self, site: Obj) -> None:
+    def __init__(self, site: Obj, used: Callable[[], float] = lambda: 0.0) -> None:
+        self._used = used
         wanted = (site.get("spec") or {}).get("capacity") or {}
         self.cpu = quantity.milli(wanted["cpu"]) if "cpu" in wanted else ANY_CPU
         self.memory = quantity.whole(wanted["memory"]) if "memory" in wanted else ANY_MEMORY
@@ -61,8 +64,8 @@ class Machine:
         return self.cpu, self.memory
 
     def busy(self, whole: bool) -> float:
-        """Nothing runs on it beside pods."""
-        return 0.0
+        """Beside pods and the agent nothing runs on it."""
+        return self._used()
 
     def conditions(self) -> Sequence[Mapping[str, str]]:
         return ()

@@ -8,43 +8,33 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
-from typing import Any, TextIO
+from typing import TextIO
 
 from metaos.controllers.settings import Settings
 from metaos.plugins.points import CarbonSource
 from metaos.resources import scheme
-from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, cluster_namespace, is_true, name
-from metaos.resources.scheme import Kind
 from metaos.scheduler.scores import Score
 from metaos.store.log import EventType, LogEvent
+from metaos.twin.administrator import Administrator
 from metaos.twin.agentsite import AgentSite
 from metaos.twin.clock import EPOCH, VirtualClock, VirtualLoop
 from metaos.twin.hub import ADMIN, Hub, unsigned
 from metaos.twin.lightsite import LightSite
 from metaos.twin.network import Line, Quality
 from metaos.twin.site import Copy, Ground, Site
+from metaos.twin.timing import Timing
 
 #: Revisions of the store that are kept. The watch cache wants 10,000 at a start.
 HISTORY = 12_000
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Of a world, in seconds: what its operator and its sites' owners would have set."""
-
-    heartbeat: float = 10.0
-    lease: float = 40.0
-    drain: float = 5.0
-    fencing_after: float = 60.0
-    fencing_margin: float = 5.0
-
-
-class World:
+class World(Administrator):
     """``folder`` holds the data directories of sites with real agents; a world of light sites needs none."""
+
+    clock: VirtualClock
 
     def __init__(
         self,
@@ -71,6 +61,7 @@ class World:
         )
         self.hub_clock = self.clock.skewed(0.0)
         self.hub = Hub(self.hub_clock, self.chance("hub"), settings, HISTORY)
+        self.hub.disk.write_seconds = timing.write
         self.admin = Line(self.hub, "", self.clock, self.chance("admin"), Quality(delay=0.0))
         self.admin.user = ADMIN
         self.sites: dict[str, Site] = {}
@@ -143,7 +134,7 @@ class World:
             self.hub,
             clock,
             self.chance(name(obj)),
-            self.timing.heartbeat,
+            self.timing,
             quality or Quality(),
             self._site_changed,
             self._crashed,
@@ -159,38 +150,6 @@ class World:
         self.sites[name(obj)] = site
         site.start()
         return site
-
-    # The administrator tries again until the hub answers.
-
-    async def apply(self, *objects: Obj) -> None:
-        """What is there already is merged into."""
-        for obj in objects:
-            where = str(obj["metadata"].get("namespace") or "")
-            try:
-                await self._insist("create", obj)
-            except ApiError as error:
-                if error.reason != "AlreadyExists":
-                    raise
-                await self._insist("patch", scheme.kind_of(obj), name(obj), where, obj)
-
-    async def change(self, kind: Kind, what: str, where: str, patch: Obj) -> None:
-        """What is gone by then stays gone."""
-        await self._insist("patch", kind, what, where, patch, missing=True)
-
-    async def remove(self, kind: Kind, what: str, where: str) -> None:
-        await self._insist("delete", kind, what, where, missing=True)
-
-    async def _insist(self, verb: str, *arguments: Any, missing: bool = False) -> None:
-        while True:
-            try:
-                await self.admin.call(verb, *arguments)
-                return
-            except ApiError as error:
-                if error.code == 404 and missing:
-                    return
-                if error.code != 503:
-                    raise
-            await self.clock.sleep(1.0)
 
     async def run(self, seconds: float) -> None:
         await self.clock.sleep(seconds)

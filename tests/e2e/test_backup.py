@@ -11,7 +11,8 @@ from random import Random
 import pytest
 
 from bench.wire import Connection, Endpoint
-from examples.demo.continuum import Continuum, free_port, wait_for
+from examples.demo.continuum import Continuum
+from metaos.twin.processes import free_port, wait_for
 from tests.crashing import Hub
 from tests.e2e.clients import PATH, Client, Record, Watching
 from tests.linearizability import Verb

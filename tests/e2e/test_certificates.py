@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from examples.demo.continuum import Continuum, namespaces_work, wait_for
+from examples.demo.continuum import Continuum
 from metaos.cli.doctor import isolation
+from metaos.twin.processes import namespaces_work, wait_for
 
 pytestmark = [
     pytest.mark.system,

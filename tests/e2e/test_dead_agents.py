@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 import yaml
 
-from examples.demo.continuum import Continuum, DemoFailed, Site, namespaces_work, wait_for
+from examples.demo.continuum import Continuum
 from metaos.cli.doctor import isolation
+from metaos.twin.processes import ProcessesFailed, Site, namespaces_work, wait_for
 from tests.e2e.test_lost_sites import apply, placed, pods, policy, ready
 
 pytestmark = [
@@ -182,7 +183,7 @@ def agent_of(continuum: Sites, site: Site) -> int:
     """Its process; 0 while there is none."""
     try:
         return continuum.agent_pid(site)
-    except DemoFailed:
+    except ProcessesFailed:
         return 0
 
 

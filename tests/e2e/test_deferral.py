@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from examples.demo.continuum import Continuum, namespaces_work, wait_for
+from examples.demo.continuum import Continuum
 from metaos.cli.doctor import isolation
 from metaos.resources.meta import parse_time
+from metaos.twin.processes import namespaces_work, wait_for
 
 pytestmark = [
     pytest.mark.system,

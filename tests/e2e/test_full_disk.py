@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from bench.wire import Connection, Endpoint, config_map
-from examples.demo.continuum import free_port
 from metaos.resources.meta import format_time
+from metaos.twin.processes import free_port
 
 PATH = "/api/v1/namespaces/default/configmaps"
 CLUSTERS = "/apis/meta-os.eu/v1alpha1/clusters"

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from bench.wire import Connection, Endpoint
-from examples.demo.continuum import free_port
+from metaos.twin.processes import free_port
 from tests.crashing import Hub
 from tests.e2e.clients import PATH, Client, Record, Watching, check, conclude, lister
 from tests.linearizability import Verb

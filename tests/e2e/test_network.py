@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from examples.demo.continuum import Continuum, namespaces_work, wait_for
+from examples.demo.continuum import Continuum
 from metaos.cli.doctor import isolation
+from metaos.twin.processes import namespaces_work, wait_for
 
 pytestmark = [
     pytest.mark.system,

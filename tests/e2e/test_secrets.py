@@ -20,8 +20,9 @@ from urllib.parse import quote
 import pytest
 import yaml
 
-from examples.demo.continuum import ROOT, Continuum, namespaces_work, wait_for
+from examples.demo.continuum import ROOT, Continuum
 from metaos.cli.doctor import isolation
+from metaos.twin.processes import namespaces_work, wait_for
 
 pytestmark = [
     pytest.mark.system,

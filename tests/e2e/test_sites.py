@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from examples.demo.continuum import ROOT, Continuum, namespaces_work, wait_for
+from examples.demo.continuum import ROOT, Continuum
 from examples.demo.story import Story
 from metaos.cli.doctor import isolation
+from metaos.twin.processes import namespaces_work, wait_for
 
 pytestmark = [
     pytest.mark.system,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.wire import Connection, Endpoint, Unanswered, config_map
-from examples.demo.continuum import free_port
+from metaos.twin.processes import free_port
 from tests.crashing import Hub
 
 PATH = "/api/v1/namespaces/default/configmaps"

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from examples.demo.continuum import Continuum, namespaces_work, wait_for
+from examples.demo.continuum import Continuum
 from metaos.cli.doctor import isolation
+from metaos.twin.processes import namespaces_work, wait_for
 from tests.e2e.test_lost_sites import FENCE_SECONDS, Copies, apply, mark, pods, policy, ready, workload
 
 COMPILER = shutil.which("cc")

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
-from examples.demo.continuum import Continuum, namespaces_work, wait_for
+from examples.demo.continuum import Continuum
 from metaos.cli.doctor import isolation
 from metaos.clock import SystemClock
+from metaos.twin.processes import namespaces_work, wait_for
 from tests.apiserver.serving import ServedHub, served
 
 KUBECTL = Path(sys.executable).with_name("kubectl")

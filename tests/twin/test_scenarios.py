@@ -25,8 +25,9 @@ from metaos.twin.report import summary
 from metaos.twin.scenario import DEEDS, Hope, Scenario, load, scenario
 from metaos.twin.seeds import failing
 from metaos.twin.text import ScenarioError, parse
+from metaos.twin.timing import Timing
 from metaos.twin.watchdog import SimulatedWatchdog
-from metaos.twin.world import Timing, World
+from metaos.twin.world import World
 
 FOLDER = Path(__file__).parents[2] / "examples" / "scenarios"
 #: A day, and faults for hours: minutes of computing.

@@ -11,7 +11,8 @@ from metaos.resources import scheme
 from metaos.resources.meta import Obj
 from metaos.twin.clock import VirtualLoop, run
 from metaos.twin.network import Quality
-from metaos.twin.world import Timing, World
+from metaos.twin.timing import Timing
+from metaos.twin.world import World
 
 
 def cluster(name: str, **spec: Any) -> Obj:
