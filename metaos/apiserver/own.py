@@ -96,6 +96,9 @@ def cluster_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     reserved = ((spec.get("price") or {}).get("reserved") or {}).get("cpu")
     if reserved is not None and quantity.parse(reserved) < 0:
         yield invalid("spec.price.reserved.cpu", reserved, "must not be negative; leave it out where nothing is reserved")
+    for i, dataset in enumerate(spec.get("datasets") or ()):
+        if dataset.get("size") is not None and quantity.parse(dataset["size"]) < 0:
+            yield invalid(f"spec.datasets[{i}].size", dataset["size"], "must not be negative; leave it out where it is not known")
     for i, licence in enumerate((spec.get("price") or {}).get("licences") or ()):
         if licence.get("perReplicaMonth") is None and licence.get("perSiteMonth") is None:
             yield required(

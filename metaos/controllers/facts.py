@@ -1,6 +1,6 @@
 """What decisions are told of a workload: read from the informers by all who decide or ask what would be decided."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,7 @@ from metaos.controllers.fencing import tolerated_seconds
 from metaos.controllers.settings import Settings
 from metaos.reconcile.informer import Informer
 from metaos.reconcile.manager import Manager
-from metaos.resources import scheme
+from metaos.resources import scheme, workload
 from metaos.resources.meta import (
     CLUSTER_LABEL,
     EVICTED,
@@ -28,7 +28,6 @@ from metaos.resources.meta import (
 )
 from metaos.resources.snapshot import Move, WorkloadInfo, concerns, workload_info
 from metaos.resources.traffic import edges_of
-from metaos.resources.workload import pod_spec
 from metaos.scheduler.slack import on_spot
 
 #: These two exist in every cluster.
@@ -114,6 +113,10 @@ class Facts:
         self._intents = manager.informer(scheme.INTENT)
         self._policies = manager.informer(scheme.PLACEMENT_POLICY)
         self._classes = manager.informer(scheme.PRIORITY_CLASS)
+        self._placements, self._claims = manager.informer(scheme.PLACEMENT), manager.informer(scheme.PERSISTENT_VOLUME_CLAIM)
+        self._workloads = [manager.informer(kind) for kind in scheme.WORKLOADS]
+        for informer in self._workloads:
+            informer.add_index("claim", lambda obj: [f"{namespace(obj)}/{claim}" for claim in workload.claims(obj)])
         self._pods.add_index("evicted", lambda pod: [namespace(pod)] if EVICTED in annotations(pod) else [])
         for informer in (self._intents, self._policies):
             informer.add_index("about", about)
@@ -121,7 +124,7 @@ class Facts:
     def priority(self, obj: Obj) -> tuple[int, bool]:
         """Of a workload's pods, and whether they may displace others. Without a class of theirs it is the default one's; without
         any, and for a class that is not there, 0 and yes, as for pods in Kubernetes."""
-        spec = pod_spec(obj)
+        spec = workload.pod_spec(obj)
         word = str(spec.get("priorityClassName") or "")
         if word in SYSTEM_PRIORITIES:
             return SYSTEM_PRIORITIES[word], True
@@ -136,7 +139,7 @@ class Facts:
 
     def unknown_class(self, obj: Obj) -> str:
         """The name of a PriorityClass that a workload names and that is not there."""
-        word = str(pod_spec(obj).get("priorityClassName") or "")
+        word = str(workload.pod_spec(obj).get("priorityClassName") or "")
         return "" if not word or word in SYSTEM_PRIORITIES or self._classes.get(word) is not None else word
 
     def rules(self, where: str) -> tuple[list[Obj], list[Obj]]:
@@ -178,6 +181,9 @@ class Facts:
             traffic=edges_of(ref(obj), intents),
         )
         priority, preempts = self.priority(obj)
+        if found.local_data:
+            homes, claimed = self._homes(obj) if not current else frozenset(), workload.claimed_bytes(obj, self._claim_of(obj))
+            found = replace(found, homes=homes, claimed=claimed)
         spot = on_spot(obj, intents, self._jobs.list(namespace(obj))) if found.ref.kind == "Job" else None
         found = replace(found, priority=priority, preempts=preempts, interruptible=spot)
         fenced = tolerated_seconds(obj, [p for p in policies if concerns(p, obj)], self._settings)
@@ -186,6 +192,20 @@ class Facts:
         if found.policy.drain_seconds is None:
             found = replace(found, policy=replace(found.policy, drain_seconds=self._settings.drain))
         return found
+
+    def _claim_of(self, obj: Obj) -> Callable[[str], Obj | None]:
+        return lambda claim: self._claims.get(claim, namespace(obj))
+
+    def _homes(self, obj: Obj) -> frozenset[str]:
+        """Where others are decided to be that use a claim of this workload: its volume is made there."""
+        found: set[str] = set()
+        for claim in workload.claims(obj):
+            for informer in self._workloads:
+                for other in informer.by_index("claim", f"{namespace(obj)}/{claim}"):
+                    if uid(other) != uid(obj) and takes_room(other):
+                        placement = self._placements.get(placement_name(ref(other)), namespace(obj))
+                        found |= set(decided(placement if placement is not None and decides(placement, other) else None))
+        return frozenset(found)
 
 
 def _move(raw: Mapping[str, Any]) -> Move:

@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from metaos.resources.meta import ObjectRef
-from metaos.resources.snapshot import WorkloadInfo
+from metaos.resources.snapshot import ClusterInfo, WorkloadInfo
 from metaos.resources.traffic import sending, sends
 
 Way = tuple[str, str]
 
 
 class Flows:
-    """``read``: a workload with where it is and where its peers are; ``None`` where it is gone or nowhere. Bounded by the
-    workloads that send something."""
+    """``read``: a workload with where it is and where its peers are; ``None`` where it is gone or nowhere. ``site``: one by name.
+    Bounded by the workloads that send something."""
 
-    def __init__(self, read: Callable[[ObjectRef], WorkloadInfo | None]) -> None:
-        self._read = read
+    def __init__(self, read: Callable[[ObjectRef], WorkloadInfo | None], site: Callable[[str], ClusterInfo | None]) -> None:
+        self._read, self._site = read, site
         self._senders: dict[ObjectRef, WorkloadInfo] = {}
         self._stale: set[ObjectRef] = set()
 
@@ -40,6 +40,6 @@ class Flows:
                 self._senders.pop(one, None)
         total: dict[Way, float] = {}
         for owner, found in self._senders.items():
-            for way, amount in (sending(found, about) if owner != about else {}).items():
+            for way, amount in (sending(found, self._site, about) if owner != about else {}).items():
                 total[way] = total.get(way, 0.0) + amount
         return total

@@ -79,7 +79,7 @@ class PlacementReconciler:
         self._decided: dict[ObjectRef, dict[str, int]] = {}
         self._occupancy = Occupancy(self._clusters.list)
         self._clusters.on_change(self._occupancy.cluster_changed)
-        self._flows = Flows(self._member)
+        self._flows = Flows(self._member, lambda site: self._occupancy.sites(SITES).site(site))
         # Those that want more room than there is, with their priority: they are looked at again when some becomes free. Bounded
         # by the workloads.
         self._waiting: dict[ObjectRef, int] = {}
@@ -118,7 +118,7 @@ class PlacementReconciler:
             return DONE
         now, world = self._clock.now(), self._occupancy.sites(about)
         asked = replace(self._facts.workload(obj, placement, self._current(about, placement)), mix=self._occupancy.mix())
-        found = located(asked, self._places, world.site)
+        found = located(asked, self._places, world.site, world.holding)
         narrow = sends(found) and world.bools["narrow"].any()
         snapshot = Snapshot(now, world, self._flows.others(about) if narrow else {})
         found, plan = self._decide(snapshot, found)
@@ -180,7 +180,7 @@ class PlacementReconciler:
         placement = self._placements.get(placement_name(about), about.namespace)
         now, world = self._clock.now(), self._occupancy.sites(about)
         there = self._facts.workload(obj, placement, self._current(about, placement))
-        found = replace(located(there, self._places, world.site), displaced=displaced)
+        found = replace(located(there, self._places, world.site, world.holding), displaced=displaced)
         snapshot = Snapshot(now, world, self._flows.others(about))
         plan = decide(snapshot, found, self._filters, self._scores)
         reasons = placement_status(plan)
@@ -224,7 +224,8 @@ class PlacementReconciler:
             return None
         placement = self._placements.get(placement_name(about), about.namespace)
         info = replace(self._facts.workload(obj, placement, self._places(about)), mix=self._occupancy.mix())
-        return located(info, self._places, self._occupancy.sites(SITES).site)
+        world = self._occupancy.sites(SITES)
+        return located(info, self._places, world.site, world.holding)
 
     def take_account(self, about: ObjectRef) -> None:
         """What a workload takes at which sites, and sends where, may have changed."""

@@ -216,8 +216,8 @@ class Planner:
         for about in sorted(there.keys() - set(affected)):
             if places.get(about):
                 info = self._facts.workload(there[about], None, places[about])
-                info = located(info, lambda peer: places.get(peer, {}), world.site)
-                for way, amount in sending(info).items():
+                info = located(info, lambda peer: places.get(peer, {}), world.site, world.holding)
+                for way, amount in sending(info, world.site).items():
                     found[way] = found.get(way, 0.0) + amount
         return found
 

@@ -10,11 +10,12 @@ from metaos.resources import quantity, scheme
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj, ObjectRef, namespace
 from metaos.resources.snapshot import ClusterInfo
-from metaos.resources.traffic import USUAL_KIND, endpoint, round_trip
+from metaos.resources.traffic import USUAL_KIND, endpoint, holders, round_trip
 
 #: Of one intent. A decision looks at all edges of its workload.
 MOST_EDGES = 200
 KINDS = tuple(sorted(k.kind for k in scheme.WORKLOADS))
+_WORKLOADS = frozenset(kind.lower() for kind in KINDS)
 _AMOUNTS = ("bytesPerSecond", "responseBytesPerSecond")
 
 
@@ -33,8 +34,8 @@ def validate_traffic(obj: Obj) -> Iterator[Cause]:
         ends = [_end(raw.get(word) or {}) for word in ("from", "to")]
         wrong = [cause for word in ("from", "to") for cause in _end_causes(f"{field}.{word}", raw.get(word) or {})]
         yield from wrong
-        if not wrong and all(end.startswith("site ") for end in ends):
-            yield _invalid(f"{field}.to", ends[1], "one end must be a workload: sites are where they are")
+        if not wrong and not any(end.partition("/")[0] in _WORKLOADS for end in ends):
+            yield _invalid(f"{field}.to", ends[1], "one end must be a workload: sites and data sets are where they are")
         elif not wrong and ends[0] == ends[1]:
             yield _invalid(f"{field}.to", ends[1], f"is the same as from; name who {ends[0]} talks to")
         elif not wrong and (first := seen.setdefault((ends[0], ends[1]), i)) != i:
@@ -62,11 +63,12 @@ def _amount_causes(field: str, raw: Mapping[str, Any]) -> Iterator[Cause]:
 
 
 def _end_causes(field: str, raw: Mapping[str, Any]) -> Iterator[Cause]:
-    if bool(raw.get("name")) == bool(raw.get("cluster")):
-        both = "not both" if raw.get("name") else "one of them is needed"
-        yield _invalid(field, dict(raw), f"give the name of a workload or a cluster: {both}")
-    elif raw.get("kind") and raw.get("cluster"):
-        yield _invalid(f"{field}.kind", raw["kind"], "goes with the name of a workload; leave it out for a cluster")
+    given = [word for word in ("name", "cluster", "dataset") if raw.get(word)]
+    if len(given) != 1:
+        several = "not several of them" if given else "one of them is needed"
+        yield _invalid(field, dict(raw), f"give the name of a workload, a cluster or a dataset: {several}")
+    elif raw.get("kind") and not raw.get("name"):
+        yield _invalid(f"{field}.kind", raw["kind"], f"goes with the name of a workload; leave it out for a {given[0]}")
     elif raw.get("kind") and raw["kind"] not in KINDS:
         yield _invalid(f"{field}.kind", raw["kind"], f"must be one of {', '.join(KINDS)}")
 
@@ -74,6 +76,8 @@ def _end_causes(field: str, raw: Mapping[str, Any]) -> Iterator[Cause]:
 def _end(raw: Mapping[str, Any]) -> str:
     if raw.get("cluster"):
         return f"site {raw['cluster']}"
+    if raw.get("dataset"):
+        return f"data set {raw['dataset']}"
     return f"{str(raw.get('kind') or USUAL_KIND).lower()}/{raw.get('name')}"
 
 
@@ -105,6 +109,11 @@ def judge_traffic(
         about = f"{_end(raw['from'])} to {_end(raw['to'])}"
         asked = {site.name for site in ends[1]}
         trips = [0.0 if a.name in asked else round_trip(a, b) for a in ends[0] for b in ends[1]]
+        if any(raw[word].get("dataset") for word in ("from", "to")):
+            # The nearest copy is used, whichever end it is.
+            reads, copies = (ends[1], ends[0]) if raw["from"].get("dataset") else (ends[0], ends[1])
+            each = [[t for b in copies if (t := round_trip(a, b)) is not None] for a in reads]
+            trips = [min(known, default=None) for known in each]
         worst = max((t for t in trips if t is not None), default=None) if None not in trips else None
         good = worst is not None and worst <= most
         fulfilment = "Fulfilled" if good else "NotFulfilled" if hard else "Degraded"
@@ -119,7 +128,8 @@ def judge_traffic(
         if worst is not None:
             row["value"] = round(worst, 6)
         nowhere = [_end(raw[word]) for word, end in zip(("from", "to"), ends, strict=True) if not end]
-        now = f"{nowhere[0]} is placed nowhere" if nowhere else "it is not known" if worst is None else f"it is {worst:.4g} ms"
+        lost = "lies" if nowhere and nowhere[0].startswith("data set") else "is placed"
+        now = f"{nowhere[0]} {lost} nowhere" if nowhere else "it is not known" if worst is None else f"it is {worst:.4g} ms"
         found.append((fulfilment, row, "" if good else f"{about}: the round trip shall be at most {most:g} ms, and {now}"))
     return found
 
@@ -130,5 +140,7 @@ def _sites(
     about = endpoint(raw, where)
     if about is not None:
         return places.get(about, ())
+    if raw.get("dataset"):
+        return holders(str(raw["dataset"]), (sites[name] for name in sorted(sites)))
     found = sites.get(str(raw.get("cluster")))
     return () if found is None else (found,)

@@ -85,6 +85,14 @@ class Licence:
 
 
 @dataclass(frozen=True, slots=True)
+class Dataset:
+    """Data that lies at a site: bytes (0: not stated), and the laws under which it is to be read; none: any."""
+
+    size: int = 0
+    residency: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Interruptible:
     """Work that may run on spot capacity: the hours that it takes, and whether it keeps what it has done."""
 
@@ -135,6 +143,7 @@ class ClusterInfo:
     spot: Spot | None = None
     #: By name, where the site states a price of its own.
     licences: Mapping[str, Licence] = field(default_factory=dict)
+    datasets: Mapping[str, Dataset] = field(default_factory=dict)
     #: gCO2eq per hour from making all of its hardware; 0 where nothing is stated.
     embodied: float = 0.0
     #: Bytes of the images that it holds, by full name. No decision but that about a move's cost goes by them.
@@ -144,13 +153,13 @@ class ClusterInfo:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """Traffic between a workload and another one, or a site where data comes from or goes to, as an Intent states it.
+    """Traffic between a workload and another one, a site where data comes from or goes to, or a data set, as an Intent states it.
     ``sent`` and ``answered``: bytes a second from this workload to its peer, and back. ``weight`` and ``money``: what its round
     trip and its egress count in the scores of both ends."""
 
-    #: In people's words: ``deployment/db`` or ``site edge-paris``.
+    #: In people's words: ``deployment/db``, ``site edge-paris`` or ``data set images``.
     peer: str
-    #: The workload; ``None`` for a site.
+    #: The workload; ``None`` for a site and a data set.
     ref: ObjectRef | None
     #: Whether this workload is the one that asks.
     asks: bool
@@ -162,6 +171,8 @@ class Edge:
     hard: bool = False
     sent: float = 0.0
     answered: float = 0.0
+    #: Of a data set, of which the nearest copy is used.
+    dataset: str = ""
     #: Where the peer is, with its replicas there. Empty: nowhere yet.
     at: tuple[tuple[ClusterInfo, int], ...] = ()
 
@@ -183,6 +194,8 @@ class Target:
     intent: str = ""
     priority: int = 50
     at_least: int = 1
+    #: Whose residency it is, where that is not the workload's: ``data set images``.
+    about: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +277,9 @@ class WorkloadInfo:
     traffic: tuple[Edge, ...] = ()
     #: Full names of its containers' images.
     images: tuple[str, ...] = ()
+    #: Where claims lie that it uses, as others had them made there; and bytes that its claims ask for (0: not stated).
+    homes: frozenset[str] = frozenset()
+    claimed: int = 0
     #: That it needs, as Intents state it, by name.
     licences: tuple[Licence, ...] = ()
     #: ``None``: it does not stand being stopped by its site.
@@ -427,6 +443,10 @@ def cluster_info(
         egress_gib=_optional(price.get("egressGiB")),
         spot=_spot(price.get("spot") or {}),
         licences={found["name"]: _licence(found) for found in price.get("licences") or ()},
+        datasets={
+            str(d["name"]): Dataset(quantity.whole(d.get("size") or 0), tuple(d.get("residency") or ()))
+            for d in spec.get("datasets") or ()
+        },
         embodied=_embodied(power),
         images={
             workload.image_name(str(n)): int(i.get("sizeBytes") or 0)

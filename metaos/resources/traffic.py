@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from metaos.resources import quantity, scheme
 from metaos.resources.meta import Obj, ObjectRef, deleting, name, namespace
-from metaos.resources.snapshot import GIB, ClusterInfo, Edge, Snapshot, WorkloadInfo
+from metaos.resources.snapshot import GIB, ClusterInfo, Edge, Snapshot, Target, WorkloadInfo
 
 #: Light in fibre (km a second), and how much longer than the great circle its way is.
 FIBRE_KM_PER_SECOND, DETOUR = 200_000.0, 1.5
@@ -20,6 +20,8 @@ EARTH_KM = 6371.0
 #: Between sites of one region of which nothing else is known.
 REGION_MILLISECONDS = 1.0
 HOUR_SECONDS = 3600.0
+#: kWh per GB between sites (Cloud Carbon Footprint's coefficient for traffic between data centres; the ledger uses it too).
+NETWORK_KWH_PER_GB = 0.001
 _KINDS = {k.kind: k for k in scheme.WORKLOADS}
 USUAL_KIND = "Deployment"
 
@@ -77,20 +79,26 @@ def carries(one: ClusterInfo, other: ClusterInfo) -> float:
 # -- of one edge, were its workload on a site --------------------------------------------------------------
 
 
-def shares(edge: Edge, cluster: str) -> list[tuple[ClusterInfo, float]]:
+def shares(edge: Edge, cluster: ClusterInfo) -> list[tuple[ClusterInfo, float]]:
     """Where the peer's part of the traffic is, in shares of it. A site's own endpoints are tried first, so who asks where the
-    peer is asks there alone."""
-    here = [site for site, _ in edge.at if site.name == cluster]
-    if edge.asks and here:
+    peer is asks there alone. Of a data set the nearest copy is used, the first of equals."""
+    here = [site for site, _ in edge.at if site.name == cluster.name]
+    if here and (edge.asks or edge.dataset):
         return [(here[0], 1.0)]
+    if edge.dataset and edge.at:
+        return [(min((site for site, _ in edge.at), key=lambda site: _far(round_trip(cluster, site))), 1.0)]
     total = sum(max(1, count) for _, count in edge.at)
     return [(site, max(1, count) / total) for site, count in edge.at]
+
+
+def _far(milliseconds: float | None) -> float:
+    return math.inf if milliseconds is None else milliseconds
 
 
 def trip(edge: Edge, cluster: ClusterInfo) -> float | None:
     """The mean round trip; ``None`` where the peer is nowhere yet, or one is not known."""
     found = 0.0
-    for site, share in (parts := shares(edge, cluster.name)):
+    for site, share in (parts := shares(edge, cluster)):
         between = round_trip(cluster, site)
         if between is None:
             return None
@@ -101,7 +109,7 @@ def trip(edge: Edge, cluster: ClusterInfo) -> float | None:
 def worst(edge: Edge, cluster: ClusterInfo) -> tuple[float | None, ClusterInfo] | None:
     """The longest round trip that a request may take, and to which site; ``None`` where the peer is nowhere yet."""
     found: tuple[float | None, ClusterInfo] | None = None
-    for site, _ in shares(edge, cluster.name):
+    for site, _ in shares(edge, cluster):
         between = round_trip(cluster, site)
         if between is None:
             return None, site
@@ -113,7 +121,7 @@ def worst(edge: Edge, cluster: ClusterInfo) -> tuple[float | None, ClusterInfo] 
 def egress(edge: Edge, cluster: ClusterInfo) -> float | None:
     """Money per hour for what leaves either site; ``None`` where a price is not stated."""
     found = 0.0
-    for site, share in shares(edge, cluster.name):
+    for site, share in shares(edge, cluster):
         if site.name == cluster.name:
             continue
         for bytes_per_second, price in ((edge.sent, cluster.egress_gib), (edge.answered, site.egress_gib)):
@@ -121,6 +129,52 @@ def egress(edge: Edge, cluster: ClusterInfo) -> float | None:
                 return None
             found += share * bytes_per_second * HOUR_SECONDS / GIB * (price or 0.0)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Haul:
+    """What it takes to bring so many bytes from one site to another: seconds over the link, money for what leaves the one, and
+    gCO2eq of the network's energy by its electricity. ``None``: nothing is stated."""
+
+    bytes: float
+    seconds: float | None
+    money: float | None
+    grams: float | None
+
+
+def haul(amount: float, one: ClusterInfo, other: ClusterInfo) -> Haul:
+    """Nothing within a site."""
+    if one.name == other.name:
+        return Haul(0.0, 0.0, 0.0, 0.0)
+    speed = carries(one, other)
+    return Haul(
+        amount,
+        None if math.isinf(speed) else amount / speed,
+        None if one.egress_gib is None else amount / GIB * one.egress_gib,
+        None if one.carbon is None else amount / 1e9 * NETWORK_KWH_PER_GB * one.carbon,
+    )
+
+
+def timed(edge: Edge) -> bool:
+    """Whether its round trip counts: that to a data set does where an Intent says how long it may be; else its bytes do."""
+    return bool(edge.at) and (not edge.dataset or not math.isinf(edge.most))
+
+
+def gravity(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    """GB a day of data sets that a workload there has to get from elsewhere, or bring there; ``None`` where one lies nowhere."""
+    found = 0.0
+    for edge in workload.traffic:
+        if edge.dataset:
+            if not edge.at:
+                return None
+            if all(site.name != cluster.name for site, _ in edge.at):
+                found += daily(edge)
+    return found
+
+
+def daily(edge: Edge) -> float:
+    """GB a day, both ways."""
+    return (edge.sent + edge.answered) * 24 * HOUR_SECONDS / 1e9
 
 
 def paid(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
@@ -137,26 +191,29 @@ def paid(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
     return found
 
 
-def flows(edge: Edge, cluster: str) -> dict[tuple[str, str], float]:
+def flows(edge: Edge, cluster: ClusterInfo) -> dict[tuple[str, str], float]:
     """Bytes a second by (from site, to site)."""
     found: dict[tuple[str, str], float] = {}
     for site, share in shares(edge, cluster):
-        if site.name != cluster:
-            for way, amount in (((cluster, site.name), edge.sent), ((site.name, cluster), edge.answered)):
+        if site.name != cluster.name:
+            for way, amount in (((cluster.name, site.name), edge.sent), ((site.name, cluster.name), edge.answered)):
                 if amount:
                     found[way] = found.get(way, 0.0) + share * amount
     return found
 
 
-def sending(workload: WorkloadInfo, apart_from: ObjectRef | None = None) -> dict[tuple[str, str], float]:
+def sending(
+    workload: WorkloadInfo, where: Callable[[str], ClusterInfo | None], apart_from: ObjectRef | None = None
+) -> dict[tuple[str, str], float]:
     """Bytes a second by (from site, to site) of a workload that is where ``current`` says: what it asks for, and what it has to
-    do with sites. What others ask of it is theirs. ``apart_from``: without its traffic with this one."""
+    do with sites and data sets. What others ask of it is theirs. ``apart_from``: without its traffic with this one."""
     found: dict[tuple[str, str], float] = {}
     total = sum(max(1, count) for count in workload.current.values())
     for edge in workload.traffic:
         if (edge.asks or edge.ref is None) and (edge.ref is None or edge.ref != apart_from):
-            for site, count in workload.current.items():
-                for way, amount in flows(edge, site).items():
+            for name, count in workload.current.items():
+                site = where(name)
+                for way, amount in flows(edge, site).items() if site is not None else ():
                     found[way] = found.get(way, 0.0) + amount * max(1, count) / total
     return found
 
@@ -172,7 +229,7 @@ def too_much(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -
     asked: dict[tuple[str, str], float] = {}
     sites = {site.name: site for edge in workload.traffic for site, _ in edge.at}
     for edge in workload.traffic:
-        for way, amount in flows(edge, cluster.name).items():
+        for way, amount in flows(edge, cluster).items():
             asked[way] = asked.get(way, 0.0) + amount
     for (start, end), amount in sorted(asked.items()):
         free = carries(cluster, sites[end if start == cluster.name else start]) - snapshot.flows.get((start, end), 0.0)
@@ -200,7 +257,7 @@ def edges_of(about: ObjectRef, intents: Iterable[Obj]) -> tuple[Edge, ...]:
 
 
 def endpoint(raw: Mapping[str, Any], where: str) -> ObjectRef | None:
-    """The workload that an end of an edge names; ``None`` for a site."""
+    """The workload that an end of an edge names; ``None`` for a site and a data set."""
     kind = _KINDS.get(str(raw.get("kind") or USUAL_KIND))
     return ObjectRef(kind.group, kind.kind, where, str(raw["name"])) if kind is not None and raw.get("name") else None
 
@@ -210,10 +267,13 @@ def _edge(intent: Obj, raw: Mapping[str, Any], other: Mapping[str, Any], asks: b
     peer, priority = endpoint(other, namespace(intent)), int(spec.get("priority", 50))
     asked = float(quantity.parse(raw.get("bytesPerSecond") or 0))
     answered = float(quantity.parse(raw.get("responseBytesPerSecond") or 0))
+    data = str(other.get("dataset") or "")
+    elsewhere = f"data set {data}" if data else f"site {other.get('cluster')}"
     # The same at both ends, so that what one of them gains by coming nearer is no loss to the other.
     pays = any(t.get("name") == "cost" for e in spec.get("expectations") or () for t in e.get("targets") or ())
     return Edge(
-        peer=f"{peer.kind.lower()}/{peer.name}" if peer is not None else f"site {other.get('cluster')}",
+        peer=f"{peer.kind.lower()}/{peer.name}" if peer is not None else elsewhere,
+        dataset=data,
         ref=peer,
         asks=asks,
         intent=name(intent),
@@ -226,15 +286,33 @@ def _edge(intent: Obj, raw: Mapping[str, Any], other: Mapping[str, Any], asks: b
     )
 
 
+def holders(dataset: str, sites: Iterable[ClusterInfo]) -> list[ClusterInfo]:
+    """Of these sites those that hold a data set, and answer who reads it."""
+    return [site for site in sites if dataset in site.datasets and site.ready and not site.deleting]
+
+
 def located(
-    workload: WorkloadInfo, places: Callable[[ObjectRef], Mapping[str, int]], site: Callable[[str], ClusterInfo | None]
+    workload: WorkloadInfo,
+    places: Callable[[ObjectRef], Mapping[str, int]],
+    site: Callable[[str], ClusterInfo | None],
+    holding: Callable[[str], Iterable[ClusterInfo]],
 ) -> WorkloadInfo:
-    """The workload with where its peers are. ``places``: site → replicas of a workload. Sites that are gone count as nowhere."""
+    """The workload with where its peers are, and the residency of the data that it reads. ``places``: site → replicas of a
+    workload. ``holding``: the sites that answer and hold a data set, by name. Sites that are gone count as nowhere."""
     if not workload.traffic:
         return workload
 
     def at(edge: Edge) -> tuple[tuple[ClusterInfo, int], ...]:
+        if edge.dataset:
+            return tuple((info, 1) for info in holding(edge.dataset))
         named = {edge.peer.removeprefix("site "): 1} if edge.ref is None else places(edge.ref)
         return tuple((info, count) for one, count in sorted(named.items()) if (info := site(one)) is not None)
 
-    return replace(workload, traffic=tuple(replace(edge, at=at(edge)) for edge in workload.traffic))
+    edges = tuple(replace(edge, at=at(edge)) for edge in workload.traffic)
+    targets = dict.fromkeys(t for t in workload.targets if not t.about)
+    for edge in edges:
+        for info, _ in edge.at if edge.dataset else ():
+            if laws := info.datasets[edge.dataset].residency:
+                law = Target("residency", "IsOneOf", values=laws, hard=True, intent=edge.intent, about=edge.peer)
+                targets.setdefault(law)
+    return replace(workload, traffic=edges, targets=tuple(targets))

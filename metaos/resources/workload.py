@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from metaos.resources import devices, quantity
@@ -159,6 +159,32 @@ def has_local_data(obj: Obj) -> bool:
     if (obj.get("spec") or {}).get("volumeClaimTemplates"):
         return True
     return any(volume.get("persistentVolumeClaim") for volume in pod_spec(obj).get("volumes") or ())
+
+
+def claims(obj: Obj) -> list[str]:
+    """Names of the PersistentVolumeClaims that its pods use, those of a StatefulSet's templates too."""
+    found = [str((v.get("persistentVolumeClaim") or {}).get("claimName") or "") for v in pod_spec(obj).get("volumes") or ()]
+    for template in (obj.get("spec") or {}).get("volumeClaimTemplates") or ():
+        word = f"{template['metadata']['name']}-{obj['metadata']['name']}"
+        found += [f"{word}-{number}" for number in range(replicas(obj))]
+    return [claim for claim in found if claim]
+
+
+def claimed_bytes(obj: Obj, claim: Callable[[str], Obj | None]) -> int:
+    """What all its claims ask for; 0 where one does not say. ``claim``: one by name."""
+    templates = [t.get("spec") or {} for t in (obj.get("spec") or {}).get("volumeClaimTemplates") or ()]
+    named = {
+        str(v["persistentVolumeClaim"].get("claimName"))
+        for v in pod_spec(obj).get("volumes") or ()
+        if v.get("persistentVolumeClaim")
+    }
+    asked = [_stored(spec) * replicas(obj) for spec in templates]
+    asked += [_stored((claim(word) or {}).get("spec") or {}) for word in sorted(named)]
+    return sum(asked) if all(asked) else 0
+
+
+def _stored(spec: Mapping[str, Any]) -> int:
+    return quantity.whole(((spec.get("resources") or {}).get("requests") or {}).get("storage") or 0)
 
 
 def grace_seconds(obj: Obj) -> float:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from metaos.resources.measures import cost, grams
 from metaos.resources.snapshot import ClusterInfo, WorkloadInfo
+from metaos.resources.traffic import NETWORK_KWH_PER_GB
 from metaos.scheduler.filters import bytes_text
 
-#: kWh per GB between sites (Cloud Carbon Footprint's coefficient for traffic between data centres; the ledger uses it too).
-NETWORK_KWH_PER_GB = 0.001
 HOUR_SECONDS = 3600.0
 #: A move that saves carbon has earned its own within so long, or is not made: as far as the score looks ahead.
 EARNED_BACK_HOURS = 4.0

@@ -142,7 +142,9 @@ def _residency(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bool
 
 
 def _local_data(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
-    return ~world.at(workload.current) if workload.pinned else None
+    if workload.pinned:
+        return ~world.at(workload.current)
+    return ~world.at(workload.homes) if workload.homes and not workload.current else None
 
 
 def _policy(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
@@ -203,6 +205,8 @@ def _bounds(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools |
 
 
 def _distant(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
+    if any(e.hard and e.dataset and not e.at for e in workload.traffic):
+        return np.ones(len(world), np.bool_)
     edges = [e for e in workload.traffic if e.at]
     found: Bools | None = None
     for edge in edges:
@@ -224,17 +228,32 @@ def _distant(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools 
 
 def _worst(edge: Edge, world: World) -> Floats:
     """See ``metaos.resources.traffic.worst``."""
+    if edge.dataset:
+        return trip(edge, world)
     found: Floats = np.maximum.reduce([world.between(site) for site, _ in edge.at])
     return _here(edge, world, found)
 
 
+def _nearest(edge: Edge, world: World) -> tuple[Floats, Ints]:
+    """The round trip to the nearest copy of a data set, and which one that is; infinite where none is known."""
+    found, which = np.full(len(world), np.inf), np.zeros(len(world), np.int64)
+    for number, (site, _) in enumerate(edge.at):
+        between = world.between(site)
+        nearer = between < found
+        found, which = np.where(nearer, between, found), np.where(nearer, number, which)
+    return found, which
+
+
 def _here(edge: Edge, world: World, found: Floats) -> Floats:
     """Who asks where the peer is asks there alone."""
-    return np.where(world.at(site.name for site, _ in edge.at), 0.0, found) if edge.asks else found
+    return np.where(world.at(site.name for site, _ in edge.at), 0.0, found) if edge.asks or edge.dataset else found
 
 
 def trip(edge: Edge, world: World) -> Floats:
     """See ``metaos.resources.traffic.trip``."""
+    if edge.dataset:
+        near, _ = _nearest(edge, world)
+        return _here(edge, world, np.where(np.isinf(near), np.nan, near))
     total = sum(max(1, count) for _, count in edge.at)
     found = np.zeros(len(world))
     for site, count in edge.at:
@@ -246,7 +265,8 @@ def egress(edge: Edge, world: World) -> Floats:
     """See ``metaos.resources.traffic.egress``."""
     total = sum(max(1, count) for _, count in edge.at)
     found = np.zeros(len(world))
-    for site, count in edge.at:
+    which = _nearest(edge, world)[1] if edge.dataset else None
+    for number, (site, count) in enumerate(edge.at):
         each = np.zeros(len(world))
         if edge.sent:
             each += edge.sent * traffic.HOUR_SECONDS / GIB * world.floats["egress_gib"]
@@ -255,7 +275,7 @@ def egress(edge: Edge, world: World) -> Floats:
         row = world.row_of.get(site.name)
         if row is not None:
             each[row] = 0.0
-        found += max(1, count) / total * each
+        found = found + max(1, count) / total * each if which is None else np.where(which == number, each, found)
     return _here(edge, world, found)
 
 
@@ -353,13 +373,22 @@ def _blend(reference: float, parts: Iterable[tuple[float, Floats]], size: int) -
 
 
 def _traffic(workload: WorkloadInfo, world: World) -> Floats:
-    edges = [e for e in workload.traffic if e.at]
+    edges = [e for e in workload.traffic if traffic.timed(e)]
     return _blend(scores.TRIP_REFERENCE, ((e.weight, trip(e, world)) for e in edges), len(world))
 
 
 def _egress(workload: WorkloadInfo, world: World) -> Floats:
     edges = [e for e in workload.traffic if e.at and e.money]
     return _blend(scores.EGRESS_REFERENCE, ((e.money, egress(e, world)) for e in edges), len(world))
+
+
+def _gravity(workload: WorkloadInfo, world: World) -> Floats:
+    found = np.zeros(len(world))
+    for edge in workload.traffic:
+        if edge.dataset:
+            away = ~world.at(site.name for site, _ in edge.at)
+            found += away * traffic.daily(edge) if edge.at else np.nan
+    return found
 
 
 COLUMNS: dict[scores.Measure, Column] = {
@@ -374,6 +403,7 @@ COLUMNS: dict[scores.Measure, Column] = {
     scores.TRAFFIC.measure: _traffic,
     scores.FRAGMENTATION.measure: fragmentation.losses,
     scores.EGRESS.measure: _egress,
+    scores.GRAVITY.measure: _gravity,
 }
 
 

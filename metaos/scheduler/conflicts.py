@@ -101,10 +101,13 @@ def requirements(workload: WorkloadInfo, clusters: Sequence[ClusterInfo], now: f
         policy=nothing,
         pinned=False,
         local_data=False,
+        homes=frozenset(),
         traffic=(),
     )
     everything = ({"operator": "Exists"},)
     free = replace(bare, tolerations=everything)
+    # What a bound measures: power and money go by all of the workload, and by what it sends.
+    measured = replace(free, cpu=workload.cpu, memory=workload.memory, traffic=workload.traffic)
     found = []
     for target in workload.targets:
         if target.name == "residency" or (target.hard and target.name != "availability"):
@@ -112,18 +115,22 @@ def requirements(workload: WorkloadInfo, clusters: Sequence[ClusterInfo], now: f
             about = f" from users in {', '.join(target.users_in)}" if target.users_in else ""
             found.append(
                 Requirement(
-                    f"{target.name}{about} {wanted_text(target)}",
+                    f"{f'{target.about}: ' if target.about else ''}{target.name}{about} {wanted_text(target)}",
                     f"intent {target.intent!r}",
                     "Residency" if target.name == "residency" else "Bounds",
-                    replace(free, targets=(target,)),
+                    replace(measured, targets=(target,)),
                     law,
                     target,
                 )
             )
     for edge in workload.traffic:
-        if edge.hard and edge.at:
+        if edge.hard and edge.dataset and not edge.at:
+            alone = replace(free, traffic=(edge,))
+            text = f"{edge.peer}, which lies at no site that answers"
+            found.append(Requirement(text, f"intent {edge.intent!r}", "Traffic", alone, True))
+        elif edge.hard and edge.at:
             where = " and ".join(site.name for site, _ in edge.at)
-            peer = f"{edge.peer}, which is on {where}" if edge.ref is not None else edge.peer
+            peer = edge.peer if edge.ref is None and not edge.dataset else f"{edge.peer}, which is on {where}"
             # Without the bytes, which the links are asked for below.
             alone = replace(free, traffic=(replace(edge, sent=0.0, answered=0.0),))
             text = f"round trip of at most {edge.most:g} ms to {peer}"
@@ -147,6 +154,14 @@ def requirements(workload: WorkloadInfo, clusters: Sequence[ClusterInfo], now: f
     if workload.policy.selectors:
         alone = replace(free, policy=replace(nothing, names=workload.policy.names, selectors=workload.policy.selectors))
         found.append(Requirement("a site that the cluster selector matches", f"placement policy {policies}", "Policy", alone))
+    if workload.weights:
+        alone = replace(free, policy=replace(nothing, names=workload.policy.names, weights=workload.policy.weights))
+        text = f"only {', '.join(workload.weights)}, which have a weight"
+        found.append(Requirement(text, f"placement policy {policies}", "Policy", alone))
+    if workload.homes and not workload.current:
+        alone = replace(free, homes=workload.homes)
+        text = f"to be on {', '.join(sorted(workload.homes))}"
+        found.append(Requirement(text, "a claim that it uses", "LocalData", alone, True))
     if workload.pinned:
         homes = ", ".join(sorted(workload.current))
         alone = replace(free, pinned=True, local_data=workload.local_data)

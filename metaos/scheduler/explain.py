@@ -11,8 +11,9 @@ from typing import Any
 from metaos.resources.measures import costs
 from metaos.resources.meta import Obj, condition, name, namespace
 from metaos.resources.snapshot import ClusterInfo, WorkloadInfo
-from metaos.resources.traffic import egress, known_by, worst
+from metaos.resources.traffic import Haul, daily, egress, haul, known_by, shares, worst
 from metaos.scheduler import conflicts
+from metaos.scheduler.filters import haul_text
 from metaos.scheduler.framework import Plan
 
 #: Of how many sites a Placement keeps the scores and the rejections: what was chosen, the best others, and a rejection of each
@@ -98,6 +99,7 @@ def traffic_status(workload: WorkloadInfo, places: Iterable[ClusterInfo]) -> lis
     """Whom a workload talks to, from where it is: ``Placement.status.traffic``."""
     here, found = list(places), []
     for edge in workload.traffic:
+        away = [site for c in here for site, _ in shares(edge, c) if edge.dataset and site.name != c.name]
         row: dict[str, Any] = {
             "peer": edge.peer,
             "asks": edge.asks,
@@ -115,6 +117,16 @@ def traffic_status(workload: WorkloadInfo, places: Iterable[ClusterInfo]) -> lis
         money = [egress(edge, c) for c in here] if edge.money and edge.at else []
         if money and None not in money:
             row["egressPerHour"] = round(sum(m for m in money if m is not None) / len(money), 6)
+        if edge.dataset:
+            row["gigabytesPerDay"] = round(daily(edge) if away else 0.0, 6)
+            # Of the data set's own size and of a day: what a copy here would take, and what reading from afar does.
+            day = haul(daily(edge) * 1e9, away[0], here[0]) if away else None
+            if day is not None and day.grams is not None:
+                row["gramsPerDay"] = round(day.grams, 6)
+            copy = haul(away[0].datasets[edge.dataset].size, away[0], here[0]) if away else None
+            if copy is not None and copy.bytes:
+                parts = {"bytes": copy.bytes, "seconds": copy.seconds, "money": copy.money, "grams": copy.grams}
+                row["copy"] = {k: round(v, 6) for k, v in parts.items() if v is not None}
         found.append(row)
     return found
 
@@ -277,6 +289,13 @@ def talk_line(found: dict[str, Any]) -> str:
         f", at most {found['maxMilliseconds']:g} ms {'must hold' if found.get('hard') else 'wanted'}" if "hard" in found else ""
     )
     money = f"; egress {found['egressPerHour']:.3g} an hour" if "egressPerHour" in found else ""
+    if "gigabytesPerDay" in found:
+        grams = f" ({found['gramsPerDay']:.3g} gCO2eq)" if "gramsPerDay" in found else ""
+        money += f"; {found['gigabytesPerDay']:.4g} GB a day over the network{grams}"
+    if "copy" in found:
+        copy = found["copy"]
+        parts = haul_text(Haul(copy["bytes"], copy.get("seconds"), copy.get("money"), copy.get("grams")))
+        money += f"; a copy here would take {parts.removeprefix('up to ')}"
     return f"{verb:<9} {peer}: {trip} ({found.get('known', 'nothing is stated')}){wanted}{money}  (intent {found['intent']!r})"
 
 

@@ -192,7 +192,7 @@ def _evicted(workload: WorkloadInfo, changes: Changes) -> WorkloadInfo:
 
 
 def _located(workload: WorkloadInfo, places: Mapping[ObjectRef, Mapping[str, int]], world: World) -> WorkloadInfo:
-    return located(workload, lambda about: places.get(about, {}), world.site)
+    return located(workload, lambda about: places.get(about, {}), world.site, world.holding)
 
 
 def _ahead(
@@ -229,7 +229,7 @@ def _flows(
     for other in talking:
         if other.ref != workload.ref:
             there = replace(_located(other, places, world), current=places.get(other.ref, {}))
-            for way, amount in sending(there, workload.ref).items():
+            for way, amount in sending(there, world.site, workload.ref).items():
                 found[way] = found.get(way, 0.0) + amount
     return found
 

@@ -125,11 +125,15 @@ def blend(reference: float, parts: Iterable[tuple[float, float | None]]) -> floa
 
 
 def _traffic(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
-    return blend(TRIP_REFERENCE, ((e.weight, traffic.trip(e, cluster)) for e in workload.traffic if e.at))
+    return blend(TRIP_REFERENCE, ((e.weight, traffic.trip(e, cluster)) for e in workload.traffic if traffic.timed(e)))
 
 
 def _egress(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
     return blend(EGRESS_REFERENCE, ((e.money, traffic.egress(e, cluster)) for e in workload.traffic if e.at and e.money))
+
+
+def _gravity(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    return traffic.gravity(workload, cluster)
 
 
 def _fragmentation(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
@@ -148,16 +152,32 @@ PREFERRED = Score("preferred", "%", _preferred, 0.0, 0.0, "", True)
 WISHED = Score("wishes", "%", _wished, 0.0, 0.0, "", True)
 TRAFFIC = Score("traffic", "ms", _traffic, TRIP_REFERENCE, 0.0)
 EGRESS = Score("egress", "EUR/h", _egress, EGRESS_REFERENCE, 0.0)
+#: Of data sets, over the network.
+GRAVITY = Score("gravity", "GB/day", _gravity, 10.0, 0.0)
 #: GPUs that one replica makes unusable for those who usually ask, its own included.
 FRAGMENTATION = Score("fragmentation", "GPU", _fragmentation, 1.0, 2.0)
 
 #: The built-in ones; a hub runs whatever is registered under ``metaos.score``.
-SCORES: tuple[Score, ...] = (LATENCY, CARBON, ENERGY, COST, AVAILABILITY, FREE, PREFERRED, WISHED, TRAFFIC, EGRESS, FRAGMENTATION)
+SCORES: tuple[Score, ...] = (
+    LATENCY,
+    CARBON,
+    ENERGY,
+    COST,
+    AVAILABILITY,
+    FREE,
+    PREFERRED,
+    WISHED,
+    TRAFFIC,
+    EGRESS,
+    GRAVITY,
+    FRAGMENTATION,
+)
 
 
 def weight(score: Score, workload: WorkloadInfo) -> float:
     """The default, plus one to ten for an intent of priority 0 to 100 that asks for it; 5 for a policy's preference; the sum over
-    its edges for traffic and its egress, as far as the peers have a place; fragmentation counts once anybody has a GPU."""
+    its edges for traffic and its egress, as far as the peers have a place, and over those to data sets for their gravity;
+    fragmentation counts once anybody has a GPU."""
     if score.name == "preferred":
         return 5.0 if workload.policy.preferred else 0.0
     if score.name == "wishes":
@@ -165,9 +185,11 @@ def weight(score: Score, workload: WorkloadInfo) -> float:
     if score.name == "fragmentation":
         return score.weight if workload.mix else 0.0
     if score.name == "traffic":
-        return sum(e.weight for e in workload.traffic if e.at)
+        return sum(e.weight for e in workload.traffic if traffic.timed(e))
     if score.name == "egress":
         return sum(e.money for e in workload.traffic if e.at)
+    if score.name == "gravity":
+        return sum(e.weight for e in workload.traffic if e.dataset and (e.sent or e.answered))
     if not score.target:
         return score.weight
     asked = [1.0 + t.priority * 0.09 for t in workload.targets if t.name == score.target and _along(score, t)]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from metaos.resources.devices import GPU, asking, gpus_free, taken
 from metaos.resources.measures import latency
 from metaos.resources.snapshot import TRUST_LEVELS, ClusterInfo, Taint, WorkloadInfo
-from metaos.resources.traffic import round_trip
+from metaos.resources.traffic import holders, round_trip
 from metaos.scheduler.scores import carbon_ahead
 
 Floats = NDArray[np.float64]
@@ -157,6 +157,11 @@ class World(Sequence[ClusterInfo]):
                 self._stated.clear()
             found = self._stated[key] = read, np.array([_known(read(c)) for c in self], np.float64)
         return found[1]
+
+    def holding(self, dataset: str) -> list[ClusterInfo]:
+        """See ``metaos.resources.traffic.holders``."""
+        rows = np.flatnonzero(np.nan_to_num(self.stated(("dataset", dataset), lambda c: 1.0 if dataset in c.datasets else None)))
+        return holders(dataset, (self[int(row)] for row in rows))
 
     def taints(self) -> Mapping[Taint, Bools]:
         """Every taint and where it is."""
@@ -326,6 +331,7 @@ def _fixed(cluster: ClusterInfo) -> tuple[object, ...]:
         cluster.links,
         cluster.spot,
         cluster.licences,
+        cluster.datasets,
     )
 
 

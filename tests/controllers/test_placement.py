@@ -333,3 +333,32 @@ async def test_a_job_that_stands_interruptions_goes_where_spot_capacity_is_cheap
         await until(clock, lambda: "status" in (client.find(scheme.PLACEMENT, "job-web", "shop") or {}))
         said = ((client.find(scheme.PLACEMENT, "job-web", "shop") or {})["status"]).get("costs")
     assert (said or [{}])[0].get("capacity") == ("spot" if stands == "true" else None)
+
+
+async def test_work_that_shares_a_claim_goes_where_its_volume_is() -> None:
+    def using(name: str) -> Obj:
+        obj = deployment(name)
+        obj["metadata"]["uid"] = name
+        obj["spec"]["template"]["spec"]["volumes"] = [{"name": "v", "persistentVolumeClaim": {"claimName": "shared"}}]
+        return obj
+
+    sites = cluster("dirty", electricity={"carbonIntensity": 500}), cluster("clean", electricity={"carbonIntensity": 10})
+    async with running(placement.setup, objects=(sites[0], using("first"))) as (client, clock):
+        await until(clock, lambda: places(client, "deployment-first") == {"dirty": 1})
+        client.seed(sites[1], using("second"), deployment("third"))
+        await until(clock, lambda: places(client, "deployment-second") and places(client, "deployment-third"))
+        assert places(client, "deployment-third") == {"clean": 1}
+        assert places(client, "deployment-second") == {"dirty": 1}, "it would find an empty volume elsewhere"
+        found = client.find(scheme.PLACEMENT, "deployment-second", "shop") or {}
+        assert [r["reason"] for r in found["status"]["rejected"]] == ["a claim that it uses lies on dirty"]
+
+
+async def test_work_follows_a_data_set_that_a_site_states_later() -> None:
+    reads = intent()
+    reads["spec"]["traffic"] = [{"from": {"name": "web"}, "to": {"dataset": "images"}, "responseBytesPerSecond": "20M"}]
+    async with running(placement.setup, objects=(cluster("a"), cluster("b"), reads, deployment())) as (client, clock):
+        await until(clock, lambda: places(client) == {"a": 1})
+        client.seed(cluster("b", datasets=[{"name": "images", "size": "1Ti"}]))
+        await until(clock, lambda: places(client) == {"b": 1})
+        talks = (client.find(scheme.PLACEMENT, "deployment-web", "shop") or {})["status"]["traffic"]
+        assert talks[0]["clusters"] == ["b"] and talks[0]["gigabytesPerDay"] == 0.0

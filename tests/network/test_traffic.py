@@ -11,6 +11,7 @@ from metaos.network.traffic import MOST_EDGES, judge_traffic
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import API_VERSION, Obj, ObjectRef
+from metaos.resources.snapshot import Dataset
 from metaos.resources.traffic import edges_of
 from tests.scheduler.worlds import site
 
@@ -45,11 +46,13 @@ def test_traffic_alone_is_an_intent() -> None:
     ("edge", "field", "remedy"),
     [
         ({"from": {}, "to": {"name": "db"}}, "spec.traffic[0].from", "one of them is needed"),
-        ({"from": {"name": "a", "cluster": "b"}, "to": {"name": "db"}}, "spec.traffic[0].from", "not both"),
+        ({"from": {"name": "a", "cluster": "b"}, "to": {"name": "db"}}, "spec.traffic[0].from", "not several"),
         ({"from": {"name": "a"}, "to": {"cluster": "b", "kind": "Job"}}, "spec.traffic[0].to.kind", "leave it out for a cluster"),
         ({"from": {"kind": "Secret", "name": "a"}, "to": {"name": "b"}}, "spec.traffic[0].from.kind", "must be one of CronJob"),
         ({"from": {"name": "a"}, "to": {"kind": "Deployment", "name": "a"}}, "spec.traffic[0].to", "is the same as from"),
         ({"from": {"cluster": "a"}, "to": {"cluster": "b"}}, "spec.traffic[0].to", "one end must be a workload"),
+        ({"from": {"dataset": "a"}, "to": {"cluster": "b"}}, "spec.traffic[0].to", "one end must be a workload"),
+        ({"from": {"name": "a"}, "to": {"dataset": "b", "kind": "Job"}}, "spec.traffic[0].to.kind", "leave it out for a dataset"),
         (ENDS | {"bytesPerSecond": "-2Mi"}, "spec.traffic[0].bytesPerSecond", "must not be negative"),
         (ENDS | {"maxMilliseconds": -1}, "spec.traffic[0].maxMilliseconds", "at least 0"),
         (ENDS | {"maxMilliseconds": float("nan")}, "spec.traffic[0].maxMilliseconds", "finite"),
@@ -98,3 +101,14 @@ def test_an_intent_says_whether_its_round_trips_hold() -> None:
     assert (fulfilment, text) == ("Fulfilled", ""), "its own site's endpoint is asked first"
     ((fulfilment, row, text),) = judge_traffic(intent(ENDS | {"maxMilliseconds": 5}), {WEB: [near]}, {})
     assert (fulfilment, "value" in row) == ("Degraded", False) and text.endswith("statefulset/db is placed nowhere")
+
+
+def test_of_a_data_set_the_nearest_copy_counts() -> None:
+    held = {"images": Dataset()}
+    web, near, far = site("web", region="x"), site("near", region="x", datasets=held), site("far", region="y", datasets=held)
+    stated = intent({"from": {"dataset": "images"}, "to": {"name": "web"}, "maxMilliseconds": 5, "hard": True})
+    ((fulfilment, row, text),) = judge_traffic(stated, {WEB: [web]}, {s.name: s for s in (web, near, far)})
+    assert (fulfilment, row["value"], text) == ("Fulfilled", 1.0, "")
+    ((fulfilment, row, text),) = judge_traffic(stated, {WEB: [web]}, {"web": web})
+    assert (fulfilment, "value" in row) == ("NotFulfilled", False)
+    assert text.endswith("at most 5 ms, and data set images lies nowhere")

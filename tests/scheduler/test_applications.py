@@ -57,7 +57,8 @@ def components(*talks: tuple[str, str, dict[str, float | bool]], **more: dict[st
 def there(found: Mapping[ObjectRef, WorkloadInfo], sites: World) -> dict[ObjectRef, WorkloadInfo]:
     """With everybody's peers where they are now."""
     return {
-        about: located(w, lambda peer: found[peer].current if peer in found else {}, sites.site) for about, w in found.items()
+        about: located(w, lambda peer: found[peer].current if peer in found else {}, sites.site, sites.holding)
+        for about, w in found.items()
     }
 
 

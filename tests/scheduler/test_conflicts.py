@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 from hypothesis import given
 
 from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Snapshot, Taint, Target, WorkloadInfo
@@ -127,3 +128,18 @@ def test_every_requirement_is_alone() -> None:
     for asked in requirements(what, [site("a")], NOW):
         fits = asked.resource in ("memory", "pods")
         assert broken((site("a"),), asked) == (set() if fits else {"a"})
+
+
+def test_weights_that_no_site_has_are_a_requirement() -> None:
+    what = workload(policy=PolicyInfo(names=("p",), weights={"b": 1.0}))
+    found = as_data(impossible(world(site("a")), what))
+    assert found["requirements"] == [{"text": "only b, which have a weight", "source": "placement policy p"}]
+    assert found["relaxations"][0]["changes"] == ["give up only b, which have a weight (placement policy p)"]
+
+
+@pytest.mark.parametrize("name, value, unit", [("cost", 0.002, "EUR/h"), ("energy", 1.0, "W")])
+def test_bounds_on_what_goes_by_the_load_are_seen_to_be_broken(name: str, value: float, unit: str) -> None:
+    what = workload(targets=(Target(name, "IsLessThan", value, hard=True, intent="i"),))
+    found = as_data(impossible(world(site("a")), what))
+    assert found["requirements"] == [{"text": f"{name} below {value:g} {unit}", "source": "intent 'i'"}]
+    assert f"instead of below {value:g} {unit}" in found["relaxations"][0]["changes"][0]
