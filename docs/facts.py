@@ -128,7 +128,7 @@ class _Manager(_Anything):
     def __init__(self, found: Controller) -> None:
         self._found = found
 
-    def informer(self, kind: Kind, *_: Any) -> _Informer:
+    def informer(self, kind: Kind, *_: Any, **_more: Any) -> _Informer:
         self._found.reads.add(kind.kind)
         return _Informer(kind, self._found)
 
@@ -152,6 +152,7 @@ HANDED = {
     "namespace": {"Namespace"},
     "garbage": set(),
     "event": {"Event", "CertificateSigningRequest"},
+    "restored": {"ConfigMap", "Work"},
     "revisions": {"ReplicaSet", "ControllerRevision"},
     "disruption": {"PodDisruptionBudget"},
     "autoscaling": {"HorizontalPodAutoscaler", "Deployment", "StatefulSet"},

@@ -52,6 +52,7 @@ from metaos.controllers import all_setups
 from metaos.controllers.carbon import ensure_replay
 from metaos.controllers.certificate import secret_text, take_over
 from metaos.controllers.planning import Planner
+from metaos.controllers.restored import hold
 from metaos.controllers.settings import Settings
 from metaos.controllers.worker import WorkerProcess
 from metaos.files import write_private
@@ -129,6 +130,7 @@ class Hub:
         registry.reviews |= {scheme.BOOKING: books.book, scheme.STATEMENT: Statements(books, registry.authorize).answer}
         client = self.client = registry.client(CONTROLLERS)
         await take_over(client)
+        await hold(client)
 
         carbon = _carbon_source(self.config, clock)
         if isinstance(carbon, TraceCarbonSource):

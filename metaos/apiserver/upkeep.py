@@ -20,6 +20,7 @@ import orjson
 from aiohttp import web
 
 from metaos import __version__
+from metaos.apiserver.restored import mark
 from metaos.apiserver.watch import STALLED_SECONDS
 from metaos.clock import Clock
 from metaos.resources import errors
@@ -203,4 +204,5 @@ def restore_hub(backup: Path, data: Path, *, passphrase: str | None = None, keys
     if missing:
         named = ", ".join(sorted(missing))
         raise StoreFailed(f"values in {backup} are sealed with keys that are not given ({named}): give a newer copy of keys.json")
-    return restore(backup, data, files), str(manifest["creationTime"])
+    made = str(manifest["creationTime"])
+    return restore(backup, data, files, lambda revision: mark(revision, made)), made

@@ -29,6 +29,7 @@ from metaos.controllers.render import (
     with_replicas,
     work,
 )
+from metaos.controllers.restored import LOOK_SECONDS, Hold
 from metaos.controllers.settings import Settings
 from metaos.controllers.shifting import starts_of
 from metaos.reconcile.manager import CONTENT_LEFT_OUT, Manager
@@ -80,7 +81,7 @@ class WorkReconciler:
         self._objects["Pod"].add_index("site", lambda p: [str((p.get("spec") or {}).get("nodeName") or "")])
         self._silence = Silence(manager, clock)
         self._budgets = manager.informer(scheme.POD_DISRUPTION_BUDGET)
-        self._recorder = Recorder(client, clock, "work-controller")
+        self._recorder, self._hold = Recorder(client, clock, "work-controller"), Hold(manager)
 
     def is_followed(self, about: ObjectRef) -> bool:
         """Whether a Work refers to it, or there is one of it: what nobody uses is not looked at, however much of it there is.
@@ -127,6 +128,8 @@ class WorkReconciler:
         leaving = {site: w for site, w in existing.items() if site not in choices}
         if choices and (fence is not None or any(agreed(w) is not None for w in leaving.values())):
             wait = await self._halt(obj, leaving)
+        if fence is not None and self._hold.mark is not None:
+            wait = max(wait, LOOK_SECONDS)
         told = self._told(about, choices, existing) if fence is None else choices
         for site, replicas in told.items():
             cluster, present = self._clusters.get(site), existing.get(site)

@@ -121,9 +121,9 @@ def open_files(backup: Path, manifest: Mapping[str, Any], passphrase: str) -> di
     return {name: base64.b64decode(data) for name, data in json.loads(content).items()}
 
 
-def restore(backup: Path, data: Path, files: Mapping[str, bytes]) -> int:
+def restore(backup: Path, data: Path, files: Mapping[str, bytes], mark: Callable[[int], tuple[str, bytes]]) -> int:
     """Makes the data directory ``data``, which must not exist or be empty, whole or not at all. Returns the revision at which
-    it begins. Raises ``StoreFailed``."""
+    it begins; ``mark`` makes of it the key and value that say in it that it was restored. Raises ``StoreFailed``."""
     if data.exists() and (not data.is_dir() or any(data.iterdir())):
         raise StoreFailed(f"{data} is not empty: restore into a new directory, and keep the old one until you have seen it work")
     unfinished = data.with_name(f"{data.name}.restoring")
@@ -142,6 +142,9 @@ def restore(backup: Path, data: Path, files: Mapping[str, bytes]) -> int:
         db.execute("DROP TABLE backup")
         revision = bounds(db)[1] + BUMP
         db.execute("UPDATE compaction SET oldest = ?", (revision,))
+        key, value = mark(revision)
+        db.execute("INSERT INTO log VALUES (?, ?, 'CREATE', ?, NULL, ?)", (revision, key, revision, value))
+        db.execute("INSERT OR REPLACE INTO current VALUES (?, ?, ?)", (key, revision, revision))
         db.execute("COMMIT")
     _sync_all([state, *(unfinished / name for name in files), unfinished])
     if data.exists():

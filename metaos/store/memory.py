@@ -62,12 +62,14 @@ class MemoryStore:
         """Everything as of now, without history: what ``metaos.store.backup.snapshot`` makes of a file."""
         return Backup(self._revision, dict(self._current))
 
-    def restore(self, backup: Backup) -> int:
+    def restore(self, backup: Backup, mark: Callable[[int], tuple[str, bytes]]) -> int:
         """After ``close``: as ``metaos.store.backup.restore`` makes a file of a backup. The revision at which it begins."""
-        self._current, self._keys = dict(backup.entries), sorted(backup.entries)
         self._log.clear()
-        self._revision = self._oldest = backup.revision + BUMP
-        return self._revision
+        revision = self._revision = self._oldest = backup.revision + BUMP
+        key, value = mark(revision)
+        self._current = {**backup.entries, key: Entry(key, value, revision, revision)}
+        self._keys = sorted(self._current)
+        return revision
 
     def peek(self, key: str) -> bytes | None:
         """The present value, at once: for those who look on."""

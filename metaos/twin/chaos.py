@@ -13,6 +13,7 @@ _WEIGHTS = {
     "link": 3,
     "killHub": 3,
     "killHubAfterWrites": 4,
+    "restoreHub": 1,
     "hubClock": 1,
     "siteClock": 1,
     "slowDisk": 2,

@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from metaos.accounting.ledger import Checkpoint
+from metaos.apiserver.restored import mark
 from metaos.clock import Clock
+from metaos.resources.meta import format_time
 from metaos.store.ledger import PAGE, Booked, Booking, Extent, Row
 from metaos.store.log import Entry, Listing, LogEvent
 from metaos.store.memory import Backup, MemoryStore
@@ -37,7 +39,7 @@ class Disk:
     def restore(self, backup: tuple[Backup, MemoryLedger]) -> int:
         """Between two lives: another disk, made of a backup. The revision at which it begins."""
         self.ledger = backup[1].copy()
-        return self.store.restore(backup[0])
+        return self.store.restore(backup[0], lambda revision: mark(revision, format_time(self.clock.now())))
 
     def mount(self) -> Mounted:
         """For the next life. The one before must have ended."""

@@ -12,6 +12,7 @@ from metaos.apiserver.books import Books
 from metaos.apiserver.registry import Registry
 from metaos.client import Client
 from metaos.controllers import all_setups
+from metaos.controllers.restored import hold
 from metaos.controllers.settings import Settings
 from metaos.plugins.registry import names, provision
 from metaos.reconcile.manager import Manager
@@ -49,7 +50,7 @@ class Hub:
     @property
     def up(self) -> bool:
         """Whether it answers."""
-        return self.store is not None and self.registry is not None and not self.store.dead.is_set()
+        return self.store is not None and self.manager is not None and not self.store.dead.is_set()
 
     async def start(self) -> None:
         self.lives += 1
@@ -61,6 +62,7 @@ class Hub:
         books = Books(self.store.ledger, self.clock, CONTROLLERS.name)
         self.registry.reviews |= {scheme.BOOKING: books.book, scheme.STATEMENT: Statements(books, self.registry.authorize).answer}
         await self.registry.start()
+        await hold(self.registry.client(CONTROLLERS))
         self.manager = Manager(self.registry.client(CONTROLLERS), self.clock, Random(random.getrandbits(64)))  # noqa: S311
         for setup in all_setups():
             setup(self.manager, self.manager.client, self.clock, self.settings)

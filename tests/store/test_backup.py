@@ -14,6 +14,7 @@ from metaos.store.backup import Stretched
 from metaos.store.log import BUMP, Compacted, StoreFailed
 from metaos.store.seal import Keyring, SealedStore
 from metaos.store.sqlite import SqliteStore
+from tests.store.disk import mark
 
 SECRET = Stretched.of("correct horse", b"0" * 16)
 
@@ -61,13 +62,14 @@ async def test_a_backup_under_load_is_one_moment(tmp_path: Path) -> None:
 
     files = backup.open_files(target, manifest, "correct horse")
     assert files == keys(data)
-    begin = backup.restore(target, tmp_path / "new", files)
+    begin = backup.restore(target, tmp_path / "new", files, mark)
     assert begin == manifest["revision"] + BUMP > max(states)
     assert {stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "new").rglob("*") if p.is_file()} == {0o600}
     again = await opened(tmp_path / "new")
     listing = await again.list("")
     assert listing.revision == begin == await again.revision()
-    assert {entry.key: entry.value for entry in listing.entries} == states[manifest["revision"]]
+    key, value = mark(begin)
+    assert {entry.key: entry.value for entry in listing.entries} == states[manifest["revision"]] | {key: value}
     for seen in (1, manifest["revision"], max(states), begin - 1):
         with pytest.raises(Compacted):
             await anext(again.watch("", after=seen))
@@ -100,7 +102,7 @@ async def test_what_is_wrong_with_a_backup_is_said(made: Path, tmp_path: Path) -
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "file").touch()
     with pytest.raises(StoreFailed, match="is not empty"):
-        backup.restore(made, tmp_path / "new", {})
+        backup.restore(made, tmp_path / "new", {}, mark)
     for content in (b"", b"no database", made.read_bytes()[:5000]):
         (tmp_path / "bad").write_bytes(content)
         with pytest.raises(StoreFailed, match=r"no backup|damaged"):
@@ -125,7 +127,7 @@ async def test_an_interrupted_restore_leaves_nothing_that_looks_whole(
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
         patch.setattr(backup, "_sync_all", lambda paths: (_ for _ in ()).throw(OSError("full")))
-        backup.restore(made, tmp_path / "new", {"keys.json": b"{}"})
+        backup.restore(made, tmp_path / "new", {"keys.json": b"{}"}, mark)
     assert not (tmp_path / "new").exists()
-    backup.restore(made, tmp_path / "new", keys(tmp_path / "hub"))
+    backup.restore(made, tmp_path / "new", keys(tmp_path / "hub"), mark)
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["keys.json", "pki", "state.db"]

@@ -18,6 +18,7 @@ from metaos.store.ledger import Booking, Ledger
 from metaos.store.log import StoreFull
 from metaos.store.memoryledger import MemoryLedger
 from metaos.store.sqlite import SqliteStore
+from tests.store.disk import mark
 from tests.store.ledger import *  # noqa: F403
 from tests.store.ledger import all_of, booking, checkpoint
 
@@ -58,7 +59,7 @@ async def test_it_goes_on_where_it_was_and_is_in_backups(tmp_path: Path) -> None
     await store.ledger.append(booking("paris", 4))
     await store.close()
     describe(tmp_path / "backup", {}, {}, None)
-    restore(tmp_path / "backup", tmp_path / "again", {})
+    restore(tmp_path / "backup", tmp_path / "again", {}, mark)
     store = await SqliteStore.open(tmp_path / "again" / "state.db")
     assert await store.ledger.extent() == before
     assert (await store.ledger.append(booking("paris", 4))).fresh

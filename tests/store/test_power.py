@@ -14,7 +14,7 @@ from metaos import files
 from metaos.store import backup, file
 from metaos.store.seal import Keyring, SealedStore
 from metaos.store.sqlite import SqliteStore
-from tests.store.disk import Kind, Step, watched
+from tests.store.disk import Kind, Step, mark, watched
 from tests.store.power import Luck, lay_out, survivors
 
 SHARES = (0.0, 0.5, 1.0)
@@ -182,7 +182,7 @@ def test_a_restored_hub_survives_a_power_loss_at_once(tmp_path: Path) -> None:
     target.parent.mkdir()
     steps = Recorder(target.parent)
     with watched(steps):
-        backup.restore(copy, target, {"keys.json": (source / "keys.json").read_bytes()})
+        backup.restore(copy, target, {"keys.json": (source / "keys.json").read_bytes()}, mark)
     last = {step.path: step for step in recorder.steps if step.kind is Kind.SAID}
     said = [step for step in last.values()]
     for point in range(1, len(steps.steps) + 1):

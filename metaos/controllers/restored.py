@@ -1,0 +1,150 @@
+"""Restored: what must not run twice, after the hub's state was put back to that of a backup.
+
+The hub then knows less than sites do: what it believes to be on one site may have moved to another since. So before anybody is
+served, every site is told to run none of the work that must not run twice (:func:`hold`). It starts again, where the restored
+state has it, once no site can run it unknown to the hub any more: every site has either taken up what the hub says now, which
+it shows by reporting a Work that is made for that alone, or was silent for so long that it has fenced itself. Sites that the
+backup does not know at all fence themselves too, so that time is waited for in any case.
+
+``nemo restore`` leaves the mark, a ConfigMap; whoever deletes it says that all this need not be waited for.
+"""
+
+import logging
+from collections.abc import Iterable
+
+from metaos.client import Client
+from metaos.clock import Clock
+from metaos.controllers.fencing import Silence, agreed, halt, halted
+from metaos.controllers.settings import Settings
+from metaos.reconcile.manager import Manager
+from metaos.reconcile.reconciler import DONE, Result
+from metaos.resources import scheme
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import (
+    RESTORED,
+    SYSTEM_NAMESPACE,
+    Obj,
+    ObjectRef,
+    cluster_namespace,
+    deleting,
+    generation,
+    name,
+    namespace,
+    uid,
+)
+from metaos.resources.workload import DEFAULT_GRACE_SECONDS
+
+log = logging.getLogger(__name__)
+
+NAME = "restored"
+#: Between two looks at who has reported: news of it comes by itself, this is only in case of none.
+LOOK_SECONDS = 5.0
+_HELD = {"phase": "Held"}
+
+
+async def hold(client: Client) -> None:
+    """Where the state was restored: has sites run none of what must not run twice. Before anybody is served; may be repeated."""
+    try:
+        mark = await client.get(scheme.CONFIG_MAP, RESTORED, SYSTEM_NAMESPACE)
+    except ApiError as error:
+        if error.code != 404:
+            raise
+        return
+    if (mark.get("data") or {}).get("phase") == "Held":
+        return
+    found = 0
+    for work in (await client.list(scheme.WORK)).items:
+        if agreed(work) is not None and not halted(work):
+            await client.update(work | {"spec": halt(work)})
+            found += 1
+    await client.patch(scheme.CONFIG_MAP, RESTORED, SYSTEM_NAMESPACE, {"data": _HELD})
+    log.warning("this hub's state was restored from a backup: %d Works that must not run twice wait until that is sure", found)
+
+
+class Hold:
+    """Of this hub: what must not run twice is held as long as there is a mark."""
+
+    def __init__(self, manager: Manager) -> None:
+        self.marks = manager.informer(scheme.CONFIG_MAP, SYSTEM_NAMESPACE, fields=f"metadata.name={RESTORED}")
+
+    @property
+    def mark(self) -> Obj | None:
+        return self.marks.get(RESTORED, SYSTEM_NAMESPACE)
+
+
+class RestoredReconciler:
+    """One key: the mark."""
+
+    name = NAME
+
+    def __init__(self, manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
+        self._client, self._clock, self._settings = client, clock, settings
+        self._hold, self._silence = Hold(manager), Silence(manager, clock)
+        self._clusters, self._works = manager.informer(scheme.CLUSTER), manager.informer(scheme.WORK)
+        self._started = clock.monotonic()
+
+    async def reconcile(self, about: ObjectRef) -> Result:
+        mark = self._hold.mark
+        if mark is None or deleting(mark):
+            for work in self._works.list():
+                if name(work) == RESTORED:
+                    await self._delete(scheme.WORK, RESTORED, namespace(work))
+            return DONE
+        sites = [name(c) for c in self._clusters.list() if not deleting(c)]
+        waiting = [site for site in sorted(sites) if not await self._has_heard(site, mark)]
+        left = self._fencing_seconds() - (self._clock.monotonic() - self._started)
+        if left > 0 or waiting:
+            told = ", ".join(waiting[:20]) + (f" and {len(waiting) - 20} more" if len(waiting) > 20 else "")
+            if (mark.get("data") or {}).get("waitingFor", "") != told:
+                await self._client.patch(scheme.CONFIG_MAP, RESTORED, SYSTEM_NAMESPACE, {"data": {"waitingFor": told}})
+            return Result(requeue_after=max(0.05, left) if not waiting else LOOK_SECONDS)
+        log.info("no site runs what this restored hub does not know: what must not run twice starts again")
+        await self._delete(scheme.CONFIG_MAP, RESTORED, SYSTEM_NAMESPACE)
+        return DONE
+
+    def _fencing_seconds(self) -> float:
+        """After so many without a heartbeat nothing runs on any site of what must not run twice, as far as is known here."""
+        usual = self._settings.fencing_after + DEFAULT_GRACE_SECONDS
+        return max([usual, *(s for w in self._works.list() if (s := agreed(w)) is not None)]) + self._settings.fencing_margin
+
+    async def _has_heard(self, site: str, mark: Obj) -> bool:
+        """Whether it runs none of it unknown to the hub."""
+        found = self._works.get(RESTORED, cluster_namespace(site))
+        if found is not None and uid(found["spec"]["manifests"][0]) != uid(mark):
+            await self._delete(scheme.WORK, RESTORED, namespace(found))
+            return False
+        if found is None:
+            await self._ask(site, mark)
+        elif int((found.get("status") or {}).get("observedGeneration") or 0) >= generation(found):
+            return True
+        heard = self._silence.renewal(site)
+        silent = self._silence.seconds(site) if heard else self._clock.monotonic() - self._started
+        return silent >= self._fencing_seconds()
+
+    async def _ask(self, site: str, mark: Obj) -> None:
+        manifest = {k: mark[k] for k in ("apiVersion", "kind")}
+        manifest["metadata"] = {k: mark["metadata"][k] for k in ("name", "namespace", "uid")}
+        try:
+            await self._client.create({**scheme.WORK.empty(RESTORED, cluster_namespace(site)), "spec": {"manifests": [manifest]}})
+        except ApiError as error:
+            # Its namespace is about to be made, or the informer is a moment behind.
+            if error.code not in (404, 409):
+                raise
+
+    async def _delete(self, kind: scheme.Kind, what: str, where: str) -> None:
+        try:
+            await self._client.delete(kind, what, where)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+
+
+def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
+    """Runs it: when the mark, what is made for it, or the sites change."""
+    key = ObjectRef(scheme.CONFIG_MAP.group, scheme.CONFIG_MAP.kind, SYSTEM_NAMESPACE, RESTORED)
+
+    def of_work(work: Obj) -> Iterable[ObjectRef]:
+        return [key] if name(work) == RESTORED else []
+
+    manager.add(RestoredReconciler(manager, client, clock, settings), [(scheme.WORK, of_work)])
+    Hold(manager).marks.on_change(lambda old, new: manager.enqueue(NAME, key))
