@@ -561,6 +561,12 @@ class Play:
         hopeless = {w for hope in self.scenario.hopes if hope.what == "unplaced" for w in hope.value} | self._deleted
         return [text for text in self.judge.unfinished() if not any(f"/{w}:" in text or f"/{w} " in text for w in hopeless)]
 
+    def _carbon_said(self) -> str:
+        source, hours = self._carbon, self.scenario.duration / 3600
+        if isinstance(source, TraceCarbonSource) and self.scenario.carbon_start_hour + hours > source.rows:
+            return f"{source.describe()}; its {source.rows} hours are not enough and are repeated"
+        return source.describe()
+
     def _report(self, *, joined: bool, healed: bool, unfinished: list[str]) -> dict[str, Any]:
         scenario, world = self.scenario, self.world
         kinds = [s.fidelity for s in world.sites.values()]
@@ -595,6 +601,7 @@ class Play:
                 "writes": world.hub.disk.writes,
                 "hubLives": world.hub.lives,
             },
+            "carbon": self._carbon_said(),
             "energy": {
                 "kilowattHours": round(self._joules / 3.6e6, 6),
                 "gramsCO2e": round(self._grams, 3),

@@ -28,6 +28,7 @@ def summary(report: dict[str, Any]) -> str:
         f"{simulated['faults']} faults, {simulated['writes']} writes, {simulated['hubLives']} lives of the hub",
         f"{energy['kilowattHours']:.3f} kWh, {energy['gramsCO2e']:.0f} gCO2e (by the power models that the sites state)",
     ]
+    lines.append(f"carbon intensity: {report['carbon']}")
     for answer in report["expectations"]:
         lines.append(f"  {'held  ' if answer['held'] else 'FAILED'} {answer['expected']}")
         if not answer["held"]:
