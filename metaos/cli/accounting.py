@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from metaos.cli.options import OUTPUT, default_data, hub_options
 
 _GROUPINGS = ("namespace", "workload", "pod", "intent", "site", "owner")
+#: Before the name of a policy that the twin replays.
+TWIN = "twin:"
+_POLICIES = "twin:cheapest, twin:nearest, twin:no-intents, twin:start-at-once"
 _TIMES = "2026-11-30T10:00:00Z, a day, or 24h (ago)"
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -59,6 +63,19 @@ def _printing(command: Any) -> Any:
     return hub_options(_selection(command))
 
 
+def _replayed(options: dict[str, Any], output: str, kubeconfig: Path | None, data: Path | None) -> None:
+    """Against a policy in the twin: one answer for all that is asked for."""
+    from metaos.cli.replaying import show
+
+    given = click.get_current_context().get_parameter_source
+    words = {"by": "--by", "sites": "--site", "pod": "--pod", "system": "--system", "per": "--per", "plot": "--plot"}
+    unfit = [option for word, option in words.items() if given(word) is ParameterSource.COMMANDLINE]
+    unfit += [f"-o {output}"] if output in ("csv", "focus") else []
+    if unfit:
+        raise click.UsageError(f"a replay is told as a whole, of namespaces or of one workload: leave {unfit[0]} out")
+    show(options, output, kubeconfig, data or default_data("hub"))
+
+
 def _spec(options: dict[str, Any]) -> dict[str, Any]:
     wanted = ("by", "since", "until", "system", "workload", "pod", "against")
     lists = {word: list(options[word]) for word in ("namespaces", "sites")}
@@ -71,7 +88,8 @@ def _spec(options: dict[str, Any]) -> dict[str, Any]:
     "--against",
     default="",
     metavar="SITE",
-    help="Also what the same work had emitted at SITE, on 'average', or 'everything-local'.",
+    help="Also what the same work had emitted at SITE, on 'average', or 'everything-local'; or, replayed in the twin under "
+    f"another policy: {_POLICIES}.",
 )
 @click.option("--per", default="core-hour", show_default=True, help="SCI per core-hour, pod-hour, gib-hour, or NAME=COUNT.")
 def carbon(per: str, plot: Path | None, output: str, kubeconfig: Path | None, data: Path | None, **options: Any) -> None:
@@ -82,21 +100,39 @@ def carbon(per: str, plot: Path | None, output: str, kubeconfig: Path | None, da
     \b
     Example: nemo carbon --by workload -n shop --since 24h --plot carbon.svg
              nemo carbon --by site --against average
+             nemo carbon --since 24h --against twin:no-intents
     """
     from metaos.cli.accounts import show
+
+    if options["against"].startswith(TWIN):
+        _replayed(options, output, kubeconfig, data)
+        return
 
     show(_spec(options), money=False, per=per, plot=plot, output=output, kubeconfig=kubeconfig, data=data or default_data("hub"))
 
 
 @click.command()
 @_printing
+@click.option(
+    "--against",
+    default="",
+    metavar="POLICY",
+    help=f"What it had cost under another policy, replayed in the twin: {_POLICIES}.",
+)
 def cost(plot: Path | None, output: str, kubeconfig: Path | None, data: Path | None, **options: Any) -> None:
     """Show what use of sites costs, by the tariffs that were agreed, from the hub's ledger.
 
     \b
     Example: nemo cost --by owner --since 2026-11-01 --until 2026-12-01 -o focus > november.csv
+             nemo cost --since 24h --against twin:cheapest
     """
     from metaos.cli.accounts import show
+
+    if options["against"]:
+        if not options["against"].startswith(TWIN):
+            raise click.BadParameter(f"{options['against']!r} must be one of {_POLICIES}", param_hint="--against")
+        _replayed(options, output, kubeconfig, data)
+        return
 
     show(
         _spec(options),

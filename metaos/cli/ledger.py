@@ -27,8 +27,8 @@ async def _ask(client: HttpClient, method: str, path: str, body: Any = None) -> 
     return bytes(response.body)
 
 
-async def _download(client: HttpClient, file: BinaryIO, until: int) -> None:
-    """Page by page."""
+async def download(client: HttpClient, file: BinaryIO, until: int) -> None:
+    """The whole ledger, up to an entry where one is said, page by page."""
     after = number = 0
     ended = False
     while not ended:
@@ -49,7 +49,7 @@ def export(target: Path, kubeconfig: Path | None, data: Path, *, until: int = 0)
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb") as file:
-            with_client(kubeconfig, data, lambda client: _download(client, file, until))
+            with_client(kubeconfig, data, lambda client: download(client, file, until))
             file.flush()
             os.fsync(file.fileno())
         found = verify_file(part, "")
