@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
 #: So many pods are brought up at once, in the order in which they were made; more would only make all of them wait.
 STARTS = 4
+#: After which :meth:`Supervisor.store_later` has stored. While many pods start, that is one write for many of them.
+LATER_SECONDS = 0.2
 
 
 class Supervisor:
@@ -70,6 +72,8 @@ class Supervisor:
             record_ = PodRecord(value)
             self._workers[record_.uid] = PodWorker(self, record_)
         self._later: dict[str, PodRecord] = {}
+        #: When (monotonic) these are written.
+        self._later_at = float("inf")
         self.starts = asyncio.Semaphore(STARTS)
         self._planning = Planning(cache, self._workers, self._create, self.new_uid, self.changed, record)
 
@@ -118,13 +122,14 @@ class Supervisor:
                 due, self._due = self._due, set()
                 # All of a look's writes at once: nothing that they are about begins before they are durable.
                 with self._cache.together():
-                    self._store_later()
+                    if self.clock.monotonic() >= self._later_at:
+                        self._store_later()
                     if self._known and due:
                         only = None if None in due else {each for each in due if each is not None}
                         again = self._planning.plan(self._desired, self.clock.now(), only)
                         until = min(until, self.clock.monotonic() + again)
                 with suppress(TimeoutError):
-                    await self._wait(self._wake, max(0.0, until - self.clock.monotonic()))
+                    await self._wait(self._wake, max(0.0, min(until, self._later_at) - self.clock.monotonic()))
         finally:
             for task in beside:
                 task.cancel()
@@ -231,11 +236,14 @@ class Supervisor:
         self._cache.put("pods", record.uid, record.value)
 
     def store_later(self, record: PodRecord) -> None:
-        """Durable with the next look. For what would only be found out again, were it lost."""
+        """Durable soon. For what would only be found out again, were it lost."""
+        if not self._later:
+            self._later_at = self.clock.monotonic() + LATER_SECONDS
+            self._wake.set()
         self._later[record.uid] = record
-        self._wake.set()
 
     def _store_later(self) -> None:
+        self._later_at = float("inf")
         for record in list(self._later.values()):
             self.store(record)
 

@@ -128,7 +128,7 @@ def packed(arguments: Iterable[str]) -> int:
         raise ValueError(
             f"the container needs {len(words)} arguments for its environment and mounts; {MAX_ARGUMENTS} are possible"
         )
-    return process.in_memory(b"\0".join(os.fsencode(word) for word in words))
+    return process.in_memory(os.fsencode("\0".join(words)))
 
 
 def exec_request(
@@ -145,7 +145,7 @@ def exec_request(
     """A descriptor from which ``enter.py exec`` reads what to run: nothing of it stands in an argument. The caller closes it."""
     words = [str(pid), str(start), "1" if tty else "", directory, seccomp.hex(), str(len(cgroups)), *cgroups, str(len(env))]
     words += [f"{name}={value}" for name, value in env]
-    return process.in_memory(b"\0".join(os.fsencode(word) for word in [*words, *command]))
+    return process.in_memory(os.fsencode("\0".join([*words, *command])))
 
 
 def enter_command(*arguments: str) -> list[str]:

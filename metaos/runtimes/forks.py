@@ -78,7 +78,7 @@ class Forks:
     ) -> tuple[int, list[socket.socket], socket.socket]:
         """Who was forked, what it made, and the socket on which it may be told more. A zygote that ended with the request unread
         is started again, once."""
-        request = b"\0".join(os.fsencode(word) for word in (task, *words))
+        request = os.fsencode("\0".join((task, *words)))
         with contextlib.ExitStack() as opened:
             if len(request) > MAX_BYTES:
                 body = process.in_memory(request)

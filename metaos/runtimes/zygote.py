@@ -155,7 +155,12 @@ def hold(words: list[bytes], reply: _socket.socket, user: int, group: int) -> No
 
 
 def _join(group: bytes) -> None:
-    fd = os.open(group + b"/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+    """By version 1's ``tasks``, as this process has one thread only: for ``cgroup.procs`` the kernel holds up every fork and end
+    of the machine, and may wait 10 ms for that with all cgroups locked (``cgroup_procs_write_start`` of ``kernel/cgroup``)."""
+    try:
+        fd = os.open(group + b"/tasks", os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        fd = os.open(group + b"/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
     os.write(fd, b"0")
     os.close(fd)
 
