@@ -76,6 +76,8 @@ class Cgroups:
         self._key = key
         self._most = most
         self._parents = {controller: os.path.join(root, "nemo") for controller, root in roots.items()}
+        #: Those that we are in ourselves.
+        self.homes = sorted(set(roots.values()))
         #: Of version 2: the controllers that child groups get.
         self._controllers = frozenset(_LIMITS)
         #: Made and not removed: one of them may be about to join what has no process in it yet.
@@ -178,6 +180,7 @@ class Cgroups:
             leaf = os.path.join(root, "nemo-agent")
             os.makedirs(leaf, exist_ok=True)
             _write(leaf, "cgroup.procs", str(os.getpid()))
+            self.homes = [leaf]
             self._pass_on(root)
 
     def _tidy(self) -> None:

@@ -11,7 +11,7 @@ from metaos.plugins.points import RuntimeUnavailable
 from metaos.runtimes import bubblewrap, netns, process, records, seccomp
 from metaos.runtimes.forks import Forks, Held
 from metaos.runtimes.images import system_paths
-from metaos.runtimes.isolation import Launch, Start
+from metaos.runtimes.isolation import FIRST_NUMBER, Launch, Start
 from metaos.runtimes.process import Identity
 
 #: Of the network card that is made to see whether one can be.
@@ -78,7 +78,7 @@ class Bubblewrap:
     async def _filtered(self, held: Held, place: str, view: list[str]) -> int:
         fd = process.in_memory(self._filter)
         try:
-            code, _ = await self._try(held, place, [*view, "--seccomp", str(fd), "true"], fd)
+            code, _ = await self._try(held, place, [*view, "--seccomp", str(FIRST_NUMBER), "true"], fd)
         finally:
             os.close(fd)
         return code
@@ -122,17 +122,20 @@ class Bubblewrap:
                 working_dir=start.working_dir,
                 read_only_root=start.read_only_root,
                 overlay=self.overlay,
-                mounts=[(mount.fd, mount.target, mount.read_only) for mount in start.mounts],
+                mounts=[(FIRST_NUMBER + at, mount.target, mount.read_only) for at, mount in enumerate(start.mounts)],
                 env=start.env,
             )
             if start.image.rootfs is not None and self.overlay:
                 for name in ("upper", "work"):
                     os.mkdir(os.path.join(start.directory, name), 0o755)
-            argv += ["--args", str(launch.passed(bubblewrap.packed(view)))]
+            arguments = launch.passed(bubblewrap.packed(view))
+            argv += ["--args", str(arguments)]
             ends = os.open(records.path(start.directory), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             argv += ["--json-status-fd", str(launch.passed(ends))]
             if self._filter:
-                argv += ["--seccomp", str(launch.passed(process.in_memory(self._filter)))]
+                confined = launch.passed(process.in_memory(self._filter))
+                argv += ["--seccomp", str(confined)]
+                launch.gates = (arguments, confined)
         except BaseException:
             launch.close()
             raise

@@ -20,9 +20,32 @@ ANSWER_SECONDS = 20.0
 #: Bytes of a request that go as a message, longer ones in a file: so many that those at once find room, also where the zygote
 #: reads none. Descriptors that go with one, and with an answer.
 MAX_BYTES, MAX_FDS, MAX_SOCKETS = 8 << 10, 250, 32
+#: How long a holder starts containers. Then it becomes something smaller, and not at once: where many pods start together,
+#: their containers come first.
+LAUNCH_SECONDS = 3.0
 #: In which what was started and is not wanted any more is killed: one of them may have started another meanwhile.
 KILL_ROUNDS = 5
 _PROGRAM = os.path.join(os.path.dirname(__file__), "zygote.py")
+
+
+#: Who was started, the sockets that it made, and where it may be told more.
+_Answer = tuple[str, list[socket.socket], socket.socket]
+
+
+class Undone(OSError):
+    """Nobody was started."""
+
+
+class Launcher:
+    """A pod's holder, which starts containers for :data:`LAUNCH_SECONDS`. After that it is no program of ours any more."""
+
+    def __init__(self, life: socket.socket) -> None:
+        self.channel = life
+        self._end = asyncio.get_running_loop().call_later(LAUNCH_SECONDS, life.close)
+
+    def close(self) -> None:
+        self._end.cancel()
+        self.channel.close()
 
 
 @dataclass(slots=True)
@@ -34,11 +57,11 @@ class Held:
     #: In the pod's network, the first half; at its gateway, if it has one, the others.
     sockets: list[socket.socket] = field(default_factory=list)
 
-    def stay(self) -> None:
+    def stay(self) -> Launcher:
         """It is recorded: from now on it outlives us."""
         with contextlib.suppress(BrokenPipeError):  # it has ended, which its watch will say
             self._life.send(b"stay")
-        self._life.close()
+        return Launcher(self._life)
 
     def let_go(self) -> None:
         """Without having been told to stay, it ends."""
@@ -56,8 +79,8 @@ class Forks:
     async def hold(self, hostname: str, address: str, program: str, directory: str, counts: tuple[int, int]) -> Held:
         """Starts a pod's holder. ``program``: the bubblewrap that the pod gets a copy of; ``directory``: the pod's own;
         ``counts``: sockets to make in the pod and at its gateway. Raises ``OSError``."""
-        pid, made, life = await self._ask("hold", [hostname, address, program, directory, *map(str, counts)])
-        return Held(_child(pid), life, made)
+        said, made, life = await self._ask("hold", [hostname, address, program, directory, *map(str, counts)])
+        return Held(_child(int(said)), life, made)
 
     async def sockets(self, holder: Identity, address: str, counts: tuple[int, int, int]) -> list[socket.socket]:
         """In the holder's network, at its gateway, and there for UDP. Raises ``OSError``."""
@@ -65,55 +88,57 @@ class Forks:
         reply.close()
         return made
 
-    async def start(self, words: Sequence[str], fds: Sequence[int]) -> Identity:
-        """Starts a container, as ``zygote.start`` describes it. Raises ``OSError``, ``ValueError`` (it can never start)."""
+    async def start(self, words: Sequence[str], fds: Sequence[int], by: Launcher | None = None) -> Identity:
+        """Starts a container, as ``zygote.start`` describes it; ``by`` its pod's holder, if that can. Raises ``OSError``,
+        ``ValueError`` (it can never start)."""
         if len(fds) > MAX_FDS:
             raise ValueError(f"the container has {len(fds)} mounts and files; {MAX_FDS} are possible")
-        pid, _, reply = await self._ask("start", words, fds)
+        said, _, reply = await self._ask("start", words, fds, by)
         reply.close()
-        return _child(pid)
+        pid, _, start = said.partition(" ")
+        return Identity(int(pid), int(start)) if start else _child(int(pid))
 
-    async def _ask(
-        self, task: str, words: Sequence[str], fds: Sequence[int] = ()
-    ) -> tuple[int, list[socket.socket], socket.socket]:
-        """Who was forked, what it made, and the socket on which it may be told more. A zygote that ended with the request unread
-        is started again, once."""
+    async def _ask(self, task: str, words: Sequence[str], fds: Sequence[int] = (), by: Launcher | None = None) -> _Answer:
+        """Who was started, what it made, and the socket on which it may be told more. A zygote that ended with the request unread
+        is started again, once. What a holder does not do, the zygote does."""
         request = os.fsencode("\0".join((task, *words)))
         with contextlib.ExitStack() as opened:
             if len(request) > MAX_BYTES:
                 body = process.in_memory(request)
                 opened.callback(os.close, body)
                 request, fds = b"", [body, *fds]
+            request = b"\0" + request
             async with self._free:
+                if by is not None and (found := await self._tried(by, request, fds)):
+                    return found
                 for _ in range(2):
-                    reply = await self._exchange(b"\0" + request, fds)
-                    said, made, _, _ = socket.recv_fds(reply, 4096, MAX_SOCKETS, socket.MSG_CMSG_CLOEXEC)
-                    if said[:1] == b"+":
-                        return int(said[1:]), [socket.socket(fileno=fd) for fd in made], reply
-                    reply.close()
-                    if said:
-                        ended, number, text = said[1:].decode(errors="replace").split(" ", 2)
-                        _collect(int(ended))
-                        raise OSError(int(number), text)
+                    if found := _taken(await self._exchange(request, fds)):
+                        return found
                     self.close()
         raise OSError("the zygote ended without an answer")
 
-    async def _exchange(self, request: bytes, fds: Sequence[int]) -> socket.socket:
-        """Where the answer stands. One that waits no more for it closes it, and nothing is started."""
+    async def _tried(self, by: Launcher, request: bytes, fds: Sequence[int]) -> _Answer | None:
+        """``None`` where a holder has done nothing, as it has become something else, has ended, or cannot."""
+        try:
+            return _taken(await self._exchange(request, fds, by.channel))
+        except Undone:
+            return None
+
+    async def _exchange(self, request: bytes, fds: Sequence[int], channel: socket.socket | None = None) -> socket.socket:
+        """Where the answer stands. One that waits no more for it closes it, and nothing is started. ``channel``: to whom, if not
+        to the zygote."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             ours.setblocking(False)
             with theirs:
-                try:
-                    socket.send_fds(self._started(), [request], [theirs.fileno(), *fds])
-                except (BrokenPipeError, ConnectionResetError):
-                    self.close()
-                    socket.send_fds(self._started(), [request], [theirs.fileno(), *fds])
-            zygote = self._zygote
+                self._send(request, [theirs.fileno(), *fds], channel)
+            zygote = self._zygote if channel is None else None
             try:
                 async with asyncio.timeout(ANSWER_SECONDS):
                     await process.readable(ours.fileno())
             except TimeoutError:
+                if channel is not None:
+                    raise TimeoutError(f"the pod's holder did not answer in {ANSWER_SECONDS:g} s") from None
                 if zygote is not None:  # it hangs: the next request starts another one, and so do those that it has not read
                     zygote.kill()
                 if zygote == self._zygote:
@@ -123,6 +148,19 @@ class Forks:
             _give_up(ours)
             raise
         return ours
+
+    def _send(self, request: bytes, fds: Sequence[int], channel: socket.socket | None) -> None:
+        if channel is not None:
+            try:
+                socket.send_fds(channel, [request], fds)
+            except OSError as error:
+                raise Undone(error.errno, error.strerror) from None
+            return
+        try:
+            socket.send_fds(self._started(), [request], fds)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close()
+            socket.send_fds(self._started(), [request], fds)
 
     def _started(self) -> socket.socket:
         if self._channel is None:
@@ -141,6 +179,19 @@ class Forks:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+
+
+def _taken(reply: socket.socket) -> _Answer | None:
+    """``None`` where whoever was asked has ended without an answer. Raises ``OSError``."""
+    said, made, _, _ = socket.recv_fds(reply, 4096, MAX_SOCKETS, socket.MSG_CMSG_CLOEXEC)
+    if said[:1] == b"+":
+        return said[1:].decode(), [socket.socket(fileno=fd) for fd in made], reply
+    reply.close()
+    if not said:
+        return None
+    ended, number, text = said[1:].decode(errors="replace").split(" ", 2)
+    _collect(int(ended))
+    raise (OSError if int(ended) else Undone)(int(number), text)
 
 
 def _child(pid: int) -> Identity:
@@ -166,7 +217,7 @@ def _give_up(reply: socket.socket) -> None:
         if said[:1] == b"+":
             # It leads a session, and may have started somebody by now.
             for _ in range(KILL_ROUNDS):
-                members = process.in_sessions({int(said[1:])})
+                members = process.in_sessions({int(said[1:].split()[0])})
                 for each in members:
                     each.end()
                 if not members:

@@ -36,7 +36,9 @@ class Holders:
         try:
             pod.record()  # before anything else: whoever comes after us finds it
             if held is not None:
-                held.stay()
+                if pod.launcher is not None:
+                    pod.launcher.close()
+                pod.launcher = held.stay()
         except BaseException:
             if held is not None:
                 pod.holder = None
@@ -66,6 +68,9 @@ class Holders:
         """Ends the pod's holder, and with it its namespaces. Raises ``OSError`` where it does not end."""
         holder, watch = pod.holder, pod.watch
         pod.holder = pod.watch = None
+        if pod.launcher is not None:
+            pod.launcher.close()
+            pod.launcher = None
         if pod.sockets is not None:
             pod.sockets.close()
             pod.sockets = None

@@ -15,10 +15,13 @@ from typing import Protocol
 
 from metaos.runtimes import bubblewrap, process, records
 from metaos.runtimes.cgroups import MAX_PIDS
-from metaos.runtimes.forks import Forks, Held
+from metaos.runtimes.forks import Forks, Held, Launcher
 from metaos.runtimes.images import Image
 from metaos.runtimes.process import Identity
 
+#: The first number of the descriptors in a command that is started by the zygote or a holder: small ones, as those of a process
+#: that holds many pods are beyond the limit of a container.
+FIRST_NUMBER = 10
 _TERMINAL = """terminal=$1; shift; exec "$@" <>"$terminal" >&0 2>&0"""
 
 
@@ -65,6 +68,9 @@ class Launch:
     directory: str = "/"
     #: Whether the command is a child of what is started, which then only waits for it.
     waits: bool = False
+    #: The numbers of the descriptors without whose content the command does nothing: of bubblewrap's arguments, and of its
+    #: seccomp filter. Empty where it has no filter.
+    gates: tuple[int, ...] = ()
 
     async def start(
         self,
@@ -73,24 +79,28 @@ class Launch:
         holder: Identity | None,
         *,
         cgroups: Sequence[str] = (),
+        homes: Sequence[str] = (),
+        launcher: Launcher | None = None,
         stdin: int | None = None,
         output: int,
         terminal: bool = False,
     ) -> Identity:
         """Starts it as a container's command: its record in ``directory`` says who it is, it joins its cgroups and its
         pod's namespaces, and takes on its limits (files, processes; whom the kernel kills first where memory ends).
-        ``terminal``: its standard input is one."""
+        ``homes``: the cgroups of whoever starts it; ``launcher``: the pod's; ``terminal``: its standard input is one."""
         try:
-            numbers = [*(() if stdin is None else (0,)), 1, 2, *self.fds, *self.lent]
-            fds = [*(() if stdin is None else (stdin,)), output, output, *self.fds, *self.lent]
+            given = [*self.lent, *self.fds]
+            numbers = [*(() if stdin is None else (0,)), 1, 2, *range(FIRST_NUMBER, FIRST_NUMBER + len(given))]
+            fds = [*(() if stdin is None else (stdin,)), output, output, *given]
             words = [records.path(directory), ":".join(cgroups), str(bubblewrap.files_limit())]
             if holder is None:  # no limit of processes: it would count all that this user runs on the machine
                 words += ["", "1" if terminal else "", "", ""]
             else:
                 words += [str(MAX_PIDS), "1" if terminal else "", str(holder.pid), str(holder.start)]
+            words += [":".join(homes), " ".join(map(str, self.gates))]
             words += [self.directory, " ".join(map(str, numbers)), str(len(self.env))]
             words += [f"{name}={value}" for name, value in self.env.items()]
-            return await forks.start([*words, *self.argv], fds)
+            return await forks.start([*words, *self.argv], fds, launcher if self.gates and not terminal else None)
         finally:
             self.close()
 
@@ -106,9 +116,9 @@ class Launch:
             self.close()
 
     def passed(self, fd: int) -> int:
-        """Takes the descriptor over, to pass it on under the same number."""
+        """Takes the descriptor over, to pass it on; its number in the command that :meth:`start` starts."""
         self.fds.append(fd)
-        return fd
+        return FIRST_NUMBER + len(self.lent) + len(self.fds) - 1
 
     def close(self) -> None:
         """Also where it never came to executing it."""

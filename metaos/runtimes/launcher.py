@@ -9,6 +9,7 @@ from functools import partial
 from metaos import trees
 from metaos.clock import Clock
 from metaos.plugins.points import ContainerConfig, ImageError
+from metaos.runtimes import forks
 from metaos.runtimes.attachment import FOREGROUND, start_console
 from metaos.runtimes.cgroups import Cgroups
 from metaos.runtimes.images import DEFAULT_PATH, Image, ImageStore, python_program
@@ -70,7 +71,7 @@ class Launcher:
                 holder=pod.holder,
             )
             started.env = start.env
-            await self._start(started, start)
+            await self._start(started, start, pod.launcher)
         except BaseException:
             self._cgroups.remove(pod.uid, started.group)
             self._outputs.drop(started.directory)
@@ -78,11 +79,18 @@ class Launcher:
             raise
         return started
 
-    async def _start(self, started: Container, start: Start) -> None:
+    async def _start(self, started: Container, start: Start, by: forks.Launcher | None) -> None:
         """The container's processes. Who keeps its input comes first, and ends with it."""
         launch, opened = self._isolation.container(start), list[int]()
         begin = partial(
-            launch.start, self._isolation.forks, started.directory, start.holder, cgroups=start.cgroups, terminal=started.tty
+            launch.start,
+            self._isolation.forks,
+            started.directory,
+            start.holder,
+            cgroups=start.cgroups,
+            homes=self._cgroups.homes,
+            launcher=by,
+            terminal=started.tty,
         )
         try:
             log = self._outputs.open(started.directory)

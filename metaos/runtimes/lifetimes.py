@@ -71,15 +71,14 @@ class Lifetimes:
             finish = os.stat(records.path(container.directory)).st_mtime
         elif container.watch is not None and container.watch.code is not None:
             code = container.watch.code
-        else:
-            code = 137
+        told, code = code is not None, 137 if code is None else code
         reason = "Completed" if code == 0 else "Error"
         measured = self._cgroups.measure(pod.uid, container.group)
         if code and measured is not None and measured.oom_kills:
             reason, message = "OOMKilled", "it used more memory than its limit, or than all pods of the site together may"
         elif code and os.path.exists(os.path.join(container.directory, watchdog.MARK)):
             reason, message = "Fenced", "the watchdog ended it: no heartbeat was confirmed in time, and it must not run twice"
-        elif code in (1, 126, 127) and (complaint := logs.last_line(container.directory)).startswith(_COMPLAINTS):
+        elif (not told or code in (1, 126, 127)) and (complaint := logs.last_line(container.directory)).startswith(_COMPLAINTS):
             missing = "No such file" in complaint or "not found" in complaint
             reason, message, code = "ContainerCannotRun", complaint, 127 if missing else 128
         elif not message and (name := signal_name(code)):

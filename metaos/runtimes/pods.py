@@ -16,6 +16,7 @@ from typing import Any
 
 from metaos.plugins.points import ContainerState, ContainerUsage
 from metaos.runtimes import records
+from metaos.runtimes.forks import Launcher
 from metaos.runtimes.netns import Sockets
 from metaos.runtimes.process import Identity, Watch
 
@@ -136,6 +137,8 @@ class Pod:
     holder: Identity | None = None
     watch: Watch | None = None
     sockets: Sockets | None = None
+    #: Its holder, for as long as that starts containers.
+    launcher: Launcher | None = None
     containers: dict[str, Container] = field(default_factory=dict)
     stopping: bool = False
 

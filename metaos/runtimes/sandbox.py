@@ -97,8 +97,9 @@ class SandboxRuntime:
             await self._streams.close()
             containers = [container for pod in self._pods.values() for container in pod.containers.values()]
             for pod in self._pods.values():
-                if pod.sockets is not None:
-                    pod.sockets.close()
+                for held in (pod.sockets, pod.launcher):
+                    if held is not None:
+                        held.close()
             for watch in (
                 *(pod.watch for pod in self._pods.values()),
                 *(each for container in containers for each in (container.watch, container.console)),

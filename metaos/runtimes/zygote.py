@@ -6,8 +6,9 @@ namespaces, join cgroups, take on limits. What is forked for good is a child of 
 of clone(2)): the agent collects it, and this program may end at any time.
 
 A request is a message of words (a NUL byte before each) and descriptors, of which the first is where the answer goes. Each is
-served by a child of its own, since a process cannot leave a user namespace that it has entered. Only the standard library, and
-little of it.
+served by a child of its own, since a process cannot leave a user namespace that it has entered. For a while a new pod's holder
+serves requests to start containers too: it is in the pod's namespaces already, and needs no fork of its own memory for it.
+Only the standard library, and little of it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,13 @@ import _signal  # type: ignore[import-not-found]
 import _socket
 import ctypes
 import fcntl
+import gc
 import os
 import sys
+
+if False:  # no more modules than needed
+    from collections.abc import Callable
+    from typing import Any
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))
 
@@ -25,6 +31,7 @@ from enter import (  # type: ignore[import-not-found]
     _RLIMIT_CORE,
     _RLIMIT_NOFILE,
     _RLIMIT_NPROC,
+    _SIGKILL,
     _TIOCSCTTY,
     _checked,
     _drop_to_nothing,
@@ -39,11 +46,11 @@ from gateway import loopback, make, written  # type: ignore[import-not-found]
 
 #: Seconds without a request after which the program ends.
 IDLE_SECONDS = 5.0
-#: Seconds after which a holder becomes something smaller than a fork of this program. Not at once: where many pods start
-#: together, their containers come first.
-SETTLE_SECONDS = 3
 #: Of one request: bytes, and descriptors (SCM_MAX_FD of the kernel).
 MAX_BYTES, MAX_FDS = 65 << 10, 253
+#: The one user and group of a pod's own user namespace. Not root: bubblewrap, which has no capability there, may map others.
+#: Source: user_namespaces(7), CAP_SETFCAP.
+INSIDE = 1
 #: Descriptors of a holder: its gateway's network namespace, and its pod's own copy of bubblewrap. This program keeps them free.
 GATEWAY, BUBBLEWRAP = 3, 4
 
@@ -51,6 +58,9 @@ _CLONE_PARENT, _CLONE_NEWUSER, _CLONE_NEWNET = 0x8000, 0x10000000, 0x40000000
 _CLONE_NEWUTS, _CLONE_NEWIPC = 0x04000000, 0x08000000
 #: The number of clone(2); not of clone3, which Docker's filter refuses.
 _CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220, "loongarch64": 220, "armv7l": 120, "ppc64le": 120}
+#: Some are ignored here, and others by whoever started the agent, which a command would inherit.
+_IGNORED = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGPIPE, _signal.SIGCHLD, _signal.SIGXFSZ)
+_SPAWNED: dict[str, Any] = {"setsid": True, "setsigdef": _IGNORED}
 _MFD_EXEC = 0x10
 _ALL_SEALS = 0xF  # it cannot be written to nor resized, and that is for good
 
@@ -66,8 +76,7 @@ def _clone(flags: int) -> int:
 
 
 def _default_signals() -> None:
-    """Some are ignored here, and others by whoever started the agent, which a command would inherit."""
-    for number in (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGPIPE, _signal.SIGCHLD, _signal.SIGXFSZ):
+    for number in _IGNORED:
         _signal.signal(number, _signal.SIG_DFL)
 
 
@@ -120,8 +129,8 @@ def hold(words: list[bytes], reply: _socket.socket, user: int, group: int) -> No
     ends when its starter does: nobody would know of it."""
     hostname, address, program, directory = words[0], words[1].decode(), words[2], words[3]
     written("/proc/self/setgroups", "deny")
-    written("/proc/self/gid_map", f"0 {group} 1")
-    written("/proc/self/uid_map", f"0 {user} 1")
+    written("/proc/self/gid_map", f"{INSIDE} {group} 1")
+    written("/proc/self/uid_map", f"{INSIDE} {user} 1")
     _checked(_libc.sethostname(hostname, len(hostname)), "setting the hostname")
     # Containers, which have no capability at all, may listen on ports below 1024 of their own network.
     written("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0", needed=False)
@@ -140,11 +149,22 @@ def hold(words: list[bytes], reply: _socket.socket, user: int, group: int) -> No
     _answer(reply, *made)
     for each in made:
         each.close()
-    if reply.recv(16) != b"stay":
+    stays = False
+    while True:
+        data, fds = _received(reply)
+        if not data:
+            break
+        if data == b"stay":
+            stays = True
+        else:
+            _launch(_words(data, fds)[1:], fds)
+        for fd in fds:
+            os.close(fd)
+    if not stays:
         return
     reply.close()
     _default_signals()
-    _libc.sleep(SETTLE_SECONDS)
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # of the containers that it has started nobody is left behind
     for path in ("/usr/bin/sleep", "/bin/sleep"):
         try:
             os.execve(path, ["sleep", "infinity"], {b"NEMO_SANDBOX": directory})  # noqa: S606
@@ -152,6 +172,79 @@ def hold(words: list[bytes], reply: _socket.socket, user: int, group: int) -> No
             continue
     while True:
         _libc.pause()
+
+
+def _launch(words: list[bytes], fds: list[int]) -> None:
+    """Starts a container in this holder's pod, as :func:`start` describes it."""
+    reply = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fds[0])
+    try:
+        _spawn(words, fds[1:], reply)
+    except OSError as error:
+        _refuse(reply, 0, error)
+    finally:
+        reply.detach()
+
+
+def _spawn(words: list[bytes], fds: list[int], reply: _socket.socket) -> None:
+    """The parent's memory is lent to the child, not copied (``posix_spawn``). Bubblewrap waits for its arguments until the start
+    is recorded and answered, and ends at the latest where it gets no seccomp filter: nothing of the command runs before."""
+    record, groups, files, processes = words[:4]
+    homes, gates = words[7], [int(word) for word in words[8].split()]
+    numbers = [int(word) for word in words[10].split()]
+    count = 12 + int(words[11])
+    env = dict(word.split(b"=", 1) for word in words[12:count])
+    top = max(BUBBLEWRAP, *numbers) + 1
+    theirs, ours, passed = [fcntl.fcntl(BUBBLEWRAP, fcntl.F_DUPFD_CLOEXEC, top)], dict[int, int](), dict[int, bytes]()
+    try:
+        program = b"/proc/self/fd/%d" % theirs[0]
+        actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_CLOSE, GATEWAY), (os.POSIX_SPAWN_CLOSE, BUBBLEWRAP)]
+        for fd, number in zip(fds, numbers, strict=True):
+            if number in gates:
+                passed[number] = os.pread(fd, os.fstat(fd).st_size, 0)
+                inside, ours[number] = os.pipe2(os.O_CLOEXEC)
+                theirs.append(inside)
+                fd = inside
+            theirs.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, top))
+            actions.append((os.POSIX_SPAWN_DUP2, theirs[-1], number))
+        _limit(_RLIMIT_CORE, 0, 0)
+        _limit(_RLIMIT_NOFILE, 1024, int(files))
+        _limit(_RLIMIT_NPROC, int(processes), int(processes))
+        child = _inside(groups, homes, lambda: os.posix_spawn(program, words[count:], env, file_actions=actions, **_SPAWNED))
+        while theirs:
+            os.close(theirs.pop())  # who reads of the gates is the child alone
+        if _recorded(record, child, reply):
+            for number in gates:
+                _pour(ours[number], passed[number])
+                os.close(ours.pop(number))
+    finally:
+        for fd in (*theirs, *ours.values()):
+            os.close(fd)
+
+
+def _pour(fd: int, data: bytes) -> None:
+    """As much as is taken: who has ended takes nothing more."""
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    except BrokenPipeError:
+        return
+
+
+def _recorded(record: bytes, child: int, reply: _socket.socket) -> bool:
+    """Whether it is, and somebody knows of the child; otherwise that is ended before it can record anything."""
+    try:
+        began = _started(child)
+        _append(record, b'{"monitor": [%d, %d]}\n' % (child, began))
+        try:
+            reply.send(b"+%d %d" % (child, began))
+        except BrokenPipeError:
+            _append(record, b'{"monitor": null}\n')
+            raise
+    except OSError as error:
+        os.kill(child, _SIGKILL)  # a child of ours that waits: its number is still its own
+        _refuse(reply, child, error)
+        return False
+    return True
 
 
 def _join(group: bytes) -> None:
@@ -174,13 +267,15 @@ def _limit(kind: int, soft: int, hard: int) -> None:
 
 
 def start(words: list[bytes], fds: list[int], reply: _socket.socket) -> None:
-    """``RECORD GROUPS FILES PROCESSES TERMINAL HOLDER START DIRECTORY NUMBERS VARIABLES`` and the command, of which nothing is
-    run where nobody waits for the answer any more. ``NUMBERS``: of the descriptors in the command, its standard ones too.
-    With a holder the command's program is the pod's own bubblewrap, whatever it is called."""
-    record, groups, files, processes, terminal, holder, began, directory = words[:8]
-    numbers = [int(word) for word in words[8].split()]
-    env = dict(word.split(b"=", 1) for word in words[10 : 10 + int(words[9])])
-    argv = words[10 + int(words[9]) :]
+    """``RECORD GROUPS FILES PROCESSES TERMINAL HOLDER START HOMES GATES DIRECTORY NUMBERS VARIABLES`` and the command, of which
+    nothing is run where nobody waits for the answer any more. ``NUMBERS``: of the descriptors in the command, its standard ones
+    too. With a holder the command's program is the pod's own bubblewrap, whatever it is called. What a holder needs that starts
+    it: ``HOMES``, the cgroups in which it stays itself, and ``GATES``, the numbers of what bubblewrap waits for."""
+    record, groups, files, processes, terminal, holder, began, _, _, directory = words[:10]
+    numbers = [int(word) for word in words[10].split()]
+    count = 12 + int(words[11])
+    env = dict(word.split(b"=", 1) for word in words[12:count])
+    argv = words[count:]
     top = max(numbers) + 1
     moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, top) for fd in fds]
     os.setsid()
@@ -221,6 +316,25 @@ def start(words: list[bytes], fds: list[int], reply: _socket.socket) -> None:
         os._exit(126)
 
 
+def _inside(groups: bytes, homes: bytes, begin: Callable[[], int]) -> int:
+    """Begins something as a member of these cgroups, and as one whom the kernel kills first."""
+    path = "/proc/self/oom_score_adj"
+    with open(path, "rb", buffering=0) as file:
+        before = file.read().decode()
+    written(path, "500", needed=False)
+    try:
+        for group in groups.split(b":") if groups else ():
+            _join(group)
+        return begin()
+    finally:
+        try:
+            for home in homes.split(b":") if groups else ():
+                _join(home)
+        except OSError:
+            os._exit(1)  # what stays in a container's cgroups ends with it
+        written(path, before, needed=False)
+
+
 def _append(record: bytes, line: bytes) -> None:
     fd = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     os.write(fd, line)
@@ -244,12 +358,25 @@ def sockets(words: list[bytes], reply: _socket.socket) -> None:
     _answer(reply, *made)
 
 
+def _received(channel: _socket.socket) -> tuple[bytes, list[int]]:
+    """A message and the descriptors with it; both empty where nobody is left to send one."""
+    try:
+        data, rights, _, _ = channel.recvmsg(MAX_BYTES, _socket.CMSG_SPACE(4 * MAX_FDS), _socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        return b"", []
+    return data, [
+        int.from_bytes(packed[at : at + 4], sys.byteorder) for _, _, packed in rights for at in range(0, len(packed), 4)
+    ]
+
+
 def _words(data: bytes, fds: list[int]) -> list[bytes]:
     """Those of a long request stand in a file."""
     if data == b"\0":
         body = fds.pop(1)
+        os.lseek(body, 0, os.SEEK_SET)  # another may have read it before
         while piece := os.read(body, 1 << 20):
             data += piece
+        os.close(body)
     return data.split(b"\0")[1:]
 
 
@@ -301,16 +428,16 @@ def main(channel: int) -> None:
         os.dup2(0, number, inheritable=False)
     _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # nobody waits for the children that are ours
     requests.settimeout(IDLE_SECONDS)
+    gc.disable()  # there is little to collect, and looking for it would make each child copy all that there is
     while True:
         try:
-            data, rights, _, _ = requests.recvmsg(MAX_BYTES, _socket.CMSG_SPACE(4 * MAX_FDS), _socket.MSG_CMSG_CLOEXEC)
+            data, fds = _received(requests)
         except TimeoutError:
             return
         if not data:
             return
-        fds = [int.from_bytes(packed[at : at + 4], sys.byteorder) for _, _, packed in rights for at in range(0, len(packed), 4)]
         try:
-            serve(data, list(fds), requests)
+            serve(data, fds, requests)
         finally:
             for fd in fds:
                 os.close(fd)

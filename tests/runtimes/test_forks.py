@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from metaos.runtimes import forks, holders, process, records
+from metaos.runtimes.bubblewrap import find_bwrap
 from metaos.runtimes.pods import Pod
 from metaos.runtimes.sandbox import SandboxRuntime
 from tests.runtimes.conformance import DEADLINE, container, pod, run
@@ -25,7 +26,15 @@ def zygote(runtime: SandboxRuntime) -> int:
     return found.pid
 
 
+def settle(runtime: SandboxRuntime) -> None:
+    """As after a while: the pod's holder starts nothing any more."""
+    launcher = runtime._networked(pod().uid).launcher
+    assert launcher is not None
+    launcher.close()
+
+
 async def test_a_zygote_that_hangs_is_replaced(runtime: SandboxRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle(runtime)
     await run(runtime, pod().uid, container("true"))
     hung = zygote(runtime)
     os.kill(hung, signal.SIGSTOP)
@@ -41,11 +50,58 @@ async def test_a_zygote_that_hangs_is_replaced(runtime: SandboxRuntime, monkeypa
 
 
 async def test_a_zygote_that_is_killed_is_replaced_and_pods_go_on(runtime: SandboxRuntime) -> None:
+    settle(runtime)
     running = await runtime.start_container(pod().uid, container("sleep", "1000", name="goes-on"))
     os.kill(zygote(runtime), signal.SIGKILL)
     ended, said = await run(runtime, pod().uid, container("echo", "here"))
     assert (ended.exit_code, said) == (0, "here\n")
     assert running in (await runtime.pods())[pod().uid]
+
+
+async def test_containers_are_the_same_whoever_starts_them(runtime: SandboxRuntime) -> None:
+    """The pod's holder, and later the zygote: limits, rights, namespaces, cgroups, descriptors, signals (but for the C library's
+    own two, which posix_spawn(3) has ignored)."""
+    look = (  # by the shell alone: while it makes another process, it is different
+        "cd /proc/self; while read -r line; do case $line in SigIgn*) echo ${line#SigIgn:??????????};; ",
+        "Sig[BC]*|Cap*|*Priv*|Secc*) echo $line; esac; done <status; ",
+        "for file in uid_map gid_map limits oom_score_adj cgroup; do while read -r line; do echo $line; done <$file; done; ",
+        "echo fd/*; for kind in net ipc uts; do readlink ns/$kind; done; readlink fd/0; pwd; env",
+    )
+    command = container("sh", "-c", "".join(look))
+    first = await run(runtime, pod().uid, command)
+    settle(runtime)
+    second = await run(runtime, pod().uid, command)
+    assert first[0].exit_code == second[0].exit_code == 0
+    assert first[1] == second[1]
+    holder = runtime._networked(pod().uid).holder
+    assert holder is not None
+    for file in ("cgroup", "oom_score_adj"):
+        assert Path(f"/proc/{holder.pid}/{file}").read_text() == Path(f"/proc/self/{file}").read_text()
+
+
+async def test_a_holder_that_hangs_starts_nothing_later(runtime: SandboxRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = runtime._networked(pod().uid).holder
+    assert holder is not None
+    os.kill(holder.pid, signal.SIGSTOP)
+    monkeypatch.setattr(forks, "ANSWER_SECONDS", 0.2)
+    with pytest.raises(TimeoutError):
+        await runtime.start_container(pod().uid, container("echo", "once"))
+    monkeypatch.undo()
+    os.kill(holder.pid, signal.SIGCONT)
+    ended, said = await run(runtime, pod().uid, container("echo", "here"))
+    assert (ended.exit_code, said) == (0, "here\n")
+
+
+async def test_bubblewrap_runs_nothing_where_it_gets_no_filter(tmp_path: Path) -> None:
+    """A holder that ends while it starts a container leaves one that has not run."""
+    reads, writes = os.pipe()
+    command = [find_bwrap(), "--unshare-user", "--bind", "/", "/", "--seccomp", str(reads), "--", "touch", str(tmp_path / "ran")]
+    libraries = os.path.dirname(os.path.dirname(command[0])) + ".libs"
+    started = process.spawn(command, env={"LD_LIBRARY_PATH": libraries, "PATH": "/usr/bin:/bin"}, pass_fds=(reads,))
+    os.close(reads)
+    os.close(writes)
+    assert await process.ended(started) == 1
+    assert not (tmp_path / "ran").exists()
 
 
 async def test_a_pod_that_cannot_be_recorded_leaves_no_process(runtime: SandboxRuntime, monkeypatch: pytest.MonkeyPatch) -> None:

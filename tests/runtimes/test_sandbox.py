@@ -223,15 +223,18 @@ async def test_a_reused_pid_is_not_taken_for_the_container(runtime: SandboxRunti
         stranger.kill()
 
 
+@pytest.mark.parametrize("by", ["holder", "zygote"])
 @pytest.mark.parametrize("moment", ["recorded", "asked", "answered"])
-async def test_an_agent_that_is_killed_while_it_starts_a_container_finds_it_or_starts_it(place: str, moment: str) -> None:
+async def test_an_agent_that_is_killed_while_it_starts_a_container_finds_it_or_starts_it(
+    place: str, moment: str, by: str
+) -> None:
     script = """
 import asyncio, os, signal, socket, sys
 from metaos.clock import SystemClock
 from metaos.plugins.points import ContainerConfig, PodConfig
 from metaos.runtimes import forks, records
 from metaos.runtimes.sandbox import SandboxRuntime
-place, moment = sys.argv[1:3]
+place, moment, by = sys.argv[1:4]
 def then_end(function):
     def told(*arguments, **more):
         function(*arguments, **more)
@@ -240,18 +243,20 @@ def then_end(function):
 async def main():
     runtime = SandboxRuntime(place, clock=SystemClock())
     await runtime.start_pod(PodConfig("u", "ns", "p", "p"))
+    if by == "zygote":
+        runtime._networked("u").launcher.close()
     if moment == "recorded":
         records.begin = then_end(records.begin)
     if moment == "asked":
         socket.send_fds = then_end(socket.send_fds)
     if moment == "answered":
-        forks._child = then_end(forks._child)
-    await runtime.start_container("u", ContainerConfig("main", "python:3", tuple(sys.argv[3:]), (), (), "", ()))
+        forks._taken = then_end(forks._taken)
+    await runtime.start_container("u", ContainerConfig("main", "python:3", tuple(sys.argv[4:]), (), (), "", ()))
 asyncio.run(main())
 """
     state_ = os.path.join(place, "state")
     command = ("sh", "-c", "echo here; exec sleep 1000")
-    program = [sys.executable, "-c", script, state_, moment, *command]
+    program = [sys.executable, "-c", script, state_, moment, by, *command]
     done = subprocess.run(program, timeout=DEADLINE, cwd=Path(__file__).parents[2])
     assert done.returncode == -9
     made = SandboxRuntime(state_, clock=SystemClock(suspended=True))
