@@ -11,7 +11,7 @@ import os
 import socket
 import ssl
 from asyncio.sslproto import SSLProtocol
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
@@ -180,7 +180,9 @@ def _said(error: BaseException) -> str:
 
 
 class HttpClient:
-    """Implements :class:`~metaos.client.Client`. ``ca``, ``certificate`` and ``key`` are PEM texts."""
+    """Implements :class:`~metaos.client.Client`. ``ca``, ``certificate`` and ``key`` are PEM texts; ``peer`` is what errors call
+    the server. ``bearer`` gives the token of each request where it changes; ``server_name`` is what the certificate must say
+    where that is not the URL's host; ``watches``: so many go on at the same time."""
 
     def __init__(
         self,
@@ -191,6 +193,10 @@ class HttpClient:
         key: str = "",
         token: str = "",
         context: ssl.SSLContext | None = None,
+        peer: str = "the hub",
+        server_name: str = "",
+        bearer: Callable[[], Awaitable[str]] | None = None,
+        watches: int = MAX_WATCHES,
         clock: Clock,
         random: Random,
     ) -> None:
@@ -203,13 +209,16 @@ class HttpClient:
         self._authority = parts.netloc.rpartition("@")[2]
         secure = parts.scheme == "https"
         self._context = (context or tls_context(ca, certificate, key)) if secure else None
-        self._token = token
+        self._token, self._bearer = token, bearer
+        self._peer, self._server_name = peer, server_name or self._host
         self._clock, self._random = clock, random
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
         #: Called at every answer, whatever it is.
         self.on_answer: Callable[[], None] = lambda: None
-        self._requests, self._watches = asyncio.Semaphore(MAX_REQUESTS), asyncio.Semaphore(MAX_WATCHES)
+        #: Called where the server does not accept who we are (401).
+        self.on_refused: Callable[[], None] = lambda: None
+        self._requests, self._watches = asyncio.Semaphore(MAX_REQUESTS), asyncio.Semaphore(watches)
 
     def use(self, context: ssl.SSLContext) -> None:
         """Take another certificate for new connections; requests under way end on theirs."""
@@ -244,7 +253,8 @@ class HttpClient:
         timeout_seconds: float = REQUEST_SECONDS,
     ) -> Response:
         """One exchange, whatever its status. Raises ``ApiError`` 503 where the server cannot be reached or is too slow."""
-        request = self._request(method, path, body, query or {}, content_type, accept)
+        token = await self._present_token()
+        request = self._request(method, path, body, query or {}, content_type, accept, token)
         async with self._requests:
             try:
                 async with asyncio.timeout(timeout_seconds):
@@ -285,14 +295,24 @@ class HttpClient:
                 self._idle.append(connection)
             else:
                 connection.abort()
-        headers = tuple((key.decode("ascii"), value.decode("latin-1")) for key, value in head.headers)
-        return Response(head.status_code, headers, bytes(content))
+        return self._answered(head, bytes(content))
 
-    def _request(self, method: str, path: str, body: bytes, query: dict[str, str], content_type: str, accept: str) -> h11.Request:
+    def _answered(self, head: h11.Response, content: bytes) -> Response:
+        if head.status_code == 401:
+            self.on_refused()
+        headers = tuple((key.decode("ascii"), value.decode("latin-1")) for key, value in head.headers)
+        return Response(head.status_code, headers, content)
+
+    async def _present_token(self) -> str:
+        return self._token if self._bearer is None else await self._bearer()
+
+    def _request(
+        self, method: str, path: str, body: bytes, query: dict[str, str], content_type: str, accept: str, token: str
+    ) -> h11.Request:
         target = self._prefix + path + ("?" + urlencode(query) if query else "")
         headers = [("Host", self._authority), ("User-Agent", f"nemo/{__version__}"), ("Accept", accept)]
-        if self._token:
-            headers.append(("Authorization", f"Bearer {self._token}"))
+        if token:
+            headers.append(("Authorization", f"Bearer {token}"))
         if body:
             headers.append(("Content-Type", content_type))
         if body or method in ("POST", "PUT", "PATCH"):
@@ -302,7 +322,7 @@ class HttpClient:
     async def _connect(self) -> _Connection:
         async with asyncio.timeout(CONNECT_SECONDS):
             reader, writer = await asyncio.open_connection(
-                self._host, self._port, ssl=self._context, server_hostname=self._host if self._context else None
+                self._host, self._port, ssl=self._context, server_hostname=self._server_name if self._context else None
             )
         keep_alive(writer.get_extra_info("socket"))
         return _Connection(reader, writer, self._clock.monotonic(), self._open)
@@ -323,7 +343,7 @@ class HttpClient:
 
     def _unreachable(self, error: BaseException) -> ApiError:
         why = _said(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
-        found = errors.unavailable(f"cannot reach the hub at {self.url}: {why}")
+        found = errors.unavailable(f"cannot reach {self._peer} at {self.url}: {why}")
         if isinstance(error, _Dropped):
             found.reason = DROPPED
         return found
@@ -402,7 +422,8 @@ class HttpClient:
     ) -> AsyncGenerator[bytes, None]:
         """A long answer as it comes, on a connection of its own; it must begin within ``begin_seconds``. Raises ``ApiError``,
         also where it breaks off."""
-        request = self._request(method, path, body, query or {}, "application/json", "application/json")
+        token = await self._present_token()
+        request = self._request(method, path, body, query or {}, "application/json", "application/json", token)
         async with self._watches:
             connection: _Connection | None = None
             try:
@@ -414,7 +435,7 @@ class HttpClient:
                 async with aclosing(connection.body()) as chunks:
                     if head.status_code >= 400:
                         content = b"".join([chunk async for chunk in chunks])
-                        raise error_of(Response(head.status_code, (), content[:MAX_BODY]))
+                        raise error_of(self._answered(head, content[:MAX_BODY]))
                     async for chunk in chunks:
                         yield chunk
             except (OSError, TimeoutError, h11.ProtocolError, EOFError) as error:
@@ -492,7 +513,15 @@ def path_of(kind: Kind, namespace: str = "", name: str = "", subresource: str = 
 
 
 def error_of(response: Response) -> ApiError:
-    """What an answer of 400 or above says: its ``Status`` body, or its first words."""
+    """What an answer of 400 or above says: its ``Status`` body, or its first words; and after how long to ask again."""
+    found = _error_of(response)
+    later = response.header("retry-after")
+    if later.isdigit():
+        found.details = {"retryAfterSeconds": int(later)} | found.details
+    return found
+
+
+def _error_of(response: Response) -> ApiError:
     try:
         status = response.json()
     except ValueError:

@@ -29,7 +29,7 @@ from metaos.agent.meter import Meter
 from metaos.agent.mirror import PodMirrors
 from metaos.agent.network import ServiceNetwork
 from metaos.agent.presence import Presence, Removed
-from metaos.agent.report import WorkReports
+from metaos.agent.report import WorkReports, local
 from metaos.agent.site import AgentConfig, Attached, Pods, enter, lock, make_meter, make_runtime, read_site
 from metaos.agent.supervisor import Supervisor
 from metaos.agent.sync import WorkFiles, Works
@@ -91,7 +91,14 @@ class Agent:
         self.deadlines = Deadlines(runtime, self.contact, self.works, self.pods.pods)
         self.mirrors = PodMirrors(self.client, self.contact, clock, random, self._name, self.pods.delete_pod)
         self.reports = WorkReports(
-            self.client, self.contact, clock, random, self.works, self._status_of, self._show, cluster_namespace(self._name)
+            self.client,
+            self.contact,
+            clock,
+            random,
+            self.works,
+            local(self._status_of),
+            self._show,
+            cluster_namespace(self._name),
         )
         self.presence = Presence(self.client, self.contact, clock, self._name, config.heartbeat_seconds, self.measure)
         self.consumption = Consumption(runtime, self.pods.pods, clock, self._machine, self.network.counts, meter)
@@ -174,7 +181,7 @@ class Agent:
         tasks = [asyncio.create_task(part) for part in parts]
         try:
             try:
-                await _first_failure(tasks)
+                await first_failure(tasks)
             except Removed as error:
                 removed = error
                 log.error("%s: site %s stops its pods and ends; to join again it needs a new token", error, self._name)
@@ -239,7 +246,7 @@ class Agent:
 _WORKLOAD_KINDS = {kind.kind for kind in WORKLOADS}
 
 
-async def _first_failure(tasks: list[asyncio.Task[Any]]) -> None:
+async def first_failure(tasks: list[asyncio.Task[Any]]) -> None:
     """None of these returns; raise what the first one raised."""
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in done:

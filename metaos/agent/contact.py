@@ -30,10 +30,11 @@ STEADY_SECONDS = 30.0
 
 
 class Contact:
-    """``renewed``: when (monotonic) a heartbeat was begun that was confirmed to an agent before this one."""
+    """``renewed``: when (monotonic) a heartbeat was begun that was confirmed to an agent before this one. ``peer``: what the log
+    calls the other side."""
 
-    def __init__(self, clock: Clock, random: Random, renewed: float = float("-inf")) -> None:
-        self._clock, self._random = clock, random
+    def __init__(self, clock: Clock, random: Random, renewed: float = float("-inf"), peer: str = "the hub") -> None:
+        self._clock, self._random, self._peer = clock, random, peer
         self._reachable: bool | None = None
         #: When (monotonic) the hub was last found to be away.
         self.lost = float("-inf")
@@ -65,7 +66,7 @@ class Contact:
         if self._reachable:
             return
         if self._reachable is False:
-            log.info("the hub answers again")
+            log.info("%s answers again", self._peer)
         self._reachable = True
         news, self._news = self._news, asyncio.Event()
         news.set()
@@ -115,12 +116,14 @@ class Follower:
         namespace: str = "",
         *,
         fields: str = "",
+        labels: str = "",
         on_list: Callable[[list[Obj]], None],
         on_event: Callable[[WatchEvent], None],
+        on_error: Callable[[ApiError], None] = lambda error: None,
     ) -> None:
         self._client, self._contact, self._clock = client, contact, clock
-        self._kind, self._namespace, self._fields = kind, namespace, fields
-        self._on_list, self._on_event = on_list, on_event
+        self._kind, self._namespace, self._fields, self._labels = kind, namespace, fields, labels
+        self._on_list, self._on_event, self._on_error = on_list, on_event, on_error
         self._version = ""
 
     async def run(self) -> None:
@@ -130,12 +133,12 @@ class Follower:
             started = self._clock.monotonic()
             try:
                 if not self._version:
-                    found = await self._client.list(self._kind, self._namespace, fields=self._fields)
+                    found = await self._client.list(self._kind, self._namespace, fields=self._fields, labels=self._labels)
                     self._on_list(found.items)
                     self._version = found.resource_version
                     self._contact.reached()
                 async for event in self._client.watch(
-                    self._kind, self._namespace, resource_version=self._version, fields=self._fields
+                    self._kind, self._namespace, resource_version=self._version, fields=self._fields, labels=self._labels
                 ):
                     failures, said = 0, ""
                     self._version = resource_version(event.object) or self._version
@@ -143,6 +146,7 @@ class Follower:
                         self._on_event(event)
             except ApiError as error:
                 self._contact.missed(error)
+                self._on_error(error)
                 if error.code != 503:
                     self._version = ""  # 410 above all: what happened since is not known any more
                 if error.code not in (404, 410, 503) and error.message != said:

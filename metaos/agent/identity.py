@@ -3,7 +3,8 @@
 The agent stays small by not importing ``cryptography`` itself. ``request KEY_FILE NAME`` writes a new private key
 (0600, never shown) and prints a certificate signing request; ``describe`` reads certificates (PEM) on standard input and
 prints what the first says, as JSON; ``site FILE`` prints a site file, and where its plugins are, as JSON: the YAML
-parser and the search for entry points (5 MB together) stay out of the agent too.
+parser and the search for entry points (5 MB together) stay out of the agent too. ``member FILE`` prints the site file of a
+Kubernetes cluster.
 """
 
 from __future__ import annotations
@@ -66,8 +67,21 @@ def runtime_of(site: dict[str, Any]) -> str:
     from metaos.plugins import registry
 
     wanted = str((site.get("spec") or {}).get("runtime") or "sandbox")
+    if wanted == "kubernetes":
+        raise LookupError("spec.runtime is 'kubernetes': start the agent with --runtime kubernetes and --kubeconfig FILE")
     found = registry.load("metaos.runtime", wanted)
     return f"{found.__module__}:{found.__qualname__}"
+
+
+def member_site(site: dict[str, Any]) -> dict[str, Any]:
+    """The site of a Kubernetes cluster. Raises ``ValueError`` where its file says that it is another."""
+    spec = site.get("spec") or {}
+    if spec.get("runtime") not in (None, "kubernetes"):
+        raise ValueError(f"spec.runtime is {spec['runtime']!r} in the site file, and --runtime is kubernetes: make them agree")
+    for key in ("hostPaths", "hostImages", "isolation"):
+        if spec.get(key):
+            raise ValueError(f"spec.{key} says nothing of a Kubernetes cluster: leave it out of the site file")
+    return {**site, "spec": {**spec, "runtime": "kubernetes"}}
 
 
 def meters_of(site: dict[str, Any]) -> dict[str, str]:
@@ -87,18 +101,23 @@ def main(arguments: list[str]) -> int:
             sys.stdout.buffer.write(request(Path(key_file), name))
         case ["describe"]:
             json.dump(describe(sys.stdin.buffer.read()), sys.stdout)
-        case ["site", path]:
+        case ["site" | "member" as what, path]:
             try:
                 from metaos.agent.sitefile import read_site
 
                 site = read_site(Path(path))
-                found = {"site": site, "runtime": runtime_of(site), "meters": meters_of(site)}
+                if what == "member":
+                    found = member_site(site)
+                else:
+                    found = {"site": site, "runtime": runtime_of(site), "meters": meters_of(site)}
                 json.dump(found, sys.stdout, allow_nan=False)
             except (OSError, ValueError, LookupError) as error:
                 sys.stderr.write(f"{error}\n")
                 return 1
         case _:
-            sys.stderr.write("usage: python -m metaos.agent.identity request KEY_FILE NAME | describe | site FILE\n")
+            sys.stderr.write(
+                "usage: python -m metaos.agent.identity request KEY_FILE NAME | describe | site FILE | member FILE\n"
+            )
             return 2
     return 0
 

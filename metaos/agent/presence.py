@@ -34,7 +34,8 @@ class Removed(Exception):
 
 
 class Presence:
-    """``measure`` gives the agent's part of ``Cluster.status``."""
+    """``measure`` gives the agent's part of ``Cluster.status``; no heartbeat is sent while ``able`` says that the site cannot
+    do what it is told."""
 
     def __init__(
         self,
@@ -44,10 +45,11 @@ class Presence:
         site: str,
         heartbeat_seconds: float,
         measure: Callable[[], Awaitable[dict[str, Any]]],
+        able: Callable[[], bool] = lambda: True,
     ) -> None:
         self._client, self._contact, self._clock = client, contact, clock
         self._site, self._heartbeat, self._measure = site, heartbeat_seconds, measure
-        self._namespace = cluster_namespace(site)
+        self._namespace, self._able = cluster_namespace(site), able
         self._reported: dict[str, Any] = {}
         self._reported_time = float("-inf")
         self._missing = 0
@@ -56,6 +58,9 @@ class Presence:
         """Never returns. Raises ``Removed``."""
         while True:
             started = self._clock.monotonic()
+            if not self._able():
+                await self._clock.sleep(min(self._heartbeat, LEAST_TIMEOUT_SECONDS))
+                continue
             try:
                 async with asyncio.timeout(min(max(self._heartbeat, LEAST_TIMEOUT_SECONDS), MOST_TIMEOUT_SECONDS)):
                     await self._renew()

@@ -22,11 +22,13 @@ COALESCE_SECONDS = 0.2
 WORKERS = 2
 
 StatusOf = Callable[[ObjectRef], Obj | None]
+#: (Work, the status that it has at the hub, whether it is fenced, now) → the status that it shall have there.
+Judge = Callable[[Obj, dict[str, Any], bool, float], dict[str, Any]]
 
 
 class WorkReports:
-    """``status_of`` gives an object's local status, ``None`` where this site does not run it (yet). ``show`` returns once the
-    hub has the pods of a Work's objects: who is told that they are ready may look at them at once."""
+    """``judge`` gives a Work's status as this site sees it (:func:`local`). ``show`` returns once the hub has the pods of a
+    Work's objects: who is told that they are ready may look at them at once."""
 
     def __init__(
         self,
@@ -35,23 +37,27 @@ class WorkReports:
         clock: Clock,
         random: Random,
         works: Works,
-        status_of: StatusOf,
+        judge: Judge,
         show: Callable[[Obj], Awaitable[None]],
         site_namespace: str,
     ) -> None:
         self._client, self._clock = client, clock
-        self._works, self._status_of, self._show, self._namespace = works, status_of, show, site_namespace
+        self._works, self._judge, self._show, self._namespace = works, judge, show, site_namespace
         self._turns: Turns[str] = Turns(contact, clock, random, self._report, "Work", WORKERS)
         #: What was written and what the hub made of it: where it normalises something, that is no reason to write again.
         self._acknowledged: dict[str, tuple[Obj, Obj]] = {}
         contact.on_return(self.refresh)
         works.on_change(self.refresh)
-        works.on_status(lambda key: self._turns.add(key, COALESCE_SECONDS))
+        works.on_status(self.look)
+
+    def look(self, key: str) -> None:
+        """Something of this Work may have changed."""
+        self._turns.add(key, COALESCE_SECONDS)
 
     def refresh(self) -> None:
         """Something may have changed: look at every Work again, soon."""
         for key in self._works.names():
-            self._turns.add(key, COALESCE_SECONDS)
+            self.look(key)
 
     async def run(self) -> None:
         """Never returns."""
@@ -63,7 +69,7 @@ class WorkReports:
             self._acknowledged.pop(key, None)
             return
         old: dict[str, Any] = work.get("status") or {}
-        new = work_status(work, old, self._status_of, fenced=self._works.fenced(key), now=self._clock.now())
+        new = self._judge(work, old, self._works.fenced(key), self._clock.now())
         if new == old or self._acknowledged.get(key) == (new, old):
             return
         await self._show(work)
@@ -83,6 +89,15 @@ class WorkReports:
             self._acknowledged[key] = (new, work["status"])
         else:
             self._turns.add(key, 0.0)
+
+
+def local(status_of: StatusOf) -> Judge:
+    """``status_of`` gives an object's local status, ``None`` where this site does not run it (yet)."""
+
+    def judge(work: Obj, old: dict[str, Any], fenced: bool, now: float) -> dict[str, Any]:
+        return work_status(work, old, status_of, fenced=fenced, now=now)
+
+    return judge
 
 
 def work_status(work: Obj, old: dict[str, Any], status_of: StatusOf, *, fenced: bool, now: float) -> dict[str, Any]:

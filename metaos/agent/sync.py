@@ -70,6 +70,8 @@ class Works:
         self._listeners: list[Callable[[], None]] = []
         self._reporters: list[Callable[[str], None]] = []
         self._changed = asyncio.Event()
+        #: Whether the hub has said in this run which Works there are.
+        self.listed = False
         self._fence(contact.silent_seconds)
         contact.on_renewal(self._renewed)
         self.follower = Follower(
@@ -113,7 +115,7 @@ class Works:
 
     def replace_all(self, works: list[Obj]) -> None:
         """A complete list: what is not in it is gone, and what was fenced may run again if it is."""
-        before = self._snapshot()
+        before, self.listed = self._snapshot(), True
         present = {name(work) for work in works}
         for gone in [key for key in self._works if key not in present]:
             self._drop(gone)
@@ -133,6 +135,7 @@ class Works:
 
     def forget_all(self) -> None:
         """This site is no member any more."""
+        self.listed = True
         before = self._snapshot()
         for key in list(self._works):
             self._drop(key)

@@ -68,10 +68,10 @@ class Turns(Generic[K]):
                 if error.code == 503:
                     self._queue.add_after(key, UNREACHABLE_SECONDS)
                 else:
-                    self._queue.retry(key)
+                    self._queue.retry(key, error.retry_after_seconds)
                 # The first failures of a kind are often a race with someone else; only lasting ones are news.
                 if error.code != 503 and self._queue.failures(key) in (8, 16):
-                    log.warning("%s %s cannot be reported: %s", self._what, key, error.message)
+                    log.warning("%s %s fails again and again: %s", self._what, key, error.message)
             finally:
                 self._queue.done(key)
                 for each in waiting:

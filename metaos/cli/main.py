@@ -181,20 +181,44 @@ def up(
     show_default=True,
     help="Seconds of a period in which use and energy are metered and reported; they divide an hour.",
 )
+@click.option(
+    "--runtime",
+    type=click.Choice(["machine", "kubernetes"]),
+    default="machine",
+    show_default=True,
+    help="What is joined: this machine, with the runtime of its site file, or a Kubernetes cluster.",
+)
+@click.option(
+    "--kubeconfig",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Of the Kubernetes cluster; without it, the service account of the pod that the agent runs in.",
+)
+@click.option("--context", default="", help="Context of the kubeconfig; its current one by default.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def agent(
-    hub: str, token_file: Path | None, data: Path | None, site: Path, heartbeat: float, metering: int, verbose: bool
+    hub: str,
+    token_file: Path | None,
+    data: Path | None,
+    site: Path,
+    heartbeat: float,
+    metering: int,
+    runtime: str,
+    kubeconfig: Path | None,
+    context: str,
+    verbose: bool,
 ) -> None:
-    """Join this machine to a hub as a site, and run its share. It only ever dials out.
+    """Join this machine, or a Kubernetes cluster, to a hub as a site, and run its share. It only ever dials out.
 
     \b
     Example:
       nemo join-token edge-1 > token
       nemo agent --hub https://hub:6443 --token-file token --data ./edge-1 --site examples/sites/edge-paris.yaml
     """
-    from metaos.agent.agent import main
     from metaos.agent.site import AgentConfig
     from metaos.config import allow_files, forbid_core_files, set_up_logging
+
+    if runtime != "kubernetes" and (kubeconfig or context):
+        raise click.UsageError("--kubeconfig and --context are of a Kubernetes cluster: say --runtime kubernetes with them")
 
     set_up_logging(verbose=verbose)
     forbid_core_files()
@@ -207,6 +231,13 @@ def agent(
         heartbeat_seconds=heartbeat,
         metering_seconds=metering,
     )
+    if runtime == "kubernetes":
+        from metaos.members.agent import MemberConfig
+        from metaos.members.agent import main as run_member
+
+        sys.exit(run_member(MemberConfig(config, kubeconfig, context)))
+    from metaos.agent.agent import main
+
     sys.exit(main(config))
 
 

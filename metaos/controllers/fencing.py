@@ -32,6 +32,12 @@ def fencing(obj: Obj, policies: Iterable[Obj], default: float) -> float | None:
     return default if obj.get("kind") == "StatefulSet" and not has_local_data(obj) else None
 
 
+def fences_itself(cluster: Obj) -> bool:
+    """Whether a site stops work by itself when it hears nothing: a Kubernetes cluster goes on, whatever becomes of its agent, so
+    only its return or its removal shows that it runs none of it."""
+    return (cluster.get("spec") or {}).get("runtime") != "kubernetes"
+
+
 def agreed(found: Obj) -> float | None:
     """What the site of a Work was told: how many seconds after its last heartbeat nothing of it runs there any more, the pods'
     grace period included. The site's watchdog keeps to it even where its agent does not (docs/adr/0009)."""

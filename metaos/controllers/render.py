@@ -7,6 +7,7 @@ from typing import Any
 
 from metaos.resources import scheme
 from metaos.resources.meta import (
+    ADOPT,
     ANNOTATION_PREFIX,
     CLUSTER_LABEL,
     DRAINING,
@@ -41,7 +42,7 @@ def manifest(obj: Obj) -> Obj:
     said = {
         k: v
         for k, v in (metadata.get("annotations") or {}).items()
-        if k not in (LAST_APPLIED, REVISION) and not k.startswith(ANNOTATION_PREFIX)
+        if k == ADOPT or (k not in (LAST_APPLIED, REVISION) and not k.startswith(ANNOTATION_PREFIX))
     }
     if said:
         kept["annotations"] = said

@@ -12,7 +12,7 @@ from metaos.controllers.concern import on_health, workload_of
 from metaos.controllers.deferral import deferral_of, held_until
 from metaos.controllers.disruption import noted
 from metaos.controllers.facts import basis, concerned, decides, placement_name
-from metaos.controllers.fencing import Silence, agreed, fencing, halt, halted, renewal_of, stopped
+from metaos.controllers.fencing import Silence, agreed, fences_itself, fencing, halt, halted, renewal_of, stopped
 from metaos.controllers.networkpolicy import Policies
 from metaos.controllers.outlook import LATE_SECONDS
 from metaos.controllers.recorder import Recorder
@@ -136,7 +136,7 @@ class WorkReconciler:
             if cluster is None or (wait and (present is None or halted(present))):
                 continue
             rendered = overridden(with_replicas(dict(body), replicas), site, policies)
-            wanted = work(about, site, [rendered], fence)
+            wanted = work(about, site, [rendered], fence if fences_itself(cluster) else None)
             if present is not None and not is_true(cluster, "Ready"):
                 # A site that does not answer keeps to what it was told last, and the hub has to know what that was.
                 wanted["spec"] = {k: v for k, v in wanted["spec"].items() if k != "fencing"}

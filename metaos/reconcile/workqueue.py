@@ -81,10 +81,10 @@ class WorkQueue(Generic[K]):
             self._heap = [entry for entry in self._heap if self._due.get(entry[2]) == entry[0]]
             heapq.heapify(self._heap)
 
-    def retry(self, key: K) -> float:
-        """Have ``key`` worked on again after a failure. Returns after how many seconds."""
+    def retry(self, key: K, least_seconds: float = 0.0) -> float:
+        """Have ``key`` worked on again after a failure, and not before ``least_seconds``. Returns after how many seconds."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        seconds = backoff_seconds(failures, self._random.random())
+        seconds = max(least_seconds, backoff_seconds(failures, self._random.random()))
         self.add_after(key, seconds)
         return seconds
 

@@ -36,6 +36,12 @@ class ApiError(Exception):
         #: Of a list that cannot go on as it was: where to go on nonetheless.
         self.continue_token = ""
 
+    @property
+    def retry_after_seconds(self) -> float:
+        """So long the server asks to be left alone, a minute at most; 0 where it says nothing."""
+        stated = self.details.get("retryAfterSeconds")
+        return min(60.0, max(0.0, float(stated))) if isinstance(stated, int | float) else 0.0
+
     def status(self) -> dict[str, Any]:
         """The ``Status`` object as it goes over the wire."""
         body: dict[str, Any] = {

@@ -26,6 +26,8 @@ ANNOTATION_PREFIX = "meta-os.eu/"
 DRAINING = "meta-os.eu/draining"
 #: On a Pod mirror: it was evicted (``kubectl drain``); its site is to be left.
 EVICTED = "meta-os.eu/evicted"
+#: On an object of a user: a Kubernetes cluster that has one of this name already lets NEMO have it (value: ``true``).
+ADOPT = "meta-os.eu/adopt"
 #: On a Namespace: who pays for what runs in it; without it, the namespace's own name stands there.
 OWNER = "meta-os.eu/owner"
 #: On a Deployment and the ReplicaSets of its history: the number of the revision.

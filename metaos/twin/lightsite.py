@@ -16,7 +16,7 @@ from metaos.agent.deadlines import Deadlines
 from metaos.agent.inventory import capacity
 from metaos.agent.mirror import PodMirrors
 from metaos.agent.presence import Presence, Removed
-from metaos.agent.report import WorkReports
+from metaos.agent.report import WorkReports, local
 from metaos.agent.sync import WorkFiles, Works
 from metaos.agent.turns import Turns
 from metaos.resources import workload
@@ -109,7 +109,8 @@ class LightSite:
         def show(work: Obj) -> Awaitable[None]:
             return mirrors.show(work, [pod.obj for pod in self.pods.values()])
 
-        reports = WorkReports(self.line, contact, self.clock, random, works, self._status_of, show, cluster_namespace(self.name))
+        judge, where = local(self._status_of), cluster_namespace(self.name)
+        reports = WorkReports(self.line, contact, self.clock, random, works, judge, show, where)
         presence = Presence(self.line, contact, self.clock, self.name, self._ground.timing.heartbeat, self._status)
         status: Turns[str] = Turns(contact, self.clock, random, lambda _: self._report(), "Cluster", 1)
         status.add(self.name, 0.0)

@@ -1,0 +1,309 @@
+"""The agent of a Kubernetes cluster: where its parts are put together. It dials out only, to the hub and to the cluster.
+
+The cluster runs and heals its share alone, with its own controllers; this process may be stopped at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import ssl
+from collections.abc import Coroutine
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random, SystemRandom  # noqa: TID251  (a composition root)
+from typing import Any
+
+from metaos import __version__
+from metaos.agent.agent import REFUSED, REMOVED, UNUSABLE, first_failure
+from metaos.agent.connection import Connect, HubConnection
+from metaos.agent.contact import Contact, Follower
+from metaos.agent.events import SiteEvents
+from metaos.agent.join import Identity, JoinError, identity_process
+from metaos.agent.presence import Presence, Removed
+from metaos.agent.report import WorkReports
+from metaos.agent.site import AgentConfig, enter, lock
+from metaos.agent.sync import WorkFiles, Works
+from metaos.clock import Clock, SystemClock
+from metaos.config import DataVersionError, open_data
+from metaos.files import write_private
+from metaos.http import HttpClient, spare_memory
+from metaos.members.access import MemberAccess
+from metaos.members.applier import Applier
+from metaos.members.claim import Membership, claim, release
+from metaos.members.kubeconfig import KubeconfigError
+from metaos.members.member import Member, read_access
+from metaos.members.nodes import architecture, totals
+from metaos.members.status import about as described
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import Obj, cluster_namespace, name, uid
+from metaos.resources.scheme import CLUSTER, NODE
+
+log = logging.getLogger(__name__)
+
+RUNTIME = "kubernetes"
+#: Whose the cluster is, is looked at so often.
+CLAIM_SECONDS = 30.0
+CLAIM_RETRY_SECONDS = 5.0
+#: How long a removed member waits for what it had applied to be gone.
+FAREWELL_SECONDS = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class MemberConfig:
+    """What ``nemo agent --runtime kubernetes`` was asked to do. Without ``kubeconfig``: the pod's own service account."""
+
+    agent: AgentConfig
+    kubeconfig: Path | None = None
+    context: str = ""
+
+
+class KubernetesAgent:
+    """One Kubernetes cluster as a member, ready to run."""
+
+    def __init__(
+        self,
+        config: MemberConfig,
+        site: Obj,
+        membership: Membership,
+        member: Member,
+        connect: Connect,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        self._config, self._site, self._membership, self._clock = config, site, membership, clock
+        self._name, self.member = name(site), member
+        self.contact = Contact(clock, random)
+        self.connection = connect(self.contact, MemberAccess(member, lambda: self.connection.renew()))
+        client = self.connection.client
+        self.works = Works(client, self.contact, clock, WorkFiles(config.agent.data / "works"), self._name)
+        self.events = SiteEvents(client, self.contact, clock, random, self._name, lambda where, pod: "")
+        self.applier = Applier(
+            member, self.works, membership.id, clock, random, lambda work: self.reports.look(work), self.events.record
+        )
+        self.reports = WorkReports(
+            client, self.contact, clock, random, self.works, self.applier.judge, _shown, cluster_namespace(self._name)
+        )
+        self.presence = Presence(
+            client, self.contact, clock, self._name, config.agent.heartbeat_seconds, self.measure, lambda: self.able
+        )
+        self._nodes: dict[str, Obj] = {}
+        self._nodes_problem = ""
+        self._node_follower = Follower(
+            member.client,
+            member.contact,
+            clock,
+            NODE,
+            on_list=self._replace_nodes,
+            on_event=lambda event: self._see_node(event.object, gone=event.type == "DELETED"),
+            on_error=self._miss_nodes,
+        )
+
+    @property
+    def able(self) -> bool:
+        """Whether the cluster does what it is told: it answers, and it is ours."""
+        return self.member.able and not self.applier.held
+
+    async def run(self) -> None:
+        """Never returns. Raises ``Removed`` after what was applied has been taken away and the membership is forgotten."""
+        log.info("site %s: the cluster at %s, hub at %s", self._name, self.member.server, self._config.agent.hub)
+        parts: list[Coroutine[Any, Any, Any]] = [
+            self.member.run(),
+            self._keep_claim(),
+            self._node_follower.run(),
+            self.works.follower.run(),
+            self.applier.run(),
+            self.reports.run(),
+            self.events.run(),
+            self.presence.keep_lease(),
+            self.presence.keep_status(),
+            *self.connection.parts(),
+        ]
+        tasks = [asyncio.create_task(part) for part in parts]
+        try:
+            await first_failure(tasks)
+        except Removed as error:
+            log.error(
+                "%s: site %s takes away what it has applied, and ends; to join again it needs a new token", error, self._name
+            )
+            await self._farewell()
+            raise
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.connection.close()
+            await self.member.client.close()
+
+    async def _keep_claim(self) -> None:
+        said = ""
+        while True:
+            try:
+                problem = await claim(self.member.client, self._membership)
+            except ApiError as error:
+                self.member.contact.missed(error)
+                # One that is ours stays so while it cannot be asked.
+                problem = f"whose this cluster is cannot be found out: {error.message}" if self.applier.held else ""
+            if problem:
+                self.applier.hold(problem)
+                if problem != said:
+                    log.error("%s", problem)
+            else:
+                self.applier.begin()
+            said = problem
+            await self._clock.sleep(CLAIM_RETRY_SECONDS if problem else CLAIM_SECONDS)
+
+    # -- nodes -------------------------------------------------------------------------------------------------
+
+    def _replace_nodes(self, nodes: list[Obj]) -> None:
+        self._nodes, self._nodes_problem = {}, ""
+        for node in nodes:
+            self._see_node(node, gone=False)
+
+    def _see_node(self, node: Obj, *, gone: bool) -> None:
+        if gone:
+            self._nodes.pop(name(node), None)
+            return
+        status, spec = node.get("status") or {}, node.get("spec") or {}
+        kept = {key: status[key] for key in ("capacity", "allocatable", "conditions", "nodeInfo") if key in status}
+        self._nodes[name(node)] = {
+            "metadata": {"name": name(node)},
+            "spec": {"unschedulable": bool(spec.get("unschedulable"))},
+            "status": kept,
+        }
+
+    def _miss_nodes(self, error: ApiError) -> None:
+        self._nodes_problem = f"the cluster's nodes cannot be read, so its capacity is not known: {error.message}"
+
+    async def measure(self) -> dict[str, Any]:
+        """The agent's part of ``Cluster.status``."""
+        nodes = [self._nodes[key] for key in sorted(self._nodes)]
+        has, free = totals(nodes, (self._site.get("spec") or {}).get("capacity") or {})
+        return {
+            "capacity": has,
+            "allocatable": free,
+            "nodeInfo": {
+                "agentVersion": __version__,
+                "kernelVersion": "",
+                "osImage": f"Kubernetes {self.member.version}".rstrip(),
+                "operatingSystem": "linux",
+                "architecture": architecture(nodes),
+                "isolation": "kubernetes",
+                "runtime": RUNTIME,
+            },
+            "agentConditions": self._conditions(len(nodes)),
+            "certificate": self.connection.certificate(),
+        }
+
+    def _conditions(self, nodes: int) -> list[dict[str, str]]:
+        left = self.applier.left if self.works.listed else []
+        shown = ", ".join(described({"kind": r.kind, "metadata": r._asdict()}) for r in left[:5])
+        return [
+            _condition("ClusterClaimed", self.applier.held, "Claimed", "NotClaimed"),
+            _condition("ClusterReachable", self.member.problem, "Reachable", "Unreachable"),
+            _condition("LeftoversGone", f"{len(left)} objects are still to go: {shown}" if left else "", "Gone", "Waiting"),
+            _condition("NodesKnown", self._nodes_problem, f"{nodes}Nodes", "Unknown"),
+        ]
+
+    async def _farewell(self) -> None:
+        """Take away what was applied, and forget the membership, so that nothing of it comes back."""
+        applying = asyncio.create_task(self.applier.run())
+        self.works.forget_all()
+        deadline = self._clock.monotonic() + FAREWELL_SECONDS
+        while self.applier.left and not self.applier.held and self._clock.monotonic() < deadline:
+            await self._clock.sleep(0.2)
+        applying.cancel()
+        await asyncio.gather(applying, return_exceptions=True)
+        await release(self.member.client, self._membership)
+        for left in ("identity/identity.json", "identity/agent.pem", "identity/ca.pem", "registered", "member.json"):
+            (self._config.agent.data / left).unlink(missing_ok=True)
+
+
+async def _shown(work: Obj) -> None:
+    """Pods of the cluster are not shown at the hub, so there is nothing to wait for."""
+
+
+def _condition(kind: str, problem: str, well: str, ill: str) -> dict[str, str]:
+    return {
+        "type": kind,
+        "status": "False" if problem else "True",
+        "reason": ill if problem else well,
+        "message": problem[:1024],
+    }
+
+
+async def membership_of(config: AgentConfig, identity: Identity, clock: Clock, random: Random) -> Membership:
+    """Which membership this is: the uid of the Cluster at the hub, kept so that the hub need not be there at the next start."""
+    kept, site = config.data / "member.json", identity.name
+    try:
+        return Membership(str(json.loads(kept.read_text())["id"]), site, config.hub)
+    except (OSError, ValueError, KeyError):
+        pass
+    contact, failures = Contact(clock, random), 0
+    client = HttpClient(config.hub, context=identity.context(), clock=clock, random=random)
+    try:
+        while True:
+            try:
+                found = uid(await client.get(CLUSTER, site))
+                write_private(kept, json.dumps({"id": found}))
+                return Membership(found, site, config.hub)
+            except ApiError as error:
+                failures += 1
+                contact.missed(error)
+                await contact.pause(failures)
+    finally:
+        await client.close()
+
+
+async def read_site(path: Path) -> Obj:
+    """The site file of a Kubernetes member. Raises ``JoinError`` saying what is wrong."""
+    site: Obj = json.loads(await identity_process("member", str(path)))
+    return site
+
+
+async def run_agent(config: MemberConfig) -> int:
+    """Runs a member until it is told to end (SIGTERM, SIGINT) or is removed; the exit code. Its workloads run on."""
+    clock, random = SystemClock(suspended=True), SystemRandom()
+    data = config.agent.data
+    with ExitStack() as stack:
+        try:
+            site = await read_site(config.agent.site_file)
+            open_data(data)
+            lock(data, stack)
+            access = await read_access(config.kubeconfig, config.context)
+            member = Member(access, config.kubeconfig, config.context, data, clock, random)
+        except (KubeconfigError, DataVersionError, JoinError, OSError, ssl.SSLError, ValueError) as error:
+            log.error("%s", error)
+            return UNUSABLE
+        running = asyncio.current_task()
+        assert running is not None
+        loop = asyncio.get_running_loop()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(each, running.cancel)
+        try:
+            identity = await enter(config.agent, site, clock, random)
+            membership = await membership_of(config.agent, identity, clock, random)
+            connect = partial(HubConnection, config.agent, name(site), identity, clock, random)
+            await KubernetesAgent(config, site, membership, member, connect, clock, random).run()
+        except JoinError as error:
+            log.error("%s", error)
+            return REFUSED
+        except Removed:
+            return REMOVED
+        except asyncio.CancelledError:
+            log.info("site %s: the agent ends, its workloads run on", name(site))
+            return 0
+        finally:
+            for each in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(each)
+    return 0
+
+
+def main(config: MemberConfig) -> int:
+    """For the command line: the exit code."""
+    spare_memory()
+    return asyncio.run(run_agent(config))

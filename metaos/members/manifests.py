@@ -1,0 +1,141 @@
+"""From a Work's manifest to what a Kubernetes cluster is asked for, and in which order. Pure.
+
+The hub fills in defaults as a server of today does. Those that older servers do not know are left out again where they say what
+such a server does anyway; so is what belongs to one site alone (addresses, node names, selectors by the hub's uid).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from metaos.resources import meta
+from metaos.resources.meta import ADOPT, Obj, ObjectRef, labels, name, namespace, ref
+
+FIELD_MANAGER = "nemo"
+#: On everything that is applied: the membership (the uid of the Cluster at the hub), and the uid of the Work.
+MEMBER_LABEL = "meta-os.eu/member"
+WORK_LABEL = "meta-os.eu/work"
+#: Says of which object the labels speak: controllers copy labels and annotations to what they make of it.
+TRACKING = "meta-os.eu/tracking"
+#: On what was there before and was adopted: it is left in place when its Work goes.
+ADOPTED = "meta-os.eu/adopted"
+
+#: Kinds by the order in which they are applied; all others, custom resources among them, come after the workloads.
+_ORDER: tuple[frozenset[str], ...] = (
+    frozenset({"Namespace"}),
+    frozenset({"CustomResourceDefinition"}),
+    frozenset({"PriorityClass", "StorageClass", "IngressClass", "RuntimeClass", "ResourceQuota", "LimitRange"}),
+    frozenset({"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "PodSecurityPolicy"}),
+    frozenset({"ConfigMap", "Secret", "PersistentVolume", "PersistentVolumeClaim", "NetworkPolicy"}),
+    frozenset({"Service"}),
+    frozenset({"Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob", "Pod"}),
+)
+_LAST: tuple[frozenset[str], ...] = (
+    frozenset({"HorizontalPodAutoscaler", "PodDisruptionBudget", "Ingress"}),
+    frozenset({"APIService"}),
+    frozenset({"ValidatingWebhookConfiguration", "MutatingWebhookConfiguration"}),
+)
+#: Namespaces that belong to a cluster itself.
+PROTECTED = frozenset({"kube-system", "kube-public", "kube-node-lease", "nemo-system"})
+#: What the same kind is called by older servers, with the same meaning of the fields that NEMO sends.
+OLDER: dict[tuple[str, str], tuple[str, ...]] = {
+    ("batch/v1", "CronJob"): ("batch/v1beta1",),
+    ("policy/v1", "PodDisruptionBudget"): ("policy/v1beta1",),
+    ("autoscaling/v2", "HorizontalPodAutoscaler"): ("autoscaling/v2beta2",),
+}
+
+
+def phase(group: str, kind: str) -> int:
+    """When a kind is applied: lower numbers first; removal goes the other way."""
+    for number, kinds in enumerate(_ORDER):
+        if kind in kinds and (group == "" or "." not in group or group.endswith(".k8s.io")):
+            return number
+    for number, kinds in enumerate(_LAST):
+        if kind in kinds and (group == "" or "." not in group or group.endswith(".k8s.io")):
+            return len(_ORDER) + 1 + number
+    return len(_ORDER)
+
+
+def refusal(manifest: Obj) -> tuple[str, str]:
+    """(reason, message) where a manifest is not for a Kubernetes cluster; empty texts where it is."""
+    about = ref(manifest)
+    where = about.name if about.kind == "Namespace" else about.namespace
+    if not about.kind or not about.name or not manifest.get("apiVersion"):
+        return "Invalid", "apiVersion, kind and metadata.name must be set"
+    if where in PROTECTED:
+        return "Refused", f"namespace {where!r} belongs to the cluster itself: choose another one"
+    return "", ""
+
+
+def is_skipped(manifest: Obj) -> bool:
+    """Endpoints of other sites: their addresses mean nothing inside a Kubernetes cluster."""
+    return manifest.get("kind") == "EndpointSlice" and "meta-os.eu/cluster" in labels(manifest)
+
+
+def tracking(member: str, about: ObjectRef) -> str:
+    """The value of the ``TRACKING`` annotation."""
+    return f"{member}:{about.group}/{about.kind}:{about.namespace}/{about.name}"
+
+
+def prepared(manifest: Obj, member: str, work_uid: str, api_version: str, *, adopted: bool = False) -> Obj:
+    """The body of the server-side apply: what the user said, and whose it is."""
+    said = {k: v for k, v in meta.annotations(manifest).items() if k != ADOPT}
+    metadata: dict[str, Any] = {"name": name(manifest)}
+    if namespace(manifest):
+        metadata["namespace"] = namespace(manifest)
+    metadata["labels"] = {**labels(manifest), MEMBER_LABEL: member, WORK_LABEL: work_uid}
+    metadata["annotations"] = said | {TRACKING: tracking(member, ref(manifest))} | ({ADOPTED: "true"} if adopted else {})
+    body = {k: v for k, v in manifest.items() if k not in ("apiVersion", "kind", "metadata", "status")}
+    found: Obj = {"apiVersion": api_version, "kind": manifest["kind"], "metadata": metadata, **copy.deepcopy(body)}
+    _localise(found)
+    return found
+
+
+def _localise(obj: Obj) -> None:
+    spec = obj.get("spec")
+    if not isinstance(spec, dict):
+        return
+    match obj["kind"]:
+        case "Service" if obj["apiVersion"] == "v1":
+            if spec.get("clusterIP") != "None":
+                _drop(spec, "clusterIP", "clusterIPs")
+            _drop(spec, "ipFamilies")
+            _drop_if(spec, internalTrafficPolicy="Cluster", ipFamilyPolicy="SingleStack")
+        case "StatefulSet":
+            _drop_if(spec, persistentVolumeClaimRetentionPolicy={"whenDeleted": "Retain", "whenScaled": "Retain"})
+            for claim in spec.get("volumeClaimTemplates") or ():
+                claim.pop("status", None)
+        case "DaemonSet":
+            rolling = (spec.get("updateStrategy") or {}).get("rollingUpdate")
+            if isinstance(rolling, dict):
+                _drop_if(rolling, maxSurge=0)
+        case "Job":
+            _job(spec)
+        case "CronJob":
+            _job((spec.get("jobTemplate") or {}).get("spec") or {})
+        case "Pod":
+            _drop(spec, "nodeName")
+
+
+def _job(spec: dict[str, Any]) -> None:
+    _drop_if(spec, completionMode="NonIndexed", suspend=False, podReplacementPolicy="TerminatingOrFailed")
+    if spec.get("manualSelector"):
+        return
+    _drop(spec, "manualSelector", "selector")
+    metadata = (spec.get("template") or {}).get("metadata") or {}
+    own = ("controller-uid", "job-name")
+    found = {k: v for k, v in (metadata.get("labels") or {}).items() if k.removeprefix("batch.kubernetes.io/") not in own}
+    if "labels" in metadata:
+        metadata["labels"] = found
+
+
+def _drop(spec: dict[str, Any], *keys: str) -> None:
+    for key in keys:
+        spec.pop(key, None)
+
+
+def _drop_if(spec: dict[str, Any], **values: Any) -> None:
+    for key, value in values.items():
+        if key in spec and spec[key] == value:
+            del spec[key]
