@@ -112,18 +112,16 @@ class Member:
         self.problem, self._answered = "", self._clock.monotonic()
 
     def _failed(self, error: ApiError) -> None:
-        text = error.message
+        text, ends = error.message, self._access.not_after
         if error.code == 401:
-            text = f"the cluster at {self.server} does not accept the kubeconfig's credentials: {text}; {self._why_refused()}"
+            text = f"the cluster at {self.server} does not accept the kubeconfig's credentials: {text}"
+        if ends is not None and ends < self._clock.now():
+            text += f"; the kubeconfig's client certificate ended at {format_time(ends)}: put a new kubeconfig in its place"
+        elif error.code == 401:
+            text += "; where they were withdrawn, put a new kubeconfig in its place, it is read again by itself"
         if text != self.problem:
             log.warning("%s", text)
         self.problem = text
-
-    def _why_refused(self) -> str:
-        ends = self._access.not_after
-        if ends is not None and ends < self._clock.now():
-            return f"its client certificate ended at {format_time(ends)}: put a new kubeconfig in its place"
-        return "where they were withdrawn, put a new kubeconfig in its place: it is read again by itself"
 
     def _take(self, access: Access) -> None:
         self._access = access

@@ -1,4 +1,4 @@
-"""A Kubernetes cluster's API and an applier on it: NEMO's own API server always, a real kube-apiserver where KUBECONFIG names one."""
+"""A cluster's API and an applier on it: NEMO's own API server always, a real kube-apiserver where KUBECONFIG names one."""
 
 from __future__ import annotations
 

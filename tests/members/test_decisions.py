@@ -1,0 +1,346 @@
+"""What is decided about a member's objects: order, ownership, drift, health, capacity, and what is said of it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metaos.members.health import CURRENT, FAILED, IN_PROGRESS, TERMINATING, health
+from metaos.members.manifests import ADOPTED, MEMBER_LABEL, TRACKING, WORK_LABEL, is_skipped, phase, prepared, refusal, tracking
+from metaos.members.nodes import totals
+from metaos.members.ownership import Action, Applied, Live, desired_step, found_step, is_ours, own_fields, unwanted_step
+from metaos.members.refusals import refusal_of
+from metaos.members.status import Outcome, Seen, work_status
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import ADOPT, Obj, ref
+
+KINDS = [
+    ("", "Namespace"),
+    ("apiextensions.k8s.io", "CustomResourceDefinition"),
+    ("", "ServiceAccount"),
+    ("rbac.authorization.k8s.io", "ClusterRole"),
+    ("", "Secret"),
+    ("", "ConfigMap"),
+    ("", "Service"),
+    ("apps", "Deployment"),
+    ("batch", "Job"),
+    ("example.com", "Database"),
+    ("example.com", "Service"),
+    ("autoscaling", "HorizontalPodAutoscaler"),
+    ("admissionregistration.k8s.io", "MutatingWebhookConfiguration"),
+]
+texts = st.sampled_from(["a", "b", "c-1"])
+maps = st.dictionaries(texts, texts, max_size=3)
+
+
+@st.composite
+def objects(draw: st.DrawFn) -> Obj:
+    group, kind = draw(st.sampled_from(KINDS))
+    metadata: dict[str, Any] = {
+        "name": draw(texts),
+        "labels": draw(maps),
+        "annotations": draw(maps),
+        "uid": "hub",
+        "generation": 4,
+    }
+    if draw(st.booleans()):
+        metadata["namespace"] = draw(texts)
+    spec = draw(st.dictionaries(texts, st.integers(0, 2) | maps, max_size=3))
+    return {"apiVersion": f"{group}/v1" if group else "v1", "kind": kind, "metadata": metadata, "spec": spec, "status": {"x": 1}}
+
+
+def test_namespaces_and_definitions_come_first_webhooks_last_and_custom_kinds_after_workloads() -> None:
+    order = [phase(*kind) for kind in KINDS if kind != ("example.com", "Service")]
+    assert order == sorted(order) and phase("example.com", "Service") == phase("example.com", "Database")
+    assert (
+        phase("apps", "Deployment")
+        < phase("example.com", "Database")
+        < phase("admissionregistration.k8s.io", "MutatingWebhookConfiguration")
+    )
+
+
+@settings(max_examples=30)
+@given(objects())
+def test_what_is_sent_says_what_the_user_said_and_whose_it_is_and_nothing_of_the_hub(obj: Obj) -> None:
+    before = copy.deepcopy(obj)
+    sent = prepared(obj, "m1", "w1", obj["apiVersion"])
+    assert obj == before, "a Work is not changed"
+    assert set(sent["metadata"]) <= {"name", "namespace", "labels", "annotations"} and "status" not in sent
+    assert is_ours(sent, "m1") and not is_ours(sent, "m2")
+    assert sent["metadata"]["labels"].items() >= obj["metadata"]["labels"].items()
+    assert sent["spec"] == obj["spec"] and sent["metadata"]["labels"][WORK_LABEL] == "w1"
+
+
+@settings(max_examples=30)
+@given(objects(), objects())
+def test_what_controllers_copy_of_our_labels_and_annotations_is_not_ours(obj: Obj, other: Obj) -> None:
+    sent = prepared(obj, "m1", "w1", obj["apiVersion"])
+    copied = other | {"metadata": other["metadata"] | {k: sent["metadata"][k] for k in ("labels", "annotations")}}
+    assert is_ours(copied, "m1") == (ref(copied) == ref(obj))
+
+
+def test_what_belongs_to_the_hub_or_to_newer_servers_alone_is_left_out() -> None:
+    def sent(api_version: str, kind: str, **spec: Any) -> Any:
+        return prepared(
+            {"apiVersion": api_version, "kind": kind, "metadata": {"name": "x"}, "spec": spec}, "m", "w", api_version
+        )["spec"]
+
+    assert sent("v1", "Service", clusterIP="10.0.0.1", clusterIPs=["10.0.0.1"], ipFamilies=["IPv4"], ports=[]) == {"ports": []}
+    assert sent("v1", "Service", clusterIP="None") == {"clusterIP": "None"}
+    assert sent("v1", "Service", internalTrafficPolicy="Cluster") == {}
+    assert sent("v1", "Service", internalTrafficPolicy="Local") == {"internalTrafficPolicy": "Local"}
+    assert sent("v1", "Pod", nodeName="site", containers=[]) == {"containers": []}
+    made = {"controller-uid": "u", "batch.kubernetes.io/controller-uid": "u", "job-name": "x", "mine": "y"}
+    job = {"selector": {"matchLabels": {"controller-uid": "u"}}, "manualSelector": False, "suspend": False}
+    assert sent("batch/v1", "Job", **job, template={"metadata": {"labels": made}}) == {
+        "template": {"metadata": {"labels": {"mine": "y"}}}
+    }
+    assert sent("batch/v1", "Job", suspend=True) == {"suspend": True}
+    manual = {"manualSelector": True, "selector": {"matchLabels": {"a": "b"}}}
+    assert sent("batch/v1", "Job", **manual) == manual
+    claims = [{"metadata": {"name": "d"}, "status": {"phase": "Pending"}}]
+    assert sent("apps/v1", "StatefulSet", volumeClaimTemplates=claims) == {"volumeClaimTemplates": [{"metadata": {"name": "d"}}]}
+
+
+def test_the_clusters_own_namespaces_are_not_for_a_hub_to_write_to() -> None:
+    def manifest(kind: str, where: str) -> Obj:
+        key = "name" if kind == "Namespace" else "namespace"
+        return {"apiVersion": "v1", "kind": kind, "metadata": {"name": "x", key: where}}
+
+    assert refusal(manifest("ConfigMap", "kube-system"))[0] == refusal(manifest("Namespace", "kube-public"))[0] == "Refused"
+    assert refusal(manifest("ConfigMap", "shop")) == ("", "")
+    assert refusal({"kind": "ConfigMap"})[0] == "Invalid"
+
+
+def test_endpoints_of_other_sites_are_not_carried() -> None:
+    slices: Obj = {"kind": "EndpointSlice", "metadata": {"name": "s", "labels": {"meta-os.eu/cluster": "edge"}}}
+    assert is_skipped(slices) and not is_skipped({"kind": "EndpointSlice", "metadata": {"name": "s"}})
+
+
+# -- ownership and drift -----------------------------------------------------------------------------------------
+
+
+def live_of(obj: Obj, fields: Any, **metadata: Any) -> Live:
+    entry = {"manager": "nemo", "operation": "Apply", "fieldsV1": fields, "time": "2026-01-01T00:00:00Z"}
+    others = [{"manager": "kube-controller-manager", "operation": "Update", "fieldsV1": {"f:status": {}}}]
+    return Live.of(obj | {"metadata": obj["metadata"] | {"uid": "u1", "managedFields": [*others, entry]} | metadata})
+
+
+trees = st.recursive(
+    st.just({}), lambda inner: st.dictionaries(st.sampled_from(["f:a", "f:b", "f:c"]), inner, max_size=3), max_leaves=6
+)
+
+
+@settings(max_examples=30)
+@given(objects(), trees, trees, st.dictionaries(texts, texts))
+def test_drift_is_another_set_of_our_fields_and_nothing_else(obj: Obj, ours: Any, now: Any, defaulted: dict[str, str]) -> None:
+    applied = Applied("d", live_of(obj, ours).fields)
+    more = obj | {"spec": obj["spec"] | {f"x-{k}": v for k, v in defaulted.items()}, "status": {"replicas": 3}}
+    assert desired_step(live_of(more, ours), applied, "d") is Action.NOTHING, "what a server fills in is nobody's drift"
+    assert (desired_step(live_of(obj, now), applied, "d") is Action.NOTHING) == (now == ours)
+    assert desired_step(live_of(obj, ours), applied, "another") is Action.APPLY
+    assert desired_step(live_of(obj, ours), None, "d") is Action.APPLY
+
+
+@settings(max_examples=30)
+@given(objects(), st.sampled_from(["m1", "m2", ""]), st.booleans(), st.booleans(), st.booleans())
+def test_no_step_ever_touches_what_is_not_ours_unless_its_author_says_so(
+    obj: Obj, whose: str, known: bool, adopt: bool, ending: bool
+) -> None:
+    wanted = obj | {"metadata": obj["metadata"] | {"annotations": {ADOPT: "true"} if adopt else {}}}
+    there = prepared(obj, whose, "w", obj["apiVersion"]) if whose else copy.deepcopy(obj)
+    there["metadata"] |= {"uid": "u1"} | ({"deletionTimestamp": "2026-01-01T00:00:00Z"} if ending else {})
+    step = found_step(wanted, there, "m1", "u1" if known else "")
+    if whose == "m1" or known:
+        assert step is (Action.WAIT if ending else Action.APPLY)
+    elif obj["kind"] == "Namespace":
+        assert step is Action.NOTHING
+    elif adopt:
+        assert step is (Action.WAIT if ending else Action.ADOPT)
+    else:
+        assert step is Action.REFUSE
+    assert found_step(wanted, None, "m1", "") is Action.CREATE
+
+
+@settings(max_examples=30)
+@given(objects(), st.booleans(), st.booleans(), st.booleans())
+def test_only_what_was_made_is_deleted_and_only_when_the_hub_has_said_so(
+    obj: Obj, sure: bool, adopted: bool, ending: bool
+) -> None:
+    more = {"deletionTimestamp": "2026-01-01T00:00:00Z"} if ending else {}
+    live = live_of(prepared(obj, "m1", "w", obj["apiVersion"], adopted=adopted), {}, **more)
+    step = unwanted_step(obj["kind"], live, sure=sure)
+    if step is Action.DELETE:
+        assert sure and not adopted and obj["kind"] != "Namespace" and not ending
+    if step is Action.RELEASE:
+        assert sure and adopted
+    assert unwanted_step(obj["kind"], None, sure=True) is Action.NOTHING
+
+
+def test_only_what_nemo_applied_counts_as_its_fields() -> None:
+    entries = [
+        {"manager": "nemo", "operation": "Update", "fieldsV1": {"f:x": {}}},
+        {"manager": "nemo", "operation": "Apply", "subresource": "status", "fieldsV1": {"f:y": {}}},
+    ]
+    assert own_fields({"metadata": {"managedFields": entries}}) == ""
+    ours = {"manager": "nemo", "operation": "Apply", "fieldsV1": {"f:z": {}}}
+    assert own_fields({"metadata": {"managedFields": [*entries, ours]}}) == '{"f:z":{}}'
+    assert tracking("m", ref({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "w", "namespace": "s"}})) == (
+        "m:apps/Deployment:s/w"
+    )
+    assert {MEMBER_LABEL, TRACKING, ADOPTED} == {"meta-os.eu/member", "meta-os.eu/tracking", "meta-os.eu/adopted"}
+
+
+# -- health ------------------------------------------------------------------------------------------------------
+
+
+def condition(kind: str, status: str = "True", **more: str) -> dict[str, Any]:
+    return {"conditions": [{"type": kind, "status": status, **more}]}
+
+
+FULL = {"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2, "readyReplicas": 2}
+DAEMON = {"observedGeneration": 2, "desiredNumberScheduled": 2, "currentNumberScheduled": 2, "updatedNumberScheduled": 2}
+CRASHING = {"name": "c", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+
+
+@pytest.mark.parametrize(
+    ("api_version", "kind", "spec", "status", "expected"),
+    [
+        ("apps/v1", "Deployment", {"replicas": 2}, FULL, CURRENT),
+        ("apps/v1", "Deployment", {"replicas": 2}, FULL | {"observedGeneration": 1}, IN_PROGRESS),
+        ("apps/v1", "Deployment", {"replicas": 2}, FULL | {"updatedReplicas": 1}, IN_PROGRESS),
+        ("apps/v1", "Deployment", {"replicas": 2}, FULL | {"replicas": 3}, IN_PROGRESS),
+        ("apps/v1", "Deployment", {"replicas": 2}, {}, IN_PROGRESS),
+        ("apps/v1", "Deployment", {}, FULL | condition("Progressing", "False", reason="ProgressDeadlineExceeded"), FAILED),
+        ("apps/v1", "StatefulSet", {"replicas": 2}, FULL, CURRENT),
+        ("apps/v1", "StatefulSet", {"replicas": 2}, FULL | {"updateRevision": "b", "currentRevision": "a"}, IN_PROGRESS),
+        ("apps/v1", "StatefulSet", {"replicas": 2, "updateStrategy": {"type": "OnDelete"}}, FULL, CURRENT),
+        ("apps/v1", "ReplicaSet", {"replicas": 2}, FULL, CURRENT),
+        ("apps/v1", "ReplicaSet", {"replicas": 3}, FULL, IN_PROGRESS),
+        ("apps/v1", "DaemonSet", {}, DAEMON | {"numberAvailable": 2, "numberReady": 2}, CURRENT),
+        ("apps/v1", "DaemonSet", {}, DAEMON | {"numberAvailable": 1}, IN_PROGRESS),
+        ("batch/v1", "Job", {}, {}, IN_PROGRESS),
+        ("batch/v1", "Job", {}, {"startTime": "2026-01-01T00:00:00Z"}, CURRENT),
+        ("batch/v1", "Job", {}, condition("Failed", message="no"), FAILED),
+        ("v1", "Pod", {}, {"phase": "Running"} | condition("Ready"), CURRENT),
+        ("v1", "Pod", {}, {"phase": "Pending"}, IN_PROGRESS),
+        ("v1", "Pod", {}, {"phase": "Running", "containerStatuses": [CRASHING]}, FAILED),
+        ("v1", "PersistentVolumeClaim", {}, {"phase": "Bound"}, CURRENT),
+        ("v1", "PersistentVolumeClaim", {}, {"phase": "Pending"}, IN_PROGRESS),
+        ("v1", "Service", {"type": "ClusterIP"}, {}, CURRENT),
+        ("v1", "ConfigMap", {}, {}, CURRENT),
+        ("apiextensions.k8s.io/v1", "CustomResourceDefinition", {}, {}, IN_PROGRESS),
+        ("apiextensions.k8s.io/v1", "CustomResourceDefinition", {}, condition("Established"), CURRENT),
+        ("example.com/v1", "Database", {}, {}, CURRENT),
+        ("example.com/v1", "Database", {}, condition("Ready", "False", message="starting"), IN_PROGRESS),
+        ("example.com/v1", "Database", {}, condition("Stalled", message="no disk"), FAILED),
+        ("example.com/v1", "Database", {}, condition("Reconciling"), IN_PROGRESS),
+        ("example.com/v1", "Job", {}, {}, CURRENT),
+    ],
+)
+def test_health_is_as_kstatus_has_it(api_version: str, kind: str, spec: Obj, status: Obj, expected: str) -> None:
+    obj = {"apiVersion": api_version, "kind": kind, "metadata": {"name": "x", "generation": 2}, "spec": spec, "status": status}
+    assert health(obj).status == expected
+    assert bool(health(obj).message) == (expected != CURRENT), "what is not well says why"
+    assert health(obj | {"metadata": {"name": "x", "deletionTimestamp": "2026-01-01T00:00:00Z"}}).status == TERMINATING
+
+
+@settings(max_examples=30)
+@given(
+    objects(), st.recursive(st.none() | st.booleans() | st.integers() | texts, lambda i: st.lists(i) | st.dictionaries(texts, i))
+)
+def test_no_status_of_a_custom_resource_is_too_strange_for_a_verdict(obj: Obj, status: Any) -> None:
+    assert health(obj | {"apiVersion": "example.com/v1", "status": status}).status in (CURRENT, IN_PROGRESS, FAILED)
+
+
+# -- capacity ----------------------------------------------------------------------------------------------------
+
+
+def node(cpu: int, memory: int, ready: bool = True, cordoned: bool = False) -> Obj:
+    amounts = {"cpu": f"{cpu}m", "memory": f"{memory}Ki", "pods": "110", "hugepages-2Mi": "0", "ephemeral-storage": "1Gi"}
+    conditions = [{"type": "Ready", "status": "True" if ready else "Unknown"}]
+    return {
+        "spec": {"unschedulable": cordoned},
+        "status": {"capacity": amounts, "allocatable": amounts, "conditions": conditions},
+    }
+
+
+nodes = st.lists(st.builds(node, st.integers(0, 9000), st.integers(0, 10**6), st.booleans(), st.booleans()), max_size=5)
+
+
+@settings(max_examples=30)
+@given(nodes, st.integers(0, 20))
+def test_capacity_is_the_sum_over_nodes_and_what_takes_pods_is_allocatable(found: list[Obj], most: int) -> None:
+    has, free = totals(found, {"pods": str(most)})
+    assert set(has) == {"cpu", "memory", "pods"}
+    assert int(free["pods"]) <= int(has["pods"]) == min(most, 110 * len(found))
+    taking = [n for n in found if n["status"]["conditions"][0]["status"] == "True" and not n["spec"]["unschedulable"]]
+    assert int(free["pods"]) == min(most, 110 * len(taking))
+    assert totals(taking, {})[1] == totals(found, {})[1]
+
+
+# -- what is said ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "patient"),
+    [
+        (ApiError(409, "Conflict", "x", details={"causes": [{"reason": "FieldManagerConflict"}]}), "Conflict", True),
+        (ApiError(409, "Conflict", "uid mismatch"), "Conflict", False),
+        (ApiError(422, "Invalid", "spec.selector: field is immutable"), "Invalid", True),
+        (ApiError(500, "InternalError", ".spec.x: field not declared in schema"), "Invalid", True),
+        (ApiError(403, "Forbidden", "exceeded quota"), "Forbidden", False),
+        (ApiError(400, "BadRequest", 'admission webhook "no.example.com" denied the request'), "RefusedByWebhook", False),
+        (ApiError(401, "Unauthorized", "Unauthorized"), "Unauthorized", False),
+        (ApiError(429, "TooManyRequests", "later"), "Throttled", False),
+        (ApiError(503, "ServiceUnavailable", "away"), "Unreachable", False),
+        (ApiError(500, "InternalError", "etcd"), "ServerError", False),
+    ],
+)
+def test_what_a_server_refuses_has_a_name_and_a_time_to_try_again(error: ApiError, reason: str, patient: bool) -> None:
+    found = refusal_of(error)
+    assert found.reason == reason and found.message and (found.seconds is not None) == patient
+    if "immutable" in error.message:
+        assert "delete and apply it anew" in found.message
+
+
+def work(*names: str) -> Obj:
+    manifests = [
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": n, "namespace": "shop", "uid": n, "generation": 5}}
+        for n in names
+    ]
+    return {"metadata": {"generation": 9}, "spec": {"manifests": manifests}}
+
+
+def seen(generation: int, observed: int, outcome: str = "") -> Seen:
+    obj = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x", "generation": generation}}
+    live = Live.of(obj | {"status": FULL | {"observedGeneration": observed}, "spec": {"replicas": 2}})
+    return Seen(not outcome, Outcome("d", outcome, outcome and "because"), live)
+
+
+def test_a_status_is_about_a_generation_of_the_hub_only_once_the_members_controllers_have_seen_it() -> None:
+    first = work_status(work("web"), {}, lambda m: seen(1, 1), 0.0)
+    assert first["manifests"][0]["observedGeneration"] == 5 and first["observedGeneration"] == 9
+    assert first["manifests"][0]["status"]["availableReplicas"] == 2 and first["manifests"][0]["health"] == CURRENT
+    newer = work("web")
+    newer["spec"]["manifests"][0]["metadata"]["generation"] = 6
+    second = work_status(newer, first, lambda m: seen(2, 1), 0.0)
+    assert second["manifests"][0]["observedGeneration"] == 5 and second["manifests"][0]["health"] == IN_PROGRESS
+    assert work_status(newer, {}, lambda m: seen(2, 1), 0.0)["manifests"][0]["observedGeneration"] == 0
+
+
+def test_conditions_name_what_was_not_taken_and_what_is_waited_for() -> None:
+    def look(manifest: Obj) -> Seen:
+        return {"good": seen(1, 1), "slow": seen(2, 1), "bad": seen(1, 1, "Invalid")}[manifest["metadata"]["name"]]
+
+    status = work_status(work("good", "slow", "bad"), {}, look, 0.0)
+    found = {c["type"]: c for c in status["conditions"]}
+    assert (found["Applied"]["status"], found["Applied"]["reason"]) == ("False", "Invalid")
+    assert found["Applied"]["message"] == "Deployment shop/bad: because"
+    assert "shop/slow" in found["Available"]["message"] and "shop/good" not in found["Available"]["message"]
+    many = work_status(work(*(f"w{n}" for n in range(30))), {}, lambda m: Seen(False, None, None), 0.0)
+    assert many["conditions"][0]["message"].endswith("and 20 more")

@@ -1,0 +1,188 @@
+"""Kubeconfigs: every way to say who one is, and what is wrong with those that cannot be used."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import yaml
+
+from metaos.clock import SystemClock
+from metaos.members.credentials import ExecPlugin, Oidc, TokenFile, token_end
+from metaos.members.kubeconfig import Access, KubeconfigError, in_cluster, read
+from metaos.members.member import Member, read_access
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import format_time
+from tests.apiserver.serving import served
+from tests.clock import FakeClock
+
+
+def document(user: dict[str, Any], **cluster: Any) -> dict[str, Any]:
+    return {
+        "clusters": [{"name": "c", "cluster": {"server": "https://k:6443/", **cluster}}],
+        "users": [{"name": "u", "user": user}],
+        "contexts": [{"name": "one", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "one",
+    }
+
+
+def test_each_way_is_read(tmp_path: Path) -> None:
+    (tmp_path / "key.pem").write_text("KEY")
+    pem = base64.b64encode(b"CERT").decode()
+    certified = read(document({"client-certificate-data": pem, "client-key": "key.pem"}), "", tmp_path)
+    assert (certified.server, certified.certificate, certified.key) == ("https://k:6443", "CERT", "KEY")
+    assert read(document({"token": "t"}), "one", tmp_path).token == "t"
+    assert read(document({"tokenFile": "t"}), "", tmp_path).token_file == str(tmp_path / "t")
+    assert read(document({"exec": {"command": "./plugin"}}), "", tmp_path).exec["command"] == str(tmp_path / "plugin")
+    assert read(document({"exec": {"command": "aws"}}), "", tmp_path).exec["command"] == "aws"
+    oidc = {"auth-provider": {"name": "oidc", "config": {"idp-issuer-url": "https://i"}}}
+    assert read(document(oidc), "", tmp_path).oidc == {"idp-issuer-url": "https://i"}
+    assert read(document({}, **{"tls-server-name": "n", "insecure-skip-tls-verify": True}), "", tmp_path) == Access(
+        "https://k:6443", insecure=True, server_name="n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("user", "cluster", "context", "said"),
+    [
+        ({}, {}, "two", "no context 'two'; there are: one"),
+        ({}, {"server": "k:6443"}, "", "must be a URL"),
+        ({}, {"proxy-url": "http://p"}, "", "proxy-url is not supported"),
+        ({"as": "admin"}, {}, "", "users[].user.as is not supported (impersonation)"),
+        ({"username": "u", "password": "p"}, {}, "", "since 1.19"),
+        ({"auth-provider": {"name": "gcp"}}, {}, "", "'gcp' is not supported"),
+        ({"client-certificate-data": "!"}, {}, "", "is not PEM in base64"),
+        ({"client-key": "nowhere"}, {}, "", "client-key cannot be read"),
+        ({"client-key-data": "eA=="}, {}, "", "belong together"),
+        ({"exec": {"args": ["x"]}}, {}, "", "exec.command is missing"),
+    ],
+)
+def test_what_cannot_be_used_says_which_field_and_why(
+    user: dict[str, Any], cluster: dict[str, Any], context: str, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(KubeconfigError) as caught:
+        read(document(user, **cluster), context, tmp_path)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [None, [], {}, {"clusters": []}, "text"])
+def test_other_files_are_no_kubeconfig(wrong: Any, tmp_path: Path) -> None:
+    with pytest.raises(KubeconfigError):
+        read(wrong, "", tmp_path)
+
+
+def test_a_pod_finds_its_own_account(tmp_path: Path) -> None:
+    with pytest.raises(KubeconfigError, match="--kubeconfig"):
+        in_cluster({}, tmp_path)
+    (tmp_path / "token").write_text("t")
+    (tmp_path / "ca.crt").write_text("CA")
+    found = in_cluster({"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443"}, tmp_path)
+    assert (found.server, found.ca, found.token_file) == ("https://[fd00::1]:6443", "CA", str(tmp_path / "token"))
+
+
+async def test_what_is_wrong_with_a_file_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    path.write_text("a: [")
+    with pytest.raises(KubeconfigError, match="it is not YAML"):
+        await read_access(path, "")
+
+
+async def test_a_token_file_is_read_again(tmp_path: Path) -> None:
+    clock, path = FakeClock(), tmp_path / "token"
+    found = TokenFile(path, clock)
+    with pytest.raises(ApiError, match="cannot be read"):
+        await found.token()
+    path.write_text("one\n")
+    assert await found.token() == "one"
+    path.write_text("two")
+    assert await found.token() == "one"
+    found.refused()
+    assert await found.token() == "two"
+
+
+def plugin(folder: Path, status: dict[str, Any]) -> dict[str, Any]:
+    """A real one, which counts how often it was run."""
+    code = (
+        "import json, os, pathlib; p = pathlib.Path(os.environ['COUNT']); n = p.read_text() + 'x'; p.write_text(n);"
+        "assert json.loads(os.environ['KUBERNETES_EXEC_INFO'])['kind'] == 'ExecCredential';"
+        f"print(json.dumps({{'kind': 'ExecCredential', 'status': {status!r}}}))"
+    )
+    (folder / "count").write_text("")
+    return {"command": sys.executable, "args": ["-c", code], "env": [{"name": "COUNT", "value": str(folder / "count")}]}
+
+
+async def test_an_exec_plugin_is_asked_again_when_its_token_ends_or_is_refused(tmp_path: Path) -> None:
+    clock = FakeClock()
+    certified: list[tuple[str, str]] = []
+    status = {
+        "token": "t",
+        "expirationTimestamp": format_time(clock.now() + 100),
+        "clientCertificateData": "C",
+        "clientKeyData": "K",
+    }
+    found = ExecPlugin(plugin(tmp_path, status), clock, lambda c, k: certified.append((c, k)))
+    assert await asyncio.gather(found.token(), found.token()) == ["t", "t"] and certified == [("C", "K")]
+    assert (tmp_path / "count").read_text() == "x"
+    found.refused()
+    await found.token()
+    await clock.advance(90)
+    await found.token()
+    assert (tmp_path / "count").read_text() == "xxx"
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ({"command": "/nowhere/plugin", "installHint": "install it"}, "install it"),
+        ({"command": sys.executable, "args": ["-c", "raise SystemExit('no login')"]}, "ended with 1: no login"),
+        ({"command": sys.executable, "args": ["-c", "print('hello')"]}, "has not answered with an ExecCredential"),
+        ({"command": "x", "apiVersion": "client.authentication.k8s.io/v1alpha1"}, "must be one of"),
+    ],
+)
+async def test_an_exec_plugin_that_fails_says_how(stated: dict[str, Any], said: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        await ExecPlugin(stated, FakeClock(), lambda c, k: None).token()
+    assert said in caught.value.message and caught.value.code == 401
+
+
+def jwt(ends: float) -> str:
+    part = base64.urlsafe_b64encode(json.dumps({"exp": ends}).encode()).decode().rstrip("=")
+    return f"h.{part}.s"
+
+
+async def test_an_oidc_token_is_used_until_it_ends(tmp_path: Path) -> None:
+    clock = FakeClock()
+    found = Oidc({"id-token": jwt(clock.now() + 100)}, tmp_path / "kept", clock, Random(1))
+    assert token_end(await found.token()) == clock.now() + 100
+    await clock.advance(90)
+    with pytest.raises(ApiError, match="no refresh-token"):
+        await found.token()
+    assert token_end("not one") == float("-inf")
+
+
+async def test_credentials_that_ended_are_told_as_that_and_new_ones_taken_up(tmp_path: Path) -> None:
+    clock = SystemClock()
+    async with served(tmp_path, clock) as hub:
+        good = hub.kubeconfig(tmp_path)
+        path = tmp_path / "config"
+        pair = hub.pair("admin", "system:masters", lifetime=-1.0)
+        text = yaml.safe_load(good.read_text())
+        text["users"][0]["user"] = {
+            "client-certificate-data": base64.b64encode(pair.certificate).decode(),
+            "client-key-data": base64.b64encode(pair.key).decode(),
+        }
+        path.write_text(json.dumps(text))
+        member = Member(await read_access(path, ""), path, "", tmp_path, clock, Random(1))
+        await member.look()
+        assert "client certificate ended at" in member.problem and "put a new kubeconfig in its place" in member.problem
+        path.write_text(good.read_text())
+        await member._read_again()
+        await member.look()
+        assert member.problem == "" and member.version.startswith("v1.")
+        await member.client.close()
