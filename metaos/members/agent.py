@@ -188,25 +188,24 @@ class KubernetesAgent:
             "allocatable": free,
             "nodeInfo": {
                 "agentVersion": __version__,
-                "kernelVersion": "",
                 "osImage": f"Kubernetes {self.member.version}".rstrip(),
                 "operatingSystem": "linux",
                 "architecture": architecture(nodes),
                 "isolation": "kubernetes",
                 "runtime": RUNTIME,
             },
-            "agentConditions": self._conditions(len(nodes)),
+            "agentConditions": self._conditions(),
             "certificate": self.connection.certificate(),
         }
 
-    def _conditions(self, nodes: int) -> list[dict[str, str]]:
+    def _conditions(self) -> list[dict[str, str]]:
         left = self.applier.left if self.works.listed else []
         shown = ", ".join(described({"kind": r.kind, "metadata": r._asdict()}) for r in left[:5])
         return [
             _condition("ClusterClaimed", self.applier.held, "Claimed", "NotClaimed"),
             _condition("ClusterReachable", self.member.problem, "Reachable", "Unreachable"),
             _condition("LeftoversGone", f"{len(left)} objects are still to go: {shown}" if left else "", "Gone", "Waiting"),
-            _condition("NodesKnown", self._nodes_problem, f"{nodes}Nodes", "Unknown"),
+            _condition("NodesKnown", self._nodes_problem, "Listed", "Unknown"),
         ]
 
     async def _farewell(self) -> None:

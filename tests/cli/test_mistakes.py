@@ -59,8 +59,8 @@ def leaves(command: click.Command, path: str = "") -> Iterator[tuple[str, click.
 
 
 COMMANDS = dict(leaves(nemo))
-#: Those that ask a hub.
-ASKING = sorted(path for path, c in COMMANDS.items() if any("--kubeconfig" in p.opts for p in c.params))
+#: Those that ask a hub. The agent's kubeconfig is of another cluster.
+ASKING = sorted(path for path, c in COMMANDS.items() if path != "agent" and any("--kubeconfig" in p.opts for p in c.params))
 
 
 @pytest.fixture
@@ -217,6 +217,25 @@ def test_an_agent_that_cannot_start(run: Any, folder: Path, caplog: pytest.LogCa
             "agent", "--hub", "https://127.0.0.1:1", "--site", str(folder / file), "--data", str(folder / "a"), needs=False
         )
         assert found.code == 5 and said in caplog.text and file in caplog.text and "Traceback" not in caplog.text
+
+
+def test_an_agent_of_a_cluster_that_cannot_start(run: Any, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    site = folder / "site.yaml"
+    base = ["agent", "--hub", "https://127.0.0.1:1", "--site", str(site), "--data", str(folder / "k")]
+    run(*base, "--kubeconfig", str(folder / "text.yaml"), needs=False).refused("say --runtime kubernetes", code=2)
+    wrong = "apiVersion: meta-os.eu/v1alpha1\nkind: Cluster\nmetadata: {name: k}\nspec: {runtime: RUNTIME}\n"
+    for runtime, file, code, said in (
+        ("kubernetes", "broken.yaml", 5, "it is not YAML"),
+        ("kubernetes", "text.yaml", 5, "it is no kubeconfig"),
+        ("sandbox", "text.yaml", 5, "make them agree"),
+    ):
+        caplog.clear()
+        site.write_text(wrong.replace("RUNTIME", runtime))
+        found = run(*base, "--runtime", "kubernetes", "--kubeconfig", str(folder / file), needs=False)
+        assert found.code == code and said in caplog.text and "Traceback" not in caplog.text
+    caplog.clear()
+    site.write_text(wrong.replace("RUNTIME", "kubernetes"))
+    assert run(*base, needs=False).code == 5 and "start the agent with --runtime kubernetes" in caplog.text
 
 
 def test_files_that_are_something_else(run: Any, folder: Path) -> None:
