@@ -146,6 +146,8 @@ class ServiceReconciler:
         cluster = self._clusters.get(site)
         if cluster is None or not is_true(cluster, "Ready"):
             return _LOST
+        if (cluster.get("spec") or {}).get("runtime") == "kubernetes":
+            return _LOST  # Its pods serve their own cluster; other sites do not reach them.
         owner = controller_of(pod)
         for found in self._works.by_index("workloadUid", str((owner or {}).get("uid") or uid(pod))):
             if cluster_of(found) == site:

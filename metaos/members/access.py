@@ -10,7 +10,7 @@ from metaos.agent.flows import Counts
 from metaos.http import path_of
 from metaos.members.member import Member
 from metaos.plugins.points import Exec
-from metaos.resources.errors import ApiError
+from metaos.resources.errors import ApiError, not_found
 from metaos.resources.scheme import POD
 
 
@@ -19,10 +19,10 @@ def not_offered(what: str) -> NoReturn:
 
 
 class MemberAccess:
-    """``SiteAccess``: logs are the cluster's own. ``renew`` is told to the certificate's rotation."""
+    """``SiteAccess``: logs are the cluster's own, of pods that are ours alone. ``renewed`` asks for another certificate."""
 
-    def __init__(self, member: Member, renewed: Callable[[], None]) -> None:
-        self._member, self._renewed = member, renewed
+    def __init__(self, member: Member, renewed: Callable[[], None], ours: Callable[[str, str], bool]) -> None:
+        self._member, self._renewed, self._ours = member, renewed, ours
         self._counts = Counts()
 
     def renew(self) -> None:
@@ -43,6 +43,8 @@ class MemberAccess:
         previous: bool = False,
         newest_seconds: float | None = None,
     ) -> AsyncIterator[bytes]:
+        if not self._ours(namespace, pod):
+            raise not_found("", POD.plural, pod)
         query = {"container": container} if container else {}
         for key, value in (("follow", follow), ("previous", previous)):
             if value:

@@ -24,6 +24,7 @@ from metaos.agent.connection import Connect, HubConnection
 from metaos.agent.contact import Contact, Follower
 from metaos.agent.events import SiteEvents
 from metaos.agent.join import Identity, JoinError, identity_process
+from metaos.agent.mirror import PodMirrors
 from metaos.agent.presence import Presence, Removed
 from metaos.agent.report import WorkReports
 from metaos.agent.site import AgentConfig, enter, lock
@@ -38,6 +39,7 @@ from metaos.members.claim import Membership, claim, release
 from metaos.members.kubeconfig import KubeconfigError
 from metaos.members.member import Member, read_access
 from metaos.members.nodes import architecture, totals
+from metaos.members.pods import MemberPods
 from metaos.members.status import about as described
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, cluster_namespace, name, uid
@@ -49,6 +51,8 @@ RUNTIME = "kubernetes"
 #: Whose the cluster is, is looked at so often.
 CLAIM_SECONDS = 30.0
 CLAIM_RETRY_SECONDS = 5.0
+#: Changes of pods within this time are shown together.
+COALESCE_SECONDS = 0.05
 #: How long a removed member waits for what it had applied to be gone.
 FAREWELL_SECONDS = 90.0
 
@@ -78,15 +82,28 @@ class KubernetesAgent:
         self._config, self._site, self._membership, self._clock = config, site, membership, clock
         self._name, self.member = name(site), member
         self.contact = Contact(clock, random)
-        self.connection = connect(self.contact, MemberAccess(member, lambda: self.connection.renew()))
+        access = MemberAccess(member, lambda: self.connection.renew(), lambda where, pod: self.pods.is_ours(where, pod))
+        self.connection = connect(self.contact, access)
         client = self.connection.client
         self.works = Works(client, self.contact, clock, WorkFiles(config.agent.data / "works"), self._name)
-        self.events = SiteEvents(client, self.contact, clock, random, self._name, lambda where, pod: "")
-        self.applier = Applier(
-            member, self.works, membership.id, clock, random, lambda work: self.reports.look(work), self.events.record
+        self.events = SiteEvents(
+            client, self.contact, clock, random, self._name, lambda where, pod: self.mirrors.uid_of(where, pod)
         )
+        self.applier = Applier(
+            member,
+            self.works,
+            membership.id,
+            clock,
+            random,
+            self._look,
+            self.events.record,
+            lambda: self.pods.refresh(),
+        )
+        self._changed = asyncio.Event()
+        self.pods = MemberPods(member, self.applier, clock, self._changed.set)
+        self.mirrors = PodMirrors(client, self.contact, clock, random, self._name, self.pods.delete_pod)
         self.reports = WorkReports(
-            client, self.contact, clock, random, self.works, self.applier.judge, _shown, cluster_namespace(self._name)
+            client, self.contact, clock, random, self.works, self.applier.judge, self._show, cluster_namespace(self._name)
         )
         self.presence = Presence(
             client, self.contact, clock, self._name, config.agent.heartbeat_seconds, self.measure, lambda: self.able
@@ -117,6 +134,10 @@ class KubernetesAgent:
             self._node_follower.run(),
             self.works.follower.run(),
             self.applier.run(),
+            self.pods.run(),
+            self._follow_pods(),
+            self.mirrors.follower.run(),
+            self.mirrors.run(),
             self.reports.run(),
             self.events.run(),
             self.presence.keep_lease(),
@@ -136,8 +157,23 @@ class KubernetesAgent:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.mirrors.close()
             await self.connection.close()
             await self.member.client.close()
+
+    def _look(self, work: str) -> None:
+        self._changed.set()  # whose a pod is may have come out
+        self.reports.look(work)
+
+    async def _follow_pods(self) -> None:
+        while True:
+            await self._changed.wait()
+            await self._clock.sleep(COALESCE_SECONDS)
+            self._changed.clear()
+            self.mirrors.refresh(self.pods.pods())
+
+    async def _show(self, work: Obj) -> None:
+        await self.mirrors.show(work, self.pods.pods())
 
     async def _keep_claim(self) -> None:
         said = ""
@@ -220,10 +256,6 @@ class KubernetesAgent:
         await release(self.member.client, self._membership)
         for left in ("identity/identity.json", "identity/agent.pem", "identity/ca.pem", "registered", "member.json"):
             (self._config.agent.data / left).unlink(missing_ok=True)
-
-
-async def _shown(work: Obj) -> None:
-    """Pods of the cluster are not shown at the hub, so there is nothing to wait for."""
 
 
 def _condition(kind: str, problem: str, well: str, ill: str) -> dict[str, str]:

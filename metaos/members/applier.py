@@ -73,7 +73,8 @@ class Wanted:
 
 
 class Applier:
-    """``changed`` is told the name of a Work whose status may be another one. Nothing is done before :meth:`begin`."""
+    """``changed`` is told the name of a Work whose status may be another one; ``taken_up`` is called when the Works want other
+    objects. Nothing is done before :meth:`begin`."""
 
     def __init__(
         self,
@@ -84,10 +85,11 @@ class Applier:
         random: Random,
         changed: Callable[[str], None],
         record: Record,
+        taken_up: Callable[[], None] = lambda: None,
     ) -> None:
         self._member, self._client, self._contact = member, member.client, member.contact
         self._works, self._id, self._clock, self._random = works, membership, clock, random
-        self._tell, self._record = changed, record
+        self._tell, self._record, self._taken_up = changed, record, taken_up
         self.discovery = Discovery(member.client)
         self._turns: Turns[ObjectRef] = Turns(member.contact, clock, random, self._step, "object", WORKERS)
         self._wanted: dict[ObjectRef, Wanted] = {}
@@ -128,6 +130,15 @@ class Applier:
         """What is ours at the cluster and is to go."""
         return sorted(about for about in self._live if about not in self._wanted and about.kind != "Namespace")
 
+    def refs(self) -> list[ObjectRef]:
+        """What the Works want."""
+        return list(self._wanted)
+
+    def ours(self, each: ObjectRef, live_uid: str) -> Obj | None:
+        """The manifest of an object that is wanted and is at the cluster under this uid."""
+        wanted, live = self._wanted.get(each), self._live.get(each)
+        return wanted.manifest if wanted is not None and live is not None and live.uid == live_uid else None
+
     def refresh(self) -> None:
         """Look at everything again."""
         for each in self._ordered(self._wanted.keys() | self._live.keys()):
@@ -167,6 +178,7 @@ class Applier:
                 self._outcomes.pop(each, None)
                 self._corrected.pop(each, None)
             self._turns.add(each, 0.0)
+        self._taken_up()
 
     def _of_work(self, work: str) -> list[tuple[ObjectRef, Wanted]]:
         obj = self._works.get(work) or {}

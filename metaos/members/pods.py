@@ -1,0 +1,188 @@
+"""The pods of a cluster's workloads that are ours, so that the hub can show them as this site's.
+
+They are followed by namespace, in those where a Work has a workload. A pod is a workload's by its chain of controllers (through
+its ReplicaSet or Job), each asked for once. Bound: namespaces with Works, the pods in them, and ``MAX_CHAINS`` controllers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from metaos.agent.contact import Follower
+from metaos.client import WatchEvent
+from metaos.clock import Clock
+from metaos.members.applier import Applier
+from metaos.members.member import Member
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import Obj, ObjectRef, controller_of, labels, name, namespace, owner_reference, uid
+from metaos.resources.scheme import JOB, POD, REPLICA_SET, WORKLOADS, Kind
+from metaos.resources.workload import pod_template
+
+log = logging.getLogger(__name__)
+
+#: What stands between a pod and its workload.
+_BETWEEN: Mapping[str, Kind] = {"ReplicaSet": REPLICA_SET, "Job": JOB}
+_WORKLOADS = {kind.kind for kind in WORKLOADS}
+#: Namespaces whose pods are followed at the same time; each takes a connection.
+MAX_NAMESPACES = 200
+#: Controllers between pods and workloads that are remembered, those of other people's pods among them.
+MAX_CHAINS = 4096
+RETRY_SECONDS = 5.0
+#: Of a pod's status, what is true elsewhere too; its node's address is the cluster's own business.
+_STATUS = (
+    *("phase", "conditions", "containerStatuses", "initContainerStatuses", "podIP", "podIPs"),
+    *("startTime", "reason", "message", "qosClass"),
+)
+_METADATA = ("name", "namespace", "uid", "labels", "ownerReferences", "deletionTimestamp", "deletionGracePeriodSeconds")
+#: Labels that controllers add to those of the template.
+_ADDED = frozenset(
+    {
+        *("pod-template-hash", "controller-revision-hash", "pod-template-generation", "apps.kubernetes.io/pod-index"),
+        *("job-name", "batch.kubernetes.io/job-name", "controller-uid", "batch.kubernetes.io/controller-uid"),
+        *("batch.kubernetes.io/job-completion-index", "statefulset.kubernetes.io/pod-name"),
+    }
+)
+
+
+class MemberPods:
+    """``changed`` is called when there may be other pods, or others of them may be ours."""
+
+    def __init__(self, member: Member, applier: Applier, clock: Clock, changed: Callable[[], None]) -> None:
+        self._member, self._applier, self._clock, self._changed = member, applier, clock, changed
+        self._pods: dict[tuple[str, str], Obj] = {}
+        #: uid of what stands between → its own controller, ``None`` where it has none or is gone.
+        self._chains: OrderedDict[str, dict[str, Any] | None] = OrderedDict()
+        self._unknown: dict[str, tuple[Kind, str, str]] = {}
+        self._asked = asyncio.Event()
+        self._followed: dict[str, asyncio.Task[None]] = {}
+
+    def refresh(self) -> None:
+        """Works may name other namespaces now."""
+        wanted = {r.namespace for r in self._applier.refs() if r.kind in _WORKLOADS and r.namespace}
+        for where in sorted(self._followed.keys() - wanted):
+            self._followed.pop(where).cancel()
+            self._pods = {key: pod for key, pod in self._pods.items() if key[0] != where}
+        for where in sorted(wanted - self._followed.keys())[: MAX_NAMESPACES - len(self._followed)]:
+            self._followed[where] = asyncio.create_task(self._follower(where).run())
+        self._changed()
+
+    def pods(self) -> list[Obj]:
+        """Those that are ours, as the agent's mirrors take them: with the hub's owner, and the spec of the hub's template."""
+        found = []
+        for key in sorted(self._pods):
+            local = self._local(self._pods[key])
+            if local is not None:
+                found.append(local)
+        return found
+
+    async def delete_pod(self, where: str, pod: str, grace_seconds: float | None = None) -> None:
+        """Its controller makes another one. Raises ``ApiError``."""
+        known = self._pods.get((where, pod))
+        if known is None:
+            return
+        grace = None if grace_seconds is None else int(grace_seconds)
+        try:
+            await self._member.client.delete(POD, pod, where, uid=uid(known), grace_period_seconds=grace)
+        except ApiError as error:
+            if error.code not in (404, 409):
+                raise
+
+    def is_ours(self, where: str, pod: str) -> bool:
+        known = self._pods.get((where, pod))
+        return known is not None and self._local(known) is not None
+
+    async def run(self) -> None:
+        """Never returns. Asks whose the ReplicaSets and Jobs between are."""
+        try:
+            while True:
+                await self._asked.wait()
+                self._asked.clear()
+                while self._unknown:
+                    key, (kind, called, where) = next(iter(self._unknown.items()))
+                    try:
+                        self._remember(key, controller_of(await self._member.client.get(kind, called, where)))
+                    except ApiError as error:
+                        if error.code != 404:
+                            self._member.contact.missed(error)
+                            await self._clock.sleep(RETRY_SECONDS)
+                            continue
+                        self._remember(key, None)
+                    self._unknown.pop(key, None)
+                self._changed()
+        finally:
+            for task in self._followed.values():
+                task.cancel()
+            await asyncio.gather(*self._followed.values(), return_exceptions=True)
+
+    def _remember(self, key: str, owner: dict[str, Any] | None) -> None:
+        self._chains[key] = owner
+        while len(self._chains) > MAX_CHAINS:
+            self._chains.popitem(last=False)
+
+    def _follower(self, where: str) -> Follower:
+        def on_list(pods: list[Obj]) -> None:
+            self._pods = {key: pod for key, pod in self._pods.items() if key[0] != where}
+            for pod in pods:
+                self._keep(pod)
+            self._changed()
+
+        def on_event(event: WatchEvent) -> None:
+            if event.type == "DELETED":
+                self._pods.pop((where, name(event.object)), None)
+            else:
+                self._keep(event.object)
+            self._changed()
+
+        return Follower(self._member.client, self._member.contact, self._clock, POD, where, on_list=on_list, on_event=on_event)
+
+    def _keep(self, pod: Obj) -> None:
+        metadata, status = pod["metadata"], pod.get("status") or {}
+        self._pods[namespace(pod), name(pod)] = {
+            "metadata": {key: metadata[key] for key in _METADATA if key in metadata},
+            "status": {key: status[key] for key in _STATUS if key in status},
+        }
+
+    def _local(self, pod: Obj) -> Obj | None:
+        owner = controller_of(pod)
+        if owner is None:
+            found = self._applier.ours(ObjectRef("", "Pod", namespace(pod), name(pod)), uid(pod))
+            if found is None:
+                return None
+            # The hub's own Pod has one uid at the hub and here.
+            return {"metadata": pod["metadata"] | {"uid": uid(found)}, "spec": found.get("spec") or {}, "status": pod["status"]}
+        manifest = self._workload(namespace(pod), owner)
+        return None if manifest is None else shown(pod, manifest)
+
+    def _workload(self, where: str, owner: Mapping[str, Any]) -> Obj | None:
+        """The manifest of the workload that ``owner`` is, or is of."""
+        found = self._applier.ours(_ref(where, owner), str(owner.get("uid")))
+        if found is not None or owner.get("kind") not in _BETWEEN:
+            return found
+        key = str(owner.get("uid"))
+        if key not in self._chains:
+            self._unknown[key] = _BETWEEN[str(owner["kind"])], str(owner.get("name")), where
+            self._asked.set()
+            return None
+        above = self._chains[key]
+        return None if above is None else self._applier.ours(_ref(where, above), str(above.get("uid")))
+
+
+def _ref(where: str, owner: Mapping[str, Any]) -> ObjectRef:
+    group = str(owner.get("apiVersion") or "").rpartition("/")[0]
+    return ObjectRef(group, str(owner.get("kind")), where, str(owner.get("name")))
+
+
+def shown(pod: Obj, manifest: Obj) -> Obj:
+    """A pod of a workload as its site shows it: owned by the hub's object, with the template's spec and labels, and what
+    controllers add to those. What webhooks of the cluster add stays there."""
+    template = pod_template(manifest)
+    said = (template.get("metadata") or {}).get("labels") or {}
+    metadata = pod["metadata"] | {
+        "labels": {k: v for k, v in labels(pod).items() if k in said or k in _ADDED},
+        "ownerReferences": [owner_reference(manifest)],
+    }
+    return {"metadata": metadata, "spec": template.get("spec") or {}, "status": pod["status"]}
