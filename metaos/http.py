@@ -220,6 +220,11 @@ class HttpClient:
         self.on_refused: Callable[[], None] = lambda: None
         self._requests, self._watches = asyncio.Semaphore(MAX_REQUESTS), asyncio.Semaphore(watches)
 
+    async def upgrade(self) -> tuple[ssl.SSLContext | None, str, str]:
+        """For another protocol on a connection of its own: the TLS context, the name that the certificate must say, and the
+        bearer token (empty where there is none)."""
+        return self._context, self._server_name, await self._present_token()
+
     def use(self, context: ssl.SSLContext) -> None:
         """Take another certificate for new connections; requests under way end on theirs."""
         self._context = context

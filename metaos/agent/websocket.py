@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from typing import Self
 from urllib.parse import urlsplit
@@ -36,15 +36,27 @@ class WebSocket:
         self._pong = asyncio.Event()
 
     @classmethod
-    async def open(cls, url: str, context: ssl.SSLContext | None, subprotocol: str, max_message: int) -> Self:
-        """``url``: http or https. Raises ``OSError`` and ``Refused``; the caller sets the deadline."""
+    async def open(
+        cls,
+        url: str,
+        context: ssl.SSLContext | None,
+        subprotocol: str,
+        max_message: int,
+        *,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        server_name: str = "",
+    ) -> Self:
+        """``url``: http or https; ``server_name``: what the certificate must say where that is not its host. Raises ``OSError``
+        and ``Refused``; the caller sets the deadline."""
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or (443 if context else 80)
-        streams = await asyncio.open_connection(host, port, ssl=context, server_hostname=host if context else None)
+        shown = (server_name or host) if context else None
+        streams = await asyncio.open_connection(host, port, ssl=context, server_hostname=shown)
         keep_alive(streams[1].get_extra_info("socket"))
         found = cls(*streams, max_message)
         try:
-            request = Request(host=parts.netloc, target=parts.path, subprotocols=[subprotocol])
+            target = parts.path + (f"?{parts.query}" if parts.query else "")
+            request = Request(host=parts.netloc, target=target, subprotocols=[subprotocol], extra_headers=list(headers))
             await found._write(found._machine.send(request))
             await found._accepted(subprotocol)
         except BaseException:

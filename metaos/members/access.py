@@ -5,12 +5,15 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NoReturn
+from urllib.parse import urlencode
 
 from metaos.agent.flows import Counts
 from metaos.http import path_of
+from metaos.members.execution import RemoteExec
 from metaos.members.member import Member
 from metaos.plugins.points import Exec
 from metaos.resources.errors import ApiError, not_found
+from metaos.resources.meta import Obj
 from metaos.resources.scheme import POD
 
 
@@ -19,9 +22,10 @@ def not_offered(what: str) -> NoReturn:
 
 
 class MemberAccess:
-    """``SiteAccess``: logs are the cluster's own, of pods that are ours alone. ``renewed`` asks for another certificate."""
+    """``SiteAccess``: logs and commands go to the cluster's own API, for pods that are ours alone (``ours`` gives such a pod).
+    ``renewed`` asks for another certificate."""
 
-    def __init__(self, member: Member, renewed: Callable[[], None], ours: Callable[[str, str], bool]) -> None:
+    def __init__(self, member: Member, renewed: Callable[[], None], ours: Callable[[str, str], Obj | None]) -> None:
         self._member, self._renewed, self._ours = member, renewed, ours
         self._counts = Counts()
 
@@ -43,8 +47,7 @@ class MemberAccess:
         previous: bool = False,
         newest_seconds: float | None = None,
     ) -> AsyncIterator[bytes]:
-        if not self._ours(namespace, pod):
-            raise not_found("", POD.plural, pod)
+        self._pod(namespace, pod)
         query = {"container": container} if container else {}
         for key, value in (("follow", follow), ("previous", previous)):
             if value:
@@ -58,10 +61,27 @@ class MemberAccess:
     async def exec(
         self, namespace: str, pod: str, container: str, command: Sequence[str], *, stdin: bool = False, tty: bool = False
     ) -> Exec:
-        not_offered("exec")
+        asked = [*(("command", part) for part in command), ("stdin", str(stdin).lower())]
+        return await self._stream(namespace, pod, "exec", container, [*asked, *_outputs(tty)])
 
     async def attach(self, namespace: str, pod: str, container: str) -> Exec:
-        not_offered("attach")
+        found = self._pod(namespace, pod)
+        stated: Obj = next((c for c in (found.get("spec") or {}).get("containers") or () if c.get("name") == container), {})
+        asked = [("stdin", str(bool(stated.get("stdin"))).lower())]
+        return await self._stream(namespace, pod, "attach", container, [*asked, *_outputs(bool(stated.get("tty")))])
+
+    async def _stream(self, namespace: str, pod: str, what: str, container: str, query: list[tuple[str, str]]) -> Exec:
+        self._pod(namespace, pod)
+        if container:
+            query = [*query, ("container", container)]
+        path = f"{path_of(POD, namespace, pod, what)}?{urlencode(query)}"
+        return await RemoteExec.open(self._member.client, path, self._member.minor)
+
+    def _pod(self, namespace: str, pod: str) -> Obj:
+        found = self._ours(namespace, pod)
+        if found is None:
+            raise not_found("", POD.plural, pod)
+        return found
 
     async def connect(self, namespace: str, pod: str, port: int) -> socket.socket:
         not_offered("a connection to a pod")
@@ -74,3 +94,8 @@ class MemberAccess:
 
     async def usage(self) -> dict[str, Any]:
         return {"age": 0.0, "window": 0.0, "pods": []}
+
+
+def _outputs(tty: bool) -> list[tuple[str, str]]:
+    """A terminal has one output."""
+    return [("stdout", "true"), ("stderr", str(not tty).lower()), ("tty", str(tty).lower())]

@@ -82,7 +82,7 @@ class KubernetesAgent:
         self._config, self._site, self._membership, self._clock = config, site, membership, clock
         self._name, self.member = name(site), member
         self.contact = Contact(clock, random)
-        access = MemberAccess(member, lambda: self.connection.renew(), lambda where, pod: self.pods.is_ours(where, pod))
+        access = MemberAccess(member, lambda: self.connection.renew(), lambda where, pod: self.pods.ours(where, pod))
         self.connection = connect(self.contact, access)
         client = self.connection.client
         self.works = Works(client, self.contact, clock, WorkFiles(config.agent.data / "works"), self._name)

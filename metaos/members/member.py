@@ -82,6 +82,12 @@ class Member:
         """Whether the server answered, and accepted us, a short time ago."""
         return self._clock.monotonic() - self._answered <= PATIENCE_SECONDS
 
+    @property
+    def minor(self) -> int:
+        """Of Kubernetes 1; 0 while it is not known."""
+        parts = self.version.split(".")
+        return int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else 0
+
     async def run(self) -> None:
         """Never returns."""
         while True:

@@ -91,9 +91,10 @@ class MemberPods:
             if error.code not in (404, 409):
                 raise
 
-    def is_ours(self, where: str, pod: str) -> bool:
+    def ours(self, where: str, pod: str) -> Obj | None:
+        """A pod as the hub shows it; ``None`` where it is not ours."""
         known = self._pods.get((where, pod))
-        return known is not None and self._local(known) is not None
+        return None if known is None else self._local(known)
 
     async def run(self) -> None:
         """Never returns. Asks whose the ReplicaSets and Jobs between are."""

@@ -1,0 +1,96 @@
+"""A command in a pod of a Kubernetes cluster, over a WebSocket of its API server.
+
+Source: Kubernetes ``remotecommand`` (subprotocols ``v4.channel.k8s.io`` and, from 1.30, ``v5``, which can end standard input
+alone).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any, Self
+
+from metaos.agent.remote import CLOSE, ERROR, RESIZE, STDERR, STDIN, STDOUT
+from metaos.agent.websocket import Refused, WebSocket
+from metaos.http import HttpClient, Response, error_of
+from metaos.resources.errors import ApiError, unavailable
+
+OPEN_SECONDS = 20.0
+#: Servers send 32 KiB at a time.
+MAX_MESSAGE = 1024 * 1024
+#: The first minor version of Kubernetes 1 that speaks ``v5``.
+V5_MINOR = 30
+
+
+class RemoteExec:
+    """Implements ``metaos.plugins.points.Exec``. Servers before 1.30 cannot be told that standard input alone has ended: a
+    command that waits for that ends with the connection."""
+
+    def __init__(self, socket: WebSocket, *, closes: bool) -> None:
+        self._socket, self._closes = socket, closes
+        self._status: dict[str, Any] | None = None
+
+    @classmethod
+    async def open(cls, client: HttpClient, path: str, minor: int) -> Self:
+        """``path`` with its query. Raises ``ApiError``."""
+        closes = minor >= V5_MINOR
+        context, server_name, token = await client.upgrade()
+        headers = [(b"Authorization", f"Bearer {token}".encode())] if token else []
+        try:
+            async with asyncio.timeout(OPEN_SECONDS):
+                socket = await WebSocket.open(
+                    client.url + path,
+                    context,
+                    "v5.channel.k8s.io" if closes else "v4.channel.k8s.io",
+                    MAX_MESSAGE,
+                    headers=headers,
+                    server_name=server_name,
+                )
+        except Refused as error:
+            raise error_of(Response(error.status, (), error.body)) from error
+        except (OSError, TimeoutError) as error:
+            raise unavailable(f"the cluster's API server does not open the stream: {error or 'no answer in time'}") from error
+        return cls(socket, closes=closes)
+
+    async def write(self, data: bytes) -> None:
+        """To its stdin; empty bytes close it."""
+        if data:
+            await self._socket.send(bytes((STDIN,)) + data)
+        elif self._closes:
+            with suppress(OSError):
+                await self._socket.send(bytes((CLOSE, STDIN)))
+
+    async def output(self) -> AsyncIterator[tuple[int, bytes]]:
+        """(1, stdout) and (2, stderr) until both end; with a terminal all is 1."""
+        async for message in self._socket.messages():
+            channel, data = (message[0], message[1:]) if message else (CLOSE, b"")
+            if channel in (STDOUT, STDERR) and data:
+                yield channel, data
+            elif channel == ERROR:
+                self._status = json.loads(data)
+                return
+
+    async def resize(self, columns: int, rows: int) -> None:
+        await self._socket.send(bytes((RESIZE,)) + json.dumps({"Width": columns, "Height": rows}).encode())
+
+    async def wait(self) -> int:
+        """The exit code, once the output has ended. Raises ``ApiError`` where the server says that it could not be run."""
+        return exit_code(self._status)
+
+    async def kill(self) -> None:
+        """The connection ends, and with it the command's input and output."""
+        self._socket.abort()
+
+
+def exit_code(status: dict[str, Any] | None) -> int:
+    """What a ``Status`` on the error channel says. Raises ``ApiError`` where it is no exit code."""
+    if status is None:
+        raise unavailable("the cluster's API server ended the stream without saying how the command ended")
+    if status.get("status") == "Success":
+        return 0
+    for cause in (status.get("details") or {}).get("causes") or ():
+        if cause.get("reason") == "ExitCode" and str(cause.get("message")).isdigit():
+            return int(cause["message"])
+    raise ApiError.of(status)
