@@ -63,11 +63,11 @@ Record = Callable[[Obj, str, str, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One manifest of one Work."""
+    """One manifest of one Work, and what is sent for it."""
 
     manifest: Obj
+    body: Obj
     work: str
-    work_uid: str
     digest: str
     phase: int
 
@@ -192,7 +192,8 @@ class Applier:
                 each = ref(manifest)
                 text = json.dumps([uid(obj), manifest], sort_keys=True, separators=(",", ":"))
                 digest = hashlib.sha256(text.encode()).hexdigest()
-                found.append((each, Wanted(manifest, work, uid(obj), digest, phase(each.group, each.kind))))
+                body = prepared(manifest, self._id, uid(obj))
+                found.append((each, Wanted(manifest, body, work, digest, phase(each.group, each.kind))))
         self._by_work[work] = key, found
         return found
 
@@ -253,11 +254,11 @@ class Applier:
             if each in self._live:
                 self._lose(each)  # The label alone is left: it is looked at by its uid.
             return
-        before, live = self._live.get(each), Live.of(obj)
+        wanted = self._wanted.get(each)
+        before, live = self._live.get(each), Live.of(obj, wanted.body if wanted is not None else None)
         if live == before:
             return
         self._live[each], self._known[each] = live, live.uid
-        wanted = self._wanted.get(each)
         if wanted is None:
             self._turns.add(each, 0.0)
             return
@@ -426,7 +427,9 @@ class Applier:
     async def _apply(self, each: ObjectRef, wanted: Wanted, kind: Kind, action: Action, found_uid: str) -> None:
         before = self._live.get(each)
         adopted = action is Action.ADOPT or (before is not None and before.adopted)
-        body = prepared(wanted.manifest, self._id, wanted.work_uid, kind.api_version, adopted=adopted)
+        body = wanted.body | {"apiVersion": kind.api_version, "metadata": {**wanted.body["metadata"]}}
+        if adopted:
+            body["metadata"]["annotations"] = body["metadata"]["annotations"] | {ADOPTED: "true"}
         if found_uid:
             body["metadata"]["uid"] = found_uid  # Only this very object, not another one that took its name meanwhile.
         code, obj = await self._patch(kind, each, body, force=action is not Action.CREATE)
@@ -437,7 +440,7 @@ class Applier:
             )
             raise ApiError(409, "AlreadyExists", "somebody else has just made one of this name")
         obj = {"apiVersion": kind.api_version, "kind": kind.kind} | obj
-        live = Live.of(obj)
+        live = Live.of(obj, wanted.body)
         drifted = before is not None and (applied := self._applied.get(each)) is not None and applied.digest == wanted.digest
         self._applied[each] = Applied(wanted.digest, live.fields)
         self._known[each] = live.uid

@@ -78,16 +78,16 @@ def tracking(member: str, about: ObjectRef) -> str:
     return f"{member}:{about.group}/{about.kind}:{about.namespace}/{about.name}"
 
 
-def prepared(manifest: Obj, member: str, work_uid: str, api_version: str, *, adopted: bool = False) -> Obj:
+def prepared(manifest: Obj, member: str, work_uid: str) -> Obj:
     """The body of the server-side apply: what the user said, and whose it is."""
     said = {k: v for k, v in meta.annotations(manifest).items() if k != ADOPT}
     metadata: dict[str, Any] = {"name": name(manifest)}
     if namespace(manifest):
         metadata["namespace"] = namespace(manifest)
     metadata["labels"] = {**labels(manifest), MEMBER_LABEL: member, WORK_LABEL: work_uid}
-    metadata["annotations"] = said | {TRACKING: tracking(member, ref(manifest))} | ({ADOPTED: "true"} if adopted else {})
-    body = {k: v for k, v in manifest.items() if k not in ("apiVersion", "kind", "metadata", "status")}
-    found: Obj = {"apiVersion": api_version, "kind": manifest["kind"], "metadata": metadata, **copy.deepcopy(body)}
+    metadata["annotations"] = said | {TRACKING: tracking(member, ref(manifest))}
+    body = {k: v for k, v in manifest.items() if k not in ("metadata", "status")}
+    found: Obj = {**copy.deepcopy(body), "metadata": metadata}
     _localise(found)
     return found
 
@@ -96,8 +96,8 @@ def _localise(obj: Obj) -> None:
     spec = obj.get("spec")
     if not isinstance(spec, dict):
         return
-    match obj["kind"]:
-        case "Service" if obj["apiVersion"] == "v1":
+    match obj.get("kind"):
+        case "Service" if obj.get("apiVersion") == "v1":
             if spec.get("clusterIP") != "None":
                 _drop(spec, "clusterIP", "clusterIPs")
             _drop(spec, "ipFamilies")

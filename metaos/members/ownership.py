@@ -1,12 +1,14 @@
 """Whose an object at a member is, and the one step that brings it closer to what is wanted. Pure.
 
-Ours is what carries the membership's label and a tracking annotation that speaks of this very object. Drift is read off the
-server's own record: the fields that it says ``nemo`` applied are not those of the last apply any more, since another writer
-has taken or removed one. What a server or controller fills in beside them is nobody's drift.
+Ours is what carries the membership's label and a tracking annotation that speaks of this very object. Drift is a difference
+from what the server answered to the last apply: in the fields that it says ``nemo`` applied, as another writer has taken or
+removed one; or in what stands in these fields, as servers before 1.22 do not note who scales. What a server or controller fills
+in beside them, or writes in another form, is nobody's drift.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +20,16 @@ from metaos.members.manifests import ADOPTED, FIELD_MANAGER, MEMBER_LABEL, TRACK
 from metaos.resources import meta
 from metaos.resources.meta import ADOPT, Obj, deleting, generation, labels, ref, uid
 
+#: What tells the items of a list apart (containers, volumes, ports), so that others' items beside them do not count.
+_LIST_KEYS = ("name", "containerPort", "port", "key", "type", "ip", "mountPath", "uid")
 #: A longer status is not copied to the hub.
 MAX_STATUS = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """What is remembered of an object at the member. ``fields``: what the server says ``nemo`` applied, in one form."""
+    """What is remembered of an object at the member. ``fields``: what the server says ``nemo`` applied, and a digest of what
+    stands there."""
 
     uid: str
     generation: int
@@ -36,7 +41,8 @@ class Live:
     work: str = ""
 
     @classmethod
-    def of(cls, obj: Obj) -> Live:
+    def of(cls, obj: Obj, body: Obj | None = None) -> Live:
+        """``body``: what is applied, where it is wanted."""
         found = obj.get("status")
         status: Mapping[str, Any] = found if isinstance(found, dict) else {}
         if len(json.dumps(status)) > MAX_STATUS:
@@ -45,7 +51,7 @@ class Live:
             uid(obj),
             generation(obj),
             deleting(obj),
-            own_fields(obj),
+            own_fields(obj) + (values(body, obj) if body is not None else ""),
             health(obj),
             status,
             ADOPTED in meta.annotations(obj),
@@ -66,6 +72,25 @@ def own_fields(obj: Obj) -> str:
         if ours:
             return json.dumps(entry.get("fieldsV1") or {}, sort_keys=True, separators=(",", ":"))
     return ""
+
+
+def values(body: Obj, obj: Obj) -> str:
+    """A digest of what an object has where ``body`` says something."""
+    found = _within(body, {k: v for k, v in obj.items() if k != "status"})
+    return hashlib.sha256(json.dumps(found, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def _within(said: Any, found: Any) -> Any:
+    if isinstance(said, dict) and isinstance(found, dict):
+        return {key: _within(value, found.get(key)) for key, value in said.items()}
+    if isinstance(said, list) and isinstance(found, list) and said and all(isinstance(each, dict) for each in said):
+        key = next((k for k in _LIST_KEYS if all(k in each for each in said)), "")
+        if key:
+            there = {json.dumps(each.get(key)): each for each in found if isinstance(each, dict)}
+            return [_within(each, there.get(json.dumps(each[key]))) for each in said]
+        if len(said) == len(found):
+            return [_within(one, other) for one, other in zip(said, found, strict=True)]
+    return found
 
 
 def is_ours(obj: Obj, member: str) -> bool:

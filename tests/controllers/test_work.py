@@ -97,3 +97,22 @@ async def test_what_is_stopped_before_it_moves_waits_for_its_budget() -> None:
         await until(clock, lambda: halted(client.objects(scheme.WORK)[0]), 30)
         noted = client.find(scheme.POD_DISRUPTION_BUDGET, "b", "shop") or {}
         assert list(noted["status"]["disruptedPods"]) == ["p1"]
+
+
+async def test_a_kubernetes_cluster_is_not_asked_to_fence_itself_as_it_goes_on_without_its_agent() -> None:
+    policy = {
+        "apiVersion": "meta-os.eu/v1alpha1",
+        "kind": "PlacementPolicy",
+        "metadata": {"name": "once", "namespace": "shop"},
+        "spec": {"fencing": {"afterSeconds": 10}},
+    }
+    objects = cluster("a"), cluster("kube", runtime="kubernetes"), deployment(replicas=1), policy
+    async with running(work.setup, objects=objects) as (client, clock):
+        owner = client.find(scheme.DEPLOYMENT, "web", "shop") or {}
+        client.seed(placement(owner, kube=1))
+        await until(clock, lambda: told(client) == {"kube": 1})
+        assert "fencing" not in client.objects(scheme.WORK)[0]["spec"]
+        # Lost: nothing shows that it runs none of it, so nobody takes its place.
+        client.seed(cluster("kube", ready=False, runtime="kubernetes"), placement(owner, a=1))
+        await clock.advance(120)
+        assert told(client) == {"kube": 1}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from metaos.members.health import CURRENT, FAILED, IN_PROGRESS, TERMINATING, health
 from metaos.members.manifests import ADOPTED, MEMBER_LABEL, TRACKING, WORK_LABEL, is_skipped, phase, prepared, refusal, tracking
 from metaos.members.nodes import totals
-from metaos.members.ownership import Action, Applied, Live, desired_step, found_step, is_ours, own_fields, unwanted_step
+from metaos.members.ownership import Action, Applied, Live, desired_step, found_step, is_ours, own_fields, unwanted_step, values
 from metaos.members.refusals import refusal_of
 from metaos.members.status import Outcome, Seen, work_status
 from metaos.resources.errors import ApiError
@@ -67,7 +67,7 @@ def test_namespaces_and_definitions_come_first_webhooks_last_and_custom_kinds_af
 @given(objects())
 def test_what_is_sent_says_what_the_user_said_and_whose_it_is_and_nothing_of_the_hub(obj: Obj) -> None:
     before = copy.deepcopy(obj)
-    sent = prepared(obj, "m1", "w1", obj["apiVersion"])
+    sent = prepared(obj, "m1", "w1")
     assert obj == before, "a Work is not changed"
     assert set(sent["metadata"]) <= {"name", "namespace", "labels", "annotations"} and "status" not in sent
     assert is_ours(sent, "m1") and not is_ours(sent, "m2")
@@ -78,16 +78,14 @@ def test_what_is_sent_says_what_the_user_said_and_whose_it_is_and_nothing_of_the
 @settings(max_examples=30)
 @given(objects(), objects())
 def test_what_controllers_copy_of_our_labels_and_annotations_is_not_ours(obj: Obj, other: Obj) -> None:
-    sent = prepared(obj, "m1", "w1", obj["apiVersion"])
+    sent = prepared(obj, "m1", "w1")
     copied = other | {"metadata": other["metadata"] | {k: sent["metadata"][k] for k in ("labels", "annotations")}}
     assert is_ours(copied, "m1") == (ref(copied) == ref(obj))
 
 
 def test_what_belongs_to_the_hub_or_to_newer_servers_alone_is_left_out() -> None:
     def sent(api_version: str, kind: str, **spec: Any) -> Any:
-        return prepared(
-            {"apiVersion": api_version, "kind": kind, "metadata": {"name": "x"}, "spec": spec}, "m", "w", api_version
-        )["spec"]
+        return prepared({"apiVersion": api_version, "kind": kind, "metadata": {"name": "x"}, "spec": spec}, "m", "w")["spec"]
 
     assert sent("v1", "Service", clusterIP="10.0.0.1", clusterIPs=["10.0.0.1"], ipFamilies=["IPv4"], ports=[]) == {"ports": []}
     assert sent("v1", "Service", clusterIP="None") == {"clusterIP": "None"}
@@ -146,13 +144,28 @@ def test_drift_is_another_set_of_our_fields_and_nothing_else(obj: Obj, ours: Any
     assert desired_step(live_of(obj, ours), None, "d") is Action.APPLY
 
 
+def test_what_stands_in_our_fields_is_compared_and_nothing_beside_them() -> None:
+    def pod(*containers: Any, **spec: Any) -> Obj:
+        return {"metadata": {"labels": {"a": "b"}}, "spec": {"replicas": 2, "containers": list(containers)} | spec}
+
+    body = pod({"name": "main", "image": "x", "resources": {"limits": {"cpu": "0.5"}}})
+    there = pod({"name": "main", "image": "x", "resources": {"limits": {"cpu": "500m"}}, "terminationMessagePath": "/dev"})
+    same = values(body, there)
+    sidecar = {"name": "proxy", "image": "y"}
+    assert values(body, pod(sidecar, *there["spec"]["containers"], restartPolicy="Always") | {"status": {"replicas": 1}}) == same
+    assert values(body, there | {"metadata": {"labels": {"a": "b", "theirs": "c"}}}) == same
+    assert values(body, pod(*there["spec"]["containers"], replicas=1)) != same, "servers before 1.22 do not note who scales"
+    assert values(body, pod({**there["spec"]["containers"][0], "image": "z"})) != same
+    assert values(body, pod()) != same
+
+
 @settings(max_examples=30)
 @given(objects(), st.sampled_from(["m1", "m2", ""]), st.booleans(), st.booleans(), st.booleans())
 def test_no_step_ever_touches_what_is_not_ours_unless_its_author_says_so(
     obj: Obj, whose: str, known: bool, adopt: bool, ending: bool
 ) -> None:
     wanted = obj | {"metadata": obj["metadata"] | {"annotations": {ADOPT: "true"} if adopt else {}}}
-    there = prepared(obj, whose, "w", obj["apiVersion"]) if whose else copy.deepcopy(obj)
+    there = prepared(obj, whose, "w") if whose else copy.deepcopy(obj)
     there["metadata"] |= {"uid": "u1"} | ({"deletionTimestamp": "2026-01-01T00:00:00Z"} if ending else {})
     step = found_step(wanted, there, "m1", "u1" if known else "")
     if whose == "m1" or known:
@@ -172,7 +185,9 @@ def test_only_what_was_made_is_deleted_and_only_when_the_hub_has_said_so(
     obj: Obj, sure: bool, adopted: bool, ending: bool
 ) -> None:
     more = {"deletionTimestamp": "2026-01-01T00:00:00Z"} if ending else {}
-    live = live_of(prepared(obj, "m1", "w", obj["apiVersion"], adopted=adopted), {}, **more)
+    there = prepared(obj, "m1", "w")
+    there["metadata"]["annotations"] |= {ADOPTED: "true"} if adopted else {}
+    live = live_of(there, {}, **more)
     step = unwanted_step(obj["kind"], live, sure=sure)
     if step is Action.DELETE:
         assert sure and not adopted and obj["kind"] != "Namespace" and not ending
