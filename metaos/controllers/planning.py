@@ -53,8 +53,8 @@ class Asked:
     present: Mapping[ObjectRef, WorkloadInfo]
     #: Where everything is decided to be.
     places: Mapping[ObjectRef, Mapping[str, int]]
-    #: The lowest priority of those that might be displaced; ``None`` where nobody might.
-    lowest: int | None = None
+    #: Those that are not decided anew, unless they are displaced.
+    others: list[WorkloadInfo]
 
 
 class Planner:
@@ -101,7 +101,7 @@ class Planner:
                 kind, why = scheme.PLACEMENT_REVIEW, f"you may not list placements in the namespace {where!r} of spec.objects"
                 raise forbidden(kind.group, kind.plural, "", why)
         asked = await self.supposed(objects, changes)
-        seen = {where for where in {w.ref.namespace for w in asked.workloads} if visible(where)}
+        seen = {where for where in {w.ref.namespace for w in (*asked.workloads, *asked.others)} if visible(where)}
         # Beside the loop: agents' heartbeats do not wait for a large plan.
         decide = self._beside if len(asked.workloads) * len(asked.snapshot.clusters) >= MANY_PAIRS else at_once
         judges = self._filters, self._scores
@@ -199,8 +199,18 @@ class Planner:
             placement, current = self._placement(about, obj), places.get(about) or {}
             info = self._facts.workload(obj, placement, current, merged[where], evictions[where])
             asked.append(replace(info, mix=mix))
+        highest = max((w.priority for w in asked if w.preempts), default=None)
+        others = []
+        if highest is not None and occupancy.lowest is not None and occupancy.lowest < highest:
+            for about in sorted(present.keys() - set(affected)):
+                obj = present[about]
+                if places[about] and not workload.has_local_data(obj) and self._facts.priority(obj)[0] < highest:
+                    info = self._facts.workload(obj, self._placement(about, obj), places[about])
+                    others.append(replace(info, mix=mix))
+                    if len(others) % AT_ONCE == 0:
+                        await self._clock.sleep(0)
         earlier = {a: self._facts.workload(present[a], self._placement(a, present[a]), places[a]) for a in updated}
-        return Asked(snapshot, asked, frozenset(brought), earlier, places, occupancy.lowest)
+        return Asked(snapshot, asked, frozenset(brought), earlier, places, others)
 
     def _flows(
         self,
@@ -240,21 +250,32 @@ class Planner:
 def _outcomes(
     asked: Asked, changes: Changes, seen: Set[str], filters: Sequence[tuple[str, Filter]], scores: Sequence[Score]
 ) -> tuple[list[dict[str, Any]], int, list[Outcome]]:
-    """What is told of each workload, how many of those are left out, and all outcomes in short."""
+    """What is told of each workload, how many of those are left out, and all outcomes in short. Of one that is displaced the last
+    outcome counts."""
     from metaos.scheduler.planning import project
 
-    rows: list[dict[str, Any]] = []
-    outcomes: list[Outcome] = []
-    left_out = 0
-    for found in project(asked.snapshot, changes, asked.workloads, filters, scores, present=asked.present, places=asked.places):
+    rows: dict[ObjectRef, dict[str, Any]] = {}
+    outcomes: dict[ObjectRef, Outcome] = {}
+    telling: dict[ObjectRef, bool] = {}
+    told = project(
+        asked.snapshot,
+        changes,
+        asked.workloads,
+        filters,
+        scores,
+        present=asked.present,
+        places=asked.places,
+        others=asked.others,
+    )
+    for found in told:
         about = found.workload.ref
-        if about.namespace in seen and (found.changed or found.impossible is not None or about in asked.brought):
-            if len(rows) < OUTCOMES_KEPT:
-                rows.append(_outcome(found, asked.lowest))
-            else:
-                left_out += 1
-        outcomes.append(found.in_short())
-    return rows, left_out, outcomes
+        for kept in (rows, outcomes):
+            kept.pop(about, None)
+        telling[about] = about.namespace in seen and (found.changed or found.impossible is not None or about in asked.brought)
+        if telling[about] and len(rows) < OUTCOMES_KEPT:
+            rows[about] = _outcome(found)
+        outcomes[about] = found.in_short()
+    return list(rows.values()), sum(telling.values()) - len(rows), list(outcomes.values())
 
 
 def _measures(found: Measures) -> dict[str, Any]:
@@ -267,17 +288,15 @@ def _clusters(places: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
     return [{"name": site, "replicas": count} for site, count in sorted(places)]
 
 
-def _outcome(found: Outcome, lowest: int | None) -> dict[str, Any]:
-    about, reason = found.workload.ref, found.plan.reason
-    if not found.plan.complete and found.workload.preempts and lowest is not None and lowest < found.workload.priority:
-        reason += f"; a plan displaces nobody: in fact others may give way to its priority, {found.workload.priority}"
+def _outcome(found: Outcome) -> dict[str, Any]:
+    about = found.workload.ref
     row: dict[str, Any] = {
         "kind": about.kind,
         "namespace": about.namespace,
         "name": about.name,
         "before": {"clusters": _clusters(found.workload.current.items()), **_measures(found.before)},
         "after": {"clusters": _clusters(found.plan.clusters), **_measures(found.after)},
-        "reason": reason,
+        "reason": found.plan.reason,
         "complete": found.impossible is None,
         **placement_status(found.plan),
     }

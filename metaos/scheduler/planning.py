@@ -19,6 +19,7 @@ from metaos.scheduler.conflicts import Impossible, impossible
 from metaos.scheduler.explain import costs_status, traffic_status
 from metaos.scheduler.filters import FILTERS, Filter
 from metaos.scheduler.framework import Plan
+from metaos.scheduler.preemption import Preemption, Tenant, preempt
 from metaos.scheduler.ranking import Rejections
 from metaos.scheduler.scores import SCORES, Score, users
 from metaos.scheduler.world import World, taking
@@ -153,35 +154,86 @@ def project(
     *,
     present: Mapping[ObjectRef, WorkloadInfo] | None = None,
     places: Mapping[ObjectRef, Mapping[str, int]] | None = None,
+    others: Sequence[WorkloadInfo] = (),
 ) -> Iterator[Outcome]:
     """Decides ``workloads`` in their order, one when it is asked for. ``snapshot`` counts everything that is decided already,
     theirs too, with what they ask for now. ``present``: those that asked for something else before. ``places``: where workloads
-    are that these talk to."""
-    now = snapshot.now
-    before = {c.name: c for c in snapshot.clusters}
-    world = World(changed_sites(snapshot.clusters, changes, now))
-    after = {c.name: c for c in world}
-    was = {**(places or {}), **{w.ref: w.current for w in workloads if w.current}}
-    where = dict(was)
-    talking = [_evicted(w, changes) for w in workloads if w.traffic]
+    are that these talk to. ``others``: those that may be displaced, though nothing else is decided of them.
+
+    Who displaces others is followed by an outcome of each of them, in the place of one that they may have had before."""
+    projected = _Projection(snapshot, changes, [*others, *workloads], (filters, scores), places or {}, present or {})
     for workload in workloads:
-        asking = _located(_evicted(workload, changes), where, world)
-        flows = _flows(snapshot, asking, talking, where, world)
-        ahead = _ahead(Snapshot(now, world, flows), asking, talking, where, filters, scores)
-        free = Snapshot(now, taking(world, asking, workload.current, -1), flows)
-        asking, plan = decide_among(free, asking, ahead, filters, scores)
-        world = taking(World.of(free.clusters), asking, dict(plan.clusters), 1)
-        where[workload.ref] = dict(plan.clusters)
-        earlier = _located((present or {}).get(workload.ref, workload), was, world)
+        if workload.ref not in projected.displaced:
+            yield from projected.outcomes(workload)
+
+
+class _Projection:
+    """The world as it becomes, decision by decision."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        changes: Changes,
+        known: Sequence[WorkloadInfo],
+        judges: tuple[Sequence[tuple[str, Filter]], Sequence[Score]],
+        places: Mapping[ObjectRef, Mapping[str, int]],
+        present: Mapping[ObjectRef, WorkloadInfo],
+    ) -> None:
+        self._snapshot, self._changes, self._present = snapshot, changes, present
+        self._filters, self._scores = judges
+        self._known = {w.ref: w for w in known}
+        self._lowest = min((w.priority for w in known if not w.pinned), default=None)
+        self._before = {c.name: c for c in snapshot.clusters}
+        self._world = World(changed_sites(snapshot.clusters, changes, snapshot.now))
+        self._after = {c.name: c for c in self._world}
+        self._was = {**places, **{w.ref: w.current for w in known if w.current}}
+        self._where: dict[ObjectRef, Mapping[str, int]] = dict(self._was)
+        self._talking = [_evicted(w, changes) for w in known if w.traffic]
+        #: Sites that workloads have to leave, and to whom.
+        self.displaced: dict[ObjectRef, dict[str, str]] = {}
+
+    def outcomes(self, workload: WorkloadInfo) -> Iterator[Outcome]:
+        """Of one workload, and then of those that it displaces."""
+        now, world, about = self._snapshot.now, self._world, workload.ref
+        there = self._where.get(about, workload.current)
+        asking = replace(_evicted(workload, self._changes), current=there, displaced=self.displaced.get(about, {}))
+        asking = _located(asking, self._where, world)
+        flows = _flows(self._snapshot, asking, self._talking, self._where, world)
+        ahead = _ahead(Snapshot(now, world, flows), asking, self._talking, self._where, self._filters, self._scores)
+        free = Snapshot(now, taking(world, asking, there, -1), flows)
+        asking, plan = decide_among(free, asking, ahead, self._filters, self._scores)
+        displacing = None if plan.complete else self._preemption(free, asking, plan)
+        if displacing is not None:
+            plan = displacing.plan
+        self._world = taking(World.of(free.clusters), asking, dict(plan.clusters), 1)
+        self._where[about] = dict(plan.clusters)
+        earlier = _located(self._present.get(about, workload), self._was, world)
         yield Outcome(
-            asking,
+            replace(asking, current=workload.current),
             plan,
-            measures(earlier, workload.current, before),
-            measures(asking, dict(plan.clusters), after),
-            None if plan.complete and plan.clusters else impossible(free, asking, filters),
-            tuple(traffic_status(asking, [after[s] for s, _ in plan.clusters])) if asking.traffic else (),
-            tuple(costs_status(asking, dict(plan.clusters), after.get)),
+            measures(earlier, workload.current, self._before),
+            measures(asking, dict(plan.clusters), self._after),
+            None if plan.complete and plan.clusters else impossible(free, asking, self._filters),
+            tuple(traffic_status(asking, [self._after[s] for s, _ in plan.clusters])) if asking.traffic else (),
+            tuple(costs_status(asking, dict(plan.clusters), self._after.get)),
         )
+        by = f"{about.kind} {about.namespace}/{about.name}, whose priority is {workload.priority}"
+        # Only lower priorities give way, so this ends.
+        for victim in displacing.victims if displacing is not None else ():
+            self.displaced.setdefault(victim.ref, {})[displacing.site if displacing is not None else ""] = by
+            yield from self.outcomes(self._known[victim.ref])
+
+    def _preemption(self, free: Snapshot, asking: WorkloadInfo, plan: Plan) -> Preemption | None:
+        if not asking.preempts or self._lowest is None or self._lowest >= asking.priority:
+            return None
+        tenants: dict[str, list[Tenant]] = {}
+        for about, found in self._known.items():
+            if found.priority < asking.priority and not found.pinned:
+                for site, count in self._where.get(about, {}).items():
+                    if count:
+                        tenant = Tenant(about, found.priority, count, found.cpu, found.memory, found.devices)
+                        tenants.setdefault(site, []).append(tenant)
+        return preempt(free, asking, plan, tenants, self._filters, self._scores)
 
 
 def _evicted(workload: WorkloadInfo, changes: Changes) -> WorkloadInfo:

@@ -53,7 +53,7 @@ async def placed(client: FakeClient, clock: FakeClock, name: str) -> dict[str, i
     return places(found["spec"])
 
 
-async def test_a_plan_says_that_it_displaces_nobody() -> None:
+async def test_a_plan_tells_who_would_be_displaced_and_where_to_and_so_it_comes() -> None:
     asking = Asking()
     high: Obj = {**scheme.PRIORITY_CLASS.empty("high"), "value": 1000}
     wanted = deployment("urgent", cpu="3")
@@ -62,10 +62,23 @@ async def test_a_plan_says_that_it_displaces_nobody() -> None:
         clock,
     ):
         await placed(client, clock, "low")
-        assert "displaces nobody" not in (await asking(objects=[wanted]))["workloads"][0]["reason"]
+        assert [w["name"] for w in (await asking(objects=[wanted]))["workloads"]] == ["urgent"]
         wanted["spec"]["template"]["spec"]["priorityClassName"] = "high"
-        reason = (await asking(objects=[wanted]))["workloads"][0]["reason"]
-    assert reason.endswith("a plan displaces nobody: in fact others may give way to its priority, 1000")
+        urgent, low = (await asking(objects=[wanted]))["workloads"]
+        assert urgent["reason"].endswith("displaces Deployment shop/low (priority 0) at a") and places(urgent["after"]) == {
+            "a": 1
+        }
+        assert (low["name"], places(low["before"]), places(low["after"]), low["complete"]) == ("low", {"a": 1}, {}, False)
+        assert "its room is needed by Deployment shop/urgent, whose priority is 1000" in str(low["rejected"])
+        client.seed(cluster("b"))
+        await clock.advance(1)
+        wanted["spec"]["template"]["spec"]["nodeSelector"] = {"kubernetes.io/hostname": "a"}
+        urgent, low = (await asking(objects=[wanted]))["workloads"]
+        assert (places(urgent["after"]), places(low["after"])) == ({"a": 1}, {"b": 1})
+        assert len((await asking(drain=["b"]))["workloads"]) == 0
+        await client.create(wanted)
+        assert await placed(client, clock, "urgent") == {"a": 1}
+        await until(clock, lambda: places((client.find(scheme.PLACEMENT, "deployment-low", "shop") or {})["spec"]) == {"b": 1})
 
 
 async def test_what_is_planned_is_what_is_done() -> None:
