@@ -231,10 +231,14 @@ def _component(
 # -- the search --------------------------------------------------------------------------------------------
 
 
-class _Search:
-    """Rows of ``pairs`` and ``bases`` are candidates."""
+class Search:
+    """The largest sum of ``bases`` (by member and candidate site) and ``pairs`` (by two members' sites) that fits. Minus infinity
+    where a member may not be, or two may not be at once. ``limit``: partial placements that branch and bound looks at."""
 
-    def __init__(self, bases: list[Floats], pairs: dict[tuple[int, int], Floats], demand: Ints, room: Ints) -> None:
+    def __init__(
+        self, bases: list[Floats], pairs: dict[tuple[int, int], Floats], demand: Ints, room: Ints, limit: int = NODES
+    ) -> None:
+        self.limit = limit
         self.bases, self.pairs, self.demand, self.room = bases, pairs, demand, room
         self.count = len(bases)
         self.near: list[list[tuple[int, Floats]]] = [[] for _ in bases]
@@ -255,7 +259,8 @@ class _Search:
         total = sum(float(base[site]) for base, site in zip(self.bases, sites, strict=True))
         return total + sum(float(points[sites[a], sites[b]]) for (a, b), points in self.pairs.items())
 
-    def _take(self, sites: Sequence[int]) -> None:
+    def take(self, sites: Sequence[int]) -> None:
+        """A placement that is known already."""
         value = self.value_of(sites)
         if value > self.value + _LITTLE:
             self.best, self.value = list(sites), value
@@ -266,9 +271,9 @@ class _Search:
         if start is not None:
             starts.append(start)
         for sites in starts:
-            self._take(sites)
+            self.take(sites)
         for sites in [s for s in (self.best, start) if s is not None]:
-            self._take(self._improve(sites))
+            self.take(self._improve(sites))
         order = sorted(range(self.count), key=lambda m: (-sum(float(p.max()) for _, p in self.near[m]), m))
         rest = self._rest(order)
         self._branch(order, 0, [-1] * self.count, 0.0, [b.copy() for b in self.bases], self.room.copy(), rest)
@@ -325,7 +330,7 @@ class _Search:
         self, order: Sequence[int], depth: int, sites: list[int], value: float, gains: list[Floats], left: Ints, rest: list[float]
     ) -> None:
         if depth == self.count:
-            self._take(sites)
+            self.take(sites)
             return
         later = order[depth + 1 :]
         member = order[depth]
@@ -335,7 +340,7 @@ class _Search:
             mine = float(fitting[site])
             if not np.isfinite(mine) or value + mine + beyond <= self.value + _LITTLE:
                 break
-            if self.nodes >= NODES:
+            if self.nodes >= self.limit:
                 self.complete = False
                 return
             self.nodes += 1
@@ -355,15 +360,15 @@ def _solve(asked: Sequence[_Component], world: World) -> Together | None:
     inner = [
         (a, number[e.ref], e) for a, c in enumerate(asked) for e in c.workload.traffic if e.ref in number and a < number[e.ref]
     ]
-    trips = _trips([world[int(row)] for row in rows]) if inner else np.zeros((0, 0))
+    trips = trips_between([world[int(row)] for row in rows]) if inner else np.zeros((0, 0))
     prices = world.floats["egress_gib"][rows]
     pairs: dict[tuple[int, int], Floats] = {}
     for a, b, edge in inner:
-        found = _points(edge, trips, prices)
+        found = edge_points(edge, trips, prices)
         pairs[a, b] = pairs[a, b] + found if (a, b) in pairs else found
     all_of = ([bounded(each * c.workload.replicas) for each in (c.workload.cpu, c.workload.memory, 1)] for c in asked)
     demand = np.array(list(all_of), np.int64)
-    search = _Search([c.base[rows] for c in asked], pairs, demand, np.maximum(world.free[rows], 0))
+    search = Search([c.base[rows] for c in asked], pairs, demand, np.maximum(world.free[rows], 0))
     search.run()
     if search.best is None or not np.isfinite(search.value):
         return None
@@ -394,7 +399,8 @@ def _candidates(asked: Sequence[_Component], world: World) -> Ints:
     return np.array(sorted({*shared, *list(found)[: CANDIDATES - len(shared)]}), np.int64)
 
 
-def _trips(sites: Sequence[ClusterInfo]) -> Floats:
+def trips_between(sites: Sequence[ClusterInfo]) -> Floats:
+    """Round trips (ms); NaN where one is not known."""
     found = np.zeros((len(sites), len(sites)))
     for a, one in enumerate(sites):
         for b in range(a):
@@ -403,7 +409,7 @@ def _trips(sites: Sequence[ClusterInfo]) -> Floats:
     return found
 
 
-def _points(edge: Edge, trips: Floats, prices: Floats) -> Floats:
+def edge_points(edge: Edge, trips: Floats, prices: Floats) -> Floats:
     """Weight x points of an edge, by the site of its workload and of its peer; minus infinity where that is too far."""
     found = edge.weight * columns.points(TRAFFIC, trips)
     if edge.money:
