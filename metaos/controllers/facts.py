@@ -8,7 +8,7 @@ from metaos.controllers.fencing import tolerated_seconds
 from metaos.controllers.settings import Settings
 from metaos.reconcile.informer import Informer
 from metaos.reconcile.manager import Manager
-from metaos.resources import scheme, workload
+from metaos.resources import affinity, scheme, workload
 from metaos.resources.meta import (
     CLUSTER_LABEL,
     EVICTED,
@@ -19,6 +19,7 @@ from metaos.resources.meta import (
     deleting,
     generation,
     is_true,
+    label_selector,
     labels,
     name,
     namespace,
@@ -113,10 +114,12 @@ class Facts:
         self._intents = manager.informer(scheme.INTENT)
         self._policies = manager.informer(scheme.PLACEMENT_POLICY)
         self._classes = manager.informer(scheme.PRIORITY_CLASS)
+        self._namespaces = manager.informer(scheme.NAMESPACE)
         self._placements, self._claims = manager.informer(scheme.PLACEMENT), manager.informer(scheme.PERSISTENT_VOLUME_CLAIM)
         self._workloads = [manager.informer(kind) for kind in scheme.WORKLOADS]
         for informer in self._workloads:
             informer.add_index("claim", lambda obj: [f"{namespace(obj)}/{claim}" for claim in workload.claims(obj)])
+            informer.add_index("repels", lambda obj: affinity.repels(obj) if takes_room(obj) else ())
         self._pods.add_index("evicted", lambda pod: [namespace(pod)] if EVICTED in annotations(pod) else [])
         for informer in (self._intents, self._policies):
             informer.add_index("about", about)
@@ -151,6 +154,25 @@ class Facts:
         intents, policies = (concerning(informer, obj) for informer in (self._intents, self._policies))
         return sorted(intents, key=name), sorted(policies, key=name)
 
+    def near(self, obj: Obj, instead: Mapping[ObjectRef, Obj] | None = None) -> tuple[affinity.PodTerm, ...]:
+        """What a workload's pods and others' say of each other, where they are left open. ``instead``: workloads that are
+        supposed to be there, or to be as these are."""
+        supposed = instead or {}
+
+        def pods_in(where: str) -> Iterable[Obj]:
+            yield from (o for about, o in supposed.items() if about.namespace == where)
+            yield from (o for i in self._workloads for o in i.list(where) if takes_room(o) and ref(o) not in supposed)
+
+        def selected(selector: Mapping[str, Any]) -> Iterable[str]:
+            selects = label_selector(selector)
+            return (name(found) for found in self._namespaces.list() if selects(labels(found)))
+
+        words = affinity.repelled_by(obj)
+        there = (o for i in self._workloads for word in words for o in i.by_index("repels", word))
+        repelling = [o for o in there if ref(o) not in supposed]
+        repelling += [o for o in supposed.values() if not set(words).isdisjoint(affinity.repels(o))]
+        return affinity.pod_terms(obj, pods_in, selected, repelling)
+
     def evictions(self, where: str) -> dict[str, set[str]]:
         """The sites that pods of a namespace were evicted from, by the UID of their controller or, without one, their own."""
         found: dict[str, set[str]] = {}
@@ -166,10 +188,11 @@ class Facts:
         current: Mapping[str, int],
         rules: tuple[list[Obj], list[Obj]] | None = None,
         evictions: Mapping[str, Iterable[str]] | None = None,
+        instead: Mapping[ObjectRef, Obj] | None = None,
     ) -> WorkloadInfo:
         """Where its peers are is left open (see ``metaos.resources.traffic.located``). ``current``: where it is decided to be.
         ``rules``: others than those that hold (see :meth:`rules`). ``evictions``: those of the namespace, where they were looked
-        for already."""
+        for already. ``instead``: see :meth:`near`."""
         intents, policies = rules if rules is not None else self.rules_of(obj)
         found = workload_info(
             obj,
@@ -179,6 +202,7 @@ class Facts:
             evicted=(self.evictions(namespace(obj)) if evictions is None else evictions).get(uid(obj), ()),
             moves=[_move(m) for m in ((placement or {}).get("spec") or {}).get("moves") or ()],
             traffic=edges_of(ref(obj), intents),
+            near=self.near(obj, instead),
         )
         priority, preempts = self.priority(obj)
         if found.local_data:

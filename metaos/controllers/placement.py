@@ -83,6 +83,8 @@ class PlacementReconciler:
         # Those that want more room than there is, with their priority: they are looked at again when some becomes free. Bounded
         # by the workloads.
         self._waiting: dict[ObjectRef, int] = {}
+        # Those of them that wait for others' pods, or for these to be elsewhere.
+        self._seeking: set[ObjectRef] = set()
         self._other_classes = False
 
     async def reconcile(self, about: ObjectRef) -> Result:
@@ -106,7 +108,7 @@ class PlacementReconciler:
         obj = self._workloads[about.kind].get(about.name, about.namespace)
         if obj is None or not placeable(obj):
             self._decided.pop(about, None)
-            self._waiting.pop(about, None)
+            self._settle(about)
             return DONE
         placement = self._placements.get(placement_name(about), about.namespace)
         if placement is not None and not decides(placement, obj):
@@ -114,7 +116,7 @@ class PlacementReconciler:
             placement, self._decided[about] = None, {}
             self.take_account(about)
         if placement is not None and finished(obj):
-            self._waiting.pop(about, None)
+            self._settle(about)
             return DONE
         now, world = self._clock.now(), self._occupancy.sites(about)
         asked = replace(self._facts.workload(obj, placement, self._current(about, placement)), mix=self._occupancy.mix())
@@ -251,9 +253,21 @@ class PlacementReconciler:
     def _note(self, found: WorkloadInfo, plan: Plan) -> None:
         """Whether it waits for room. What is to be everywhere waits for that of each site."""
         if plan.complete and not (found.mode == "Everywhere" and {"Capacity", "Displaced"} & set(plan.rejected.filters.values())):
-            self._waiting.pop(found.ref, None)
-        else:
-            self._waiting[found.ref] = found.priority
+            self._settle(found.ref)
+            return
+        self._waiting[found.ref] = found.priority
+        if found.near:
+            self._seeking.add(found.ref)
+
+    def _settle(self, about: ObjectRef) -> None:
+        """It waits for nothing."""
+        self._waiting.pop(about, None)
+        self._seeking.discard(about)
+
+    def neighbours_changed(self) -> None:
+        """Pods are elsewhere, or have other labels: who waits for such ones is looked at again."""
+        if self._seeking:
+            self._manager.enqueue(NAME, WAITING, SETTLE_SECONDS)
 
     def classes_changed(self) -> None:
         """Priorities may be others. Before the next decision all are looked at again."""
@@ -283,6 +297,8 @@ class PlacementReconciler:
             self._decided.pop(about, None)
             self.take_account(about)
             raise
+        if set(chosen) != set(before):
+            self.neighbours_changed()
         if placement.get("status") is None or set(chosen) != set(before):
             await self._tell(obj, before, plan)
         elif is_true(placement, "Scheduled") and not plan.complete:
@@ -430,6 +446,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         reconciler.take_account(ref(new or old or {}))
         if old is not None and new is not None and basis(old) == basis(new):
             return
+        reconciler.neighbours_changed()
         for obj in (old, new):
             if obj is not None and obj.get("kind") != "Pod" and placeable(obj):
                 manager.enqueue(NAME, ref(obj))

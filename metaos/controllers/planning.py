@@ -197,7 +197,7 @@ class Planner:
                 await self._clock.sleep(0)
             obj, where = everything[about], about.namespace
             placement, current = self._placement(about, obj), places.get(about) or {}
-            info = self._facts.workload(obj, placement, current, merged[where], evictions[where])
+            info = self._facts.workload(obj, placement, current, merged[where], evictions[where], brought)
             asked.append(replace(info, mix=mix))
         highest = max((w.priority for w in asked if w.preempts), default=None)
         others = []

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metaos.resources import quantity, workload
+from metaos.resources.affinity import NodeWish, PodTerm, SpreadTerm, node_wishes, spread_terms
 from metaos.resources.devices import Asked, Mix, extended
 from metaos.resources.meta import (
     Obj,
@@ -205,6 +206,10 @@ class Spread:
     by: str
     min_groups: int = 1
     max_skew: int = 0
+    #: Of a pod's topology spread constraint: with fewer groups in use than ``domains`` the least is none; ``strict``: a replica
+    #: that would break it has no place. What is there already is not divided anew for it.
+    domains: int = 0
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +289,10 @@ class WorkloadInfo:
     licences: tuple[Licence, ...] = ()
     #: ``None``: it does not stand being stopped by its site.
     interruptible: Interruptible | None = None
+    #: See ``metaos.resources.affinity``.
+    near: tuple[PodTerm, ...] = ()
+    spread: tuple[SpreadTerm, ...] = ()
+    node_wishes: tuple[NodeWish, ...] = ()
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -534,6 +543,7 @@ def workload_info(
     evicted: Iterable[str] = (),
     moves: Sequence[Move] = (),
     traffic: Sequence[Edge] = (),
+    near: Sequence[PodTerm] = (),
 ) -> WorkloadInfo:
     """A workload with the intents and policies of its namespace that concern it."""
     spec = workload.pod_spec(obj)
@@ -572,6 +582,9 @@ def workload_info(
         traffic=tuple(traffic),
         images=tuple(sorted({workload.image_name(str(c["image"])) for c in workload.containers(spec) if c.get("image")})),
         licences=licences_of(wanted),
+        near=tuple(near),
+        spread=spread_terms(obj),
+        node_wishes=node_wishes(obj),
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from metaos.resources import quantity, scheme
+from metaos.resources import affinity, quantity, scheme
 from metaos.resources.meta import Obj, ObjectRef, deleting, name, namespace
 from metaos.resources.snapshot import GIB, ClusterInfo, Edge, Snapshot, Target, WorkloadInfo
 
@@ -297,8 +297,11 @@ def located(
     site: Callable[[str], ClusterInfo | None],
     holding: Callable[[str], Iterable[ClusterInfo]],
 ) -> WorkloadInfo:
-    """The workload with where its peers are, and the residency of the data that it reads. ``places``: site → replicas of a
-    workload. ``holding``: the sites that answer and hold a data set, by name. Sites that are gone count as nowhere."""
+    """The workload with where its peers are, the residency of the data that it reads, and the pods that it wants to be with
+    or apart from. ``places``: site → replicas of a workload. ``holding``: the sites that answer and hold a data set, by name.
+    Sites that are gone count as nowhere."""
+    if workload.near:
+        workload = replace(workload, near=affinity.located(workload.near, places, site))
     if not workload.traffic:
         return workload
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
 from metaos.resources import traffic
+from metaos.resources.affinity import node_matches
 from metaos.resources.devices import GPU, GPU_MILLI, WHOLE, share
 from metaos.resources.measures import cost
 from metaos.resources.meta import TAINT_UNREACHABLE
@@ -27,7 +29,7 @@ from metaos.resources.snapshot import (
     Target,
     WorkloadInfo,
 )
-from metaos.scheduler import filters, fragmentation, scores
+from metaos.scheduler import filters, fragmentation, proximity, scores
 from metaos.scheduler.filters import Filter, tolerated
 from metaos.scheduler.scores import Score
 from metaos.scheduler.world import Bools, Floats, Ints, World, bounded
@@ -162,7 +164,7 @@ def _policy(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools |
 def _selectors(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
     found = [~world.label(key, value) for key, value in workload.node_selector.items()]
     if workload.node_affinity:
-        found.append(~world.rows(lambda c: any(filters.matches(term, c) for term in workload.node_affinity)))
+        found.append(~world.rows(lambda c: any(node_matches(term, c) for term in workload.node_affinity)))
     return np.logical_or.reduce(found) if found else None
 
 
@@ -292,6 +294,17 @@ def _capacity(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools
     return (room(workload, world) < 1) & ~world.at(workload.current)
 
 
+def _affinity(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
+    if not proximity.asks(workload):
+        return None
+
+    @cache
+    def domains(key: str) -> frozenset[str]:
+        return frozenset(c.labels[key] for c in world if key in c.labels)
+
+    return ~world.at(workload.current) & world.rows(lambda c: proximity.rejects(workload, domains, c) is not None)
+
+
 MASKS: dict[Filter, Mask] = {
     filters.residency: _residency,
     filters.local_data: _local_data,
@@ -304,6 +317,7 @@ MASKS: dict[Filter, Mask] = {
     filters.cordon: _cordon,
     filters.bounds: _bounds,
     filters.distant: _distant,
+    proximity.affinity: _affinity,
     filters.capacity: _capacity,
 }
 

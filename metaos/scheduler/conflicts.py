@@ -37,7 +37,7 @@ RELAXATIONS_KEPT = 5
 #: What giving up something counts that has no amount, beside shares of amounts: 1 is "as much again as was asked".
 PLAIN_COST = 1.0
 #: Filters that judge what a workload asks for, and those that say what is the matter with a site, whatever is asked.
-ASKED = ("Residency", "LocalData", "Policy", "Selectors", "Taints", "Bounds", "Traffic", "Capacity")
+ASKED = ("Residency", "LocalData", "Policy", "Selectors", "Taints", "Bounds", "Traffic", "Affinity", "Capacity")
 STATES = ("Leaving", "Health", "Cordon")
 
 
@@ -103,6 +103,8 @@ def requirements(workload: WorkloadInfo, clusters: Sequence[ClusterInfo], now: f
         local_data=False,
         homes=frozenset(),
         traffic=(),
+        near=(),
+        spread=(),
     )
     everything = ({"operator": "Exists"},)
     free = replace(bare, tolerations=everything)
@@ -140,6 +142,16 @@ def requirements(workload: WorkloadInfo, clusters: Sequence[ClusterInfo], now: f
         peers = ", ".join(dict.fromkeys(e.peer for e in edges if e.sent or e.answered))
         sources = ", ".join(dict.fromkeys(f"intent {e.intent!r}" for e in edges if e.sent or e.answered))
         found.append(Requirement(f"links that carry its traffic with {peers}", sources, "Traffic", replace(free, traffic=edges)))
+    for term in workload.near:
+        if not term.weight:
+            source = f"the pod anti-affinity of {term.by}" if term.by else f"the pods' {'anti-' * term.apart}affinity"
+            text = f"to be {'apart from' if term.apart else 'with'} {term.pods} in {'each' if term.apart else 'one'} {term.key}"
+            found.append(Requirement(text, source, "Affinity", replace(free, near=(term,)), bool(term.by)))
+    for spread in workload.spread:
+        if spread.strict:
+            text = f"to be spread over {spread.key}, at most {spread.max_skew} more in one than in another"
+            alone = replace(free, spread=(spread,))
+            found.append(Requirement(text, "the pods' topology spread constraints", "Affinity", alone))
     for key, value in sorted(workload.node_selector.items()):
         alone = replace(free, node_selector={key: value})
         found.append(Requirement(f"a site with the label {key}={value}", "the pods' node selector", "Selectors", alone))

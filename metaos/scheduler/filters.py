@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from metaos.resources import quantity, traffic
+from metaos.resources.affinity import node_matches
 from metaos.resources.measures import Costs, costs, holds_at, measure
-from metaos.resources.meta import TAINT_UNREACHABLE, match_expression
+from metaos.resources.meta import TAINT_UNREACHABLE
 from metaos.resources.snapshot import (
     ALL_OF,
     NONE_OF,
@@ -24,7 +25,7 @@ from metaos.resources.snapshot import (
     lawful,
     wanted_text,
 )
-from metaos.scheduler import lacking
+from metaos.scheduler import lacking, proximity
 
 Filter = Callable[[Snapshot, WorkloadInfo, ClusterInfo], str | None]
 
@@ -118,16 +119,9 @@ def selectors(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) 
     for key, value in sorted(workload.node_selector.items()):
         if cluster.labels.get(key) != value:
             return f"the node selector wants {key}={value}, and the site has {cluster.labels.get(key, 'no such label')}"
-    if workload.node_affinity and not any(matches(term, cluster) for term in workload.node_affinity):
+    if workload.node_affinity and not any(node_matches(term, cluster) for term in workload.node_affinity):
         return "the required node affinity does not match the site's labels"
     return None
-
-
-def matches(term: Mapping[str, Any], cluster: ClusterInfo) -> bool:
-    """Whether a site is as a term of a node affinity says."""
-    rules = [(cluster.labels, r) for r in term.get("matchExpressions") or ()]
-    rules += [({"metadata.name": cluster.name}, r) for r in term.get("matchFields") or ()]
-    return bool(rules) and all(match_expression(at, r["key"], r["operator"], set(r.get("values") or ())) for at, r in rules)
 
 
 def policy(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
@@ -300,5 +294,6 @@ FILTERS: tuple[tuple[str, Filter], ...] = (
     ("Cordon", cordon),
     ("Bounds", bounds),
     ("Traffic", distant),
+    ("Affinity", proximity.affinity),
     ("Capacity", capacity),
 )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo
+from metaos.scheduler import proximity
 from metaos.scheduler.churn import EARNED_BACK_HOURS, churn
 from metaos.scheduler.filters import FILTERS, Filter, closed, room
 from metaos.scheduler.scores import SCORES, Score
@@ -259,7 +260,8 @@ def _nowhere(rejected: Sequence[Rejection], workload: WorkloadInfo, feasible: Se
         if len(feasible) > len(told):
             rooms += f", and {len(feasible) - len(told)} more sites do not suffice either"
         others = f"; {_nowhere(rejected, workload, ())}" if rejected else ""
-        return f"{workload.replicas} replicas are wanted, and {rooms}{others}"
+        among = f", where {said}" if (said := proximity.in_words(workload)) else ""
+        return f"{workload.replicas} replicas are wanted, and {rooms}{among}{others}"
     if not rejected:
         return "there is no site yet: join one with 'nemo join-token NAME' and 'nemo agent'"
     counted: dict[str, list[str]] = {}

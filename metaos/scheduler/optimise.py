@@ -43,10 +43,11 @@ class Optimum:
 
 
 def movable(workload: WorkloadInfo) -> bool:
-    """Whether it may go as a whole to another site for a gain. What is spread, divided by weights or over several sites, pinned
-    or settled, or has devices, stays as it is."""
-    asks = workload.policy.spread or workload.weights or any(t.name == "availability" and t.hard for t in workload.targets)
-    free = not (workload.pinned or workload.settled or workload.mode == "Everywhere" or asks or workload.devices)
+    """Whether it may go as a whole to another site for a gain. What is spread, has terms about other pods, is divided by weights
+    or over several sites, pinned or settled, or has devices, stays as it is."""
+    safe = any(t.name == "availability" and t.hard for t in workload.targets)
+    asks = workload.policy.spread or workload.near or workload.spread or workload.weights or workload.devices or safe
+    free = not (workload.pinned or workload.settled or workload.mode == "Everywhere" or asks)
     return free and workload.replicas > 0 and len(workload.current) <= 1
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from metaos.resources import traffic
 from metaos.resources.measures import cost, embodied_intensity, holds_at, latency, watts
 from metaos.resources.snapshot import LOWER, UPPER, WISHES, ClusterInfo, Target, WorkloadInfo
+from metaos.scheduler import proximity
 
 Measure = Callable[[WorkloadInfo, ClusterInfo], float | None]
 #: How many hours of forecast count beside the present one.
@@ -154,6 +155,7 @@ TRAFFIC = Score("traffic", "ms", _traffic, TRIP_REFERENCE, 0.0)
 EGRESS = Score("egress", "EUR/h", _egress, EGRESS_REFERENCE, 0.0)
 #: Of data sets, over the network.
 GRAVITY = Score("gravity", "GB/day", _gravity, 10.0, 0.0)
+AFFINITY = Score("affinity", "%", proximity.wished, 0.0, 0.0, "", True)
 #: GPUs that one replica makes unusable for those who usually ask, its own included.
 FRAGMENTATION = Score("fragmentation", "GPU", _fragmentation, 1.0, 2.0)
 
@@ -170,14 +172,15 @@ SCORES: tuple[Score, ...] = (
     TRAFFIC,
     EGRESS,
     GRAVITY,
+    AFFINITY,
     FRAGMENTATION,
 )
 
 
 def weight(score: Score, workload: WorkloadInfo) -> float:
     """The default, plus one to ten for an intent of priority 0 to 100 that asks for it; 5 for a policy's preference; the sum over
-    its edges for traffic and its egress, as far as the peers have a place, and over those to data sets for their gravity;
-    fragmentation counts once anybody has a GPU."""
+    its edges for traffic and its egress, as far as the peers have a place, and over those to data sets for their gravity; that of
+    its wishes for affinity; fragmentation counts once anybody has a GPU."""
     if score.name == "preferred":
         return 5.0 if workload.policy.preferred else 0.0
     if score.name == "wishes":
@@ -186,6 +189,8 @@ def weight(score: Score, workload: WorkloadInfo) -> float:
         return score.weight if workload.mix else 0.0
     if score.name == "traffic":
         return sum(e.weight for e in workload.traffic if traffic.timed(e))
+    if score.name == "affinity":
+        return proximity.weight(workload)
     if score.name == "egress":
         return sum(e.money for e in workload.traffic if e.at)
     if score.name == "gravity":

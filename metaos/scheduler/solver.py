@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from metaos.resources.reliability import up
-from metaos.resources.snapshot import ClusterInfo, WorkloadInfo, meets
+from metaos.resources.snapshot import ClusterInfo, Spread, WorkloadInfo, meets
+from metaos.scheduler import proximity
 from metaos.scheduler.filters import closed, room
 
 #: Sites that are looked at, the best ones, for one that fails for other causes.
@@ -37,16 +38,46 @@ def choose(workload: WorkloadInfo, feasible: Sequence[ClusterInfo], totals: Mapp
 def distribute(
     workload: WorkloadInfo, kept: Sequence[ClusterInfo], feasible: Sequence[ClusterInfo], totals: Mapping[str, float]
 ) -> Choice:
-    """Divides the replicas over ``kept`` sites first and the best others after them, as the workload's mode, spread and
-    availability ask. Ties go to the alphabetically first name."""
+    """Divides the replicas over ``kept`` sites first and the best others after them, as the workload's mode, spread,
+    availability and what its pods want of each other ask. Ties go to the alphabetically first name."""
+    if workload.near or workload.spread:
+        return _arrange(workload, kept, feasible, totals)
+    return _divide(workload, kept, feasible, totals)
+
+
+def _arrange(
+    workload: WorkloadInfo, kept: Sequence[ClusterInfo], feasible: Sequence[ClusterInfo], totals: Mapping[str, float]
+) -> Choice:
+    """Over what the pods' terms about each other leave of the sites."""
+    ranked = _in_order(kept, feasible, totals)
+    if proximity.alone(workload):
+        ranked = proximity.apart(workload, ranked)
+    held = {c.name for c in kept}
+    choices = []
+    for sites in proximity.domains(workload, ranked):
+        here, others = [c for c in sites if c.name in held], Ranked(c for c in sites if c.name not in held)
+        choices.append(_divide(proximity.arranged(workload, sites), here, others, totals))
+        if choices[-1].complete and choices[-1].satisfies:
+            break
+    return max(choices, key=lambda c: (c.complete, sum(c.clusters.values()), c.satisfies), default=Choice({}, False))
+
+
+def _in_order(kept: Sequence[ClusterInfo], feasible: Sequence[ClusterInfo], totals: Mapping[str, float]) -> list[ClusterInfo]:
+    held = {c.name for c in kept}
+    return [*_ranked(kept, totals), *(c for c in _ranked(feasible, totals) if c.name not in held)]
+
+
+def _divide(
+    workload: WorkloadInfo, kept: Sequence[ClusterInfo], feasible: Sequence[ClusterInfo], totals: Mapping[str, float]
+) -> Choice:
     if workload.mode == "Everywhere":
-        return Choice({c.name: 1 for c in feasible}, bool(feasible))
+        sites = _in_order(kept, feasible, totals) if workload.near else feasible
+        return Choice({c.name: 1 for c in sites}, bool(sites))
     if workload.replicas == 0:
         # Nothing runs, but the decision has a home: scaled up again, it starts where it was or would be best.
         homes = _ranked(kept, totals) or _ranked(feasible, totals)
         return Choice({homes[0].name: 0} if homes else {}, bool(homes))
-    held = {c.name for c in kept}
-    ranked = [*_ranked(kept, totals), *(c for c in _ranked(feasible, totals) if c.name not in held)]
+    ranked = _in_order(kept, feasible, totals)
     spaces = Spaces(workload, ranked)
     if workload.mode == "Whole":
         fitting: ClusterInfo | None = None
@@ -58,12 +89,12 @@ def distribute(
         return Choice({fitting.name: workload.replicas}, True, False) if fitting is not None else Choice({}, False)
     if workload.weights:
         return _weigh(workload, ranked, spaces)
-    sites, satisfies = _sites(workload, ranked, spaces, len(held))
+    sites, satisfies = _sites(workload, ranked, spaces, len(kept))
     choice = _fill(workload, sites, spaces, satisfies)
     if satisfies and not choice.satisfies and workload.policy.spread:
         # The fewest sites cannot be filled evenly: more sites may.
         wider = _fill(workload, [c for c in ranked if spaces[c.name] > 0], spaces, True)
-        return wider if wider.satisfies else choice
+        return wider if wider.satisfies or sum(wider.clusters.values()) > sum(choice.clusters.values()) else choice
     return choice
 
 
@@ -102,10 +133,13 @@ class Spaces(dict[str, int]):
     def __init__(self, workload: WorkloadInfo, sites: Iterable[ClusterInfo]) -> None:
         super().__init__()
         self._workload, self._sites = workload, {c.name: c for c in sites}
+        self._alone = proximity.alone(workload)
 
     def __missing__(self, site: str) -> int:
         cluster, workload = self._sites[site], self._workload
         space = max(0 if closed(workload, cluster) else room(workload, cluster), workload.current.get(site, 0))
+        if any(key in cluster.labels for key in self._alone):
+            space = min(1, space)
         self[site] = space
         return space
 
@@ -212,10 +246,15 @@ def _fill(workload: WorkloadInfo, sites: Sequence[ClusterInfo], spaces: Mapping[
     """One replica for each site, then what each has already, then by rank, or evenly where a policy spreads."""
     held = {c.name: workload.current.get(c.name, 0) for c in sites}
     fits = sum(held.values()) == workload.replicas and all(0 < n <= spaces[c] for c, n in held.items())
-    if fits and _even(workload, sites, held) and (not satisfies or _available(workload, [(c, held[c.name]) for c in sites])):
+    if (
+        fits
+        and _even(workload, sites, held, anew=False)
+        and (not satisfies or _available(workload, [(c, held[c.name]) for c in sites]))
+    ):
         # Replicas stay where they are as long as nothing speaks against it.
         return Choice(held, True, satisfies)
-    result = {c.name: 1 for c in sites[: workload.replicas]}
+    strict = any(s.strict for s in workload.policy.spread)
+    result = {} if strict else {c.name: 1 for c in sites[: workload.replicas]}
     left = workload.replicas - len(result)
     for cluster in sites:
         more = min(left, max(0, min(workload.current.get(cluster.name, 0), spaces[cluster.name]) - result.get(cluster.name, 0)))
@@ -225,6 +264,8 @@ def _fill(workload: WorkloadInfo, sites: Sequence[ClusterInfo], spaces: Mapping[
         left -= more
     while left > 0:
         open_sites = [c for c in sites if spaces[c.name] > result.get(c.name, 0)]
+        if strict:
+            open_sites = [c for c in open_sites if _may(workload, c, sites, result)]
         if not open_sites:
             break
         target = min(open_sites, key=lambda c: _load(workload, c, sites, result)) if workload.policy.spread else open_sites[0]
@@ -246,10 +287,31 @@ def _load(
     return held, result.get(cluster.name, 0)
 
 
-def _even(workload: WorkloadInfo, sites: Sequence[ClusterInfo], result: Mapping[str, int]) -> bool:
-    """Whether no group holds more than ``max_skew`` replicas over another one that is used."""
+def _counts(spread: Spread, sites: Sequence[ClusterInfo], result: Mapping[str, int]) -> dict[str, int]:
+    return {name: _count(spread.by, name, sites, result) for name in {group(c, spread.by) for c in sites}}
+
+
+def _least(spread: Spread, counts: Collection[int]) -> int:
+    return 0 if sum(n > 0 for n in counts) < spread.domains else min(counts, default=0)
+
+
+def _may(workload: WorkloadInfo, cluster: ClusterInfo, sites: Sequence[ClusterInfo], result: Mapping[str, int]) -> bool:
+    """Whether one more replica there keeps what is strict."""
     for spread in workload.policy.spread:
-        counts = [_count(spread.by, name, sites, result) for name in {group(c, spread.by) for c in sites}]
-        if spread.max_skew and counts and max(counts) - min(counts) > spread.max_skew:
+        if spread.strict:
+            counts = _counts(spread, sites, result)
+            if counts[group(cluster, spread.by)] + 1 - _least(spread, counts.values()) > spread.max_skew:
+                return False
+    return True
+
+
+def _even(workload: WorkloadInfo, sites: Sequence[ClusterInfo], result: Mapping[str, int], *, anew: bool = True) -> bool:
+    """Whether no group holds more than ``max_skew`` replicas over another one that is used, or over none where groups that count
+    are not. Without ``anew`` what is looked at only when replicas are placed is not."""
+    for spread in workload.policy.spread:
+        if spread.domains and not anew:
+            continue
+        counts = list(_counts(spread, sites, result).values())
+        if spread.max_skew and counts and max(counts) - _least(spread, counts) > spread.max_skew:
             return False
     return True

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from metaos.apiserver.metadata import DNS_SUBDOMAIN, dns_label_causes, label_causes
+from metaos.apiserver.rules.affinity import affinity_causes
 from metaos.apiserver.schema import duplicate, forbidden, invalid, required, unsupported
 from metaos.resources import quantity
 from metaos.resources.devices import GPU, GPU_MILLI, WHOLE, extended
@@ -73,10 +74,7 @@ def pod_causes(spec: Obj, path: str, claims: Iterable[str] = ()) -> Iterator[Cau
     yield from _user(spec.get("securityContext") or {}, f"{path}.securityContext")
     for i, toleration in enumerate(spec.get("tolerations") or ()):
         yield from _toleration(toleration, f"{path}.tolerations[{i}]")
-    nodes = ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get("requiredDuringSchedulingIgnoredDuringExecution")
-    if nodes is not None and not nodes.get("nodeSelectorTerms"):
-        where = f"{path}.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms"
-        yield required(where, "must have at least one node selector term")
+    yield from affinity_causes(spec, path)
 
 
 def _volume(volume: Obj, path: str) -> Iterator[Cause]:
