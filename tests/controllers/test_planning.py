@@ -251,7 +251,7 @@ EXAMPLES = Path(__file__).parents[2]
 
 async def test_the_how_to_of_an_application_shows_what_is_planned() -> None:
     page = (EXAMPLES / "docs/how-to/place-an-application.md").read_text()
-    (manifest,), (shown,) = re.findall(r"```yaml\n(.*?)```", page, re.S), re.findall(r"```text\n(.*?)```", page, re.S)
+    (manifest, _), (shown,) = re.findall(r"```yaml\n(.*?)```", page, re.S), re.findall(r"```text\n(.*?)```", page, re.S)
     sites = [next(yaml.safe_load_all(file.read_text())) for file in sorted((EXAMPLES / "examples/sites").glob("*.yaml"))]
     for site in sites:
         site["status"] = {"conditions": [{"type": "Ready", "status": "True"}]}
