@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,6 +171,8 @@ def calibrate(scenario: Path, html: Path | None, write: Path | None, verbose: bo
     from metaos.twin.text import ScenarioError
 
     _logging(verbose)
+    # Whoever is ended ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         report = calibrated(scenario, lambda text: click.echo(text, err=True))
     except ScenarioError as error:

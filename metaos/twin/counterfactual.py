@@ -22,7 +22,7 @@ from metaos.controllers.accounting import site_of
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, name
 from metaos.twin.clock import VirtualLoop, run
-from metaos.twin.past import ASSUMED, HOUR, NEMO, POLICIES, Deed, Key, Past, Ran, past
+from metaos.twin.past import ASSUMED, HOUR, LEAD_SECONDS, NEMO, POLICIES, Deed, Key, Past, Ran, past
 from metaos.twin.play import Play, scratch
 from metaos.twin.scenario import KINDS
 from metaos.twin.site import Machine
@@ -47,12 +47,16 @@ class Replay(Play):
 
     def __init__(self, loop: VirtualLoop, replayed: Past, folder: Any) -> None:
         super().__init__(loop, replayed.story, folder, scores=replayed.scores)
+        self._since = replayed.story.start + LEAD_SECONDS
         self._deeds_of_people = replayed.deeds
         self.stays: list[Stay] = []
         self._there: dict[str, dict[tuple[str, str, str], tuple[Key, float]]] = {}
         self.world.on_site.append(self._look)
 
     async def _prepare(self) -> None:
+        # The hours of the day are those of the ledger.
+        await self.world.run(max(0.0, self._since - self.world.clock.now()))
+        self._begun = self.world.now
         await super()._prepare()
         for deed in self._deeds_of_people:
             self._at(deed.at, "", partial(self._people, deed))
@@ -65,7 +69,7 @@ class Replay(Play):
             await self._spawn(self.world.change(kind, what, where, {"spec": {"replicas": deed.replicas}}))
 
     def _look(self, site: str) -> None:
-        now = self.scenario.start + self.world.now - self._begun
+        now = self.world.clock.now()
         found = {
             (c.namespace, c.pod, c.owner_uid): (c.owner.kind, c.owner.namespace, c.owner.name)
             for c in self.world.sites[site].copies()
@@ -78,7 +82,7 @@ class Replay(Play):
             there.setdefault(pod, (key, now))
 
     async def _over(self) -> None:
-        end = self.scenario.start + self.scenario.duration
+        end = self._since + self.scenario.duration
         for site, there in self._there.items():
             self.stays += [Stay(site, key, pod[1], since, end) for pod, (key, since) in there.items()]
         self._there = {}
@@ -273,4 +277,4 @@ def against(
 
 
 def _said(value: Decimal | None) -> str | None:
-    return None if value is None else plain(value.quantize(Decimal("1e-9")))
+    return None if value is None else plain(value.quantize(Decimal("1e-9")) + 0)

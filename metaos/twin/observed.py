@@ -10,6 +10,7 @@ from typing import Any
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.resources import scheme
+from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, format_time, name, parse_time
 from metaos.twin.clock import VirtualLoop, run
 from metaos.twin.play import Play, scratch
@@ -53,7 +54,13 @@ async def metered(client: Client, clock: Clock, story: Scenario, since: float, u
     spec = {"by": "site", "system": True, "since": format_time(first), "until": format_time(end)}
     deadline = clock.monotonic() + (until - clock.now()) + 3 * period
     while True:
-        answer = await client.create({**scheme.STATEMENT.empty(""), "spec": spec})
+        try:
+            answer = await client.create({**scheme.STATEMENT.empty(""), "spec": spec})
+        except ApiError as error:
+            if error.code != 503 or clock.monotonic() >= deadline:
+                raise
+            await clock.sleep(1.0)
+            continue
         groups = {group["key"][0]: group for group in answer["status"]["groups"]}
         done = len(groups) == len(story.sites) and all(parse_time(group["end"]) >= end for group in groups.values())
         if done or clock.monotonic() >= deadline:
@@ -120,6 +127,10 @@ class ObservedPlay(Play):
         for site in sites:
             self._observer.did("started", site)
         await super()._start(sites)
+
+    async def _kill(self, seconds: float) -> None:
+        self._observer.did("hubKilled", "hub")
+        await super()._kill(seconds)
 
     async def _restart(self) -> None:
         self._observer.did("hubStarted", "hub")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from metaos.accounting.carbon import FORECAST_HOURS
 from metaos.accounting.statement import Booked, Line
 from metaos.resources import scheme, workload
 from metaos.resources.meta import Obj, name, namespace
@@ -44,6 +45,8 @@ ASSUMED = (
     "energy is by the sites' power models, shared as the ledger does it: a pod bears part of its machine's idle power, which is "
     "on either way; 'above idle' leaves that out",
 )
+#: So long before the time that is asked for a replay's sites begin, to be ready by then.
+LEAD_SECONDS = 900.0
 #: Beside such a score no other one decides.
 _DECIDES = 1000.0
 
@@ -197,7 +200,7 @@ def past(
         seed=1,
         duration=until - since,
         settle=0.0,
-        start=since,
+        start=since - LEAD_SECONDS,
         timing=Timing(heartbeat=600.0, lease=2400.0),
         sites=tuple(sites),
         workloads=tuple(texts),
@@ -205,6 +208,7 @@ def past(
         faults=(),
         hopes=(),
         carbon=_trace(headers, since, until),
+        carbon_start_hour=-LEAD_SECONDS / HOUR,
     )
     if policy == "start-at-once":
         story = replace(story, workloads=tuple(replace(t, objects=tuple(map(_at_once, t.objects))) for t in story.workloads))
@@ -311,4 +315,6 @@ def _trace(headers: Sequence[Mapping[str, Any]], since: float, until: float) -> 
     for hour in range(max(1, math.ceil((until - since) / HOUR))):
         now |= {zone: known[zone][hour] for zone in zones if hour in known[zone]}
         lines.append(",".join([str(hour), *(f"{now[zone]:g}" for zone in zones)]))
+    # A forecast goes beyond the end: there it stays as it was.
+    lines += [",".join([str(len(lines) - 1 + more), lines[-1].partition(",")[2]]) for more in range(FORECAST_HOURS)]
     return "\n".join(lines) + "\n"

@@ -33,6 +33,8 @@ PLAYED = ("powerOff", "killHub", "cut", "change", "apply", "delete", "scale")
 MAX_SITES, MAX_SECONDS = 10, 1800.0
 #: Until all sites are ready.
 JOIN_SECONDS = 60.0
+#: Until all that people do is done, after the end.
+LATE_SECONDS = 30.0
 #: Requests by which the way to the hub is measured.
 PINGS = 21
 
@@ -107,12 +109,15 @@ class RealPlay(Administrator):
         await self._observer.start()
         epoch = clock.now()
         try:
-            async with asyncio.TaskGroup() as group:
+            async with asyncio.timeout(story.duration + LATE_SECONDS), asyncio.TaskGroup() as group:
                 for at, what, deed in self._plan():
                     group.create_task(self._at(at, what, deed))
                 group.create_task(clock.sleep(story.duration))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
+        except TimeoutError:
+            late = f"{LATE_SECONDS:g} s after its end"
+            raise ProcessesFailed(f"the hub did not take all that the scenario asks for until {late}") from None
         finally:
             await self._observer.stop()
         sites = await metered(client, clock, story, epoch, epoch + story.duration)
@@ -160,8 +165,10 @@ class RealPlay(Administrator):
         }
         begin, end = known[fault.what]
         deeds: list[tuple[float, str, Deed]] = [(fault.at, str(fault.text()), partial(begin, fault.value))]
-        if end is not None and fault.seconds is not None:
-            deeds.append((fault.at + fault.seconds, f"end of {fault.what}", partial(end, fault.value)))
+        # How long a hub stays away is its value.
+        seconds = fault.value if fault.what == "killHub" else fault.seconds
+        if end is not None and seconds is not None:
+            deeds.append((fault.at + seconds, f"end of {fault.what}", partial(end, fault.value)))
         return deeds
 
     async def _at(self, at: float, what: str, deed: Deed) -> None:
@@ -210,10 +217,11 @@ class RealPlay(Administrator):
         for site in sites:
             self._processes.sites[site].link.mend()
 
-    async def _kill_hub(self, _: bool) -> None:
+    async def _kill_hub(self, _: float) -> None:
+        self._observer.did("hubKilled", "hub")
         await asyncio.to_thread(self._processes.kill_hub)
 
-    async def _start_hub(self, _: bool) -> None:
+    async def _start_hub(self, _: float) -> None:
         self._observer.did("hubStarted", "hub")
         await asyncio.to_thread(self._processes.start_hub)
         self._observer.did("hubAnswered", "hub")

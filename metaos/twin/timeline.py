@@ -29,6 +29,7 @@ LEGS = {
     "replaced": "failure to replaced",
     "returned": "site started to ready",
     "hub": "hub started to answering",
+    "away": "applied to available, while the hub is away",
 }
 #: Of a workload's status, how many of its replicas serve, by kind. A Job that has ended did.
 _SERVING = {
@@ -57,8 +58,9 @@ class Timeline:
     ready: dict[str, Course[bool]] = field(default_factory=dict)
 
 
-#: What is done to a workload (applied, scaled, deleted), a site (failed, started) or the hub (started, answered).
-DEEDS = ("applied", "scaled", "deleted", "failed", "started", "hubStarted", "hubAnswered")
+#: What is done to a workload (applied, scaled, deleted), a site (failed, started) or the hub (killed, started,
+#: answered).
+DEEDS = ("applied", "scaled", "deleted", "failed", "started", "hubKilled", "hubStarted", "hubAnswered")
 
 
 class Observer:
@@ -146,6 +148,7 @@ def samples(line: Timeline) -> dict[str, dict[str, float]]:
     """Leg → what it is about → seconds; what did not come about is not in it. Pure."""
     found: dict[str, dict[str, float]] = {leg: {} for leg in LEGS}
     wanted: dict[str, int] = {}
+    away = False
 
     def tell(leg: str, about: str, since: float, until: float | None) -> None:
         if until is not None:
@@ -154,7 +157,13 @@ def samples(line: Timeline) -> dict[str, dict[str, float]]:
     for at, what, about, replicas in sorted(line.deeds, key=lambda deed: deed[0]):
         if what in ("applied", "scaled"):
             wanted[about] = replicas
-        if what == "applied":
+        if what in ("hubKilled", "hubAnswered"):
+            away = what == "hubKilled"
+        elif away and what in ("applied", "scaled", "deleted"):
+            # How long a hub is away says nothing of how fast it is.
+            if what == "applied":
+                tell("away", about, at, first(line.available.get(about, ()), at, _at_least(replicas)))
+        elif what == "applied":
             tell("placed", about, at, first(line.placed.get(about, ()), at, bool))
             tell("available", about, at, first(line.available.get(about, ()), at, _at_least(replicas)))
         elif what == "scaled":

@@ -62,8 +62,12 @@ LOST = """
 45 deleted web
 45 pods web 3
 46 pods web 0
+47 hubKilled hub
+48 applied late 1
 50 hubStarted hub
 51.25 hubAnswered hub
+53 placed late paris:1
+55 available late 1
 """
 
 
@@ -77,6 +81,7 @@ def test_times_are_read_from_what_was_seen() -> None:
         "replaced": {"web (paris)": 8.0},
         "returned": {"paris": 4.0},
         "hub": {"hub": 1.25},
+        "away": {"late": 7.0},
     }
     nothing = samples(story("1 applied web 2\n2 failed paris"))
     assert not any(nothing.values()), "what did not come about is not in it"

@@ -9,18 +9,20 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metaos.accounting.carbon import TraceCarbonSource
 from metaos.accounting.metering import PowerModel
-from metaos.accounting.statement import Booked
+from metaos.accounting.statement import Booked, Line
 from metaos.cli.replaying import render
 from metaos.resources import scheme
-from metaos.resources.meta import Obj
+from metaos.resources.meta import Obj, name, namespace, parse_time
 from metaos.twin.clock import EPOCH, VirtualLoop, run
 from metaos.twin.counterfactual import Stay, Then, against, booked, figures
 from metaos.twin.live import copy_of
 from metaos.twin.past import HOUR, Key, past, ran
+from metaos.twin.play import scratch
 from metaos.twin.scenario import scenario
 from metaos.twin.text import ScenarioError, parse
 from metaos.twin.timing import Timing
@@ -136,7 +138,8 @@ def test_sites_are_as_they_were_booked_and_objects_as_they_are_now() -> None:
     sites = {text.obj["metadata"]["name"]: text.obj["spec"] for text in found.story.sites}
     assert list(sites) == ["gone", "new", "paris"] and sites["gone"]["capacity"]["cpu"] == "4000m"
     assert sites["paris"]["power"] == {"idleWatts": 40.0, "maxWatts": 120.0} and sites["paris"]["electricity"]["pue"] == 1.5
-    assert found.story.carbon == "hour_utc,paris\n0,50\n1,70\n"
+    rows = found.story.carbon.splitlines()
+    assert rows[:4] == ["hour_utc,paris", "0,50", "1,70", "2,70"] and rows[-1] == "49,70", "a forecast goes beyond the end"
     texts = {text.name: text for text in found.story.workloads}
     assert texts["web"].objects[0]["spec"]["replicas"] == 1 and texts["web"].objects[0]["spec"]["selector"] == {
         "matchLabels": {"a": "b"}
@@ -177,6 +180,7 @@ def test_what_is_too_much_or_unknown_is_refused_with_a_remedy() -> None:
         past(entries, copied(), {}, "luck", SINCE, SINCE + HOUR)
 
 
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 7000), st.integers(1, 7000)), min_size=1, max_size=6))
 def test_what_stays_use_and_cost_is_booked_whole(spans: list[tuple[int, int]]) -> None:
     entries: list[Booked] = [(header("paris", SINCE), [line(300)])]
@@ -224,33 +228,37 @@ STORY: dict[str, Any] = {
 }
 
 
-def lived() -> tuple[list[Booked], dict[str, Any], list[Obj]]:
-    """Half an hour of a continuum with real agents and meters: its ledger, and what it is at the end."""
-    story = scenario(parse(yaml.safe_dump(STORY), "lived.yaml"), Path())
+def lived(
+    text: dict[str, Any], seconds: float, timing: Timing, carbon: TraceCarbonSource | None = None
+) -> tuple[list[Booked], dict[str, Any], list[Obj], dict[Key, float]]:
+    """A continuum with real agents and meters for a while: its ledger, what it is at the end, and when its Jobs came."""
+    story = scenario(parse(yaml.safe_dump(text), "lived.yaml"), Path())
 
-    async def main(loop: VirtualLoop) -> tuple[list[Booked], dict[str, Any], list[Obj]]:
-        from metaos.twin.play import scratch
-
+    async def main(loop: VirtualLoop) -> tuple[list[Booked], dict[str, Any], list[Obj], dict[Key, float]]:
         with scratch() as folder:
-            world = World(loop, 1, Timing(heartbeat=60, lease=240), folder=folder)
+            world = World(loop, 1, timing, folder=folder, carbon=carbon)
             await world.open()
             for site in story.sites:
                 await world.join(site.obj, "agent")
             await world.until(lambda: all(map(world.is_ready, world.sites)), 120)
-            await world.apply(*[obj for text in story.workloads for obj in text.objects])
-            await world.run(1800)
+            await world.apply(*story.objects, *[obj for text in story.workloads for obj in text.objects])
+            await world.run(seconds)
             rows = await world.hub.disk.ledger.read()
-            entries = [(row.entry().header, row.entry().lines) for row in rows]
-            copy = await copy_of(world.hub.client, 1.0)
-            clusters = list((await world.hub.client.list(scheme.CLUSTER)).items)
+            entries: list[Booked] = [(row.entry().header, row.entry().lines) for row in rows]
+            client = world.hub.client
+            copy, clusters = await copy_of(client, 1.0), list((await client.list(scheme.CLUSTER)).items)
+            jobs = (await client.list(scheme.JOB)).items
+            created: dict[Key, float] = {
+                ("Job", namespace(job), name(job)): parse_time(job["metadata"]["creationTimestamp"]) for job in jobs
+            }
             await world.close()
-            return entries, copy, clusters
+            return entries, copy, clusters, created
 
     return run(main)
 
 
 def test_a_ledger_is_replayed_as_it_was_and_under_other_policies() -> None:
-    entries, copy, clusters = lived()
+    entries, copy, clusters, _ = lived(STORY, 1800, Timing(heartbeat=60, lease=240))
     since, until = min(h["start"] for h, _ in entries), max(h["end"] for h, _ in entries)
 
     def answer(policy: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
@@ -268,3 +276,48 @@ def test_a_ledger_is_replayed_as_it_was_and_under_other_policies() -> None:
     assert cheapest["marginalGrams"] | {"figure": ""} == dict.fromkeys(cheapest["marginalGrams"]) | {"figure": ""}, "not known"
     text = "\n".join(render(whole | {"since": "a", "until": "b"}))
     assert "saved by NEMO" in text and "assumed: intents, policies and tariffs are those of now" in text
+
+
+@pytest.mark.slow
+def test_what_waiting_for_clean_electricity_saved() -> None:
+    """A Job that may wait did, for the third hour; the replay of it waits as it did, and the other one does not."""
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": "job",
+            "namespace": "default",
+            "annotations": {"meta-os.eu/slack": "3h", "meta-os.eu/expected-duration": "20m"},
+        },
+        "spec": {
+            "template": {
+                "spec": {
+                    "restartPolicy": "Never",
+                    "containers": [
+                        {
+                            "name": "main",
+                            "image": "python:3",
+                            "command": ["sleep", "1200"],
+                            "resources": {"requests": {"cpu": "500m"}, "limits": {"cpu": "500m"}},
+                        }
+                    ],
+                }
+            }
+        },
+    }
+    site = {**STORY["sites"][0], "spec": {**STORY["sites"][0]["spec"], "electricity": {"zone": "z"}}}
+    trace = TraceCarbonSource("hour_utc,z\n0,500\n1,500\n2,50\n3,60\n4,500\n", start_time=EPOCH, name="trace")
+    text = STORY | {"sites": [site], "workloads": [{"name": "web"}], "objects": [job]}
+    timing = Timing(heartbeat=300, lease=1200, metering=900)
+
+    def of_jobs(line: Line) -> bool:
+        return bool(line["workload"]["kind"] == "Job")
+
+    entries, copy, clusters, created = lived(text, 3 * HOUR, timing, trace)
+    since, until = min(h["start"] for h, _ in entries), max(h["end"] for h, _ in entries)
+    found = against(entries, copy, clusters, [], created, "start-at-once", since, until, of_jobs)
+    rows = {row["figure"]: row for row in found["figures"]}
+    for figure in ("energyKWh", "locationGrams"):
+        assert abs(float(rows[figure]["replayError"])) < 0.02, rows[figure]
+    assert float(rows["locationGrams"]["policy"]) == pytest.approx(10 * float(rows["locationGrams"]["nemo"]), rel=0.05)
+    assert abs(float(rows["energyKWh"]["saved"])) < 0.02 * float(rows["energyKWh"]["nemo"]), "the same work, at another time"
