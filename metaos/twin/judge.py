@@ -4,8 +4,9 @@
 - Nothing of a workload with a residency is ever on a site outside it: no Work for the site, no mirror, no running pod; the
   same for the Secrets, ConfigMaps and claims that follow it, as long as nothing else needs them there. Nor does an agent there
   keep one of them on its disk.
-- Never more than the policy allows: a decision never adds up to more replicas than asked for, and of work that must not run
-  twice no more copies exist anywhere, stopping ones too.
+- Never more than the policy allows: a decision never adds up to more replicas than asked for, of work that must not run twice
+  (StatefulSets, and what a policy fences) no more copies exist anywhere, stopping ones too, what a policy keeps whole is decided
+  to be on one site, and what it keeps to some sites is on no other.
 - Healthy work is not deleted: a Work goes only when its workload is gone, has ended, or is decided to be elsewhere.
 - A site that is cut off keeps what ran there, work that fences itself apart.
 - In the end, when all is healed, all that can run does (judged by the player, once).
@@ -20,7 +21,7 @@ from collections.abc import Iterable
 import orjson
 
 from metaos.resources import scheme
-from metaos.resources.meta import CLUSTER_NAMESPACE_PREFIX, Obj, name, namespace, uid
+from metaos.resources.meta import CLUSTER_NAMESPACE_PREFIX, Obj, is_true, name, namespace, uid
 from metaos.store.log import EventType, LogEvent
 from metaos.twin.scenario import Scenario, WorkloadText
 from metaos.twin.site import Copy
@@ -42,7 +43,16 @@ class Judge:
         self._subjects: dict[Key, WorkloadText] = {(w.kind.kind, w.namespace, w.name): w for w in scenario.workloads}
         #: The most replicas that were ever asked for, since a decision may be a moment behind.
         self._asked: dict[Key, int] = {key: w.replicas for key, w in self._subjects.items()}
-        self._once: dict[Key, dict[str, int]] = {key: {} for key, w in self._subjects.items() if w.kind is scheme.STATEFUL_SET}
+        policies = {key: _policy(w) for key, w in self._subjects.items()}
+        self._once: dict[Key, dict[str, int]] = {
+            key: {} for key, w in self._subjects.items() if w.kind is scheme.STATEFUL_SET or policies[key].get("fencing")
+        }
+        self._whole = {key for key, policy in policies.items() if (policy.get("division") or {}).get("mode") == "Whole"}
+        self._allowed = {
+            key: frozenset(allowed)
+            for key, policy in policies.items()
+            if (allowed := (policy.get("clusters") or {}).get("allowed"))
+        }
         places = {name(s.obj): frozenset((s.obj.get("spec") or {}).get("jurisdictions") or ()) for s in scenario.sites}
         self._homes = _homes(scenario.workloads, places)
         self._last: dict[str, int] = {}
@@ -100,6 +110,11 @@ class Judge:
         if homes is not None and site not in homes:
             self.wrong(f"{key[0]} {key[1]}/{key[2]} may not be on site {site}, and {what} it")
 
+    def _check_allowed(self, key: Key, site: str) -> None:
+        allowed = self._allowed.get(key)
+        if allowed is not None and site not in allowed:
+            self.wrong(f"{key[0]} {key[1]}/{key[2]} is kept to {', '.join(sorted(allowed))} by its policy, and is on site {site}")
+
     def _check_deleted(self, key: Key, uid_: str, site: str) -> None:
         if key not in self._subjects:
             return
@@ -133,8 +148,12 @@ class Judge:
         total = sum(int(c["replicas"]) for c in spec.get("clusters") or ())
         if total > asked:
             self.wrong(f"{key[0]} {key[1]}/{key[2]} was decided to have {total} replicas, and {asked} were asked for")
-        for cluster in spec.get("clusters") or ():
-            self._check_home(key, str(cluster["name"]), "it was decided to be on")
+        chosen = [str(c["name"]) for c in spec.get("clusters") or ()]
+        if key in self._whole and len(chosen) > 1:
+            self.wrong(f"{key[0]} {key[1]}/{key[2]} is to stay whole, and was decided to be on {', '.join(chosen)}")
+        for cluster in chosen:
+            self._check_home(key, cluster, "it was decided to be on")
+            self._check_allowed(key, cluster)
 
     # -- what runs -------------------------------------------------------------------------------------------
 
@@ -142,6 +161,7 @@ class Judge:
         copies = self._world.sites[site].copies()
         for copy in copies:
             self._check_home(_key(copy), site, "a pod of it ran on")
+            self._check_allowed(_key(copy), site)
         if self._homes:
             for about in self._world.sites[site].holds():
                 self._check_home((about.kind, about.namespace, about.name), site, "its agent keeps")
@@ -194,7 +214,11 @@ class Judge:
         every = _counts(world.copies())
         for key, subject in self._subjects.items():
             obj = world.hub.find(subject.kind, key[2], key[1])
-            if obj is None or subject.kind == scheme.JOB or (subject.until is not None and world.now >= subject.until):
+            if obj is None or (subject.until is not None and world.now >= subject.until):
+                continue
+            if subject.kind is scheme.JOB:
+                if not (is_true(obj, "Complete") or is_true(obj, "Failed") or ready.get(key)):
+                    found.append(f"{key[0]} {key[1]}/{key[2]} has neither ended nor runs")
                 continue
             decided = world.placed(*key)
             if not decided:
@@ -222,6 +246,11 @@ def _counts(copies: Iterable[Copy]) -> dict[Key, int]:
     for copy in copies:
         found[_key(copy)] = found.get(_key(copy), 0) + 1
     return found
+
+
+def _policy(workload: WorkloadText) -> Obj:
+    """What it says of its own; a policy that stands among the objects is not judged."""
+    return next((o["spec"] for o in workload.objects if o["kind"] == scheme.PLACEMENT_POLICY.kind), {})
 
 
 def _homes(workloads: Iterable[WorkloadText], places: dict[str, frozenset[str]]) -> dict[Key, frozenset[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from random import Random
 
 import pytest
 
@@ -80,6 +81,22 @@ def test_running_in_a_circle_is_an_error_and_not_for_ever() -> None:
     with pytest.raises(Stalled, match="time stands still at 7 s"):
         run(main)
     assert 1000 <= rounds < 1100
+
+
+def test_timers_of_one_moment_come_in_the_order_in_which_they_were_set() -> None:
+    """Whatever was set and taken back before: the heap in which the loop keeps them knows no such order by itself."""
+
+    async def main(loop: VirtualLoop) -> list[int]:
+        found: list[int] = []
+        random = Random(1)
+        for number in range(2000):
+            loop.call_later(7, found.append, number)
+            for _ in range(random.randrange(4)):
+                loop.call_later(random.choice((5, 7, 9)), found.append, -1).cancel()
+        await asyncio.sleep(8)
+        return found
+
+    assert run(main) == list(range(2000))
 
 
 def test_a_skewed_clock_differs_in_the_time_of_day_alone() -> None:
