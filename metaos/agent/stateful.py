@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from metaos.agent.workloads import Actions, PodView, Revisions, resolve, soonest
+from metaos.agent.workloads import Actions, PodView, Revisions, soonest
 from metaos.resources.meta import Obj, generation, name
 from metaos.resources.workload import replicas as wanted_replicas
+from metaos.resources.workload import resolve
 
 
 def ordinals(workload: Obj) -> range:

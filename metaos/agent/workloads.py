@@ -12,6 +12,7 @@ from typing import Any
 
 from metaos.resources.meta import Obj, format_time, generation, name, parse_time, with_condition
 from metaos.resources.workload import replicas as wanted_replicas
+from metaos.resources.workload import resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +78,6 @@ class Actions:
     again: float | None = None
 
 
-def resolve(value: Any, total: int, *, up: bool) -> int:
-    """``25%`` or a number, of ``total``."""
-    if isinstance(value, str) and value.endswith("%"):
-        share = int(value[:-1]) * total
-        return -(-share // 100) if up else share // 100
-    return int(value or 0)
-
-
 def soonest(pods: Sequence[PodView], minimum: float, now: float) -> float | None:
     """Seconds until the next of these has been ready for long enough."""
     since = [p.ready_since for p in pods if p.ready_since is not None and p.ready_since <= now < p.ready_since + minimum]
@@ -99,14 +92,16 @@ def _minimum(workload: Obj) -> float:
 
 
 def deployment_limits(workload: Obj) -> tuple[int, int]:
-    """(surge, unavailable) in pods."""
+    """(surge, unavailable) in pods. Both zero only where the hub says so: another site's turn comes first."""
     spec = workload.get("spec") or {}
     if (spec.get("strategy") or {}).get("type") == "Recreate":
         return 0, 0
     replicas, rolling = wanted_replicas(workload), (spec.get("strategy") or {}).get("rollingUpdate") or {}
     surge = resolve(rolling.get("maxSurge", "25%"), replicas, up=True)
     unavailable = resolve(rolling.get("maxUnavailable", "25%"), replicas, up=False)
-    return surge, min(replicas, unavailable or (0 if surge else 1))
+    if not surge and not unavailable and (rolling.get("maxSurge"), rolling.get("maxUnavailable")) != (0, 0):
+        unavailable = 1  # percentages that come to nothing
+    return surge, min(replicas, unavailable)
 
 
 def deployment(workload: Obj, pods: Sequence[PodView], revisions: Revisions, now: float) -> Actions:
@@ -169,6 +164,7 @@ def deployment_status(
         "readyReplicas": sum(p.ready for p in living),
         "availableReplicas": available,
         "updatedReplicas": updated,
+        "updateRevision": revisions.update,
     }
     if ending := sum(p.deleting and not p.ended for p in pods):
         found["terminatingReplicas"] = ending
@@ -223,7 +219,8 @@ def _progress(
 
 
 def daemon(workload: Obj, pods: Sequence[PodView], revisions: Revisions, now: float) -> Actions:
-    """One pod. With a surge the new one is available before the old one goes."""
+    """One pod. With a surge the new one is available before the old one goes; with neither a surge nor any that may be
+    unavailable, which only the hub says, the old one goes only when it is not available itself."""
     strategy = (workload.get("spec") or {}).get("updateStrategy") or {}
     minimum = _minimum(workload)
     gone = [p.uid for p in pods if p.ended and not p.deleting]
@@ -244,21 +241,24 @@ def daemon(workload: Obj, pods: Sequence[PodView], revisions: Revisions, now: fl
             useful = [p for p in old if p.available(minimum, now)][:1]
             gone += [p.uid for p in old if p not in useful]
         return Actions(() if new or gone else ((-1, revisions.update),), tuple(gone), again=again)
-    gone += [p.uid for p in old]
-    busy = bool(new or gone) or any(p.deleting for p in pods)
+    kept = (strategy.get("rollingUpdate") or {}).get("maxUnavailable") == 0
+    gone += [p.uid for p in old if not (kept and p.available(minimum, now))]
+    busy = bool(living or gone) or any(p.deleting for p in pods)
     return Actions(() if busy else ((-1, revisions.update),), tuple(gone), again=again)
 
 
 def daemon_status(workload: Obj, pods: Sequence[PodView], revisions: Revisions, now: float) -> dict[str, Any]:
-    living = [p for p in pods if p.living]
+    """Of the oldest pod, as Kubernetes counts: a new one beside it counts when it stands alone."""
+    living = sorted((p for p in pods if p.living), key=lambda p: (p.created, p.name))[:1]
     available = any(p.available(_minimum(workload), now) for p in living)
     return {
         "observedGeneration": generation(workload),
         "desiredNumberScheduled": 1,
-        "currentNumberScheduled": min(1, len(living)),
+        "currentNumberScheduled": len(living),
         "numberReady": int(any(p.ready for p in living)),
         "numberAvailable": int(available),
         "numberMisscheduled": 0,
         "updatedNumberScheduled": int(any(p.hash == revisions.update for p in living)),
+        "updateRevision": revisions.update,
         **({} if available else {"numberUnavailable": 1}),
     }

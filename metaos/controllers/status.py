@@ -11,12 +11,25 @@ from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.concern import on_health, workload_of
 from metaos.controllers.facts import placement_name
-from metaos.controllers.render import available, cluster_of, paused, reported, source_label, source_of, template_of
+from metaos.controllers.render import (
+    available,
+    cluster_of,
+    manifest,
+    overridden,
+    paused,
+    reported,
+    source_label,
+    source_of,
+    template_of,
+)
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
 from metaos.resources.meta import SOURCE_LABEL, Obj, ObjectRef, deleting, is_true, labels, namespace, ref, with_condition
+from metaos.resources.snapshot import concerns
+from metaos.resources.workload import replicas
+from metaos.scheduler.rollout import NONE, bounds_of
 
 NAME = "status"
 #: What is summed over sites, by kind.
@@ -64,7 +77,13 @@ def rolled_up(obj: Obj, chosen: Mapping[str, Mapping[str, Any]], left: Sequence[
         seen = min([int(e.get("observedGeneration") or 0) for e in chosen.values()], default=0)
         if seen:
             status["observedGeneration"] = seen
-    for word in ("updateRevision", "lastScheduleTime", "lastSuccessfulTime", "startTime", "completionTime"):
+    for word in (
+        *(("updateRevision",) if kind == "StatefulSet" else ()),
+        "lastScheduleTime",
+        "lastSuccessfulTime",
+        "startTime",
+        "completionTime",
+    ):
         found = [s[word] for s in statuses if s.get(word)]
         if found:
             status[word] = min(found) if word == "startTime" else max(found)
@@ -102,8 +121,18 @@ def _conditions(obj: Obj, statuses: Sequence[Mapping[str, Any]], status: Mapping
             # A failure anywhere is a failure.
             good = next((c for c in found if c is not None and c.get("status") == "True"), None)
             holds, some = ("True", good) if good else ("False", some)
-        if kind == "Available" and obj.get("kind") == "Deployment" and not status.get("unavailableReplicas"):
-            holds = "True"
+        if kind == "Progressing" and bad is None:
+            # Complete is who is complete everywhere.
+            some = next((c for c in found if c is not None and c.get("reason") != "NewReplicaSetAvailable"), some)
+        if kind == "Available" and obj.get("kind") == "Deployment":
+            # What is allowed is allowed on the whole, whatever part of it a site has.
+            bounds = bounds_of(obj, replicas(obj)) or NONE
+            good = int(status.get("availableReplicas") or 0) >= replicas(obj) - bounds.unavailable
+            holds = "True" if good else "False"
+            some = {
+                "reason": "MinimumReplicasAvailable" if good else "MinimumReplicasUnavailable",
+                "message": f"Deployment {'has' if good else 'does not have'} minimum availability.",
+            }
         old = [c for c in before if c.get("type") == kind]
         result += with_condition(old, kind, holds, str(some.get("reason") or kind), str(some.get("message") or ""), now)
     if paused(obj):
@@ -118,6 +147,28 @@ def _conditions(obj: Obj, statuses: Sequence[Mapping[str, Any]], status: Mapping
     return result
 
 
+def waits(obj: Obj, found: Obj, site: str, policies: Sequence[Obj]) -> bool:
+    """Whether a site was not told the template yet that the user wants: it is another's turn, or the rollout is paused."""
+    if obj.get("kind") not in ("Deployment", "DaemonSet"):
+        return False
+    wanted = obj if not policies else overridden(manifest(obj), site, policies)
+    return bool(template_of(found) != (wanted.get("spec") or {}).get("template"))
+
+
+def _waiting(status: Mapping[str, Any]) -> dict[str, Any]:
+    """What it runs is not what the user wants."""
+    found = {k: v for k, v in status.items() if k not in ("updatedReplicas", "updatedNumberScheduled")}
+    if "conditions" in found:
+        # It has not finished; whether it gets on is said by those whose turn it is.
+        found["conditions"] = [
+            c | {"reason": "ReplicaSetUpdated", "message": "other sites come first"}
+            if c.get("type") == "Progressing" and c.get("status") == "True"
+            else c
+            for c in found["conditions"]
+        ]
+    return found
+
+
 class StatusReconciler:
     """Keys are workloads and claims."""
 
@@ -127,6 +178,7 @@ class StatusReconciler:
         self._client, self._clock = client, clock
         self._objects = {k.kind: manager.informer(k) for k in (*scheme.WORKLOADS, scheme.PERSISTENT_VOLUME_CLAIM)}
         self._placements = manager.informer(scheme.PLACEMENT)
+        self._policies = manager.informer(scheme.PLACEMENT_POLICY)
         self._clusters = manager.informer(scheme.CLUSTER)
         self._works = manager.informer(scheme.WORK)
         self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
@@ -143,12 +195,10 @@ class StatusReconciler:
             return DONE
         sites = [c["name"] for c in placement["spec"].get("clusters") or ()]
         chosen = {site: self._entry(works.get(site), site) for site in sites}
-        if paused(obj):
-            for site, entry in chosen.items():
-                if entry.get("status") and template_of(works[site]) != obj["spec"].get("template"):
-                    # What it runs is not yet what the user wants.
-                    status = {k: v for k, v in entry["status"].items() if k != "updatedReplicas"}
-                    chosen[site] = {**entry, "status": status}
+        policies = [p for p in self._policies.list(about.namespace) if concerns(p, obj)]
+        for site, entry in chosen.items():
+            if entry.get("status") and waits(obj, works[site], site, policies):
+                chosen[site] = {**entry, "status": _waiting(entry["status"])}
         healthy = bool(sites) and all(site in works and self._ready(site) and available(works[site]) for site in sites)
         left = [] if healthy else [self._entry(w, site) for site, w in works.items() if site not in chosen]
         status = rolled_up(obj, chosen, left, self._clock.now())

@@ -25,11 +25,11 @@ from metaos.controllers.render import (
     reported,
     source_label,
     source_of,
-    template_of,
     with_replicas,
     work,
 )
 from metaos.controllers.restored import LOOK_SECONDS, Hold
+from metaos.controllers.rollout import staged
 from metaos.controllers.settings import Settings
 from metaos.controllers.shifting import starts_of
 from metaos.reconcile.manager import CONTENT_LEFT_OUT, Manager
@@ -51,6 +51,7 @@ from metaos.resources.meta import (
     name,
     namespace,
     ref,
+    resource_version,
     uid,
 )
 from metaos.resources.snapshot import concerns
@@ -82,6 +83,9 @@ class WorkReconciler:
         self._silence = Silence(manager, clock)
         self._budgets = manager.informer(scheme.POD_DISRUPTION_BUDGET)
         self._recorder, self._hold = Recorder(client, clock, "work-controller"), Hold(manager)
+        #: What was written and is not in the informer yet. Bounded by the Works.
+        self._wrote: dict[tuple[str, str], Obj] = {}
+        self._works.on_change(self._seen)
 
     def is_followed(self, about: ObjectRef) -> bool:
         """Whether a Work refers to it, or there is one of it: what nobody uses is not looked at, however much of it there is.
@@ -95,7 +99,19 @@ class WorkReconciler:
         return await self._dependency(about)
 
     def _existing(self, about: ObjectRef) -> dict[str, Obj]:
-        return {cluster_of(w): w for w in self._works.by_index("source", source_label(about))}
+        return {cluster_of(w): self._newest(w) for w in self._works.by_index("source", source_label(about))}
+
+    def _newest(self, found: Obj) -> Obj:
+        """A Work as this controller wrote it, where the news of that is still on the way: the bounds of a rollout are given
+        away once."""
+        wrote = self._wrote.get((namespace(found), name(found)))
+        return found if wrote is None or _revision(wrote) <= _revision(found) else wrote
+
+    def _seen(self, old: Obj | None, new: Obj | None) -> None:
+        found: Obj = new or old or {}
+        wrote = self._wrote.get((namespace(found), name(found)))
+        if wrote is not None and (new is None or _revision(wrote) <= _revision(new)):
+            del self._wrote[namespace(found), name(found)]
 
     async def _workload(self, about: ObjectRef) -> Result:
         obj = self._objects[about.kind].get(about.name, about.namespace)
@@ -116,12 +132,9 @@ class WorkReconciler:
         policies = [p for p in self._policies.list(about.namespace) if concerns(p, obj)]
         fence = fencing(obj, policies, self._settings.fencing_after)
         body = manifest(obj)
-        if paused(obj):
-            # Sites go on with the template that they have; of one that was paused from the beginning nothing is started.
-            running = [existing[site] for site in sorted(existing) if not deleting(existing[site])]
-            if not running:
-                return DONE
-            body["spec"] = body["spec"] | {"template": template_of(running[0])}
+        if paused(obj) and not existing:
+            # Of one that was paused from the beginning nothing is started.
+            return DONE
         again = await self._timed(obj, placement, body, existing)
         choices = {c["name"]: int(c.get("replicas", 1)) for c in spec.get("clusters") or ()}
         wait = 0.0
@@ -131,13 +144,15 @@ class WorkReconciler:
         if fence is not None and self._hold.mark is not None:
             wait = max(wait, LOOK_SECONDS)
         told = self._told(about, choices, existing) if fence is None else choices
-        for site, replicas in told.items():
+        rendered = {s: overridden(with_replicas(dict(body), count), s, policies) for s, count in told.items()}
+        known = {site: found for site, found in existing.items() if not deleting(found)}
+        rendered = staged(obj, rendered, known, {site: self._ready(site) for site in rendered})
+        for site, each in rendered.items():
             cluster, present = self._clusters.get(site), existing.get(site)
             if cluster is None or (wait and (present is None or halted(present))):
                 continue
-            rendered = overridden(with_replicas(dict(body), replicas), site, policies)
-            wanted = work(about, site, [rendered], fence if fences_itself(cluster) else None)
-            if present is not None and not is_true(cluster, "Ready"):
+            wanted = work(about, site, [each], fence if fences_itself(cluster) else None)
+            if present is not None and not self._ready(site):
                 # A site that does not answer keeps to what it was told last, and the hub has to know what that was.
                 wanted["spec"] = {k: v for k, v in wanted["spec"].items() if k != "fencing"}
                 wanted["spec"] |= {k: v for k, v in present["spec"].items() if k == "fencing"}
@@ -148,6 +163,10 @@ class WorkReconciler:
                 await self._client.patch(scheme.POD, about.name, about.namespace, {"spec": {"nodeName": site}})
         waits = [seconds for seconds in (wait, again) if seconds]
         return Result(requeue_after=min(waits)) if waits else DONE
+
+    def _ready(self, site: str) -> bool:
+        cluster = self._clusters.get(site)
+        return cluster is not None and is_true(cluster, "Ready")
 
     async def _timed(self, obj: Obj, placement: Obj | None, body: Obj, existing: Mapping[str, Obj]) -> float:
         """A Job as it is to run now: suspended, or as wide and on such capacity as was decided. Seconds until it is not held any
@@ -179,8 +198,7 @@ class WorkReconciler:
             return choices
         running, able = {}, {}
         for site, found in existing.items():
-            cluster = self._clusters.get(site)
-            if cluster is not None and is_true(cluster, "Ready") and not deleting(found):
+            if self._ready(site) and not deleting(found):
                 running[site] = int((found["spec"]["manifests"][0].get("spec") or {}).get("replicas", 1))
                 able[site] = int((reported(found).get("status") or {}).get("availableReplicas") or 0)
         return kept(choices, running, able)
@@ -283,7 +301,10 @@ class WorkReconciler:
                 await self._refresh(wanted)
             return
         if present["spec"] != wanted["spec"]:
-            await self._client.update(present | {"spec": wanted["spec"]})
+            answer = await self._client.update(present | {"spec": wanted["spec"]})
+            known = self._works.get(name(present), namespace(present))
+            if known is not None and _revision(known) < _revision(answer):
+                self._wrote[namespace(present), name(present)] = answer
 
     async def _refresh(self, wanted: Obj) -> None:
         current = await self._client.get(scheme.WORK, name(wanted), namespace(wanted))
@@ -298,6 +319,10 @@ class WorkReconciler:
         except ApiError as error:
             if error.code != 404:
                 raise
+
+
+def _revision(found: Obj) -> int:
+    return int(resource_version(found) or 0)
 
 
 def _dependencies(found: Obj) -> list[str]:

@@ -109,13 +109,24 @@ def _localise(obj: Obj) -> None:
         case "DaemonSet":
             rolling = (spec.get("updateStrategy") or {}).get("rollingUpdate")
             if isinstance(rolling, dict):
+                _some(rolling)
                 _drop_if(rolling, maxSurge=0)
+        case "Deployment":
+            rolling = (spec.get("strategy") or {}).get("rollingUpdate")
+            if isinstance(rolling, dict):
+                _some(rolling)
         case "Job":
             _job(spec)
         case "CronJob":
             _job((spec.get("jobTemplate") or {}).get("spec") or {})
         case "Pod":
             _drop(spec, "nodeName")
+
+
+def _some(rolling: dict[str, Any]) -> None:
+    """To wait for other sites is no bound that Kubernetes takes: its least is one pod."""
+    if (rolling.get("maxSurge"), rolling.get("maxUnavailable")) == (0, 0):
+        rolling["maxUnavailable"] = 1
 
 
 def _job(spec: dict[str, Any]) -> None:

@@ -193,6 +193,14 @@ def grace_seconds(obj: Obj) -> float:
     return DEFAULT_GRACE_SECONDS if stated is None else float(stated)
 
 
+def resolve(value: Any, total: int, *, up: bool) -> int:
+    """A number of pods, or a percentage such as ``25%`` of ``total``, rounded up or down."""
+    if isinstance(value, str) and value.endswith("%"):
+        share = int(value[:-1]) * total
+        return -(-share // 100) if up else share // 100
+    return int(value or 0)
+
+
 def template_hash(obj: Obj) -> str:
     """Ten characters that change when the pod template does (``pod-template-hash``)."""
     text = json.dumps(pod_template(obj), sort_keys=True, separators=(",", ":"))

@@ -5,12 +5,12 @@ Source: ``pkg/controller/disruption/disruption.go`` and ``pkg/registry/core/pod/
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from metaos.resources.meta import Obj, controller_of, deleting, generation, is_true, label_selector, labels, name, namespace
+from metaos.resources.workload import resolve
 
 #: A pod that was to go and still stands after this long counts again.
 DISRUPTION_SECONDS = 120.0
@@ -59,13 +59,6 @@ class NoScale(Exception):
     """How many pods there should be is not known, which this budget would need. The message names the pod."""
 
 
-def share(value: Any, total: int) -> int:
-    """A number, or a percentage of ``total`` rounded up."""
-    if isinstance(value, str) and value.endswith("%"):
-        return math.ceil(int(value[:-1]) * total / 100)
-    return int(value)
-
-
 def assess(
     spec: Mapping[str, Any],
     pods: Sequence[PodState],
@@ -77,12 +70,12 @@ def assess(
     least, most = spec.get("minAvailable"), spec.get("maxUnavailable")
     if most is not None:
         expected = _expected(pods, replicas)
-        desired = max(0, expected - share(most, expected))
+        desired = max(0, expected - resolve(most, expected, up=True))
     elif isinstance(least, str) and least.endswith("%"):
         expected = _expected(pods, replicas)
-        desired = share(least, expected)
+        desired = resolve(least, expected, up=True)
     else:
-        expected, desired = len(pods), share(least or 0, 0)
+        expected, desired = len(pods), int(least or 0)
     standing = {pod.name for pod in pods if not pod.deleting}
     going = {which: since for which, since in disrupted.items() if which in standing and now < since + DISRUPTION_SECONDS}
     healthy = sum(pod.ready and not pod.deleting and pod.name not in going for pod in pods)

@@ -16,6 +16,7 @@ from metaos.agent.workloads import (
     PodView,
     Revisions,
     daemon,
+    daemon_status,
     deployment,
     deployment_limits,
     deployment_status,
@@ -83,7 +84,8 @@ LIMIT = st.one_of(st.integers(0, 5), st.sampled_from(["0%", "25%", "34%", "100%"
 @st.composite
 def rollouts(draw: st.DrawFn) -> tuple[dict[str, Any], World]:
     replicas = draw(st.integers(0, 7))
-    surge, unavailable = draw(LIMIT), draw(LIMIT)
+    # Both zero is what no user may say: it is how the hub has a site wait for others.
+    surge, unavailable = draw(st.tuples(LIMIT, LIMIT).filter(lambda both: both != (0, 0)))
     minimum = draw(st.sampled_from([0, 0, 3]))
     web = workload(
         "Deployment",
@@ -300,3 +302,17 @@ def test_daemon_sets(strategy: dict[str, Any], events: list[tuple[str, int]], ol
         world.settle()
     assert [p.hash for p in world.pods] == ["new"]
     assert plan(world.pods, world.now) == Actions()
+
+
+def test_a_daemon_that_waits_for_other_sites_goes_only_when_it_does_not_serve() -> None:
+    agent = workload("DaemonSet", updateStrategy={"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}})
+    revisions = Revisions("new", "new")
+    assert daemon(agent, [view(1, "old")], revisions, 1000.0) == Actions()
+    assert daemon(agent, [view(1, "old", ready=False)], revisions, 1000.0).delete == ("uid-1",)
+
+
+def test_a_daemon_beside_an_older_one_does_not_count_yet() -> None:
+    agent, revisions = workload("DaemonSet"), Revisions("new", "new")
+    both = [view(1, "old"), view(2, "new")]
+    assert daemon_status(agent, both, revisions, 1000.0)["updatedNumberScheduled"] == 0
+    assert daemon_status(agent, both[1:], revisions, 1000.0)["updatedNumberScheduled"] == 1

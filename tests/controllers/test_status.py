@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from metaos.controllers.status import rolled_up
-from metaos.resources.meta import Obj
+from metaos.controllers.render import work
+from metaos.controllers.status import rolled_up, waits
+from metaos.resources.meta import Obj, ref
+from tests.controllers.continuum import deployment
 
 
 def of(kind: str, *statuses: dict[str, Any], **spec: Any) -> dict[str, Any]:
@@ -48,3 +50,27 @@ def test_a_rollout_of_a_stateful_set_is_over_when_it_is_over_everywhere() -> Non
     under_way = {"currentRevision": "db-1", "updateRevision": "db-2", "replicas": 1}
     assert of("StatefulSet", done, under_way)["currentRevision"] == "db-1"
     assert of("StatefulSet", done, done)["currentRevision"] == "db-2"
+
+
+def test_a_deployment_is_available_as_far_as_it_may_be_missed_on_the_whole() -> None:
+    said = condition("Available", "False"), condition("Progressing", reason="NewReplicaSetAvailable")
+    under_way = condition("Available"), condition("Progressing", reason="ReplicaSetUpdated")
+    strategy = {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+    sites = {"availableReplicas": 1, "conditions": [*said]}, {"availableReplicas": 2, "conditions": [*under_way]}
+    found = of("Deployment", *sites, replicas=4, strategy=strategy)
+    assert {c["type"]: (c["status"], c["reason"]) for c in found["conditions"]} == {
+        "Available": ("True", "MinimumReplicasAvailable"),
+        "Progressing": ("True", "ReplicaSetUpdated"),
+    }
+    assert "updateRevision" not in of("Deployment", {"updateRevision": "1f"}, replicas=1)
+
+
+def test_a_site_whose_turn_has_not_come_is_not_updated() -> None:
+    web = deployment()
+    told = work(ref(web), "a", [web])
+    assert not waits(web, told, "a", ())
+    patch = {"spec": {"template": {"spec": {"nodeSelector": {"disk": "fast"}}}}}
+    policy = {"metadata": {"name": "p"}, "spec": {"overrides": [{"clusters": ["a"], "patch": patch}]}}
+    assert waits(web, told, "a", [policy]) is True
+    newer = {**web, "spec": {**web["spec"], "template": {"spec": {"containers": []}}}}
+    assert waits(newer, told, "a", ())

@@ -116,3 +116,50 @@ async def test_a_kubernetes_cluster_is_not_asked_to_fence_itself_as_it_goes_on_w
         client.seed(cluster("kube", ready=False, runtime="kubernetes"), placement(owner, a=1))
         await clock.advance(120)
         assert told(client) == {"kube": 1}
+
+
+def template_of(client: FakeClient) -> dict[str, str]:
+    found = {}
+    for each in client.objects(scheme.WORK):
+        containers = each["spec"]["manifests"][0]["spec"]["template"]["spec"]["containers"]
+        found[each["metadata"]["labels"]["meta-os.eu/cluster"]] = containers[0]["image"]
+    return found
+
+
+APPLIED = [{"type": "Applied", "status": "True"}]
+
+
+def settles(client: FakeClient, site: str, available: int) -> None:
+    """The site has done what it was told."""
+    for each in client.objects(scheme.WORK):
+        if each["metadata"]["labels"]["meta-os.eu/cluster"] == site:
+            share = each["spec"]["manifests"][0]["spec"]["replicas"]
+            counts = {"replicas": share, "updatedReplicas": share, "availableReplicas": available}
+            entry = {"kind": "Deployment", "name": "web", "status": counts}
+            status = {"observedGeneration": each["metadata"].get("generation", 0), "manifests": [entry], "conditions": APPLIED}
+            client.seed(each | {"status": status})
+
+
+async def test_sites_take_turns_where_the_bounds_do_not_reach_for_all() -> None:
+    web = deployment(replicas=2)
+    web["spec"]["strategy"] = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+    async with running(work.setup, objects=(cluster("a"), cluster("b"), cluster("c", ready=False), web)) as (client, clock):
+        owner = client.find(scheme.DEPLOYMENT, "web", "shop") or {}
+        client.seed(placement(owner, a=1, b=1, c=1))
+        await until(clock, lambda: told(client) == {"a": 1, "b": 1, "c": 1})
+        for site in "abc":
+            settles(client, site, 1)
+        changed = client.find(scheme.DEPLOYMENT, "web", "shop") or {}
+        changed["spec"]["template"]["spec"]["containers"][0]["image"] = "python:4"
+        client.seed(changed)
+        await until(clock, lambda: template_of(client) == {"a": "python:4", "b": "python:3", "c": "python:3"})
+        settles(client, "a", 0)
+        await clock.advance(5)
+        assert template_of(client)["b"] == "python:3"
+        settles(client, "a", 1)
+        await until(clock, lambda: template_of(client)["b"] == "python:4")
+        settles(client, "b", 1)
+        await clock.advance(5)
+        assert template_of(client)["c"] == "python:3"  # cut off: its turn comes when it is back
+        client.seed(cluster("c"))
+        await until(clock, lambda: template_of(client)["c"] == "python:4")

@@ -359,3 +359,12 @@ def test_conditions_name_what_was_not_taken_and_what_is_waited_for() -> None:
     assert "shop/slow" in found["Available"]["message"] and "shop/good" not in found["Available"]["message"]
     many = work_status(work(*(f"w{n}" for n in range(30))), {}, lambda m: Seen(False, None, None), 0.0)
     assert many["conditions"][0]["message"].endswith("and 20 more")
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "DaemonSet"])
+def test_a_rollout_that_waits_for_other_sites_is_said_as_kubernetes_takes_it(kind: str) -> None:
+    field = "strategy" if kind == "Deployment" else "updateStrategy"
+    spec = {field: {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}}}
+    obj = {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "x"}, "spec": spec}
+    assert prepared(obj, "m", "w")["spec"][field]["rollingUpdate"]["maxUnavailable"] == 1
+    assert spec[field]["rollingUpdate"]["maxUnavailable"] == 0
