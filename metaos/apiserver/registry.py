@@ -19,7 +19,7 @@ from metaos.apiserver.reading import Authorizer
 from metaos.apiserver.writing import ATTEMPTS, SELF, Mutation, Write, Writing
 from metaos.client import Client
 from metaos.resources import errors, scheme
-from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, format_time, name, namespace
+from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, deleting, format_time, name, namespace, uid
 from metaos.resources.scheme import Kind
 from metaos.security.authz import Attributes, UserInfo
 from metaos.store.log import Conflict
@@ -81,7 +81,7 @@ class Registry(Writing):
         """POST of ``eviction`` or ``binding`` on a Pod. Answers the Status to send (201)."""
         self.check(user, Attributes("create", kind.group, kind.plural, subresource, namespace, name))
         now = format_time(self._clock.now())
-        mutate = subresources.posted(kind, subresource, obj, now)
+        mutate = subresources.posted(kind, subresource, obj, now, moving=self._moves)
         internal = Write(SELF, user.name, dry_run, "Ignore", warnings if warnings is not None else [])
         if subresource == "eviction":
             pod = await self.get(SELF, kind, name, namespace)
@@ -89,10 +89,17 @@ class Registry(Writing):
             budgets = [version.object() for version in self.cache.range(scheme.POD_DISRUPTION_BUDGET.resource, namespace)]
             await permitted(pod, budgets, now, functools.partial(self._note_disruption, internal))
         evicted = await self._modify(internal, kind, name, namespace, mutate)
-        unplaced = not (evicted.get("spec") or {}).get("nodeName")
-        if subresource == "eviction" and (unplaced or subresources.ended(evicted)):
-            await self.delete(SELF, kind, name, namespace, dry_run=dry_run)
+        if subresource == "eviction" and not self._moves(evicted):
+            grace = (obj.get("deleteOptions") or {}).get("gracePeriodSeconds")
+            await self.delete(SELF, kind, name, namespace, uid=uid(evicted), grace_period_seconds=grace, dry_run=dry_run)
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
+
+    def _moves(self, pod: Obj) -> bool:
+        """Whether an eviction of a pod moves its workload: its site is cordoned, or being removed."""
+        site = self.cache.get(key_of(scheme.CLUSTER, "", str((pod.get("spec") or {}).get("nodeName") or "")))
+        found = None if site is None else site.object()
+        drained = found is not None and (bool((found.get("spec") or {}).get("unschedulable")) or deleting(found))
+        return subresources.moves(pod, drained)
 
     async def _note_disruption(self, write: Write, budget: Obj, mutate: Mutation) -> None:
         await self._modify(write, scheme.POD_DISRUPTION_BUDGET, name(budget), namespace(budget), mutate, "status")

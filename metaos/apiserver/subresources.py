@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from metaos.apiserver import schema
 from metaos.resources import errors, scheme
-from metaos.resources.meta import EVICTED, Obj, name
+from metaos.resources.meta import EVICTED, Obj, controller_of, name
 from metaos.resources.scheme import Kind
 
 
@@ -105,8 +105,15 @@ def ended(pod: Obj) -> bool:
     return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
-def posted(kind: Kind, subresource: str, body: Obj, now: str) -> Callable[[Obj], Obj]:
-    """What a POST of ``eviction`` or ``binding`` does to its Pod."""
+def moves(pod: Obj, drained: bool) -> bool:
+    """Whether an eviction moves a pod's workload: ``drained`` says that its site takes no pods any more. Elsewhere the pod is
+    deleted, as in Kubernetes, and its workload makes another; a pod without a workload is deleted anywhere."""
+    placed = bool((pod.get("spec") or {}).get("nodeName"))
+    return placed and drained and controller_of(pod) is not None and not ended(pod)
+
+
+def posted(kind: Kind, subresource: str, body: Obj, now: str, *, moving: Callable[[Obj], bool]) -> Callable[[Obj], Obj]:
+    """What a POST of ``eviction`` or ``binding`` does to its Pod, short of deleting it. ``moving``: see :func:`moves`."""
     if kind is not scheme.POD or subresource not in ("eviction", "binding"):
         raise errors.method_not_allowed(f"{kind.plural}/{subresource} cannot be created")
     if subresource == "binding":
@@ -116,14 +123,15 @@ def posted(kind: Kind, subresource: str, body: Obj, now: str) -> Callable[[Obj],
         wanted = ((body.get("deleteOptions") or {}).get("preconditions") or {}).get("uid")
         if wanted and wanted != pod["metadata"].get("uid"):
             raise errors.conflict("", "pods", name(pod), f"the UID in the precondition ({wanted}) is not this pod's")
-        if any(v.get("persistentVolumeClaim") for v in (pod.get("spec") or {}).get("volumes") or ()) and not ended(pod):
+        changed = copy.deepcopy(pod)
+        changed["metadata"].pop("resourceVersion", None)
+        if not moving(pod):
+            return changed
+        if any(v.get("persistentVolumeClaim") for v in (pod.get("spec") or {}).get("volumes") or ()):
             site = (pod.get("spec") or {}).get("nodeName") or "its site"
             remedy = "delete the pod to restart it there, or its workload to give it up"
             raise errors.forbidden("", "pods", name(pod), f"its data is on {site} and does not move with it; {remedy}")
-        changed = copy.deepcopy(pod)
-        changed["metadata"].pop("resourceVersion", None)
-        noted = changed["metadata"].setdefault("annotations", {})
-        noted.setdefault(EVICTED, now)
+        changed["metadata"].setdefault("annotations", {}).setdefault(EVICTED, now)
         return changed
 
     return evict

@@ -13,6 +13,7 @@ from typing import Any
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.certificate import withdraw
+from metaos.controllers.podeviction import alone, overdue
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
@@ -22,9 +23,11 @@ from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
     CLUSTER_LABEL,
     CLUSTER_NAMESPACE_PREFIX,
+    EVICTED,
     TAINT_UNREACHABLE,
     Obj,
     ObjectRef,
+    annotations,
     cluster_namespace,
     condition,
     deleting,
@@ -94,6 +97,10 @@ def _is_replaced(cluster: Obj) -> bool:
     return any(t.get("key") == TAINT_UNREACHABLE and t.get("effect") == "NoExecute" for t in taints)
 
 
+def _site(pod: Obj) -> str:
+    return str((pod.get("spec") or {}).get("nodeName") or "")
+
+
 class ClusterReconciler:
     """Keys are Clusters."""
 
@@ -107,7 +114,9 @@ class ClusterReconciler:
         self._namespaces = manager.informer(scheme.NAMESPACE)
         self._pods = manager.informer(scheme.POD)
         self._works = manager.informer(scheme.WORK)
-        self._pods.add_index("site", lambda p: [str((p.get("spec") or {}).get("nodeName") or "")])
+        self._pods.add_index("site", lambda p: [_site(p)])
+        self._pods.add_index("evicted from", lambda p: [_site(p)] if EVICTED in annotations(p) else [])
+        self._pods.add_index("alone at", lambda p: [_site(p)] if alone(p) and _site(p) else [])
         # Bounded by the number of sites.
         self._heartbeats: dict[str, Heartbeat] = {}
         self._removing: dict[str, float] = {}
@@ -122,6 +131,7 @@ class ClusterReconciler:
             self._heartbeats.pop(about.name, None)
             self._removing.pop(about.name, None)
             return DONE
+        again = await self._evict(cluster)
         if deleting(cluster):
             return await self._remove(cluster)
         if FINALIZER not in (cluster["metadata"].get("finalizers") or ()):
@@ -129,7 +139,7 @@ class ClusterReconciler:
             cluster = await self._client.patch(scheme.CLUSTER, about.name, "", {"metadata": {"finalizers": finalizers}})
         await self._ensure_namespace(about.name)
         wait = await self._judge(cluster)
-        return Result(requeue_after=wait)
+        return Result(requeue_after=wait if again is None else min(wait, max(0.05, again)))
 
     async def _ensure_namespace(self, cluster: str) -> None:
         where = cluster_namespace(cluster)
@@ -271,6 +281,33 @@ class ClusterReconciler:
             except ApiError as error:
                 if error.code != 404:
                     raise
+
+    # -- pods that have to leave ----------------------------------------------------------------------------
+
+    async def _evict(self, cluster: Obj) -> float | None:
+        """Deletes pods that nobody would place elsewhere, where they may not stay; seconds until time alone makes one leave. A
+        site that takes pods again has evicted nobody."""
+        site, now, waits = name(cluster), self._clock.now(), list[float]()
+        if not deleting(cluster) and not (cluster.get("spec") or {}).get("unschedulable"):
+            for pod in self._pods.by_index("evicted from", site):
+                await self._patched(pod, {"metadata": {"annotations": {EVICTED: None}}})
+        for pod in self._pods.by_index("alone at", site):
+            why, until = overdue(pod, cluster, now)
+            if why:
+                # In the words of Kubernetes, and with the reason.
+                text = f"Marking for deletion Pod {namespace(pod)}/{name(pod)}: {why}, and no controller makes it anew elsewhere"
+                await self._recorder.event(pod, "TaintManagerEviction", text)
+                await self._gone(scheme.POD, name(pod), namespace(pod))
+            elif until is not None:
+                waits.append(until - now)
+        return min(waits, default=None)
+
+    async def _patched(self, pod: Obj, patch: Obj) -> None:
+        try:
+            await self._client.patch(scheme.POD, name(pod), namespace(pod), patch)
+        except ApiError as error:
+            if error.code != 404:
+                raise
 
     # -- removal --------------------------------------------------------------------------------------------
 

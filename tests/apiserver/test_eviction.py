@@ -15,8 +15,24 @@ from tests.apiserver.objects import pod
 READY = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
 
 
-async def running(registry: Registry, name: str, status: Obj = READY) -> None:
-    made = await registry.create(ADMIN, pod(name, nodeName="edge"))
+OWNER = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "u", "controller": True}
+
+
+async def cordon(registry: Registry, cordoned: bool = True) -> None:
+    site = {
+        "apiVersion": "meta-os.eu/v1alpha1",
+        "kind": "Cluster",
+        "metadata": {"name": "edge"},
+        "spec": {"unschedulable": cordoned},
+    }
+    await registry.create(ADMIN, site)
+
+
+async def running(registry: Registry, name: str, status: Obj = READY, *, owned: bool = True, **spec: Any) -> None:
+    wanted = pod(name, nodeName="edge", **spec)
+    if owned:
+        wanted["metadata"]["ownerReferences"] = [OWNER]
+    made = await registry.create(ADMIN, wanted)
     await registry.update(ADMIN, made | {"status": status}, subresource="status")
 
 
@@ -37,6 +53,7 @@ async def evict(registry: Registry, name: str, **more: Any) -> Obj:
 
 
 async def test_as_many_as_the_budget_allows_however_many_ask_at_once(registry: Registry) -> None:
+    await cordon(registry)
     names = [f"p{i}" for i in range(8)]
     for name in names:
         await running(registry, name)
@@ -85,3 +102,26 @@ async def test_a_budget_that_nobody_has_looked_at_allows_nothing(registry: Regis
     with pytest.raises(ApiError) as refused:
         await evict(registry, "p")
     assert refused.value.details["retryAfterSeconds"] == 10 and "still being processed" in str(refused.value.details)
+
+
+async def test_where_its_site_takes_pods_an_evicted_one_is_deleted_and_nothing_is_remembered(registry: Registry) -> None:
+    """As Kubernetes does it: it is made anew. Only a drain moves its workload."""
+    await cordon(registry, cordoned=False)
+    data = [{"name": "d", "persistentVolumeClaim": {"claimName": "d"}}]
+    await running(registry, "p", volumes=data)
+    await budgeted(registry, disruptionsAllowed=1)
+    body = {"deleteOptions": {"gracePeriodSeconds": 7}}
+    await registry.create_subresource(ADMIN, scheme.POD, "p", "default", "eviction", body)
+    found = await registry.get(ADMIN, scheme.POD, "p", "default")
+    assert found["metadata"]["deletionGracePeriodSeconds"] == 7 and EVICTED not in annotations(found)
+
+
+async def test_a_pod_that_nobody_makes_anew_is_deleted_from_a_drained_site(registry: Registry) -> None:
+    await cordon(registry)
+    data = [{"name": "d", "persistentVolumeClaim": {"claimName": "d"}}]
+    await running(registry, "alone", owned=False, volumes=data)
+    await running(registry, "owned", volumes=data)
+    await evict(registry, "alone")
+    assert "deletionTimestamp" in (await registry.get(ADMIN, scheme.POD, "alone", "default"))["metadata"]
+    with pytest.raises(ApiError, match="its data is on edge"):
+        await evict(registry, "owned")
