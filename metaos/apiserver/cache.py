@@ -57,6 +57,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "nodes": ("spec.unschedulable",),
     "clusters.meta-os.eu": ("spec.unschedulable", "spec.tier", "spec.runtime"),
     "replicasets.apps": ("status.replicas",),
+    "replicationcontrollers": ("status.replicas",),
     "jobs.batch": ("status.successful",),
     "certificatesigningrequests.certificates.k8s.io": ("spec.signerName",),
     "placements.meta-os.eu": ("spec.workloadRef.kind", "spec.workloadRef.name", "spec.workloadRef.uid"),
@@ -64,20 +65,26 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 
 
+#: What is called otherwise than it is written.
+_WRITTEN = {"status.successful": "status.succeeded"}
+#: What an absent field is; empty text otherwise, as in Kubernetes.
+_ABSENT = {"spec.unschedulable": "false", "spec.hostNetwork": "false", "status.successful": "0", "status.replicas": "0"}
+
+
 def field_values(resource: str, obj: Obj) -> dict[str, str]:
-    """What field selectors see of an object; absent fields are empty text, as in Kubernetes."""
+    """What field selectors see of an object."""
     metadata = obj.get("metadata") or {}
     found = {"metadata.name": metadata.get("name") or "", "metadata.namespace": metadata.get("namespace") or ""}
     for path in FIELDS.get(resource, ()):
         value: Any = obj
-        for part in path.split("."):
+        for part in _WRITTEN.get(path, path).split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if isinstance(value, bool):
             value = "true" if value else "false"
         if isinstance(value, dict):  # Event "source" selects on its component.
             value = value.get("component")
         if value is None:
-            value = "false" if path in ("spec.unschedulable", "spec.hostNetwork") else ""
+            value = _ABSENT.get(path, "")
         found[path] = str(value)
     return found
 

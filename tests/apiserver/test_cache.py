@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from metaos.apiserver.cache import WatchCache
+from metaos.apiserver.cache import WatchCache, field_values
 from metaos.resources.errors import ApiError
 from metaos.store.sqlite import SqliteStore
 
@@ -109,3 +109,9 @@ async def test_everybody_sees_all_in_order(cache: WatchCache) -> None:
         await put(cache, f"nodes//{number}")
     assert [(await take(changes)).revision for _ in range(WINDOW // 2)] == list(range(1, WINDOW, 2))
     await changes.aclose()
+
+
+def test_counts_that_are_absent_are_zero_to_field_selectors() -> None:
+    assert field_values("jobs.batch", {})["status.successful"] == "0"
+    assert field_values("jobs.batch", {"status": {"succeeded": 1}})["status.successful"] == "1"
+    assert field_values("replicationcontrollers", {"status": {"replicas": 2}})["status.replicas"] == "2"
