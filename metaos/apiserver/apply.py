@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from typing import Any
 
@@ -294,9 +294,10 @@ def _changed_parts(old: Obj, obj: Obj) -> tuple[Obj, Obj]:
     return parts
 
 
-def applied(node: Node, current: Obj, config: Obj, manager: Manager, now: str, force: bool) -> Obj:
+def applied(node: Node, current: Obj, config: Obj, manager: Manager, now: str, force: bool, *, shown_as: str = "") -> Obj:
     """``current`` after ``manager`` applied ``config``. Raises ``ApiError`` 409 with a cause per field that another
-    manager owns with another value, unless ``force``."""
+    manager owns with another value, unless ``force``. ``shown_as``: the version that conflicts are told in, where it is not
+    the one that is stored."""
     status = manager.subresource == "status"
     held = owners(current)
     if not held:
@@ -306,7 +307,7 @@ def applied(node: Node, current: Obj, config: Obj, manager: Manager, now: str, f
     wanted, live = fields_of(node, config, status=status), fields_of(node, current, status=status)
     mine = next((entry for entry in held if _same(entry.manager, manager)), None)
     others = [entry for entry in held if entry is not mine]
-    _conflicts(wanted, live, others, force)
+    _conflicts(wanted, live, others, force, shown_as)
     result: Obj = _merged(node, current, config)
     if mine is not None:
         dropped = mine.paths - wanted.keys()
@@ -330,12 +331,12 @@ def applied(node: Node, current: Obj, config: Obj, manager: Manager, now: str, f
     return result
 
 
-def _conflicts(wanted: Fields, live: Fields, others: list[Owned], force: bool) -> None:
+def _conflicts(wanted: Fields, live: Fields, others: list[Owned], force: bool, shown_as: str = "") -> None:
     found: list[tuple[Manager, Path]] = []
     for entry in others:
         for path in sorted(entry.paths & wanted.keys()):
             if wanted[path] is not _ITEM and live.get(path) != wanted[path]:
-                found.append((entry.manager, path))
+                found.append((replace(entry.manager, api_version=shown_as or entry.manager.api_version), path))
                 if force:
                     entry.paths.discard(path)
     if not found or force:
@@ -344,9 +345,15 @@ def _conflicts(wanted: Fields, live: Fields, others: list[Owned], force: bool) -
         {"reason": "FieldManagerConflict", "message": f"conflict with {_described(manager)}", "field": readable(path)}
         for manager, path in found
     ]
-    listed = "".join(f"\n- {cause['field']}" for cause in causes)
-    one = f": {causes[0]['field']}" if len(causes) == 1 else f"s with {_described(found[0][0])}:{listed}"
-    text = f"conflict with {_described(found[0][0])}{one}" if len(causes) == 1 else f"conflict{one}"
+    if len(causes) == 1:
+        text = f"{causes[0]['message']}: {causes[0]['field']}"
+    else:
+        # By manager, in the order of what identifies one in Kubernetes.
+        by_manager: dict[tuple[str, ...], list[str]] = {}
+        for manager, path in found:
+            identity = manager.name, manager.operation, manager.api_version, manager.subresource
+            by_manager.setdefault(identity, [f"conflicts with {_described(manager)}:"]).append(f"- {readable(path)}")
+        text = "\n".join(line for _, lines in sorted(by_manager.items()) for line in lines)
     raise errors.ApiError(
         409,
         "Conflict",

@@ -62,6 +62,8 @@ class Write:
 #: Kinds of NEMO's own that are answered and never stored.
 REVIEWS = frozenset({scheme.PLACEMENT_REVIEW, scheme.BOOKING, scheme.STATEMENT})
 
+SCALE_VERSION = "autoscaling/v1"
+
 
 class Writing(Reading):
     """All mutating methods take ``warnings``: a list to which texts for ``Warning:`` headers are appended.
@@ -298,6 +300,8 @@ class Writing(Reading):
             )
         if not isinstance(patch, dict):
             raise errors.bad_request("an apply patch must be an object")
+        if subresource == "scale":
+            return await self._apply_scale(write, kind, name, namespace, patch, force)
         _, wanted = addressed(patch, kind, name, namespace)
         if wanted["metadata"].get("managedFields"):
             raise errors.bad_request("metadata.managedFields must be nil")
@@ -329,6 +333,32 @@ class Writing(Reading):
         return await self._modify(
             write, kind, name, namespace, mutate, subresource, pinned=_names_revision(wanted), manager=manager
         )
+
+    async def _apply_scale(self, write: Write, kind: Kind, name: str, namespace: str, patch: Obj, force: bool) -> Obj:
+        """Who applies a workload's Scale owns its ``spec.replicas``. Source: ``ScaleHandler`` of apimachinery's managedfields."""
+        for key, only in (("apiVersion", SCALE_VERSION), ("kind", "Scale")):
+            if patch.get(key) != only:
+                raise errors.bad_request(f"a scale is applied as {SCALE_VERSION} Scale, and {key} is {patch.get(key)!r}")
+        said, spec = patch.get("metadata") or {}, patch.get("spec") or {}
+        if not isinstance(said, dict) or not isinstance(spec, dict):
+            raise errors.bad_request("metadata and spec of a Scale must be objects")
+        manager, now = Manager(write.manager, "Apply", "scale", kind.api_version), format_time(self._clock.now())
+        config = {
+            "apiVersion": kind.api_version,
+            "kind": kind.kind,
+            "metadata": {k: said[k] for k in ("resourceVersion", "uid") if k in said},
+            "spec": {k: spec[k] for k in ("replicas",) if k in spec},
+        }
+
+        def mutate(current: Obj) -> Obj:
+            if config["spec"]:
+                subresources.rescaled(kind, current, config)  # Finds what is no number of replicas.
+            return applied(node_of(kind), current, config, manager, now, force, shown_as=SCALE_VERSION)
+
+        changed = await self._modify(
+            write, kind, name, namespace, mutate, pinned="resourceVersion" in config["metadata"], manager=manager
+        )
+        return subresources.scale(kind, changed)
 
     async def _modify(
         self,
@@ -423,9 +453,7 @@ class Writing(Reading):
         self._check_default(kind, wanted)
         self._check_author(write.user, kind, wanted, current)
         if manager is None and current["metadata"].get("managedFields"):
-            by = Manager(
-                write.manager or write.user.name, "Update", "" if subresource == "scale" else subresource, kind.api_version
-            )
+            by = Manager(write.manager or write.user.name, "Update", subresource, kind.api_version)
             wanted = tracked(node_of(kind), wanted, current, by, format_time(self._clock.now()))
         return wanted
 

@@ -67,10 +67,57 @@ async def test_updates_take_ownership(registry: Registry) -> None:
     await apply(registry, deployment(replicas=1))
     patch = {"spec": {"replicas": 5}}
     await registry.patch(ADMIN, scheme.DEPLOYMENT, "web", "default", patch, subresource="scale", field_manager="autoscaler")
-    with pytest.raises(ApiError, match=r'conflict with "autoscaler" using apps/v1: \.spec\.replicas'):
+    with pytest.raises(ApiError, match=r'conflict with "autoscaler" with subresource "scale" using apps/v1: \.spec\.replicas'):
         await apply(registry, deployment(replicas=1))
     kept = await apply(registry, deployment())
     assert kept["spec"]["replicas"] == 5
+
+
+async def test_who_scales_owns_the_replicas_and_nothing_else(registry: Registry) -> None:
+    await apply(registry, deployment(replicas=1), "one")
+
+    async def scale(manager: str, replicas: Any, **more: Any) -> Obj:
+        wanted = {"apiVersion": "autoscaling/v1", "kind": "Scale", "spec": {"replicas": replicas}}
+        return await registry.patch(
+            ADMIN,
+            scheme.DEPLOYMENT,
+            "web",
+            "default",
+            wanted,
+            type=PatchType.APPLY,
+            subresource="scale",
+            field_manager=manager,
+            **more,
+        )
+
+    with pytest.raises(ApiError) as refused:
+        await scale("two", 3)
+    assert refused.value.message == 'Apply failed with 1 conflict: conflict with "one": .spec.replicas'
+    shown = await scale("two", 3, force=True)
+    assert (shown["kind"], shown["spec"]) == ("Scale", {"replicas": 3})
+    entries = (await registry.get(ADMIN, scheme.DEPLOYMENT, "web", "default"))["metadata"]["managedFields"]
+    mine = next(e for e in entries if e["manager"] == "two")
+    assert mine["subresource"] == "scale" and mine["fieldsV1"] == {"f:spec": {"f:replicas": {}}}
+    assert mine["apiVersion"] == "apps/v1"
+    patch = {"spec": {"replicas": 5}}
+    await registry.patch(ADMIN, scheme.DEPLOYMENT, "web", "default", patch, subresource="scale", field_manager="hand")
+    with pytest.raises(ApiError, match=r'conflict with "hand" with subresource "scale" using autoscaling/v1: \.spec\.replicas'):
+        await scale("two", 3)
+    with pytest.raises(ApiError, match="greater than or equal to 0"):
+        await scale("two", -1, force=True)
+
+
+async def test_conflicts_with_several_managers_are_listed_by_manager(registry: Registry) -> None:
+    await apply(registry, config_map("c", a="1"), "zoe")
+    await apply(registry, config_map("c", b="1", c="1"), "ada")
+    await registry.patch(ADMIN, scheme.CONFIG_MAP, "c", "default", {"data": {"d": "1"}}, field_manager="hand")
+    with pytest.raises(ApiError) as refused:
+        await apply(registry, config_map("c", a="2", b="2", c="2", d="2"), "me")
+    assert refused.value.message == (
+        'Apply failed with 4 conflicts: conflicts with "ada":\n- .data.b\n- .data.c\n'
+        'conflicts with "hand" using v1:\n- .data.d\nconflicts with "zoe":\n- .data.a'
+    )
+    assert [c["message"] for c in refused.value.details["causes"] if c["field"] == ".data.a"] == ['conflict with "zoe"']
 
 
 async def test_creators_own_all_that_they_wrote(registry: Registry) -> None:
