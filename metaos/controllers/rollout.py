@@ -4,6 +4,7 @@ is :mod:`metaos.scheduler.rollout`."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from metaos.controllers.fencing import stopped
@@ -76,13 +77,16 @@ def progress(wanted: Obj, found: Obj | None, answers: bool) -> Progress:
     else:
         words = ("replicas", "updatedReplicas", "availableReplicas")
     running, updated, available = (int(status.get(word) or 0) for word in words)
+    seen = _is_about(found, told, status)
     return Progress(
         share,
         running,
         available,
         bounds_of(told, replicas(told)) or Bounds(0, replicas(told)),
         template_of(found) == wanted["spec"].get("template"),
-        _is_about(found, told, status) and running == updated == to_run,
+        seen,
+        seen and running != updated,
+        seen and running == updated == to_run,
         answers,
     )
 
@@ -101,7 +105,7 @@ def _is_about(found: Obj, told: Obj, status: Mapping[str, Any]) -> bool:
 
 def _emptied(found: Progress, work: Obj) -> Progress:
     """For ``Recreate``: settled is who has stopped everything, not even a pod is ending."""
-    return Progress(found.share, found.replicas, found.available, found.bounds, found.current, stopped(work), found.answers)
+    return replace(found, settled=stopped(work))
 
 
 def _with(manifest: Obj, **spec: Any) -> Obj:

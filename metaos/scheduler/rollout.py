@@ -31,14 +31,17 @@ NONE = Bounds()
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a site is. ``share``: pods that it is to run; ``bounds``: what it was told last; ``current``: whether it was
-    told the wanted template; ``settled``: it has taken up what it was told, and all its pods, as many as it was told to run,
-    are of that template. ``told`` is false for a site that was told nothing yet."""
+    told the wanted template; ``seen``: what it reports is about what it was told last; ``mixed``: it runs pods of another
+    template beside; ``settled``: all its pods, as many as it was told to run, are of the template that it was told. ``told``
+    is false for a site that was told nothing yet."""
 
     share: int
     replicas: int = 0
     available: int = 0
     bounds: Bounds = NONE
     current: bool = False
+    seen: bool = False
+    mixed: bool = False
     settled: bool = False
     answers: bool = True
     told: bool = True
@@ -73,15 +76,17 @@ def bounds_of(workload: Obj, total: int) -> Bounds | None:
 def turns(sites: Mapping[str, Progress], bounds: Bounds) -> dict[str, Turn]:
     """One step of a rolling update: site → what it is told now.
 
-    Whoever is replacing pods keeps what it was given until it has settled. What is left of the bounds is divided over the
-    sites that wait, in proportion to their shares. Where nothing is left because pods of the old template are not available
-    themselves, the first site with such pods replaces those, and no others."""
+    Whoever is replacing pods keeps what it was given until it has settled, and has none of the bounds afterwards: so whoever
+    has some replaces pods. What is left is divided over the sites that wait, in proportion to their shares. Where nothing is
+    left because pods of the old template are not available themselves, the first site with such pods replaces those, and no
+    others."""
     told = {site: Turn(found.current or not found.told) for site, found in sorted(sites.items())}
     counted = {site: found for site, found in sorted(sites.items()) if found.answers}
-    busy = {site: found for site, found in counted.items() if found.told and not found.settled and found.bounds != NONE}
-    for site in busy:
-        told[site] = Turn(True)
-    waiting = {s: f for s, f in counted.items() if f.told and s not in busy and not (f.settled and f.current)}
+    busy = {site for site, found in counted.items() if found.told and not found.settled and found.bounds != NONE}
+    for site, found in counted.items():
+        if found.told:
+            told[site] = Turn(True) if site in busy else Turn(found.current, NONE)
+    waiting = {s: f for s, f in counted.items() if f.told and s not in busy and (f.mixed or not f.current)}
     if not waiting:
         return told
     wanted = sum(found.share for found in counted.values())
@@ -90,7 +95,7 @@ def turns(sites: Mapping[str, Progress], bounds: Bounds) -> dict[str, Turn]:
     room = {site: found.share for site, found in waiting.items()}
     fewer = _divided(down, room, ())
     more = _divided(up, room, [site for site, count in fewer.items() if count])
-    begun = any(told[site].current and not found.settled for site, found in counted.items())
+    begun = bool(busy) or any(found.current and not found.settled for found in counted.values())
     for site in waiting:
         granted = Bounds(more[site], fewer[site])
         if granted != NONE or not room[site]:

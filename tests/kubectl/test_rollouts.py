@@ -1,5 +1,6 @@
 """kubectl rollout on real pods, for each kind that has a history; and sites that are cordoned and drained."""
 
+import json
 import re
 from typing import Any
 
@@ -142,3 +143,58 @@ def test_a_taint_and_back(real: Real) -> None:
     real("taint", "node", "edge-paris", "maintenance=now:PreferNoSchedule", "--overwrite")
     real("taint", "node", "edge-paris", "maintenance-")
     assert "maintenance" not in real("get", "cluster", "edge-paris", "-o", "yaml")
+
+
+def spread(real: Real, name: str, replicas: int) -> None:
+    """A Deployment on both sites, that may miss one pod and have none too many."""
+    wanted = deployment(name, "exec sleep 3600", replicas)
+    wanted["spec"]["strategy"] = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+    policy = {
+        "apiVersion": "meta-os.eu/v1alpha1",
+        "kind": "PlacementPolicy",
+        "metadata": {"name": name},
+        "spec": {
+            "workloads": {"selector": {"matchLabels": {"app": name}}},
+            "division": {"mode": "Divided", "weights": {"edge-paris": 1, "edge-london": 1}},
+            "spread": [{"by": "site", "minGroups": 2}],
+        },
+    }
+    wanted["metadata"]["labels"] = {"app": name}
+    real.apply(policy, wanted)
+    real.rolled_out(f"deploy/{name}")
+    places = real("get", "pods", "-l", f"app={name}", "-o", "jsonpath={.items[*].spec.nodeName}").split()
+    assert set(places) == {"edge-paris", "edge-london"}
+
+
+def test_what_may_be_missing_may_be_missing_of_all_sites_together(real: Real) -> None:
+    spread(real, "both", 4)
+    seen: list[tuple[int, int]] = []
+    real("set", "env", "deploy/both", "V=2")
+    for _ in range(400):
+        status = json.loads(real("get", "deploy", "both", "-o", "json"))["status"]
+        seen.append((status.get("availableReplicas", 0), status.get("replicas", 0)))
+        if status.get("updatedReplicas") == 4 == status.get("availableReplicas"):
+            break
+    assert min(seen)[0] >= 3 and max(total for _, total in seen) <= 4, seen
+    real.rolled_out("deploy/both")
+    assert runs(real, "deploy/both", "2")
+    real("set", "image", "deploy/both", "main=no-such-image:1")
+    until("the first site to try", lambda: "ErrImage" in (said := real("get", "pods", "-l", "app=both")) or "ImagePull" in said)
+    code, _, _ = real.run("rollout", "status", "deploy/both", "--timeout=4s")
+    assert code == 1 and real("get", "deploy", "both", "-o", "jsonpath={.status.availableReplicas}") == "3"
+    real("rollout", "undo", "deploy/both")
+    real.rolled_out("deploy/both")
+    real("delete", "deploy,placementpolicy", "both", "--wait=false")
+
+
+def test_a_bad_image_of_a_daemon_set_stops_at_one_site(real: Real) -> None:
+    real.apply(other("DaemonSet", "every"))
+    real.rolled_out("ds/every")
+    real("set", "image", "ds/every", "main=no-such-image:1")
+    until("one to be missed", lambda: real("get", "ds", "every", "-o", "jsonpath={.status.numberAvailable}") == "1")
+    code, _, _ = real.run("rollout", "status", "ds/every", "--timeout=4s")
+    assert code == 1 and real("get", "ds", "every", "-o", "jsonpath={.status.numberAvailable}") == "1"
+    real("rollout", "undo", "ds/every")
+    real.rolled_out("ds/every")
+    assert real("get", "ds", "every", "-o", "jsonpath={.status.numberAvailable}") == "2"
+    real("delete", "ds", "every", "--wait=false")
