@@ -69,3 +69,50 @@ def test_drain_waits_for_the_budget_and_the_move_keeps_it(real: Real) -> None:
     finally:
         real("uncordon", node)
         real("delete", "deploy,pdb", "kept", "--wait=false")
+
+
+def lone(real: Real, name: str) -> str:
+    """A pod without a controller, and its site."""
+    real("run", name, "--image=python:3", "--restart=Always", "--command", "--", "sh", "-c", "exec sleep 1000")
+    until("it runs", lambda: real("get", "pod", name, "-o", "jsonpath={.status.phase}") == "Running")
+    return real("get", "pod", name, "-o", "jsonpath={.spec.nodeName}")
+
+
+def is_gone(real: Real, name: str) -> bool:
+    return "NotFound" in real.run("get", "pod", name)[2]
+
+
+def test_a_pod_without_a_controller_leaves_its_site_by_force_and_by_a_taint(real: Real) -> None:
+    site = lone(real, "alone")
+    try:
+        code, _, err = real.run("drain", site, "--ignore-daemonsets", "--pod-selector=run=alone", "--timeout=5s")
+        assert code == 1 and "--force" in err
+        out = real("drain", site, "--ignore-daemonsets", "--force", "--pod-selector=run=alone", "--timeout=40s")
+        assert f"node/{site} drained" in out and is_gone(real, "alone")
+    finally:
+        real("uncordon", site)
+    site = lone(real, "tainted")
+    try:
+        real("taint", "node", site, "away=now:NoExecute")
+        until("it is gone", lambda: is_gone(real, "tainted"), 45)
+        assert "TaintManagerEviction" in real("get", "events")
+    finally:
+        real("taint", "node", site, "away-")
+
+
+def test_an_eviction_where_the_site_takes_pods_replaces_the_pod(real: Real) -> None:
+    real.apply(deployment("again", "exec sleep 1000"))
+    real.rolled_out("deploy/again")
+    pod = real.first("app=again")
+    site = real("get", "pod", pod, "-o", "jsonpath={.spec.nodeName}")
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": real.namespace}}
+    real("create", "--raw", f"/api/v1/namespaces/{real.namespace}/pods/{pod}/eviction", "-f", "-", text=json.dumps(body))
+    until("another one", lambda: is_gone(real, pod), 30)
+    real.rolled_out("deploy/again")
+    # A plain cordon moves nothing later.
+    try:
+        real("cordon", site)
+        assert real("get", "pods", "-l", "app=again", "-o", "jsonpath={.items[*].spec.nodeName}") == site
+    finally:
+        real("uncordon", site)
+        real("delete", "deploy", "again", "--wait=false")
