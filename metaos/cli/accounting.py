@@ -15,7 +15,6 @@ _GROUPINGS = ("namespace", "workload", "pod", "intent", "site", "owner")
 #: Before the name of a policy that the twin replays.
 TWIN = "twin:"
 _POLICIES = "twin:cheapest, twin:nearest, twin:no-intents, twin:start-at-once"
-_TIMES = "2026-11-30T10:00:00Z, a day, or 24h (ago)"
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 

@@ -112,8 +112,8 @@ def render(status: dict[str, Any], width: int, *, money: bool) -> list[str]:
     groups = status["groups"]
     if not groups:
         return ["nothing is booked for that", *_notes(status, groups)]
-    table = _cost_table(status["by"], groups) if money else _carbon_table(status["by"], groups, "against" in status)
-    return [*table, "", *_chart(status.get("series") or [], width, money=money), *_notes(status, groups)]
+    found = _cost_table(status["by"], groups) if money else _carbon_table(status["by"], groups, "against" in status)
+    return [*found, "", *_chart(status.get("series") or [], width, money=money), *_notes(status, groups)]
 
 
 def _carbon_table(by: str, groups: Sequence[dict[str, Any]], against: bool) -> list[str]:
@@ -132,7 +132,7 @@ def _carbon_table(by: str, groups: Sequence[dict[str, Any]], against: bool) -> l
             other = group.get("against") or {}
             row += [_partly(other.get(key), bool(other.get("unknownLines"))) for key in ("grams", "elsewhereGrams", "savedGrams")]
         rows.append(row)
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _cost_table(by: str, groups: Sequence[dict[str, Any]]) -> list[str]:
@@ -145,10 +145,11 @@ def _cost_table(by: str, groups: Sequence[dict[str, Any]]) -> list[str]:
                     *(_number(group[key]) for key in ("cpuHours", "memoryGiBHours", "podHours", "energyKWh")),
                 ]
             )
-    return _table([by, "cost", "currency", "core hours", "GiB hours", "pod hours", "energy kWh"], rows)
+    return table([by, "cost", "currency", "core hours", "GiB hours", "pod hours", "energy kWh"], rows)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines: the first column to the left, figures to the right."""
     every = [head, *rows]
     widths = [max(len(row[at]) for row in every) for at in range(len(head))]
     found = []

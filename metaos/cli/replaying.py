@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import click
 from metaos.accounting.export import entries
 from metaos.accounting.ledger import Tampered
 from metaos.accounting.statement import Booked, Line
-from metaos.cli.accounts import moment
+from metaos.cli.accounts import moment, table
 from metaos.cli.connection import with_client
 from metaos.cli.ledger import download
 from metaos.cli.output import emit
@@ -104,19 +103,15 @@ def wanted(options: dict[str, Any]) -> Any:
 
 def render(answer: dict[str, Any]) -> list[str]:
     """For people."""
-    rows: list[Sequence[str]] = [("", "booked", "NEMO replayed", "off by", f"twin:{answer['policy']}", "saved by NEMO")]
+    rows = []
     for row in answer["figures"]:
         error = "-" if row["replayError"] is None else f"{float(row['replayError']):+.1%}"
-        figures = [_number(row[key]) for key in ("booked", "nemo")], [_number(row[key]) for key in ("policy", "saved")]
-        rows.append((_NAMES.get(row["figure"], row["figure"]), *figures[0], error, *figures[1]))
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    table = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in rows
-    ]
+        real, nemo, other, saved = (_number(row[key]) for key in ("booked", "nemo", "policy", "saved"))
+        rows.append((_NAMES.get(row["figure"], row["figure"]), real, nemo, error, other, saved))
+    head = ("figure", "booked", "NEMO replayed", "off by", f"twin:{answer['policy']}", "saved by NEMO")
     return [
         f"{answer['since']} to {answer['until']}",
-        *table,
+        *table(head, rows),
         "",
         f"against twin:{answer['policy']}: {answer['meaning']}",
         "saved: that replay less the replay of NEMO's own policy, so that both have the same error; 'off by': how far NEMO's own "

@@ -14,6 +14,7 @@ from typing import Any
 import click
 import pytest
 from aiohttp.test_utils import make_mocked_request
+from click.testing import CliRunner
 
 from metaos.accounting.focus import as_focus
 from metaos.accounting.statement import as_csv
@@ -22,6 +23,7 @@ from metaos.apiserver.books import Books
 from metaos.apiserver.ledgerkeys import LedgerKeys
 from metaos.cli.accounts import draw, moment, render, sci_of, unit_of
 from metaos.cli.ledger import archive, check, export, text_of, verify_file
+from metaos.cli.main import nemo
 from metaos.store.memoryledger import MemoryLedger
 from tests.apiserver.accounting import running
 from tests.apiserver.test_accounts import pages, two_sites
@@ -184,3 +186,19 @@ def test_an_archive_holds_what_was_signed_before_a_time_and_only_that_is_removed
     following = verify_file(tmp_path / "next", books.signing_key(None))
     assert following.first == 253 and following.checkpoints == following.last - 251, "with the one that signs the cut"
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [
+        ("carbon --by site --against twin:cheapest", "leave --by out"),
+        ("carbon --site paris --against twin:cheapest", "leave --site out"),
+        ("cost -o focus --against twin:cheapest", "leave -o focus out"),
+        ("cost --against paris", "must be one of twin:cheapest"),
+        ("carbon --against twin:luck", "write one of twin:cheapest"),
+        ("cost --against twin:nemo", "write one of twin:cheapest"),
+    ],
+)
+def test_what_a_replay_cannot_answer_is_refused_with_what_can_be_asked(command: str, remedy: str) -> None:
+    done = CliRunner().invoke(nemo, command.split())
+    assert done.exit_code == 2 and remedy in done.output, done.output
