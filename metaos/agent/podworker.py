@@ -182,6 +182,9 @@ class PodWorker:
 
     async def _until_woken(self, seconds: float, besides: "asyncio.Task[None] | None" = None) -> None:
         """Until something changes, the clock's seconds are over, or a task has ended."""
+        if seconds == NEVER and besides is None:
+            await self.wake.wait()
+            return
         waiting: list[asyncio.Task[Any]] = [asyncio.create_task(self.wake.wait())]
         if seconds != NEVER:
             waiting.append(asyncio.create_task(self._supervisor.clock.sleep(seconds)))

@@ -71,8 +71,8 @@ class Bubblewrap:
             self.overlay = code == 0
         finally:
             held.let_go()
-            for each in held.sockets:
-                each.close()
+            for fd in held.sockets:
+                os.close(fd)
             await process.ended(held.holder)
 
     async def _filtered(self, held: Held, place: str, view: list[str]) -> int:

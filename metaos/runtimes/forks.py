@@ -28,8 +28,8 @@ KILL_ROUNDS = 5
 _PROGRAM = os.path.join(os.path.dirname(__file__), "zygote.py")
 
 
-#: Who was started, the sockets that it made, and where it may be told more.
-_Answer = tuple[str, list[socket.socket], socket.socket]
+#: Who was started, the descriptors of sockets that it made, and where it may be told more.
+_Answer = tuple[str, list[int], socket.socket]
 
 
 class Undone(OSError):
@@ -54,8 +54,8 @@ class Held:
 
     holder: Identity
     _life: socket.socket
-    #: In the pod's network, the first half; at its gateway, if it has one, the others.
-    sockets: list[socket.socket] = field(default_factory=list)
+    #: Descriptors of sockets: in the pod's network, the first half; at its gateway, if it has one, the others.
+    sockets: list[int] = field(default_factory=list)
 
     def stay(self) -> Launcher:
         """It is recorded: from now on it outlives us."""
@@ -82,8 +82,8 @@ class Forks:
         said, made, life = await self._ask("hold", [hostname, address, program, directory, *map(str, counts)])
         return Held(_child(int(said)), life, made)
 
-    async def sockets(self, holder: Identity, address: str, counts: tuple[int, int, int]) -> list[socket.socket]:
-        """In the holder's network, at its gateway, and there for UDP. Raises ``OSError``."""
+    async def sockets(self, holder: Identity, address: str, counts: tuple[int, int, int]) -> list[int]:
+        """Descriptors of new ones in the holder's network, at its gateway, and there for UDP. Raises ``OSError``."""
         _, made, reply = await self._ask("sockets", [str(holder.pid), str(holder.start), address, *map(str, counts)])
         reply.close()
         return made
@@ -185,7 +185,7 @@ def _taken(reply: socket.socket) -> _Answer | None:
     """``None`` where whoever was asked has ended without an answer. Raises ``OSError``."""
     said, made, _, _ = socket.recv_fds(reply, 4096, MAX_SOCKETS, socket.MSG_CMSG_CLOEXEC)
     if said[:1] == b"+":
-        return said[1:].decode(), [socket.socket(fileno=fd) for fd in made], reply
+        return said[1:].decode(), made, reply
     reply.close()
     if not said:
         return None

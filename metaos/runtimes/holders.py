@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import socket
+import os
 from collections.abc import Callable, Sequence
 
 from metaos.runtimes import process
@@ -42,8 +42,8 @@ class Holders:
         except BaseException:
             if held is not None:
                 pod.holder = None
-                for each in held.sockets:
-                    each.close()
+                for fd in held.sockets:
+                    os.close(fd)
                 held.let_go()
                 held.holder.kill()
                 await process.ended(held.holder)
@@ -59,10 +59,10 @@ class Holders:
         if pod.holder is not None:
             self._watch(pod)
 
-    def _watch(self, pod: Pod, made: Sequence[socket.socket] = ()) -> None:
+    def _watch(self, pod: Pod, made: Sequence[int] | None = None) -> None:
         assert pod.holder is not None
-        pod.watch = Watch(pod.holder, lambda: self._ended(pod))
-        pod.sockets = Sockets(self._isolation.forks, pod.holder, pod.address, made)
+        pod.watch = Watch(pod.holder, lambda: self._ended(pod), ours=made is not None)
+        pod.sockets = Sockets(self._isolation.forks, pod.holder, pod.address, made or ())
 
     async def end(self, pod: Pod) -> None:
         """Ends the pod's holder, and with it its namespaces. Raises ``OSError`` where it does not end."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from collections.abc import Sequence
 
@@ -23,24 +24,25 @@ FIRST = 8
 _BACKLOG = 128
 #: Where a socket is made, and of which kind: TCP in the pod, TCP at its gateway, UDP at its gateway.
 INSIDE, OUTSIDE, DATAGRAM = 0, 1, 2
+_KINDS = (socket.SOCK_STREAM, socket.SOCK_STREAM, socket.SOCK_DGRAM)
 #: Of ip(7): each datagram comes with the address that it was sent to. (Python names it from 3.13 on.)
 IP_PKTINFO = 8
 
 
 class Sockets:
     """Those of one pod. ``holder``: the process that keeps its network; without ``address`` it has its loopback only. ``made``:
-    sockets that there are, of which the first :data:`FIRST` are in the pod."""
+    descriptors of sockets that there are, of which the first :data:`FIRST` are in the pod."""
 
     def __init__(
         self,
         forks: Forks,
         holder: Identity,
         address: str,
-        made: Sequence[socket.socket] = (),
+        made: Sequence[int] = (),
     ) -> None:
         self.address = address
         self._forks, self._holder = forks, holder
-        self._stores: tuple[list[socket.socket], ...] = (list(made[:FIRST]), list(made[FIRST:]), [])
+        self._stores: tuple[list[int], ...] = (list(made[:FIRST]), list(made[FIRST:]), [])
         self._filling = asyncio.Lock()
         self._closed = False
 
@@ -60,7 +62,7 @@ class Sockets:
                     raise ConnectionRefusedError("the pod has ended")
                 counts = (POOL if kind == INSIDE else 0, POOL if kind == OUTSIDE else 0, POOL if kind == DATAGRAM else 0)
                 store += await self._forks.sockets(self._holder, self.address, counts)
-            return store.pop()
+            return socket.socket(socket.AF_INET, _KINDS[kind], fileno=store.pop())
 
     async def connect(self, port: int) -> socket.socket:
         """To the pod's address, as others reach it; where nobody listens there, to its own loopback."""
@@ -105,9 +107,8 @@ class Sockets:
     def close(self) -> None:
         self._closed = True
         for store in self._stores:
-            for each in store:
-                each.close()
-            store.clear()
+            while store:
+                os.close(store.pop())
 
 
 async def connect_shared(address: str, port: int) -> socket.socket:

@@ -175,11 +175,12 @@ def boot_id() -> str:
 
 
 class Watch:
-    """Calls back once, in the event loop, when the process has ended. Reaps it if it is a child of ours."""
+    """Calls back once, in the event loop, when the process has ended. Reaps it if it is a child of ours. ``ours``: it is one, and
+    nobody has, so its number is still its own."""
 
     __slots__ = ("_callback", "_fd", "code", "cpu", "ended", "identity")
 
-    def __init__(self, who: Identity, callback: Callable[[], None]) -> None:
+    def __init__(self, who: Identity, callback: Callable[[], None], *, ours: bool = False) -> None:
         self.identity = who
         self.ended = asyncio.Event()
         #: The exit code (128 + signal), known only if it was our child.
@@ -193,8 +194,8 @@ class Watch:
         except ProcessLookupError:
             self._schedule()
             return
-        found = stat(who.pid)
-        if found is None or found.start != who.start:
+        found = None if ours else stat(who.pid)
+        if not ours and (found is None or found.start != who.start):
             self._release()
             self._schedule()
             return

@@ -255,7 +255,7 @@ class SandboxRuntime:
                     return before.state(uid)
                 raise ValueError(f"container {container.name} of pod {uid} still runs (attempt {before.attempt})")
             self._fencing.check(uid)
-            if self._isolation.name == "bubblewrap" and (pod.holder is None or not pod.holder.alive()):
+            if self._isolation.name == "bubblewrap" and (pod.holder is None or pod.watch is None or pod.watch.ended.is_set()):
                 await self._holders.start(pod)
             started = pod.containers[container.name] = await self._launcher.launch(pod, container, before)
             self._lifetimes.watch(pod, started)
