@@ -1,7 +1,9 @@
 """A hundred pods at once at one site: from desired until each one's own command runs, and until the site says so.
 
-Beside it, in the same run: the same hundred commands started as bare processes, and as bare bubblewraps with the namespaces
-and the view of a pod, all at once. The clock is the modification time of a file that each command makes first.
+Beside it, in the same run: the same hundred commands started as bare processes, as bare bubblewraps with the namespaces of a
+pod, and as bubblewraps that show all that a pod's shows, all at once. The clock is the modification time of a file that each
+command makes first. Processor time is that of all processes together, until the last command runs; beside it the floor of it
+(see ``podfloor.py``).
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from bench import podfloor
+from bench.podfloor import Counter
 from bench.results import Figure, figure, percentile, write
 from metaos.agent.cache import Cache
 from metaos.agent.supervisor import Supervisor
@@ -42,8 +46,8 @@ def pod(number: int) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
-async def at_a_site(place: Path) -> tuple[list[float], list[float]]:
-    """Milliseconds until the commands run, and until the pods are reported as running."""
+async def at_a_site(place: Path, counter: Counter) -> tuple[list[float], list[float], float]:
+    """Milliseconds until the commands run, and until the pods are reported as running; processor time by pod."""
     cache = Cache(place / "records.db")
     runtime = SandboxRuntime(str(place / "runtime"), clock=SystemClock())
     await runtime.check()
@@ -63,7 +67,7 @@ async def at_a_site(place: Path) -> tuple[list[float], list[float]]:
     supervisor.on_change(changed.set)
     try:
         await asyncio.sleep(0)
-        began = time.time()
+        began, before = time.time(), counter.now()
         supervisor.set_desired([pod(number) for number in range(PODS)])
         async with asyncio.timeout(DEADLINE):
             while len(reported) < PODS:
@@ -76,11 +80,12 @@ async def at_a_site(place: Path) -> tuple[list[float], list[float]]:
             files = list((place / "runtime/pods").glob("*/volumes/v"))
             while not all((file / "started").exists() for file in files):
                 await asyncio.sleep(0.01)
+        used = (counter.now() - before) / PODS
         started = [((file / "started").stat().st_mtime - began) * 1000 for file in files]
         supervisor.set_desired([])
         while supervisor.pods():
             await asyncio.sleep(0.01)
-        return started, [(when - began) * 1000 for when in reported.values()]
+        return started, [(when - began) * 1000 for when in reported.values()], used
     finally:
         loop.cancel()
         await asyncio.gather(loop, return_exceptions=True)
@@ -88,28 +93,36 @@ async def at_a_site(place: Path) -> tuple[list[float], list[float]]:
         cache.close()
 
 
-def bare(place: Path, *, isolated: bool) -> list[float]:
-    """Milliseconds until each of as many bare processes runs, all started at once."""
+def bare(place: Path, counter: Counter, *, isolated: bool = True, whole: bool = False) -> tuple[list[float], float]:
+    """Milliseconds until each of as many bare processes runs, all started at once; processor time by process. ``isolated``: by
+    bubblewrap; ``whole``: with the whole view of a pod, and with the namespaces that its container adds to the pod's."""
     bwrap = [find_bwrap(), "--unshare-user", "--unshare-all", "--die-with-parent", "--disable-userns", "--cap-drop", "ALL"]
     for path in system_paths():
         bwrap += show(path)
     bwrap += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
     libraries = os.path.dirname(os.path.dirname(bwrap[0])) + ".libs"
+    env = {"LD_LIBRARY_PATH": libraries, "PATH": "/usr/bin:/bin"}
     files = [place / f"bare-{number}" for number in range(PODS)]
     for file in files:
         file.mkdir()
     processes = []
-    began = time.time()
+    began, before = time.time(), counter.now()
     try:
         for file in files:
+            if whole:
+                with podfloor.view(file) as (view, fds):
+                    command = [bwrap[0], "--die-with-parent", *view, "--", *COMMAND]
+                    processes.append(subprocess.Popen(command, env=env, pass_fds=fds))
+                continue
             own = [word.replace("/v/", f"{file}/") for word in COMMAND]
             command = [*bwrap, "--bind", str(file), str(file), *own] if isolated else own
-            processes.append(subprocess.Popen(command, env={"LD_LIBRARY_PATH": libraries, "PATH": "/usr/bin:/bin"}))
+            processes.append(subprocess.Popen(command, env=env))
         while not all((file / "started").exists() for file in files):
             if time.time() - began > DEADLINE:
                 raise TimeoutError("the bare processes did not start")
             time.sleep(0.01)
-        return [((file / "started").stat().st_mtime - began) * 1000 for file in files]
+        used = (counter.now() - before) / PODS
+        return [((file / "started").stat().st_mtime - began) * 1000 for file in files], used
     finally:
         for each in processes:
             each.kill()
@@ -119,17 +132,26 @@ def bare(place: Path, *, isolated: bool) -> list[float]:
 
 
 def main() -> None:
-    found: dict[str, list[list[float]]] = {"process": [], "bwrap": [], "started": [], "reported": []}
+    found: dict[str, list[list[float]]] = {"process": [], "bwrap": [], "view": [], "started": [], "reported": []}
+    used: dict[str, list[float]] = {"bwrap": [], "view": [], "pod": [], "namespaces": [], "cgroups": []}
+    counter = Counter()
     for _ in range(ROUNDS):
         place = Path(os.path.realpath(tempfile.mkdtemp(prefix="nemo-bench-")))
         try:
-            found["process"].append(bare(place, isolated=False))
-            found["bwrap"].append(bare(place, isolated=True))
-            started, reported = asyncio.run(at_a_site(place))
+            found["process"].append(bare(place, counter, isolated=False)[0])
+            for which, whole in (("bwrap", False), ("view", True)):
+                times, each = bare(place, counter, whole=whole)
+                found[which].append(times)
+                used[which].append(each)
+            used["namespaces"].append(podfloor.namespaces(PODS))
+            used["cgroups"].append(podfloor.cgroups(PODS))
+            started, reported, each = asyncio.run(at_a_site(place, counter))
             found["started"].append(started)
             found["reported"].append(reported)
+            used["pod"].append(each)
         finally:
             shutil.rmtree(place)
+    counter.close()
 
     def of(which: str, share: float) -> list[float]:
         return [percentile(values, share) for values in found[which]]
@@ -150,6 +172,14 @@ def main() -> None:
     each = [max(values) / PODS for values in found["started"]]
     floor = [max(values) / PODS for values in found["bwrap"]]
     figures.append(figure("time of all pods by their number", each, "ms", baseline=floor))
+    if counter.usable:
+        least = [sum(parts) for parts in zip(used["view"], used["namespaces"], used["cgroups"], strict=True)]
+        figures += [
+            figure("processor time of a bubblewrap with a pod's view", used["view"], "ms", baseline=used["bwrap"]),
+            figure("processor time of a pod's namespaces and cards", used["namespaces"], "ms", baseline=used["bwrap"]),
+            figure("processor time of a pod's cgroups", used["cgroups"], "ms", baseline=used["bwrap"]),
+            figure("processor time of a pod, beside the sum of these", used["pod"], "ms", baseline=least),
+        ]
     write("pods", figures)
 
 

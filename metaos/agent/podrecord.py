@@ -10,15 +10,12 @@ class PodRecord:
 
     def __init__(self, value: dict[str, Any]) -> None:
         self.value = value
+        self.uid = uid(self.pod)
 
     @property
     def pod(self) -> Obj:
         found: Obj = self.value["pod"]
         return found
-
-    @property
-    def uid(self) -> str:
-        return uid(self.pod)
 
     @property
     def owner_key(self) -> tuple[str, str, str]:
