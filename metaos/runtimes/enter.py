@@ -27,6 +27,8 @@ _SIGKILL = 9
 _TIOCSCTTY = 0x540E
 
 _libc = ctypes.CDLL(None, use_errno=True)
+for _name in ("capset", "prctl", "prlimit", "sethostname", "setns", "syscall", "unshare"):
+    getattr(_libc, _name)  # looked up once, and not again in each fork of the zygote
 
 
 def _checked(result: int, what: str) -> None:
@@ -79,11 +81,13 @@ def _drop_capabilities() -> None:
     _drop_to_nothing()
 
 
+#: Of capset(2): the header, and nothing effective, permitted or inheritable.
+_OWN, _NOTHING = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
+
+
 def _drop_to_nothing() -> None:
     """For good: without new privileges, executing something gives none back."""
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    empty = (ctypes.c_uint32 * 6)()
-    _checked(_libc.capset(header, empty), "dropping capabilities")
+    _checked(_libc.capset(_OWN, _NOTHING), "dropping capabilities")
     _checked(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 

@@ -31,6 +31,10 @@ _UNICAST, _LOCAL_ROUTE = 1, 2
 _PERMANENT = 0x80
 
 
+for _layout in ("HH", "i", "IHHII", "BxHiII", "BBBBi", "BBBBBBBBI", "BxxxiHBB"):
+    struct.calcsize(_layout)  # read once, and not again in each fork of the zygote
+
+
 def _attribute(kind: int, value: bytes) -> bytes:
     return struct.pack("HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
 

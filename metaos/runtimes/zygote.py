@@ -181,6 +181,8 @@ def _launch(words: list[bytes], fds: list[int]) -> None:
         _spawn(words, fds[1:], reply)
     except OSError as error:
         _refuse(reply, 0, error)
+    except NotImplementedError as error:  # of posix_spawn, by the C library's age
+        _refuse(reply, 0, OSError(38, str(error)))
     finally:
         reply.detach()
 
