@@ -3,6 +3,9 @@
 A Work is kept as one private file, so that a site needs the hub for nothing but news. Work that must not run twice
 (``spec.fencing.afterSeconds``) is left out of what is desired once the lease could not be renewed for so long, and comes
 back only when the hub, reached again, still lists it.
+
+A hub that was restored from a backup says so by a Work of its own (``RESTORED``). What was begun after the backup is not in its
+list, and goes on all the same until that Work is gone; what must not run twice does not.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from metaos.clock import Clock, sleep_or
 from metaos.files import write_private
 from metaos.resources import meta
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import DRAINING, Obj, cluster_namespace, name, uid
+from metaos.resources.meta import DRAINING, RESTORED, Obj, cluster_namespace, name, uid
 from metaos.resources.scheme import WORK, WORKLOADS
 from metaos.resources.workload import grace_seconds
 
@@ -67,6 +70,8 @@ class Works:
         self._namespace = cluster_namespace(site)
         self._works: dict[str, Obj] = {name(work): work for work in files.load()}
         self._fenced: set[str] = set()
+        #: What a restored hub does not know, and goes on.
+        self._unknown: set[str] = set()
         self._listeners: list[Callable[[], None]] = []
         self._reporters: list[Callable[[str], None]] = []
         self._changed = asyncio.Event()
@@ -116,9 +121,12 @@ class Works:
     def replace_all(self, works: list[Obj]) -> None:
         """A complete list: what is not in it is gone, and what was fenced may run again if it is."""
         before, self.listed = self._snapshot(), True
-        present = {name(work) for work in works}
-        for gone in [key for key in self._works if key not in present]:
-            self._drop(gone)
+        present = {name(work): work for work in works}
+        gone = [key for key in self._works if key not in present]
+        self._unknown = {key for key in gone if _outlives(self._works[key], present.get(RESTORED))}
+        for key in gone:
+            if key not in self._unknown:
+                self._drop(key)
         for work in works:
             self._keep(work)
         if self._lease_holds():
@@ -129,6 +137,9 @@ class Works:
         before = self._snapshot()
         if event.type == "DELETED":
             self._drop(name(event.object))
+            if name(event.object) == RESTORED:
+                for key in sorted(self._unknown):
+                    self._drop(key)
         else:
             self._keep(event.object)
         self._settle(before)
@@ -143,6 +154,7 @@ class Works:
 
     def _keep(self, work: Obj) -> None:
         found = self._works.get(name(work))
+        self._unknown.discard(name(work))
         if found is not None and uid(found) != uid(work):
             self._fenced.discard(name(work))
         lean = {"metadata": _lean(work), "spec": work.get("spec") or {}, "status": work.get("status") or {}}
@@ -156,6 +168,7 @@ class Works:
     def _drop(self, key: str) -> None:
         gone = self._works.pop(key, None)
         self._fenced.discard(key)
+        self._unknown.discard(key)
         if gone is not None:
             self._files.remove(gone)
 
@@ -236,9 +249,22 @@ class Works:
             self._changed.set()
 
 
+_KEPT = ("name", "namespace", "uid", "generation", "annotations", "labels", "resourceVersion")
+
+
 def _lean(work: Obj) -> dict[str, object]:
     metadata = meta.meta(work)
-    return {k: metadata[k] for k in ("name", "namespace", "uid", "generation", "annotations", "labels") if k in metadata}
+    return {k: metadata[k] for k in _KEPT if k in metadata}
+
+
+def _outlives(work: Obj, restored: Obj | None) -> bool:
+    """Whether a Work that a restored hub does not list was begun after its backup, and may go on. One that the hub knew when it
+    was restored, or has written since, was deleted."""
+    if restored is None or _fence_seconds(work) or name(work) == RESTORED:
+        return False
+    said = ((restored.get("spec") or {}).get("manifests") or [{}])[0].get("data") or {}
+    known = str(said.get("works") or "").split("\n")
+    return name(work) not in known and int(meta.resource_version(work) or 0) < int(said.get("revision") or 0)
 
 
 def _wanted(work: Obj) -> object:

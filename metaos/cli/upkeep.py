@@ -16,6 +16,7 @@ from metaos.clock import SystemClock
 from metaos.files import sync_directory
 from metaos.http import HttpClient, error_of
 from metaos.resources.errors import ApiError
+from metaos.resources.meta import RESTORED, SYSTEM_NAMESPACE
 
 #: A hub copies its state before it sends the first byte.
 BEGIN_SECONDS = 600.0
@@ -86,7 +87,9 @@ def restore(backup: Path, data: Path, passphrase_file: Path | None, keys: Path |
     revision, made = restore_hub(backup, data, passphrase=passphrase_in(passphrase_file), keys=keys)
     return (
         f"{data} holds the hub as of {made}; its revisions begin at {revision}, so that everybody lists again.\n"
-        f"Make sure that the old hub is stopped, then start this one at the old address: nemo up --data {data} --listen …"
+        f"Make sure that the old hub is stopped, then start this one at the old address: nemo up --data {data} --listen …\n"
+        f"Apply what is missing in it; sites go on with what it does not know until you say that all is there again: "
+        f"kubectl delete configmap -n {SYSTEM_NAMESPACE} {RESTORED}"
     )
 
 

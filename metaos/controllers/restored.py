@@ -1,12 +1,16 @@
-"""Restored: what must not run twice, after the hub's state was put back to that of a backup.
+"""Restored: what runs at sites, after the hub's state was put back to that of a backup.
 
-The hub then knows less than sites do: what it believes to be on one site may have moved to another since. So before anybody is
-served, every site is told to run none of the work that must not run twice (:func:`hold`). It starts again, where the restored
-state has it, once no site can run it unknown to the hub any more: every site has either taken up what the hub says now, which
-it shows by reporting a Work that is made for that alone, or was silent for so long that it has fenced itself. Sites that the
-backup does not know at all fence themselves too, so that time is waited for in any case.
+Each site is given a Work that says so (``nemo-restored``). As long as it has it, it goes on with what the hub does not list and
+did not know either when it was restored; all that was written since is followed as ever.
 
-``nemo restore`` leaves the mark, a ConfigMap; whoever deletes it says that all this need not be waited for.
+What must not run twice is another matter. The hub then knows less than sites do: what it believes to be on one site may have
+moved to another since. So before anybody is served, every site is told to run none of it (:func:`hold`). It starts again, where
+the restored state has it, once no site can run it unknown to the hub any more: every site has either taken up what the hub says
+now, which it shows by reporting that Work, or was silent for so long that it has fenced itself. Sites that the backup does not
+know at all fence themselves too, so that time is waited for in any case.
+
+``nemo restore`` leaves the mark, a ConfigMap. Its ``phase`` is ``Held`` until then, and ``Kept`` from then on. Whoever deletes
+it says that all is applied again that shall run: what the hub does not list ends, and nothing is waited for.
 """
 
 import logging
@@ -30,7 +34,6 @@ from metaos.resources.meta import (
     generation,
     name,
     namespace,
-    uid,
 )
 from metaos.resources.workload import DEFAULT_GRACE_SECONDS
 
@@ -39,30 +42,65 @@ log = logging.getLogger(__name__)
 NAME = "restored"
 #: Between two looks at who has reported: news of it comes by itself, this is only in case of none.
 LOOK_SECONDS = 5.0
-_HELD = {"phase": "Held"}
+RESTORED_PHASE, HELD_PHASE, KEPT_PHASE = "Restored", "Held", "Kept"
 
 
 async def hold(client: Client) -> None:
-    """Where the state was restored: has sites run none of what must not run twice. Before anybody is served; may be repeated."""
+    """Where the state was restored: tells sites so, and to run none of what must not run twice. Before anybody is served; may
+    be repeated."""
     try:
         mark = await client.get(scheme.CONFIG_MAP, RESTORED, SYSTEM_NAMESPACE)
     except ApiError as error:
         if error.code != 404:
             raise
         return
-    if (mark.get("data") or {}).get("phase") == "Held":
+    if phase_of(mark) != RESTORED_PHASE:
         return
-    found = 0
-    for work in (await client.list(scheme.WORK)).items:
-        if agreed(work) is not None and not halted(work):
+    found, known = 0, dict[str, list[str]]()
+    works = (await client.list(scheme.WORK)).items
+    for work in works:
+        if name(work) != RESTORED:
+            known.setdefault(namespace(work), []).append(name(work))
+    for cluster in (await client.list(scheme.CLUSTER)).items:
+        where = cluster_namespace(name(cluster))
+        if any(name(work) == RESTORED and namespace(work) == where for work in works):
+            await _remove(client, scheme.WORK, RESTORED, where)
+        await _tell(client, where, mark, known.get(where, ()))
+    for work in works:
+        if name(work) != RESTORED and agreed(work) is not None and not halted(work):
             await client.update(work | {"spec": halt(work)})
             found += 1
-    await client.patch(scheme.CONFIG_MAP, RESTORED, SYSTEM_NAMESPACE, {"data": _HELD})
+    await client.patch(scheme.CONFIG_MAP, RESTORED, SYSTEM_NAMESPACE, {"data": {"phase": HELD_PHASE}})
     log.warning("this hub's state was restored from a backup: %d Works that must not run twice wait until that is sure", found)
 
 
+def phase_of(mark: Obj) -> str:
+    return str((mark.get("data") or {}).get("phase") or "")
+
+
+async def _tell(client: Client, where: str, mark: Obj, known: Iterable[str]) -> None:
+    """Gives a site the Work that says that the hub was restored, at which revision, and what it knew of the site then."""
+    manifest: Obj = {k: mark[k] for k in ("apiVersion", "kind")}
+    manifest["metadata"] = {k: mark["metadata"][k] for k in ("name", "namespace", "uid")}
+    manifest["data"] = {"revision": mark["data"]["revision"], "works": "\n".join(sorted(known))}
+    try:
+        await client.create({**scheme.WORK.empty(RESTORED, where), "spec": {"manifests": [manifest]}})
+    except ApiError as error:
+        # Its namespace is about to be made, or the informer is a moment behind.
+        if error.code not in (404, 409):
+            raise
+
+
+async def _remove(client: Client, kind: scheme.Kind, what: str, where: str) -> None:
+    try:
+        await client.delete(kind, what, where)
+    except ApiError as error:
+        if error.code != 404:
+            raise
+
+
 class Hold:
-    """Of this hub: what must not run twice is held as long as there is a mark."""
+    """The mark of this hub, where it was restored."""
 
     def __init__(self, manager: Manager) -> None:
         self.marks = manager.informer(scheme.CONFIG_MAP, SYSTEM_NAMESPACE, fields=f"metadata.name={RESTORED}")
@@ -70,6 +108,12 @@ class Hold:
     @property
     def mark(self) -> Obj | None:
         return self.marks.get(RESTORED, SYSTEM_NAMESPACE)
+
+    @property
+    def holds(self) -> bool:
+        """Whether what must not run twice is not to be started yet."""
+        mark = self.mark
+        return mark is not None and phase_of(mark) != KEPT_PHASE
 
 
 class RestoredReconciler:
@@ -88,7 +132,9 @@ class RestoredReconciler:
         if mark is None or deleting(mark):
             for work in self._works.list():
                 if name(work) == RESTORED:
-                    await self._delete(scheme.WORK, RESTORED, namespace(work))
+                    await _remove(self._client, scheme.WORK, RESTORED, namespace(work))
+            return DONE
+        if phase_of(mark) == KEPT_PHASE:
             return DONE
         sites = [name(c) for c in self._clusters.list() if not deleting(c)]
         waiting = [site for site in sorted(sites) if not await self._has_heard(site, mark)]
@@ -99,7 +145,8 @@ class RestoredReconciler:
                 await self._client.patch(scheme.CONFIG_MAP, RESTORED, SYSTEM_NAMESPACE, {"data": {"waitingFor": told}})
             return Result(requeue_after=max(0.05, left) if not waiting else LOOK_SECONDS)
         log.info("no site runs what this restored hub does not know: what must not run twice starts again")
-        await self._delete(scheme.CONFIG_MAP, RESTORED, SYSTEM_NAMESPACE)
+        done = {"phase": KEPT_PHASE, "waitingFor": None}
+        await self._client.patch(scheme.CONFIG_MAP, RESTORED, SYSTEM_NAMESPACE, {"data": done})
         return DONE
 
     def _fencing_seconds(self) -> float:
@@ -110,33 +157,14 @@ class RestoredReconciler:
     async def _has_heard(self, site: str, mark: Obj) -> bool:
         """Whether it runs none of it unknown to the hub."""
         found = self._works.get(RESTORED, cluster_namespace(site))
-        if found is not None and uid(found["spec"]["manifests"][0]) != uid(mark):
-            await self._delete(scheme.WORK, RESTORED, namespace(found))
-            return False
         if found is None:
-            await self._ask(site, mark)
+            # Its namespace was not there yet when the hub started: nothing of it was known.
+            await _tell(self._client, cluster_namespace(site), mark, ())
         elif int((found.get("status") or {}).get("observedGeneration") or 0) >= generation(found):
             return True
         heard = self._silence.renewal(site)
         silent = self._silence.seconds(site) if heard else self._clock.monotonic() - self._started
         return silent >= self._fencing_seconds()
-
-    async def _ask(self, site: str, mark: Obj) -> None:
-        manifest = {k: mark[k] for k in ("apiVersion", "kind")}
-        manifest["metadata"] = {k: mark["metadata"][k] for k in ("name", "namespace", "uid")}
-        try:
-            await self._client.create({**scheme.WORK.empty(RESTORED, cluster_namespace(site)), "spec": {"manifests": [manifest]}})
-        except ApiError as error:
-            # Its namespace is about to be made, or the informer is a moment behind.
-            if error.code not in (404, 409):
-                raise
-
-    async def _delete(self, kind: scheme.Kind, what: str, where: str) -> None:
-        try:
-            await self._client.delete(kind, what, where)
-        except ApiError as error:
-            if error.code != 404:
-                raise
 
 
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:

@@ -141,7 +141,7 @@ class WorkReconciler:
         leaving = {site: w for site, w in existing.items() if site not in choices}
         if choices and (fence is not None or any(agreed(w) is not None for w in leaving.values())):
             wait = await self._halt(obj, leaving)
-        if fence is not None and self._hold.mark is not None:
+        if fence is not None and self._hold.holds:
             wait = max(wait, LOOK_SECONDS)
         told = self._told(about, choices, existing) if fence is None else choices
         rendered = {s: overridden(with_replicas(dict(body), count), s, policies) for s, count in told.items()}

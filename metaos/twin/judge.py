@@ -8,6 +8,8 @@
   (StatefulSets, and what a policy fences) no more copies exist anywhere, stopping ones too, what a policy keeps whole is decided
   to be on one site, and what it keeps to some sites is on no other.
 - Healthy work is not deleted: a Work goes only when its workload is gone, has ended, or is decided to be elsewhere.
+- What a hub that was restored from a backup does not know goes on where it ran, until its operator is done; what must not run
+  twice is not among it.
 - A site that is cut off keeps what ran there, work that fences itself apart.
 - In the end, when all is healed, all that can run does (judged by the player, once).
 
@@ -59,6 +61,8 @@ class Judge:
         self._decided: dict[str, bytes] = {}
         #: Of sites that are cut off: what ran there then.
         self._kept: dict[str, dict[Key, int]] = {}
+        #: Of workloads that a restored hub does not know: what ran where.
+        self._unknown: dict[Key, dict[str, int]] = {}
         world.on_write.append(self.written)
         world.on_site.append(self.site_changed)
 
@@ -81,6 +85,9 @@ class Judge:
             self._decided.pop(event.key, None)
         else:
             self._last[event.key] = event.revision
+        if self._unknown and event.type is EventType.CREATE:
+            # Applied again, it is decided anew.
+            self._unknown = {key: found for key, found in self._unknown.items() if _store_key(key) != event.key}
         if event.key.startswith(_WORK):
             self._work(event)
         elif event.key.startswith(_POD) and event.type is EventType.CREATE and self._homes:
@@ -118,7 +125,7 @@ class Judge:
     def _check_deleted(self, key: Key, uid_: str, site: str) -> None:
         if key not in self._subjects:
             return
-        workload = self._stored(f"{_WORKLOADS[key[0]].resource}/{key[1]}/{key[2]}")
+        workload = self._stored(_store_key(key))
         if workload is None or uid(workload) != uid_ or workload["metadata"].get("deletionTimestamp"):
             return
         placement = self._stored(f"{_PLACEMENT}{key[1]}/{key[0].lower()}-{key[2]}")
@@ -172,6 +179,10 @@ class Judge:
             if found > before and sum(by_site.values()) > self._asked[key]:
                 told = ", ".join(f"{n} on {s}" for s, n in sorted(by_site.items()) if n)
                 self.wrong(f"{key[0]} {key[1]}/{key[2]} must not run twice, and {told} exist")
+        for key, running in self._unknown.items():
+            if counted.get(key, 0) < running.get(site, 0):
+                self.wrong(f"{key[0]} {key[1]}/{key[2]} ran on site {site}, the restored hub does not know it, and it was ended")
+                running[site] = counted.get(key, 0)
         kept = self._kept.get(site)
         if kept is not None:
             for key, count in kept.items():
@@ -188,8 +199,14 @@ class Judge:
         self._kept[site] = {k: n for k, n in found.items() if k[0] in ("Deployment", "DaemonSet") and k in self._subjects}
 
     def reached(self, site: str) -> None:
-        """It may be told something else again, or has lost its power: then what it had is gone."""
+        """It may be told something else again."""
         self._kept.pop(site, None)
+
+    def lost_power(self, site: str) -> None:
+        """What it had is gone."""
+        self.reached(site)
+        for running in self._unknown.values():
+            running.pop(site, None)
 
     def hub_started(self) -> None:
         """Nothing that was ever acknowledged is missing."""
@@ -200,10 +217,30 @@ class Judge:
             if found is None or found.revision < revision:
                 self.wrong(f"{key} was written at revision {revision}, and after the hub's start it is not there")
 
+    def hub_lost(self) -> None:
+        """Before it is restored: what serves where it was decided to be."""
+        self._unknown = {}
+        for site in self._world.sites.values():
+            for key, count in _counts(copy for copy in site.copies() if copy.ready).items():
+                placement = self._stored(f"{_PLACEMENT}{key[1]}/{key[0].lower()}-{key[2]}") or {}
+                decided = {c["name"] for c in (placement.get("spec") or {}).get("clusters") or ()}
+                if (
+                    key in self._subjects
+                    and key[0] in ("Deployment", "DaemonSet")
+                    and key not in self._once
+                    and site.name in decided
+                ):
+                    self._unknown.setdefault(key, {})[site.name] = count
+
     def hub_restored(self) -> None:
         """What was acknowledged after the backup is lost, as a backup's age says."""
         self._last = dict(self._world.hub.disk.store.revisions())
         self._decided.clear()
+        self._unknown = {key: found for key, found in self._unknown.items() if _store_key(key) not in self._last}
+
+    def restoring_done(self) -> None:
+        """The operator says so: what the hub does not know ends."""
+        self._unknown.clear()
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -235,6 +272,10 @@ class Judge:
             if told != wanted:
                 found.append(f"{key[0]} {key[1]}/{key[2]}: {wanted} serve, and its status says {told}")
         return found
+
+
+def _store_key(key: Key) -> str:
+    return f"{_WORKLOADS[key[0]].resource}/{key[1]}/{key[2]}"
 
 
 def _key(copy: Copy) -> Key:

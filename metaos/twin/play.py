@@ -16,7 +16,7 @@ from metaos.accounting.carbon import StaticCarbonSource, TraceCarbonSource, gram
 from metaos.clock import sleep_or
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import Obj, is_true, name
+from metaos.resources.meta import RESTORED, SYSTEM_NAMESPACE, Obj, is_true, name
 from metaos.scheduler.scores import Score
 from metaos.twin.chaos import drawn
 from metaos.twin.clock import Stalled, VirtualLoop, run
@@ -31,6 +31,8 @@ SAMPLES = 240
 LEAST_SAMPLE_SECONDS = 10.0
 #: How long all sites get to be ready before a scenario's time begins.
 JOIN_SECONDS = 600.0
+#: After so long whoever restored a hub says that all is applied again that shall run.
+RESTORING_SECONDS = 300.0
 FIDELITY = {
     "agent": "the real agent and supervisor on a simulated runtime",
     "light": "the agent's real contact, heartbeat, desired state, mirrors and reports; pods are records",
@@ -147,6 +149,8 @@ class Play:
                 step = int(at / scenario.duration * 100)
                 self._progress(step / 100, f"{at / 3600:.1f} of {scenario.duration / 3600:.1f} h, {world.hub.disk.writes} writes")
         await self._reached(scenario.duration)
+        if self._backups:
+            await self._restored()
         await self._over()
         healed = not self._open and not self._down and world.hub.up
         unfinished: list[str] = []
@@ -339,9 +343,15 @@ class Play:
         while self._down and self.world.hub.store is not None:
             await self.world.run(0.1)  # it is just starting
         await self._kill(seconds)
+        self.judge.hub_lost()
         revision = self.world.hub.disk.restore(self._backups[fault.at, fault.value])
         self.world.note("FAULT", f"the hub's disk is lost; it goes on at revision {revision}")
         self.judge.hub_restored()
+        self._at(fault.at + seconds + RESTORING_SECONDS, "the operator is done with restoring", self._restored)
+
+    async def _restored(self) -> None:
+        self.judge.restoring_done()
+        await self._spawn(self.world.remove(scheme.CONFIG_MAP, RESTORED, SYSTEM_NAMESPACE))
 
     async def _slow(self, seconds: float, sites: Sequence[str] | None) -> None:
         """Of the hub where no sites are said."""
@@ -370,7 +380,7 @@ class Play:
             if self._stopped[site] == 1:
                 await found.stop()
             if power:
-                self.judge.reached(site)
+                self.judge.lost_power(site)
                 found.power_off()
 
     async def _start(self, sites: list[str]) -> None:

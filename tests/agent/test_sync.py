@@ -12,7 +12,7 @@ from metaos.agent.contact import Contact, Follower
 from metaos.agent.sync import WorkFiles, Works
 from metaos.client import WatchEvent
 from metaos.resources import errors, scheme
-from metaos.resources.meta import Obj, name
+from metaos.resources.meta import RESTORED, Obj, name
 from tests.clock import FakeClock
 from tests.fake_client import FakeClient
 
@@ -133,6 +133,37 @@ async def test_works_survive_a_restart_and_damage_is_set_aside(tmp_path: Path, c
     assert again.desired() == ["a", long] and "set aside" in caplog.text
     again.works.replace_all([work("a")])
     assert Site(tmp_path, FakeClient(clock), clock).desired() == ["a"]
+
+
+def restored(revision: int, *known: str) -> Obj:
+    found = work(RESTORED, resourceVersion=str(revision + 1))
+    found["spec"]["manifests"][0]["data"] = {"revision": str(revision), "works": "\n".join(known)}
+    return found
+
+
+async def test_what_a_restored_hub_does_not_know_goes_on_until_its_mark_goes(tmp_path: Path) -> None:
+    """Not what it knew and has deleted, not what it wrote since, not what must not run twice."""
+    clock = FakeClock()
+    client = FakeClient(clock)
+    site = Site(tmp_path, client, clock)
+    site.renew()
+    before = [work(key, resourceVersion=str(at)) for at, key in enumerate(("both", "gone", "known", "later"), 10)]
+    site.works.replace_all([*before, work("once", 30.0, resourceVersion="15")])
+    mark = restored(1000, "both", "known")
+    site.works.replace_all([before[0], mark, work("new", resourceVersion="1002")])
+    kept = {"both", "gone", "later", "new", RESTORED}
+    assert set(site.desired()) == kept
+    # After a restart, and where one of them is applied again and another was only known for a while.
+    again = Site(tmp_path, client, clock)
+    again.works.replace_all([before[0], mark, work("later", resourceVersion="1003")])
+    assert set(again.desired()) == {"both", "gone", "later", RESTORED}
+    again.works.replace_all([before[0], mark])
+    assert set(again.desired()) == {"both", "gone", RESTORED}
+    again.works.apply_event(WatchEvent("DELETED", mark))
+    assert again.desired() == ["both"]
+    # One that was not reached then finds no mark in its list.
+    site.works.replace_all([before[0]])
+    assert site.desired() == ["both"]
 
 
 async def test_only_what_matters_is_a_change(tmp_path: Path) -> None:

@@ -368,6 +368,28 @@ def test_a_hub_that_is_restored_from_an_older_backup(agents: str, held: bool, mo
     assert held or any("must not run twice" in v["what"] for v in report["violations"]), summary(report)
 
 
+@pytest.mark.parametrize("agents", ["light", "real"])
+def test_what_a_restored_hub_does_not_know_goes_on_until_its_operator_is_done(agents: str) -> None:
+    """Begun after the backup: a Deployment runs on for five minutes more, what must not run twice does not."""
+    story = of(
+        agents=agents,
+        duration="12m",
+        workloads=[
+            {"name": "web", "replicas": 2, "at": "3m", "secret": True},
+            {"name": "db", "kind": "StatefulSet", "at": "3m"},
+            {"name": "old"},
+        ],
+        faults=[{"at": "5m", "restoreHub": "3m", "for": "10s"}],
+        expect=[
+            {"at": "4m", "ready": {"web": 2, "db": 1, "old": 1}},
+            {"at": "9m", "ready": {"web": 2, "db": 0, "old": 1}},
+            {"at": "11m", "ready": {"web": 0, "db": 0, "old": 1}},
+        ],
+    )
+    report = play(story)
+    assert report["passed"], summary(report)
+
+
 def test_another_seed_is_another_story() -> None:
     story = of(chaos={"faults": 12, "until": "15m"})
     assert drawn(story) == drawn(story) != drawn(story.with_seed(2))
