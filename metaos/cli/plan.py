@@ -24,7 +24,7 @@ SUFFIXES = (".yaml", ".yml", ".json")
 #: Of a plot in the terminal.
 PLOT_COLUMNS, PLOT_ROWS = 60, 12
 
-_MEASURES = (("cost", "/h"), ("carbon", "gCO2eq/h"), ("power", "W"), ("latency", "ms"))
+_MEASURES = (("cost", "EUR/h"), ("carbon", "gCO2eq/h"), ("power", "W"), ("latency", "ms"))
 
 
 def read_objects(paths: Sequence[Path], where: str) -> list[Obj]:
@@ -265,7 +265,7 @@ def plot(ways: Sequence[dict[str, Any]], chosen: dict[str, Any], columns: int) -
     found = ["  gCO2eq/h", *(f"{head:>11} |{''.join(row).rstrip()}" for head, row in zip(heads, grid, strict=True))]
     found.append(" " * 12 + "+" + "-" * columns)
     left = f"{min(xs):.4g}"
-    return [*found, " " * 13 + left + f"{max(xs):.4g} money/h".rjust(columns - len(left))]
+    return [*found, " " * 13 + left + f"{max(xs):.4g} EUR/h".rjust(columns - len(left))]
 
 
 def _drawable(found: dict[str, Any]) -> bool:

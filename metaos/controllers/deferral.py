@@ -180,7 +180,8 @@ class DeferralReconciler:
             found["latestStartTime"] = format_time(latest)
             if before.get("ranSeconds") is not None and not left:
                 return dict(before) | {"started": True}, 0.0
-        power = watts(cluster_info(site), cpus) * widths[0]
+        load = watts(cluster_info(site), cpus)
+        power = (load or 0.0) * widths[0]
         slack = (latest - now) / hour
         least = PAUSE_SHARE if running else LEAST_SHARE
         plan = schedule(
@@ -191,13 +192,16 @@ class DeferralReconciler:
         )
         found |= self._compared(before, plan, known, free, price, power, widths[0] * cpus / 1000, hour)
         emitted = self._emitted(before, site, power, now, widths[0])
+        if load is None:
+            found = {k: v for k, v in found.items() if k not in ("gramsAtOnce", "gramsThen")}
         if "gramsAtOnce" in found:
             found["savesGrams"] = round(found["gramsAtOnce"] - emitted - found.pop("gramsThen"), 3)
         if said.least:
             found["width"] = plan.runs[0][2]
         least_seconds = LEAST_SECONDS * hour / HOUR_SECONDS
         if pauses:
-            found |= {"ranSeconds": round(ran, 3), "ranGrams": round(emitted, 3), "countedTime": format_time(now, micro=True)}
+            found |= {"ranSeconds": round(ran, 3), "countedTime": format_time(now, micro=True)}
+            found |= {} if load is None else {"ranGrams": round(emitted, 3)}
             held_for = now - parse_time(before["sinceTime"]) if before.get("sinceTime") else least_seconds
             # A clock that was set back does not make it wait for the same time again.
             held_for = least_seconds if held_for < 0 else held_for

@@ -279,7 +279,7 @@ def _outcomes(
 
 
 def _measures(found: Measures) -> dict[str, Any]:
-    """``cost`` in the sites' currency per hour, ``carbon`` in g/h, ``power`` in W, ``latency`` in ms; absent: not known."""
+    """``cost`` in EUR per hour, ``carbon`` in g/h, ``power`` in W, ``latency`` in ms; absent: not known."""
     values = {"cost": found.cost, "carbon": found.carbon, "power": found.power, "latency": found.latency}
     return {k: round(v, 6) for k, v in values.items() if v is not None and math.isfinite(v)}
 

@@ -108,7 +108,8 @@ class ShiftingReconciler:
             if most > 0 and values:
                 cpus = workload.requests(workload.pod_spec(cron))["cpu"]
                 took = lengths(cron, said, self._jobs.list(cron["metadata"]["namespace"]))
-                job = Deferrable(most / hour, tuple(t / hour for t in took), watts=watts(cluster_info(site), cpus), unit=unit)
+                power = watts(cluster_info(site), cpus) or 0.0
+                job = Deferrable(most / hour, tuple(t / hour for t in took), watts=power, unit=unit)
                 plan = schedule(job, values, passed=passed)
                 start = due + plan.start * hour
                 runs.append({"scheduledTime": format_time(due), "startTime": format_time(start), "reason": plan.reason})

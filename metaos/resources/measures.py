@@ -1,6 +1,6 @@
 """What a workload comes to at a site: round trips, power, carbon, and money in its parts. Pure.
 
-Units: milliseconds, watts, gCO2eq per hour, money of the site's currency per hour.
+Units: milliseconds, watts, gCO2eq per hour, EUR per hour.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ def latency(cluster: ClusterInfo, regions: Sequence[str]) -> float | None:
     return max(known) if known and len(known) == len(found) else None
 
 
-def watts(cluster: ClusterInfo, cpu_milli: int) -> float:
-    """Power that a load adds, by the site's linear power model and its PUE (W)."""
-    if not cluster.capacity_cpu:
-        return 0.0
+def watts(cluster: ClusterInfo, cpu_milli: int) -> float | None:
+    """Power that a load adds, by the site's linear power model and its PUE (W); ``None`` where it states no such model."""
+    if not cluster.capacity_cpu or cluster.max_watts <= 0:
+        return None
     return (cluster.max_watts - cluster.idle_watts) * cpu_milli / cluster.capacity_cpu * cluster.pue
 
 
 def grams(cluster: ClusterInfo, cpu_milli: int) -> float | None:
     """gCO2eq per hour of a load: its energy, and its share by CPU of what the site's hardware embodies (SCI, ISO/IEC 21031)."""
-    if cluster.carbon is None:
+    power = watts(cluster, cpu_milli)
+    if cluster.carbon is None or power is None:
         return None
-    share = cpu_milli / cluster.capacity_cpu if cluster.capacity_cpu else 0.0
-    return watts(cluster, cpu_milli) / 1000 * cluster.carbon + cluster.embodied * share
+    return power / 1000 * cluster.carbon + cluster.embodied * cpu_milli / cluster.capacity_cpu
 
 
 def embodied_intensity(cluster: ClusterInfo) -> float:
@@ -67,6 +67,8 @@ class Costs:
     egress: float | None
     lost: float = 0.0
     spot: bool = False
+    #: The currency that the site's prices are in, where it does not state what that is worth in EUR.
+    foreign: str = ""
 
     @property
     def total(self) -> float | None:
@@ -77,6 +79,8 @@ class Costs:
     @property
     def missing(self) -> str:
         """Which price is not stated, in people's words; empty where all are."""
+        if self.foreign and self.total is None:
+            return f"its prices are in {self.foreign}, and no exchangeRate is stated"
         parts = (("computing", self.computing), ("a licence", self.licences), ("egress", self.egress))
         return next((f"no price of {word} is stated" for word, found in parts if found is None), "")
 
@@ -132,7 +136,8 @@ def costs(cluster: ClusterInfo, workload: WorkloadInfo, count: int) -> Costs:
     """The same in its parts, and with egress."""
     paid = computing(cluster, workload.cpu * count, workload.memory * count, workload.interruptible)
     _, _, lost, spot = rates(cluster, workload.interruptible)
-    return Costs(paid, licensed(cluster, workload, count), traffic.paid(workload, cluster), (paid or 0.0) * lost, spot)
+    licences, left = licensed(cluster, workload, count), traffic.paid(workload, cluster)
+    return Costs(paid, licences, left, (paid or 0.0) * lost, spot, cluster.foreign)
 
 
 # -- of a target -------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What a decision sees: immutable facts about sites, workloads, intents and policies, read from API objects.
 
 Units: CPU in thousandths of a core, memory in bytes, time in seconds since the epoch, latency in milliseconds (round
-trip), carbon in gCO2eq/kWh, power in watts, money in the site's currency per hour.
+trip), carbon in gCO2eq/kWh, power in watts, money in EUR per hour.
 """
 
 from __future__ import annotations
@@ -142,6 +142,8 @@ class ClusterInfo:
     #: Money for a GiB that leaves the site.
     egress_gib: float | None = None
     spot: Spot | None = None
+    #: The currency of its prices, where what that is worth in EUR is not known: then none of them is.
+    foreign: str = ""
     #: By name, where the site states a price of its own.
     licences: Mapping[str, Licence] = field(default_factory=dict)
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
@@ -408,7 +410,8 @@ def cluster_info(
 ) -> ClusterInfo:
     """A site from its Cluster object."""
     spec, status = obj.get("spec") or {}, obj.get("status") or {}
-    place, power, price = spec.get("location") or {}, spec.get("power") or {}, spec.get("price") or {}
+    place, power = spec.get("location") or {}, spec.get("power") or {}
+    price, foreign = _in_euros(spec.get("price") or {})
     electricity, carbon = spec.get("electricity") or {}, status.get("carbon") or {}
     room = status.get("allocatable") or status.get("capacity") or spec.get("capacity") or {}
     tier = str(spec.get("tier") or "")
@@ -450,6 +453,7 @@ def cluster_info(
         latitude=_optional(place.get("latitude")),
         longitude=_optional(place.get("longitude")),
         egress_gib=_optional(price.get("egressGiB")),
+        foreign=foreign,
         spot=_spot(price.get("spot") or {}),
         licences={found["name"]: _licence(found) for found in price.get("licences") or ()},
         datasets={
@@ -477,6 +481,27 @@ def _embodied(power: Mapping[str, Any]) -> float:
         return float(power["embodiedGramsPerHour"])
     years = float(power.get("lifetimeYears") or LIFETIME_YEARS)
     return float(power.get("embodiedKilograms") or 0.0) * 1000 / (years * HOURS_PER_YEAR)
+
+
+def _in_euros(stated: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """A site's prices in EUR, and the currency that hides them where its rate is not stated."""
+    currency, rate = str(stated.get("currency") or "EUR"), stated.get("exchangeRate")
+    if currency == "EUR":
+        return stated, ""
+    if rate is None:
+        return {}, currency
+
+    def worth(found: Any, key: str) -> Any:
+        return float(found) * float(rate) if key in _PRICES and isinstance(found, int | float) else found
+
+    prices = {key: worth(found, key) for key, found in stated.items()}
+    prices["spot"] = {key: worth(found, key) for key, found in (stated.get("spot") or {}).items()}
+    prices["licences"] = [{key: worth(found, key) for key, found in one.items()} for one in stated.get("licences") or ()]
+    return prices, ""
+
+
+#: Of ``spec.price``, its ``spot`` and its ``licences``: what is money.
+_PRICES = frozenset({"cpuHour", "memoryGiBHour", "egressGiB", "energyKWh", "perReplicaMonth", "perSiteMonth"})
 
 
 def _optional(found: Any) -> float | None:

@@ -39,7 +39,7 @@ class Churn:
         parts = [f"fetches {bytes_text(self.fetched)}" if self.fetched or not self.unknown else "fetches images of unknown size"]
         parts.append("interrupts it until it runs there" if self.interrupted else f"runs it twice for {self.twice:g} s")
         costs = [f"{self.grams:.3g} gCO2eq"] if self.grams is not None else []
-        costs += [f"{self.money:.3g} in money"] if self.money is not None else []
+        costs += [f"{self.money:.3g} EUR"] if self.money is not None else []
         known = f" and costs {' and '.join(costs)}" if costs else ""
         back = "" if self.earned_back is None else f", earned back in {self.earned_back:.2g} h"
         return f"moving {', '.join(parts)}{known}{back}"

@@ -279,7 +279,7 @@ def _lines(found: dict[str, Any], screen: int) -> list[str]:
 
 
 def talk_line(found: dict[str, Any]) -> str:
-    """``asks      statefulset/db on a: 0 ms (the same site), at most 10 ms must hold; egress 0.0012 an hour``."""
+    """``asks      statefulset/db on a: 0 ms (the same site), at most 10 ms must hold; egress 0.0012 EUR an hour``."""
     verb = "asks" if found.get("asks") else "answers"
     if not found["clusters"]:
         return f"{verb:<9} {found['peer']}, which has no place yet  (intent {found['intent']!r})"
@@ -288,7 +288,7 @@ def talk_line(found: dict[str, Any]) -> str:
     wanted = (
         f", at most {found['maxMilliseconds']:g} ms {'must hold' if found.get('hard') else 'wanted'}" if "hard" in found else ""
     )
-    money = f"; egress {found['egressPerHour']:.3g} an hour" if "egressPerHour" in found else ""
+    money = f"; egress {found['egressPerHour']:.3g} EUR an hour" if "egressPerHour" in found else ""
     if "gigabytesPerDay" in found:
         grams = f" ({found['gramsPerDay']:.3g} gCO2eq)" if "gramsPerDay" in found else ""
         money += f"; {found['gigabytesPerDay']:.4g} GB a day over the network{grams}"
@@ -300,11 +300,11 @@ def talk_line(found: dict[str, Any]) -> str:
 
 
 def costs_line(found: Mapping[str, Any]) -> str:
-    """``costs     a: computing 0.02, licences 0.1, egress 0 an hour``."""
+    """``costs     a: computing 0.02, licences 0.1, egress 0 EUR an hour``."""
     again = f"{found.get('lost', 0.0):.3g} of it for what is done again"
     spot = f" on spot capacity ({again})" if found.get("capacity") == "spot" else ""
     parts = [f"{word} {found[word]:.4g}" if word in found else f"{word} unknown" for word in ("computing", "licences", "egress")]
-    return f"{'costs':<9} {found['cluster']}: {parts[0]}{spot}, {parts[1]}, {parts[2]} an hour"
+    return f"{'costs':<9} {found['cluster']}: {parts[0]}{spot}, {parts[1]}, {parts[2]} EUR an hour"
 
 
 def _limits(limits: dict[str, Any]) -> str:

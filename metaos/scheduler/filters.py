@@ -156,10 +156,10 @@ def _hauled(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) ->
 
 
 def haul_text(found: traffic.Haul) -> str:
-    """``up to 20 GiB, 170 s, 1.8 in money, 0.4 gCO2eq``."""
+    """``up to 20 GiB, 170 s, 1.8 EUR, 0.4 gCO2eq``."""
     parts = [f"up to {bytes_text(found.bytes)}"]
     parts += [f"{found.seconds:.3g} s"] if found.seconds is not None else []
-    parts += [f"{found.money:.3g} in money"] if found.money is not None else []
+    parts += [f"{found.money:.3g} EUR"] if found.money is not None else []
     parts += [f"{found.grams:.3g} gCO2eq"] if found.grams is not None else []
     return ", ".join(parts)
 

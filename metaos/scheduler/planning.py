@@ -53,7 +53,7 @@ class Measures:
 
     cost: float | None
     carbon: float | None
-    power: float
+    power: float | None
     latency: float | None
 
 
@@ -116,19 +116,19 @@ def changed_sites(clusters: Iterable[ClusterInfo], changes: Changes, now: float)
 
 def measures(workload: WorkloadInfo, places: Mapping[str, int], sites: Mapping[str, ClusterInfo]) -> Measures:
     """Of a workload with so many replicas on these sites."""
-    money, carbon, power, trips, total = [], [], 0.0, [], max(1, sum(places.values()))
+    money, carbon, power, trips, total = [], [], [], [], max(1, sum(places.values()))
     for site, count in sorted(places.items()):
         found = sites.get(site)
         if found is None:
             continue
         paid, left = cost(found, workload, count), egress(workload, found)
         money.append(None if paid is None or left is None else paid + left * count / total)
-        power += watts(found, workload.cpu * count)
+        power.append(watts(found, workload.cpu * count))
         carbon.append(grams(found, workload.cpu * count))
         if regions := users(workload):
             trips.append(latency(found, regions))
     return Measures(
-        _sum(money), _sum(carbon), power, None if None in trips else max((t for t in trips if t is not None), default=None)
+        _sum(money), _sum(carbon), _sum(power), None if None in trips else max((t for t in trips if t is not None), default=None)
     )
 
 
@@ -136,7 +136,7 @@ def together(found: Sequence[Measures]) -> Measures:
     """Sums of money, grams and watts; the worst round trip."""
     trips = [m.latency for m in found if m.latency is not None]
     return Measures(
-        _sum([m.cost for m in found]), _sum([m.carbon for m in found]), sum(m.power for m in found), max(trips, default=None)
+        _sum([m.cost for m in found]), _sum([m.carbon for m in found]), _sum([m.power for m in found]), max(trips, default=None)
     )
 
 

@@ -35,7 +35,9 @@ MOST_AMOUNT = 2**62
 
 def _slope(cluster: ClusterInfo) -> float:
     """Watts that a thousandth of a core adds."""
-    return (cluster.max_watts - cluster.idle_watts) / cluster.capacity_cpu * cluster.pue if cluster.capacity_cpu else 0.0
+    if not cluster.capacity_cpu or cluster.max_watts <= 0:
+        return np.nan
+    return (cluster.max_watts - cluster.idle_watts) / cluster.capacity_cpu * cluster.pue
 
 
 def _known(value: float | None) -> float:

@@ -77,9 +77,9 @@ def test_what_is_supposed_is_checked() -> None:
 
 def test_people_are_told_where_why_and_what_it_costs() -> None:
     text = "\n".join(render(status(alternatives=WAYS), 100))
-    assert "a (1) -> b (1)" in text and "cost 0.1 -> 0.3 /h, carbon 9 -> 2 gCO2eq/h, power 20 W" in text
+    assert "a (1) -> b (1)" in text and "cost 0.1 -> 0.3 EUR/h, carbon 9 -> 2 gCO2eq/h, power 20 W" in text
     assert "not on    a: the site is being drained" in text and "3 workloads would stay as they are" in text
-    assert "web on b+c" in text and "money/h" in text
+    assert "web on b+c" in text and "EUR/h" in text
 
 
 def test_what_cannot_be_met_is_told_in_the_users_words() -> None:

@@ -110,8 +110,8 @@ def test_explanations_say_gigabytes_grams_and_what_a_copy_would_take() -> None:
         "grams": pytest.approx(42.95, abs=0.01),
     }
     assert talk_line(row) == (
-        "asks      data set images on paris: 40 ms (the stated link); egress 0.194 an hour; "
-        "100 GB a day over the network (20 gCO2eq); a copy here would take 200 GiB, 215 s, 10 in money, 42.9 gCO2eq"
+        "asks      data set images on paris: 40 ms (the stated link); egress 0.194 EUR an hour; "
+        "100 GB a day over the network (20 gCO2eq); a copy here would take 200 GiB, 215 s, 10 EUR, 42.9 gCO2eq"
         "  (intent 'reads')"
     )
     here = traffic_status(located(reads(), PARIS, HAMINA), [PARIS])[0]
@@ -125,7 +125,7 @@ def test_who_shares_a_claim_comes_to_it_and_what_is_pinned_says_what_bringing_it
     assert [r.reason for r in plan.rejected] == ["a claim that it uses lies on paris"]
     pinned = workload("StatefulSet", local_data=True, pinned=True, current={"paris": 1}, claimed=20 * GIB)
     assert [r.reason for r in decide(world(PARIS, HAMINA), pinned).rejected] == [
-        "its data is on paris; up to 20 GiB, 21.5 s, 1 in money, 4.29 gCO2eq to bring it"
+        "its data is on paris; up to 20 GiB, 21.5 s, 1 EUR, 4.29 gCO2eq to bring it"
     ]
     full = dataclasses.replace(PARIS, cpu=0)
     assert "a claim that it uses" in str(as_data(impossible(world(full, HAMINA), shares))["requirements"])
