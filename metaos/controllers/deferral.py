@@ -14,7 +14,7 @@ from typing import Any
 from metaos.client import Client, PatchType
 from metaos.clock import Clock
 from metaos.controllers.concern import workload_of
-from metaos.controllers.facts import decided, decides, placeable, placement_name
+from metaos.controllers.facts import concerning, decided, decides, placeable, placement_name, ruling
 from metaos.controllers.outlook import LATE_SECONDS, Ahead, ahead, index, offers, prices_ahead
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
@@ -75,10 +75,10 @@ class DeferralReconciler:
         self._client, self._clock = client, clock
         self._recorder = Recorder(client, clock, "deferral-controller")
         self._jobs, self._placements = manager.informer(scheme.JOB), manager.informer(scheme.PLACEMENT)
-        self._clusters, self._intents = manager.informer(scheme.CLUSTER), manager.informer(scheme.INTENT)
+        self._clusters, self._intents = manager.informer(scheme.CLUSTER), ruling(manager, scheme.INTENT)
 
     def asked(self, job: Obj) -> Waiting | None:
-        return asked(job, self._intents.list(job["metadata"]["namespace"]))
+        return asked(job, concerning(self._intents, job))
 
     async def reconcile(self, about: ObjectRef) -> Result:
         job = self._jobs.get(about.name, about.namespace)
@@ -301,6 +301,12 @@ class DeferralReconciler:
             )
 
 
+def _sites_of_job(placement: Obj) -> list[str]:
+    """The sites that a Placement of a Job names."""
+    about = workload_of(placement)
+    return list(decided(placement)) if about is not None and about.kind == "Job" else []
+
+
 def _without(found: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {k: v for k, v in found.items() if k != key}
 
@@ -309,6 +315,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
     """Runs it: for Jobs that may wait, where they are placed, and with every new forecast of their site."""
     reconciler = DeferralReconciler(manager, client, clock)
     jobs, placements = manager.informer(scheme.JOB), manager.informer(scheme.PLACEMENT)
+    placements.add_index("jobs", _sites_of_job)
 
     def of_placement(obj: Obj) -> Iterable[ObjectRef]:
         about = workload_of(obj)
@@ -330,11 +337,11 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
 
         if new is None or figures(old) == figures(new):
             return
-        for job in jobs.list():
-            said = reconciler.asked(job) if placeable(job) else None
-            if said is None:
-                continue
-            if said.suspendable or held_until(job, said, placements.get(placement_name(ref(job)), ref(job).namespace)):
+        for placement in placements.by_index("jobs", name(new)):
+            about = workload_of(placement)
+            job = jobs.get(about.name, about.namespace) if about is not None else None
+            said = reconciler.asked(job) if job is not None and placeable(job) else None
+            if job is not None and said is not None and (said.suspendable or held_until(job, said, placement)):
                 manager.enqueue(NAME, ref(job))
 
     manager.informer(scheme.CLUSTER).on_change(on_cluster)

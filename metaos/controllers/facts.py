@@ -27,6 +27,7 @@ from metaos.resources.meta import (
     ref,
     uid,
 )
+from metaos.resources.scheme import Kind
 from metaos.resources.snapshot import Move, WorkloadInfo, concerns, workload_info
 from metaos.resources.traffic import edges_of
 from metaos.scheduler.slack import on_spot
@@ -89,10 +90,18 @@ def _named(rule: Obj) -> list[Obj]:
     return [] if spec.get("traffic") else (spec.get("workloads") or {}).get("refs") or []
 
 
+def ruling(manager: Manager, kind: Kind) -> Informer:
+    """The informer of Intents or PlacementPolicies, in a form that :func:`concerning` can ask."""
+    found = manager.informer(kind)
+    found.add_index("about", about)
+    return found
+
+
 def concerning(rules: Informer, obj: Obj) -> list[Obj]:
-    """The rules that may concern a workload, of an informer with the index ``about``."""
+    """The rules that may concern a workload, by name: of those that name their workloads only those that name this one."""
     where = namespace(obj)
-    return [*rules.by_index("about", f"{where}/{obj.get('kind')}/{name(obj)}"), *rules.by_index("about", where)]
+    own, all_of_it = rules.by_index("about", f"{where}/{obj.get('kind')}/{name(obj)}"), rules.by_index("about", where)
+    return sorted((*own, *all_of_it), key=name) if own and all_of_it else own or all_of_it
 
 
 def concerned(rule: Obj, informers: Mapping[str, Informer]) -> Iterable[Obj]:
@@ -111,8 +120,7 @@ class Facts:
     def __init__(self, manager: Manager, settings: Settings) -> None:
         self._settings = settings
         self._pods, self._jobs = manager.informer(scheme.POD), manager.informer(scheme.JOB)
-        self._intents = manager.informer(scheme.INTENT)
-        self._policies = manager.informer(scheme.PLACEMENT_POLICY)
+        self._intents, self._policies = ruling(manager, scheme.INTENT), ruling(manager, scheme.PLACEMENT_POLICY)
         self._classes = manager.informer(scheme.PRIORITY_CLASS)
         self._namespaces = manager.informer(scheme.NAMESPACE)
         self._placements, self._claims = manager.informer(scheme.PLACEMENT), manager.informer(scheme.PERSISTENT_VOLUME_CLAIM)
@@ -121,8 +129,6 @@ class Facts:
             informer.add_index("claim", lambda obj: [f"{namespace(obj)}/{claim}" for claim in workload.claims(obj)])
             informer.add_index("repels", lambda obj: affinity.repels(obj) if takes_room(obj) else ())
         self._pods.add_index("evicted", lambda pod: [namespace(pod)] if EVICTED in annotations(pod) else [])
-        for informer in (self._intents, self._policies):
-            informer.add_index("about", about)
 
     def priority(self, obj: Obj) -> tuple[int, bool]:
         """Of a workload's pods, and whether they may displace others. Without a class of theirs it is the default one's; without
@@ -150,9 +156,8 @@ class Facts:
         return sorted(self._intents.list(where), key=name), self._policies.list(where)
 
     def rules_of(self, obj: Obj) -> tuple[list[Obj], list[Obj]]:
-        """Those that may concern a workload: of rules that name their workloads only those that name this one."""
-        intents, policies = (concerning(informer, obj) for informer in (self._intents, self._policies))
-        return sorted(intents, key=name), sorted(policies, key=name)
+        """Those that may concern a workload."""
+        return concerning(self._intents, obj), concerning(self._policies, obj)
 
     def near(self, obj: Obj, instead: Mapping[ObjectRef, Obj] | None = None) -> tuple[affinity.PodTerm, ...]:
         """What a workload's pods and others' say of each other, where they are left open. ``instead``: workloads that are

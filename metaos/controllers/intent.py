@@ -8,8 +8,7 @@ from dataclasses import replace
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.concern import workload_of
-from metaos.controllers.facts import about as about_of
-from metaos.controllers.facts import concerned, concerning, decided, placeable, placement_name
+from metaos.controllers.facts import concerned, concerning, decided, placeable, placement_name, ruling
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
 from metaos.network.intents import evaluate
@@ -23,7 +22,8 @@ from metaos.resources.traffic import edges_of, holders, located
 from metaos.scheduler.slack import on_spot
 
 NAME = "intent"
-#: However many sites change at once, every intent is looked at once.
+#: One key for changes of sites: however many there are at once, every intent is looked at once.
+SITES = ObjectRef(scheme.CLUSTER.group, scheme.CLUSTER.kind, "", "")
 SETTLE_SECONDS = 0.2
 _KINDS = {kind.kind: kind for kind in scheme.WORKLOADS}
 
@@ -34,27 +34,34 @@ class IntentReconciler:
     name = NAME
 
     def __init__(self, manager: Manager, client: Client, clock: Clock) -> None:
-        self._client, self._clock = client, clock
+        self._manager, self._client, self._clock = manager, client, clock
         self._recorder = Recorder(client, clock, "intent-controller")
-        self._intents = manager.informer(scheme.INTENT)
+        self._intents = ruling(manager, scheme.INTENT)
         self._clusters = manager.informer(scheme.CLUSTER)
         self._placements = manager.informer(scheme.PLACEMENT)
         self._workloads = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
-        self._intents.add_index("about", about_of)
-        #: The sites as decisions see them, by name. Bounded by the sites.
+        #: The sites as decisions see them, in the order of their names. Bounded by the sites.
         self._sites: dict[str, ClusterInfo] = {}
 
     def site_changed(self, site: str, info: ClusterInfo | None) -> None:
         """``None``: it is gone."""
-        self._sites.pop(site, None)
-        if info is not None:
-            self._sites[site] = info
+        if info is None:
+            self._sites.pop(site, None)
+            return
+        joins = site not in self._sites
+        self._sites[site] = info
+        if joins:
+            self._sites = dict(sorted(self._sites.items()))
 
     async def reconcile(self, about: ObjectRef) -> Result:
+        if about == SITES:
+            for each in self._intents.list():
+                self._manager.enqueue(NAME, ref(each))
+            return DONE
         intent = self._intents.get(about.name, about.namespace)
         if intent is None or deleting(intent):
             return DONE
-        clusters = {site: self._sites[site] for site in sorted(self._sites)}
+        clusters = self._sites
         found: list[tuple[WorkloadInfo, list[ClusterInfo]]] = []
         places: dict[ObjectRef, list[ClusterInfo]] = {}
         order = list(self._workloads)
@@ -63,7 +70,7 @@ class IntentReconciler:
                 placement = self._placements.get(placement_name(ref(obj)), about.namespace)
                 places[ref(obj)] = [clusters[s] for s in decided(placement) if s in clusters]
                 if concerns(intent, obj):
-                    rules = sorted(concerning(self._intents, obj), key=name)
+                    rules = concerning(self._intents, obj)
                     found.append((self._info(obj, decided(placement), rules), places[ref(obj)]))
         before = intent.get("status") or {}
         edges = judge_traffic(intent, places, clusters)
@@ -121,8 +128,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         if old is not None and info is not None and cluster_info(old) == info:
             return
         reconciler.site_changed(name(new or old or {}), info)
-        for intent in intents.list():
-            manager.enqueue(NAME, ref(intent), SETTLE_SECONDS)
+        manager.enqueue(NAME, SITES, SETTLE_SECONDS)
 
     intents.on_change(on_intent)
     for kind in scheme.WORKLOADS[:-1]:

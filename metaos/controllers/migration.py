@@ -14,7 +14,7 @@ from typing import Any
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.concern import on_health, workload_of
-from metaos.controllers.facts import placement_name
+from metaos.controllers.facts import concerning, placement_name, ruling
 from metaos.controllers.fencing import stopped
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.render import available, cluster_of, source_label, source_of
@@ -84,7 +84,7 @@ class MigrationReconciler:
         self._recorder = Recorder(client, clock, "migration-controller")
         self._workloads = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
         self._placements = manager.informer(scheme.PLACEMENT)
-        self._policies = manager.informer(scheme.PLACEMENT_POLICY)
+        self._policies = ruling(manager, scheme.PLACEMENT_POLICY)
         self._clusters = manager.informer(scheme.CLUSTER)
         self._works = manager.informer(scheme.WORK)
         self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
@@ -138,7 +138,7 @@ class MigrationReconciler:
         return cluster is not None and is_true(cluster, "Ready")
 
     def _drain(self, obj: Obj) -> float:
-        for policy in self._policies.list(namespace(obj)):
+        for policy in concerning(self._policies, obj):
             stated = ((policy.get("spec") or {}).get("migration") or {}).get("drainSeconds")
             if stated is not None and concerns(policy, obj):
                 return float(stated)

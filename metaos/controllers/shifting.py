@@ -16,7 +16,7 @@ from typing import Any
 from metaos.client import Client, PatchType
 from metaos.clock import Clock
 from metaos.controllers.concern import workload_of
-from metaos.controllers.facts import decided, decides, placeable, placement_name
+from metaos.controllers.facts import concerning, decided, decides, placeable, placement_name, ruling
 from metaos.controllers.outlook import ahead, index, prices_ahead
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
@@ -57,7 +57,7 @@ class ShiftingReconciler:
         self._recorder = Recorder(client, clock, "shifting-controller")
         self._crons, self._jobs = manager.informer(scheme.CRON_JOB), manager.informer(scheme.JOB)
         self._placements, self._clusters = manager.informer(scheme.PLACEMENT), manager.informer(scheme.CLUSTER)
-        self._intents = manager.informer(scheme.INTENT)
+        self._intents = ruling(manager, scheme.INTENT)
 
     async def reconcile(self, about: ObjectRef) -> Result:
         cron = self._crons.get(about.name, about.namespace)
@@ -66,7 +66,7 @@ class ShiftingReconciler:
             return DONE
         stored = (placement.get("status") or {}).get("deferral") or {}
         before = stored if stored.get("uid") == uid(cron) else {}
-        said = asked(cron, self._intents.list(about.namespace))
+        said = asked(cron, concerning(self._intents, cron))
         sites = [c for site in decided(placement) if (c := self._clusters.get(site)) is not None]
         now, found = self._clock.now(), None
         if said is not None and sites and not (cron.get("spec") or {}).get("suspend"):

@@ -11,7 +11,7 @@ from metaos.clock import Clock
 from metaos.controllers.concern import on_health, workload_of
 from metaos.controllers.deferral import deferral_of, held_until
 from metaos.controllers.disruption import noted
-from metaos.controllers.facts import basis, concerned, decides, placement_name
+from metaos.controllers.facts import basis, concerned, concerning, decides, placement_name, ruling
 from metaos.controllers.fencing import Silence, agreed, fences_itself, fencing, halt, halted, renewal_of, stopped
 from metaos.controllers.networkpolicy import Policies
 from metaos.controllers.outlook import LATE_SECONDS
@@ -73,9 +73,9 @@ class WorkReconciler:
         self._client, self._clock, self._settings = client, clock, settings
         self._objects = {k.kind: manager.informer(k) for k in (*scheme.WORKLOADS, *scheme.DEPENDENCIES)}
         self._placements = manager.informer(scheme.PLACEMENT)
-        self._policies = manager.informer(scheme.PLACEMENT_POLICY)
+        self._policies = ruling(manager, scheme.PLACEMENT_POLICY)
         self._network_policies = Policies(manager, client)
-        self._clusters, self._intents = manager.informer(scheme.CLUSTER), manager.informer(scheme.INTENT)
+        self._clusters, self._intents = manager.informer(scheme.CLUSTER), ruling(manager, scheme.INTENT)
         self._works = manager.informer(scheme.WORK)
         self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
         self._works.add_index("dependency", _dependencies)
@@ -129,7 +129,7 @@ class WorkReconciler:
         if placement is None or not decides(placement, obj):
             return DONE
         spec = placement.get("spec") or {}
-        policies = [p for p in self._policies.list(about.namespace) if concerns(p, obj)]
+        policies = [p for p in concerning(self._policies, obj) if concerns(p, obj)]
         fence = fencing(obj, policies, self._settings.fencing_after)
         body = manifest(obj)
         if paused(obj) and not existing:
@@ -173,7 +173,7 @@ class WorkReconciler:
         longer, whatever is decided."""
         if obj.get("kind") == "CronJob" and (starts := starts_of(obj, placement)):
             body["metadata"].setdefault("annotations", {})[STARTS] = starts
-        said = asked(obj, self._intents.list(namespace(obj))) if obj.get("kind") == "Job" else None
+        said = asked(obj, concerning(self._intents, obj)) if obj.get("kind") == "Job" else None
         until = held_until(obj, said, placement)
         if until is not None:
             left = until - self._clock.now()

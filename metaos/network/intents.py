@@ -78,7 +78,6 @@ def judge(target: Target, workload: WorkloadInfo, placed: Sequence[ClusterInfo],
     if target.name == "availability":
         here = [(c, workload.current.get(c.name, 1)) for c in placed]
         value: float | None = up(here, target.at_least) if placed else None
-        offer = ("all sites together", up([(c, 1) for c in everywhere], target.at_least)) if everywhere else None
     else:
         found = [measure(target.name, c, workload, target.users_in) for c in placed]
         worst = max if target.condition in UPPER else min
@@ -89,9 +88,13 @@ def judge(target: Target, workload: WorkloadInfo, placed: Sequence[ClusterInfo],
             value = worst(known, default=None)
         if len(known) < len(found):
             value = None
-        offer = _nearest(target, workload, everywhere)
     if meets(target, value):
         return Judged(target, "Fulfilled", value, None, None)
+    # Looked for last, as it looks at all sites.
+    if target.name == "availability":
+        offer = ("all sites together", up([(c, 1) for c in everywhere], target.at_least)) if everywhere else None
+    else:
+        offer = _nearest(target, workload, everywhere)
     return Judged(target, missed, value, offer, None if offer is None else distance(target, offer[1]))
 
 
