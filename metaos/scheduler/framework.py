@@ -64,8 +64,8 @@ def decide(
     feasible, totals, endured = ranking.feasible, ranking.totals, ranking.endured
     best = choose(workload, feasible, totals)
     near = None
-    if together in totals:
-        near = choose(workload, Ranked(c for c in feasible if c.name == together), totals)
+    if together is not None and together in totals:
+        near = choose(workload, feasible.among((together,)), totals)
         near = near if near.complete and near.satisfies else None
         best = near or best
 
@@ -104,19 +104,18 @@ def _reconsider(
     snapshot: Snapshot, workload: WorkloadInfo, ranking: Ranking, best: Choice, near: Choice | None, make: Callable[..., Plan]
 ) -> Plan:
     feasible, totals = ranking.feasible, ranking.totals
+    kept = feasible.among(workload.current)
     forced = sorted(c for c in workload.current if c not in totals)
     if forced:
         reasons = {c: found.reason if (found := ranking.rejection(c)) else "the site has been removed" for c in forced}
         why = "; ".join(f"{c}: {reason}" for c, reason in reasons.items())
         # Sites that are still good keep what they have; only what must leave is placed anew.
-        kept = [c for c in feasible if c.name in workload.current]
         choice = near if near is not None and not kept else distribute(workload, kept, feasible, totals)
         if not choice.clusters:
             # Nowhere to go: what may still run there, runs on. Residency takes it away, and who has a higher priority.
             staying = {c: n for c, n in workload.current.items() if _may_stay(ranking.rejection(c))}
             return make(Choice(staying, False), f"must leave {why}; but {_nowhere(ranking.rejected, workload, feasible)}")
         return make(choice, f"had to leave {why}", migrates=True, forced=True)
-    kept = [c for c in feasible if c.name in workload.current]
     if workload.weights and workload.replicas:
         return _reweigh(snapshot, workload, feasible, totals, make)
     stay = distribute(workload, kept, kept if workload.mode != "Everywhere" else feasible, totals)
@@ -142,15 +141,15 @@ def _reconsider(
 def _reweigh(
     snapshot: Snapshot,
     workload: WorkloadInfo,
-    feasible: Sequence[ClusterInfo],
-    totals: dict[str, float],
+    feasible: Ranked,
+    totals: Mapping[str, float],
     make: Callable[..., Plan],
 ) -> Plan:
     """Where weights divide, no score does: what changes is who is there. A site is left for that as for a gain."""
     if workload.settled and sum(workload.current.values()) == workload.replicas:
         return make(Choice(dict(workload.current), True), "stays: a started job is not divided anew")
     barred = _had_to_leave(workload) - workload.current.keys() if workload.policy.failback == "Never" else set()
-    choice = choose(workload, [c for c in feasible if c.name not in barred], totals)
+    choice = choose(workload, feasible.without(barred), totals)
     if not choice.complete:
         choice = choose(workload, feasible, totals)
     if not choice.complete:
@@ -159,7 +158,7 @@ def _reweigh(
     leaving = workload.current.keys() - choice.clusters.keys()
     if not leaving:
         return make(choice, choice.why)
-    stay = distribute(workload, (), [c for c in feasible if c.name in workload.current], totals)
+    stay = distribute(workload, (), feasible.among(workload.current), totals)
     why = f"stays, though it shall be {choice.why}"
     if stay.complete and (until := _cooled(workload)) > snapshot.now:
         return make(stay, f"{why}, but {_moved(workload)}", again=until)
@@ -171,8 +170,8 @@ def _reweigh(
 def _improve(
     snapshot: Snapshot,
     workload: WorkloadInfo,
-    feasible: Sequence[ClusterInfo],
-    totals: dict[str, float],
+    feasible: Ranked,
+    totals: Mapping[str, float],
     best: Choice,
     stay: Choice,
     make: Callable[..., Plan],
@@ -181,7 +180,7 @@ def _improve(
     the move itself costs are looked at in this order."""
     if workload.policy.failback == "Never" and (left := _had_to_leave(workload) & best.clusters.keys()):
         barred = ", ".join(sorted(left))
-        best = choose(workload, [c for c in feasible if c.name not in left], totals)
+        best = choose(workload, feasible.without(left), totals)
         if not best.complete or best.mean(totals) - stay.mean(totals) < workload.policy.minimum_improvement:
             return make(stay, f"stays: it had to leave {barred}, and the policy says never to move back")
     if set(best.clusters) == set(stay.clusters):
@@ -278,9 +277,9 @@ def _some(sites: Sequence[str]) -> str:
     return ", ".join(sites[:SITES_TOLD]) + (f" and {left} more" if left > 0 else "")
 
 
-def _runner_up(workload: WorkloadInfo, feasible: Sequence[ClusterInfo], totals: dict[str, float], chosen: Choice) -> Choice:
+def _runner_up(workload: WorkloadInfo, feasible: Ranked, totals: Mapping[str, float], chosen: Choice) -> Choice:
     """The best choice without the chosen one's first site."""
     if not chosen.clusters or workload.mode == "Everywhere":
         return Choice({}, False)
     first = max(chosen.clusters, key=lambda c: (totals.get(c, 0.0), c))
-    return choose(workload, Ranked(c for c in feasible if c.name != first), totals)
+    return choose(workload, feasible.without((first,)), totals)

@@ -6,7 +6,7 @@ Reasons and terms are worked out when they are asked for.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, ItemsView, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, TypeVar, overload
@@ -22,6 +22,7 @@ from metaos.scheduler.solver import Ranked
 from metaos.scheduler.world import Ints, World
 
 T = TypeVar("T")
+V = TypeVar("V")
 NONE = -1
 
 
@@ -82,10 +83,40 @@ class Lazily(Sequence[T], Generic[T]):
     __hash__ = None  # type: ignore[assignment]
 
 
+class ByName(Mapping[str, V], Generic[V]):
+    """What there is of the sites in some ``rows`` of a world, which are those that ``has`` says. Of one site it is read when it
+    is asked for."""
+
+    def __init__(self, world: World, rows: list[int], has: Callable[[int], bool], read: Callable[[int], V]) -> None:
+        self._world, self._rows, self._has, self._read = world, rows, has, read
+
+    def __getitem__(self, site: str) -> V:
+        row = self._world.row_of[site]
+        if not self._has(row):
+            raise KeyError(site)
+        return self._read(row)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._world.names.__getitem__, self._rows)
+
+    @cached_property
+    def _all(self) -> dict[str, V]:
+        return dict(zip(self, map(self._read, self._rows), strict=True))
+
+    def items(self) -> ItemsView[str, V]:
+        return self._all.items()
+
+    def values(self) -> ValuesView[V]:
+        return self._all.values()
+
+
 class Rejections(Lazily[Rejection]):
     """By the names of their sites. ``filters``: of each site the filter that rejected it, which takes no working out."""
 
-    def __init__(self, filters: dict[str, str], make: Callable[[int], Rejection] | None = None) -> None:
+    def __init__(self, filters: Mapping[str, str], make: Callable[[int], Rejection] | None = None) -> None:
         super().__init__(len(filters), make or [].__getitem__)
         self.filters = filters
 
@@ -135,8 +166,10 @@ class Ranking:
         rows = rows[np.argsort(-self._totals[rows], kind="stable")]
         # As lists at once: one by one, numpy's items cost more than all else about them.
         self._rows: list[int] = rows.tolist()
-        self.feasible = Ranked(self.world[row] for row in self._rows)
-        self.totals: dict[str, float] = dict(zip((c.name for c in self.feasible), self._totals[rows].tolist(), strict=True))
+        self.feasible = Ranked(self.world, self._rows)
+        self.totals: Mapping[str, float] = ByName(
+            self.world, self._rows, lambda row: bool(self._first[row] == NONE), lambda row: float(self._totals[row])
+        )
 
     def _filter(self) -> Ints:
         """Of each site the number of the first filter that rejects it."""
@@ -156,8 +189,9 @@ class Ranking:
     def rejected(self) -> Rejections:
         """By name."""
         rows: list[int] = np.flatnonzero(self._first != NONE).tolist()
-        first: list[int] = self._first.tolist()
-        filters = {self.world.names[row]: self._filters[first[row]][0] for row in rows}
+        filters = ByName(
+            self.world, rows, lambda row: bool(self._first[row] != NONE), lambda row: self._filters[self._first[row]][0]
+        )
         return Rejections(filters, lambda at: self._rejection(rows[at]))
 
     def rejection(self, cluster: str) -> Rejection | None:
@@ -167,8 +201,9 @@ class Ranking:
 
     def scored(self, chosen: Collection[str]) -> Sequence[Scored]:
         """What was chosen first, then the others by their totals."""
-        first = [row for row in self._rows if self.world.names[row] in chosen]
-        rows = first + [row for row in self._rows if self.world.names[row] not in chosen] if first else self._rows
+        wanted = {row for site in chosen if (row := self.world.row_of.get(site)) is not None}
+        first = [row for row in self._rows if row in wanted] if wanted else []
+        rows = first + [row for row in self._rows if row not in wanted] if first else self._rows
         return Lazily(len(rows), lambda at: self._score(rows[at]))
 
     def _score(self, row: int) -> Scored:

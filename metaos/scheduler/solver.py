@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, overload
 
 from metaos.resources.reliability import up
 from metaos.resources.snapshot import ClusterInfo, Spread, WorkloadInfo, meets
 from metaos.scheduler import proximity
 from metaos.scheduler.filters import closed, room
+
+if TYPE_CHECKING:
+    from metaos.scheduler.world import World
 
 #: Sites that are looked at, the best ones, for one that fails for other causes.
 SAFEST = 64
@@ -55,16 +59,21 @@ def _arrange(
     held = {c.name for c in kept}
     choices = []
     for sites in proximity.domains(workload, ranked):
-        here, others = [c for c in sites if c.name in held], Ranked(c for c in sites if c.name not in held)
+        here, others = [c for c in sites if c.name in held], Ordered(c for c in sites if c.name not in held)
         choices.append(_divide(proximity.arranged(workload, sites), here, others, totals))
         if choices[-1].complete and choices[-1].satisfies:
             break
     return max(choices, key=lambda c: (c.complete, sum(c.clusters.values()), c.satisfies), default=Choice({}, False))
 
 
-def _in_order(kept: Sequence[ClusterInfo], feasible: Sequence[ClusterInfo], totals: Mapping[str, float]) -> list[ClusterInfo]:
+def _in_order(
+    kept: Sequence[ClusterInfo], feasible: Sequence[ClusterInfo], totals: Mapping[str, float]
+) -> Sequence[ClusterInfo]:
+    first = _ranked(kept, totals)
+    if isinstance(feasible, Ranked):
+        return feasible.after(first)
     held = {c.name for c in kept}
-    return [*_ranked(kept, totals), *(c for c in _ranked(feasible, totals) if c.name not in held)]
+    return [*first, *(c for c in _ranked(feasible, totals) if c.name not in held)]
 
 
 def _divide(
@@ -123,20 +132,65 @@ def _weigh(workload: WorkloadInfo, feasible: Sequence[ClusterInfo], spaces: Mapp
     return Choice(result, not left, satisfies, why)
 
 
-class Ranked(list[ClusterInfo]):
+class Ordered(list[ClusterInfo]):
     """Sites that are in order already: by points, then by name."""
+
+
+class Ranked(Sequence[ClusterInfo]):
+    """Sites of a world that are in order already: by points, then by name. ``rows``: theirs, in this order. Of thousands few are
+    ever looked at, so nothing is made of the others."""
+
+    def __init__(self, world: World, rows: list[int]) -> None:
+        self._world, self._rows = world, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, at: int) -> ClusterInfo: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[ClusterInfo]: ...
+    def __getitem__(self, at: int | slice) -> ClusterInfo | Sequence[ClusterInfo]:
+        if isinstance(at, slice):
+            return Ranked(self._world, self._rows[at])
+        return self._world[self._rows[at]]
+
+    def __iter__(self) -> Iterator[ClusterInfo]:
+        return map(self._world.__getitem__, self._rows)
+
+    def site(self, name: str) -> ClusterInfo:
+        """Raises ``KeyError`` where the world has none of this name."""
+        return self._world[self._world.row_of[name]]
+
+    def among(self, names: Iterable[str]) -> list[ClusterInfo]:
+        """Those of these names, in order."""
+        asked = self._at(names)
+        return [self._world[row] for row in self._rows if row in asked] if asked else []
+
+    def without(self, names: Iterable[str]) -> Ranked:
+        """All others, in order."""
+        gone = self._at(names)
+        return Ranked(self._world, [row for row in self._rows if row not in gone]) if gone else self
+
+    def after(self, first: Sequence[ClusterInfo]) -> Ranked:
+        """Behind ``first``, which are of the same world."""
+        rows = [self._world.row_of[c.name] for c in first]
+        return Ranked(self._world, [*rows, *self.without(c.name for c in first)._rows]) if rows else self
+
+    def _at(self, names: Iterable[str]) -> set[int]:
+        return {row for name in names if (row := self._world.row_of.get(name)) is not None}
 
 
 class Spaces(dict[str, int]):
     """How many replicas a site has room for, worked out when it is asked for. What runs there has its room."""
 
-    def __init__(self, workload: WorkloadInfo, sites: Iterable[ClusterInfo]) -> None:
+    def __init__(self, workload: WorkloadInfo, sites: Sequence[ClusterInfo]) -> None:
         super().__init__()
-        self._workload, self._sites = workload, {c.name: c for c in sites}
-        self._alone = proximity.alone(workload)
+        self._workload, self._alone = workload, proximity.alone(workload)
+        self._find = sites.site if isinstance(sites, Ranked) else {c.name: c for c in sites}.__getitem__
 
     def __missing__(self, site: str) -> int:
-        cluster, workload = self._sites[site], self._workload
+        cluster, workload = self._find(site), self._workload
         space = max(0 if closed(workload, cluster) else room(workload, cluster), workload.current.get(site, 0))
         if any(key in cluster.labels for key in self._alone):
             space = min(1, space)
@@ -144,8 +198,8 @@ class Spaces(dict[str, int]):
         return space
 
 
-def _ranked(clusters: Sequence[ClusterInfo], totals: Mapping[str, float]) -> list[ClusterInfo]:
-    if isinstance(clusters, Ranked):
+def _ranked(clusters: Sequence[ClusterInfo], totals: Mapping[str, float]) -> Sequence[ClusterInfo]:
+    if isinstance(clusters, Ranked | Ordered):
         return clusters
     return sorted(clusters, key=lambda c: (-totals.get(c.name, 0.0), c.name))
 
