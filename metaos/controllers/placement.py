@@ -46,6 +46,7 @@ from metaos.scheduler.explain import REASONS, costs_status, placement_status, te
 from metaos.scheduler.filters import FILTERS
 from metaos.scheduler.framework import STILL_BEST, Plan, decide
 from metaos.scheduler.scores import SCORES
+from metaos.scheduler.standing import Firm, firm, standing_alone
 
 if TYPE_CHECKING:
     from metaos.scheduler.preemption import Preemption
@@ -85,14 +86,15 @@ class PlacementReconciler:
         self._waiting: dict[ObjectRef, int] = {}
         # Those of them that wait for others' pods, or for these to be elsewhere.
         self._seeking: set[ObjectRef] = set()
+        # Decisions that few sites can change. Bounded by the workloads.
+        self._firm: dict[ObjectRef, Firm] = {}
+        # Sites that came or went since workloads were last looked at for that, in this order; ``None``: more has changed.
+        self._stood: dict[str, None] | None = {}
         self._other_classes = False
 
     async def reconcile(self, about: ObjectRef) -> Result:
         if about == SITES:
-            for informer in self._workloads.values():
-                for candidate in informer.list():
-                    if placeable(candidate):
-                        self._manager.enqueue(NAME, ref(candidate))
+            self._look_around()
             return DONE
         if about == WAITING:
             # Who has a higher priority first. Those of one are in the order in which they came to wait.
@@ -105,6 +107,7 @@ class PlacementReconciler:
             for informer in self._workloads.values():
                 for there in informer.list():
                     self.take_account(ref(there))
+        self._firm.pop(about, None)
         obj = self._workloads[about.kind].get(about.name, about.namespace)
         if obj is None or not placeable(obj):
             self._decided.pop(about, None)
@@ -144,10 +147,40 @@ class PlacementReconciler:
             await self._displace(found, displacing)
         await self._write(obj, placement, found, plan, reasons, now)
         self._note(found, plan)
+        if (sure := firm(found, plan, reasons, self._filters, self._scores)) is not None:
+            self._firm[about] = sure
         if not plan.complete and (word := self._facts.unknown_class(obj)):
             text = f"no PriorityClass with name {word} was found: its priority is 0 until there is one"
             await self._recorder.event(obj, "UnknownPriorityClass", text, warning=True)
         return self._again(found, plan, now)
+
+    # -- sites ----------------------------------------------------------------------------------------------
+
+    def site_changed(self, old: Obj | None, new: Obj | None) -> None:
+        """Heartbeats and usage do not matter to decisions: only facts that a decision reads."""
+        before, after = (None if obj is None else cluster_info(obj) for obj in (old, new))
+        if before is not None and before == after:
+            return
+        if before is None or after is None or not standing_alone(before, after):
+            self._stood = None
+        elif self._stood is not None:
+            self._stood[after.name] = None
+        self._manager.enqueue(NAME, SITES, SETTLE_SECONDS)
+
+    def _look_around(self) -> None:
+        """Workloads are looked at whose decisions may be others by now. Others are not: where there are a thousand sites, some
+        come or go at any time, and looking at everything each time would be most of what a hub does."""
+        stood, self._stood = self._stood, {}
+        now = self._clock.now()
+        # With numpy, which a hub loads with its first decision.
+        sites = None if stood is None or not self._firm else [self._occupancy.sites(SITES).site(site) for site in stood]
+        for informer in self._workloads.values():
+            for candidate in informer.list():
+                if placeable(candidate):
+                    about = ref(candidate)
+                    sure = self._firm.get(about)
+                    if sites is None or sure is None or any(s is None or sure.concerned(s, now) for s in sites):
+                        self._manager.enqueue(NAME, about)
 
     # -- priority -------------------------------------------------------------------------------------------
 
@@ -177,6 +210,7 @@ class PlacementReconciler:
 
     async def _leave(self, about: ObjectRef, displaced: Mapping[str, str]) -> None:
         obj = self._workloads[about.kind].get(about.name, about.namespace)
+        self._firm.pop(about, None)
         if obj is None or not placeable(obj):
             return
         placement = self._placements.get(placement_name(about), about.namespace)
@@ -425,12 +459,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         ],
     )
 
-    def on_cluster(old: Obj | None, new: Obj | None) -> None:
-        # Heartbeats and usage do not matter to decisions: only facts that a decision reads.
-        if old is None or new is None or cluster_info(old) != cluster_info(new):
-            manager.enqueue(NAME, SITES, SETTLE_SECONDS)
-
-    manager.informer(scheme.CLUSTER).on_change(on_cluster)
+    manager.informer(scheme.CLUSTER).on_change(reconciler.site_changed)
     manager.informer(scheme.PRIORITY_CLASS).on_change(lambda old, new: reconciler.classes_changed())
 
     def on_intent(old: Obj | None, new: Obj | None) -> None:

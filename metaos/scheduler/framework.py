@@ -46,6 +46,9 @@ class Plan:
     forced: bool = False
     #: When time alone may change the decision (seconds since the epoch): a cool-down ends, the budget is filled again.
     again: float | None = None
+    #: The sites that it was chosen from and held against, where points and room alone decided between them: what earns less than
+    #: all of these could not have changed it. ``None``: anything could have.
+    rests_on: frozenset[str] | None = None
 
 
 def decide(
@@ -69,8 +72,18 @@ def decide(
         near = near if near.complete and near.satisfies else None
         best = near or best
 
-    def plan(choice: Choice, reason: str, *, migrates: bool = False, forced: bool = False, again: float | None = None) -> Plan:
+    def plan(
+        choice: Choice,
+        reason: str,
+        *,
+        migrates: bool = False,
+        forced: bool = False,
+        again: float | None = None,
+        points_alone: bool = False,
+    ) -> Plan:
         runner_up = _runner_up(workload, feasible, totals, choice)
+        looked_at = (choice, best, runner_up)
+        sure = points_alone and together is None and _plain(workload) and all(c.complete and c.satisfies for c in looked_at)
         difference = choice.mean(totals) - runner_up.mean(totals) if runner_up.clusters else 0.0
         return Plan(
             tuple(sorted(choice.clusters.items())),
@@ -84,6 +97,7 @@ def decide(
             migrates,
             migrates and forced,
             again if again is not None and math.isfinite(again) else None,
+            frozenset({*best.clusters, *runner_up.clusters}) if sure else None,
         )
 
     if not workload.current:
@@ -184,14 +198,15 @@ def _improve(
         if not best.complete or best.mean(totals) - stay.mean(totals) < workload.policy.minimum_improvement:
             return make(stay, f"stays: it had to leave {barred}, and the policy says never to move back")
     if set(best.clusters) == set(stay.clusters):
-        return make(stay, STILL_BEST)
+        return make(stay, STILL_BEST, points_alone=True)
     gain = best.mean(totals) - stay.mean(totals)
     names = ", ".join(sorted(best.clusters))
     if workload.settled:
         return make(stay, "stays: a started job is not moved for a gain")
     if gain < workload.policy.minimum_improvement:
         least = workload.policy.minimum_improvement
-        return make(stay, f"stays: {names} would be only {gain:.1f} points better, a move is worth it from {least:g}")
+        why = f"stays: {names} would be only {gain:.1f} points better, a move is worth it from {least:g}"
+        return make(stay, why, points_alone=True)
     if (until := _cooled(workload)) > snapshot.now:
         return make(stay, f"stays: {names} would be {gain:.1f} points better, but {_moved(workload)}", again=until)
     if _spent(snapshot, workload):
@@ -201,6 +216,13 @@ def _improve(
     if costs.earned_back is not None and costs.earned_back > EARNED_BACK_HOURS:
         return make(stay, f"stays: {names} would be {gain:.1f} points better, but {costs.text}")
     return make(best, f"{names} is {gain:.1f} points better; {costs.text}", migrates=True)
+
+
+def _plain(workload: WorkloadInfo) -> bool:
+    """Whether nothing but points and room decides where its replicas go, among the sites that pass the filters."""
+    policy, bounded = workload.policy, any(t.name == "availability" and t.hard for t in workload.targets)
+    divided = workload.mode != "Everywhere" and workload.replicas > 0 and not policy.spread and not workload.weights
+    return divided and not bounded and not workload.tolerations and not workload.traffic and policy.failback != "Never"
 
 
 def may_move(snapshot: Snapshot, workload: WorkloadInfo) -> bool:

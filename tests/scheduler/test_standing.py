@@ -1,0 +1,113 @@
+"""A site that comes or goes and concerns nobody by what a firm decision says changes neither that decision nor what is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from metaos.resources.snapshot import ClusterInfo, Snapshot, Taint, WorkloadInfo
+from metaos.scheduler.explain import placement_status, tells
+from metaos.scheduler.framework import Plan, decide
+from metaos.scheduler.scores import SCORES, Score
+from metaos.scheduler.standing import firm, standing_alone
+from tests.scheduler.worlds import NOW, residency, site, workload, workloads, world
+
+HERE = [f"s{number:02}" for number in range(27)] + ["a", "b", "c"]
+LOST = {"ready": False, "taints": (Taint("meta-os.eu/unreachable", "", "NoSchedule", NOW - 5),)}
+BACK = {"ready": True, "taints": (), "unschedulable": False, "deleting": False}
+standings = st.sampled_from([LOST, BACK, {"unschedulable": True}, {"ready": False}, {"deleting": True}])
+
+
+@st.composite
+def many(draw: st.DrawFn) -> dict[str, ClusterInfo]:
+    """Thirty sites: some alike, some full, some lost, some under another law."""
+    carbons = draw(st.lists(st.sampled_from([20.0, 100.0, 103.0, 200.0, 400.0]), min_size=len(HERE), max_size=len(HERE)))
+    odd: dict[int, dict[str, Any]] = draw(
+        st.dictionaries(
+            st.integers(0, len(HERE) - 1),
+            st.sampled_from([LOST, {"pods": 0}, {"cpu": 150}, {"cpu_hour": 0.001}, {"jurisdictions": frozenset({"US"})}]),
+            max_size=8,
+        )
+    )
+    return {name: site(name, **({"carbon": c} | odd.get(n, {}))) for n, (name, c) in enumerate(zip(HERE, carbons, strict=True))}
+
+
+@st.composite
+def simple(draw: st.DrawFn) -> WorkloadInfo:
+    kind = draw(st.sampled_from(["Deployment", "Job", "StatefulSet"]))
+    return workload(
+        kind,
+        replicas=draw(st.integers(1, 3)),
+        cpu=draw(st.sampled_from([100, 2000])),
+        current=draw(st.sampled_from([{}, {"s03": 1}, {"s03": 1, "s07": 1}, {"a": 2}])),
+        targets=draw(st.sampled_from([(), (residency("EU"),)])),
+        settled=kind == "Job",
+    )
+
+
+def _said(plan: Plan) -> str:
+    return re.sub(r"\d+(\.\d+)?", "0", plan.reason)
+
+
+@given(many(), simple() | workloads(), st.lists(st.tuples(st.sampled_from(HERE), standings), min_size=1, max_size=6))
+def test_who_is_not_concerned_would_decide_and_tell_the_same(
+    there: dict[str, ClusterInfo], what: WorkloadInfo, steps: list[tuple[str, dict[str, Any]]]
+) -> None:
+    first = decide(Snapshot(NOW, tuple(there.values())), what)
+    assert firm(what, first, placement_status(first)) is None or dict(first.clusters) == what.current
+    what = dataclasses.replace(what, current=dict(first.clusters))
+    before = decide(Snapshot(NOW, tuple(there.values())), what)
+    status = placement_status(before)
+    sure = firm(what, before, status)
+    assume(sure is not None)
+    assert sure is not None
+    for name, stands in steps:
+        changed = dataclasses.replace(there[name], **stands)
+        assert standing_alone(there[name], changed)
+        if sure.concerned(changed, NOW):
+            return
+        there = there | {name: changed}
+        after = decide(Snapshot(NOW, tuple(there.values())), what)
+        assert (after.clusters, _said(after)) == (before.clusters, _said(before))
+        assert tells(status, after)
+
+
+def test_a_site_that_nobody_thinks_of_concerns_nobody() -> None:
+    sites = [site(f"s{number:02}", carbon=100.0 + 10 * number) for number in range(30)]
+    what = workload(current={"s00": 1})
+    plan = decide(world(*sites), what)
+    sure = firm(what, plan, placement_status(plan))
+    assert sure is not None
+    worst, best, chosen = (dataclasses.replace(sites[number], **LOST) for number in (29, 1, 0))
+    assert not sure.concerned(worst, NOW) and sure.concerned(best, NOW) and sure.concerned(chosen, NOW)
+    assert not sure.concerned(sites[29], NOW), "it is back, and is as bad as it was"
+    assert sure.concerned(dataclasses.replace(sites[29], carbon=1.0), NOW)
+
+
+def test_what_looks_at_more_than_points_is_firm_nowhere() -> None:
+    sites = [site(f"s{number:02}") for number in range(30)]
+    here = {"s00": 1}
+    for what in (
+        workload("DaemonSet", current={s.name: 1 for s in sites}),
+        workload(replicas=0, current={"s00": 0}),
+        workload(tolerations=({"key": "k", "operator": "Exists"},), current=here),
+        workload(cpu=9000, current=here),
+    ):
+        plan = decide(world(*sites), what)
+        assert firm(what, plan, placement_status(plan)) is None
+    usual = workload(current=here)
+    plan = decide(world(*sites), usual)
+    assert firm(usual, plan, placement_status(plan)) is not None
+    strange = Score("mine", "%", lambda w, c: 1.0, 0.0, 1.0, "", True)
+    assert firm(usual, plan, placement_status(plan), scores=(*SCORES, strange)) is None
+    few = decide(world(*sites[:10]), usual)
+    assert firm(usual, few, placement_status(few)) is None
+
+
+def test_other_facts_are_more_than_standing() -> None:
+    assert standing_alone(site("a"), site("a", **LOST)) and standing_alone(site("a"), site("a"))
+    assert not standing_alone(site("a"), site("a", carbon=1.0))
