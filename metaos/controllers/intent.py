@@ -42,9 +42,15 @@ class IntentReconciler:
         self._workloads = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
         #: The sites as decisions see them, in the order of their names. Bounded by the sites.
         self._sites: dict[str, ClusterInfo] = {}
+        #: Those that changed since intents were last looked at for that.
+        self._changed: set[str] = set()
+        #: Of intents that hold: the sites that they are measured at. Any other intent is held against all sites. Bounded by the
+        #: intents.
+        self._measured_at: dict[ObjectRef, frozenset[str]] = {}
 
     def site_changed(self, site: str, info: ClusterInfo | None) -> None:
         """``None``: it is gone."""
+        self._changed.add(site)
         if info is None:
             self._sites.pop(site, None)
             return
@@ -55,26 +61,33 @@ class IntentReconciler:
 
     async def reconcile(self, about: ObjectRef) -> Result:
         if about == SITES:
-            for each in self._intents.list():
-                self._manager.enqueue(NAME, ref(each))
+            changed, self._changed = self._changed, set()
+            for each in map(ref, self._intents.list()):
+                if not changed.isdisjoint(self._measured_at.get(each, changed)):
+                    self._manager.enqueue(NAME, each)
             return DONE
+        self._measured_at.pop(about, None)
         intent = self._intents.get(about.name, about.namespace)
         if intent is None or deleting(intent):
             return DONE
         clusters = self._sites
         found: list[tuple[WorkloadInfo, list[ClusterInfo]]] = []
+        at: set[str] = set()
         places: dict[ObjectRef, list[ClusterInfo]] = {}
         order = list(self._workloads)
         for obj in sorted(concerned(intent, self._workloads), key=lambda o: (order.index(o["kind"]), name(o))):
             if placeable(obj):
                 placement = self._placements.get(placement_name(ref(obj)), about.namespace)
                 places[ref(obj)] = [clusters[s] for s in decided(placement) if s in clusters]
+                at.update(decided(placement))
                 if concerns(intent, obj):
                     rules = concerning(self._intents, obj)
                     found.append((self._info(obj, decided(placement), rules), places[ref(obj)]))
         before = intent.get("status") or {}
         edges = judge_traffic(intent, places, clusters)
         status = evaluate(intent, found, list(clusters.values()), self._clock.now(), edges)
+        if status["fulfilment"] == "Fulfilled" and not edges:
+            self._measured_at[about] = frozenset(at)
         if status == before:
             return DONE
         await self._client.update(intent | {"status": status}, subresource="status")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from metaos.controllers import intent as controller
 from metaos.controllers import placement
+from metaos.network import intents
 from metaos.resources import scheme
 from tests.controllers.continuum import cluster, deployment, events, intent, running, until
 from tests.fake_client import FakeClient
@@ -49,6 +52,32 @@ async def test_a_site_that_gets_slower_changes_it_and_since() -> None:
         client.seed(cluster("a", latencies=[{"region": "x", "milliseconds": 90}]))
         await until(clock, lambda: status(client).get("fulfilment") == "Degraded")
         assert status(client)["since"] > since
+
+
+async def test_an_intent_that_holds_is_looked_at_again_for_its_own_sites_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+
+    def evaluate(*arguments: Any, **more: Any) -> dict[str, Any]:
+        looked.append(arguments[0]["metadata"]["name"])
+        return intents.evaluate(*arguments, **more)
+
+    monkeypatch.setattr(controller, "evaluate", evaluate)
+    far = [{"region": "x", "milliseconds": 90}]
+    objects = cluster("a", latencies=NEAR), cluster("b", latencies=far), intent(latency(40)), deployment()
+    async with running(placement.setup, controller.setup, objects=objects) as (client, clock):
+        await until(clock, lambda: status(client).get("fulfilment") == "Fulfilled")
+        await clock.advance(1)
+        looked.clear()
+        client.seed(cluster("b", latencies=far, electricity={"carbonIntensity": 1}))
+        await clock.advance(1)
+        assert looked == [], "it is not there"
+        client.seed(cluster("a", latencies=far))
+        await until(clock, lambda: status(client).get("fulfilment") != "Fulfilled")
+        await clock.advance(1)
+        looked.clear()
+        client.seed(cluster("b", latencies=NEAR))
+        await until(clock, lambda: looked)
+        await until(clock, lambda: status(client).get("fulfilment") == "Fulfilled")
 
 
 async def test_a_settled_status_is_not_written_again() -> None:
