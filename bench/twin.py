@@ -118,7 +118,8 @@ def measure(sites: int, workloads: int, hours: float) -> None:
         nonlocal last
         if share - last >= 0.1:
             last = share
-            print(f"    {share:.0%} {text} after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+            took, processor = time.monotonic() - began, time.process_time()
+            print(f"    {share:.0%} {text} after {took:.0f} s, {processor:.0f} s of a core", file=sys.stderr, flush=True)
 
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

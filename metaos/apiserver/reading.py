@@ -279,7 +279,8 @@ class Reading:
                 yield _bookmark(kind, now, initial=True)
         if begun is not None:
             begun()
-        async with contextlib.aclosing(self.cache.changes(resource, after, where, _node(kind, where, fields))) as changes:
+        news = self.cache.changes(resource, after, where, _node(kind, where, fields), bookmarks)
+        async with contextlib.aclosing(news) as changes:
             async for change in changes:
                 if isinstance(change, int):
                     if bookmarks:

@@ -44,15 +44,24 @@ class CarbonReconciler:
         self._client, self._clock, self._source = client, clock, source
         self._clusters = manager.informer(scheme.CLUSTER)
         self._speed = 1.0
+        #: What a replay's figures of a site follow from, as they were last worked out. Bounded by the sites.
+        self._basis: dict[str, tuple[float, float, dict[str, Any]]] = {}
 
     async def reconcile(self, about: ObjectRef) -> Result:
         cluster = self._clusters.get(about.name)
         if cluster is None or deleting(cluster):
+            self._basis.pop(about.name, None)
             return DONE
         electricity = (cluster.get("spec") or {}).get("electricity") or {}
         zone = str(electricity.get("zone") or "")
         await self._fetch(zone)
-        now = self._clock.now()
+        now, step = self._clock.now(), HOUR_SECONDS / (self._speed or 1.0)
+        again = Result(requeue_after=min(MOST_SECONDS, max(LEAST_SECONDS, min(step / 2, step - now % step))))
+        old = (cluster.get("status") or {}).get("carbon") or {}
+        basis = now // step, self._speed, electricity
+        if old and self._basis.get(about.name) == basis:
+            # What a replay says changes with the step alone.
+            return again
         series = self._source.intensity(zone, now)
         says = self._source.says(zone, now) if isinstance(self._source, FeedCarbonSource) else self._source.describe()
         found: dict[str, Any] = {"source": says, "step": "Fresh"}
@@ -62,7 +71,7 @@ class CarbonReconciler:
                 found["error"] = round(error, 4)
         if series is not None:
             # One that stands still goes on by the hour.
-            found["hourSeconds"] = HOUR_SECONDS / (self._speed or 1.0)
+            found["hourSeconds"] = step
             found |= {"intensity": series[0], "forecast": [round(v, 2) for v in series[:FORECAST_HOURS]]}
         elif electricity.get("carbonIntensity") is not None:
             # A zone that the source does not know: what the site states itself, and saying so.
@@ -73,8 +82,6 @@ class CarbonReconciler:
         else:
             found = {"source": "not known: the site file names no electricity zone and no carbonIntensity", "step": "Unknown"}
         found["basis"] = self._source.basis if isinstance(self._source, FeedCarbonSource) and series is not None else LOCATION
-        old = (cluster.get("status") or {}).get("carbon") or {}
-        step = HOUR_SECONDS / (self._speed or 1.0)
         # Without how old it is: that changes all the time.
         said = found["source"].partition(",")[0].partition(" (")[0]
         now_and_who = _rounded(found.get("intensity")), f"{said} ({found['basis']})"
@@ -85,7 +92,9 @@ class CarbonReconciler:
             # What is not known any more goes: a merge would keep it.
             patch = {"status": {"carbon": dict.fromkeys(old) | found | {"time": format_time(now)}}}
             await self._client.patch(scheme.CLUSTER, about.name, "", patch, type=PatchType.MERGE, subresource="status")
-        return Result(requeue_after=min(MOST_SECONDS, max(LEAST_SECONDS, min(step / 2, step - now % step))))
+        if isinstance(self._source, TraceCarbonSource):
+            self._basis[about.name] = basis
+        return again
 
     def _missed(self, zone: str, electricity: dict[str, Any]) -> Callable[[float], float | None]:
         """What held while the hub was away: a replay knows, and so does a site that states one figure for all time."""
@@ -121,6 +130,7 @@ class CarbonReconciler:
             log.error("ConfigMap %s/%s: %s; the replay goes on as before", SYSTEM_NAMESPACE, REPLAY, error)
             return
         self._speed = speed
+        self._basis.clear()
 
 
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:

@@ -524,11 +524,17 @@ class Play:
         world = self.world
         power = emitted = 0.0
         busy = ready = total = 0
+        now, clean = world.clock.now(), dict[tuple[str, float], float]()
         for site in world.sites.values():
             figures = self._figures.get(site.name) or self._figures_of(site)
             used = 0.0 if self._stopped.get(site.name) and not figures[1] else figures[0]
             power += used
-            emitted += grams(used, self.intensity(site), 3600.0)
+            electricity = (site.obj.get("spec") or {}).get("electricity") or {}
+            where = str(electricity.get("zone") or ""), float(electricity.get("carbonIntensity") or 0.0)
+            if where not in clean:
+                # Many sites are in one zone.
+                clean[where] = self.intensity(site, now)
+            emitted += grams(used, clean[where], 3600.0)
             total += figures[1]
             ready += figures[2]
             busy += not site.line.cut

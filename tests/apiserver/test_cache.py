@@ -91,6 +91,26 @@ async def test_bookmarks_come_to_those_who_wait(cache: WatchCache) -> None:
     await changes.aclose()
 
 
+async def test_who_asked_for_no_bookmarks_is_not_bothered(cache: WatchCache) -> None:
+    quiet = cache.changes("pods", cache.revision, "a", bookmarks=False)
+    told = cache.changes("pods", cache.revision, "a")
+    waiting, other = (asyncio.ensure_future(take(changes)) for changes in (quiet, told))
+    await asyncio.sleep(0)
+    for _ in range(3):
+        await put(cache, "pods/b/0") if cache.get("pods/b/0") is None else None
+        cache.tick()
+        assert await other == cache.revision
+        other = asyncio.ensure_future(take(told))
+        await asyncio.sleep(0)
+    held = cache.resource("pods")
+    assert not waiting.done() and len(held.waiters["a"]) == 2 and len(held.ticked) == 1
+    wanted = await put(cache, "pods/a/0")
+    assert (await waiting).revision == (await other).revision == wanted
+    await quiet.aclose()
+    await told.aclose()
+    assert not held.waiters and not held.ticked
+
+
 async def test_who_takes_too_slowly_is_told(cache: WatchCache) -> None:
     changes = cache.changes("pods", cache.revision, "a")
     first = await put(cache, "pods/a/first")

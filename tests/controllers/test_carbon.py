@@ -1,13 +1,14 @@
 """The carbon controller over a real server that answers as a carbon API does, and stops to."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
 from aiohttp import web
 
 from metaos import fetching
+from metaos.accounting.carbon import TraceCarbonSource
 from metaos.accounting.feeds import FeedCarbonSource
 from metaos.controllers.carbon import CarbonReconciler
 from metaos.reconcile.manager import Manager
@@ -19,6 +20,43 @@ from tests.controllers.continuum import cluster
 from tests.fake_client import FakeClient
 
 SITE = ObjectRef(scheme.CLUSTER.group, "Cluster", "", "a")
+
+
+async def test_a_replay_is_worked_out_once_an_hour_and_when_it_is_moved() -> None:
+    clock = FakeClock()
+    client = FakeClient(clock)
+    client.seed(cluster("a", electricity={"zone": "DE"}))
+    manager = Manager(client, clock, Random(1))
+    asked = 0
+
+    class Counting(TraceCarbonSource):
+        def intensity(self, zone: str, now: float) -> Sequence[float] | None:
+            nonlocal asked
+            asked += 1
+            return super().intensity(zone, now)
+
+    start = clock.now() // 3600 * 3600
+    rows = "\n".join(["hour_utc,DE", *(f"2022-01-01T{hour:02}:00:00Z,{100 + hour}" for hour in range(24))])
+    reconciler = CarbonReconciler(manager, client, clock, Counting(rows, start_time=start, name="t"))
+    await manager.start()
+    await clock.settle()
+
+    async def look() -> Any:
+        await reconciler.reconcile(SITE)
+        await clock.settle()
+        return (client.find(scheme.CLUSTER, "a", "") or {})["status"]["carbon"]["intensity"]
+
+    assert [await look() for _ in range(5)] == [100.0] * 5 and asked == 1
+    await clock.advance(3600)
+    assert [await look() for _ in range(3)] == [101.0] * 3 and asked == 2
+    reconciler.move({"data": {"startHour": "7", "speed": "1"}})
+    assert await look() == 107.0
+    client.seed(cluster("a", electricity={"zone": "DE", "carbonIntensity": 5}))
+    await clock.settle()
+    before = asked
+    await look()
+    assert asked > before, "its status is gone"
+    await manager.stop()
 
 
 async def served(behave: Any) -> tuple[web.AppRunner, str]:
