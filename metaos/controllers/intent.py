@@ -86,7 +86,7 @@ class IntentReconciler:
         before = intent.get("status") or {}
         edges = judge_traffic(intent, places, clusters)
         status = evaluate(intent, found, list(clusters.values()), self._clock.now(), edges)
-        if status["fulfilment"] == "Fulfilled" and not edges:
+        if status["fulfilment"] == "Fulfilled" and not edges and not any(workload.traffic for workload, _ in found):
             self._measured_at[about] = frozenset(at)
         if status == before:
             return DONE
