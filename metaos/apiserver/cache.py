@@ -198,6 +198,8 @@ class Change:
 
 
 _revision = attrgetter("revision")
+#: No character comes after this one.
+_LAST = chr(0x10FFFF)
 #: Before the name of a node among the topics of watchers; no namespace begins so.
 NODE = "@"
 
@@ -405,10 +407,15 @@ class WatchCache:
     def get(self, key: str) -> Version | None:
         return self.resource(key.partition("/")[0]).objects.get(key)
 
-    def range(self, resource: str, namespace: str = "", *, after: str = "") -> Iterator[Version]:
-        """In key order: of one namespace or of all, after key ``after``. To be consumed before anything is awaited."""
+    def range(self, resource: str, namespace: str = "", *, after: str = "", stem: str = "") -> Iterator[Version]:
+        """In key order: of one namespace or of all, after key ``after``. ``stem``: of one namespace, or of a kind that has none,
+        those whose names begin so. To be consumed before anything is awaited."""
         held = self.resource(resource)
         start, end = self._bounds(held, resource, namespace, after)
+        if stem:
+            first = f"{resource}/{namespace}/{stem}"
+            start = bisect_left(held.keys, first, lo=start, hi=end)
+            end = bisect_left(held.keys, first + _LAST, lo=start, hi=end)
         return map(held.objects.__getitem__, held.keys[start:end])
 
     def count(self, resource: str, namespace: str = "", *, after: str = "") -> int:

@@ -51,12 +51,12 @@ class Share:
 
     def pods_of(self, where: str, stem: str) -> int:
         """How many of the member's Pods in a namespace have names that begin so."""
-        pods = self._cache.range(scheme.POD.resource, where)
-        return sum(v.name.startswith(stem) and v.field_values()["spec.nodeName"] == self._member for v in pods)
+        pods = self._cache.range(scheme.POD.resource, where, stem=stem)
+        return sum(v.field_values()["spec.nodeName"] == self._member for v in pods)
 
     def requests(self) -> int:
         """How many requests for certificates the member has at the hub."""
-        who, prefix = CLUSTER_USER_PREFIX + self._member, f"{self._member}-"
-        found = self._cache.range(scheme.CERTIFICATE_SIGNING_REQUEST.resource)
+        who = CLUSTER_USER_PREFIX + self._member
+        found = self._cache.range(scheme.CERTIFICATE_SIGNING_REQUEST.resource, stem=f"{self._member}-")
         # Names of others may begin so, too: of site-1 where this is site.
-        return sum(v.name.startswith(prefix) and v.object()["spec"].get("username") == who for v in found)
+        return sum(v.object()["spec"].get("username") == who for v in found)

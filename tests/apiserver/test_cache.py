@@ -91,6 +91,16 @@ async def test_bookmarks_come_to_those_who_wait(cache: WatchCache) -> None:
     await changes.aclose()
 
 
+async def test_names_that_begin_alike_are_found_among_all(cache: WatchCache) -> None:
+    names = ["web", "web-1", "web-2", "web.x", "wea", "we", "wf", "web-\U0010fffe", "x"]
+    for name in names:
+        await put(cache, f"pods/a/{name}")
+        await put(cache, f"pods/b/{name}")
+    for stem in ("web", "web-", "w", "x", "y", ""):
+        found = [version.name for version in cache.range("pods", "a", stem=stem)]
+        assert found == sorted(name for name in names if name.startswith(stem)), stem
+
+
 async def test_who_asked_for_no_bookmarks_is_not_bothered(cache: WatchCache) -> None:
     quiet = cache.changes("pods", cache.revision, "a", bookmarks=False)
     told = cache.changes("pods", cache.revision, "a")
