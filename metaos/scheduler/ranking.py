@@ -201,9 +201,8 @@ class Ranking:
 
     def scored(self, chosen: Collection[str]) -> Sequence[Scored]:
         """What was chosen first, then the others by their totals."""
-        wanted = {row for site in chosen if (row := self.world.row_of.get(site)) is not None}
-        first = [row for row in self._rows if row in wanted] if wanted else []
-        rows = first + [row for row in self._rows if row not in wanted] if first else self._rows
+        first = [self.world.row_of[site.name] for site in self.feasible.among(chosen)]
+        rows = first + self.feasible.without(chosen).rows if first else self._rows
         return Lazily(len(rows), lambda at: self._score(rows[at]))
 
     def _score(self, row: int) -> Scored:
