@@ -67,9 +67,7 @@ def _arrange(
     return max(choices, key=lambda c: (c.complete, sum(c.clusters.values()), c.satisfies), default=Choice({}, False))
 
 
-def _in_order(
-    kept: Sequence[ClusterInfo], feasible: Sequence[ClusterInfo], totals: Mapping[str, float]
-) -> Sequence[ClusterInfo]:
+def _in_order(kept: Sequence[ClusterInfo], feasible: Sequence[ClusterInfo], totals: Mapping[str, float]) -> Sequence[ClusterInfo]:
     first = _ranked(kept, totals)
     if isinstance(feasible, Ranked):
         return feasible.after(first)

@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from metaos.resources.affinity import SpreadTerm
 from metaos.resources.snapshot import ClusterInfo, Snapshot, Taint, WorkloadInfo
 from metaos.scheduler.explain import placement_status, tells
 from metaos.scheduler.framework import Plan, decide
@@ -96,6 +97,7 @@ def test_what_looks_at_more_than_points_is_firm_nowhere() -> None:
         workload(replicas=0, current={"s00": 0}),
         workload(tolerations=({"key": "k", "operator": "Exists"},), current=here),
         workload(cpu=9000, current=here),
+        workload(spread=(SpreadTerm("k", 1, False),), current=here),
     ):
         plan = decide(world(*sites), what)
         assert firm(what, plan, placement_status(plan)) is None
