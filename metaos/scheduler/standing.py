@@ -28,6 +28,7 @@ class Firm:
     workload: WorkloadInfo
     sites: frozenset[str]
     points: float
+    filters: Sequence[tuple[str, Filter]]
     counting: Sequence[tuple[Score, float]]
 
     def concerned(self, site: ClusterInfo, now: float) -> bool:
@@ -37,7 +38,7 @@ class Firm:
         if not site.ready or evaluate(self.workload, site, self.counting)[0] < self.points - _LITTLE:
             return False
         alone = Snapshot(now, (site,))
-        return all(judge(alone, self.workload, site) is None for _, judge in FILTERS)
+        return all(judge(alone, self.workload, site) is None for _, judge in self.filters)
 
 
 def standing_alone(old: ClusterInfo, new: ClusterInfo) -> bool:
@@ -64,8 +65,8 @@ def firm(
         return None
     if plan.rests_on is None or not many or not all(site in plan.totals for site in others):
         return None
-    if tuple(filters) != FILTERS or not set(scores) <= set(SCORES):
+    if not (set(filters) <= set(FILTERS) and set(scores) <= set(SCORES)):
         return None
     named = plan.rests_on | told | rejected | workload.current.keys()
     points = min(min(plan.totals[site] for site in plan.rests_on), min(plan.totals[site] for site in others) + WORTH_TELLING)
-    return Firm(workload, frozenset(named), points, weighted(workload, scores))
+    return Firm(workload, frozenset(named), points, filters, weighted(workload, scores))
