@@ -1,0 +1,125 @@
+"""A cluster's API server that throttles, is away, or refuses: what is said of it, and that nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from metaos.clock import SystemClock
+from metaos.members.claim import Membership, claim, release
+from metaos.members.kubeconfig import Access
+from metaos.resources import scheme
+from tests.agent.hub import until
+from tests.apiserver.serving import served
+from tests.members.conftest import Applying, start
+
+
+class Gate:
+    """A proxy in front of a real API server, which answers for it on bad days. ``asked``: times of what was refused."""
+
+    def __init__(self, upstream: str, session: aiohttp.ClientSession) -> None:
+        self._upstream, self._session = upstream, session
+        self.throttling = 0
+        self.away = False
+        self.asked: list[float] = []
+        self._clock = SystemClock()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        if self.away:
+            assert request.transport is not None
+            request.transport.abort()
+            raise ConnectionResetError
+        if request.method == "PATCH" and self.throttling:
+            self.throttling -= 1
+            self.asked.append(self._clock.monotonic())
+            # As API Priority and Fairness answers: plain text, and when to come again.
+            return web.Response(status=429, headers={"Retry-After": "1"}, text="Too many requests, please try again later.")
+        headers = {k: v for k, v in request.headers.items() if k in ("Accept", "Content-Type")}
+        async with self._session.request(
+            request.method, self._upstream + request.path_qs, data=await request.read(), headers=headers
+        ) as answer:
+            response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
+            await response.prepare(request)
+            async for chunk in answer.content.iter_any():
+                await response.write(chunk)
+            return response
+
+
+@pytest.fixture
+async def behind(tmp_path: Path) -> AsyncIterator[tuple[Applying, Gate]]:
+    async with (
+        served(tmp_path, SystemClock()) as hub,
+        aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=hub.context("admin", "system:masters")), timeout=aiohttp.ClientTimeout()
+        ) as session,
+    ):
+        gate = Gate(hub.url, session)
+        app = web.Application()
+        app.router.add_route("*", "/{rest:.*}", gate.handle)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        found, task = await start(Access(f"http://127.0.0.1:{port}"), tmp_path, "shop", "m-1", real=False)
+        try:
+            yield found, gate
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await found.client.close()
+            await runner.cleanup()
+
+
+async def test_a_server_that_asks_for_a_pause_gets_it_from_all_and_nothing_is_lost(behind: tuple[Applying, Gate]) -> None:
+    applying, gate = behind
+    gate.throttling = 3
+    applying.give(*(applying.work(f"w{n}", applying.config(f"c{n}", k="v")) for n in range(12)))
+    await until(lambda: any(applying.condition(f"w{n}")["reason"] == "Throttled" for n in range(12)))
+    await applying.applied(*(f"w{n}" for n in range(12)))
+    assert len((await applying.client.list(scheme.CONFIG_MAP, "shop")).items) == 12
+    assert gate.throttling == 0 and len(gate.asked) == 3
+
+
+async def test_what_changed_while_the_server_was_away_is_applied_when_it_is_back(behind: tuple[Applying, Gate]) -> None:
+    applying, gate = behind
+    applying.give(applying.work("a", applying.config("one", k="v")))
+    await applying.applied("a")
+    gate.away = True
+    await applying.member.look()
+    assert "cannot reach the cluster's API server" in applying.member.problem and not applying.applier.held
+    applying.give(applying.work("a", applying.config("one", k="w"), generation=2), applying.work("b", applying.config("two")))
+    assert "cannot reach" in await applying.refused("b", "Unreachable")
+    gate.away = False
+    await applying.member.look()
+    assert applying.member.problem == ""
+    await applying.applied("a", "b")
+    await applying.shows(scheme.CONFIG_MAP, "one", "data", value={"k": "w"})
+
+
+async def test_a_cluster_is_one_memberships_until_it_is_given_up(tmp_path: Path) -> None:
+    async with served(tmp_path, SystemClock()) as hub:
+        client = hub.client()
+        first, second = Membership("1", "madrid", "https://one"), Membership("2", "mine", "https://two")
+        assert await claim(client, first) == await claim(client, first) == ""
+        said = await claim(client, second)
+        assert "https://one" in said and "'madrid'" in said and "kubectl delete configmap nemo-member -n nemo-system" in said
+        await release(client, second)
+        assert await claim(client, second) == said, "only its own is given up"
+        await release(client, first)
+        assert await claim(client, second) == ""
+        await client.close()
+
+
+async def test_a_held_applier_does_nothing_and_says_why(applying: Applying) -> None:
+    applying.applier.hold("this cluster is another's")
+    applying.give(applying.work("a", applying.config("one")))
+    assert await applying.refused("a", "NotClaimed") == f"ConfigMap {applying.namespace}/one: this cluster is another's"
+    assert await applying.get(scheme.CONFIG_MAP, "one") is None
+    applying.applier.begin()
+    await applying.applied("a")
