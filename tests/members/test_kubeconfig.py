@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import ssl
 import sys
 from pathlib import Path
 from random import Random
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from aiohttp import web
 
 from metaos.clock import SystemClock
 from metaos.members.credentials import ExecPlugin, Oidc, TokenFile, token_end
@@ -19,6 +21,7 @@ from metaos.members.kubeconfig import Access, KubeconfigError, in_cluster, read
 from metaos.members.member import Member, read_access
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import format_time
+from metaos.security.identity import Authority
 from tests.apiserver.serving import served
 from tests.clock import FakeClock
 
@@ -186,3 +189,57 @@ async def test_credentials_that_ended_are_told_as_that_and_new_ones_taken_up(tmp
         await member.look()
         assert member.problem == "" and member.version.startswith("v1.")
         await member.client.close()
+
+
+async def test_an_oidc_token_is_renewed_with_what_the_provider_gave_last(tmp_path: Path) -> None:
+    """A provider over TLS whose refresh tokens are good once, as RFC 9700 wants them."""
+    clock = SystemClock()
+    authority = Authority.create(Random(2), clock.now())
+    pair = authority.issue_server(("127.0.0.1",), clock.now())
+    (tmp_path / "server.pem").write_bytes(pair.certificate + pair.key)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "server.pem")
+    good, given = {"first"}, 0
+
+    async def token(request: web.Request) -> web.Response:
+        nonlocal given
+        form = await request.post()
+        if form.get("refresh_token") not in good or form.get("client_id") != "kubernetes":
+            return web.json_response({"error": "invalid_grant"}, status=400)
+        given += 1
+        good.clear()
+        good.add(f"next-{given}")
+        return web.json_response({"id_token": jwt(clock.now() + 1000), "refresh_token": f"next-{given}"})
+
+    async def configuration(request: web.Request) -> web.Response:
+        return web.json_response({"issuer": url, "token_endpoint": f"{url}/token"})
+
+    app = web.Application()
+    app.router.add_post("/realm/token", token)
+    app.router.add_get("/realm/.well-known/openid-configuration", configuration)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+    url = f"https://127.0.0.1:{runner.addresses[0][1]}/realm"
+    stated = {
+        "idp-issuer-url": url,
+        "client-id": "kubernetes",
+        "refresh-token": "first",
+        "id-token": jwt(clock.now() - 5),
+        "idp-certificate-authority-data": base64.b64encode(authority.pair.certificate).decode(),
+    }
+    try:
+        found = Oidc(stated, tmp_path / "kept", clock, Random(1))
+        assert token_end(await found.token()) > clock.now() + 900 and given == 1
+        await found.token()
+        assert given == 1
+        again = Oidc(stated, tmp_path / "kept", clock, Random(1))
+        again.refused()
+        await again.token()
+        assert given == 2, "the second run goes on with what the first was given"
+        good.clear()
+        again.refused()
+        with pytest.raises(ApiError, match="invalid_grant"):
+            await again.token()
+    finally:
+        await runner.cleanup()
