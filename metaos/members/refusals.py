@@ -29,7 +29,8 @@ def refusal_of(error: ApiError) -> Refusal:
     if "admission webhook" in error.message or "failed calling webhook" in error.message:
         return Refusal("RefusedByWebhook", said)
     if error.code in (400, 413, 415) or error.code == 422:
-        remedy = "; such a field is set once and for all: delete and apply it anew" if "immutable" in error.message else ""
+        fixed = "immutable" in error.message or "updates to statefulset spec" in error.message
+        remedy = "; such a field is set once and for all: delete and apply it anew" if fixed else ""
         return Refusal("Invalid", said + remedy, INVALID_SECONDS)
     match error.code:
         case 401:

@@ -143,7 +143,7 @@ async def access(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 @pytest.fixture
 async def applying(access: Access, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Applying]:
     run = f"{SystemRandom().getrandbits(32):08x}"
-    real = "kubernetes" in request.node.name
+    real = request.node.callspec.params["access"] == "kubernetes"
     found, task = await start(access, tmp_path, f"members-{run}", f"m-{run}", real=real)
     try:
         yield found
