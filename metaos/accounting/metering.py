@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+#: How long a period of metering takes, where a site's owner says nothing else.
+PERIOD_SECONDS = 300
 IDLE_RULES = ("reserved", "used", "present")
 DEFAULT_IDLE_RULE = "reserved"
 #: Watts per core where a site states no power model: averages over the processors in the Cloud Carbon Footprint's coefficients

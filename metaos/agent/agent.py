@@ -22,6 +22,7 @@ from metaos.agent.consumption import Consumption
 from metaos.agent.contact import Contact
 from metaos.agent.deadlines import Deadlines
 from metaos.agent.energy import NoMeter
+from metaos.agent.entry import REFUSED, REMOVED, UNUSABLE, AgentConfig, enter, first_failure, lock
 from metaos.agent.events import SiteEvents
 from metaos.agent.flows import Counts
 from metaos.agent.join import JoinError
@@ -30,7 +31,7 @@ from metaos.agent.mirror import PodMirrors
 from metaos.agent.network import ServiceNetwork
 from metaos.agent.presence import Presence, Removed
 from metaos.agent.report import WorkReports, local
-from metaos.agent.site import AgentConfig, Attached, Pods, enter, lock, make_meter, make_runtime, read_site
+from metaos.agent.site import Attached, Pods, make_meter, make_runtime, read_site
 from metaos.agent.supervisor import Supervisor
 from metaos.agent.sync import WorkFiles, Works
 from metaos.agent.usages import Usages
@@ -43,9 +44,6 @@ from metaos.resources.scheme import WORKLOADS
 
 log = logging.getLogger(__name__)
 
-#: Exit codes. ``REMOVED``: the hub has removed this site; ``REFUSED``: it cannot join; ``UNUSABLE``: this machine, its data
-#: directory or the site file cannot be used.
-REMOVED, REFUSED, UNUSABLE = 3, 4, 5
 #: Changes at this site within this time are handled together.
 COALESCE_SECONDS = 0.05
 #: How long a removed site waits for its pods to end.
@@ -244,14 +242,6 @@ class Agent:
 
 
 _WORKLOAD_KINDS = {kind.kind for kind in WORKLOADS}
-
-
-async def first_failure(tasks: list[asyncio.Task[Any]]) -> None:
-    """None of these returns; raise what the first one raised."""
-    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
-        task.result()
-    raise RuntimeError("a part of the agent ended by itself")
 
 
 async def run_agent(config: AgentConfig) -> int:

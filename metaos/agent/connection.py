@@ -11,10 +11,10 @@ from random import Random  # noqa: TID251  (the type of the seeded source that i
 from typing import Any, Protocol
 
 from metaos.agent.contact import Contact
+from metaos.agent.entry import AgentConfig
 from metaos.agent.join import Identity, Membership
 from metaos.agent.remote import Remote, SiteAccess
 from metaos.agent.rotation import Rotation
-from metaos.agent.site import AgentConfig
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.http import HttpClient

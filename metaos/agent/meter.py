@@ -22,11 +22,10 @@ from itertools import pairwise
 from typing import Any
 
 from metaos.accounting.booking import MAX_PERIOD_SECONDS, MAX_PODS, POD_FIGURES
-from metaos.accounting.metering import DEFAULT_IDLE_RULE, PodUse, apportion, attribute, integrated
+from metaos.accounting.metering import DEFAULT_IDLE_RULE, PERIOD_SECONDS, PodUse, apportion, attribute, integrated
 from metaos.agent.cache import Cache
 from metaos.agent.energy import Energy
 
-PERIOD_SECONDS = 300
 MAX_WAITING = 4032
 MAX_BYTES = 32 * 1024 * 1024
 #: Of those that are handed out at once: so many pods in all, or one period.

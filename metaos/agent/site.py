@@ -1,48 +1,29 @@
-"""What an agent starts from: its settings, its site file, its data directory, its membership and its runtime."""
+"""What an agent that runs pods starts from: its site file, its runtime and its meter."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 from typing import Any, Protocol
 
 from metaos.accounting.metering import DEFAULT_IDLE_RULE
 from metaos.agent.cache import Cache
-from metaos.agent.contact import Contact
 from metaos.agent.energy import detect
 from metaos.agent.inventory import capacity, measure
-from metaos.agent.join import Identity, JoinError, Membership, identity_process, register
-from metaos.agent.meter import PERIOD_SECONDS, Meter
+from metaos.agent.join import identity_process
+from metaos.agent.meter import Meter
 from metaos.agent.network import ServiceNetwork
 from metaos.agent.remote import PodAccess
 from metaos.clock import Clock
-from metaos.http import HttpClient
 from metaos.plugins.points import PodConfig, Runtime
-from metaos.resources.errors import ApiError
-from metaos.resources.meta import Obj, ObjectRef, name
+from metaos.resources.meta import Obj, ObjectRef
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class AgentConfig:
-    """What ``nemo agent`` was asked to do."""
-
-    hub: str
-    data: Path
-    site_file: Path
-    token_file: Path | None = None
-    heartbeat_seconds: float = 10.0
-    metering_seconds: int = PERIOD_SECONDS
 
 
 class Pods(PodAccess, Protocol):
@@ -95,32 +76,6 @@ class Attached:
         await self._runtime.stop_pod(uid)
 
 
-async def enter(config: AgentConfig, site: Obj, clock: Clock, random: Random) -> Identity:
-    """This site's identity, joining first where it has none; waits for a hub that is away. Raises ``JoinError``."""
-    membership = Membership(config.hub, config.data / "identity", name(site), clock, random)
-    contact = Contact(clock, random)
-    registered = config.data / "registered"
-    failures = 0
-    while True:
-        try:
-            identity = await membership.join(config.token_file)
-            if not registered.exists():
-                client = HttpClient(config.hub, context=identity.context(), clock=clock, random=random)
-                try:
-                    await register(client, site)
-                finally:
-                    await client.close()
-                registered.touch(mode=0o600)
-                log.info("site %s is a member of %s", name(site), config.hub)
-            return identity
-        except ApiError as error:
-            if error.code < 500 and error.code not in (404, 409, 429):
-                raise JoinError(f"site {name(site)!r} cannot join {config.hub}: {error.message}") from error
-            failures += 1
-            contact.missed(error)
-            await contact.pause(failures)
-
-
 @dataclass(frozen=True, slots=True)
 class Plugins:
     """Where they are (``module:Class``): a site's runtime, and the meters that are tried, by name."""
@@ -133,17 +88,6 @@ async def read_site(path: Path) -> tuple[Obj, Plugins]:
     """The site file, and the plugins that it needs. Raises ``JoinError`` saying what is wrong."""
     found = json.loads(await identity_process("site", str(path)))
     return found["site"], Plugins(found["runtime"], found["meters"])
-
-
-def lock(data: Path, stack: ExitStack) -> None:
-    """One agent per data directory. Raises ``JoinError``."""
-    file = stack.enter_context((data / "lock").open("w"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise
-        raise JoinError(f"another agent uses {data}: end it first, or choose another --data directory") from error
 
 
 def make_runtime(site: Obj, plugin: str, data: Path, clock: Clock) -> Runtime:

@@ -214,7 +214,7 @@ def agent(
       nemo join-token edge-1 > token
       nemo agent --hub https://hub:6443 --token-file token --data ./edge-1 --site examples/sites/edge-paris.yaml
     """
-    from metaos.agent.site import AgentConfig
+    from metaos.agent.entry import AgentConfig
     from metaos.config import allow_files, forbid_core_files, set_up_logging
 
     if runtime != "kubernetes" and (kubeconfig or context):

@@ -19,15 +19,14 @@ from random import Random, SystemRandom  # noqa: TID251  (a composition root)
 from typing import Any
 
 from metaos import __version__
-from metaos.agent.agent import REFUSED, REMOVED, UNUSABLE, first_failure
 from metaos.agent.connection import Connect, HubConnection
 from metaos.agent.contact import Contact, Follower
+from metaos.agent.entry import REFUSED, REMOVED, UNUSABLE, AgentConfig, enter, first_failure, lock
 from metaos.agent.events import SiteEvents
 from metaos.agent.join import Identity, JoinError, identity_process
 from metaos.agent.mirror import PodMirrors
 from metaos.agent.presence import Presence, Removed
 from metaos.agent.report import WorkReports
-from metaos.agent.site import AgentConfig, enter, lock
 from metaos.agent.sync import WorkFiles, Works
 from metaos.clock import Clock, SystemClock
 from metaos.config import DataVersionError, open_data

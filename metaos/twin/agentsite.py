@@ -15,10 +15,11 @@ from metaos.agent import inventory
 from metaos.agent.agent import Agent, Record
 from metaos.agent.cache import Cache
 from metaos.agent.energy import Modelled
+from metaos.agent.entry import AgentConfig
 from metaos.agent.meter import Meter
 from metaos.agent.network import ServiceNetwork
 from metaos.agent.presence import Removed
-from metaos.agent.site import AgentConfig, Pods
+from metaos.agent.site import Pods
 from metaos.agent.supervisor import Supervisor
 from metaos.agent.sync import WorkFiles
 from metaos.client import Client

@@ -15,10 +15,10 @@ import pytest
 from metaos.agent import contact, mirror, presence, turns
 from metaos.agent.agent import Agent
 from metaos.agent.connection import HubConnection
+from metaos.agent.entry import AgentConfig, enter
 from metaos.agent.mirror import LOCAL_UID
 from metaos.agent.presence import Removed
 from metaos.agent.rotation import Rotation
-from metaos.agent.site import AgentConfig, enter
 from metaos.clock import SystemClock
 from metaos.resources import errors, scheme
 from metaos.resources.meta import DRAINING, Obj

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -368,3 +370,10 @@ def test_a_rollout_that_waits_for_other_sites_is_said_as_kubernetes_takes_it(kin
     obj = {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "x"}, "spec": spec}
     assert prepared(obj, "m", "w")["spec"][field]["rollingUpdate"]["maxUnavailable"] == 1
     assert spec[field]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+def test_the_agent_of_a_cluster_imports_nothing_that_runs_pods_or_reads_yaml() -> None:
+    code = "import metaos.members.agent, sys; print(*sys.modules)"
+    found = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    heavy = {"yaml", "sqlite3", "cryptography", "aiohttp", "orjson", "numpy", "h2"}
+    assert found & (heavy | {"metaos.agent.supervisor", "metaos.agent.network", "metaos.agent.meter"}) == set()

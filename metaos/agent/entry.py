@@ -1,0 +1,87 @@
+"""What every agent begins with, whatever it is the agent of: its settings, its data directory and its membership.
+
+Small, so that the agent of a Kubernetes cluster imports nothing of what runs pods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
+from typing import Any
+
+from metaos.accounting.metering import PERIOD_SECONDS
+from metaos.agent.contact import Contact
+from metaos.agent.join import Identity, JoinError, Membership, register
+from metaos.clock import Clock
+from metaos.http import HttpClient
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import Obj, name
+
+log = logging.getLogger(__name__)
+
+#: Exit codes. ``REMOVED``: the hub has removed this site; ``REFUSED``: it cannot join; ``UNUSABLE``: this machine, its data
+#: directory or the site file cannot be used.
+REMOVED, REFUSED, UNUSABLE = 3, 4, 5
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """What ``nemo agent`` was asked to do."""
+
+    hub: str
+    data: Path
+    site_file: Path
+    token_file: Path | None = None
+    heartbeat_seconds: float = 10.0
+    metering_seconds: int = PERIOD_SECONDS
+
+
+async def enter(config: AgentConfig, site: Obj, clock: Clock, random: Random) -> Identity:
+    """This site's identity, joining first where it has none; waits for a hub that is away. Raises ``JoinError``."""
+    membership = Membership(config.hub, config.data / "identity", name(site), clock, random)
+    contact = Contact(clock, random)
+    registered = config.data / "registered"
+    failures = 0
+    while True:
+        try:
+            identity = await membership.join(config.token_file)
+            if not registered.exists():
+                client = HttpClient(config.hub, context=identity.context(), clock=clock, random=random)
+                try:
+                    await register(client, site)
+                finally:
+                    await client.close()
+                registered.touch(mode=0o600)
+                log.info("site %s is a member of %s", name(site), config.hub)
+            return identity
+        except ApiError as error:
+            if error.code < 500 and error.code not in (404, 409, 429):
+                raise JoinError(f"site {name(site)!r} cannot join {config.hub}: {error.message}") from error
+            failures += 1
+            contact.missed(error)
+            await contact.pause(failures)
+
+
+def lock(data: Path, stack: ExitStack) -> None:
+    """One agent per data directory. Raises ``JoinError``."""
+    file = stack.enter_context((data / "lock").open("w"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        raise JoinError(f"another agent uses {data}: end it first, or choose another --data directory") from error
+
+
+async def first_failure(tasks: list[asyncio.Task[Any]]) -> None:
+    """None of these returns; raise what the first one raised."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+    raise RuntimeError("a part of the agent ended by itself")
