@@ -21,6 +21,7 @@ from tests.differential.peers import kubeconfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
 NODE = "nemo-test-node"
+TAINT = {"key": "nemo-test", "value": "members", "effect": "NoSchedule"}
 SITE = {
     "apiVersion": "meta-os.eu/v1alpha1",
     "kind": "Cluster",
@@ -53,7 +54,9 @@ class Cluster:
         """Makes a node where there is none, and keeps it and its pods ready."""
         if self.get("nodes")["items"]:
             return
-        self.kubectl("create", "-f", "-", text=json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}))
+        # For the pods of this test alone: others may use the cluster at the same time.
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}, "spec": {"taints": [TAINT]}}
+        self.kubectl("create", "-f", "-", text=json.dumps(node))
         self._thread = threading.Thread(target=self._report)
         self._thread.start()
 
@@ -192,6 +195,7 @@ spec:
     metadata: {{labels: {{app: web}}}}
     spec:
       terminationGracePeriodSeconds: 1
+      tolerations: [{{key: nemo-test, operator: Exists}}]
       containers:
       - name: web
         image: docker.io/library/busybox:latest
