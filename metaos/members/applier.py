@@ -54,6 +54,8 @@ COALESCE_SECONDS = 0.01
 CORRECT_SECONDS = 0.5
 #: After so long without a change by others an object counts as quiet again.
 QUIET_SECONDS = 180.0
+#: A custom resource whose definition is on its way is tried again so soon.
+KIND_SECONDS = 0.5
 #: What waits for something else at the cluster is looked at so often, if no event comes before.
 WAIT_SECONDS = 5.0
 
@@ -392,7 +394,8 @@ class Applier:
         if kind is None:
             text = f"the cluster ({self._member.version}) serves no kind {each.kind} in {wanted.manifest['apiVersion']}"
             self._set(each, wanted, "KindUnknown", f"{text}: it waits for its CustomResourceDefinition")
-            self._turns.add(each, INVALID_SECONDS)
+            # A server lists a kind a moment after it has said that the definition is established.
+            self._turns.add(each, KIND_SECONDS if self._is_coming(each) else INVALID_SECONDS)
             return
         if kind.namespaced and not each.namespace:
             self._set(each, wanted, "Invalid", f"metadata.namespace must be set, as {each.kind} is namespaced")
@@ -423,6 +426,14 @@ class Applier:
             await self._apply(each, wanted, kind, action, found_uid)
         if self._wanted.get(each) is wanted:
             self._set(each, wanted)
+
+    def _is_coming(self, each: ObjectRef) -> bool:
+        """Whether a Work has the definition of its kind."""
+        for wanted in self._wanted.values():
+            spec = wanted.manifest.get("spec") or {}
+            if wanted.manifest.get("kind") == "CustomResourceDefinition" and spec.get("group") == each.group:
+                return True
+        return False
 
     async def _apply(self, each: ObjectRef, wanted: Wanted, kind: Kind, action: Action, found_uid: str) -> None:
         before = self._live.get(each)
