@@ -62,6 +62,7 @@ class Cluster:
 
     def end(self) -> None:
         self.kubectl("delete", "namespace", NAMESPACE, "nemo-system", "--ignore-not-found", "--wait=false")
+        self.kubectl("delete", "crd", "gadgets.members.example.com", "--ignore-not-found")
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
