@@ -12,7 +12,8 @@ import yaml
 
 from metaos.apiserver.schema import Node, node_of
 from metaos.resources import scheme
-from metaos.resources.meta import Obj, annotations
+from metaos.resources.meta import Obj, annotations, controller_of
+from metaos.resources.workload import REPLICA_SET_NOT_RUN
 from metaos.scheduler.slack import LEAST, SUSPENDABLE, WAITING
 
 #: Kinds that users write. What agents and controllers report is not warned about.
@@ -51,7 +52,12 @@ class UnsupportedFields:
             return obj, ()
         if kind is scheme.POD and spec.get("nodeName"):
             return obj, ()  # A mirror of what runs already.
-        return obj, [*_found(node_of(kind), written, "", table()), *_unheard(obj)]
+        return obj, [*_found(node_of(kind), written, "", table()), *_unheard(obj), *_not_run(obj)]
+
+
+def _not_run(obj: Obj) -> Iterator[str]:
+    if obj.get("kind") == "ReplicaSet" and controller_of(obj) is None:
+        yield REPLICA_SET_NOT_RUN
 
 
 def _unheard(obj: Obj) -> Iterator[str]:

@@ -23,6 +23,7 @@ from metaos.resources.meta import (
     Obj,
     ObjectRef,
     annotations,
+    condition,
     controller_of,
     deleting,
     generation,
@@ -32,14 +33,17 @@ from metaos.resources.meta import (
     owner_reference,
     ref,
     uid,
+    with_condition,
 )
-from metaos.resources.workload import pod_template, replicas, template_hash
+from metaos.resources.workload import REPLICA_SET_NOT_RUN, pod_template, replicas, template_hash
 
 NAME = "revisions"
 DEPLOYMENT_HASH, REVISION_HASH = "pod-template-hash", "controller.kubernetes.io/hash"
 DEFAULT_LIMIT = 10
 #: Counts in a Deployment's status change often while it rolls out; its records follow at this pace.
 COUNT_SECONDS = 0.5
+#: The condition of a ReplicaSet of a user's own.
+NOT_RUN = "ReplicaFailure"
 #: Annotations of a Deployment that its records do not get.
 _NOT_COPIED = (LAST_APPLIED, REVISION)
 
@@ -150,18 +154,21 @@ def _difference(old: dict[str, str], new: dict[str, str]) -> dict[str, str | Non
 
 
 class RevisionsReconciler:
-    """Keys are Deployments, StatefulSets and DaemonSets."""
+    """Keys are Deployments, StatefulSets and DaemonSets, and ReplicaSets that belong to none."""
 
     name = NAME
 
-    def __init__(self, manager: Manager, client: Client) -> None:
-        self._client = client
+    def __init__(self, manager: Manager, client: Client, clock: Clock) -> None:
+        self._client, self._clock = client, clock
         self._objects = {k.kind: manager.informer(k) for k in KINDS}
         self._records = {k.kind: manager.informer(k) for k in (scheme.REPLICA_SET, scheme.CONTROLLER_REVISION)}
         for informer in self._records.values():
             informer.add_index("controller", lambda r: [str((controller_of(r) or {}).get("uid") or "")])
 
     async def reconcile(self, about: ObjectRef) -> Result:
+        if about.kind == "ReplicaSet":
+            await self._alone(self._records["ReplicaSet"].get(about.name, about.namespace))
+            return DONE
         workload = self._objects[about.kind].get(about.name, about.namespace)
         if workload is None or deleting(workload):
             return DONE
@@ -177,6 +184,14 @@ class RevisionsReconciler:
             patch = {"metadata": {"uid": uid(workload), "annotations": {REVISION: str(wanted.revision)}}}
             await self._client.patch(scheme.DEPLOYMENT, about.name, about.namespace, patch)
         return DONE
+
+    async def _alone(self, found: Obj | None) -> None:
+        """A ReplicaSet that no Deployment made is nobody's record, and is not run: it says so."""
+        if found is None or deleting(found) or controller_of(found) is not None or condition(found, NOT_RUN) is not None:
+            return
+        conditions = with_condition((), NOT_RUN, "True", "NotRun", REPLICA_SET_NOT_RUN, self._clock.now())
+        status = {"replicas": 0, "observedGeneration": generation(found), "conditions": conditions}
+        await self._client.update(found | {"status": status}, subresource="status")
 
     async def _write(self, held: Obj | None, record: Obj) -> None:
         kind = scheme.kind_of(record)
@@ -221,7 +236,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
             return []
         return [ObjectRef(group, str(owner["kind"]), namespace(obj), str(owner.get("name")))]
 
-    manager.add(RevisionsReconciler(manager, client), [])
+    manager.add(RevisionsReconciler(manager, client, clock), [])
 
     def on_workload(old: Obj | None, new: Obj | None) -> None:
         if new is None or namespace(new).startswith(("nemo-cluster-", SYSTEM_NAMESPACE)):
@@ -236,6 +251,8 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         if new is None and old is not None:
             for about in of_record(old):
                 manager.enqueue(NAME, about)
+        elif new is not None and new.get("kind") == "ReplicaSet" and controller_of(new) is None:
+            manager.enqueue(NAME, ref(new))
 
     for kind in KINDS:
         manager.informer(kind).on_change(on_workload)

@@ -12,6 +12,8 @@ from metaos.resources import devices, quantity
 from metaos.resources.meta import Obj, ObjectRef, label_selector, namespace
 
 DEFAULT_GRACE_SECONDS = 30.0
+#: What is said of a ReplicaSet that no Deployment made.
+REPLICA_SET_NOT_RUN = "ReplicaSets are the history of Deployments and are not run by themselves: make a Deployment of it"
 #: How Kubernetes writes "no template": what is not a workload has none.
 _NESTED = {
     "Deployment": ("spec", "template"),

@@ -240,3 +240,12 @@ def test_defaulting_is_idempotent_and_keeps_what_is_there(seed: int, obj: Obj) -
         return bool(outer == inner)
 
     assert contains(once, before)
+
+
+def test_a_replica_set_of_ones_own_is_said_not_to_run() -> None:
+    obj = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "r"}, "spec": {"replicas": 1}}
+    _, said = UnsupportedFields().admit("CREATE", obj, None)
+    assert any("make a Deployment of it" in text for text in said)
+    owner = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d", "uid": "u", "controller": True}
+    _, said = UnsupportedFields().admit("CREATE", {**obj, "metadata": {"name": "r", "ownerReferences": [owner]}}, None)
+    assert not said

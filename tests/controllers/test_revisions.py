@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from metaos.controllers import revisions as controller
 from metaos.controllers.revisions import hash_of, number, plan
 from metaos.resources import scheme
-from metaos.resources.meta import REVISION, Obj
+from metaos.resources.meta import REVISION, Obj, condition
 from metaos.resources.workload import template_hash
 from tests.controllers.continuum import deployment, running, until
 from tests.fake_client import FakeClient
@@ -116,3 +116,13 @@ async def test_it_follows_a_stateful_set() -> None:
         record = client.objects(scheme.CONTROLLER_REVISION)[0]
         assert record["data"]["spec"]["template"]["$patch"] == "replace"
         assert record["metadata"]["labels"]["app"] == "web"
+
+
+async def test_a_replica_set_of_ones_own_says_that_it_is_not_run() -> None:
+    own = {**scheme.REPLICA_SET.empty("own", "shop"), "spec": {"replicas": 2}}
+    async with running(controller.setup, objects=(own,)) as (client, clock):
+        found = await until(clock, lambda: condition(client.find(scheme.REPLICA_SET, "own", "shop") or {}, "ReplicaFailure"))
+        assert (found["status"], found["reason"]) == ("True", "NotRun") and "make a Deployment" in found["message"]
+        writes = len(client.calls)
+        await clock.advance(5)
+        assert len(client.calls) == writes
