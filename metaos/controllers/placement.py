@@ -372,6 +372,10 @@ class PlacementReconciler:
         if found.local_data:
             homes = ", ".join(sorted(dict(plan.clusters))) or "no site yet"
             conditions = with_condition(conditions, "DataPinned", "True", "LocalData", f"its data is on {homes}", now)
+        if found.policy.spread and found.mode == "Whole":
+            conditions = with_condition(conditions, SPREAD, "False", "OneSite", _WHOLE.format(found.ref.kind), now)
+        else:
+            conditions = [c for c in conditions if c["type"] != SPREAD]
         status = {
             **{k: v for k, v in old.items() if k in ("migration", "deferral")},
             "observedGeneration": generation(obj),
@@ -421,6 +425,9 @@ def _message(placement: Obj, plan: Plan) -> str:
     return said if confirmed or _FIGURES.sub("0", said) == _FIGURES.sub("0", plan.reason) else plan.reason
 
 
+#: Says that a policy's spread does not hold for a workload.
+SPREAD = "Spread"
+_WHOLE = "a {} goes to one site as a whole, and its policy's spread is not followed; division.mode: Divided has it divided"
 _FIGURES = re.compile(r"\d+(\.\d+)?")
 
 

@@ -362,3 +362,24 @@ async def test_work_follows_a_data_set_that_a_site_states_later() -> None:
         await until(clock, lambda: places(client) == {"b": 1})
         talks = (client.find(scheme.PLACEMENT, "deployment-web", "shop") or {})["status"]["traffic"]
         assert talks[0]["clusters"] == ["b"] and talks[0]["gigabytesPerDay"] == 0.0
+
+
+async def test_a_spread_that_does_not_hold_is_said() -> None:
+    """A StatefulSet goes to one site as a whole, unless its policy divides it."""
+    policy: Obj = {
+        "apiVersion": "meta-os.eu/v1alpha1",
+        "kind": "PlacementPolicy",
+        "metadata": {"name": "apart", "namespace": "shop"},
+        "spec": {"spread": [{"by": "site", "minGroups": 2}]},
+    }
+    kept = {**deployment("db", replicas=2), "kind": "StatefulSet"}
+    async with running(placement.setup, objects=(cluster("a"), cluster("b"), policy, kept)) as (client, clock):
+        await until(clock, lambda: sum(places(client, "statefulset-db").values()) == 2)
+
+        def said() -> Obj | None:
+            return condition(client.find(scheme.PLACEMENT, "statefulset-db", "shop") or {}, "Spread")
+
+        found = await until(clock, said)
+        assert (found["status"], found["reason"]) == ("False", "OneSite") and "division.mode: Divided" in found["message"]
+        client.seed({**policy, "spec": policy["spec"] | {"division": {"mode": "Divided"}}})
+        await until(clock, lambda: set(places(client, "statefulset-db")) == {"a", "b"} and said() is None)
