@@ -84,7 +84,8 @@ def _container(spec: Mapping[str, Any], facts: PodFacts, *, init: bool, idle: st
     if state is not None and state.running:
         found["state"] = {"running": {"startedAt": format_time(state.start_time)}}
         found["ready"], found["started"] = live.ready, live.started
-    elif live.waiting is not None:
+    elif live.waiting is not None and not (facts.phase and state is not None):
+        # What a pod that is over would have waited for comes no more: it shows how its containers ended.
         waiting = {"reason": live.waiting.reason}
         if live.waiting.message:
             waiting["message"] = live.waiting.message
