@@ -104,6 +104,11 @@ async def test_an_evicted_pod_says_so(tmp_path: Path) -> None:
         }
     ]
     assert mirrors._stands(("shop", "p")), "and that is all"
+    # Its site takes pods again: a failure of later is none of a drain's.
+    await client.patch(scheme.POD, "p", "shop", {"metadata": {"annotations": {meta.EVICTED: None}}})
+    mirrors._replace_all([await client.get(scheme.POD, "p", "shop")])
+    await mirrors._sync(("shop", "p"))
+    assert (await client.get(scheme.POD, "p", "shop"))["status"]["conditions"] == pod["status"]["conditions"]
 
 
 values = st.dictionaries(

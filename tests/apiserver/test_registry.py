@@ -240,13 +240,6 @@ async def test_scale(registry: Registry) -> None:
     assert held["spec"]["replicas"] == 2 and held["metadata"]["generation"] == 3
 
 
-async def test_eviction_marks_the_pod(registry: Registry) -> None:
-    await registry.create(ADMIN, pod("here", nodeName="edge"))
-    done = await registry.create_subresource(ADMIN, scheme.POD, "here", "default", "eviction", {})
-    assert done["status"] == "Success"
-    assert "meta-os.eu/evicted" in (await registry.get(ADMIN, scheme.POD, "here", "default"))["metadata"]["annotations"]
-
-
 async def test_dry_run_writes_nothing(registry: Registry) -> None:
     made = await registry.create(ADMIN, deployment(), dry_run=True)
     assert made["spec"]["replicas"] == 1
