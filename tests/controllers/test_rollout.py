@@ -87,7 +87,8 @@ class World:
         self.works: dict[str, Obj] = {}
         self.cut: set[str] = set()
 
-    def hub(self) -> None:
+    def hub(self, writes: int = 99) -> None:
+        """One step; it is killed after so many writes."""
         wanted = {}
         for name, share in self.shares.items():
             manifest = copy.deepcopy(self.obj)
@@ -100,6 +101,9 @@ class World:
             before = self.works.get(name)
             if before is not None and before["spec"] == made["spec"]:
                 continue
+            if not writes:
+                return
+            writes -= 1
             made["metadata"]["generation"] = 1 if before is None else before["metadata"]["generation"] + 1
             self.works[name] = made | ({"status": before["status"]} if before and "status" in before else {})
 
@@ -108,6 +112,8 @@ class World:
         site = self.sites[name]
         if what == "hub":
             self.hub()
+        elif what == "killed":
+            self.hub(which)
         elif what == "touch":
             self.touch()
         elif what == "tell" and name not in self.cut and name in self.works:

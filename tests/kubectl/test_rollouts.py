@@ -145,10 +145,10 @@ def test_a_taint_and_back(real: Real) -> None:
     assert "maintenance" not in real("get", "cluster", "edge-paris", "-o", "yaml")
 
 
-def spread(real: Real, name: str, replicas: int) -> None:
-    """A Deployment on both sites, that may miss one pod and have none too many."""
-    wanted = deployment(name, "exec sleep 3600", replicas)
-    wanted["spec"]["strategy"] = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+def spread(real: Real, name: str, replicas: int, strategy: dict[str, Any]) -> None:
+    """A Deployment on both sites."""
+    wanted = deployment(name, "exec sleep 3600", replicas, env=[{"name": "V", "value": "1"}])
+    wanted["spec"]["strategy"] = strategy
     policy = {
         "apiVersion": "meta-os.eu/v1alpha1",
         "kind": "PlacementPolicy",
@@ -167,7 +167,7 @@ def spread(real: Real, name: str, replicas: int) -> None:
 
 
 def test_what_may_be_missing_may_be_missing_of_all_sites_together(real: Real) -> None:
-    spread(real, "both", 4)
+    spread(real, "both", 4, {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}})
     seen: list[tuple[int, int]] = []
     real("set", "env", "deploy/both", "V=2")
     for _ in range(400):
@@ -185,6 +185,21 @@ def test_what_may_be_missing_may_be_missing_of_all_sites_together(real: Real) ->
     real("rollout", "undo", "deploy/both")
     real.rolled_out("deploy/both")
     real("delete", "deploy,placementpolicy", "both", "--wait=false")
+
+
+def test_recreate_mixes_no_revisions_over_sites(real: Real) -> None:
+    spread(real, "anew", 2, {"type": "Recreate"})
+    real("set", "env", "deploy/anew", "V=2")
+    seen: list[set[str]] = []
+    for _ in range(200):
+        pods = json.loads(real("get", "pods", "-l", "app=anew", "-o", "json"))["items"]
+        running = [p for p in pods if any("running" in c["state"] for c in p["status"].get("containerStatuses", ()))]
+        seen.append({p["spec"]["containers"][0]["env"][0]["value"] for p in running})
+        if seen[-1] == {"2"} and len(running) == 2:
+            break
+    assert {"2"} in seen and {"1", "2"} not in seen
+    real.rolled_out("deploy/anew")
+    real("delete", "deploy,placementpolicy", "anew", "--wait=false")
 
 
 def test_a_bad_image_of_a_daemon_set_stops_at_one_site(real: Real) -> None:
