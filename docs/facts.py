@@ -148,6 +148,7 @@ HANDED = {
     "intent": {"Intent"},
     "carbon": {"ConfigMap"},
     "accounting": {"Booking"},
+    "attestation": set(),
     "cronjob": {"Job"},
     "namespace": {"Namespace"},
     "garbage": set(),

@@ -140,6 +140,7 @@ class Hub:
         settings = Settings(
             decide=worker.decide,
             sign=lambda *request, **subject: pki.authority.sign_csr(*request, **subject),
+            roots=lambda: pki.bundle,
             carbon=carbon,
             price=_price_source(self.config, clock),
             get=fetching.get,

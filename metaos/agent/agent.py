@@ -228,6 +228,7 @@ class Agent:
             "images": [dict(image) for image in await self._runtime.images()],
             "agentConditions": inventory.condition_list([*self._runtime.conditions(), *self._machine.conditions()]),
             "certificate": self.connection.certificate(),
+            "attestation": self.connection.attestation(),
         }
 
     async def _farewell(self) -> None:

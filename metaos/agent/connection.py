@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 from typing import Any, Protocol
 
+from metaos.agent.attestation import Attestor
 from metaos.agent.contact import Contact
 from metaos.agent.entry import AgentConfig
 from metaos.agent.join import Identity, Membership
@@ -34,6 +35,10 @@ class Connection(Protocol):
 
     def certificate(self) -> dict[str, Any]:
         """The part of ``Cluster.status`` that says which certificate this site has."""
+        ...
+
+    def attestation(self) -> dict[str, Any]:
+        """The part of ``Cluster.status`` that shows what its software is; empty until there is a statement."""
         ...
 
     def renew(self) -> None:
@@ -69,15 +74,19 @@ class HubConnection:
         self._remote = Remote(config.hub, site, lambda: self._context, contact, clock, access)
         membership = Membership(config.hub, config.data / "identity", site, clock, random)
         self.rotation = Rotation(membership, identity, self._client, contact, clock, random, self._renewed)
+        self._attestor = Attestor(lambda: self.rotation.identity, clock)
 
     def parts(self) -> list[Coroutine[Any, Any, Any]]:
-        return [self._remote.run(), self.rotation.run()]
+        return [self._remote.run(), self.rotation.run(), self._attestor.run()]
 
     async def dial(self, header: dict[str, Any]) -> Stream:
         return await self._remote.dial(header)
 
     def certificate(self) -> dict[str, Any]:
         return self.rotation.status()
+
+    def attestation(self) -> dict[str, Any]:
+        return self._attestor.evidence
 
     def renew(self) -> None:
         self.rotation.ask()
@@ -87,6 +96,7 @@ class HubConnection:
 
     def _renewed(self, identity: Identity) -> None:
         """New connections show the new certificate; what is under way ends on the old one."""
+        self._attestor.renewed()
         self._context = identity.context()
         self._client.use(self._context)
         self._remote.redial()

@@ -2,9 +2,10 @@
 
 The agent stays small by not importing ``cryptography`` itself. ``request KEY_FILE NAME`` writes a new private key
 (0600, never shown) and prints a certificate signing request; ``describe`` reads certificates (PEM) on standard input and
-prints what the first says, as JSON; ``site FILE`` prints a site file, and where its plugins are, as JSON: the YAML
-parser and the search for entry points (5 MB together) stay out of the agent too. ``member FILE`` prints the site file of a
-Kubernetes cluster.
+prints what the first says, as JSON; ``measure`` prints the digest of the agent's software, ``attest NAME TIME`` a signed
+statement of it, with certificate and key as JSON on standard input; ``site FILE`` prints a site file, and where its plugins
+are, as JSON: the YAML parser and the search for entry points (5 MB together) stay out of the agent too. ``member FILE``
+prints the site file of a Kubernetes cluster.
 """
 
 from __future__ import annotations
@@ -62,6 +63,45 @@ def describe(pem: bytes) -> dict[str, float | str]:
     }
 
 
+def software() -> str:
+    """The digest of the agent's files as they lie on this machine: names and contents of all of the package, in order."""
+    import hashlib
+
+    root, found = Path(__file__).parent.parent, hashlib.sha256()
+    for file in sorted(root.rglob("*")):
+        if file.is_file() and "__pycache__" not in file.parts:
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            found.update(f"{file.relative_to(root).as_posix()} {content}\n".encode())
+    return f"sha256:{found.hexdigest()}"
+
+
+def attest(name: str, now: float, certificate: str, key: str) -> dict[str, str]:
+    """A statement about this machine's software, signed (ECDSA, SHA-256) with the site's key. See
+    ``metaos.security.attestation``."""
+    import base64
+    import platform
+
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from metaos import __version__
+
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        boot = ""
+    said = {"site": name, "time": now, "measurement": software(), "boot": boot, "agent": __version__}
+    said["python"] = platform.python_version()
+    statement = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    private = serialization.load_pem_private_key(key.encode(), None)
+    if not isinstance(private, ec.EllipticCurvePrivateKey):
+        raise ValueError("the site's key is no elliptic-curve key")
+    signature = base64.b64encode(private.sign(statement.encode(), ec.ECDSA(hashes.SHA256()))).decode()
+    # The first certificate is the site's own.
+    end = "-----END CERTIFICATE-----"
+    return {"statement": statement, "signature": signature, "certificate": certificate.partition(end)[0] + end + "\n"}
+
+
 def runtime_of(site: dict[str, Any]) -> str:
     """``module:Class`` of the runtime plugin that a site file names. Raises ``LookupError`` listing those installed."""
     from metaos.plugins import registry
@@ -101,6 +141,11 @@ def main(arguments: list[str]) -> int:
             sys.stdout.buffer.write(request(Path(key_file), name))
         case ["describe"]:
             json.dump(describe(sys.stdin.buffer.read()), sys.stdout)
+        case ["measure"]:
+            sys.stdout.write(f"{software()}\n")
+        case ["attest", name, now]:
+            said = json.load(sys.stdin)
+            json.dump(attest(name, float(now), said["certificate"], said["key"]), sys.stdout)
         case ["site" | "member" as what, path]:
             try:
                 from metaos.agent.sitefile import read_site
@@ -116,7 +161,8 @@ def main(arguments: list[str]) -> int:
                 return 1
         case _:
             sys.stderr.write(
-                "usage: python -m metaos.agent.identity request KEY_FILE NAME | describe | site FILE | member FILE\n"
+                "usage: python -m metaos.agent.identity request KEY_FILE NAME | describe | measure | attest NAME TIME | "
+                "site FILE | member FILE\n"
             )
             return 2
     return 0

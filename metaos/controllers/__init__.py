@@ -14,6 +14,7 @@ def all_setups() -> list[Setup]:
     """What a hub runs. Imported only there, when it starts."""
     from metaos.controllers import (
         accounting,
+        attestation,
         autoscaling,
         carbon,
         certificate,
@@ -62,5 +63,6 @@ def all_setups() -> list[Setup]:
         deferral,
         shifting,
         accounting,
+        attestation,
     )
     return [module.setup for module in modules]

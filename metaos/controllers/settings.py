@@ -22,6 +22,8 @@ class Settings:
     """Durations in seconds. ``sign`` is ``Authority.sign_csr`` of the authority that signs now."""
 
     sign: Callable[..., bytes]
+    #: The certificates of the authorities that are trusted, PEM.
+    roots: Callable[[], bytes] = bytes
     carbon: CarbonSource | None = None
     price: PriceSource | None = None
     #: Where decisions are made that take longer than the event loop may.

@@ -231,6 +231,7 @@ class KubernetesAgent:
             },
             "agentConditions": self._conditions(),
             "certificate": self.connection.certificate(),
+            "attestation": self.connection.attestation(),
         }
 
     def _conditions(self) -> list[dict[str, str]]:

@@ -44,8 +44,11 @@ MEASUREMENTS = {
     "availability": "probability that enough replicas are on sites that are up; sites of one region share causes of failure",
     "residency": "the site's jurisdictions",
     "trust": "the site's trust level",
+    "attestation": "the condition Attested of the site",
 }
 KNOWN = tuple(MEASUREMENTS)
+#: Targets whose values are names.
+_NAMED = ("residency", "trust", "attestation")
 
 
 #: Replicas that may be asked to be up: a probability is worked out for each number of them.
@@ -68,7 +71,7 @@ class Judged:
 def judge(target: Target, workload: WorkloadInfo, placed: Sequence[ClusterInfo], everywhere: Sequence[ClusterInfo]) -> Judged:
     """A target's fulfilment where the workload is placed now: its worst site counts."""
     missed = "NotFulfilled" if target.hard else "Degraded"
-    if target.name in ("residency", "trust"):
+    if target.name in _NAMED:
         where = sorted(c.name for c in placed if not holds_at(target, c, workload))
         good = bool(placed) and not where
         return Judged(target, "Fulfilled" if good else missed, ", ".join(where) or None, None, None)
@@ -137,7 +140,7 @@ def offers(workload: WorkloadInfo, clusters: Iterable[ClusterInfo]) -> list[Offe
     """For each site on which hard targets do not hold together: which, the nearest site first. Residency is the law and trust is
     not for sale: what breaks them is no offer. Availability is met by several sites, so it is no single site's."""
     hard = [t for t in workload.targets if t.hard and t.name != "availability"]
-    fixed = [t for t in hard if t.name in ("residency", "trust")]
+    fixed = [t for t in hard if t.name in _NAMED]
     found = []
     for cluster in clusters:
         usable = cluster.ready and not cluster.unschedulable and not cluster.deleting
@@ -266,7 +269,7 @@ def _message(found: Judged, workload: WorkloadInfo, placed: Sequence[ClusterInfo
     about = f"{workload.ref.kind.lower()}/{workload.ref.name}: {target.name}"
     if target.users_in:
         about += f" from users in {', '.join(target.users_in)}"
-    if target.name in ("residency", "trust"):
+    if target.name in _NAMED:
         return f"{about} must be {wanted_text(target)}; " + (
             f"it does not hold on {found.value}" if placed else "it is placed nowhere"
         )
@@ -360,7 +363,7 @@ def _target_causes(field: str, target: Mapping[str, Any], shared: Sequence[Mappi
 def _value_causes(target: Mapping[str, Any], wrong: Callable[[str, object, str], list[Cause]]) -> list[Cause]:
     name, condition = target.get("name"), target.get("condition", "IsLessThan")
     value, unit = target.get("value"), target.get("unit")
-    if name in ("residency", "trust"):
+    if name in _NAMED:
         return _names_causes(str(name), str(condition), value, wrong)
     if condition in WISHES:
         return [] if value is None else wrong("value", value, f"{condition} takes no value: leave it out, or give a bound")
@@ -380,7 +383,7 @@ def _value_causes(target: Mapping[str, Any], wrong: Callable[[str, object, str],
 
 
 def _names_causes(name: str, condition: str, value: Any, wrong: Callable[[str, object, str], list[Cause]]) -> list[Cause]:
-    example = "EU" if name == "residency" else "high"
+    example = {"residency": "EU", "trust": "high"}.get(name, "software")
     single = condition in ("IsEqualTo", "IsGreaterThanOrEqualTo")
     named = [value] if isinstance(value, str) else value
     if not isinstance(named, list) or not named or not all(isinstance(v, str) and v for v in named):
@@ -414,4 +417,5 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "availability": (*LOWER, "Maximize"),
     "residency": (*ANY_OF, *NONE_OF, *ALL_OF),
     "trust": (*ANY_OF, *NONE_OF, "IsGreaterThanOrEqualTo"),
+    "attestation": ANY_OF,
 }

@@ -312,6 +312,28 @@ class PriceSource(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether evidence is good, and why: ``reason`` for programs (CamelCase), ``message`` for people, with what was proved.
+    ``until``: when it is no longer, in seconds since the epoch."""
+
+    good: bool
+    reason: str
+    message: str
+    until: float | None = None
+
+
+class AttestationVerifier(Protocol):
+    """Judges what a site shows of its software or hardware. Entry-point group ``metaos.attestation``. Pure."""
+
+    def verify(
+        self, site: str, evidence: Mapping[str, Any], expected: Sequence[str], max_age: float, roots: bytes, now: float
+    ) -> Verdict:
+        """``evidence``: ``Cluster.status.attestation``, as the site sent it: anything. ``expected``: measurements of which one
+        has to be shown. ``max_age``: seconds. ``roots``: the certificates of the hub's authorities, PEM. Never raises."""
+        ...
+
+
 class Admission(Protocol):
     """An admission rule. Entry-point group ``metaos.admission``. Pure: may return a changed copy or raise ``ApiError``."""
 

@@ -165,4 +165,6 @@ def holds_at(target: Target, cluster: ClusterInfo, found: WorkloadInfo) -> bool:
         return lawful(target, cluster.jurisdictions)
     if target.name == "trust":
         return trusted(target, cluster.trust)
+    if target.name == "attestation":
+        return cluster.attested in target.values
     return meets(target, measure(target.name, cluster, found, target.users_in))

@@ -45,6 +45,7 @@ UNITS: dict[str, dict[str, float]] = {
     "availability": {"": 1.0, "%": 0.01},
     "residency": {"": 1.0},
     "trust": {"": 1.0},
+    "attestation": {"": 1.0},
 }
 
 
@@ -117,6 +118,8 @@ class ClusterInfo:
     zone: str = ""
     owner: str = ""
     trust: str = "medium"
+    #: The verifier that its evidence satisfies now; empty: none.
+    attested: str = ""
     jurisdictions: frozenset[str] = frozenset()
     cpu: int = 0
     memory: int = 0
@@ -431,6 +434,7 @@ def cluster_info(
         zone=str(electricity.get("zone") or ""),
         owner=str(spec.get("owner") or ""),
         trust=str(spec.get("trust") or "medium"),
+        attested=str(status.get("attested") or ""),
         jurisdictions=frozenset(spec.get("jurisdictions") or ()),
         cpu=quantity.milli(room.get("cpu", 0)),
         memory=quantity.whole(room.get("memory", 0)),

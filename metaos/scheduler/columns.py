@@ -97,6 +97,8 @@ def holds(target: Target, workload: WorkloadInfo, world: World) -> Bools:
         return lawful(target, world)
     if target.name == "trust":
         return trusted(target, world)
+    if target.name == "attestation":
+        return world.rows(lambda c: c.attested in target.values)
     return met(target, measured(target, workload, world))
 
 

@@ -113,7 +113,7 @@ def requirements(workload: WorkloadInfo, clusters: Sequence[ClusterInfo], now: f
     found = []
     for target in workload.targets:
         if target.name == "residency" or (target.hard and target.name != "availability"):
-            law = target.name in ("residency", "trust")
+            law = target.name in ("residency", "trust", "attestation")
             about = f" from users in {', '.join(target.users_in)}" if target.users_in else ""
             found.append(
                 Requirement(
@@ -342,5 +342,5 @@ def lines(conflict: Mapping[str, Any]) -> list[str]:
         found.append("what would do, the least first:")
         found += [f"  {n}. {w['cluster']}: {' and '.join(w['changes'])}" for n, w in enumerate(ways, start=1)]
     else:
-        found.append("no site could take it without giving up what is law, trust or where its data is")
+        found.append("no site could take it without giving up what is law, trust, attestation or where its data is")
     return found

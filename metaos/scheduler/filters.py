@@ -165,7 +165,7 @@ def haul_text(found: traffic.Haul) -> str:
 
 
 def bounds(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
-    """Hard targets of intents: latency, carbon, energy, cost and trust, on this site, each that does not hold. Availability
+    """Hard targets of intents on this site, each that does not hold: all but residency, which has its own filter. Availability
     is met by several sites together, so it is the solver's."""
     asked = [t for t in workload.targets if t.hard and t.name not in ("residency", "availability")]
     reasons = [reason for target in asked if (reason := broken_bound(target, workload, cluster))]
@@ -182,6 +182,8 @@ def broken_bound(target: Target, workload: WorkloadInfo, cluster: ClusterInfo) -
     wanted = f"must be {wanted_text(target)} (intent {target.intent!r})"
     if target.name == "trust":
         return f"trust {wanted}, and it is {cluster.trust}"
+    if target.name == "attestation":
+        return f"attestation {wanted}, and the site has {cluster.attested or 'none that holds'}"
     value, unit = measure(target.name, cluster, workload, target.users_in), base_unit(target.name)
     about = f" from users in {', '.join(target.users_in)}" if target.users_in else ""
     words = _WORDS.get(target.name, target.name)

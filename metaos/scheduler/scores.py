@@ -95,7 +95,7 @@ def _along(score: Score, target: Target) -> bool:
 
 
 def wishes(workload: WorkloadInfo) -> list[Target]:
-    """Preferred targets that no score measures by itself: ranges, trust, and bounds against a score's direction."""
+    """Preferred targets that no score measures by itself: ranges, trust, attestation, and bounds against a score's direction."""
     measured = {s.target: s for s in SCORES if s.target}
     return [
         t

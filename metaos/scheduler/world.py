@@ -322,6 +322,7 @@ def _fixed(cluster: ClusterInfo) -> tuple[object, ...]:
         cluster.deleting,
         cluster.taints,
         cluster.trust,
+        cluster.attested,
         cluster.labels,
         cluster.jurisdictions,
         cluster.latencies,

@@ -312,7 +312,7 @@ class Share(Container[str], Protocol):
 MAX_MIRRORS = 2000
 MAX_REQUESTS = 32
 #: What a Cluster's status says that is not the site's to say.
-_HUBS_STATUS = ("conditions", "carbon")
+_HUBS_STATUS = ("conditions", "carbon", "attested")
 
 
 def agent_write_problem(member: str, resource: str, obj: Obj | None, old: Obj | None, share: Share) -> str:
@@ -330,7 +330,9 @@ def agent_write_problem(member: str, resource: str, obj: Obj | None, old: Obj | 
     if resource == "clusters.meta-os.eu":
         said, before = ((each or {}).get("status") or {} for each in (obj, old))
         if obj is not None and any(said.get(key) != before.get(key) for key in _HUBS_STATUS):
-            return "conditions and carbon of a Cluster are the hub's; report agentConditions"
+            return "conditions, carbon and attested of a Cluster are the hub's; report agentConditions"
+        if obj is not None and old is None and (obj.get("spec") or {}).get("attestation") is not None:
+            return "spec.attestation says what others expect of a site: leave it out of the site file, an operator states it"
         return "" if name(held) == member else f"the agent of {member} may write no other Cluster"
     if resource == "usages.meta-os.eu":
         said, before = ((each or {}).get("status") or {} for each in (obj, old))

@@ -282,6 +282,9 @@ class Wire:
     def certificate(self) -> dict[str, Any]:
         return {}
 
+    def attestation(self) -> dict[str, Any]:
+        return {}
+
     def renew(self) -> None: ...
 
     async def close(self) -> None: ...

@@ -178,7 +178,7 @@ def test_the_distance_is_what_must_be_given_way(condition: str, value: float) ->
 @pytest.mark.parametrize("condition", ALL_CONDITIONS)
 def test_every_condition_is_decided_or_refused_with_a_remedy(name: str, condition: str) -> None:
     contexts = USERS if name == "latency" else []
-    names, number = {"residency": ["EU"], "trust": ["high"]}.get(name), 0.5
+    names, number = {"residency": ["EU"], "trust": ["high"], "attestation": ["software"]}.get(name), 0.5
     value: Any = names or ([0.1, 0.5] if "Range" in condition else number)
     if names and condition in ("IsEqualTo", "IsGreaterThanOrEqualTo"):
         value = names[0]
