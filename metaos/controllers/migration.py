@@ -4,6 +4,9 @@ Start → ready → switch → drain → stop: a leftover goes only when every c
 no longer used (the draining annotation), then, after the drain time, its Work is deleted. All state is in the objects, so
 the controller may crash at any line; how long something has drained is counted by the monotonic clock, and anew after a
 start. What stands on an unreachable site waits there: it may still serve somebody.
+
+What intents forbid and what was displaced waits for nothing: its Work is deleted at once, whatever becomes of availability.
+A site that cannot be reached is told when it is back.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +16,10 @@ from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.controllers.barred import Bar, Barred
 from metaos.controllers.concern import on_health, workload_of
-from metaos.controllers.facts import concerning, placement_name, ruling
-from metaos.controllers.fencing import stopped
+from metaos.controllers.facts import basis, concerned, concerning, placement_name, ruling
+from metaos.controllers.fencing import fencing, stopped
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.render import available, cluster_of, source_label, source_of
 from metaos.controllers.settings import Settings
@@ -29,12 +33,14 @@ from metaos.resources.meta import (
     Obj,
     ObjectRef,
     annotations,
+    cluster_namespace,
     deleting,
     format_time,
     is_true,
     labels,
     name,
     namespace,
+    ref,
     uid,
 )
 from metaos.resources.snapshot import concerns
@@ -52,18 +58,27 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A Work on a site that is not chosen any more. ``draining_since``: monotonic seconds, ``None`` before the switch."""
+    """A Work on a site that is not chosen any more. ``draining_since``: monotonic seconds, ``None`` before the switch.
+    ``barred``: it may not stay, see ``metaos.controllers.barred``. ``halted``: whether nothing of it runs there any more, of what
+    must not run twice; ``None`` for other work."""
 
     site: str
     reachable: bool
     draining_since: float | None
+    barred: bool = False
+    halted: bool | None = None
 
 
 def step(leftover: Leftover, chosen: Mapping[str, bool], drain_seconds: float, now: float) -> tuple[Step, float]:
     """The next step for a leftover and how long to wait for it. ``chosen``: site → whether it runs its share.
 
-    With no chosen site at all, nothing is ever taken down: good work is not deleted for want of a better place.
+    With no chosen site at all, only what is barred is taken down: good work is not deleted for want of a better place.
     """
+    if leftover.halted is not None:
+        # What must not run twice is stopped first, by the work controller: break before make, as its owner asked.
+        return (Step.STOP if leftover.halted and (chosen or leftover.barred) else Step.WAIT), 0.0
+    if leftover.barred:
+        return Step.STOP, 0.0
     if not chosen or not all(chosen.values()):
         return Step.WAIT, 0.0
     if not leftover.reachable:
@@ -91,6 +106,7 @@ class MigrationReconciler:
         #: Since when each Work is seen to drain. Bounded by the Works.
         self._draining: dict[str, float] = {}
         self._works.on_change(self._follow)
+        self._barred = Barred(manager)
 
     def _follow(self, old: Obj | None, new: Obj | None) -> None:
         if new is None or DRAINING not in annotations(new):
@@ -114,18 +130,19 @@ class MigrationReconciler:
         drain = self._drain(obj)
         now, waits, phase = self._clock.now(), [], "Starting"
         for site, found in sorted(leftovers.items()):
-            left = Leftover(site, self._ready(site), self._draining.get(uid(found)))
-            if "fencing" in found["spec"]:
-                # What must not run twice is stopped first, by the work controller: break before make, as its owner asked.
-                todo, wait = (Step.STOP if chosen and stopped(found) else Step.WAIT), 0.0
-            else:
-                todo, wait = step(left, healthy, drain, self._clock.monotonic())
+            barred = self._barred.why(obj, placement, site)
+            once = "fencing" in found["spec"] or (barred is not None and self._fenced(obj))
+            since = self._draining.get(uid(found))
+            left = Leftover(site, self._ready(site), since, barred is not None, stopped(found) if once else None)
+            todo, wait = step(left, healthy, drain, self._clock.monotonic())
             if todo is Step.SWITCH:
                 await self._switch(obj, found, site, sorted(chosen), now)
                 phase, wait = "Draining", drain
             elif todo is Step.STOP:
-                await self._stop(obj, found, site)
+                await self._stop(obj, found, site, barred)
                 phase = "Stopped"
+            elif barred is not None:
+                phase = "Stopping"
             elif left.draining_since is not None:
                 phase = "Draining"
             if wait:
@@ -136,6 +153,10 @@ class MigrationReconciler:
     def _ready(self, site: str) -> bool:
         cluster = self._clusters.get(site)
         return cluster is not None and is_true(cluster, "Ready")
+
+    def _fenced(self, obj: Obj) -> bool:
+        policies = [p for p in concerning(self._policies, obj) if concerns(p, obj)]
+        return fencing(obj, policies, self._settings.fencing_after) is not None
 
     def _drain(self, obj: Obj) -> float:
         for policy in concerning(self._policies, obj):
@@ -157,13 +178,13 @@ class MigrationReconciler:
         await self._client.patch(scheme.WORK, name(found), namespace(found), patch)
         await self._recorder.event(obj, "Switched", f"requests go to {', '.join(chosen)}; {site} drains")
 
-    async def _stop(self, obj: Obj, found: Obj, site: str) -> None:
+    async def _stop(self, obj: Obj, found: Obj, site: str, barred: Bar | None) -> None:
         try:
             await self._client.delete(scheme.WORK, name(found), namespace(found), uid=uid(found))
         except ApiError as error:
             if error.code != 404:
                 raise
-        await self._recorder.event(obj, "Stopped", f"stopped on {site}")
+        await self._recorder.event(obj, "Stopped", f"stopped on {site}" + (f": {barred.text}" if barred else ""))
 
     async def _phase(self, placement: Obj, phase: str | None, leaving: Sequence[str], chosen: set[str]) -> None:
         """``Placement.status.migration``: what is under way, or how the last one ended."""
@@ -186,8 +207,11 @@ class MigrationReconciler:
 
 
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
-    """Runs it: for workloads whose Placement or Works changed, and for all when a site comes or goes."""
+    """Runs it: for workloads whose Placement or Works changed, for all when a site comes or goes, and for whatever has a Work
+    where other laws hold now, or other intents."""
     kinds = {k.kind for k in scheme.WORKLOADS}
+    informers = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
+    works = manager.informer(scheme.WORK)
 
     def of_placement(obj: Obj) -> list[ObjectRef]:
         about = workload_of(obj)
@@ -199,3 +223,22 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
 
     manager.add(MigrationReconciler(manager, client, clock, settings), [(scheme.PLACEMENT, of_placement), (scheme.WORK, of_work)])
     on_health(manager, lambda about: manager.enqueue(NAME, about) if about.kind in kinds else None)
+
+    def on_intent(old: Obj | None, new: Obj | None) -> None:
+        if old is None or new is None or basis(old) != basis(new):
+            for rule in (old, new):
+                for obj in concerned(rule, informers) if rule is not None else ():
+                    manager.enqueue(NAME, ref(obj))
+
+    def on_law(old: Obj | None, new: Obj | None) -> None:
+        if old is not None and new is not None and _laws(old) != _laws(new):
+            for found in works.list(cluster_namespace(name(new))):
+                for about in of_work(found):
+                    manager.enqueue(NAME, about)
+
+    manager.informer(scheme.INTENT).on_change(on_intent)
+    manager.informer(scheme.CLUSTER).on_change(on_law)
+
+
+def _laws(cluster: Obj) -> list[str]:
+    return list((cluster.get("spec") or {}).get("jurisdictions") or ())

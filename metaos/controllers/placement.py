@@ -5,12 +5,13 @@ migration controllers carry the decision out.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.controllers.barred import Bar, Barred, displaced
 from metaos.controllers.concern import workload_of
 from metaos.controllers.facts import Facts, basis, concerned, decided, decides, finished, placeable, placement_name, takes_room
 from metaos.controllers.flows import Flows
@@ -32,6 +33,7 @@ from metaos.resources.meta import (
     format_time,
     generation,
     is_true,
+    name,
     namespace,
     owner_reference,
     parse_time,
@@ -91,6 +93,7 @@ class PlacementReconciler:
         # Sites that came or went since workloads were last looked at for that, in this order; ``None``: more has changed.
         self._stood: dict[str, None] | None = {}
         self._other_classes = False
+        self._barred = Barred(manager)
 
     async def reconcile(self, about: ObjectRef) -> Result:
         if about == SITES:
@@ -109,17 +112,21 @@ class PlacementReconciler:
                     self.take_account(ref(there))
         self._firm.pop(about, None)
         obj = self._workloads[about.kind].get(about.name, about.namespace)
+        placement = self._placements.get(placement_name(about), about.namespace)
         if obj is None or not placeable(obj):
             self._decided.pop(about, None)
             self._settle(about)
+            if obj is not None and placement is not None and takes_room(obj) and self._outlawed(obj, placement):
+                await self._remove(obj, placement)
             return DONE
-        placement = self._placements.get(placement_name(about), about.namespace)
         if placement is not None and not decides(placement, obj):
             # Of an earlier object of the same name: garbage collection takes it away.
             placement, self._decided[about] = None, {}
             self.take_account(about)
         if placement is not None and finished(obj):
             self._settle(about)
+            if sites := self._outlawed(obj, placement):
+                await self._forget(placement, sites)
             return DONE
         now, world = self._clock.now(), self._occupancy.sites(about)
         asked = replace(self._facts.workload(obj, placement, self._current(about, placement)), mix=self._occupancy.mix())
@@ -176,11 +183,37 @@ class PlacementReconciler:
         sites = None if stood is None or not self._firm else [self._occupancy.sites(SITES).site(site) for site in stood]
         for informer in self._workloads.values():
             for candidate in informer.list():
-                if placeable(candidate):
+                if placeable(candidate) or takes_room(candidate):
                     about = ref(candidate)
                     sure = self._firm.get(about)
                     if sites is None or sure is None or any(s is None or sure.concerned(s, now) for s in sites):
                         self._manager.enqueue(NAME, about)
+
+    # -- what is not decided again --------------------------------------------------------------------------
+
+    def _outlawed(self, obj: Obj, placement: Obj) -> set[str]:
+        """Sites that it was decided to be on, and where its intents do not allow it now."""
+        if not decides(placement, obj):
+            return set()
+        return {site for site in decided(placement) if self._barred.why(obj, placement, site) is Bar.RESIDENCY}
+
+    async def _forget(self, placement: Obj, sites: Set[str]) -> None:
+        """Of a Job that has ended nothing stays where it may not be: neither its manifest nor what it refers to."""
+        spec = placement["spec"]
+        left = [c for c in spec["clusters"] if c["name"] not in sites]
+        reason = f"it has ended, and {', '.join(sorted(sites))} must forget it: {Bar.RESIDENCY.text}"
+        stamped = spec | {"clusters": left, "reason": reason, "decidedTime": format_time(self._clock.now())}
+        await self._client.update(placement | {"spec": stamped})
+
+    async def _remove(self, obj: Obj, placement: Obj) -> None:
+        """A bare Pod is placed once, so where it may not be any more it is deleted, as by a taint NoExecute."""
+        sites = ", ".join(sorted(decided(placement)))
+        await self._recorder.event(obj, "Removed", f"from {sites}: {Bar.RESIDENCY.text}", warning=True)
+        try:
+            await self._client.delete(scheme.POD, name(obj), namespace(obj), uid=uid(obj))
+        except ApiError as error:
+            if error.code != 404:
+                raise
 
     # -- priority -------------------------------------------------------------------------------------------
 
@@ -208,7 +241,7 @@ class PlacementReconciler:
             self.take_account(about)
             raise
 
-    async def _leave(self, about: ObjectRef, displaced: Mapping[str, str]) -> None:
+    async def _leave(self, about: ObjectRef, claimed: Mapping[str, str]) -> None:
         obj = self._workloads[about.kind].get(about.name, about.namespace)
         self._firm.pop(about, None)
         if obj is None or not placeable(obj):
@@ -216,7 +249,7 @@ class PlacementReconciler:
         placement = self._placements.get(placement_name(about), about.namespace)
         now, world = self._clock.now(), self._occupancy.sites(about)
         there = self._facts.workload(obj, placement, self._current(about, placement))
-        found = replace(located(there, self._places, world.site, world.holding), displaced=displaced)
+        found = replace(located(there, self._places, world.site, world.holding), displaced=claimed)
         snapshot = Snapshot(now, world, self._flows.others(about))
         plan = decide(snapshot, found, self._filters, self._scores)
         reasons = placement_status(plan)
@@ -324,8 +357,7 @@ class PlacementReconciler:
         self._decided[about] = chosen
         self.take_account(about)
         try:
-            placement = await self._write_spec(obj, placement, spec, before, plan, now)
-            await self._write_status(placement, obj, found, plan, reasons, now)
+            placement = await self._write_spec(obj, placement, spec, found, plan, now)
         except ApiError:
             # The next look begins from what is stored.
             self._decided.pop(about, None)
@@ -333,6 +365,8 @@ class PlacementReconciler:
             raise
         if set(chosen) != set(before):
             self.neighbours_changed()
+        # Should this fail, the decision is stored all the same, and what the informer has of it may be older.
+        await self._write_status(placement, obj, found, plan, reasons, now)
         if placement.get("status") is None or set(chosen) != set(before):
             await self._tell(obj, before, plan)
         elif is_true(placement, "Scheduled") and not plan.complete:
@@ -340,18 +374,21 @@ class PlacementReconciler:
             await self._recorder.event(obj, "Incomplete", plan.reason, warning=True)
 
     async def _write_spec(
-        self, obj: Obj, placement: Obj | None, spec: dict[str, Any], before: Mapping[str, int], plan: Plan, now: float
+        self, obj: Obj, placement: Obj | None, spec: dict[str, Any], found: WorkloadInfo, plan: Plan, now: float
     ) -> Obj:
+        before, chosen = found.current, dict(plan.clusters)
         stamped = spec | {"decidedTime": format_time(now), "reason": plan.reason}
         moves = list(((placement or {}).get("spec") or {}).get("moves") or ())
         if plan.migrates:
             # In the same write as the decision: the budget forgets no move, whenever the hub dies.
             moved: dict[str, Any] = {"time": format_time(now, micro=True)}
-            chosen = dict(plan.clusters)
             moved |= {"from": sorted(before.keys() - chosen.keys()), "to": sorted(chosen.keys() - before.keys())}
             moves = [*moves, moved | ({"forced": True} if plan.forced else {})][-MOVES_KEPT:]
         if moves:
             stamped["moves"] = moves
+        # Until it is there again: what it has there is stopped first, whenever the hub dies. Bounded by the sites.
+        if left := sorted({*displaced(placement or {}), *found.displaced} - chosen.keys()):
+            stamped["displaced"] = left
         if placement is None:
             fresh: Obj = {**scheme.PLACEMENT.empty(placement_name(ref(obj)), namespace(obj)), "spec": stamped}
             fresh["metadata"]["ownerReferences"] = [owner_reference(obj)]
@@ -448,7 +485,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
 
     def of_rule(obj: Obj) -> Iterable[ObjectRef]:
         for found in concerned(obj, informers):
-            if placeable(found):
+            if placeable(found) or takes_room(found):
                 # Its traffic may be another one.
                 reconciler.take_account(ref(found))
                 yield ref(found)

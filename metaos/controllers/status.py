@@ -10,7 +10,7 @@ from typing import Any
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.concern import on_health, workload_of
-from metaos.controllers.facts import placement_name
+from metaos.controllers.facts import finished, placement_name
 from metaos.controllers.render import (
     available,
     cluster_of,
@@ -191,7 +191,8 @@ class StatusReconciler:
         if about.kind == "PersistentVolumeClaim":
             return await self._claim(obj, bool(works))
         placement = self._placements.get(placement_name(about), about.namespace)
-        if placement is None:
+        if placement is None or (finished(obj) and not works):
+            # How a Job has ended is known for good, also when no site keeps it any more.
             return DONE
         sites = [c["name"] for c in placement["spec"].get("clusters") or ()]
         chosen = {site: self._entry(works.get(site), site) for site in sites}

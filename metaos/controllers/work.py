@@ -4,10 +4,11 @@ What a workload refers to follows it to exactly the sites where a Work of a depe
 keeps its Work until the migration controller takes it down; when the user's object goes, its Works go at once.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.controllers.barred import Barred, displaced
 from metaos.controllers.concern import on_health, workload_of
 from metaos.controllers.deferral import deferral_of, held_until
 from metaos.controllers.disruption import noted
@@ -56,10 +57,12 @@ from metaos.resources.meta import (
 )
 from metaos.resources.snapshot import concerns
 from metaos.resources.workload import references, work_name
-from metaos.scheduler.disruption import kept
+from metaos.scheduler.disruption import ended, kept
 from metaos.scheduler.slack import asked
 
 NAME = "work"
+#: How often is looked whether those that were displaced have stopped.
+GIVEN_UP_SECONDS = 1.0
 _WORKLOAD_KINDS = {k.kind for k in scheme.WORKLOADS}
 _DEPENDENCY_KINDS = {k.kind: k for k in scheme.DEPENDENCIES}
 
@@ -86,6 +89,8 @@ class WorkReconciler:
         #: What was written and is not in the informer yet. Bounded by the Works.
         self._wrote: dict[tuple[str, str], Obj] = {}
         self._works.on_change(self._seen)
+        self._barred = Barred(manager)
+        self._placements.add_index("displaced", displaced)
 
     def is_followed(self, about: ObjectRef) -> bool:
         """Whether a Work refers to it, or there is one of it: what nobody uses is not looked at, however much of it there is.
@@ -139,8 +144,9 @@ class WorkReconciler:
         choices = {c["name"]: int(c.get("replicas", 1)) for c in spec.get("clusters") or ()}
         wait = 0.0
         leaving = {site: w for site, w in existing.items() if site not in choices}
-        if choices and (fence is not None or any(agreed(w) is not None for w in leaving.values())):
-            wait = await self._halt(obj, leaving)
+        barred = {site for site in leaving if self._barred.why(obj, placement, site) is not None}
+        if fence is not None or any(agreed(w) is not None for w in leaving.values()):
+            wait = await self._halt(obj, leaving if choices else {site: leaving[site] for site in barred}, barred)
         if fence is not None and self._hold.holds:
             wait = max(wait, LOOK_SECONDS)
         told = self._told(about, choices, existing) if fence is None else choices
@@ -150,6 +156,10 @@ class WorkReconciler:
         for site, each in rendered.items():
             cluster, present = self._clusters.get(site), existing.get(site)
             if cluster is None or (wait and (present is None or halted(present))):
+                continue
+            if (present is None or _count(present) < told[site]) and self._is_given_up(about, site):
+                # Who was displaced is stopped first. News of its pods is news of others: looked at again after a time.
+                again = min(again or GIVEN_UP_SECONDS, GIVEN_UP_SECONDS)
                 continue
             wanted = work(about, site, [each], fence if fences_itself(cluster) else None)
             if present is not None and not self._ready(site):
@@ -167,6 +177,18 @@ class WorkReconciler:
     def _ready(self, site: str) -> bool:
         cluster = self._clusters.get(site)
         return cluster is not None and is_true(cluster, "Ready")
+
+    def _is_given_up(self, about: ObjectRef, site: str) -> bool:
+        """Whether something is still there of others that were displaced from a site."""
+        for placement in self._placements.by_index("displaced", site):
+            other, its_uid = workload_of(placement), (placement["spec"].get("workloadRef") or {}).get("uid")
+            if other is None or other == about:
+                continue
+            pods = self._objects["Pod"].by_index("site", site)
+            left = any((controller_of(pod) or {}).get("uid") == its_uid and not ended(pod) for pod in pods)
+            if left or site in self._existing(other):
+                return True
+        return False
 
     async def _timed(self, obj: Obj, placement: Obj | None, body: Obj, existing: Mapping[str, Obj]) -> float:
         """A Job as it is to run now: suspended, or as wide and on such capacity as was decided. Seconds until it is not held any
@@ -200,24 +222,34 @@ class WorkReconciler:
         for site, found in existing.items():
             if self._ready(site) and not deleting(found):
                 running[site] = int((found["spec"]["manifests"][0].get("spec") or {}).get("replicas", 1))
+
+            cluster = self._clusters.get(site)
+            if cluster is not None and is_true(cluster, "Ready") and not deleting(found):
+                running[site] = _count(found)
                 able[site] = int((reported(found).get("status") or {}).get("availableReplicas") or 0)
         return kept(choices, running, able)
 
-    async def _halt(self, obj: Obj, leaving: Mapping[str, Obj]) -> float:
-        """Has sites that are left run none of what must not run twice. Seconds until the next look; 0: none of them runs it."""
+    async def _halt(self, obj: Obj, leaving: Mapping[str, Obj], barred: Set[str]) -> float:
+        """Has sites that are left run none of what must not run twice. Seconds until the next look; 0: none of them runs it.
+        Where it is ``barred`` no budget holds that up."""
         waits = [0.0]
         for site, found in leaving.items():
             cluster = self._clusters.get(site)
             if cluster is None or stopped(found):
                 continue
             if is_true(cluster, "Ready"):
-                if not halted(found) and (refused := await self._disrupt(obj, site)):
+                if not halted(found) and site not in barred and (refused := await self._disrupt(obj, site)):
                     await self._recorder.event(obj, "DisruptionBudget", f"stays on {site} for now: {refused}", warning=True)
                     waits.append(5.0)
                     continue
                 await self._write_halt(found)
                 # Its report comes as news of the Work; this is only in case of none.
                 waits.append(5.0)
+                continue
+            if site in barred and not halted(found):
+                # Whenever it is back, it is not to go on.
+                await self._write_halt(found)
+                waits.append(1.0)
                 continue
             seconds = agreed(found)
             if seconds is None:
@@ -323,6 +355,11 @@ class WorkReconciler:
 
 def _revision(found: Obj) -> int:
     return int(resource_version(found) or 0)
+
+
+def _count(found: Obj) -> int:
+    """How many replicas a Work tells its site to run; 1 of kinds that have none."""
+    return int((found["spec"]["manifests"][0].get("spec") or {}).get("replicas", 1))
 
 
 def _dependencies(found: Obj) -> list[str]:

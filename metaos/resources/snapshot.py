@@ -658,6 +658,12 @@ def targets_of(intent: Obj) -> list[Target]:
     return found
 
 
+def residency_of(obj: Obj, intents: Iterable[Obj]) -> list[Target]:
+    """Where the intents that concern a workload allow it to be. See :func:`lawful`."""
+    said = [i for i in intents if concerns(i, obj) and not deleting(i)]
+    return [target for intent in said for target in targets_of(intent) if target.name == "residency"]
+
+
 def _number(raw: object, factor: float) -> float:
     try:
         return float(raw) * factor if isinstance(raw, int | float) else math.nan

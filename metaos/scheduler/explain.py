@@ -247,7 +247,8 @@ def _lines(found: dict[str, Any], screen: int) -> list[str]:
     migration = found.get("migration")
     if migration:
         old, new = (", ".join(migration.get(side) or ()) for side in ("from", "to"))
-        lines.append(f"  moving    {old} -> {new}: {migration.get('phase')}")
+        way = f"moving    {old} -> {new}" if new else f"leaving   {old}"
+        lines.append(f"  {way}: {migration.get('phase')}")
     lines += [f"  {talk_line(talk)}" for talk in found.get("traffic") or ()]
     lines += [f"  {costs_line(row)}" for row in found.get("costs") or ()]
     if found.get("limits"):

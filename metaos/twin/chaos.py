@@ -23,6 +23,7 @@ _WEIGHTS = {
     "flap": 1,
     "lie": 1,
     "scale": 2,
+    "residency": 3,
     "change": 2,
 }
 
@@ -32,11 +33,13 @@ def drawn(scenario: Scenario) -> tuple[Fault, ...]:
     random = Random(f"{scenario.seed}/chaos")  # noqa: S311
     sites = [name(s.obj) for s in scenario.sites]
     scalable = [w.name for w in scenario.workloads if w.kind.kind == "Deployment"]
-    return tuple(_fault(random, sites, scalable, scenario.chaos_until) for _ in range(scenario.chaos))
+    laws = sorted({law for s in scenario.sites for law in (s.obj.get("spec") or {}).get("jurisdictions") or ()})
+    ruled = [w.name for w in scenario.workloads] if laws else []
+    return tuple(_fault(random, sites, scalable, ruled, laws, scenario.chaos_until) for _ in range(scenario.chaos))
 
 
-def _fault(random: Random, sites: list[str], scalable: list[str], until: float) -> Fault:
-    kinds = [k for k in _WEIGHTS if k != "scale" or scalable]
+def _fault(random: Random, sites: list[str], scalable: list[str], ruled: list[str], laws: list[str], until: float) -> Fault:
+    kinds = [k for k in _WEIGHTS if (k != "scale" or scalable) and (k != "residency" or ruled)]
     what = random.choices(kinds, [_WEIGHTS[k] for k in kinds])[0]
     at = round(random.uniform(0, until * 0.8), 3)
     seconds: float | None = round(min(random.choice((2.0, 15.0, 60.0, 300.0, 1800.0)) * random.uniform(0.5, 2), until - at), 3)
@@ -72,6 +75,8 @@ def _fault(random: Random, sites: list[str], scalable: list[str], until: float) 
         value = {some[0]: {"cpu": random.choice(("0", "100000")), "memory": "1Ti", "pods": "100000"}}
     elif what == "scale":
         value, seconds = {random.choice(scalable): random.randrange(1, 5)}, None
+    elif what == "residency":
+        value, seconds = {random.choice(ruled): random.choice([*([law] for law in laws), laws, []])}, None
     elif what == "change":
         value, seconds = {some[0]: {"electricity": {"carbonIntensity": round(random.uniform(1, 900), 1)}}}, None
     return Fault(at, what, value, seconds, more)

@@ -3,7 +3,9 @@
 - No acknowledged write is lost: after every start of the hub each key is as it was last written.
 - Nothing of a workload with a residency is ever on a site outside it: no Work for the site, no mirror, no running pod; the
   same for the Secrets, ConfigMaps and claims that follow it, as long as nothing else needs them there. Nor does an agent there
-  keep one of them on its disk.
+  keep one of them on its disk. Where the residency came later, all of that holds after a bounded time (``metaos.twin.law``).
+- What runs on a site asks for no more than there is, longer than ``GRACE_SECONDS``. Of a site that has ever lied about its room
+  nothing is said.
 - Never more than the policy allows: a decision never adds up to more replicas than asked for, of work that must not run twice
   (StatefulSets, and what a policy fences) no more copies exist anywhere, stopping ones too, what a policy keeps whole is decided
   to be on one site, and what it keeps to some sites is on no other.
@@ -18,22 +20,28 @@ Bounds: ``MOST`` violations are kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import cast
 
 import orjson
 
+from metaos.agent.inventory import capacity
 from metaos.resources import scheme
 from metaos.resources.meta import CLUSTER_NAMESPACE_PREFIX, Obj, is_true, name, namespace, uid
 from metaos.store.log import EventType, LogEvent
+from metaos.twin.law import LEAVE_SECONDS, PREFIXES, Key, Law
+from metaos.twin.overdue import Overdue
 from metaos.twin.scenario import Scenario, WorkloadText
-from metaos.twin.site import Copy
+from metaos.twin.site import Copy, Machine
 from metaos.twin.world import World
 
 MOST = 100
+#: For how long a site may hold more than it has room for: what leaves it serves on until its replacement is ready.
+GRACE_SECONDS = 180.0
+LOOK_SECONDS = 1.0
 _WORKLOADS = {kind.kind: kind for kind in scheme.WORKLOADS}
 _WORK, _POD, _PLACEMENT = (f"{k.resource}/" for k in (scheme.WORK, scheme.POD, scheme.PLACEMENT))
-
-Key = tuple[str, str, str]
 
 
 class Judge:
@@ -55,8 +63,13 @@ class Judge:
             for key, policy in policies.items()
             if (allowed := (policy.get("clusters") or {}).get("allowed"))
         }
-        places = {name(s.obj): frozenset((s.obj.get("spec") or {}).get("jurisdictions") or ()) for s in scenario.sites}
-        self._homes = _homes(scenario.workloads, places)
+        self._law = Law(lambda: world.now)
+        self._stray, self._crowded = Overdue(LEAVE_SECONDS), Overdue(GRACE_SECONDS)
+        #: Sites that have more than they have room for, with what that comes to; those that lied; those without an agent now.
+        self._full: dict[str, str] = {}
+        self._liars: set[str] = set()
+        self.stopped: set[str] = set()
+        self._looked = 0.0
         self._last: dict[str, int] = {}
         self._decided: dict[str, bytes] = {}
         #: Of sites that are cut off: what ran there then.
@@ -88,9 +101,12 @@ class Judge:
         if self._unknown and event.type is EventType.CREATE:
             # Applied again, it is decided anew.
             self._unknown = {key: found for key, found in self._unknown.items() if _store_key(key) != event.key}
+        if event.key.startswith(PREFIXES):
+            self._law.written(event)
+        self._look()
         if event.key.startswith(_WORK):
             self._work(event)
-        elif event.key.startswith(_POD) and event.type is EventType.CREATE and self._homes:
+        elif event.key.startswith(_POD) and event.type is EventType.CREATE:
             self._mirror(orjson.loads(event.value))
         elif event.key.startswith(_PLACEMENT) and event.type is not EventType.DELETE:
             # A status that is written says nothing new about the decision.
@@ -100,7 +116,7 @@ class Judge:
                 self._decision(orjson.loads(event.value))
 
     def _work(self, event: LogEvent) -> None:
-        if event.type is EventType.UPDATE or (event.type is EventType.CREATE and not self._homes):
+        if event.type is EventType.UPDATE:
             # What an existing Work is about does not change.
             return
         work = orjson.loads(event.value)
@@ -113,8 +129,8 @@ class Judge:
                 self._check_deleted(key, uid(manifest), site)
 
     def _check_home(self, key: Key, site: str, what: str) -> None:
-        homes = self._homes.get(key)
-        if homes is not None and site not in homes:
+        since = self._law.since(key, site)
+        if since is not None and self._world.now > since + LEAVE_SECONDS:
             self.wrong(f"{key[0]} {key[1]}/{key[2]} may not be on site {site}, and {what} it")
 
     def _check_allowed(self, key: Key, site: str) -> None:
@@ -167,11 +183,12 @@ class Judge:
     def site_changed(self, site: str) -> None:
         copies = self._world.sites[site].copies()
         for copy in copies:
-            self._check_home(_key(copy), site, "a pod of it ran on")
             self._check_allowed(_key(copy), site)
-        if self._homes:
-            for about in self._world.sites[site].holds():
-                self._check_home((about.kind, about.namespace, about.name), site, "its agent keeps")
+        for key, what in self._strays(site):
+            if self._law.since(key, site) == -math.inf:
+                self._check_home(key, site, what)
+        self._room(site, copies)
+        self._look()
         counted = _counts(copies)
         for key, by_site in self._once.items():
             before, found = by_site.get(site, 0), counted.get(key, 0)
@@ -191,6 +208,55 @@ class Judge:
                         f"site {site} is cut off and ran {count} of {key[0]} {key[1]}/{key[2]}, and now {counted.get(key, 0)}"
                     )
                     kept[key] = counted.get(key, 0)
+
+    def _strays(self, site: str) -> list[tuple[Key, str]]:
+        """What is there and may not be."""
+        here = self._world.sites[site]
+        found = [(_key(copy), "a pod of it ran on") for copy in here.copies()]
+        found += [((about.kind, about.namespace, about.name), "its agent keeps") for about in here.holds()]
+        return [(key, what) for key, what in found if self._law.since(key, site) is not None]
+
+    def _room(self, site: str, copies: Iterable[Copy]) -> None:
+        self._full.pop(site, None)
+        cpu, memory = self._free(site, copies)
+        if site not in self._liars and (cpu < 0 or memory < 0):
+            self._full[site] = f"{max(0, -cpu)} m CPU and {max(0, -memory) >> 20} MiB more than there is"
+
+    def _has_room(self, key: Key) -> bool:
+        """Whether any site where it may be has room for one copy more of it, all that truly runs there counted."""
+        cpu, memory = self._law.asks(key)
+        return any(
+            self._law.since(key, site) is None and free >= cpu and left >= memory
+            for site in self._world.sites
+            for free, left in [self._free(site, self._world.sites[site].copies())]
+        )
+
+    def _free(self, site: str, copies: Iterable[Copy]) -> tuple[int, int]:
+        """Milli-CPU and bytes of memory that nothing asks for; below 0 where too much is there."""
+        free = capacity(self._world.sites[site].obj, Machine(self._world.sites[site].obj).measure())[1]
+        asked = [self._law.asks(_key(copy)) for copy in copies]
+        return free.cpu - sum(cpu for cpu, _ in asked), free.memory - sum(memory for _, memory in asked)
+
+    def lied(self, site: str) -> None:
+        """About its room: what is too much there from now on is not the hub's fault."""
+        self._liars.add(site)
+        self._full.pop(site, None)
+
+    def _look(self) -> None:
+        """What may be wrong for a time."""
+        passed = self._world.now - self._looked
+        if passed < LOOK_SECONDS:
+            return
+        self._looked = self._world.now
+        leaving = self._law.leaving()
+        for site, here in self._world.sites.items() if leaving or self._full else ():
+            reached = self._world.hub.up and not here.line.cut and site not in self.stopped
+            for stray in self._stray.look(site, self._strays(site) if leaving else (), passed, reached=reached):
+                (kind, where, word), what = cast(tuple[Key, str], stray)
+                self.wrong(f"{kind} {where}/{word} may not be on site {site} for {LEAVE_SECONDS:g} s by now, and {what} it")
+            full = [self._full[site]] if site in self._full else []
+            if self._crowded.look(site, full and ["full"], passed, reached=reached):
+                self.wrong(f"what has run on site {site} for {GRACE_SECONDS:g} s asks for {full[0]}")
 
     def cut_off(self, site: str) -> None:
         """From now on it keeps what it has."""
@@ -234,7 +300,9 @@ class Judge:
 
     def hub_restored(self) -> None:
         """What was acknowledged after the backup is lost, as a backup's age says."""
-        self._last = dict(self._world.hub.disk.store.revisions())
+        store = self._world.hub.disk.store
+        self._last = dict(store.revisions())
+        self._law.read({key: value for key in self._last if (value := store.peek(key)) is not None})
         self._decided.clear()
         self._unknown = {key: found for key, found in self._unknown.items() if _store_key(key) not in self._last}
 
@@ -253,11 +321,22 @@ class Judge:
             obj = world.hub.find(subject.kind, key[2], key[1])
             if obj is None or (subject.until is not None and world.now >= subject.until):
                 continue
+            decided = world.placed(*key)
+            if not self._law.anywhere(key):
+                if decided or every.get(key, 0):
+                    found.append(f"{key[0]} {key[1]}/{key[2]}: {every.get(key, 0)} copies are there, and it may be nowhere")
+                continue
             if subject.kind is scheme.JOB:
-                if not (is_true(obj, "Complete") or is_true(obj, "Failed") or ready.get(key)):
+                ended = is_true(obj, "Complete") or is_true(obj, "Failed")
+                if not ended and not ready.get(key) and (decided or self._has_room(key)):
                     found.append(f"{key[0]} {key[1]}/{key[2]} has neither ended nor runs")
                 continue
-            decided = world.placed(*key)
+            if (
+                key[0] != "DaemonSet"
+                and ready.get(key, 0) == every.get(key, 0) == sum(decided.values())
+                and not self._has_room(key)
+            ):
+                continue
             if not decided:
                 found.append(f"{key[0]} {key[1]}/{key[2]} is placed nowhere")
                 continue
@@ -292,15 +371,3 @@ def _counts(copies: Iterable[Copy]) -> dict[Key, int]:
 def _policy(workload: WorkloadText) -> Obj:
     """What it says of its own; a policy that stands among the objects is not judged."""
     return next((o["spec"] for o in workload.objects if o["kind"] == scheme.PLACEMENT_POLICY.kind), {})
-
-
-def _homes(workloads: Iterable[WorkloadText], places: dict[str, frozenset[str]]) -> dict[Key, frozenset[str]]:
-    """(kind, namespace, name) → sites where it may be, of what has a residency."""
-    found: dict[Key, frozenset[str]] = {}
-    for workload in workloads:
-        if workload.residency:
-            lawful = frozenset(site for site, where in places.items() if where & set(workload.residency))
-            found[workload.kind.kind, workload.namespace, workload.name] = lawful
-            for kind, each in workload.referents:
-                found[kind, workload.namespace, each] = lawful
-    return found

@@ -60,7 +60,7 @@ def _without(scenario: Scenario, part: str, left: tuple[Any, ...]) -> Scenario |
         return replace(scenario, **changes)
     names = {w.name for w in left}
     hopes = [_about(hope, names) for hope in scenario.hopes]
-    scaled = [f for f in scenario.faults if f.what != "scale" or set(f.value) <= names]
+    scaled = [f for f in scenario.faults if f.what not in ("scale", "residency") or set(f.value) <= names]
     return replace(scenario, workloads=left, hopes=tuple(h for h in hopes if h), faults=tuple(scaled))
 
 

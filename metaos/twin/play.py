@@ -276,6 +276,7 @@ class Play:
             "apply": partial(self._apply, value),
             "delete": partial(self._delete_all, value),
             "scale": partial(self._scale, value),
+            "residency": partial(self._residency, value),
         }[fault.what], None
 
     async def _cut(self, sites: list[str], ways: tuple[int, int], change: int) -> None:
@@ -376,6 +377,7 @@ class Play:
     async def _stop(self, sites: list[str], *, power: bool) -> None:
         for site in sites:
             self._stopped[site] = self._stopped.get(site, 0) + 1
+            self.judge.stopped.add(site)
             found = self.world.sites[site]
             if self._stopped[site] == 1:
                 await found.stop()
@@ -395,6 +397,7 @@ class Play:
     async def _boot(self, site: str, number: int) -> None:
         """Unless it was stopped again meanwhile."""
         if not self._stopped[site] and self._boots[site] == number:
+            self.judge.stopped.discard(site)
             self.world.sites[site].disk.revive()
             self.world.sites[site].start()
 
@@ -412,6 +415,7 @@ class Play:
     async def _lie(self, told: dict[str, dict[str, Any] | None]) -> None:
         for site, capacity in told.items():
             room = None if capacity is None else {"allocatable": capacity, "capacity": capacity}
+            self.judge.lied(site)
             self.world.sites[site].lie(room)
 
     async def _hub_clock(self, seconds: float) -> None:
@@ -438,6 +442,20 @@ class Play:
                 self.judge.asked(text.name, workloads[text.name])
                 patch = {"spec": {"replicas": workloads[text.name]}}
                 await self._spawn(self.world.change(text.kind, text.name, text.namespace, patch))
+
+    async def _residency(self, workloads: dict[str, list[str]]) -> None:
+        """An Intent of its own, beside what a workload was given at first; taken back where nothing is named."""
+        for text in self.scenario.workloads:
+            if text.name not in workloads:
+                continue
+            intent, said = scheme.INTENT.empty(f"{text.name}-law", text.namespace), workloads[text.name]
+            target = {"name": "residency", "condition": "IsOneOf", "value": said, "hard": True}
+            about = {"refs": [{"kind": text.kind.kind, "name": text.name}]}
+            spec = {"workloads": about, "expectations": [{"targets": [target]}]}
+            if said:
+                await self._spawn(self.world.apply({**intent, "spec": spec}))
+            else:
+                await self._spawn(self.world.remove(scheme.INTENT, name(intent), text.namespace))
 
     # -- expectations ----------------------------------------------------------------------------------------
 

@@ -37,12 +37,12 @@ TIMING_FIELDS = (
 SITE_FIELDS = ("name", "count", "agent", "clock", "link", "spec", "file")
 WORKLOAD_FIELDS = (
     "name", "namespace", "kind", "count", "replicas", "cpu", "memory", "run", "at", "until", "residency", "intents", "policy",
-    "secret", "volume", "labels",
+    "secret", "volume", "labels", "priorityClass",
 )  # fmt: skip
 #: What a fault does: exactly one of these beside ``at`` and ``for``.
 DEEDS = (
     "cut", "link", "killHub", "killHubAfterWrites", "restoreHub", "hubClock", "siteClock", "slowDisk", "stopAgent",
-    "stopAgentAfterWrites", "powerOff", "flap", "lie", "change", "apply", "delete", "scale",
+    "stopAgentAfterWrites", "powerOff", "flap", "lie", "change", "apply", "delete", "scale", "residency",
 )  # fmt: skip
 #: These end by themselves after ``for``.
 LASTING = (
@@ -353,6 +353,8 @@ def _workload(part: Part, word: str, duration: float) -> WorkloadText:
     container: dict[str, Any] = {"name": "main", "image": "python:3", "command": ["sleep", "infinity"]}
     container["resources"] = {"requests": {r: _quantity(part, r, u) for r, u in (("cpu", "100m"), ("memory", "32Mi"))}}
     pod: dict[str, Any] = {"containers": [container], "terminationGracePeriodSeconds": 1}
+    if "priorityClass" in part:
+        pod["priorityClassName"] = part.get("priorityClass", Part.text, "")
     marks = {"app": word, **part.get("labels", lambda p: p.mapping(), {})}
     spec: dict[str, Any] = {"template": {"metadata": {"labels": marks}, "spec": pod}}
     if kind is scheme.JOB:
@@ -399,7 +401,7 @@ def _workload(part: Part, word: str, duration: float) -> WorkloadText:
 
 
 def _given(obj: Obj) -> WorkloadText:
-    """A workload that stands among the objects. Its residency is not known here, so it is not judged."""
+    """A workload that stands among the objects, with its intents and whatever follows it."""
     kind, replicas = KINDS[obj["kind"]], int((obj.get("spec") or {}).get("replicas", 1))
     return WorkloadText(kind, namespace(obj) or "default", name(obj), replicas, 0.0, None, (), (obj,), ())
 
@@ -509,7 +511,7 @@ def _fault(part: Part, what: str, names: set[str], workloads: set[str], duration
             if each not in workloads:
                 one.wrong(f"there is no workload {each!r}", "name workloads of this scenario")
     else:
-        value = {w: p.count() for w, p in one.items()}
+        value = {w: list(p.texts()) if what == "residency" else p.count() for w, p in one.items()}
         for each in value:
             if each not in workloads:
                 one.wrong(f"there is no workload {each!r}", "name workloads of this scenario")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from metaos.controllers import placement
-from metaos.resources import scheme
+from metaos.resources import errors, scheme
 from metaos.resources.meta import EVICTED, Obj, ObjectRef, condition, format_time
 from tests.controllers.continuum import cluster, deployment, events, intent, places, running, traffic, until
 
@@ -383,3 +383,13 @@ async def test_a_spread_that_does_not_hold_is_said() -> None:
         assert (found["status"], found["reason"]) == ("False", "OneSite") and "division.mode: Divided" in found["message"]
         client.seed({**policy, "spec": policy["spec"] | {"division": {"mode": "Divided"}}})
         await until(clock, lambda: set(places(client, "statefulset-db")) == {"a", "b"} and said() is None)
+
+
+async def test_a_status_that_cannot_be_written_gives_no_room_away_twice() -> None:
+    """What was decided is stored, though the informer does not show it yet."""
+    small = {"allocatable": {"cpu": "1", "memory": "4Gi", "pods": "10"}}
+    async with running(placement.setup, objects=(cluster("a", status=small),)) as (client, clock):
+        client.fail("update", errors.conflict("meta-os.eu", "placements", "deployment-one"))
+        client.seed(sized("one", "700m"), sized("two", "700m"))
+        await clock.advance(5)
+        assert sorted([*places(client, "deployment-one"), *places(client, "deployment-two")]) == ["a"]

@@ -405,7 +405,9 @@ def test_many_seeds_are_played_in_shards_and_those_that_fail_are_told_in_order()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "first", "count"), [("small-chaos", 100_000, 2000), ("chaos", 100, 20)])
+@pytest.mark.parametrize(
+    ("name", "first", "count"), [("small-chaos", 100_000, 1500), ("tight-chaos", 100_000, 500), ("chaos", 100, 20)]
+)
 def test_many_seeds(name: str, first: int, count: int) -> None:
     """About four minutes on two cores; more in ``python -m bench chaos``."""
     story = load(FOLDER / f"{name}.yaml")

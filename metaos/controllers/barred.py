@@ -1,0 +1,39 @@
+"""Why what a workload has left on a site may not wait there for its replacement: it is stopped at once."""
+
+from enum import StrEnum
+
+from metaos.controllers.facts import concerning, ruling
+from metaos.reconcile.manager import Manager
+from metaos.resources import scheme
+from metaos.resources.meta import Obj
+from metaos.resources.snapshot import lawful, residency_of
+
+
+class Bar(StrEnum):
+    """``RESIDENCY``: intents say that it may not be there. ``DISPLACED``: who has a higher priority gets its room."""
+
+    RESIDENCY = "Residency"
+    DISPLACED = "Displaced"
+
+    @property
+    def text(self) -> str:
+        return "its intents do not allow it there" if self is Bar.RESIDENCY else "its room is needed"
+
+
+def displaced(placement: Obj) -> list[str]:
+    """Sites that its workload had to leave to who has a higher priority, and where it is not decided to be again."""
+    return list((placement.get("spec") or {}).get("displaced") or ())
+
+
+class Barred:
+    """Looks at what the intents and Clusters say now, not at what was decided once: the law may have changed since."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._intents, self._clusters = ruling(manager, scheme.INTENT), manager.informer(scheme.CLUSTER)
+
+    def why(self, obj: Obj, placement: Obj, site: str) -> Bar | None:
+        """Of a workload on a site that is not chosen for it; ``None``: it may stay until the others are ready."""
+        where = frozenset(((self._clusters.get(site) or {}).get("spec") or {}).get("jurisdictions") or ())
+        if not all(lawful(target, where) for target in residency_of(obj, concerning(self._intents, obj))):
+            return Bar.RESIDENCY
+        return Bar.DISPLACED if site in displaced(placement) else None
