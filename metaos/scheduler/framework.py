@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo
+from metaos.resources.reliability import up
+from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo, meets, wanted_text
 from metaos.scheduler import proximity
 from metaos.scheduler.churn import EARNED_BACK_HOURS, churn
 from metaos.scheduler.filters import FILTERS, Filter, closed, room
@@ -92,7 +93,7 @@ def decide(
             totals,
             tuple(sorted(runner_up.clusters.items())),
             difference,
-            reason,
+            reason if choice.satisfies or not choice.clusters else f"{reason}{_unavailable(workload, choice, feasible)}",
             choice.complete,
             migrates,
             migrates and forced,
@@ -224,6 +225,19 @@ def _plain(workload: WorkloadInfo) -> bool:
     divided = workload.mode != "Everywhere" and workload.replicas > 0 and not policy.spread and not workload.weights
     others = workload.tolerations or workload.traffic or workload.near or workload.spread
     return divided and not bounded and not others and policy.failback != "Never"
+
+
+def _unavailable(workload: WorkloadInfo, choice: Choice, feasible: Sequence[ClusterInfo]) -> str:
+    """Which hard availability a choice has not got, with what all sites together would have; empty where it has what is asked."""
+    asked = [t for t in workload.targets if t.name == "availability" and t.hard]
+    text = ""
+    for target in asked:
+        value = up([(c, choice.clusters[c.name]) for c in feasible if c.name in choice.clusters], target.at_least)
+        if not meets(target, value):
+            most = up([(c, 1) for c in feasible], target.at_least)
+            text += f"; but availability is {value:.6g} and must be {wanted_text(target)} (intent {target.intent!r}): "
+            text += f"{most:.6g} could be had with a replica on each of {len(feasible)} sites"
+    return text
 
 
 def may_move(snapshot: Snapshot, workload: WorkloadInfo) -> bool:

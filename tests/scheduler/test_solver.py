@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from metaos.resources.reliability import up
 from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Spread, Target
+from metaos.scheduler.framework import decide
 from metaos.scheduler.solver import choose, distribute, group
-from tests.scheduler.worlds import clusters, site, workload
+from tests.scheduler.worlds import clusters, site, workload, world
 
 FLAT = {"a": 90.0, "b": 80.0, "c": 70.0, "d": 60.0}
 
@@ -82,6 +83,12 @@ def test_hard_availability_takes_sites_together() -> None:
 def test_availability_that_one_replica_cannot_have_is_said() -> None:
     wanted = (Target("availability", "IsGreaterThan", 0.999, hard=True, intent="i"),)
     assert not choose(workload(replicas=1, targets=wanted), [site("a"), site("b")], FLAT).satisfies
+    plan = decide(world(site("a"), site("b")), workload(replicas=1, targets=wanted))
+    assert plan.reason == (
+        "first placement: best score; but availability is 0.99 and must be above 0.999 (intent 'i'): "
+        "0.9999 could be had with a replica on each of 2 sites"
+    )
+    assert "availability" not in decide(world(site("a"), site("b")), workload(replicas=2, targets=wanted)).reason
 
 
 def test_availability_of_whole_work_is_checked_too() -> None:
