@@ -56,6 +56,9 @@ class HubConfig:
     carbon_token_file: Path | None = None
     #: A CSV file of hourly prices of a CPU hour by site or zone; its first row is the hour of the start.
     price_trace: Path | None = None
+    #: A carbon and a price source by name, and what it is made of; they go before the settings above.
+    carbon_source: tuple[str, str] | None = None
+    price_source: tuple[str, str] | None = None
     #: Learned policies: name, weight, ONNX file.
     scores: tuple[tuple[str, float, Path], ...] = ()
     #: Longest time that entries of the ledger wait to be signed.

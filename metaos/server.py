@@ -22,9 +22,7 @@ from typing import Any
 from aiohttp import web
 
 from metaos import fetching
-from metaos.accounting.carbon import StaticCarbonSource, TraceCarbonSource
-from metaos.accounting.feeds import FeedCarbonSource
-from metaos.accounting.price import TracePriceSource
+from metaos.accounting.carbon import TraceCarbonSource
 from metaos.apiserver.accounts import Accounts, Statements
 from metaos.apiserver.addressing import sealed
 from metaos.apiserver.app import make_app
@@ -54,6 +52,15 @@ from metaos.controllers.certificate import secret_text, take_over
 from metaos.controllers.planning import Planner
 from metaos.controllers.restored import hold
 from metaos.controllers.settings import Settings
+from metaos.controllers.sources import (
+    CARBON_SOURCES,
+    PRICE_SOURCES,
+    feed_carbon,
+    source,
+    static_carbon,
+    trace_carbon,
+    trace_price,
+)
 from metaos.controllers.worker import WorkerProcess
 from metaos.files import write_private
 from metaos.http import spare_memory
@@ -132,7 +139,7 @@ class Hub:
         await take_over(client)
         await hold(client)
 
-        carbon = _carbon_source(self.config, clock)
+        carbon = _carbon_source(self.config, clock.now())
         if isinstance(carbon, TraceCarbonSource):
             await ensure_replay(client, self.config.carbon_start_hour, self.config.carbon_speed)
         worker = WorkerProcess()
@@ -142,7 +149,7 @@ class Hub:
             sign=lambda *request, **subject: pki.authority.sign_csr(*request, **subject),
             roots=lambda: pki.bundle,
             carbon=carbon,
-            price=_price_source(self.config, clock),
+            price=_price_source(self.config, clock.now()),
             get=fetching.get,
             lease_duration=self.config.lease_duration_seconds,
             drain=self.config.drain_seconds,
@@ -369,29 +376,26 @@ def _learned(wanted: Sequence[tuple[str, float, Path]]) -> tuple[Score, ...]:
     return tuple(found)
 
 
-def _carbon_source(config: HubConfig, clock: Clock) -> CarbonSource:
+def _carbon_source(config: HubConfig, now: float) -> CarbonSource:
+    if config.carbon_source is not None:
+        found: CarbonSource = source(CARBON_SOURCES, *config.carbon_source, now)
+        return found
     if config.carbon_feed is not None:
-        feed = FeedCarbonSource(config.carbon_feed, base=config.carbon_url, token=_token(config.carbon_token_file))
+        feed = feed_carbon(config.carbon_feed, now=now, base=config.carbon_url, token=_token(config.carbon_token_file))
         feed.validate()
         return feed
     if config.carbon_trace is None:
-        return StaticCarbonSource()
-    with config.carbon_trace.open() as lines:
-        return TraceCarbonSource(
-            lines,
-            start_time=clock.now(),
-            start_hour=config.carbon_start_hour,
-            speed=config.carbon_speed,
-            name=config.carbon_trace.name,
-        )
+        return static_carbon("", now=now)
+    start, speed = config.carbon_start_hour, config.carbon_speed
+    return trace_carbon(str(config.carbon_trace), now=now, start_hour=start, speed=speed)
 
 
-def _price_source(config: HubConfig, clock: Clock) -> PriceSource | None:
-    """From the current hour on. Without a table, what the sites state themselves."""
-    if config.price_trace is None:
-        return None
-    with config.price_trace.open() as lines:
-        return TracePriceSource(lines, start_time=clock.now() // 3600 * 3600, name=config.price_trace.name)
+def _price_source(config: HubConfig, now: float) -> PriceSource | None:
+    """``None``: what the sites state themselves."""
+    if config.price_source is not None:
+        found: PriceSource = source(PRICE_SOURCES, *config.price_source, now)
+        return found
+    return None if config.price_trace is None else trace_price(str(config.price_trace), now=now)
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:

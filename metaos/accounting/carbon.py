@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from metaos.accounting.trace import FORECAST_HOURS, HOUR_SECONDS, HourlyTrace
+from metaos.plugins.points import FRESH, UNKNOWN, CarbonSource
 
 __all__ = ["FORECAST_HOURS", "HOUR_SECONDS", "StaticCarbonSource", "TraceCarbonSource", "grams"]
 #: The dirtiest electricity there is has about 1,200.
@@ -20,8 +21,10 @@ def grams(watts: float, intensity: float, seconds: float) -> float:
     return watts / 1000 * intensity * seconds / HOUR_SECONDS
 
 
-class StaticCarbonSource:
+class StaticCarbonSource(CarbonSource):
     """What sites state themselves; there is no forecast beyond "as now"."""
+
+    lasting = True
 
     def __init__(self, zones: Mapping[str, float] | None = None) -> None:
         self._zones = dict(zones or {})
@@ -34,10 +37,15 @@ class StaticCarbonSource:
         return "stated by the sites"
 
 
-class TraceCarbonSource(HourlyTrace):
+class TraceCarbonSource(HourlyTrace, CarbonSource):
     """Replays an hourly table of gCO2eq/kWh."""
 
     what, unit, most = "carbon trace", "gCO2eq/kWh", MOST_GRAMS
+    lasting = True
 
     def intensity(self, zone: str, now: float) -> Sequence[float] | None:
         return self.ahead(zone, now)
+
+    def step(self, zone: str, now: float) -> tuple[str, float | None]:
+        """A replay is as fresh as ever, of the zones that it has."""
+        return FRESH if self.knows(zone) else UNKNOWN, None

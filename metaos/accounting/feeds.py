@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from metaos.accounting.carbon import FORECAST_HOURS, HOUR_SECONDS
 from metaos.accounting.forecast import DAY, LEAST_HOURS, MOST_HOURS, believed, seasonal
+from metaos.plugins.points import FRESH, LOCATION, MARGINAL, SEASONAL, STALE, UNKNOWN, CarbonSource, Request
 from metaos.resources.meta import format_time, parse_time
 
 #: Where each answers, unless told otherwise.
@@ -29,17 +30,7 @@ REFRESH_SECONDS, MOST_SECONDS = 900.0, 7200.0
 #: A forecast is fresh for so long.
 FRESH_SECONDS = 3 * REFRESH_SECONDS
 MOST_POINTS, MOST_GRAMS, MOST_BYTES, MOST_ZONES = 5000, 5000.0, 2 << 20, 500
-#: What a figure is: the grid's average, or what one more kWh causes.
-LOCATION, MARGINAL = "location", "marginal"
 _POUNDS_PER_MWH = 453.59237 / 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A GET. ``headers`` hold the token: never to be logged."""
-
-    url: str
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def request(feed: str, base: str, zone: str, token: str, now: float) -> Request:
@@ -143,7 +134,7 @@ class _Zone:
     said: dict[int, float] = field(default_factory=dict)
 
 
-class FeedCarbonSource:
+class FeedCarbonSource(CarbonSource):
     """A carbon source over one of :data:`FEEDS`. ``token`` is asked for each request; WattTime's is a bearer token."""
 
     def __init__(self, feed: str, *, base: str = "", token: Callable[[], str] = str) -> None:
@@ -250,17 +241,17 @@ class FeedCarbonSource:
         return found.values[missing : missing + FORECAST_HOURS], found.error
 
     def step(self, zone: str, now: float) -> tuple[str, float | None]:
-        """How far it had to fall back for a zone (``Fresh``, ``Stale``, ``Seasonal`` or ``Unknown``), and how wrong that was so
+        """How far it had to fall back for a zone and how wrong that was so
         far, a day ahead, as a share of the mean; ``None`` where it was not measured."""
         state = self._zones.get(zone)
         if state is None:
-            return "Unknown", None
+            return UNKNOWN, None
         if hourly(state.points, now):
-            return ("Fresh" if now - state.taken < FRESH_SECONDS else "Stale"), self.error(zone, now)
+            return (FRESH if now - state.taken < FRESH_SECONDS else STALE), self.error(zone, now)
         found = self._season(state, now)
         if found is None:
-            return "Unknown", None
-        return "Seasonal", None if math.isnan(found[1]) else found[1]
+            return UNKNOWN, None
+        return SEASONAL, None if math.isnan(found[1]) else found[1]
 
     def says(self, zone: str, now: float) -> str:
         """Which of the steps holds for a zone, and why not the one before."""
@@ -274,7 +265,7 @@ class FeedCarbonSource:
             erred = "" if wrong is None else f", a day ahead {wrong * 100:.0f} % wrong so far"
             return self._feed + erred if age < FRESH_SECONDS else f"{self._feed}{erred}, {age / HOUR_SECONDS:.1f} h old{why}"
         step, wrong = self.step(zone, now)
-        if step == "Seasonal":
+        if step == SEASONAL:
             erred = "" if wrong is None else f"; error ±{wrong * 100:.0f} %"
             return f"stale {age / HOUR_SECONDS:.0f} h: seasonal model, as {self._feed} does not answer{why}{erred}"
         return f"not known: {self._feed} does not answer{why}"

@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from metaos.accounting.trace import HourlyTrace
+from metaos.plugins.points import PriceSource
 
 
-class StaticPriceSource:
+class StaticPriceSource(PriceSource):
     """Prices that stay as they are; of sites that are not named, what they state themselves holds."""
 
     def __init__(self, prices: Mapping[str, float] | None = None) -> None:
@@ -23,7 +24,7 @@ class StaticPriceSource:
         return "a fixed price list"
 
 
-class TracePriceSource(HourlyTrace):
+class TracePriceSource(HourlyTrace, PriceSource):
     """Replays an hourly table of prices, with a column for each site or electricity zone; a site's own goes before its zone's."""
 
     what, unit, most = "price trace", "the currency a CPU hour", 1000.0

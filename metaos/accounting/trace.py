@@ -62,6 +62,10 @@ class HourlyTrace:
         hours = self._start_hour + (now - self._start_time) / HOUR_SECONDS * self._speed
         return math.floor(hours) % self.rows
 
+    def knows(self, zone: str) -> bool:
+        """Whether it has a column of it."""
+        return zone in self._columns
+
     def ahead(self, zone: str, now: float) -> Sequence[float] | None:
         """From the current hour on; ``None`` for a zone that it has no column of."""
         column, width = self._columns.get(zone), len(self._columns)

@@ -16,6 +16,7 @@ from metaos import __version__
 from metaos.cli.accounting import carbon, cost, ledger
 from metaos.cli.options import NAMESPACE, OUTPUT, PERIOD, SECONDS, default_data, hub_options
 from metaos.cli.scores import SCORE
+from metaos.cli.sources import CARBON_SOURCE, PRICE_SOURCE
 from metaos.cli.twin import twin
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -114,6 +115,15 @@ def version(output: str) -> None:
     help="Hourly prices of a CPU hour by site or zone, from this CSV file, from its first row on.",
 )
 @click.option(
+    "--carbon-source",
+    type=CARBON_SOURCE,
+    metavar="NAME[=TEXT]",
+    help="The carbon source of this name, a plugin for example, made of what TEXT says.",
+)
+@click.option(
+    "--price-source", type=PRICE_SOURCE, metavar="NAME[=TEXT]", help="The price source of this name, made of what TEXT says."
+)
+@click.option(
     "--score",
     "scores",
     multiple=True,
@@ -144,8 +154,10 @@ def up(
         address = Address.parse(listen)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--listen") from None
-    if more["carbon_feed"] and more["carbon_trace"]:
-        raise click.UsageError("say either --carbon-feed or --carbon-trace: a site has one source")
+    if sum(more[word] is not None for word in ("carbon_feed", "carbon_trace", "carbon_source")) > 1:
+        raise click.UsageError("say one of --carbon-feed, --carbon-trace and --carbon-source: a site has one source")
+    if more["price_trace"] and more["price_source"]:
+        raise click.UsageError("say either --price-trace or --price-source: a site has one source")
     set_up_logging(verbose=bool(more.pop("verbose")))
     forbid_core_files()
     config = HubConfig(

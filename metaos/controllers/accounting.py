@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from metaos.accounting.booking import Owner, Site, book, problems
-from metaos.accounting.feeds import LOCATION, MARGINAL
 from metaos.accounting.footprint import Factor, decimal, embodied_rate, factor
 from metaos.accounting.intensities import covers, held
 from metaos.accounting.money import agreed
@@ -23,6 +22,7 @@ from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
+from metaos.plugins.points import LOCATION, MARGINAL
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme

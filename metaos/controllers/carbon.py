@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from metaos.accounting.carbon import FORECAST_HOURS, HOUR_SECONDS, TraceCarbonSource
-from metaos.accounting.feeds import LOCATION, FeedCarbonSource
 from metaos.accounting.intensities import extended
 from metaos.client import Client, PatchType
 from metaos.clock import Clock
 from metaos.controllers.settings import Get, Settings
-from metaos.plugins.points import CarbonSource
+from metaos.controllers.sources import figures
+from metaos.plugins.points import LOCATION, UNKNOWN, CarbonSource
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
@@ -44,7 +44,7 @@ class CarbonReconciler:
         self._client, self._clock, self._source = client, clock, source
         self._clusters = manager.informer(scheme.CLUSTER)
         self._speed = 1.0
-        #: What a replay's figures of a site follow from, as they were last worked out. Bounded by the sites.
+        #: What a lasting source's figures of a site follow from, as they were last worked out. Bounded by the sites.
         self._basis: dict[str, tuple[float, float, dict[str, Any]]] = {}
 
     async def reconcile(self, about: ObjectRef) -> Result:
@@ -60,15 +60,14 @@ class CarbonReconciler:
         old = (cluster.get("status") or {}).get("carbon") or {}
         basis = now // step, self._speed, electricity
         if old and self._basis.get(about.name) == basis:
-            # What a replay says changes with the step alone.
+            # What a lasting source says changes with the step alone.
             return again
-        series = self._source.intensity(zone, now)
-        says = self._source.says(zone, now) if isinstance(self._source, FeedCarbonSource) else self._source.describe()
-        found: dict[str, Any] = {"source": says, "step": "Fresh"}
-        if isinstance(self._source, FeedCarbonSource):
-            found["step"], error = self._source.step(zone, now)
-            if error is not None:
-                found["error"] = round(error, 4)
+        series, problem = figures(self._source.intensity(zone, now))
+        says = self._source.says(zone, now) + problem
+        found: dict[str, Any] = {"source": says}
+        found["step"], error = self._source.step(zone, now)
+        if error is not None:
+            found["error"] = round(error, 4)
         if series is not None:
             # One that stands still goes on by the hour.
             found["hourSeconds"] = step
@@ -77,11 +76,13 @@ class CarbonReconciler:
             # A zone that the source does not know: what the site states itself, and saying so.
             stated = float(electricity["carbonIntensity"])
             found = {"intensity": stated, "forecast": [], "source": "stated by the site", "step": "Stated"}
-            if isinstance(self._source, FeedCarbonSource):
+            if problem or not self._source.lasting:
                 found["source"] += f"; {says}"
+        elif zone and not self._source.lasting:
+            found = {"source": says, "step": UNKNOWN}
         else:
-            found = {"source": "not known: the site file names no electricity zone and no carbonIntensity", "step": "Unknown"}
-        found["basis"] = self._source.basis if isinstance(self._source, FeedCarbonSource) and series is not None else LOCATION
+            found = {"source": "not known: the site file names no electricity zone and no carbonIntensity", "step": UNKNOWN}
+        found["basis"] = self._source.basis if series is not None else LOCATION
         # Without how old it is: that changes all the time.
         said = found["source"].partition(",")[0].partition(" (")[0]
         now_and_who = _rounded(found.get("intensity")), f"{said} ({found['basis']})"
@@ -92,7 +93,7 @@ class CarbonReconciler:
             # What is not known any more goes: a merge would keep it.
             patch = {"status": {"carbon": dict.fromkeys(old) | found | {"time": format_time(now)}}}
             await self._client.patch(scheme.CLUSTER, about.name, "", patch, type=PatchType.MERGE, subresource="status")
-        if isinstance(self._source, TraceCarbonSource):
+        if self._source.lasting:
             self._basis[about.name] = basis
         return again
 
@@ -100,7 +101,7 @@ class CarbonReconciler:
         """What held while the hub was away: a replay knows, and so does a site that states one figure for all time."""
 
         def at(time: float) -> float | None:
-            if isinstance(self._source, FeedCarbonSource):
+            if not self._source.lasting:
                 return None
             series = self._source.intensity(zone, time)
             return _rounded(series[0] if series else electricity.get("carbonIntensity"))
@@ -109,7 +110,7 @@ class CarbonReconciler:
 
     async def _fetch(self, zone: str) -> None:
         """Asks an API, where it is time to. Whatever it does, the loop goes on: the source knows what to fall back to."""
-        if not isinstance(self._source, FeedCarbonSource) or self._get is None:
+        if self._get is None:
             return
         asked = self._source.due(zone, self._clock.now())
         if asked is not None:

@@ -8,6 +8,7 @@ from metaos.accounting.trace import FORECAST_HOURS, HOUR_SECONDS
 from metaos.client import Client, PatchType
 from metaos.clock import Clock
 from metaos.controllers.settings import Settings
+from metaos.controllers.sources import figures
 from metaos.plugins.points import PriceSource
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
@@ -33,11 +34,14 @@ class PriceReconciler:
         if cluster is None or deleting(cluster):
             return DONE
         zone, now = str(((cluster.get("spec") or {}).get("electricity") or {}).get("zone") or ""), self._clock.now()
-        series = self._source.price(about.name, zone, now)
-        found: dict[str, Any] = {"source": self._source.describe(), "step": "Unknown"}
-        if series:
+        series, problem = figures(self._source.price(about.name, zone, now))
+        found: dict[str, Any] = {"source": self._source.says(about.name, zone, now) + problem}
+        found["step"], error = self._source.step(about.name, zone, now)
+        if error is not None:
+            found["error"] = round(error, 4)
+        if series is not None:
             values = [round(v, 6) for v in series[:FORECAST_HOURS]]
-            found |= {"step": "Fresh", "cpuHour": values[0], "forecast": values, "hourSeconds": HOUR_SECONDS}
+            found |= {"cpuHour": values[0], "forecast": values, "hourSeconds": HOUR_SECONDS}
         old = (cluster.get("status") or {}).get("price") or {}
         if {k: v for k, v in old.items() if k != "time"} != found:
             # What is not known any more goes: a merge would keep it.

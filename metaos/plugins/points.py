@@ -286,8 +286,26 @@ class EnergyMeter(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A GET. ``headers`` hold the token: never to be logged."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+#: What a carbon figure is: the grid's average, or what one more kWh causes.
+LOCATION, MARGINAL = "location", "marginal"
+#: How far a source had to fall back: what it was told last, an old forecast of it, a model of what it has seen, nothing.
+FRESH, STALE, SEASONAL, UNKNOWN = "Fresh", "Stale", "Seasonal", "Unknown"
+
+
 class CarbonSource(Protocol):
-    """Carbon intensity of electricity, now and forecast. Entry-point group ``metaos.carbon_source``."""
+    """Carbon intensity of electricity, now and forecast. Entry-point group ``metaos.carbon_source``.
+
+    ``nemo up --carbon-source NAME=TEXT`` calls the class as ``cls(TEXT, now=…)``, seconds since the epoch. A plugin derives from
+    this class, and overrides what holds for it beyond :meth:`intensity` and :meth:`describe`. It does no I/O of its own
+    afterwards: what :meth:`due` asks for is fetched for it, so that a server that hangs holds up nothing."""
 
     def intensity(self, zone: str, now: float) -> Sequence[float] | None:
         """gCO2eq/kWh for the hour of ``now`` and the hours after it (as many as are known, at most 48); ``None`` where
@@ -298,9 +316,37 @@ class CarbonSource(Protocol):
         """One line for people: the source, its licence, and that it is a replay where it is one."""
         ...
 
+    @property
+    def basis(self) -> str:
+        """:data:`LOCATION` or :data:`MARGINAL`."""
+        return LOCATION
+
+    @property
+    def lasting(self) -> bool:
+        """Whether what it says of a moment stays so, whenever it is asked: of a table, not of forecasts."""
+        return False
+
+    def says(self, zone: str, now: float) -> str:
+        """What holds of a zone now, for people: the source, how old it is, and why it is not newer."""
+        return self.describe()
+
+    def step(self, zone: str, now: float) -> tuple[str, float | None]:
+        """How far it had to fall back for a zone (:data:`FRESH` to :data:`UNKNOWN`), and how wrong that was so far, a day ahead,
+        as a share of the mean; ``None`` where it was not measured. Every decision that it touches says both."""
+        return FRESH if self.intensity(zone, now) is not None else UNKNOWN, None
+
+    def due(self, zone: str, now: float) -> Request | None:
+        """What to fetch for a zone now, if anything; asked before :meth:`intensity`."""
+        return None
+
+    def take(self, zone: str, status: int, body: bytes, now: float) -> None:
+        """The answer to what was due; status 0: there was none, and ``body`` says why. Does not raise."""
+        return  # Who asks for nothing is told nothing.
+
 
 class PriceSource(Protocol):
-    """Prices of on-demand capacity, now and forecast. Entry-point group ``metaos.price_source``."""
+    """Prices of on-demand capacity, now and forecast. Entry-point group ``metaos.price_source``. Made and derived from as a
+    :class:`CarbonSource` is, with ``nemo up --price-source NAME=TEXT``."""
 
     def price(self, site: str, zone: str, now: float) -> Sequence[float] | None:
         """Per CPU and hour, in the currency of the site's price list, for the hour of ``now`` and the hours after it (as many as
@@ -310,6 +356,14 @@ class PriceSource(Protocol):
     def describe(self) -> str:
         """One line for people: the source, and that it is a replay where it is one."""
         ...
+
+    def says(self, site: str, zone: str, now: float) -> str:
+        """As of a :class:`CarbonSource`."""
+        return self.describe()
+
+    def step(self, site: str, zone: str, now: float) -> tuple[str, float | None]:
+        """As of a :class:`CarbonSource`."""
+        return FRESH if self.price(site, zone, now) is not None else UNKNOWN, None
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,6 +203,9 @@ def test_a_hub_that_cannot_start(run: Any, folder: Path) -> None:
     run("up", "--listen", "nonsense", *alone).refused("must be HOST:PORT", code=2)
     run("up", "--listen", "192.0.2.1:80", *alone).refused("cannot listen on 192.0.2.1:80", "choose another with --listen")
     run("up", "--carbon-trace", str(folder / "broken.yaml"), "--listen", "127.0.0.1:0", *alone).refused("must be 'hour_utc'")
+    run("up", "--carbon-source", "tea=1", *alone).refused("'tea' in 'tea=1' is not installed", "static", code=2)
+    run("up", "--carbon-source", "static", "--carbon-feed", "watttime", *alone).refused("a site has one source", code=2)
+    run("up", "--price-source", "static=1", "--listen", "127.0.0.1:0", *alone).refused("it takes nothing")
     run("up", "--no-local", "--data", str(folder / "text.yaml")).refused(
         "cannot be used: File exists; choose another with --data"
     )
