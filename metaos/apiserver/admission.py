@@ -14,6 +14,7 @@ from metaos.apiserver.schema import Node, node_of
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, annotations, controller_of
 from metaos.resources.workload import REPLICA_SET_NOT_RUN
+from metaos.scheduler import slack
 from metaos.scheduler.slack import LEAST, SUSPENDABLE, WAITING
 
 #: Kinds that users write. What agents and controllers report is not warned about.
@@ -48,11 +49,12 @@ class UnsupportedFields:
             return obj, ()
         spec = obj.get("spec") or {}
         written = {k: v for k, v in obj.items() if k not in ("apiVersion", "kind", "metadata", "status")}
+        said = list(slack.warnings(obj, old)) if kind in (scheme.JOB, scheme.CRON_JOB) else []
         if old is not None and all(old.get(k) == v for k, v in written.items()):
-            return obj, ()
+            return obj, said
         if kind is scheme.POD and spec.get("nodeName"):
             return obj, ()  # A mirror of what runs already.
-        return obj, [*_found(node_of(kind), written, "", table()), *_unheard(obj), *_not_run(obj)]
+        return obj, [*_found(node_of(kind), written, "", table()), *_unheard(obj), *_not_run(obj), *said]
 
 
 def _not_run(obj: Obj) -> Iterator[str]:

@@ -215,7 +215,7 @@ class DeferralReconciler:
             again = hour / 4 if pauses and slack > 0 else 0.0
             if running:
                 return dict(before) | found, again
-            return found | self._now(now, why if slack <= 0 and before else self._told(before, plan, found, unit)), again
+            return found | self._now(now, why if slack <= 0 else self._told(before, plan, found, unit)), again
         start = now + plan.start * hour
         told = self._told(before, plan, found, unit)
         return found | {"started": False, "startTime": format_time(start), "reason": told}, min(start - now, hour / 4)

@@ -17,11 +17,12 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from metaos.resources import workload
 from metaos.resources.errors import Cause
-from metaos.resources.meta import Obj, annotations, deleting, format_time, is_true, name, namespace, parse_time, uid
+from metaos.resources.meta import ADOPT, OWNER, Obj, annotations, deleting, format_time, is_true, name, namespace, parse_time, uid
 from metaos.resources.snapshot import Interruptible, concerns
 
 DEADLINE, SLACK, DURATION = "meta-os.eu/deadline", "meta-os.eu/slack", "meta-os.eu/expected-duration"
@@ -42,6 +43,11 @@ FIELDS = {
     "interruptible": INTERRUPTIBLE,
     "minParallelism": LEAST,
 }
+#: Other annotations that a Job may have.
+NOT_OF_WAITING = ADOPT, OWNER, "meta-os.eu/cronjob", "meta-os.eu/cronjob-uid"
+PREFIX = "meta-os.eu/"
+#: How alike an annotation has to be to one that is known, to be taken for a slip of it (``difflib``'s ratio).
+NEAR = 0.85
 #: Longer waits say nothing: no forecast goes so far.
 MOST_SECONDS = 7 * 86400.0
 #: So many earlier Jobs are looked at, the newest first; a deadline keeps clear of their longest by a tenth and a minute.
@@ -157,6 +163,23 @@ def causes(job: Obj) -> Iterator[Cause]:
         yield Cause("FieldValueInvalid", f"metadata.annotations[{LEAST}]", text)
 
 
+def warnings(job: Obj, old: Obj | None) -> Iterator[str]:
+    """What is accepted of a Job's annotations, or of those of a CronJob's template, and most likely not meant. ``old``: as it was
+    before; what stood there already was told then."""
+    said, known = _own(job), (*FIELDS.values(), WAITS_FOR)
+    before = _own(old) if old is not None else {}
+    where = ("spec.jobTemplate." if job.get("kind") == "CronJob" else "") + "metadata.annotations"
+    for key in said.keys() - before.keys() - {*known, *NOT_OF_WAITING}:
+        if key.startswith(PREFIX):
+            near = get_close_matches(key, known, 1, NEAR)
+            remedy = f"{near[0]} is" if near else f"of waiting there are {', '.join(known)}"
+            yield f"{where}[{key}]: it is not known and means nothing; {remedy}"
+    if job.get("kind") == "Job" and said.get(DEADLINE) not in (None, before.get(DEADLINE)) and not next(_problems(said), None):
+        created = str(job["metadata"].get("creationTimestamp") or "")
+        if created and parse_time(said[DEADLINE]) <= parse_time(created):
+            yield f"{where}[{DEADLINE}]: {said[DEADLINE]} is before the Job is made, {created}: it starts at once"
+
+
 def intent_causes(intent: Obj) -> Iterator[Cause]:
     """What is wrong with what an Intent says of waiting."""
     names = {v: k for k, v in FIELDS.items()}
@@ -254,7 +277,25 @@ def waits_until(job: Obj, said: Waiting, took: tuple[float, ...]) -> tuple[float
     longest = max(took) * (1 + MARGIN_SHARE) + MARGIN_SECONDS if took else float(bound) if bound else math.inf
     if math.isinf(longest):
         return created, f"how long it runs is not known: state {DURATION} or spec.activeDeadlineSeconds for it to wait"
-    return said.deadline - longest, f"the deadline{where} is {format_time(said.deadline)}"
+    return said.deadline - longest, f"no time is left to wait before the deadline{where}, {format_time(said.deadline)}"
+
+
+def planned(obj: Obj, intents: Iterable[Obj], others: Iterable[Obj], now: float) -> str:
+    """What a plan has to say of when a Job or CronJob runs that is not there yet, as it places without deciding that; empty: the
+    figures hold from its start on, at once."""
+    said = asked(obj, intents)
+    if obj.get("kind") == "CronJob":
+        later = f"; each run may start up to {(said.slack or 0.0) / HOUR_SECONDS:.3g} h later" if said is not None else ""
+        return f"the figures count it as running all the time, and it runs by its schedule{later}"
+    if said is None:
+        return ""
+    job = {**obj, "metadata": {**obj["metadata"], "creationTimestamp": format_time(now)}}
+    until, why = waits_until(job, said, lengths(job, said, others))
+    if until <= now:
+        return f"starts at once: {why}"
+    return (
+        f"may wait up to {(until - now) / HOUR_SECONDS:.3g} h; when it starts, and what that saves, is decided once it is there"
+    )
 
 
 def waits_at_most(job: Obj, said: Waiting) -> float:

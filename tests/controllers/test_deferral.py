@@ -93,10 +93,13 @@ async def test_without_a_forecast_or_with_one_too_old_it_starts_at_once_and_says
 
 
 async def test_a_deadline_in_the_past_or_without_a_length_starts_at_once() -> None:
-    for said in ({DEADLINE: format_time(START - 60), DURATION: "1h"}, {DEADLINE: format_time(START + 9e4)}):
+    for said, why in (
+        ({DEADLINE: format_time(START - 60), DURATION: "1h"}, "no time is left to wait before the deadline, "),
+        ({DEADLINE: format_time(START + 9e4)}, f"how long it runs is not known: state {DURATION}"),
+    ):
         async with running(*SETUPS, objects=(site(300, 1, 1), job(**said))) as (client, clock):
             await until(clock, lambda client=client: suspended(client) is False)
-            assert decided(client)["started"]
+            assert decided(client)["started"] and why in decided(client)["reason"]
 
 
 async def test_annotations_that_say_nothing_hold_nothing() -> None:

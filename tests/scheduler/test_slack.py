@@ -113,6 +113,32 @@ def test_what_does_not_wait_says_so() -> None:
     assert not UnsupportedFields().admit("CREATE", job(slack="6h"), None)[1]
 
 
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("meta-os.eu/slak", f"it is not known and means nothing; {SLACK} is"),
+        ("meta-os.eu/dead-line", f"it is not known and means nothing; {DEADLINE} is"),
+        ("meta-os.eu/tea", "of waiting there are meta-os.eu/slack"),
+        (SLACK, ""),
+        ("example.org/slak", ""),
+        ("meta-os.eu/cronjob-uid", ""),
+    ],
+)
+def test_an_annotation_that_means_nothing_is_warned_of_once(key: str, told: str) -> None:
+    found = job()
+    found["metadata"]["annotations"] = {key: "1h"}
+    _, said = UnsupportedFields().admit("CREATE", found, None)
+    assert len(said) == bool(told) and all(f"metadata.annotations[{key}]: " in s and told in s for s in said)
+    assert not UnsupportedFields().admit("UPDATE", found, found)[1]
+    assert UnsupportedFields().admit("UPDATE", found, job())[1] == said
+
+
+def test_a_deadline_in_the_past_is_warned_of() -> None:
+    for due, told in ((NOW - 60, True), (NOW + 60, False)):
+        _, said = UnsupportedFields().admit("CREATE", job(deadline=format_time(due)), None)
+        assert [f"is before the Job is made, {format_time(NOW)}: it starts at once" in s for s in said] == [True] * told
+
+
 def intent(value: Any, *targets: str) -> Obj:
     said = [{"name": name, "condition": "Minimize"} for name in targets]
     expectation = {"targets": said, "contexts": [{"name": "deferrable", "value": value}]}
