@@ -98,7 +98,9 @@ class Agent:
             self._show,
             cluster_namespace(self._name),
         )
-        self.presence = Presence(self.client, self.contact, clock, self._name, config.heartbeat_seconds, self.measure)
+        self.presence = Presence(
+            self.client, self.contact, clock, self._name, config.heartbeat_seconds, self.measure, declared=site
+        )
         self.consumption = Consumption(runtime, self.pods.pods, clock, self._machine, self.network.counts, meter)
         self.usages = None if meter is None else Usages(self.client, self.contact, clock, random, meter, self._name)
         self._changed = asyncio.Event()

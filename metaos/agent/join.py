@@ -14,6 +14,7 @@ import json
 import logging
 import ssl
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
@@ -298,6 +299,20 @@ async def register(client: Client, site: Obj) -> Obj:
         if error.reason != "AlreadyExists":
             raise
         return await client.get(CLUSTER, name(site))
+
+
+def differences(site: Obj, cluster: Obj) -> list[str]:
+    """Where the site file's spec says something else than the hub's Cluster holds: ``FIELD is VALUE, and the hub has VALUE``.
+    What the file does not name may be anything: operators edit the Cluster."""
+    return list(_differences("spec", site.get("spec") or {}, cluster.get("spec") or {}))
+
+
+def _differences(field: str, mine: object, theirs: object) -> Iterator[str]:
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        for key, value in mine.items():
+            yield from _differences(f"{field}.{key}", value, theirs.get(key))
+    elif mine != theirs:
+        yield f"{field} is {json.dumps(mine)}, and the hub has {'nothing' if theirs is None else json.dumps(theirs)}"
 
 
 async def identity_process(*arguments: str, stdin: bytes = b"") -> bytes:

@@ -9,11 +9,12 @@ from typing import Any
 
 from metaos.agent.contact import Contact
 from metaos.agent.inventory import worth_telling
+from metaos.agent.join import differences
 from metaos.agent.report import merge_patch
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.resources.errors import ApiError, unavailable
-from metaos.resources.meta import cluster_namespace, format_time
+from metaos.resources.meta import Obj, cluster_namespace, format_time
 from metaos.resources.scheme import CLUSTER, LEASE
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ MISSING_TIMES = 3
 #: A heartbeat that takes longer has failed; the next one may find a better way.
 LEAST_TIMEOUT_SECONDS = 3.0
 MOST_TIMEOUT_SECONDS = 10.0
+#: Fields of a site file that are named where they differ.
+DIFFERENCES_TOLD = 8
 
 
 class Removed(Exception):
@@ -35,7 +38,7 @@ class Removed(Exception):
 
 class Presence:
     """``measure`` gives the agent's part of ``Cluster.status``; no heartbeat is sent while ``able`` says that the site cannot
-    do what it is told."""
+    do what it is told. ``declared``: the site file, which is held against the hub's Cluster once."""
 
     def __init__(
         self,
@@ -46,6 +49,8 @@ class Presence:
         heartbeat_seconds: float,
         measure: Callable[[], Awaitable[dict[str, Any]]],
         able: Callable[[], bool] = lambda: True,
+        *,
+        declared: Obj | None = None,
     ) -> None:
         self._client, self._contact, self._clock = client, contact, clock
         self._site, self._heartbeat, self._measure = site, heartbeat_seconds, measure
@@ -53,6 +58,7 @@ class Presence:
         self._reported: dict[str, Any] = {}
         self._reported_time = float("-inf")
         self._missing = 0
+        self._declared = declared
 
     async def keep_lease(self) -> None:
         """Never returns. Raises ``Removed``."""
@@ -112,6 +118,7 @@ class Presence:
         while True:
             try:
                 await self._report()
+                await self._compare()
                 failures = 0
                 await self._clock.sleep(max(MEASURE_SECONDS, self._heartbeat))
             except ApiError as error:
@@ -120,6 +127,22 @@ class Presence:
                 if error.code not in (401, 404, 503):
                     log.warning("the status of site %s cannot be reported: %s", self._site, error.message)
                 await self._contact.pause(failures)
+
+    async def _compare(self) -> None:
+        """The hub's Cluster is what holds: operators edit it. Says where the site file has something else."""
+        if self._declared is None:
+            return
+        found = differences(self._declared, await self._client.get(CLUSTER, self._site))
+        self._declared = None
+        more = f", and {len(found) - DIFFERENCES_TOLD} more" if len(found) > DIFFERENCES_TOLD else ""
+        if found:
+            log.warning(
+                "the site file does not count any more once a site has joined, and it says something else: %s%s; "
+                "change the Cluster at the hub: kubectl edit cluster %s",
+                "; ".join(found[:DIFFERENCES_TOLD]),
+                more,
+                self._site,
+            )
 
     async def _report(self) -> None:
         status = await self._measure()

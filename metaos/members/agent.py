@@ -105,7 +105,14 @@ class KubernetesAgent:
             client, self.contact, clock, random, self.works, self.applier.judge, self._show, cluster_namespace(self._name)
         )
         self.presence = Presence(
-            client, self.contact, clock, self._name, config.agent.heartbeat_seconds, self.measure, lambda: self.able
+            client,
+            self.contact,
+            clock,
+            self._name,
+            config.agent.heartbeat_seconds,
+            self.measure,
+            lambda: self.able,
+            declared=site,
         )
         self._nodes: dict[str, Obj] = {}
         self._nodes_problem = ""

@@ -11,9 +11,11 @@ from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from metaos.agent import join
-from metaos.agent.join import Identity, JoinError, Membership, Token, fetch_authority, register
+from metaos.agent.join import Identity, JoinError, Membership, Token, differences, fetch_authority, register
 from metaos.clock import SystemClock
 from metaos.http import HttpClient
 from metaos.resources import scheme
@@ -38,6 +40,15 @@ def token_file(hub: Hub, folder: Path) -> Path:
     path = folder / "token"
     path.write_text(hub.token() + "\n")
     return path
+
+
+@given(st.dictionaries(st.sampled_from("abc"), st.integers() | st.dictionaries(st.sampled_from("xy"), st.integers()), max_size=3))
+def test_a_site_file_differs_where_it_says_something_else_and_nowhere_else(spec: dict[str, Any]) -> None:
+    assert not differences({"spec": spec}, {"spec": spec | {"more": 1}})
+    for key, value in spec.items():
+        other = spec | {key: "otherwise"}
+        (first, *more) = differences({"spec": spec}, {"spec": other})
+        assert first == f'spec.{key} is {json.dumps(value)}, and the hub has "otherwise"' and not more
 
 
 async def test_a_token_becomes_an_identity_that_the_hub_accepts_and_that_survives(hub: Hub, tmp_path: Path) -> None:
