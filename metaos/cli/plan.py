@@ -174,6 +174,8 @@ def render(status: dict[str, Any], width: int) -> list[str]:
         move = after if before == after else f"{before} -> {after}"
         found.append(f"  where     {move}")
         found.append(f"  because   {row['reason']}")
+        if row.get("timing"):
+            found.append(f"  when      {row['timing']}")
         if row["before"]["clusters"] or row["after"]["clusters"]:
             found.append(f"  figures   {_figures(row['before'], row['after'])}")
         found += [f"  {talk_line(talk)}" for talk in row.get("traffic") or ()]

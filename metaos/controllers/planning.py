@@ -24,6 +24,7 @@ from metaos.scheduler.conflicts import as_data
 from metaos.scheduler.explain import placement_status
 from metaos.scheduler.filters import FILTERS, Filter
 from metaos.scheduler.scores import SCORES, Score
+from metaos.scheduler.slack import planned
 
 if TYPE_CHECKING:
     from metaos.scheduler.planning import Alternative, Changes, Measures, Outcome
@@ -55,6 +56,8 @@ class Asked:
     places: Mapping[ObjectRef, Mapping[str, int]]
     #: Those that are not decided anew, unless they are displaced.
     others: list[WorkloadInfo]
+    #: Of Jobs and CronJobs that the plan does not decide all of: what it leaves open.
+    timing: Mapping[ObjectRef, str]
 
 
 class Planner:
@@ -66,6 +69,7 @@ class Planner:
         self._clusters = manager.informer(scheme.CLUSTER)
         self._placements = manager.informer(scheme.PLACEMENT)
         self._workloads = [manager.informer(k) for k in scheme.WORKLOADS]
+        self._jobs = manager.informer(scheme.JOB)
         self._filters = load_all("metaos.filter", [n for n, _ in FILTERS])
         self._scores = [*(score for _, score in load_all("metaos.score", [score.name for score in SCORES])), *settings.scores]
         self._one, self._waiting = asyncio.Lock(), 0
@@ -191,7 +195,7 @@ class Planner:
         # Of each namespace once: looking at all its pods for each of its workloads would take long.
         evictions = {where: self._facts.evictions(where) for where in {about.namespace for about in affected}}
         merged = {where: self._rules(where, rules.get(where) or {}) for where in evictions}
-        asked = []
+        asked, timing = [], dict[ObjectRef, str]()
         for number, about in enumerate(affected):
             if number % AT_ONCE == AT_ONCE - 1:
                 await self._clock.sleep(0)
@@ -199,6 +203,9 @@ class Planner:
             placement, current = self._placement(about, obj), places.get(about) or {}
             info = self._facts.workload(obj, placement, current, merged[where], evictions[where], brought)
             asked.append(replace(info, mix=mix))
+            # Of a Job that is there its Placement says when it starts.
+            if about.kind == "CronJob" or (about.kind == "Job" and about not in present):
+                timing[about] = planned(obj, merged[where][0], self._jobs.list(where), self._clock.now())
         highest = max((w.priority for w in asked if w.preempts), default=None)
         others = []
         if highest is not None and occupancy.lowest is not None and occupancy.lowest < highest:
@@ -210,7 +217,7 @@ class Planner:
                     if len(others) % AT_ONCE == 0:
                         await self._clock.sleep(0)
         earlier = {a: self._facts.workload(present[a], self._placement(a, present[a]), places[a]) for a in updated}
-        return Asked(snapshot, asked, frozenset(brought), earlier, places, others)
+        return Asked(snapshot, asked, frozenset(brought), earlier, places, others, timing)
 
     def _flows(
         self,
@@ -273,7 +280,7 @@ def _outcomes(
             kept.pop(about, None)
         telling[about] = about.namespace in seen and (found.changed or found.impossible is not None or about in asked.brought)
         if telling[about] and len(rows) < OUTCOMES_KEPT:
-            rows[about] = _outcome(found)
+            rows[about] = _outcome(found) | ({"timing": said} if (said := asked.timing.get(about)) else {})
         outcomes[about] = found.in_short()
     return list(rows.values()), sum(telling.values()) - len(rows), list(outcomes.values())
 

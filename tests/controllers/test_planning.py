@@ -158,6 +158,27 @@ async def test_a_job_that_has_ended_is_not_started_again() -> None:
         assert (await asking(objects=[job]))["workloads"] == []
 
 
+async def test_what_may_wait_and_what_runs_by_a_schedule_is_said_to() -> None:
+    asking = Asking()
+    pod = {"template": {"spec": {"containers": [{"name": "c", "image": "i"}]}}}
+
+    def job(name: str, **said: str) -> Obj:
+        found: Obj = {**scheme.JOB.empty(name, "shop"), "spec": pod}
+        found["metadata"]["annotations"] = {f"meta-os.eu/{word}": value for word, value in said.items()}
+        return found
+
+    cron: Obj = scheme.CRON_JOB.empty("d", "shop")
+    cron["spec"] = {"schedule": "0 3 * * *", "jobTemplate": {"metadata": job("d", slack="90m")["metadata"], "spec": pod}}
+    wanted = [job("a", slack="6h"), job("b", deadline="2099-01-31T06:00:00Z"), job("c"), cron]
+    async with running(placement.setup, asking.setup, objects=(cluster("a"),)):
+        status = await asking(objects=wanted, alternatives=False)
+    told = {row["name"]: row.get("timing", "") for row in status["workloads"]}
+    assert told["a"] == "may wait up to 6 h; when it starts, and what that saves, is decided once it is there"
+    assert told["b"].startswith("starts at once: how long it runs is not known: state") and told["c"] == ""
+    assert told["d"].endswith("running all the time, and it runs by its schedule; each run may start up to 1.5 h later")
+    assert f"  when      {told['a']}" in render(status, 120)
+
+
 async def test_sums_and_alternatives_are_of_what_the_caller_may_see() -> None:
     asking = Asking()
     priced = (cluster("a", price={"cpuHour": 0.5}), cluster("b", price={"cpuHour": 0.5}))
