@@ -25,7 +25,7 @@ def source(group: str, name: str, text: str, now: float) -> Any:
     """
     try:
         found = provision(group, name, text, now=now)
-    except (TypeError, ImportError, AttributeError) as error:
+    except (TypeError, ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"plugin {name!r} of {group} cannot be made of {text!r}: {type(error).__name__}: {error}") from error
     protocol = GROUPS[group]
     if lacks := [part for part in vars(protocol) if not part.startswith("_") and not hasattr(found, part)]:

@@ -94,7 +94,7 @@ def test_what_a_plugin_lacks_is_said(windmill: None) -> None:
         source(CARBON_SOURCES, "bare", "", 0.0)
     with pytest.raises(ValueError, match=r"plugin 'gone' .* cannot be made"):
         source(CARBON_SOURCES, "gone", "", 0.0)
-    with pytest.raises(ValueError, match="could not convert"):
+    with pytest.raises(ValueError, match=r"plugin 'windmill' .* cannot be made of 'much': ValueError: could not convert"):
         source(CARBON_SOURCES, "windmill", "much", 0.0)
 
 
