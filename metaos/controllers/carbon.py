@@ -78,8 +78,9 @@ class CarbonReconciler:
             found = {"intensity": stated, "forecast": [], "source": "stated by the site", "step": "Stated"}
             if problem or not self._source.lasting:
                 found["source"] += f"; {says}"
-        elif zone and not self._source.lasting:
-            found = {"source": says, "step": UNKNOWN}
+        elif zone:
+            lacks = f"not known: {says}; it has no zone {zone!r}, and the site states no carbonIntensity"
+            found = {"source": lacks if self._source.lasting else says, "step": UNKNOWN}
         else:
             found = {"source": "not known: the site file names no electricity zone and no carbonIntensity", "step": UNKNOWN}
         found["basis"] = self._source.basis if series is not None else LOCATION

@@ -59,6 +59,22 @@ async def test_a_replay_is_worked_out_once_an_hour_and_when_it_is_moved() -> Non
     await manager.stop()
 
 
+async def test_a_zone_that_a_table_does_not_have_is_named() -> None:
+    clock = FakeClock()
+    client = FakeClient(clock)
+    client.seed(cluster("a", electricity={"zone": "XX"}))
+    manager = Manager(client, clock, Random(1))
+    source = TraceCarbonSource("hour_utc,DE\n0,100\n", start_time=0.0, name="t.csv")
+    reconciler = CarbonReconciler(manager, client, clock, source)
+    await manager.start()
+    await clock.settle()
+    await reconciler.reconcile(SITE)
+    found = (client.find(scheme.CLUSTER, "a", "") or {})["status"]["carbon"]
+    assert found["step"] == "Unknown"
+    assert "replay of t.csv" in found["source"] and "no zone 'XX', and the site states no carbonIntensity" in found["source"]
+    await manager.stop()
+
+
 async def served(behave: Any) -> tuple[web.AppRunner, str]:
     app = web.Application()
     app.router.add_get("/{path:.*}", behave)
