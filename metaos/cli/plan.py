@@ -189,6 +189,9 @@ def render(status: dict[str, Any], width: int) -> list[str]:
     unchanged, left_out = status.get("unchanged"), status.get("workloadsLeftOut")
     if unchanged:
         found.append("1 workload would stay as it is" if unchanged == 1 else f"{unchanged} workloads would stay as they are")
+    for held in status.get("held") or ():
+        until = f"; at the earliest from {held['until']}" if held.get("until") else ""
+        found.append(f"  {held['kind']} {held['namespace']}/{held['name']} {held['reason']}{until}")
     if left_out:
         found.append(f"{left_out} more would change or have no place that are not listed here")
     if not rows and not unchanged and not left_out and not status.get("reoptimised"):

@@ -17,7 +17,7 @@ from metaos.plugins.registry import load_all
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme, workload
 from metaos.resources.errors import ApiError, Cause, forbidden, invalid, too_many_requests
-from metaos.resources.meta import Obj, ObjectRef, name, namespace, ref, uid
+from metaos.resources.meta import Obj, ObjectRef, format_time, name, namespace, ref, uid
 from metaos.resources.snapshot import Snapshot, WorkloadInfo
 from metaos.resources.traffic import located, sending
 from metaos.scheduler.conflicts import as_data
@@ -36,6 +36,8 @@ OUTCOMES_KEPT = 500
 MOST_PAIRS = 20_000_000
 #: From so many pairs on a plan takes longer than the event loop may (20 ms), and is made in the worker process.
 MANY_PAIRS = 4_000
+#: Workloads that stay though they would be better elsewhere, with what holds them, that an answer names.
+HELD_KEPT = 20
 #: Workloads that are read before others get their turn.
 AT_ONCE = 50
 #: Plans that are made or wait for the one that is.
@@ -118,6 +120,7 @@ class Planner:
             "workloads": rows,
             "workloadsLeftOut": left_out + sum(o.changed for o in outcomes) - sum(o.changed for o in told),
             "unchanged": len(told) - len(rows) - left_out,
+            "held": [_held(o) for o in told if o.held][:HELD_KEPT],
             "before": _measures(together([o.before for o in told])),
             "after": _measures(together([o.after for o in told])),
             "alternatives": [],
@@ -314,6 +317,12 @@ def _outcome(found: Outcome) -> dict[str, Any]:
     if found.impossible is not None:
         row["conflict"] = as_data(found.impossible)
     return row
+
+
+def _held(found: Outcome) -> dict[str, Any]:
+    about, again = found.workload.ref, found.plan.again
+    row = {"kind": about.kind, "namespace": about.namespace, "name": about.name, "reason": found.plan.reason}
+    return row | ({} if again is None else {"until": format_time(again)})
 
 
 def _refused(field: str, why: str) -> ApiError:

@@ -59,7 +59,7 @@ class Measures:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one workload. ``impossible`` where not all of it has a place."""
+    """Of one workload. ``before``: if it stayed where it is. ``impossible`` where not all of it has a place."""
 
     workload: WorkloadInfo
     plan: Plan
@@ -74,6 +74,11 @@ class Outcome:
     @property
     def changed(self) -> bool:
         return dict(self.plan.clusters) != dict(self.workload.current)
+
+    @property
+    def held(self) -> bool:
+        """Whether it would be better elsewhere, and its policy keeps it where it is: cool-down, budget, least improvement."""
+        return not self.changed and self.plan.reason.startswith("stays")
 
     def in_short(self) -> Outcome:
         """Without what the plan says of each site, which keeps a table of all sites alive."""
@@ -183,7 +188,6 @@ class _Projection:
         self._filters, self._scores = judges
         self._known = {w.ref: w for w in known}
         self._lowest = min((w.priority for w in known if not w.pinned), default=None)
-        self._before = {c.name: c for c in snapshot.clusters}
         self._world = World(changed_sites(snapshot.clusters, changes, snapshot.now))
         self._after = {c.name: c for c in self._world}
         self._was = {**places, **{w.ref: w.current for w in known if w.current}}
@@ -211,7 +215,8 @@ class _Projection:
         yield Outcome(
             replace(asking, current=workload.current),
             plan,
-            measures(earlier, workload.current, self._before),
+            # Of staying where it is in the same changed world: figures of two worlds cannot be compared.
+            measures(earlier, workload.current, self._after),
             measures(asking, dict(plan.clusters), self._after),
             None if plan.complete and plan.clusters else impossible(free, asking, self._filters),
             tuple(traffic_status(asking, [self._after[s] for s, _ in plan.clusters])) if asking.traffic else (),

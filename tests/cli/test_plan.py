@@ -82,6 +82,12 @@ def test_people_are_told_where_why_and_what_it_costs() -> None:
     assert "web on b+c" in text and "EUR/h" in text
 
 
+def test_people_are_told_what_holds_those_that_stay() -> None:
+    held = {"kind": "Deployment", "namespace": "shop", "name": "api", "reason": "stays: b would be better, but (cool-down)"}
+    text = "\n".join(render(status() | {"held": [held | {"until": "2026-01-01T00:05:00Z"}]}, 100))
+    assert "Deployment shop/api stays: b would be better, but (cool-down); at the earliest from 2026-01-01T00:05:00Z" in text
+
+
 def test_what_cannot_be_met_is_told_in_the_users_words() -> None:
     found = status()
     found["workloads"][0]["conflict"] = {"requirements": [{"text": "2 CPU", "source": "the pods' requests"}], "relaxations": []}

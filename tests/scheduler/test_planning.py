@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from metaos.resources.meta import ObjectRef
-from metaos.resources.snapshot import ClusterInfo, Snapshot, Target, WorkloadInfo
+from metaos.resources.snapshot import ClusterInfo, Move, Snapshot, Target, WorkloadInfo
 from metaos.scheduler.framework import decide
 from metaos.scheduler.planning import Changes, alternatives, changed_sites, measures, project, together
 from tests.scheduler.worlds import NOW, clusters, site, workload, workloads, world
@@ -121,6 +121,24 @@ def test_the_figures_before_are_those_of_what_is_there_before() -> None:
     now, then = named("web", cpu=1000, current={"a": 1}), named("web", cpu=100, current={"a": 1})
     (outcome,) = project(world(site("a", cpu_requested=1000)), Changes(), [now], present={now.ref: then})
     assert outcome.before.cost == pytest.approx(0.003) and outcome.after.cost == pytest.approx(0.03)
+
+
+def test_a_move_is_compared_with_staying_in_the_same_changed_world() -> None:
+    here = named("web", cpu=1000, current={"a": 1})
+    lean = {"max_watts": 100.0, "capacity_cpu": 4000, "carbon": 10.0, "cpu_requested": 1000}
+    sites = world(site("a", **lean), site("b", **(lean | {"carbon": 20.0, "cpu_requested": 0})))
+    (outcome,) = project(sites, Changes(carbon=(("a", 900.0),)), [here])
+    assert dict(outcome.plan.clusters) == {"b": 1}
+    assert outcome.before.carbon is not None and outcome.after.carbon is not None
+    assert outcome.before.carbon == pytest.approx(45 * outcome.after.carbon)
+
+
+def test_what_a_policy_keeps_is_told_with_the_reason_and_the_time() -> None:
+    here = named("web", cpu=1000, current={"a": 1}, moves=(Move(NOW - 10, ("b",), ("a",)),))
+    (outcome,) = project(world(site("a"), site("b")), Changes(carbon=(("a", 900.0),)), [here])
+    assert outcome.held and "cool-down" in outcome.plan.reason and outcome.plan.again == NOW + 290
+    (settled,) = project(world(site("a"), site("b")), Changes(), [here])
+    assert not settled.held
 
 
 def test_what_others_may_see_is_not_counted_and_its_room_is_not_given_away() -> None:
