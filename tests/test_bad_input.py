@@ -103,6 +103,12 @@ GRAMS = {"name": "carbonIntensity", "condition": "IsLessThan", "value": 200, "un
 QUICK = {"name": "latency", "condition": "IsLessThan", "value": 10, "unit": "ms", "contexts": [{"name": "usersIn", "value": "x"}]}
 TABLE: list[tuple[str, Callable[[Any, Path], str], Any, tuple[str, ...]]] = [
     ("NaN", run, {"settle": float("nan")}, ("mine.yaml:3", "settle", "for example 90s")),
+    (
+        "NaN",
+        run,
+        {"sites": [{"name": "a", "spec": {"electricity": {"carbonIntensity": float("nan")}}}]},
+        ("mine.yaml:7", "sites[0].spec.electricity.carbonIntensity", "must be a finite number"),
+    ),
     ("NaN", replay, "0,nan,1\n", ("jobs.csv:2", "length", "'nan'", "mend or leave out")),
     ("NaN", carbon, "0,nan\n", ("carbon.csv", "line 2, zone DE", "'nan'", "remove the line, or mend")),
     ("NaN", file_of_a_site, "{availability: .nan}", ("site.yaml", "availability", "nan")),

@@ -107,6 +107,11 @@ def read_site(path: Path) -> dict[str, Any]:
     return site
 
 
+def spec_problems(spec: Any) -> Iterator[str]:
+    """What in a Cluster's spec is not as the schema says, each as ``spec.field: what, and the remedy``."""
+    yield from _unlike(spec, _fields()["spec"], "spec")
+
+
 def _said(error: Exception) -> str:
     problem, mark = getattr(error, "problem", None) or str(error), getattr(error, "problem_mark", None)
     where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""

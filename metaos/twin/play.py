@@ -23,7 +23,7 @@ from metaos.twin.clock import Stalled, VirtualLoop, run
 from metaos.twin.judge import Judge
 from metaos.twin.network import Quality
 from metaos.twin.scenario import ALWAYS, Fault, Hope, Scenario, WorkloadText, quality_of
-from metaos.twin.site import Site, watts
+from metaos.twin.site import Site, states_power, watts
 from metaos.twin.text import Part
 from metaos.twin.world import World
 
@@ -604,6 +604,7 @@ class Play:
     def _report(self, *, joined: bool, healed: bool, unfinished: list[str]) -> dict[str, Any]:
         scenario, world = self.scenario, self.world
         kinds = [s.fidelity for s in world.sites.values()]
+        powered = sum(states_power(s.obj) for s in world.sites.values())
         reasons: dict[str, int] = {}
         placed: dict[str, dict[str, int]] = {}
         if world.hub.up:
@@ -640,6 +641,8 @@ class Play:
                 "kilowattHours": round(self._joules / 3.6e6, 6),
                 "gramsCO2e": round(self._grams, 3),
                 "model": "the sites'",
+                "sitesWithPower": powered,
+                "sitesWithoutPower": len(kinds) - powered,
             },
             "events": dict(sorted(reasons.items())),
             "placements": placed,

@@ -26,7 +26,7 @@ def summary(report: dict[str, Any]) -> str:
         f"{report['title']}",
         f"seed {report['seed']}: {simulated['seconds'] / 3600:.2f} h, sites: {sites}; {simulated['workloads']} workloads, "
         f"{simulated['faults']} faults, {simulated['writes']} writes, {simulated['hubLives']} lives of the hub",
-        f"{energy['kilowattHours']:.3f} kWh, {energy['gramsCO2e']:.0f} gCO2e (by the power models that the sites state)",
+        _energy(energy),
     ]
     lines.append(f"carbon intensity: {report['carbon']}")
     for answer in report["expectations"]:
@@ -42,6 +42,15 @@ def summary(report: dict[str, Any]) -> str:
     lines.append(f"log: {report['log']['lines']} lines, sha256 {report['log']['sha256']}")
     lines.append("everything held" if report["passed"] else "not everything held")
     return "\n".join(lines)
+
+
+def _energy(found: dict[str, Any]) -> str:
+    """Sites that state no power are not counted, and that is told."""
+    if not found["sitesWithPower"]:
+        return "energy is not known: no site states 'power' (idleWatts, maxWatts)"
+    silent = found["sitesWithoutPower"]
+    missing = f"; {silent} that state none count as 0" if silent else ""
+    return f"{found['kilowattHours']:.3f} kWh, {found['gramsCO2e']:.0f} gCO2e (by the power models that the sites state{missing})"
 
 
 def again(report: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from metaos.agent.sitefile import read_site, spec_problems
 from metaos.resources import quantity, scheme
 from metaos.resources.meta import Obj, ObjectRef, name, namespace, parse_time
 from metaos.resources.scheme import Kind
@@ -269,7 +270,7 @@ def _sites(text: Part, agents: str, quality: Quality, folder: Path) -> tuple[Sit
     total = sum(p.get("count", Part.count, 1) if isinstance(p.value, dict) else 1 for p in parts)
     if not 0 < total <= MAX_SITES:
         text["sites"].wrong(f"there are {total} sites", f"write 1 to {MAX_SITES}")
-    # Real agents where there are few: they cost about a hundred times as much.
+    # Real agents where there are few: they cost more (how much: docs/how-to/try-before.md).
     usual = agents or ("real" if total <= 20 else "light")
     for part in parts:
         part.mapping(SITE_FIELDS, "name: edge")
@@ -278,8 +279,8 @@ def _sites(text: Part, agents: str, quality: Quality, folder: Path) -> tuple[Sit
         if not word:
             part.wrong("'name' is missing", "say it, for example 'name: edge'")
         spec = {**(base.get("spec") or {}), **part.get("spec", lambda p: p.mapping(), {})}
-        if "capacity" in spec:
-            _capacity(part, spec)
+        if "spec" in part:
+            _check_spec(part["spec"], part["spec"].value)
         count = part.get("count", Part.count, 1)
         for number in range(count):
             each = word if count == 1 and "{n}" not in word else word.replace("{n}", f"{number:04}")
@@ -303,8 +304,6 @@ def _sites(text: Part, agents: str, quality: Quality, folder: Path) -> tuple[Sit
 
 
 def _site_file(part: Part, folder: Path) -> Obj:
-    from metaos.agent.sitefile import read_site
-
     try:
         return read_site(folder / part.text())
     except OSError as error:
@@ -313,14 +312,16 @@ def _site_file(part: Part, folder: Path) -> Obj:
         part.wrong(str(error), "mend the site file")
 
 
-def _capacity(part: Part, spec: dict[str, Any]) -> None:
-    for resource, value in dict(spec["capacity"]).items():
-        try:
-            if quantity.parse(value) < 0:
-                raise ValueError
-        except ValueError:
-            place = part["spec"]["capacity"][resource] if "spec" in part else part
-            place.wrong(f"{value!r} is no quantity of at least 0", "write for example cpu: '4', memory: 8Gi, pods: '40'")
+def _check_spec(part: Part, spec: Any) -> None:
+    """A site's spec is as the Cluster's schema says: a field that nobody reads would be told as if it counted."""
+    problem = next(spec_problems(spec), None)
+    if problem is None:
+        return
+    path, _, told = problem.partition(": ")
+    what, _, remedy = told.partition("; ")
+    part.at(path.removeprefix("spec").removeprefix(".")).wrong(
+        what, remedy or "the fields are described in docs/reference/kinds.md, under Cluster"
+    )
 
 
 # -- workloads ---------------------------------------------------------------------------------------------
@@ -502,6 +503,8 @@ def _fault(part: Part, what: str, names: set[str], workloads: set[str], duration
     elif what == "siteClock":
         value = {site: p.signed() for site, p in one.items() if _known(Part(p.file, site, p._node, p.field), names)}
     elif what in ("lie", "change"):
+        for site in one.mapping():
+            _check_spec(one[site], {"capacity": one[site].value} if what == "lie" else one[site].value)
         value = {site: p.mapping() for site, p in one.items() if _known(Part(p.file, site, p._node, p.field), names)}
     elif what == "apply":
         value = [_object(p) for p in one]

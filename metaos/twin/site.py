@@ -117,6 +117,12 @@ def held(works: Iterable[Obj]) -> list[ObjectRef]:
     return [ref(manifest) for work in works for manifest in (work.get("spec") or {}).get("manifests") or ()]
 
 
+def states_power(site: Obj) -> bool:
+    """Whether its owner states how much power it takes; :func:`watts` is 0 where not."""
+    power = (site.get("spec") or {}).get("power") or {}
+    return bool(power.get("idleWatts") or power.get("maxWatts"))
+
+
 def watts(site: Obj, busy_milli: float) -> float:
     """Power at the wall by the model that the site's owner states: linear between idle and full."""
     spec = site.get("spec") or {}

@@ -46,6 +46,18 @@ class Part:
             node = next((v for k, v in self._node.value if k.value == key), self._node)
         return Part(self.file, self.value[key], node, f"{self.field}.{key}" if self.field else key)
 
+    def at(self, path: str) -> Part:
+        """What ``path`` (``electricity.zone``, ``links[0].cluster``) leads to; as far as it leads, where that is not there."""
+        found = self
+        for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
+            if index and isinstance(found.value, list):
+                found = list(found)[int(index)]
+            elif key in found:
+                found = found[key]
+            else:
+                break
+        return Part(found.file, found.value, found._node, f"{self.field}.{path}" if path else self.field)
+
     def __iter__(self) -> Iterator[Part]:
         if not isinstance(self.value, list):
             self.wrong(f"{_shown(self.value)} is no list", "write a list: lines that begin with '- ', or [a, b]")

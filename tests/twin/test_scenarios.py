@@ -123,7 +123,16 @@ def test_what_a_seed_means_is_the_same_on_every_machine() -> None:
         ("title: x\nduration: 5m\nsites: [{name: a}]\nfoults: []\n", 4, "foults", "the fields are title"),
         ("title: x\nduration: 5m\nsites: [{name: a}]\nFaults: []\n", 4, "Faults", "did you mean 'faults'?"),
         ("title: x\nduration: 5m\nsites:\n- name: a\n- name: a\n", 5, "sites[1]", "choose another name"),
-        ("title: x\nduration: 5m\nsites:\n- {name: a, spec: {capacity: {cpu: -4}}}\n", 4, "cpu", "of at least 0"),
+        ("title: x\nduration: 5m\nsites:\n- {name: a, spec: {capacity: {cpu: -4}}}\n", 4, "cpu", "must not be negative"),
+        (
+            "title: x\nduration: 5m\nsites:\n- name: a\n  spec: {tier: edge,\n    regionn: eu}\n",
+            6,
+            "sites[0].spec.regionn",
+            "known are",
+        ),
+        ("title: x\nduration: 5m\nsites: [{name: a, spec: {power: {idlewatts: 5}}}]\n", 3, "power.idlewatts", "'idleWatts'?"),
+        ("title: x\nduration: 5m\nsites: [{name: a}]\nfaults: [{at: 1m, change: {a: {tierr: x}}}]\n", 4, "a.tierr", "'tier'?"),
+        ("title: x\nduration: 5m\nsites: [{name: a}]\nfaults: [{at: 1m, lie: {a: {cpu: x}}}]\n", 4, "a.capacity.cpu", "x"),
         ("title: x\nduration: 5m\nsites: [{name: a}]\nlink: {loss: 120%}\n", 4, "link.loss", "from 0 to 1"),
         ("title: x\nduration: 5m\nsites: [{name: a}]\nfaults:\n- {at: 1m, cut: [b]}\n", 5, "faults[0].cut", "write one of a"),
         (
@@ -173,6 +182,14 @@ def test_the_command_says_whether_it_held_and_how_to_see_it_again(tmp_path: Path
     assert failed.exit_code == 1 and f"nemo twin run {file} --seed 7" in failed.output, failed.output
     wrong = CliRunner().invoke(nemo, ["twin", "run", str(tmp_path / "none.yaml")])
     assert wrong.exit_code == 1 and "cannot be read" in wrong.output
+
+
+def test_energy_is_told_where_sites_state_their_power_alone() -> None:
+    report = play(of(duration="2m"))
+    assert "energy is not known: no site states 'power'" in summary(report) and "0.000 kWh" not in summary(report)
+    sites = [SMALL["sites"][0], {"name": "gb", "spec": {"power": {"idleWatts": 600, "maxWatts": 900}}}]
+    told = summary(play(of(duration="2m", sites=sites)))
+    assert "0.020 kWh" in told and "(by the power models that the sites state; 1 that state none count as 0)" in told
 
 
 def test_what_breaks_a_rule_is_found() -> None:
