@@ -172,7 +172,7 @@ def cyclic_affinities(folder: Path) -> None:
         assert not found["violations"], summary(found)
         placed = {key.rpartition("-")[2]: sites for key, sites in found["placements"].items()}
         assert placed.keys() == ring.keys() and found["events"].get("Moved", 0) == 0, summary(found)
-        assert all(sites or found["events"].get("Unplaced") for sites in placed.values()), (placed, found["events"])
+        assert all(sites or found["events"].get("Unplaceable") for sites in placed.values()), (placed, found["events"])
 
 
 def contradictory_intents(folder: Path) -> None:

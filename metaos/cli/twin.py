@@ -96,7 +96,7 @@ def run(
 def from_live(file: Path, hours: float, kubeconfig: Path | None, data: Path | None) -> None:
     """Write the running continuum to FILE, as a scenario.
 
-    Values of Secrets are left out. Add faults and expectations, then play it.
+    It says what is not copied, such as where things run now. Add faults and expectations, then play it.
 
     \b
     Example: nemo twin from-live mine.yaml && nemo twin run mine.yaml
@@ -104,13 +104,21 @@ def from_live(file: Path, hours: float, kubeconfig: Path | None, data: Path | No
     import yaml
 
     from metaos.cli.connection import with_client
-    from metaos.twin.live import copy_of
+    from metaos.twin.live import scenario_of
 
-    found = with_client(kubeconfig, data or default_data("hub"), lambda client: copy_of(client, hours))
-    if not found["sites"]:
+    found = with_client(kubeconfig, data or default_data("hub"), lambda client: scenario_of(client, hours))
+    if not found.text["sites"]:
         raise click.ClickException("the hub has no sites: there is nothing to simulate yet")
-    file.write_text(yaml.safe_dump(found, sort_keys=False, width=120))
-    click.echo(f"wrote {file}: {len(found['sites'])} sites, {len(found['objects'])} objects", err=True)
+    if found.trace:
+        trace = file.with_suffix(".carbon.csv")
+        trace.write_text(found.trace)
+        found.text["carbon"] = {"trace": trace.name}
+        click.echo(f"wrote {trace}", err=True)
+    head = "".join(f"# {line}\n" for line in found.told)
+    file.write_text(head + yaml.safe_dump(found.text, sort_keys=False, width=120))
+    click.echo(f"wrote {file}: {len(found.text['sites'])} sites, {len(found.text['objects'])} objects", err=True)
+    for line in found.told:
+        click.echo(f"  {line}", err=True)
 
 
 @twin.command("replay")

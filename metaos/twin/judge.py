@@ -53,6 +53,9 @@ class Judge:
         self._subjects: dict[Key, WorkloadText] = {(w.kind.kind, w.namespace, w.name): w for w in scenario.workloads}
         #: The most replicas that were ever asked for, since a decision may be a moment behind.
         self._asked: dict[Key, int] = {key: w.replicas for key, w in self._subjects.items()}
+        for key, most in _scaled(scenario.objects):
+            if key in self._asked:
+                self._asked[key] = max(self._asked[key], most)
         policies = {key: _policy(w) for key, w in self._subjects.items()}
         self._once: dict[Key, dict[str, int]] = {
             key: {} for key, w in self._subjects.items() if w.kind is scheme.STATEFUL_SET or policies[key].get("fencing")
@@ -327,8 +330,9 @@ class Judge:
                     found.append(f"{key[0]} {key[1]}/{key[2]}: {every.get(key, 0)} copies are there, and it may be nowhere")
                 continue
             if subject.kind is scheme.JOB:
+                held = (obj.get("spec") or {}).get("suspend")
                 ended = is_true(obj, "Complete") or is_true(obj, "Failed")
-                if not ended and not ready.get(key) and (decided or self._has_room(key)):
+                if not held and not ended and not ready.get(key) and (decided or self._has_room(key)):
                     found.append(f"{key[0]} {key[1]}/{key[2]} has neither ended nor runs")
                 continue
             if (
@@ -366,6 +370,18 @@ def _counts(copies: Iterable[Copy]) -> dict[Key, int]:
     for copy in copies:
         found[_key(copy)] = found.get(_key(copy), 0) + 1
     return found
+
+
+def _scaled(objects: Iterable[Obj]) -> Iterable[tuple[Key, int]]:
+    """What autoscalers may ask for."""
+    for obj in objects:
+        if obj["kind"] == scheme.HORIZONTAL_POD_AUTOSCALER.kind:
+            spec = obj.get("spec") or {}
+            target = spec.get("scaleTargetRef") or {}
+            yield (
+                (str(target.get("kind")), namespace(obj) or "default", str(target.get("name"))),
+                int(spec.get("maxReplicas") or 0),
+            )
 
 
 def _policy(workload: WorkloadText) -> Obj:

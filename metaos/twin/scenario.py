@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metaos.agent.sitefile import read_site, spec_problems
-from metaos.resources import quantity, scheme
+from metaos.resources import quantity, scheme, workload
 from metaos.resources.meta import Obj, ObjectRef, name, namespace, parse_time
 from metaos.resources.scheme import Kind
 from metaos.twin.clock import EPOCH
@@ -35,7 +35,7 @@ TIMING_FIELDS = (
     "heartbeat", "lease", "drain", "fencing", "fencingMargin",
     "metering", "podStart", "podStop", "agentStart", "hubStart", "write", "load", "agentCpu",
 )  # fmt: skip
-SITE_FIELDS = ("name", "count", "agent", "clock", "link", "spec", "file")
+SITE_FIELDS = ("name", "count", "agent", "clock", "link", "labels", "spec", "file")
 WORKLOAD_FIELDS = (
     "name", "namespace", "kind", "count", "replicas", "cpu", "memory", "run", "at", "until", "residency", "intents", "policy",
     "secret", "volume", "labels", "priorityClass",
@@ -281,6 +281,8 @@ def _sites(text: Part, agents: str, quality: Quality, folder: Path) -> tuple[Sit
         spec = {**(base.get("spec") or {}), **part.get("spec", lambda p: p.mapping(), {})}
         if "spec" in part:
             _check_spec(part["spec"], part["spec"].value)
+        said = {key: value.text() for key, value in part["labels"].items()} if "labels" in part else {}
+        marks = {**(base["metadata"].get("labels") or {}), **said}
         count = part.get("count", Part.count, 1)
         for number in range(count):
             each = word if count == 1 and "{n}" not in word else word.replace("{n}", f"{number:04}")
@@ -289,8 +291,8 @@ def _sites(text: Part, agents: str, quality: Quality, folder: Path) -> tuple[Sit
                 part.wrong(f"there is a site {each!r} already", "choose another name")
             seen.add(each)
             obj: Obj = {**scheme.CLUSTER.empty(each), "spec": spec}
-            if base["metadata"].get("labels"):
-                obj["metadata"]["labels"] = base["metadata"]["labels"]
+            if marks:
+                obj["metadata"]["labels"] = marks
             agent = part.get("agent", one_of("real", "light"), usual)
             found.append(
                 SiteText(
@@ -403,8 +405,8 @@ def _workload(part: Part, word: str, duration: float) -> WorkloadText:
 
 def _given(obj: Obj) -> WorkloadText:
     """A workload that stands among the objects, with its intents and whatever follows it."""
-    kind, replicas = KINDS[obj["kind"]], int((obj.get("spec") or {}).get("replicas", 1))
-    return WorkloadText(kind, namespace(obj) or "default", name(obj), replicas, 0.0, None, (), (obj,), ())
+    kind = KINDS[obj["kind"]]
+    return WorkloadText(kind, namespace(obj) or "default", name(obj), workload.replicas(obj), 0.0, None, (), (obj,), ())
 
 
 def _quantity(part: Part, resource: str, usual: str) -> str:

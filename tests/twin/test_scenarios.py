@@ -17,11 +17,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from metaos.accounting.carbon import TraceCarbonSource
 from metaos.cli.main import nemo
 from metaos.resources import scheme
+from metaos.resources.meta import name
 from metaos.twin.chaos import drawn
-from metaos.twin.clock import VirtualLoop, run
-from metaos.twin.live import copy_of
+from metaos.twin.clock import EPOCH, VirtualLoop, run
+from metaos.twin.live import LiveCopy, copy_of, scenario_of
 from metaos.twin.minimise import explained, minimise, text_of
 from metaos.twin.play import play
 from metaos.twin.replay import replayed
@@ -312,6 +314,59 @@ def test_a_copy_of_a_continuum_is_a_scenario_that_holds(tmp_path: Path) -> None:
     assert "never" not in yaml.safe_dump(copied) and "nemo-cluster" not in yaml.safe_dump(copied)
     copied["expect"] = [{"at": "10m", "runsOn": {"web": ["eu"], "api": ["gb"]}}]
     report = play(scenario(parse(yaml.safe_dump(copied), "copy.yaml"), tmp_path))
+    assert report["passed"], summary(report)
+
+
+def test_a_copy_has_what_people_asked_for_and_tells_what_it_has_not(tmp_path: Path) -> None:
+    """A Job with parallelism counts as so many replicas, what has ended is not played again, and a forecast is a trace."""
+    about = {"scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "api"}, "minReplicas": 3, "maxReplicas": 4}
+    asked: list[Any] = [
+        {**scheme.PRIORITY_CLASS.empty("urgent"), "value": 7},
+        {**scheme.HORIZONTAL_POD_AUTOSCALER.empty("api", "default"), "spec": about},
+        {
+            **scheme.POD_DISRUPTION_BUDGET.empty("api", "default"),
+            "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "api"}}},
+        },
+        {**scheme.NETWORK_POLICY.empty("api", "default"), "spec": {"podSelector": {}}},
+        {**scheme.TARIFF.empty("ours"), "spec": {"provider": "us", "cpuHour": 0.1}},
+    ]
+    sites = [
+        {
+            "name": "eu",
+            "labels": {"rack": "7"},
+            "spec": {"capacity": {"cpu": "8"}, "electricity": {"zone": "DE", "carbonIntensity": 400}},
+        }
+    ]
+    jobs = [
+        {"name": "many", "kind": "Job", "run": "20m", "replicas": 3},
+        {"name": "short", "kind": "Job", "run": "10s"},
+    ]
+    story = of(sites=sites, workloads=[{"name": "api"}, *jobs])
+    forecast = TraceCarbonSource(
+        "hour_utc,DE\n" + "".join(f"{hour},{hour + 1}\n" for hour in range(30)), start_time=EPOCH, name="x"
+    )
+
+    async def main(loop: VirtualLoop) -> LiveCopy:
+        world = World(loop, 1, Timing(), carbon=forecast)
+        await world.open()
+        assert story.sites[0].obj["metadata"]["labels"] == {"rack": "7"}
+        await world.join(story.sites[0].obj)
+        await world.until(lambda: world.is_ready("eu"), 60)
+        await world.apply(*asked, *[obj for workload in story.workloads for obj in workload.objects])
+        await world.run(120)
+        found = await scenario_of(world.hub.client, 0.25)
+        await world.close()
+        return found
+
+    found = run(main)
+    kinds = {(obj["kind"], name(obj)) for obj in found.text["objects"]}
+    assert {(obj["kind"], name(obj)) for obj in asked} <= kinds and ("Job", "many") in kinds
+    assert ("Job", "short") not in kinds and "Jobs that have ended are left out: 1" in found.told
+    assert any("where things run now is not copied" in line for line in found.told)
+    assert found.text["sites"][0]["labels"]["rack"] == "7"
+    assert found.trace.splitlines()[:3] == ["hour_utc,DE", "0,1", "1,2"] and len(found.trace.splitlines()) > 20
+    (tmp_path / "carbon.csv").write_text(found.trace)
+    report = play(scenario(parse(yaml.safe_dump(found.text | {"carbon": {"trace": "carbon.csv"}}), "copy.yaml"), tmp_path))
     assert report["passed"], summary(report)
 
 
