@@ -42,10 +42,16 @@ def watts(cluster: ClusterInfo, cpu_milli: int) -> float | None:
 
 def grams(cluster: ClusterInfo, cpu_milli: int) -> float | None:
     """gCO2eq per hour of a load: its energy, and its share by CPU of what the site's hardware embodies (SCI, ISO/IEC 21031)."""
-    power = watts(cluster, cpu_milli)
-    if cluster.carbon is None or power is None:
+    each = grams_each(cluster, cluster.carbon)
+    return None if each is None else each * cpu_milli
+
+
+def grams_each(cluster: ClusterInfo, intensity: float | None) -> float | None:
+    """The same of a thousandth of a core, with electricity of this intensity (gCO2eq/kWh)."""
+    power = watts(cluster, 1)
+    if intensity is None or power is None:
         return None
-    return power / 1000 * cluster.carbon + cluster.embodied * cpu_milli / cluster.capacity_cpu
+    return power / 1000 * intensity + cluster.embodied / cluster.capacity_cpu
 
 
 def embodied_intensity(cluster: ClusterInfo) -> float:
@@ -149,6 +155,8 @@ def measure(target: str, cluster: ClusterInfo, found: WorkloadInfo, users_in: Se
         return latency(cluster, users_in)
     if target == "carbonIntensity":
         return cluster.carbon
+    if target == "emissions":
+        return grams(cluster, found.cpu * found.replicas)
     if target == "energy":
         return watts(cluster, found.cpu * found.replicas)
     if target == "cost":

@@ -40,6 +40,7 @@ TRUST_LEVELS = {"low": 1, "medium": 2, "high": 3}
 UNITS: dict[str, dict[str, float]] = {
     "latency": {"ms": 1.0, "s": 1000.0, "us": 0.001},
     "carbonIntensity": {"gCO2eq/kWh": 1.0, "kgCO2eq/kWh": 1000.0, "kgCO2eq/MWh": 1.0},
+    "emissions": {"gCO2eq/h": 1.0, "kgCO2eq/h": 1000.0},
     "energy": {"W": 1.0, "kW": 1000.0, "mW": 0.001},
     "cost": {"EUR/h": 1.0, "EUR/month": 1 / MONTH_HOURS},
     "availability": {"": 1.0, "%": 0.01},

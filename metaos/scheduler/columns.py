@@ -66,6 +66,8 @@ def measured(target: Target, workload: WorkloadInfo, world: World) -> Floats:
         return world.trip(target.users_in)
     if target.name == "carbonIntensity":
         return world.floats["carbon"]
+    if target.name == "emissions":
+        return world.floats["grams"] * (workload.cpu * workload.replicas)
     if target.name == "energy":
         return _energy(workload, world)
     if target.name == "cost":
@@ -343,6 +345,10 @@ def _carbon(workload: WorkloadInfo, world: World) -> Floats:
     return world.floats["carbon_ahead"]
 
 
+def _emissions(workload: WorkloadInfo, world: World) -> Floats:
+    return world.floats["grams_ahead"] * (workload.cpu * workload.replicas)
+
+
 def _energy(workload: WorkloadInfo, world: World) -> Floats:
     return world.floats["slope"] * (workload.cpu * workload.replicas)
 
@@ -410,6 +416,7 @@ def _gravity(workload: WorkloadInfo, world: World) -> Floats:
 COLUMNS: dict[scores.Measure, Column] = {
     scores.LATENCY.measure: _latency,
     scores.CARBON.measure: _carbon,
+    scores.EMISSIONS.measure: _emissions,
     scores.ENERGY.measure: _energy,
     scores.COST.measure: _cost,
     scores.AVAILABILITY.measure: _availability,

@@ -172,7 +172,7 @@ def bounds(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> 
     return "; ".join(reasons) or None
 
 
-_WORDS = {"latency": "round trip", "carbonIntensity": "carbon intensity", "energy": "power", "cost": "cost"}
+_WORDS = {"latency": "round trip", "carbonIntensity": "carbon intensity", "emissions": "what it emits", "energy": "power"}
 
 
 def broken_bound(target: Target, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from metaos.resources import traffic
-from metaos.resources.measures import cost, embodied_intensity, holds_at, latency, watts
+from metaos.resources.measures import cost, embodied_intensity, grams_each, holds_at, latency, watts
 from metaos.resources.snapshot import LOWER, UPPER, WISHES, ClusterInfo, Target, WorkloadInfo
 from metaos.scheduler import proximity
 
@@ -54,17 +54,32 @@ def _latency(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
     return latency(cluster, users(workload))
 
 
-def carbon_ahead(cluster: ClusterInfo) -> float | None:
-    """Of the electricity, where the present hour counts as much as all the following ones together, and of the hardware."""
+def electricity_ahead(cluster: ClusterInfo) -> float | None:
+    """Its intensity (gCO2eq/kWh), where the present hour counts as much as all the following ones together."""
     if cluster.carbon is None:
         return None
     later = cluster.forecast[1 : FORECAST_HOURS + 1]
-    ahead = cluster.carbon if not later else (cluster.carbon + sum(later) / len(later)) / 2
-    return ahead + embodied_intensity(cluster)
+    return cluster.carbon if not later else (cluster.carbon + sum(later) / len(later)) / 2
+
+
+def carbon_ahead(cluster: ClusterInfo) -> float | None:
+    """That of the electricity, and of the hardware."""
+    ahead = electricity_ahead(cluster)
+    return None if ahead is None else ahead + embodied_intensity(cluster)
+
+
+def grams_ahead(cluster: ClusterInfo) -> float | None:
+    """gCO2eq per hour of a thousandth of a core, with the electricity of the hours to come and the hardware."""
+    return grams_each(cluster, electricity_ahead(cluster))
 
 
 def _carbon(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
     return carbon_ahead(cluster)
+
+
+def _emissions(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    each = grams_ahead(cluster)
+    return None if each is None else each * (workload.cpu * workload.replicas)
 
 
 def _energy(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
@@ -145,6 +160,8 @@ def _fragmentation(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None
 
 LATENCY = Score("latency", "ms", _latency, 30.0, 0.0, "latency")
 CARBON = Score("carbon", "gCO2eq/kWh", _carbon, 150.0, 1.0, "carbonIntensity")
+#: Unlike ``carbon`` it sees how much power a site takes for the same work. An intent asks for it.
+EMISSIONS = Score("emissions", "gCO2eq/h", _emissions, 1.0, 0.0, "emissions")
 ENERGY = Score("energy", "W", _energy, 5.0, 0.5, "energy")
 COST = Score("cost", "EUR/h", _cost, 0.02, 1.0, "cost")
 AVAILABILITY = Score("availability", "%", _availability, 0.0, 0.5, "availability", True)
@@ -163,6 +180,7 @@ FRAGMENTATION = Score("fragmentation", "GPU", _fragmentation, 1.0, 2.0)
 SCORES: tuple[Score, ...] = (
     LATENCY,
     CARBON,
+    EMISSIONS,
     ENERGY,
     COST,
     AVAILABILITY,

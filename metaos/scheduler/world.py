@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaos.resources.devices import GPU, asking, gpus_free, taken
-from metaos.resources.measures import latency
+from metaos.resources.measures import grams_each, latency
 from metaos.resources.snapshot import TRUST_LEVELS, ClusterInfo, Taint, WorkloadInfo
 from metaos.resources.traffic import holders, round_trip
-from metaos.scheduler.scores import carbon_ahead
+from metaos.scheduler.scores import carbon_ahead, grams_ahead
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -47,6 +47,8 @@ def _known(value: float | None) -> float:
 _FLOATS: dict[str, Callable[[ClusterInfo], float]] = {
     "carbon": lambda c: _known(c.carbon),
     "carbon_ahead": lambda c: _known(carbon_ahead(c)),
+    "grams": lambda c: _known(grams_each(c, c.carbon)),
+    "grams_ahead": lambda c: _known(grams_ahead(c)),
     "slope": _slope,
     "cpu_hour": lambda c: _known(c.cpu_hour),
     "memory_gib_hour": lambda c: c.memory_gib_hour,

@@ -53,6 +53,14 @@ def test_the_worst_site_counts() -> None:
     assert judge(target, workload(), [NEAR, FAR], [NEAR, FAR]).value == 80.0
 
 
+def test_emissions_are_judged_in_grams_or_kilograms() -> None:
+    for value, unit, fulfilment in ((10, "gCO2eq/h", "Fulfilled"), (0.0001, "kgCO2eq/h", "Degraded")):
+        found = intent({"name": "emissions", "condition": "IsLessThan", "value": value, "unit": unit})
+        assert validate_intent(found) == []
+        what = workload(targets=tuple(targets_of(found)), current={"a": 1})
+        assert evaluate(found, [(what, [site("a")])], [site("a")], NOW)["fulfilment"] == fulfilment
+
+
 def test_since_stays_while_the_fulfilment_does() -> None:
     found = intent(latency(40))
     first = evaluate(found, [(workload(), [NEAR])], [NEAR, FAR], NOW)
@@ -138,7 +146,7 @@ def test_a_number_beyond_all_bounds_is_refused() -> None:
 
 # -- conditions ---------------------------------------------------------------------------------------------
 
-NUMBERS = ("latency", "carbonIntensity", "energy", "cost")
+NUMBERS = ("latency", "carbonIntensity", "emissions", "energy", "cost")
 ALL_CONDITIONS = tuple(CONDITIONS)
 MEANING: dict[str, Any] = {
     "IsLessThan": lambda v: v < 50,

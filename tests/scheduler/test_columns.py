@@ -18,7 +18,7 @@ from metaos.scheduler.world import World
 from tests.scheduler.worlds import NOW, clusters, residency, site, workload, workloads, world
 
 CONDITIONS = [*UPPER, *LOWER, *RANGES, "Minimize"]
-WORDS = ["latency", "carbonIntensity", "energy", "cost", "availability"]
+WORDS = ["latency", "carbonIntensity", "emissions", "energy", "cost", "availability"]
 targets = st.one_of(
     st.builds(
         Target,

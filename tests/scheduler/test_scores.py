@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 
-from metaos.resources.measures import grams, watts
+from metaos.resources.measures import grams, measure, watts
 from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Target, WorkloadInfo
-from metaos.scheduler.scores import SCORES, evaluate, points, weight
-from tests.scheduler.worlds import clusters, site, workload, workloads
+from metaos.scheduler.filters import broken_bound
+from metaos.scheduler.framework import decide
+from metaos.scheduler.scores import SCORES, evaluate, points, weight, weighted
+from tests.scheduler.worlds import clusters, site, workload, workloads, world
 
 BY_NAME = {s.name: s for s in SCORES}
 
@@ -21,7 +25,7 @@ def test_points_and_totals_stay_between_0_and_100(found: tuple[ClusterInfo, ...]
         assert total == pytest.approx(sum(t.weight * t.points for t in terms) / sum(t.weight for t in terms))
 
 
-@pytest.mark.parametrize("name", ["latency", "carbon", "energy", "cost"])
+@pytest.mark.parametrize("name", ["latency", "carbon", "emissions", "energy", "cost"])
 def test_less_is_better_and_the_reference_earns_half(name: str) -> None:
     score = BY_NAME[name]
     assert points(score, score.reference) == 50
@@ -74,3 +78,32 @@ def test_carbon_counts_what_the_hardware_embodies_by_the_energy_of_any_load() ->
     for cpu in (100, 2000):
         assert grams(where, cpu) == pytest.approx(watts(where, cpu) / 1000 * 150.0)
     assert grams(site("b", carbon=None), 100) is None
+
+
+SMALL = site("gateway", carbon=300.0, capacity_cpu=4000, max_watts=8.0, idle_watts=2.0, cpu_hour=0.03)
+LARGE = site("server", carbon=100.0, capacity_cpu=4000, max_watts=500.0, idle_watts=100.0, cpu_hour=0.03, embodied=4.0)
+
+
+@pytest.mark.parametrize(("target", "best"), [("emissions", "gateway"), ("carbonIntensity", "server")])
+def test_fewest_grams_and_cleanest_electricity_are_two_things_to_ask_for(target: str, best: str) -> None:
+    what = workload(cpu=200, targets=(Target(target, "Minimize", intent="i", priority=100),))
+    counting = [(s, w) for s, w in weighted(what) if s.target == target]
+    assert max((SMALL, LARGE), key=lambda c: evaluate(what, c, counting)[0]).name == best
+    if target == "emissions":
+        assert [c for c, _ in decide(world(SMALL, LARGE), what).clusters] == [best]
+
+
+def test_emissions_count_for_all_replicas_and_only_where_an_intent_asks() -> None:
+    what, wish = workload(replicas=3, cpu=200), Target("emissions", "IsLessThan", 0.1, hard=True, intent="i")
+    assert "emissions" not in {t.name for t in evaluate(what, LARGE)[1]}
+    asks = workload(replicas=3, cpu=200, targets=(wish,))
+    term = next(t for t in evaluate(asks, LARGE)[1] if t.name == "emissions")
+    assert (term.value, term.unit) == (pytest.approx(400 * 0.6 / 4 / 1000 * 100 + 4 * 0.6 / 4), "gCO2eq/h")
+    assert term.value == pytest.approx(measure("emissions", LARGE, asks))
+    assert broken_bound(wish, asks, LARGE) == "what it emits is 6.6 gCO2eq/h, and must be below 0.1 gCO2eq/h (intent 'i')"
+    assert broken_bound(wish, asks, site("x", max_watts=0.0)) == (
+        "what it emits is not known here, and must be below 0.1 gCO2eq/h (intent 'i')"
+    )
+    later = dataclasses.replace(LARGE, forecast=(100.0, 300.0, 300.0))
+    ahead = next(t.value for t in evaluate(asks, later)[1] if t.name == "emissions")
+    assert ahead == pytest.approx(400 * 0.6 / 4 / 1000 * 200 + 4 * 0.6 / 4)

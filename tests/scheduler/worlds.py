@@ -113,7 +113,7 @@ targets = st.one_of(
     st.builds(residency, st.sampled_from(["EU", "GB"])),
     st.builds(
         Target,
-        name=st.sampled_from(["latency", "carbonIntensity", "cost", "energy"]),
+        name=st.sampled_from(["latency", "carbonIntensity", "emissions", "cost", "energy"]),
         condition=st.sampled_from(["IsLessThan", "IsGreaterThan", "Minimize"]),
         value=st.floats(0, 400),
         hard=st.booleans(),
