@@ -15,7 +15,7 @@ from metaos.accounting.focus import as_focus
 from metaos.accounting.footprint import plain
 from metaos.accounting.statement import as_csv
 from metaos.cli.connection import with_client
-from metaos.cli.output import emit, fit, screen_width
+from metaos.cli.output import emit, fit, screen_width, table
 from metaos.clock import SystemClock
 from metaos.http import HttpClient
 from metaos.resources import scheme
@@ -23,6 +23,7 @@ from metaos.resources.meta import Obj, format_time, parse_time
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 BARS = 40
+GRAMS = "gCO2eq, location-based with hardware"
 #: Units of work that the ledger counts by itself: what SCI is given per (R).
 WORK = {"core-hour": "cpuHours", "pod-hour": "podHours", "gib-hour": "memoryGiBHours"}
 
@@ -87,8 +88,7 @@ def show(
         click.echo(as_focus(status["groups"], status["by"]), nl=False)
     else:
         width = screen_width()
-        lines = render(status, width or 100, money=money)
-        emit(status, output, text="\n".join(fit(lines, width) if width else lines))
+        emit(status, output, text="\n".join(fit(render(status, width, money=money), width)))
     for each in told:
         click.echo(f"note: {each}", err=True)
 
@@ -109,14 +109,18 @@ def sci_of(group: dict[str, Any], unit: str, count: Decimal | None) -> dict[str,
 
 
 def render(status: dict[str, Any], width: int, *, money: bool) -> list[str]:
+    """For people, on a screen of so many columns (0: of any)."""
     groups = status["groups"]
     if not groups:
         return ["nothing is booked for that", *_notes(status, groups)]
-    found = _cost_table(status["by"], groups) if money else _carbon_table(status["by"], groups, "against" in status)
+    if money:
+        found = _cost_table(status["by"], groups, width)
+    else:
+        found = _carbon_table(status["by"], groups, width, against="against" in status)
     return [*found, "", *_chart(status.get("series") or [], width, money=money), *_notes(status, groups)]
 
 
-def _carbon_table(by: str, groups: Sequence[dict[str, Any]], against: bool) -> list[str]:
+def _carbon_table(by: str, groups: Sequence[dict[str, Any]], width: int, *, against: bool) -> list[str]:
     unit = groups[0]["sci"]["unit"]
     head = [by, "energy kWh", "+/-", "location g", "market g", "marginal g", "hardware g", f"SCI g/{unit}"]
     head += ["same work g", "elsewhere g", "saved g"] if against else []
@@ -132,31 +136,23 @@ def _carbon_table(by: str, groups: Sequence[dict[str, Any]], against: bool) -> l
             other = group.get("against") or {}
             row += [_partly(other.get(key), bool(other.get("unknownLines"))) for key in ("grams", "elsewhereGrams", "savedGrams")]
         rows.append(row)
-    return table(head, rows)
+    return table(head, rows, width)
 
 
-def _cost_table(by: str, groups: Sequence[dict[str, Any]]) -> list[str]:
+def _cost_table(by: str, groups: Sequence[dict[str, Any]], width: int) -> list[str]:
+    """What was used once; below each other what it costs in each currency, as these are not added."""
     rows = []
     for group in groups:
-        for currency, amount in group["cost"].items() or [("", None)]:
-            rows.append(
-                [
-                    *("/".join(group["key"]), _partly(amount, "cost" in group["unknownLines"]), currency or "no price"),
-                    *(_number(group[key]) for key in ("cpuHours", "memoryGiBHours", "podHours", "energyKWh")),
-                ]
-            )
-    return table([by, "cost", "currency", "core hours", "GiB hours", "pod hours", "energy kWh"], rows)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines: the first column to the left, figures to the right."""
-    every = [head, *rows]
-    widths = [max(len(row[at]) for row in every) for at in range(len(head))]
-    found = []
-    for row in every:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        found.append("  ".join(cells).rstrip())
-    return found
+        owed = sorted(group["cost"].items()) or [("no price", None)]
+        rows.append(
+            [
+                "/".join(group["key"]),
+                "\n".join(_partly(amount, "cost" in group["unknownLines"]) for _, amount in owed),
+                "\n".join(currency for currency, _ in owed),
+                *(_number(group[key]) for key in ("cpuHours", "memoryGiBHours", "podHours", "energyKWh")),
+            ]
+        )
+    return table([by, "cost", "currency", "core hours", "GiB hours", "pod hours", "energy kWh"], rows, width)
 
 
 def _number(text: str | None) -> str:
@@ -174,28 +170,36 @@ def _percent(text: str | None) -> str:
 
 
 def _chart(series: Sequence[dict[str, Any]], width: int, *, money: bool) -> list[str]:
-    """A bar for each step, of all groups together."""
-    found = []
-    for step in series:
-        known = [value for group in step["groups"] if (value := _value(group, money)) is not None]
-        found.append((step["start"], sum(known) if known else None))
-    most = max((value for _, value in found if value is not None), default=0.0)
-    if len(found) < 2 or not most:
-        return []
-    bars = max(10, min(BARS, width - 36))
-    lines = [f"{'money' if money else 'gCO2eq, location-based with hardware'}, by time (UTC)"]
-    for start, value in found:
-        bar = "?" if value is None else "#" * max(1 if value else 0, round(value / most * bars))
-        lines.append(f"{start[5:16].replace('T', ' ')}  {bar.ljust(bars)}  {'' if value is None else f'{value:.4g}'}".rstrip())
-    return [*lines, ""]
+    """A bar for each step, of all groups together; for each currency by itself."""
+    lines = []
+    for unit in _units(series, money):
+        found = []
+        for step in series:
+            known = [value for group in step["groups"] if (value := _value(group, unit)) is not None]
+            found.append((step["start"], sum(known) if known else None))
+        most = max((value for _, value in found if value is not None), default=0.0)
+        if len(found) < 2 or not most:
+            continue
+        bars = max(10, min(BARS, (width or 100) - 36))
+        lines.append(f"{f'cost in {unit}' if unit else GRAMS}, by time (UTC)")
+        for start, value in found:
+            bar = "?" if value is None else "#" * max(1 if value else 0, round(value / most * bars))
+            lines.append(
+                f"{start[5:16].replace('T', ' ')}  {bar.ljust(bars)}  {'' if value is None else f'{value:.4g}'}".rstrip()
+            )
+        lines.append("")
+    return lines
 
 
-def _value(group: dict[str, Any], money: bool) -> float | None:
-    if not money:
-        return None if group["grams"] is None else float(group["grams"])
-    costs = list(group["cost"].values())
-    # Different currencies are not added.
-    return float(costs[0]) if len(costs) == 1 else None
+def _units(series: Sequence[dict[str, Any]], money: bool) -> list[str]:
+    """What is drawn, each by itself: currencies, which are not added; the empty one stands for grams."""
+    return sorted({currency for step in series for group in step["groups"] for currency in group["cost"]}) if money else [""]
+
+
+def _value(group: dict[str, Any], unit: str) -> float | None:
+    """Of a group in a step. ``None``: not known. Who is charged in other currencies alone is charged nothing in this one."""
+    found = group["cost"].get(unit, "0" if group["cost"] else None) if unit else group["grams"]
+    return None if found is None else float(found)
 
 
 _MEANINGS = {
@@ -249,29 +253,41 @@ def draw(status: dict[str, Any], file: Path, *, money: bool) -> None:
     except ImportError:
         raise ValueError("pictures need matplotlib: pip install 'nemo-metaos[pictures]'") from None
     series = status.get("series") or []
-    names = sorted({"/".join(group["key"]) for step in series for group in step["groups"]})
-    if not names:
-        raise ValueError("there is nothing to draw: nothing is booked for that")
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots()
+    names, units = sorted({"/".join(group["key"]) for step in series for group in step["groups"]}), _units(series, money)
+    if not names or not units:
+        why = "nothing that is booked for that has a price" if names else "nothing is booked for that"
+        raise ValueError(f"there is nothing to draw: {why}")
+    figure = Figure(figsize=(9, 5 * len(units)), layout="constrained")
     starts = [parse_time(step["start"]) / 3600 for step in series]
     widths = [parse_time(step["end"]) / 3600 - start for step, start in zip(series, starts, strict=True)]
-    bottom = [0.0] * len(series)
-    for name in names:
-        heights = []
-        for step in series:
-            found = [_value(group, money) for group in step["groups"] if "/".join(group["key"]) == name]
-            heights.append(sum(value for value in found if value is not None and math.isfinite(value)))
-        axes.bar(starts, heights, width=widths, bottom=bottom, align="edge", label=name, edgecolor="white", linewidth=0.3)
-        bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
-    currencies = sorted({currency for step in series for group in step["groups"] for currency in group["cost"]})
-    axes.set_ylabel(f"money [{', '.join(currencies)}]" if money else "gCO2eq, location-based, with hardware")
-    what = "Cost" if money else "Carbon"
-    axes.set_title(f"{what} by {status['by']}; steps of {widths[0] * 60:.0f} minutes; what is not known is left out")
     shown = [*range(0, len(series), max(1, len(series) // 6))]
-    axes.set_xticks([starts[at] for at in shown], [series[at]["start"][5:16].replace("T", "\n") for at in shown])
-    axes.set_xlabel("UTC")
-    axes.grid(axis="y", alpha=0.3)
+    for axes, unit in zip(figure.subplots(len(units), squeeze=False)[:, 0], units, strict=True):
+        bottom = [0.0] * len(series)
+        for number, name in enumerate(names):
+            heights = []
+            for step in series:
+                found = [_value(group, unit) for group in step["groups"] if "/".join(group["key"]) == name]
+                heights.append(sum(value for value in found if value is not None and math.isfinite(value)))
+            # One entry of the legend for each name, whatever the number of currencies.
+            label = name if unit == units[0] else None
+            axes.bar(
+                starts,
+                heights,
+                widths,
+                bottom,
+                align="edge",
+                color=f"C{number % 10}",
+                label=label,
+                edgecolor="white",
+                linewidth=0.3,
+            )
+            bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
+        axes.set_ylabel(f"cost [{unit}]" if unit else GRAMS)
+        axes.set_xticks([starts[at] for at in shown], [series[at]["start"][5:16].replace("T", "\n") for at in shown])
+        axes.set_xlabel("UTC")
+        axes.grid(axis="y", alpha=0.3)
+    what = "Cost" if money else "Carbon"
+    figure.suptitle(f"{what} by {status['by']}; steps of {widths[0] * 60:.0f} minutes; what is not known is left out")
     figure.legend(loc="outside right upper", fontsize="small")
     try:
         figure.savefig(file)

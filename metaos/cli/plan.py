@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from metaos.cli.connection import with_client
-from metaos.cli.output import emit, fit, screen_width
+from metaos.cli.output import emit, fit, screen_width, table
 from metaos.http import HttpClient
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
@@ -151,8 +151,8 @@ def show_plan(
         draw(status, picture)
         told.append(f"the picture is in {picture}")
     width = screen_width()
-    lines = [*render(status, width or 100), *(f"note: {t}" for t in told)]
-    emit(status, output, text="\n".join(fit(lines, width) if width else lines))
+    lines = [*render(status, width), *(f"note: {t}" for t in told)]
+    emit(status, output, text="\n".join(fit(lines, width)))
     if output != "text":
         for text in told:
             click.echo(f"note: {text}", err=True)
@@ -162,7 +162,7 @@ def show_plan(
 
 
 def render(status: dict[str, Any], width: int) -> list[str]:
-    """The plan: each workload, the sums, what cannot be met, and what else could be had."""
+    """The plan, for a screen of so many columns (0: any): each workload, the sums, what cannot be met, what else could be had."""
     from metaos.scheduler.conflicts import lines as conflict_lines
     from metaos.scheduler.explain import costs_line, talk_line
 
@@ -205,9 +205,9 @@ def render(status: dict[str, Any], width: int) -> list[str]:
         found += [
             "",
             "other ways for what comes or moves; none is beaten by another in everything:",
-            *_table(ways, status),
+            *_ways(ways, status, width),
         ]
-        found += ["", *plot(ways, status.get("chosen") or {}, min(PLOT_COLUMNS, max(20, width - 16)))]
+        found += ["", *plot(ways, status.get("chosen") or {}, min(PLOT_COLUMNS, max(20, (width or 100) - 16)))]
     return found
 
 
@@ -239,14 +239,13 @@ def _figures(before: dict[str, Any], after: dict[str, Any]) -> str:
     return ", ".join(parts) or "none known"
 
 
-def _table(ways: Sequence[dict[str, Any]], status: dict[str, Any]) -> list[str]:
-    rows = [["", *(f"{word} [{unit}]" for word, unit in _MEASURES), "where"]]
-    rows.append(["plan", *_cells(status.get("chosen") or {}), ""])
+def _ways(ways: Sequence[dict[str, Any]], status: dict[str, Any], width: int) -> list[str]:
+    rows = [["plan", *_cells(status.get("chosen") or {}), ""]]
     for number, way in enumerate(ways, start=1):
         places = sorted({f"{w['name']} on {'+'.join(c['name'] for c in w['clusters'])}" for w in way["workloads"]})
         rows.append([str(number), *_cells(way), "; ".join(places)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    head = ["", *(f"{word} [{unit}]" for word, unit in _MEASURES), "where"]
+    return [f"  {line}" for line in table(head, rows, width and width - 2, words=True)]
 
 
 def _cells(found: dict[str, Any]) -> list[str]:

@@ -11,10 +11,10 @@ import click
 from metaos.accounting.export import entries
 from metaos.accounting.ledger import Tampered
 from metaos.accounting.statement import Booked, Line
-from metaos.cli.accounts import moment, table
+from metaos.cli.accounts import moment
 from metaos.cli.connection import with_client
 from metaos.cli.ledger import download
-from metaos.cli.output import emit
+from metaos.cli.output import emit, fit, screen_width, table
 from metaos.clock import SystemClock
 from metaos.http import HttpClient
 from metaos.resources import scheme
@@ -68,7 +68,8 @@ def show(options: dict[str, Any], output: str, kubeconfig: Path | None, data: Pa
     except ScenarioError as error:
         raise click.ClickException(str(error)) from None
     answer |= {"since": format_time(since), "until": format_time(until)}
-    emit(answer, output, text="\n".join(render(answer)))
+    width = screen_width()
+    emit(answer, output, text="\n".join(fit(render(answer, width), width)))
 
 
 def selected(lines: Any, since: float | None, until: float | None) -> list[Booked]:
@@ -101,8 +102,8 @@ def wanted(options: dict[str, Any]) -> Any:
     return holds
 
 
-def render(answer: dict[str, Any]) -> list[str]:
-    """For people."""
+def render(answer: dict[str, Any], width: int = 0) -> list[str]:
+    """For people, on a screen of so many columns (0: of any)."""
     rows = []
     for row in answer["figures"]:
         error = "-" if row["replayError"] is None else f"{float(row['replayError']):+.1%}"
@@ -111,7 +112,7 @@ def render(answer: dict[str, Any]) -> list[str]:
     head = ("figure", "booked", "NEMO replayed", "off by", f"twin:{answer['policy']}", "saved by NEMO")
     return [
         f"{answer['since']} to {answer['until']}",
-        *table(head, rows),
+        *table(head, rows, width),
         "",
         f"against twin:{answer['policy']}: {answer['meaning']}",
         "saved: that replay less the replay of NEMO's own policy, so that both have the same error; 'off by': how far NEMO's own "

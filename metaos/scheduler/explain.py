@@ -196,11 +196,11 @@ def explain(placement: Obj, clusters: Iterable[Obj], intents: Iterable[Obj]) -> 
 def render(found: dict[str, Any], width: int = 0) -> str:
     """For people: chosen sites, the table of terms, the runner-up, each rejected site, intents and their nearest offers.
     ``width``: columns of the screen; 0 where lines may be as long as they are."""
-    return "\n".join(part for line in _lines(found, width) for part in _wrapped(line, width))
+    return "\n".join(part for line in _lines(found, width) for part in wrapped(line, width))
 
 
-def _wrapped(line: str, width: int) -> list[str]:
-    """What follows a line's first words of two spaces and more stays below them."""
+def wrapped(line: str, width: int) -> list[str]:
+    """A line for a screen of so many columns (0: of any). What follows two spaces and more in its first half stays below that."""
     if not width or len(line) <= width:
         return [line]
     hang = max((m.end() for m in _GAP.finditer(line[: width // 2])), default=0)

@@ -24,6 +24,7 @@ from metaos.apiserver.ledgerkeys import LedgerKeys
 from metaos.cli.accounts import draw, moment, render, sci_of, unit_of
 from metaos.cli.ledger import archive, check, export, text_of, verify_file
 from metaos.cli.main import nemo
+from metaos.cli.output import fit
 from metaos.store.memoryledger import MemoryLedger
 from tests.apiserver.accounting import running
 from tests.apiserver.test_accounts import pages, two_sites
@@ -46,13 +47,13 @@ def test_times_and_units_are_read_or_refused_with_what_they_may_be() -> None:
             unit_of(wrong)
 
 
-async def asked(money: bool = False, **spec: Any) -> tuple[dict[str, Any], str]:
+async def asked(money: bool = False, width: int = 0, **spec: Any) -> tuple[dict[str, Any], str]:
     async with running() as hub:
         await two_sites(hub)
         status = await hub.statement(**spec, series=True)
     for group in status["groups"]:
         group["sci"] = sci_of(group, "core-hour", None)
-    return status, "\n".join(render(status, 100, money=money))
+    return status, "\n".join(render(status, width, money=money))
 
 
 async def test_a_table_says_what_it_does_not_know(tmp_path: Path) -> None:
@@ -72,6 +73,39 @@ async def test_a_table_says_what_it_does_not_know(tmp_path: Path) -> None:
     assert text.splitlines()[0].split()[:3] == ["owner", "cost", "currency"] and "EUR" in text
     _, text = await asked(by="pod", pod="nobody")
     assert text == "nothing is booked for that"
+
+
+async def test_two_currencies_are_told_beside_each_other_and_what_was_used_once() -> None:
+    status, _ = await asked(by="workload")
+    status["groups"][0]["cost"] = {"EUR": "1.5", "CHF": "0.25"}
+    for step in status["series"]:
+        step["groups"][0]["cost"] = {"EUR": "0.5", "CHF": "0.125"}
+    text = "\n".join(render(status, 0, money=True))
+    _, lab, more, shop = text.splitlines()[:4]
+    assert lab.split()[:3] == ["lab/Deployment/train", "0.25", "CHF"] and len(lab.split()) == 7
+    assert more.split() == ["1.5", "EUR"] and shop.split()[2] == "EUR"
+    francs, euros = (text.partition(f"cost in {each}, by time (UTC)\n")[2].splitlines()[:2] for each in ("CHF", "EUR"))
+    assert [float(line.split()[-1]) for line in francs] == [0.125, 0.125], "who pays nothing in francs is no unknown"
+    assert float(euros[0].split()[-1]) > 0.5
+
+
+async def test_money_without_any_price_is_not_drawn(tmp_path: Path) -> None:
+    status, _ = await asked()
+    for each in (status, *status["series"]):
+        for group in each["groups"]:
+            group["cost"] = {}
+    assert "cost in" not in "\n".join(render(status, 0, money=True)) and "no price" in "\n".join(render(status, 0, money=True))
+    with pytest.raises(ValueError, match="has a price"):
+        draw(status, tmp_path / "c.svg", money=True)
+
+
+@pytest.mark.parametrize("money", [False, True])
+async def test_a_narrow_screen_has_whole_tables(money: bool) -> None:
+    _, text = await asked(money, 80, by="workload", against="average")
+    lines = fit(text.splitlines(), 80)
+    assert max(map(len, lines)) <= 80
+    for row in [line for line in lines if line.startswith("shop/Deployment/web")]:
+        assert all(any(ch.isdigit() for ch in cell) or cell in ("-", "EUR") for cell in row.split()[1:]), row
 
 
 async def test_sci_is_given_only_where_all_of_it_is_known() -> None:

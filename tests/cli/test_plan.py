@@ -9,7 +9,8 @@ from typing import Any
 import click
 import pytest
 
-from metaos.cli.plan import ask, draw, fit, plot, read_objects, render, supposed
+from metaos.cli.output import fit
+from metaos.cli.plan import ask, draw, plot, read_objects, render, supposed
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError, forbidden, not_found
 
@@ -143,6 +144,15 @@ def test_long_lines_are_broken_for_a_screen_and_keep_their_words() -> None:
     lines = fit(["short", text], 80)
     assert lines[0] == "short" and max(map(len, lines)) <= 80 and len(lines) > 3
     assert " ".join(" ".join(lines[1:]).split()) == " ".join(text.split())
+
+
+def test_a_narrow_screen_keeps_what_is_where_in_its_column() -> None:
+    parts = [{"name": f"part-{n}", "clusters": [{"name": "edge-paris"}, {"name": "cloud-frankfurt"}]} for n in range(4)]
+    found = render(status(alternatives=[WAYS[0], {**WAYS[1], "workloads": parts}]), 80)
+    assert max(map(len, found)) <= 80
+    start = next(line for line in found if "web on a" in line).index("web on a")
+    beside = " ".join(line[start:] for line in found if len(line) > start)
+    assert all(f"part-{n} on edge-paris+cloud-frankfurt" in beside for n in range(4)), "\n".join(found)
 
 
 class Hub:
