@@ -40,7 +40,7 @@ MEASUREMENTS = {
     "latency": "round trip stated in the site's latencies",
     "carbonIntensity": "carbon intensity of the site's electricity zone now",
     "energy": "power by the site's power model and PUE",
-    "emissions": "that power times the carbon intensity now, and a share of what the hardware embodies, by CPU",
+    "emissions": "power, times the carbon intensity now, and a share of what the hardware embodies, by CPU",
     "cost": "the site's price list, with licences, egress, and what spot capacity is expected to lose",
     "availability": "probability that enough replicas are on sites that are up; sites of one region share causes of failure",
     "residency": "the site's jurisdictions",
