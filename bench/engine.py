@@ -14,7 +14,7 @@ from random import Random
 
 from bench.results import Figure, figure, percentile, write
 from metaos.resources.meta import ObjectRef
-from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Snapshot, Spread, Target, WorkloadInfo
+from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Snapshot, Spread, Target, Users, WorkloadInfo
 from metaos.scheduler.explain import placement_status
 from metaos.scheduler.filters import FILTERS, Filter
 from metaos.scheduler.framework import Plan, decide
@@ -54,7 +54,7 @@ def site(number: int, random: Random, cores: int) -> ClusterInfo:
 def workload(number: int, random: Random) -> WorkloadInfo:
     """All terms: a hard bound on latency, the law, two wishes, a spread."""
     targets = (
-        Target("latency", "IsLessThan", 100.0, hard=True, users_in=(f"users-{number % 5}",), intent="near"),
+        Target("latency", "IsLessThan", 100.0, hard=True, users=Users((f"users-{number % 5}",)), intent="near"),
         Target("residency", "IsOneOf", values=("EU", "CH"), hard=True, intent="law"),
         Target("carbonIntensity", "Minimize", intent="clean", priority=number % 100),
         Target("cost", "IsLessThan", 0.05, intent="cheap"),

@@ -25,7 +25,7 @@ from metaos.cli.main import nemo
 from metaos.network.intents import validate_intent
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
-from metaos.resources.snapshot import Target, cluster_info, workload_info
+from metaos.resources.snapshot import Target, Users, cluster_info, workload_info
 from metaos.scheduler.framework import decide
 from metaos.twin.play import play
 from metaos.twin.report import summary
@@ -178,7 +178,7 @@ def cyclic_affinities(folder: Path) -> None:
 def contradictory_intents(folder: Path) -> None:
     """Each could be met: both are named, with what would help."""
     bounds = [("slow", "IsGreaterThan", 50.0), ("fast", "IsLessThan", 10.0)]
-    targets = tuple(Target("latency", c, v, hard=True, users_in=("es",), intent=i) for i, c, v in bounds)
+    targets = tuple(Target("latency", c, v, hard=True, users=Users(("es",)), intent=i) for i, c, v in bounds)
     sites = [site("near", latencies={"es": 5.0}), site("far", latencies={"es": 80.0})]
     plan = decide(world(*sites), workload(targets=targets))
     assert not plan.clusters and "slow" in plan.reason and "fast" in plan.reason, plan.reason

@@ -27,6 +27,7 @@ from metaos.resources.snapshot import (
     WISHES,
     ClusterInfo,
     Target,
+    Users,
     WorkloadInfo,
     base_unit,
     distance,
@@ -77,13 +78,13 @@ def judge(target: Target, workload: WorkloadInfo, placed: Sequence[ClusterInfo],
         good = bool(placed) and not where
         return Judged(target, "Fulfilled" if good else missed, ", ".join(where) or None, None, None)
     if target.condition in WISHES:
-        values = [v for c in placed if (v := measure(target.name, c, workload, target.users_in)) is not None]
+        values = [v for c in placed if (v := measure(target, c, workload)) is not None]
         return Judged(target, "Fulfilled" if values else missed, max(values, default=None), None, None)
     if target.name == "availability":
         here = [(c, workload.current.get(c.name, 1)) for c in placed]
         value: float | None = up(here, target.at_least) if placed else None
     else:
-        found = [measure(target.name, c, workload, target.users_in) for c in placed]
+        found = [measure(target, c, workload) for c in placed]
         worst = max if target.condition in UPPER else min
         known = [v for v in found if v is not None]
         if target.condition in RANGES and known:
@@ -108,7 +109,7 @@ def _nearest(target: Target, workload: WorkloadInfo, clusters: Iterable[ClusterI
     offers = [
         (distance(target, value), sign * value, c.name, value)
         for c in clusters
-        if c.ready and (value := measure(target.name, c, workload, target.users_in)) is not None
+        if c.ready and (value := measure(target, c, workload)) is not None
     ]
     if not offers:
         return None
@@ -148,7 +149,7 @@ def offers(workload: WorkloadInfo, clusters: Iterable[ClusterInfo]) -> list[Offe
         if not usable or not all(holds_at(t, cluster, workload) for t in fixed):
             continue
         broken = [t for t in hard if t not in fixed and not holds_at(t, cluster, workload)]
-        values = tuple((t, measure(t.name, cluster, workload, t.users_in)) for t in broken)
+        values = tuple((t, measure(t, cluster, workload)) for t in broken)
         if broken and all(v is not None for _, v in values):
             found.append(Offer(cluster.name, values))
     return sorted(found, key=lambda o: o.size)
@@ -267,9 +268,7 @@ def _row(found: Judged, workload: WorkloadInfo) -> dict[str, Any]:
 
 def _message(found: Judged, workload: WorkloadInfo, placed: Sequence[ClusterInfo]) -> str:
     target, unit = found.target, base_unit(found.target.name)
-    about = f"{workload.ref.kind.lower()}/{workload.ref.name}: {target.name}"
-    if target.users_in:
-        about += f" from users in {', '.join(target.users_in)}"
+    about = f"{workload.ref.kind.lower()}/{workload.ref.name}: {target.name}{target.users.text}"
     if target.name in _NAMED:
         return f"{about} must be {wanted_text(target)}; " + (
             f"it does not hold on {found.value}" if placed else "it is placed nowhere"
@@ -302,14 +301,14 @@ def validate_intent(obj: Obj) -> list[Cause]:
         causes.append(
             Cause("FieldValueInvalid", "spec.priority", f"Invalid value: {priority!r}: must be a whole number from 0 to 100")
         )
-    asked: dict[tuple[str, tuple[str, ...]], list[Target]] = {}
+    asked: dict[tuple[str, Users], list[Target]] = {}
     for e, expectation in enumerate(spec.get("expectations") or ()):
         for t, target in enumerate(expectation.get("targets") or ()):
             field = f"spec.expectations[{e}].targets[{t}]"
             causes += _target_causes(field, target, expectation.get("contexts") or ())
     if not causes:
         for parsed in targets_of(obj):
-            asked.setdefault((parsed.name, parsed.users_in), []).append(parsed)
+            asked.setdefault((parsed.name, parsed.users), []).append(parsed)
         for what, same in sorted(asked.items()):
             causes += _contradiction(what[0], same)
     return causes
@@ -358,7 +357,23 @@ def _target_causes(field: str, target: Mapping[str, Any], shared: Sequence[Mappi
     if name == "latency" and not any(c.get("name") == "usersIn" and c.get("value") for c in contexts):
         remedy = "latency is counted from users: add a context, for example {name: usersIn, value: europe-west1}"
         return wrong("contexts", target.get("contexts"), remedy) + _value_causes(target, wrong)
+    for users in (c.get("value") for c in contexts if c.get("name") == "usersIn"):
+        if remedy := _users_remedy(users):
+            return wrong("contexts", users, remedy)
     return _value_causes(target, wrong)
+
+
+def _users_remedy(users: object) -> str:
+    """What to write instead; empty where the regions are right."""
+    if isinstance(users, Mapping):
+        for share in users.values():
+            if isinstance(share, bool) or not isinstance(share, int | float) or not _finite(share) or share <= 0:
+                return "usersIn with shares takes numbers above 0, for example {europe-west1: 0.8, us-east1: 0.2}"
+        users = list(users)
+    named = users if isinstance(users, list) else [users]
+    if not named or not all(isinstance(region, str) and region for region in named):
+        return "usersIn takes a region, a list of regions, or a map from regions to the shares of users there"
+    return ""
 
 
 def _value_causes(target: Mapping[str, Any], wrong: Callable[[str, object, str], list[Cause]]) -> list[Cause]:

@@ -6,7 +6,6 @@ Units: milliseconds, watts, gCO2eq per hour, EUR per hour.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from metaos.resources import traffic
@@ -16,6 +15,7 @@ from metaos.resources.snapshot import (
     ClusterInfo,
     Interruptible,
     Target,
+    Users,
     WorkloadInfo,
     lawful,
     meets,
@@ -26,11 +26,13 @@ from metaos.resources.snapshot import (
 _MOST = 50.0
 
 
-def latency(cluster: ClusterInfo, regions: Sequence[str]) -> float | None:
-    """The worst round trip from any of the users' regions to the site; ``None`` where one is not known."""
-    found = [cluster.latencies.get(r, 1.0 if r == cluster.region else None) for r in regions]
+def latency(cluster: ClusterInfo, users: Users) -> float | None:
+    """The round trip of the users to the site, the worst one or their mean (see ``Users``); ``None`` where one is not known."""
+    found = [cluster.latencies.get(r, 1.0 if r == cluster.region else None) for r in users.regions]
     known = [f for f in found if f is not None]
-    return max(known) if known and len(known) == len(found) else None
+    if not known or len(known) < len(found):
+        return None
+    return sum(f * share for f, share in zip(known, users.shares, strict=True)) if users.shares else max(known)
 
 
 def watts(cluster: ClusterInfo, cpu_milli: int) -> float | None:
@@ -149,20 +151,20 @@ def costs(cluster: ClusterInfo, workload: WorkloadInfo, count: int) -> Costs:
 # -- of a target -------------------------------------------------------------------------------------------
 
 
-def measure(target: str, cluster: ClusterInfo, found: WorkloadInfo, users_in: Sequence[str] = ()) -> float | None:
+def measure(target: Target, cluster: ClusterInfo, found: WorkloadInfo) -> float | None:
     """A target's value for the whole workload on one site, in its base unit; ``None`` where it is not known."""
-    if target == "latency":
-        return latency(cluster, users_in)
-    if target == "carbonIntensity":
+    if target.name == "latency":
+        return latency(cluster, target.users)
+    if target.name == "carbonIntensity":
         return cluster.carbon
-    if target == "emissions":
+    if target.name == "emissions":
         return grams(cluster, found.cpu * found.replicas)
-    if target == "energy":
+    if target.name == "energy":
         return watts(cluster, found.cpu * found.replicas)
-    if target == "cost":
+    if target.name == "cost":
         paid, left = cost(cluster, found, found.replicas), traffic.paid(found, cluster)
         return None if paid is None or left is None else paid + left
-    if target == "availability":
+    if target.name == "availability":
         return cluster.availability
     return None
 
@@ -175,4 +177,4 @@ def holds_at(target: Target, cluster: ClusterInfo, found: WorkloadInfo) -> bool:
         return trusted(target, cluster.trust)
     if target.name == "attestation":
         return cluster.attested in target.values
-    return meets(target, measure(target.name, cluster, found, target.users_in))
+    return meets(target, measure(target, cluster, found))

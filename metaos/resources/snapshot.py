@@ -185,9 +185,28 @@ class Edge:
 
 
 @dataclass(frozen=True, slots=True)
+class Users:
+    """Regions where users are. ``shares``: how many of them, in parts of 1: then their mean round trip counts, else the worst."""
+
+    regions: tuple[str, ...] = ()
+    shares: tuple[float, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.regions)
+
+    @property
+    def text(self) -> str:
+        """`` from users in es (0.8), fr (0.2)``; empty where none are known."""
+        if not self.shares:
+            return f" from users in {', '.join(self.regions)}" if self.regions else ""
+        said = (f"{region} ({share:.3g})" for region, share in zip(self.regions, self.shares, strict=True))
+        return f" from users in {', '.join(said)}"
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """One target of an intent, in the base unit of its name. ``condition``: one of TS 28.312's. ``value`` is what a bound
-    compares with, ``low`` and ``high`` what a range does, ``values`` are names. ``users_in``: regions, for latency. ``at_least``:
+    compares with, ``low`` and ``high`` what a range does, ``values`` are names. ``users``: for latency. ``at_least``:
     replicas that must be up, for availability."""
 
     name: str
@@ -197,7 +216,7 @@ class Target:
     low: float = math.nan
     high: float = math.nan
     hard: bool = False
-    users_in: tuple[str, ...] = ()
+    users: Users = Users()
     intent: str = ""
     priority: int = 50
     at_least: int = 1
@@ -650,7 +669,7 @@ def targets_of(intent: Obj) -> list[Target]:
                     high=high,
                     values=texts or ((str(raw),) if isinstance(raw, str) else ()),
                     hard=bool(target.get("hard")) or kind == "residency",
-                    users_in=tuple(_users(contexts)),
+                    users=_users(contexts),
                     intent=name(intent),
                     priority=int(spec.get("priority", 50)),
                     at_least=next((int(c["value"]) for c in reversed(contexts) if c.get("name") == "replicasUp"), 1),
@@ -672,11 +691,17 @@ def _number(raw: object, factor: float) -> float:
         return math.inf
 
 
-def _users(contexts: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+def _users(contexts: Iterable[Mapping[str, Any]]) -> Users:
+    regions: dict[str, float | None] = {}
     for context in contexts:
         if context.get("name") == "usersIn":
             value = context.get("value")
-            yield from (str(v) for v in value) if isinstance(value, list) else (str(value),)
+            named = value if isinstance(value, Mapping) else dict.fromkeys(value if isinstance(value, list) else [value])
+            regions |= {str(region): None if share is None else float(share) for region, share in named.items()}
+    shares = [share for share in regions.values() if share is not None]
+    if len(shares) < len(regions) or not shares:
+        return Users(tuple(regions))
+    return Users(tuple(regions), tuple(share / sum(shares) for share in shares))
 
 
 def _weights(stated: Mapping[str, Any]) -> dict[str, float]:

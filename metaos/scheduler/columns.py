@@ -63,7 +63,7 @@ def trusted(target: Target, world: World) -> Bools:
 def measured(target: Target, workload: WorkloadInfo, world: World) -> Floats:
     """A target's value everywhere; NaN where it is not known. See ``metaos.resources.snapshot.measure``."""
     if target.name == "latency":
-        return world.trip(target.users_in)
+        return world.trip(target.users)
     if target.name == "carbonIntensity":
         return world.floats["carbon"]
     if target.name == "emissions":

@@ -114,7 +114,7 @@ def requirements(workload: WorkloadInfo, clusters: Sequence[ClusterInfo], now: f
     for target in workload.targets:
         if target.name == "residency" or (target.hard and target.name != "availability"):
             law = target.name in ("residency", "trust", "attestation")
-            about = f" from users in {', '.join(target.users_in)}" if target.users_in else ""
+            about = target.users.text
             found.append(
                 Requirement(
                     f"{f'{target.about}: ' if target.about else ''}{target.name}{about} {wanted_text(target)}",
@@ -286,7 +286,7 @@ def _minimal(broken: Iterable[tuple[int, ...]], count: int) -> list[int]:
 def _change(asked: Requirement, workload: WorkloadInfo, site: ClusterInfo) -> Change:
     target = asked.target
     if target is not None:
-        value = measure(target.name, site, workload, target.users_in)
+        value = measure(target, site, workload)
         if value is None:
             return Change(asked, f"do without {asked.text}, which is not known there", PLAIN_COST)
         unit, short = base_unit(target.name), distance(target, value)

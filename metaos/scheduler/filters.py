@@ -184,8 +184,8 @@ def broken_bound(target: Target, workload: WorkloadInfo, cluster: ClusterInfo) -
         return f"trust {wanted}, and it is {cluster.trust}"
     if target.name == "attestation":
         return f"attestation {wanted}, and the site has {cluster.attested or 'none that holds'}"
-    value, unit = measure(target.name, cluster, workload, target.users_in), base_unit(target.name)
-    about = f" from users in {', '.join(target.users_in)}" if target.users_in else ""
+    value, unit = measure(target, cluster, workload), base_unit(target.name)
+    about = target.users.text
     words = _WORDS.get(target.name, target.name)
     if target.name == "cost":
         return _broken_cost(costs(cluster, workload, workload.replicas), wanted)

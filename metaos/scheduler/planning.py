@@ -130,8 +130,8 @@ def measures(workload: WorkloadInfo, places: Mapping[str, int], sites: Mapping[s
         money.append(None if paid is None or left is None else paid + left * count / total)
         power.append(watts(found, workload.cpu * count))
         carbon.append(grams(found, workload.cpu * count))
-        if regions := users(workload):
-            trips.append(latency(found, regions))
+        if found_users := users(workload):
+            trips.append(latency(found, found_users))
     return Measures(
         _sum(money), _sum(carbon), _sum(power), None if None in trips else max((t for t in trips if t is not None), default=None)
     )

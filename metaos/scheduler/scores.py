@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from metaos.resources import traffic
 from metaos.resources.measures import cost, embodied_intensity, grams_each, holds_at, latency, watts
-from metaos.resources.snapshot import LOWER, UPPER, WISHES, ClusterInfo, Target, WorkloadInfo
+from metaos.resources.snapshot import LOWER, UPPER, WISHES, ClusterInfo, Target, Users, WorkloadInfo
 from metaos.scheduler import proximity
 
 Measure = Callable[[WorkloadInfo, ClusterInfo], float | None]
@@ -45,9 +45,16 @@ class Term:
     points: float
 
 
-def users(workload: WorkloadInfo) -> tuple[str, ...]:
-    """The regions that any latency target names."""
-    return tuple(sorted({r for t in workload.targets if t.name == "latency" for r in t.users_in}))
+def users(workload: WorkloadInfo) -> Users:
+    """Those that any latency target names: the worst counts, unless all of them say how many are where."""
+    named = [t.users for t in workload.targets if t.name == "latency" and t.users]
+    regions: dict[str, float] = {}
+    for found in named:
+        for region, share in zip(found.regions, found.shares or (0.0,) * len(found.regions), strict=True):
+            regions[region] = regions.get(region, 0.0) + share / len(named)
+    names = tuple(sorted(regions))
+    weighted = bool(named) and all(found.shares for found in named)
+    return Users(names, tuple(regions[region] for region in names) if weighted else ())
 
 
 def _latency(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from metaos.resources.devices import GPU, asking, gpus_free, taken
 from metaos.resources.measures import grams_each, latency
-from metaos.resources.snapshot import TRUST_LEVELS, ClusterInfo, Taint, WorkloadInfo
+from metaos.resources.snapshot import TRUST_LEVELS, ClusterInfo, Taint, Users, WorkloadInfo
 from metaos.resources.traffic import holders, round_trip
 from metaos.scheduler.scores import carbon_ahead, grams_ahead
 
@@ -82,7 +82,7 @@ class World(Sequence[ClusterInfo]):
         self.free = np.array([_free(c) for c in self._sites], np.int64).reshape(len(self._sites), 3)
         self._labels: dict[tuple[str, str | None], Bools] = {}
         self._laws: dict[str, Bools] = {}
-        self._trips: dict[tuple[str, ...], Floats] = {}
+        self._trips: dict[Users, Floats] = {}
         self._between: dict[str, Floats] = {}
         self._stated: dict[Hashable, tuple[Callable[[ClusterInfo], float | None], Floats]] = {}
         self._taints: dict[Taint, Bools] | None = None
@@ -134,12 +134,12 @@ class World(Sequence[ClusterInfo]):
     def law(self, name: str) -> Bools:
         return self._asked(self._laws, name, lambda c: name in c.jurisdictions)
 
-    def trip(self, regions: tuple[str, ...]) -> Floats:
-        """The worst round trip from these regions (ms); NaN where one is not known."""
-        found = self._trips.get(regions)
+    def trip(self, users: Users) -> Floats:
+        """The users' round trip (ms); NaN where one is not known."""
+        found = self._trips.get(users)
         if found is None:
             _bound(self._trips)
-            found = self._trips[regions] = np.array([_known(latency(c, regions)) for c in self], np.float64)
+            found = self._trips[users] = np.array([_known(latency(c, users)) for c in self], np.float64)
         return found
 
     def between(self, site: ClusterInfo) -> Floats:
@@ -224,8 +224,8 @@ class World(Sequence[ClusterInfo]):
             column[row] = cluster.labels.get(key) == value
         for law, column in self._laws.items():
             column[row] = law in cluster.jurisdictions
-        for regions, trips in self._trips.items():
-            trips[row] = _known(latency(cluster, regions))
+        for users, trips in self._trips.items():
+            trips[row] = _known(latency(cluster, users))
         self._between.pop(cluster.name, None)
         for site, trips in self._between.items():
             trips[row] = _known(round_trip(cluster, self[self.row_of[site]]))

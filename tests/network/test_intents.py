@@ -302,3 +302,12 @@ def test_whatever_is_asked_is_refused_or_can_be_decided(targets: list[dict[str, 
     decide(world(NEAR, FAR), what)
     status = evaluate(found, [(what, [NEAR]), (what, [])], [NEAR, FAR], NOW)
     assert status["fulfilment"] in ("Fulfilled", "Degraded", "NotFulfilled")
+
+
+@pytest.mark.parametrize("users", [{}, {"es": 0}, {"es": -1}, {"es": "many"}, {"es": float("nan")}, 7, [["es"]], {"es": True}])
+def test_users_that_make_no_sense_are_refused(users: object) -> None:
+    contexts = [{"name": "usersIn", "value": users}]
+    found = validate_intent(intent({"name": "latency", "condition": "IsLessThan", "value": 10, "contexts": contexts}))
+    assert found
+    assert found[0].field == "spec.expectations[0].targets[0].contexts"
+    assert "usersIn" in found[0].message or "counted from users" in found[0].message

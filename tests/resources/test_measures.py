@@ -29,6 +29,8 @@ HOUR_GIB = 2**30 / 3600
 works = st.builds(Interruptible, hours=st.floats(0.01, 500), keeps=st.booleans())
 prices = st.none() | st.floats(0, 500)
 
+COST = Target("cost", "Minimize")
+
 
 def test_licences_count_by_replica_and_by_site() -> None:
     what = workload(replicas=3, licences=(Licence("db", 73.0, 146.0), Licence("os", 7.3)))
@@ -92,15 +94,13 @@ def test_a_bound_on_cost_counts_what_leaves_the_site() -> None:
     here = site("here", egress_gib=0.02)
     sends = Edge("statefulset/db", DB, True, "i", sent=HOUR_GIB, answered=HOUR_GIB, at=((far, 1),))
     what = workload(cpu=1000, replicas=1, traffic=(sends,), targets=(CHEAP,))
-    assert measure("cost", here, what) == pytest.approx(0.03 + 0.02), "what the database sends is the database's"
-    assert measure("cost", far, what) == pytest.approx(0.03), "nothing leaves"
+    assert measure(COST, here, what) == pytest.approx(0.03 + 0.02), "what the database sends is the database's"
+    assert measure(COST, far, what) == pytest.approx(0.03), "nothing leaves"
     assert not holds_at(CHEAP, here, replace(what, traffic=(replace(sends, sent=2 * HOUR_GIB),)))
     reads = replace(sends, peer="site far", ref=None, sent=0.0)
-    assert measure("cost", here, replace(what, traffic=(reads,))) == pytest.approx(0.03 + 0.09), (
-        "what a site sends is the reader's"
-    )
-    assert measure("cost", site("mute"), what) is None, "a price that nobody states is not nothing"
-    assert measure("cost", site("mute"), replace(what, traffic=(replace(sends, at=()),))) == pytest.approx(0.03)
+    assert measure(COST, here, replace(what, traffic=(reads,))) == pytest.approx(0.03 + 0.09), "what a site sends is the reader's"
+    assert measure(COST, site("mute"), what) is None, "a price that nobody states is not nothing"
+    assert measure(COST, site("mute"), replace(what, traffic=(replace(sends, at=()),))) == pytest.approx(0.03)
 
 
 @given(st.lists(st.tuples(prices, prices), max_size=3), st.integers(0, 5))

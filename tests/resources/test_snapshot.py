@@ -6,7 +6,7 @@ from typing import Any
 
 from metaos.resources.measures import computing, latency, watts
 from metaos.resources.meta import API_VERSION, Obj
-from metaos.resources.snapshot import cluster_info, concerns, merge_policies, targets_of, workload_info
+from metaos.resources.snapshot import Users, cluster_info, concerns, merge_policies, targets_of, workload_info
 
 CLUSTER: Obj = {
     "apiVersion": API_VERSION,
@@ -61,7 +61,7 @@ def test_power_price_and_latency() -> None:
     found = cluster_info(CLUSTER)
     assert watts(found, 1000) == (100 - 20) / 4 * 1.5
     assert computing(found, 1000, 1 << 30) == 0.03 + 0.004
-    assert latency(found, ("x",)) == 24 and latency(found, ("x", "unknown")) is None
+    assert latency(found, Users(("x",))) == 24 and latency(found, Users(("x", "unknown"))) is None
 
 
 def test_a_workload_is_read_with_what_concerns_it() -> None:
@@ -119,4 +119,4 @@ def test_contexts_of_an_expectation_hold_for_all_its_targets() -> None:
     contexts = [{"name": "usersIn", "value": ["x", "y"]}]
     targets = [{"name": "latency", "condition": "IsLessThan", "value": 0.04, "unit": "s"}]
     (found,) = targets_of(rule("Intent", expectations=[{"contexts": contexts, "targets": targets}]))
-    assert (found.value, found.users_in) == (40.0, ("x", "y"))
+    assert (found.value, found.users) == (40.0, Users(("x", "y")))

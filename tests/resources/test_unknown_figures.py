@@ -1,4 +1,4 @@
-"""What a site does not state is not known: it is neither nothing, nor another currency's figure."""
+"""What a site does not state is not known: it is neither nothing, nor another currency's figure; and who the users are."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from metaos.resources.measures import costs, grams, watts
-from metaos.resources.snapshot import ClusterInfo, cluster_info
+from metaos.resources.measures import costs, grams, latency, watts
+from metaos.resources.snapshot import ClusterInfo, Users, cluster_info, targets_of
 from metaos.scheduler.framework import decide
-from metaos.scheduler.scores import ENERGY, points
+from metaos.scheduler.scores import ENERGY, points, users
 from tests.controllers.continuum import cluster
 from tests.scheduler.worlds import Target, workload, world
 
@@ -48,3 +48,27 @@ def test_a_bound_on_cost_says_which_currency_hides_it() -> None:
     (found,) = decide(world(site(price=YEN)), cheap).rejected
     hidden = "cost is not known here (its prices are in JPY, and no exchangeRate is stated)"
     assert found.reason == f"{hidden}, and must be below 1 EUR/h (intent 'cheap')"
+
+
+def users_of(value: object) -> Users:
+    contexts = [{"name": "usersIn", "value": value}]
+    target = {"name": "latency", "value": 40, "contexts": contexts}
+    (found,) = targets_of({"metadata": {"name": "i"}, "spec": {"expectations": [{"targets": [target]}]}})
+    return found.users
+
+
+def test_users_count_by_where_they_are() -> None:
+    near, far = (
+        site(n, latencies=[{"region": r, "milliseconds": ms} for r, ms in at.items()])
+        for n, at in (("a", {"es": 10, "fr": 50}), ("b", {"es": 45, "fr": 45}))
+    )
+    many, worst = users_of({"es": 3, "fr": 1}), users_of(["es", "fr"])
+    assert many.text == " from users in es (0.75), fr (0.25)"
+    assert [latency(c, many) for c in (near, far)] == [20.0, 45.0]
+    assert [latency(c, worst) for c in (near, far)] == [50.0, 45.0]
+    asked = workload(targets=(Target("latency", "IsLessThan", 40.0, hard=True, users=many, intent="i"),))
+    assert dict(decide(world(near, far), asked).clusters) == {"a": 1}
+    assert (
+        users(workload(targets=(Target("latency", "Minimize", users=many), Target("latency", "Minimize", users=worst)))).shares
+        == ()
+    )

@@ -12,7 +12,7 @@ from metaos.apiserver.shaping import shape, validate
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import ObjectRef
-from metaos.resources.snapshot import Edge, Snapshot, Target, cluster_info, workload_info
+from metaos.resources.snapshot import Edge, Snapshot, Target, Users, cluster_info, workload_info
 from metaos.resources.traffic import edges_of
 from metaos.scheduler.applications import expected
 from metaos.scheduler.conflicts import as_data, impossible
@@ -88,7 +88,7 @@ def test_a_site_that_is_never_up_is_not_taken_for_one_that_says_nothing() -> Non
 def test_two_intents_that_contradict_each_other_are_both_named() -> None:
     """A bound of one and a bound of another, each by itself met somewhere."""
     bounds = [("slow", "IsGreaterThan", 50.0), ("fast", "IsLessThan", 10.0)]
-    targets = tuple(Target("latency", c, v, hard=True, users_in=("es",), intent=i) for i, c, v in bounds)
+    targets = tuple(Target("latency", c, v, hard=True, users=Users(("es",)), intent=i) for i, c, v in bounds)
     sites = [site("near", latencies={"es": 5.0}), site("far", latencies={"es": 80.0})]
     found = as_data(impossible(world(*sites), workload(targets=targets)))
     assert {r["source"] for r in found["requirements"]} == {"intent 'slow'", "intent 'fast'"}

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaos.resources.snapshot import LOWER, RANGES, UPPER, ClusterInfo, Snapshot, Target, WorkloadInfo
+from metaos.resources.snapshot import LOWER, RANGES, UPPER, ClusterInfo, Snapshot, Target, Users, WorkloadInfo
 from metaos.scheduler import columns, solver
 from metaos.scheduler.filters import FILTERS, closed, room
 from metaos.scheduler.framework import decide
@@ -28,7 +28,7 @@ targets = st.one_of(
         low=st.just(10.0),
         high=st.sampled_from([10.0, 200.0]),
         hard=st.booleans(),
-        users_in=st.sampled_from([(), ("es",), ("es", "fr")]),
+        users=st.sampled_from([Users(), Users(("es",)), Users(("es", "fr")), Users(("es", "fr"), (0.75, 0.25))]),
     ),
     st.builds(
         Target,

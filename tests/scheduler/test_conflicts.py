@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from hypothesis import given
 
-from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Snapshot, Taint, Target, WorkloadInfo
+from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Snapshot, Taint, Target, Users, WorkloadInfo
 from metaos.scheduler.conflicts import Impossible, Requirement, _breaks, as_data, impossible, lines, requirements
 from metaos.scheduler.filters import FILTERS
 from metaos.scheduler.framework import decide
@@ -63,7 +63,7 @@ def test_two_wishes_that_no_site_meets_together_are_named_and_a_third_is_not() -
     near = site("near", latencies={"es": 10.0}, carbon=400.0)
     clean = site("clean", latencies={"es": 60.0}, carbon=30.0)
     what = workload(
-        targets=(below("latency", 40, users_in=("es",)), below("carbonIntensity", 100), below("cost", 1.0), residency("EU"))
+        targets=(below("latency", 40, users=Users(("es",))), below("carbonIntensity", 100), below("cost", 1.0), residency("EU"))
     )
     told = impossible(world(near, clean), what)
     assert texts(told) == ["latency from users in es below 40 ms", "carbonIntensity below 100 gCO2eq/kWh"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from metaos.resources import traffic
 from metaos.resources.measures import measure
-from metaos.resources.snapshot import GIB, ClusterInfo, Dataset, Edge, Link, Snapshot, WorkloadInfo
+from metaos.resources.snapshot import GIB, ClusterInfo, Dataset, Edge, Link, Snapshot, Target, WorkloadInfo
 from metaos.scheduler import columns
 from metaos.scheduler.conflicts import as_data, impossible
 from metaos.scheduler.explain import talk_line, traffic_status
@@ -26,6 +26,8 @@ HELD = {"images": Dataset(200 * GIB)}
 PARIS = site("paris", region="fr", latitude=48.86, longitude=2.35, datasets=HELD, egress_gib=0.05)
 LYON = site("lyon", region="fr", carbon=150.0)
 HAMINA = site("hamina", region="fi", latitude=60.57, longitude=27.19, carbon=20.0, links={"paris": Link(40.0, 1e9)})
+
+COST = Target("cost", "Minimize")
 
 
 def reads(**more: object) -> WorkloadInfo:
@@ -96,8 +98,8 @@ def test_who_reads_data_is_under_its_laws() -> None:
 
 def test_a_bound_on_cost_counts_what_its_data_costs_to_read() -> None:
     what = located(reads(), PARIS, LYON)
-    assert measure("cost", LYON, what) == pytest.approx(0.003 + 100e9 / 24 / GIB * 0.05)
-    assert measure("cost", PARIS, what) == pytest.approx(0.003)
+    assert measure(COST, LYON, what) == pytest.approx(0.003 + 100e9 / 24 / GIB * 0.05)
+    assert measure(COST, PARIS, what) == pytest.approx(0.003)
 
 
 def test_explanations_say_gigabytes_grams_and_what_a_copy_would_take() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Taint, Target, WorkloadInfo
+from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Taint, Target, Users, WorkloadInfo
 from metaos.scheduler import filters
 from metaos.scheduler.filters import FILTERS, Filter
 from tests.scheduler.worlds import NOW, residency, site, workload, world
@@ -40,8 +40,8 @@ REJECTED: list[tuple[Filter, WorkloadInfo, ClusterInfo, str]] = [
     ),
     (filters.policy, workload(policy=PolicyInfo(names=("p",), allowed=frozenset({"b", "c"}))), site("a"), "allows only b, c"),
     (filters.local_data, workload(current={"b": 1}, pinned=True, local_data=True), site("a"), "its data is on b"),
-    (filters.bounds, bound("latency", "IsLessThan", 40, users_in=("x",)), site("a", latencies={"x": 55.5}), "55.5 ms"),
-    (filters.bounds, bound("latency", "IsLessThan", 40, users_in=("x",)), site("a"), "not known here"),
+    (filters.bounds, bound("latency", "IsLessThan", 40, users=Users(("x",))), site("a", latencies={"x": 55.5}), "55.5 ms"),
+    (filters.bounds, bound("latency", "IsLessThan", 40, users=Users(("x",))), site("a"), "not known here"),
     (
         filters.bounds,
         bound("carbonIntensity", "IsLessThan", 100),

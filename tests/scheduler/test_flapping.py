@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaos.resources.snapshot import ClusterInfo, Move, PolicyInfo, Snapshot, Spread, Taint, Target, WorkloadInfo
+from metaos.resources.snapshot import ClusterInfo, Move, PolicyInfo, Snapshot, Spread, Taint, Target, Users, WorkloadInfo
 from metaos.scheduler.framework import HOUR_SECONDS, MUST_LEAVE, Plan, decide
 from tests.scheduler.worlds import NOW, site, workload
 
@@ -92,7 +92,7 @@ targets = st.lists(
         condition=st.sampled_from(["IsLessThan", "Minimize"]),
         value=st.floats(5, 300),
         hard=st.booleans(),
-        users_in=st.just(("users",)),
+        users=st.just(Users(("users",))),
         intent=st.just("i"),
         priority=st.integers(0, 100),
     )
@@ -214,7 +214,7 @@ def test_what_has_moved_stays_for_the_cool_down(left: str, forced: bool) -> None
 
 
 def test_a_measured_bound_that_breaks_is_endured_when_the_budget_is_spent() -> None:
-    bound = (Target("latency", "IsLessThan", 40.0, hard=True, users_in=("users",), intent="near"),)
+    bound = (Target("latency", "IsLessThan", 40.0, hard=True, users=Users(("users",)), intent="near"),)
     sites = (site("a", latencies={"users": 60.0}), site("b", latencies={"users": 10.0}))
     spent = PolicyInfo(budget_per_hour=1)
     what = workload(current={"a": 1}, targets=bound, policy=spent, moves=(Move(NOW - 60, ("b",), ("a",)),))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from metaos.resources.meta import ObjectRef
-from metaos.resources.snapshot import ClusterInfo, Move, Snapshot, Target, WorkloadInfo
+from metaos.resources.snapshot import ClusterInfo, Move, Snapshot, Target, Users, WorkloadInfo
 from metaos.scheduler.framework import decide
 from metaos.scheduler.planning import Changes, alternatives, changed_sites, measures, project, together
 from tests.scheduler.worlds import NOW, clusters, site, workload, workloads, world
@@ -74,7 +74,7 @@ def test_a_site_that_is_not_there_is_named_with_those_that_are(changes: Changes)
 
 
 def test_what_is_not_known_stays_unknown() -> None:
-    what = named("web", targets=(Target("latency", "IsLessThan", 50.0, users_in=("es",), intent="i"),))
+    what = named("web", targets=(Target("latency", "IsLessThan", 50.0, users=Users(("es",)), intent="i"),))
     known = measures(what, {"a": 2}, {"a": site("a", latencies={"es": 20.0})})
     assert known.latency == 20.0 and known.cost == pytest.approx(0.006)
     assert known.power == pytest.approx(5.0) and known.carbon == pytest.approx(1.0)

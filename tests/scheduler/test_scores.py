@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from metaos.resources.measures import grams, measure, watts
-from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Target, WorkloadInfo
+from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Target, Users, WorkloadInfo
 from metaos.scheduler.filters import broken_bound
 from metaos.scheduler.framework import decide
 from metaos.scheduler.scores import SCORES, evaluate, points, weight, weighted
@@ -48,7 +48,7 @@ def test_an_intent_raises_the_weight_of_what_it_names_by_its_priority() -> None:
 
 def test_latency_counts_only_where_an_intent_names_users() -> None:
     assert "latency" not in {t.name for t in evaluate(workload(), site("a"))[1]}
-    what = workload(targets=(Target("latency", "IsLessThan", 40, users_in=("x", "y")),))
+    what = workload(targets=(Target("latency", "IsLessThan", 40, users=Users(("x", "y"))),))
     term = next(t for t in evaluate(what, site("a", latencies={"x": 10.0, "y": 25.0}))[1] if t.name == "latency")
     assert (term.value, term.unit) == (25.0, "ms")
 
@@ -99,7 +99,7 @@ def test_emissions_count_for_all_replicas_and_only_where_an_intent_asks() -> Non
     asks = workload(replicas=3, cpu=200, targets=(wish,))
     term = next(t for t in evaluate(asks, LARGE)[1] if t.name == "emissions")
     assert (term.value, term.unit) == (pytest.approx(400 * 0.6 / 4 / 1000 * 100 + 4 * 0.6 / 4), "gCO2eq/h")
-    assert term.value == pytest.approx(measure("emissions", LARGE, asks))
+    assert term.value == pytest.approx(measure(Target("emissions", "Minimize"), LARGE, asks))
     assert broken_bound(wish, asks, LARGE) == "what it emits is 6.6 gCO2eq/h, and must be below 0.1 gCO2eq/h (intent 'i')"
     assert broken_bound(wish, asks, site("x", max_watts=0.0)) == (
         "what it emits is not known here, and must be below 0.1 gCO2eq/h (intent 'i')"

@@ -20,6 +20,7 @@ from metaos.resources.snapshot import (
     Spread,
     Taint,
     Target,
+    Users,
     WorkloadInfo,
 )
 
@@ -117,7 +118,7 @@ targets = st.one_of(
         condition=st.sampled_from(["IsLessThan", "IsGreaterThan", "Minimize"]),
         value=st.floats(0, 400),
         hard=st.booleans(),
-        users_in=st.just(("users",)),
+        users=st.just(Users(("users",))),
         intent=st.just("i"),
         priority=st.integers(0, 100),
     ),
