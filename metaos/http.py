@@ -358,12 +358,7 @@ class HttpClient:
     ) -> Any:
         content = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
         response = await self.request(method, path, content, query=query, content_type=type_ or "application/json")
-        if response.status >= 400:
-            raise error_of(response)
-        try:
-            return response.json()
-        except ValueError as error:
-            raise errors.internal(f"{self.url} answered {method} {path} with something that is not JSON") from error
+        return json_of(response, f"{method} {self.url}{path}")
 
     # -- the eight verbs -------------------------------------------------------------------------------------
 
@@ -396,7 +391,10 @@ class HttpClient:
         )
         async with aclosing(self.lines(path_of(kind, namespace), query)) as lines:
             async for line in lines:
-                event = json.loads(line)
+                try:
+                    event = json.loads(line)
+                except ValueError as error:
+                    raise errors.internal(f"{self.url} sent news of {kind.resource} that are not JSON") from error
                 if event.get("type") == "ERROR":
                     raise ApiError.of(event.get("object") or {})
                 yield WatchEvent(str(event.get("type")), event.get("object") or {})
@@ -515,6 +513,16 @@ def path_of(kind: Kind, namespace: str = "", name: str = "", subresource: str = 
         parts += ["namespaces", namespace]
     parts += [kind.plural, *([name] if name else []), *([subresource] if subresource else [])]
     return "/" + "/".join(quote(part, safe=":") for part in parts)
+
+
+def json_of(response: Response, asked: str) -> Any:
+    """What an answer says. Raises ``ApiError`` where that is an error, and where it is not JSON. ``asked``: for the message."""
+    if response.status >= 400:
+        raise error_of(response)
+    try:
+        return response.json()
+    except ValueError as error:
+        raise errors.internal(f"{asked} was answered with something that is not JSON") from error
 
 
 def error_of(response: Response) -> ApiError:

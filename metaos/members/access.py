@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, NoReturn
 from urllib.parse import urlencode
 
 from metaos.agent.flows import Counts
 from metaos.http import path_of
 from metaos.members.execution import RemoteExec
-from metaos.members.member import Member
+from metaos.members.member import MAX_LOGS, Member
 from metaos.plugins.points import Exec
 from metaos.resources.errors import ApiError, not_found
 from metaos.resources.meta import Obj
@@ -27,7 +28,7 @@ class MemberAccess:
 
     def __init__(self, member: Member, renewed: Callable[[], None], ours: Callable[[str, str], Obj | None]) -> None:
         self._member, self._renewed, self._ours = member, renewed, ours
-        self._counts = Counts()
+        self._counts, self._logs = Counts(), 0
 
     def renew(self) -> None:
         self._renewed()
@@ -56,7 +57,19 @@ class MemberAccess:
             query["tailLines"] = str(tail)
         if newest_seconds is not None:
             query["sinceSeconds"] = str(max(1, round(newest_seconds)))
-        return self._member.client.chunks("GET", path_of(POD, namespace, pod, "log"), query=query)
+        return self._read(path_of(POD, namespace, pod, "log"), query)
+
+    async def _read(self, path: str, query: dict[str, str]) -> AsyncIterator[bytes]:
+        """However many read logs, what is followed at the cluster finds its connection."""
+        if self._logs >= MAX_LOGS:
+            raise ApiError(429, "TooManyRequests", f"{MAX_LOGS} logs are read at this site already: end one of them first")
+        self._logs += 1
+        try:
+            async with aclosing(self._member.client.chunks("GET", path, query=query)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            self._logs -= 1
 
     async def exec(
         self, namespace: str, pod: str, container: str, command: Sequence[str], *, stdin: bool = False, tty: bool = False

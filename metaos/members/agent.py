@@ -36,6 +36,7 @@ from metaos.members.access import MemberAccess
 from metaos.members.applier import Applier
 from metaos.members.claim import Membership, claim, release
 from metaos.members.kubeconfig import KubeconfigError
+from metaos.members.manifests import MEMBER_LABEL
 from metaos.members.member import Member, read_access
 from metaos.members.nodes import architecture, totals
 from metaos.members.pods import MemberPods
@@ -252,14 +253,21 @@ class KubernetesAgent:
         ]
 
     async def _farewell(self) -> None:
-        """Take away what was applied, and forget the membership, so that nothing of it comes back."""
-        applying = asyncio.create_task(self.applier.run())
+        """Take away what was applied, by this agent or one before it, and forget the membership, so that nothing of it comes
+        back."""
         self.works.forget_all()
+        self.applier.take_up()
         deadline = self._clock.monotonic() + FAREWELL_SECONDS
-        while self.applier.left and not self.applier.held and self._clock.monotonic() < deadline:
+        while not self.applier.cleared and not self.applier.held and self._clock.monotonic() < deadline:
             await self._clock.sleep(0.2)
-        applying.cancel()
-        await asyncio.gather(applying, return_exceptions=True)
+        if not self.applier.cleared:
+            log.error(
+                "site %s: not all that was applied is gone (%s); delete what carries the label %s=%s at the cluster",
+                self._name,
+                self.applier.held or self.member.problem or f"{len(self.applier.left)} objects are still to go",
+                MEMBER_LABEL,
+                self._membership.id,
+            )
         await release(self.member.client, self._membership)
         for left in ("identity/identity.json", "identity/agent.pem", "identity/ca.pem", "registered", "member.json"):
             (self._config.agent.data / left).unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from metaos.agent.sync import Works
 from metaos.agent.turns import Turns
 from metaos.client import PatchType, WatchEvent
 from metaos.clock import Clock
-from metaos.http import error_of, path_of
+from metaos.http import json_of, path_of
 from metaos.members.discovery import Discovery
 from metaos.members.health import CURRENT
 from metaos.members.manifests import (
@@ -107,7 +107,7 @@ class Applier:
         self._tasks: set[asyncio.Task[None]] = set()
         self._namespaces: set[str] = set()
         self._quiet_until = float("-inf")
-        self._news, self._begun = asyncio.Event(), False
+        self._news, self._swept = asyncio.Event(), False
         #: Why nothing is done; empty once it is.
         self.held = "the cluster has not been claimed yet"
         works.on_change(self._news.set)
@@ -131,6 +131,11 @@ class Applier:
     def left(self) -> list[ObjectRef]:
         """What is ours at the cluster and is to go."""
         return sorted(about for about in self._live if about not in self._wanted and about.kind != "Namespace")
+
+    @property
+    def cleared(self) -> bool:
+        """Whether nothing is left, of what an agent before this one has made neither."""
+        return self._swept and self._followed.keys() <= self._listed and not self.left
 
     def refs(self) -> list[ObjectRef]:
         """What the Works want."""
@@ -163,11 +168,12 @@ class Applier:
     async def _follow_works(self) -> None:
         while True:
             self._news.clear()
-            self._take_up()
+            self.take_up()
             await self._news.wait()
             await self._clock.sleep(COALESCE_SECONDS)
 
-    def _take_up(self) -> None:
+    def take_up(self) -> None:
+        """See what the Works want now. By itself that is done :data:`COALESCE_SECONDS` after news of them."""
         before, self._wanted = self._wanted, {}
         names = self._works.names()
         self._by_work = {work: found for work, found in self._by_work.items() if self._works.get(work) is not None}
@@ -307,6 +313,7 @@ class Applier:
                     for kind in await self.discovery.everything():
                         if await self._has_ours(kind):
                             self._follow(kind)
+                    self._swept = True
                     return await _forever()
                 except ApiError as error:
                     self._contact.missed(error)
@@ -501,9 +508,7 @@ class Applier:
         content = json.dumps(body, separators=(",", ":")).encode()
         where = path_of(kind, each.namespace, each.name)
         answer = await self._client.request("PATCH", where, content, query=query, content_type=PatchType.APPLY.value)
-        if answer.status >= 400:
-            raise error_of(answer)
-        found: Obj = answer.json()
+        found: Obj = json_of(answer, f"PATCH {where}")
         return answer.status, found
 
     async def _get(self, kind: Kind, each: ObjectRef) -> Obj | None:

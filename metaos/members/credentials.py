@@ -160,7 +160,10 @@ class Oidc:
                 return token
             if not refresh:
                 raise refused_because("the OIDC ID token has expired and the kubeconfig has no refresh-token: log in again")
-            return await self._renew(refresh)
+            try:
+                return await self._renew(refresh)
+            except (OSError, ValueError) as error:  # of the provider's address, its authority, or the disk
+                raise refused_because(f"the OIDC ID token cannot be renewed: {error}") from error
 
     def refused(self) -> None:
         self._doubted = True
@@ -169,8 +172,12 @@ class Oidc:
         issuer = self._stated.get("idp-issuer-url", "").rstrip("/")
         if not issuer:
             raise refused_because("users[].user.auth-provider.config.idp-issuer-url is missing: OIDC tokens cannot be renewed")
+        if not issuer.startswith("https://"):
+            raise refused_because(f"the OIDC issuer {issuer} must be an https URL: it is told a refresh token")
         data, file = self._stated.get("idp-certificate-authority-data", ""), self._stated.get("idp-certificate-authority", "")
-        ca = base64.b64decode(data).decode() if data else Path(file).read_text() if file else ""
+        ca = base64.b64decode(data, validate=True).decode() if data else Path(file).read_text() if file else ""
+        if (data or file) and not ca.strip():  # without an authority all those of the machine would be trusted
+            raise refused_because("users[].user.auth-provider.config.idp-certificate-authority is empty: it must hold PEM")
         found = await self._ask(issuer, ca, "GET", "/.well-known/openid-configuration", b"")
         endpoint = str(found.get("token_endpoint") or "")
         if not endpoint.startswith("https://"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metaos.http import HttpClient, error_of
+from metaos.http import HttpClient, json_of
 from metaos.members.manifests import OLDER
 from metaos.resources.scheme import Kind
 
@@ -59,6 +59,4 @@ class Discovery:
             return None
         if answer.status == 503 and path.count("/") >= 2:
             return None  # An aggregated server that is away takes nothing but its own group with it.
-        if answer.status >= 400:
-            raise error_of(answer)
-        return answer.json()
+        return json_of(answer, f"GET {path}")

@@ -31,7 +31,8 @@ def health(obj: Obj) -> Health:
     seen = status.get("observedGeneration")
     if isinstance(seen, int) and seen < generation(obj):
         return Health(IN_PROGRESS, f"generation {generation(obj)} is not yet observed, {seen} is")
-    conditions = {str(c.get("type")): c for c in status.get("conditions") or () if isinstance(c, dict)}
+    listed = status.get("conditions")
+    conditions = {str(c.get("type")): c for c in (listed if isinstance(listed, list) else ()) if isinstance(c, dict)}
     if (stalled := conditions.get("Stalled", {})).get("status") == "True":
         return Health(FAILED, _said(stalled))
     if (busy := conditions.get("Reconciling", {})).get("status") == "True":

@@ -89,6 +89,14 @@ def read(document: Any, context: str, folder: Path) -> Access:
     )
     if bool(found.certificate) != bool(found.key):
         raise KubeconfigError("users[].user: client-certificate and client-key belong together, one of them is missing")
+    if found.insecure and found.ca:
+        raise KubeconfigError(
+            "clusters[].cluster: certificate-authority and insecure-skip-tls-verify exclude each other, drop one"
+        )
+    if found.exec.get("provideClusterInfo"):
+        raise KubeconfigError("users[].user.exec.provideClusterInfo is not supported: tell the plugin of the cluster by its args")
+    if found.exec and not all(isinstance(e, dict) and e.get("name") for e in found.exec.get("env") or ()):
+        raise KubeconfigError("users[].user.exec.env must be a list of names and values")
     if found.exec and not found.exec.get("command"):
         raise KubeconfigError("users[].user.exec.command is missing")
     if "/" in str(found.exec.get("command") or ""):
@@ -126,9 +134,12 @@ def _content(part: Mapping[str, Any], key: str, folder: Path) -> str:
     if part.get(key):
         path = folder / str(part[key])
         try:
-            return path.read_text()
+            found = path.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise KubeconfigError(f"{key} cannot be read: {error}") from None
+        if not found.strip():  # without an authority all those of the machine would be trusted
+            raise KubeconfigError(f"{key} {path} is empty: it must hold PEM")
+        return found
     return ""
 
 

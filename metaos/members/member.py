@@ -16,7 +16,7 @@ from random import Random  # noqa: TID251  (the type of the seeded source that i
 
 from metaos.agent.contact import Contact
 from metaos.clock import Clock, sleep_or
-from metaos.http import HttpClient
+from metaos.http import HttpClient, json_of
 from metaos.members.credentials import Credentials, context_of, make
 from metaos.members.kubeconfig import Access, KubeconfigError
 from metaos.resources.errors import ApiError
@@ -28,8 +28,10 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 10.0
 #: Without an answer for so long it counts as unreachable.
 PATIENCE_SECONDS = 30.0
-#: Kinds that are followed at the same time; each takes a connection.
-MAX_KINDS = 256
+#: Kinds that are followed at the same time, and namespaces whose pods are; each takes a connection.
+MAX_KINDS, MAX_NAMESPACES = 256, 200
+#: Logs that are read at the same time, each on a connection too.
+MAX_LOGS = 64
 
 
 async def read_access(kubeconfig: Path | None, context: str) -> Access:
@@ -68,7 +70,7 @@ class Member:
             peer="the cluster's API server",
             server_name=access.server_name,
             bearer=self._token,
-            watches=MAX_KINDS,
+            watches=MAX_KINDS + MAX_NAMESPACES + MAX_LOGS + 1,  # and the nodes
             clock=clock,
             random=random,
         )
@@ -104,7 +106,8 @@ class Member:
         try:
             answer = await self.client.request("GET", "/version", timeout_seconds=LOOK_SECONDS)
             if answer.status == 200:
-                self.version = str(answer.json().get("gitVersion") or "")
+                said = json_of(answer, f"GET {self.server}/version")
+                self.version = str(said.get("gitVersion") or "") if isinstance(said, dict) else ""
             # That address is open to all: what asks for credentials says whether ours count.
             answer = await self.client.request("GET", "/api/v1", timeout_seconds=LOOK_SECONDS)
             if answer.status == 401:
@@ -136,7 +139,7 @@ class Member:
     def _certified(self, certificate: str, key: str) -> None:
         try:
             self.client.use(context_of(self._access, certificate, key))
-        except ssl.SSLError as error:
+        except (ssl.SSLError, ValueError) as error:
             raise ApiError(401, "Unauthorized", f"the exec plugin's certificate and key do not fit: {error}") from error
 
     async def _token(self) -> str:
@@ -156,5 +159,5 @@ class Member:
                 return
             self.client.use(context_of(access))
             self._take(access)
-        except (KubeconfigError, ssl.SSLError) as error:
+        except (KubeconfigError, OSError, ValueError) as error:  # SSLError is an OSError
             log.warning("%s", error)

@@ -1,14 +1,13 @@
 """The pods of a cluster's workloads that are ours, so that the hub can show them as this site's.
 
 They are followed by namespace, in those where a Work has a workload. A pod is a workload's by its chain of controllers (through
-its ReplicaSet or Job), each asked for once. Bound: namespaces with Works, the pods in them, and ``MAX_CHAINS`` controllers.
+its ReplicaSet or Job), each asked for once. Bound: namespaces with Works, the pods in them, and those pods' controllers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from metaos.agent.contact import Follower
 from metaos.client import WatchEvent
 from metaos.clock import Clock
 from metaos.members.applier import Applier
-from metaos.members.member import Member
+from metaos.members.member import MAX_NAMESPACES, Member
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, ObjectRef, controller_of, labels, name, namespace, owner_reference, uid
 from metaos.resources.scheme import JOB, POD, REPLICA_SET, WORKLOADS, Kind
@@ -27,9 +26,7 @@ log = logging.getLogger(__name__)
 #: What stands between a pod and its workload.
 _BETWEEN: Mapping[str, Kind] = {"ReplicaSet": REPLICA_SET, "Job": JOB}
 _WORKLOADS = {kind.kind for kind in WORKLOADS}
-#: Namespaces whose pods are followed at the same time; each takes a connection.
-MAX_NAMESPACES = 200
-#: Controllers between pods and workloads that are remembered, those of other people's pods among them.
+#: So many controllers between pods and workloads are remembered before those that no pod has any more are forgotten.
 MAX_CHAINS = 4096
 RETRY_SECONDS = 5.0
 #: Of a pod's status, what is true elsewhere too; its node's address is the cluster's own business.
@@ -55,7 +52,8 @@ class MemberPods:
         self._member, self._applier, self._clock, self._changed = member, applier, clock, changed
         self._pods: dict[tuple[str, str], Obj] = {}
         #: uid of what stands between → its own controller, ``None`` where it has none or is gone.
-        self._chains: OrderedDict[str, dict[str, Any] | None] = OrderedDict()
+        self._chains: dict[str, dict[str, Any] | None] = {}
+        self._most = MAX_CHAINS
         self._unknown: dict[str, tuple[Kind, str, str]] = {}
         self._asked = asyncio.Event()
         self._followed: dict[str, asyncio.Task[None]] = {}
@@ -97,23 +95,30 @@ class MemberPods:
         return None if known is None else self._local(known)
 
     async def run(self) -> None:
-        """Never returns. Asks whose the ReplicaSets and Jobs between are."""
+        """Never returns. Asks whose the ReplicaSets and Jobs between are. One that cannot be asked for holds up no other."""
+        said = ""
         try:
             while True:
                 await self._asked.wait()
                 self._asked.clear()
                 while self._unknown:
-                    key, (kind, called, where) = next(iter(self._unknown.items()))
-                    try:
-                        self._remember(key, controller_of(await self._member.client.get(kind, called, where)))
-                    except ApiError as error:
-                        if error.code != 404:
-                            self._member.contact.missed(error)
-                            await self._clock.sleep(RETRY_SECONDS)
-                            continue
-                        self._remember(key, None)
-                    self._unknown.pop(key, None)
-                self._changed()
+                    failed: ApiError | None = None
+                    for key, (kind, called, where) in list(self._unknown.items()):
+                        try:
+                            self._remember(key, controller_of(await self._member.client.get(kind, called, where)))
+                        except ApiError as error:
+                            if error.code != 404:
+                                failed = error
+                                continue
+                            self._remember(key, None)
+                        self._unknown.pop(key, None)
+                    self._changed()
+                    if failed is not None:
+                        self._member.contact.missed(failed)
+                        if failed.code != 503 and failed.message != said:
+                            said = failed.message
+                            log.warning("whose some pods are cannot be found out, so they are not shown at the hub: %s", said)
+                        await self._clock.sleep(RETRY_SECONDS)
         finally:
             for task in self._followed.values():
                 task.cancel()
@@ -121,8 +126,10 @@ class MemberPods:
 
     def _remember(self, key: str, owner: dict[str, Any] | None) -> None:
         self._chains[key] = owner
-        while len(self._chains) > MAX_CHAINS:
-            self._chains.popitem(last=False)
+        if len(self._chains) > self._most:
+            used = {(controller_of(pod) or {}).get("uid") for pod in self._pods.values()}
+            self._chains = {each: above for each, above in self._chains.items() if each in used}
+            self._most = max(MAX_CHAINS, 2 * len(self._chains))
 
     def _follower(self, where: str) -> Follower:
         def on_list(pods: list[Obj]) -> None:

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from metaos.members.health import CURRENT, FAILED, IN_PROGRESS, TERMINATING, health
@@ -266,12 +266,14 @@ def test_health_is_as_kstatus_has_it(api_version: str, kind: str, spec: Obj, sta
     assert health(obj | {"metadata": {"name": "x", "deletionTimestamp": "2026-01-01T00:00:00Z"}}).status == TERMINATING
 
 
+@example({"kind": "Database", "metadata": {"name": "x"}}, 3)
 @settings(max_examples=30)
 @given(
     objects(), st.recursive(st.none() | st.booleans() | st.integers() | texts, lambda i: st.lists(i) | st.dictionaries(texts, i))
 )
 def test_no_status_of_a_custom_resource_is_too_strange_for_a_verdict(obj: Obj, status: Any) -> None:
-    assert health(obj | {"apiVersion": "example.com/v1", "status": status}).status in (CURRENT, IN_PROGRESS, FAILED)
+    for said in (status, {"conditions": status}):
+        assert health(obj | {"apiVersion": "example.com/v1", "status": said}).status in (CURRENT, IN_PROGRESS, FAILED)
 
 
 # -- capacity ----------------------------------------------------------------------------------------------------

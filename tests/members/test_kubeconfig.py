@@ -64,6 +64,10 @@ def test_each_way_is_read(tmp_path: Path) -> None:
         ({"client-key": "nowhere"}, {}, "", "client-key cannot be read"),
         ({"client-key-data": "eA=="}, {}, "", "belong together"),
         ({"exec": {"args": ["x"]}}, {}, "", "exec.command is missing"),
+        ({"exec": {"command": "x", "provideClusterInfo": True}}, {}, "", "provideClusterInfo is not supported"),
+        ({"exec": {"command": "x", "env": [{"value": "v"}]}}, {}, "", "exec.env must be a list"),
+        ({}, {"certificate-authority": "/dev/null"}, "", "is empty"),
+        ({}, {"certificate-authority-data": "eA==", "insecure-skip-tls-verify": True}, "", "exclude each other"),
     ],
 )
 def test_what_cannot_be_used_says_which_field_and_why(
@@ -167,6 +171,39 @@ async def test_an_oidc_token_is_used_until_it_ends(tmp_path: Path) -> None:
     with pytest.raises(ApiError, match="no refresh-token"):
         await found.token()
     assert token_end("not one") == float("-inf")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"idp-issuer-url": "http://i"}, "must be an https URL"),
+        ({"idp-issuer-url": "https://i", "idp-certificate-authority": "/nowhere"}, "cannot be renewed"),
+        ({"idp-issuer-url": "https://i", "idp-certificate-authority-data": "!"}, "cannot be renewed"),
+        ({"idp-issuer-url": "https://i", "idp-certificate-authority-data": "eA=="}, "cannot be renewed"),
+    ],
+)
+async def test_an_oidc_provider_that_cannot_be_used_is_told_as_that(config: dict[str, str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ApiError, match=said) as caught:
+        await Oidc(config | {"refresh-token": "r"}, tmp_path / "kept", FakeClock(), Random(1)).token()
+    assert caught.value.code == 401
+
+
+async def test_a_server_that_is_no_kubernetes_is_told_as_that(tmp_path: Path) -> None:
+    async def page(request: web.Request) -> web.Response:
+        return web.Response(text="<html>log in first</html>", content_type="text/html")
+
+    app = web.Application()
+    app.router.add_route("*", "/{rest:.*}", page)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    member = Member(Access(f"http://127.0.0.1:{runner.addresses[0][1]}"), None, "", tmp_path, SystemClock(), Random(1))
+    try:
+        await member.look()
+        assert "something that is not JSON" in member.problem
+    finally:
+        await member.client.close()
+        await runner.cleanup()
 
 
 async def test_credentials_that_ended_are_told_as_that_and_new_ones_taken_up(tmp_path: Path) -> None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import AsyncGenerator
+from random import Random
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from metaos.agent.contact import Contact
+from metaos.members.access import MemberAccess
+from metaos.members.applier import Applier
 from metaos.members.execution import exit_code
 from metaos.members.pods import MemberPods, shown
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import Obj, labels, name, owner_reference
+from metaos.resources.meta import Obj, ObjectRef, labels, name, owner_reference
 from tests.agent.hub import until
+from tests.clock import FakeClock
 from tests.members.conftest import Applying
 
 
@@ -66,6 +73,75 @@ async def test_a_pod_is_ours_by_its_chain_of_controllers_and_others_are_not_show
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+class OneKind:
+    """A cluster whose ReplicaSets may not be read, and whose Jobs may."""
+
+    async def get(self, kind: Any, called: str, where: str = "") -> Obj:
+        if kind is scheme.REPLICA_SET:
+            raise ApiError(403, "Forbidden", "replicasets are not for you")
+        owner = {"apiVersion": "batch/v1", "kind": "CronJob", "name": "nightly", "uid": "cron", "controller": True}
+        return {"metadata": {"name": called, "ownerReferences": [owner]}}
+
+    def chunks(self, method: str, path: str, *, query: dict[str, str]) -> AsyncGenerator[bytes, None]:
+        async def found() -> AsyncGenerator[bytes, None]:
+            yield b"line"
+
+        return found()
+
+
+def owned(called: str, kind: str, owner: str) -> Obj:
+    above = {"apiVersion": "v1", "kind": kind, "name": owner, "uid": owner, "controller": True}
+    return {"metadata": {"name": called, "namespace": "shop", "uid": called, "ownerReferences": [above]}}
+
+
+def one_kind(clock: FakeClock) -> tuple[Any, MemberPods]:
+    member: Any = SimpleNamespace(client=OneKind(), contact=Contact(clock, Random(1)))
+
+    class Wanted:
+        def ours(self, each: ObjectRef, live_uid: str) -> Obj | None:
+            hub = {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "nightly", "uid": "hub"}, "spec": {}}
+            return hub if live_uid == "cron" else None
+
+    return member, MemberPods(member, cast(Applier, Wanted()), clock, lambda: None)
+
+
+async def test_pods_of_a_kind_that_may_not_be_read_hold_up_no_others_and_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    _, pods = one_kind(FakeClock())
+    pods._keep(owned("a", "ReplicaSet", "rs-1"))
+    pods._keep(owned("b", "Job", "job-1"))
+    assert pods.pods() == []
+    running = asyncio.create_task(pods.run())
+    try:
+        await until(lambda: [name(p) for p in pods.pods()] == ["b"])
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert caplog.text.count("replicasets are not for you") == 1
+
+
+def test_controllers_are_remembered_as_long_as_a_pod_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metaos.members.pods.MAX_CHAINS", 4)
+    _, pods = one_kind(FakeClock())
+    for number in range(20):
+        pods._keep(owned(f"p-{number}", "Job", f"job-{number}"))
+        pods._remember(f"job-{number}", None)
+        pods._remember(f"gone-{number}", None)
+    assert {f"job-{number}" for number in range(20)} <= pods._chains.keys()
+    assert len(pods._chains) <= 2 * 20 + 1
+
+
+async def test_so_many_logs_at_a_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metaos.members.access.MAX_LOGS", 1)
+    member, _ = one_kind(FakeClock())
+    access = MemberAccess(member, lambda: None, lambda where, pod: {})
+    first, second = access.logs("shop", "a", "main"), access.logs("shop", "a", "main")
+    assert await anext(first) == b"line"
+    with pytest.raises(ApiError, match="read at this site already"):
+        await anext(second)
+    assert [chunk async for chunk in first] == []
+    assert [chunk async for chunk in access.logs("shop", "a", "main")] == [b"line"]
 
 
 def test_the_end_of_a_command_is_read_off_the_status() -> None:
