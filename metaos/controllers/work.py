@@ -137,8 +137,9 @@ class WorkReconciler:
         policies = [p for p in concerning(self._policies, obj) if concerns(p, obj)]
         fence = fencing(obj, policies, self._settings.fencing_after)
         body = manifest(obj)
-        if paused(obj) and not existing:
-            # Of one that was paused from the beginning nothing is started.
+        known = {site: found for site, found in existing.items() if not deleting(found)}
+        if paused(obj) and not known:
+            # Of one that was paused from the beginning, or that is going everywhere, nothing is started.
             return DONE
         again = await self._timed(obj, placement, body, existing)
         choices = {c["name"]: int(c.get("replicas", 1)) for c in spec.get("clusters") or ()}
@@ -151,7 +152,6 @@ class WorkReconciler:
             wait = max(wait, LOOK_SECONDS)
         told = self._told(about, choices, existing) if fence is None else choices
         rendered = {s: overridden(with_replicas(dict(body), count), s, policies) for s, count in told.items()}
-        known = {site: found for site, found in existing.items() if not deleting(found)}
         rendered = staged(obj, rendered, known, {site: self._ready(site) for site in rendered})
         for site, each in rendered.items():
             cluster, present = self._clusters.get(site), existing.get(site)
@@ -221,10 +221,6 @@ class WorkReconciler:
         running, able = {}, {}
         for site, found in existing.items():
             if self._ready(site) and not deleting(found):
-                running[site] = int((found["spec"]["manifests"][0].get("spec") or {}).get("replicas", 1))
-
-            cluster = self._clusters.get(site)
-            if cluster is not None and is_true(cluster, "Ready") and not deleting(found):
                 running[site] = _count(found)
                 able[site] = int((reported(found).get("status") or {}).get("availableReplicas") or 0)
         return kept(choices, running, able)

@@ -5,7 +5,7 @@ from typing import Any
 from metaos.controllers import disruption, work
 from metaos.controllers.fencing import halted
 from metaos.resources import scheme
-from metaos.resources.meta import Obj, owner_reference, uid
+from metaos.resources.meta import Obj, name, namespace, owner_reference, uid
 from tests.controllers.continuum import cluster, deployment, events, running, until
 from tests.controllers.test_disruption import budget, pod
 from tests.fake_client import FakeClient
@@ -163,3 +163,17 @@ async def test_sites_take_turns_where_the_bounds_do_not_reach_for_all() -> None:
         assert template_of(client)["c"] == "python:3"  # cut off: its turn comes when it is back
         client.seed(cluster("c"))
         await until(clock, lambda: template_of(client)["c"] == "python:4")
+
+
+async def test_of_a_paused_one_whose_last_site_is_going_nothing_is_started_elsewhere() -> None:
+    objects = cluster("a"), cluster("b"), deployment(replicas=1)
+    async with running(work.setup, objects=objects) as (client, clock):
+        owner = client.find(scheme.DEPLOYMENT, "web", "shop") or {}
+        client.seed(placement(owner, a=1))
+        await until(clock, lambda: told(client) == {"a": 1})
+        (only,) = client.objects(scheme.WORK)
+        client.seed(only | {"metadata": only["metadata"] | {"finalizers": ["test/held"]}})
+        await client.delete(scheme.WORK, name(only), namespace(only))
+        client.seed(owner | {"spec": owner["spec"] | {"paused": True}}, placement(owner, b=1))
+        await clock.advance(30)
+        assert told(client) == {"a": 1}
