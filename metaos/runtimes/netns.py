@@ -56,12 +56,13 @@ class Sockets:
         store = self._stores[kind]
         async with self._filling:
             if not store:
-                if self._closed:
-                    raise ConnectionRefusedError("the pod has ended")
-                if not self._holder.alive():
+                if self._closed or not self._holder.alive():
                     raise ConnectionRefusedError("the pod has ended")
                 counts = (POOL if kind == INSIDE else 0, POOL if kind == OUTSIDE else 0, POOL if kind == DATAGRAM else 0)
                 store += await self._forks.sockets(self._holder, self.address, counts)
+                if self._closed:  # meanwhile
+                    self.close()
+                    raise ConnectionRefusedError("the pod has ended")
             return socket.socket(socket.AF_INET, _KINDS[kind], fileno=store.pop())
 
     async def connect(self, port: int) -> socket.socket:
