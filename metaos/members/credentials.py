@@ -11,7 +11,7 @@ import base64
 import json
 import os
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 from typing import Any, Protocol
@@ -27,6 +27,9 @@ from metaos.resources.meta import parse_time
 #: A token file is read again after so long (client-go does it after a minute).
 FILE_SECONDS = 60.0
 EXEC_SECONDS = 60.0
+#: After a failure, or where what was got is refused, others are got so much later: every watch asks for them, and who gives
+#: them (a program, a provider) is not to be worn out by that.
+AGAIN_SECONDS = 10.0
 #: A token is renewed so long before it ends.
 EARLY_SECONDS = 20.0
 _EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
@@ -77,24 +80,56 @@ class TokenFile:
         self._read = float("-inf")
 
 
+class _Turns:
+    """When something that gives credentials is asked again, by one caller at a time."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self.one = clock, asyncio.Lock()
+        self._asked, self._doubted = float("-inf"), False
+        self._failure: ApiError | None = None
+
+    def refused(self) -> None:
+        self._doubted = True
+
+    def due(self, ended: bool) -> bool:
+        """``ended``: what there is counts no more. Raises ``ApiError`` where it failed a short time ago."""
+        if not ended and not self._doubted:
+            return False
+        waits = self._clock.monotonic() - self._asked < AGAIN_SECONDS
+        if waits and self._failure is not None:
+            raise ApiError(self._failure.code, self._failure.reason, self._failure.message)
+        return not waits
+
+    async def ask(self, get: Callable[[], Awaitable[str]]) -> str:
+        """What ``get`` gives. Raises ``ApiError``."""
+        self._asked = self._clock.monotonic()
+        try:
+            found = await get()
+        except ApiError as error:
+            self._failure = error
+            raise
+        self._failure, self._doubted = None, False
+        return found
+
+
 class ExecPlugin:
     """``certified`` is told the certificate and key where the plugin answers with them."""
 
     def __init__(self, stated: Mapping[str, Any], clock: Clock, certified: Callable[[str, str], None]) -> None:
         self._stated, self._clock, self._certified = stated, clock, certified
         self._token, self._until = "", float("-inf")
-        self._turn = asyncio.Lock()
+        self._turns = _Turns(clock)
 
     async def token(self) -> str:
-        async with self._turn:
-            if self._clock.now() >= self._until:
-                await self._run()
+        async with self._turns.one:
+            if self._turns.due(self._clock.now() >= self._until):
+                self._token = await self._turns.ask(self._run)
             return self._token
 
     def refused(self) -> None:
-        self._until = float("-inf")
+        self._turns.refused()
 
-    async def _run(self) -> None:
+    async def _run(self) -> str:
         command = str(self._stated["command"])
         version = str(self._stated.get("apiVersion") or _EXEC_VERSIONS[0])
         if version not in _EXEC_VERSIONS:
@@ -132,7 +167,8 @@ class ExecPlugin:
             raise refused_because(f"exec plugin {command} has not answered with an ExecCredential and its status") from None
         if status.get("clientCertificateData"):
             self._certified(str(status["clientCertificateData"]), str(status.get("clientKeyData") or ""))
-        self._token, self._until = str(status.get("token") or ""), until
+        self._until = until
+        return str(status.get("token") or "")
 
 
 class Oidc:
@@ -141,8 +177,7 @@ class Oidc:
 
     def __init__(self, stated: Mapping[str, str], kept: Path, clock: Clock, random: Random) -> None:
         self._stated, self._kept, self._clock, self._random = stated, kept, clock, random
-        self._turn = asyncio.Lock()
-        self._doubted = False
+        self._turns = _Turns(clock)
 
     def _tokens(self) -> tuple[str, str]:
         stated = self._stated.get("id-token", ""), self._stated.get("refresh-token", "")
@@ -154,21 +189,24 @@ class Oidc:
         return stated if found.get("given") != stated[1] else (str(found["id"]), str(found["refresh"]))
 
     async def token(self) -> str:
-        async with self._turn:
+        async with self._turns.one:
             token, refresh = self._tokens()
-            if not self._doubted and token_end(token) - EARLY_SECONDS > self._clock.now():
+            if not self._turns.due(token_end(token) - EARLY_SECONDS <= self._clock.now()):
                 return token
-            if not refresh:
-                raise refused_because("the OIDC ID token has expired and the kubeconfig has no refresh-token: log in again")
-            try:
-                return await self._renew(refresh)
-            except (OSError, ValueError) as error:  # of the provider's address, its authority, or the disk
-                raise refused_because(f"the OIDC ID token cannot be renewed: {error}") from error
+            return await self._turns.ask(lambda: self._renew(refresh))
 
     def refused(self) -> None:
-        self._doubted = True
+        self._turns.refused()
 
     async def _renew(self, refresh: str) -> str:
+        if not refresh:
+            raise refused_because("the OIDC ID token has expired and the kubeconfig has no refresh-token: log in again")
+        try:
+            return await self._renewed(refresh)
+        except (OSError, ValueError) as error:  # of the provider's address, its authority, or the disk
+            raise refused_because(f"the OIDC ID token cannot be renewed: {error}") from error
+
+    async def _renewed(self, refresh: str) -> str:
         issuer = self._stated.get("idp-issuer-url", "").rstrip("/")
         if not issuer:
             raise refused_because("users[].user.auth-provider.config.idp-issuer-url is missing: OIDC tokens cannot be renewed")
@@ -191,7 +229,6 @@ class Oidc:
             raise refused_because(f"the OIDC provider {issuer} gave no id_token for the refresh token")
         kept = {"given": self._stated.get("refresh-token", ""), "id": token, "refresh": given.get("refresh_token") or refresh}
         write_private(self._kept, json.dumps(kept))
-        self._doubted = False
         return token
 
     async def _ask(self, url: str, ca: str, method: str, path: str, body: bytes) -> dict[str, Any]:

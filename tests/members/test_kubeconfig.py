@@ -137,10 +137,29 @@ async def test_an_exec_plugin_is_asked_again_when_its_token_ends_or_is_refused(t
     assert await asyncio.gather(found.token(), found.token()) == ["t", "t"] and certified == [("C", "K")]
     assert (tmp_path / "count").read_text() == "x"
     found.refused()
+    for _ in range(3):
+        await found.token()
+    assert (tmp_path / "count").read_text() == "x", "many watches find out at once that it is refused"
+    await clock.advance(10)
     await found.token()
+    await found.token()
+    assert (tmp_path / "count").read_text() == "xx"
     await clock.advance(90)
     await found.token()
     assert (tmp_path / "count").read_text() == "xxx"
+
+
+async def test_an_exec_plugin_that_fails_is_not_run_for_everybody_who_asks(tmp_path: Path) -> None:
+    clock, count = FakeClock(), tmp_path / "count"
+    code = f"import pathlib; p = pathlib.Path({str(count)!r}); p.write_text(p.read_text() + 'x'); raise SystemExit('no login')"
+    count.write_text("")
+    found = ExecPlugin({"command": sys.executable, "args": ["-c", code]}, clock, lambda c, k: None)
+    for expected in ("x", "x", "xx"):
+        if expected == "xx":
+            await clock.advance(10)
+        with pytest.raises(ApiError, match="no login"):
+            await found.token()
+        assert count.read_text() == expected
 
 
 @pytest.mark.parametrize(
@@ -228,8 +247,9 @@ async def test_credentials_that_ended_are_told_as_that_and_new_ones_taken_up(tmp
         await member.client.close()
 
 
-async def test_an_oidc_token_is_renewed_with_what_the_provider_gave_last(tmp_path: Path) -> None:
+async def test_an_oidc_token_is_renewed_with_what_the_provider_gave_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A provider over TLS whose refresh tokens are good once, as RFC 9700 wants them."""
+    monkeypatch.setattr("metaos.members.credentials.AGAIN_SECONDS", 0.0)
     clock = SystemClock()
     authority = Authority.create(Random(2), clock.now())
     pair = authority.issue_server(("127.0.0.1",), clock.now())
