@@ -11,12 +11,12 @@ import logging
 from collections.abc import Callable
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 
-from metaos.client import Client, WatchEvent
+from metaos.client import Client, ObjList, WatchEvent
 from metaos.clock import Clock, sleep_or
 from metaos.http import DROPPED
 from metaos.reconcile.workqueue import backoff_seconds
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import Obj, resource_version
+from metaos.resources.meta import resource_version
 from metaos.resources.scheme import Kind
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,8 @@ class Contact:
 
 
 class Follower:
-    """List, then watch, for ever: ``on_list`` gets everything there is, ``on_event`` each change after it."""
+    """List, then watch, for ever: ``on_list`` gets everything there is, ``on_event`` each change after it. An ``ApiError`` that
+    ``on_list`` raises is as one of the hub's: it is listed again."""
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class Follower:
         *,
         fields: str = "",
         labels: str = "",
-        on_list: Callable[[list[Obj]], None],
+        on_list: Callable[[ObjList], None],
         on_event: Callable[[WatchEvent], None],
         on_error: Callable[[ApiError], None] = lambda error: None,
     ) -> None:
@@ -134,7 +135,7 @@ class Follower:
             try:
                 if not self._version:
                     found = await self._client.list(self._kind, self._namespace, fields=self._fields, labels=self._labels)
-                    self._on_list(found.items)
+                    self._on_list(found)
                     self._version = found.resource_version
                     self._contact.reached()
                 async for event in self._client.watch(

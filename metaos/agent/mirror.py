@@ -64,7 +64,13 @@ class PodMirrors:
         self._turns: Turns[Key] = Turns(contact, clock, random, self._sync, "pod")
         contact.on_return(self.refresh)
         self.follower = Follower(
-            client, contact, clock, POD, fields=f"spec.nodeName={site}", on_list=self._replace_all, on_event=self._apply_event
+            client,
+            contact,
+            clock,
+            POD,
+            fields=f"spec.nodeName={site}",
+            on_list=lambda found: self._replace_all(found.items),
+            on_event=self._apply_event,
         )
 
     def uid_of(self, where: str, pod: str) -> str:

@@ -2,7 +2,12 @@
 
 A Work is kept as one private file, so that a site needs the hub for nothing but news. Work that must not run twice
 (``spec.fencing.afterSeconds``) is left out of what is desired once the lease could not be renewed for so long, and comes
-back only when the hub, reached again, still lists it.
+back only when the hub, reached again, still lists it. So does what is first heard of after such a silence: the news of it may
+be from before.
+
+News has an order, that of the hub's revisions. The list that lifts fences is asked for beside the watch, which goes on where
+it was broken off and tells again what has long changed; and a list may be overtaken by an event. What is older than what is
+known changes nothing.
 
 A hub that was restored from a backup says so by a Work of its own (``RESTORED``). What was begun after the backup is not in its
 list, and goes on all the same until that Work is gone; what must not run twice does not.
@@ -18,11 +23,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from metaos.agent.contact import Contact, Follower
-from metaos.client import Client, WatchEvent
+from metaos.client import Client, ObjList, WatchEvent
 from metaos.clock import Clock, sleep_or
 from metaos.files import write_private
 from metaos.resources import meta
-from metaos.resources.errors import ApiError
+from metaos.resources.errors import ApiError, expired
 from metaos.resources.meta import DRAINING, RESTORED, Obj, cluster_namespace, name, uid
 from metaos.resources.scheme import WORK, WORKLOADS
 from metaos.resources.workload import grace_seconds
@@ -77,11 +82,14 @@ class Works:
         self._changed = asyncio.Event()
         #: Whether the hub has said in this run which Works there are.
         self.listed = False
+        #: As of which of the hub's revisions the Works are known; 0: of none.
+        self._revision = 0
+        #: The longest time without a confirmed heartbeat since the list was asked for that lifted fences last, and since the one
+        #: that is under way.
+        self._silent = self._silent_since = contact.silent_seconds
         self._fence(contact.silent_seconds)
         contact.on_renewal(self._renewed)
-        self.follower = Follower(
-            client, contact, clock, WORK, self._namespace, on_list=self.replace_all, on_event=self.apply_event
-        )
+        self.follower = Follower(client, contact, clock, WORK, self._namespace, on_list=self._follow, on_event=self.apply_event)
 
     def on_change(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)
@@ -118,9 +126,21 @@ class Works:
 
     # -- news from the hub -----------------------------------------------------------------------------------
 
-    def replace_all(self, works: list[Obj]) -> None:
-        """A complete list: what is not in it is gone, and what was fenced may run again if it is."""
+    def _follow(self, found: ObjList) -> None:
+        """The watch's own list: nobody knows whether it was asked for before or after the last renewal, so it lifts no fence.
+        Raises ``ApiError`` where a younger one has overtaken it: the next one is believed, whatever its revision."""
+        if not self.replace_all(found.items, int(found.resource_version or 0)):
+            self._revision = 0
+            raise expired("this list of Works is older than what is known")
+
+    def replace_all(self, works: list[Obj], revision: int = 0, silent: float = float("inf")) -> bool:
+        """A complete list: what is not in it is gone. ``revision``: the hub's, as of which it is; 0: now. ``silent``: the longest
+        time in seconds without a confirmed heartbeat since it was asked for; what is to be fenced later than that may run again
+        if it is listed. Whether it was taken: one that is older than what is known is not."""
+        if 0 < revision < self._revision:
+            return False
         before, self.listed = self._snapshot(), True
+        self._revision = revision or self._revision
         present = {name(work): work for work in works}
         gone = [key for key in self._works if key not in present]
         self._unknown = {key for key in gone if _outlives(self._works[key], present.get(RESTORED))}
@@ -129,11 +149,17 @@ class Works:
                 self._drop(key)
         for work in works:
             self._keep(work)
-        if self._lease_holds():
+        if silent < float("inf"):
+            self._silent = silent
             self._fenced.clear()
         self._settle(before)
+        return True
 
     def apply_event(self, event: WatchEvent) -> None:
+        revision = int(meta.resource_version(event.object) or 0)
+        if 0 < revision <= self._revision:
+            return
+        self._revision = revision or self._revision
         before = self._snapshot()
         if event.type == "DELETED":
             self._drop(name(event.object))
@@ -201,6 +227,7 @@ class Works:
         return self._contact.silent_seconds < min(limits, default=float("inf"))
 
     def _fence(self, silent: float) -> set[str]:
+        silent = max(silent, self._silent)
         due = {key for key, work in self._works.items() if (s := _fence_seconds(work)) and silent >= s} - self._fenced
         self._fenced |= due
         return due
@@ -212,9 +239,13 @@ class Works:
             self._changed.clear()
             self._stop(self._contact.silent_seconds)
             if self._fenced and self._lease_holds():
+                self._silent_since = self._contact.silent_seconds
                 try:
-                    self.replace_all((await self._client.list(WORK, self._namespace)).items)
-                    failures = 0
+                    found = await self._client.list(WORK, self._namespace)
+                    if self.replace_all(found.items, int(found.resource_version or 0), self._silent_since):
+                        failures = 0
+                    else:
+                        await self._contact.pause(1)
                     continue
                 except ApiError as error:
                     failures += 1
@@ -244,6 +275,7 @@ class Works:
     def _renewed(self, silent: float) -> None:
         """A heartbeat that came too late does not lift a fence: this process, or the machine, may have been stopped when it
         was due."""
+        self._silent, self._silent_since = max(self._silent, silent), max(self._silent_since, silent)
         self._stop(silent)
         if self._fenced:
             self._changed.set()

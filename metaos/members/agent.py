@@ -122,7 +122,7 @@ class KubernetesAgent:
             member.contact,
             clock,
             NODE,
-            on_list=self._replace_nodes,
+            on_list=lambda found: self._replace_nodes(found.items),
             on_event=lambda event: self._see_node(event.object, gone=event.type == "DELETED"),
             on_error=self._miss_nodes,
         )

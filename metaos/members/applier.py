@@ -19,7 +19,7 @@ from typing import Any
 from metaos.agent.contact import Follower
 from metaos.agent.sync import Works
 from metaos.agent.turns import Turns
-from metaos.client import PatchType, WatchEvent
+from metaos.client import ObjList, PatchType, WatchEvent
 from metaos.clock import Clock
 from metaos.http import json_of, path_of
 from metaos.members.discovery import Discovery
@@ -221,12 +221,12 @@ class Applier:
             raise ApiError(507, "TooManyKinds", f"at most {MAX_KINDS} kinds of objects are followed at one cluster")
         self._followed[key] = kind
 
-        def on_list(items: list[Obj]) -> None:
-            fresh = {ref(item): item for item in items}
+        def on_list(found: ObjList) -> None:
+            fresh = {ref(item) for item in found.items}
             self._listed.add(key)
             for gone in [r for r in self._live if (r.group, r.kind) == key and r not in fresh]:
                 self._lose(gone)
-            for item in items:
+            for item in found.items:
                 self._see(item)
             for each in self._ordered([r for r in self._wanted if (r.group, r.kind) == key]):
                 self._turns.add(each, 0.0)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from metaos.agent.contact import Follower
-from metaos.client import WatchEvent
+from metaos.client import ObjList, WatchEvent
 from metaos.clock import Clock
 from metaos.members.applier import Applier
 from metaos.members.member import MAX_NAMESPACES, Member
@@ -132,9 +132,9 @@ class MemberPods:
             self._most = max(MAX_CHAINS, 2 * len(self._chains))
 
     def _follower(self, where: str) -> Follower:
-        def on_list(pods: list[Obj]) -> None:
+        def on_list(found: ObjList) -> None:
             self._pods = {key: pod for key, pod in self._pods.items() if key[0] != where}
-            for pod in pods:
+            for pod in found.items:
                 self._keep(pod)
             self._changed()
 

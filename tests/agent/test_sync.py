@@ -7,10 +7,12 @@ from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from metaos.agent.contact import Contact, Follower
 from metaos.agent.sync import WorkFiles, Works
-from metaos.client import WatchEvent
+from metaos.client import ObjList, WatchEvent
 from metaos.resources import errors, scheme
 from metaos.resources.meta import RESTORED, Obj, name
 from tests.clock import FakeClock
@@ -53,7 +55,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Site]:
 async def test_each_work_is_fenced_at_its_own_time_and_lifted_only_by_the_hub(running: Site) -> None:
     running.renew()
     running.client.seed(work("plain"), work("short", 10), work("long", 30))
-    running.works.replace_all(running.client.objects(scheme.WORK))
+    running.works.replace_all(running.client.objects(scheme.WORK), silent=0.0)
     assert running.desired() == ["long", "plain", "short"]
     await running.clock.advance(9)
     running.renew()
@@ -76,7 +78,7 @@ async def test_each_work_is_fenced_at_its_own_time_and_lifted_only_by_the_hub(ru
 
 async def test_a_list_from_before_the_return_does_not_lift_a_fence(running: Site) -> None:
     running.renew()
-    running.works.replace_all([work("short", 10)])
+    running.works.replace_all([work("short", 10)], silent=0.0)
     await running.clock.advance(11)
     running.works.replace_all([work("short", 10)])
     running.works.apply_event(WatchEvent("MODIFIED", work("short", 10, generation=2)))
@@ -86,7 +88,7 @@ async def test_a_list_from_before_the_return_does_not_lift_a_fence(running: Site
 async def test_a_renewal_that_came_too_late_does_not_lift_a_fence(running: Site) -> None:
     """This process, or the machine, stood still when the fence was due: nothing here has noticed yet."""
     running.renew()
-    running.works.replace_all([work("short", 10), work("long", 30)])
+    running.works.replace_all([work("short", 10), work("long", 30)], silent=0.0)
     running.clock.elapse(20)
     running.renew()
     assert running.desired() == ["long"] and running.works.fenced("short")
@@ -114,6 +116,8 @@ async def test_the_time_of_the_last_renewal_survives_a_restart(tmp_path: Path) -
     assert first.desired() == [], "without any confirmed heartbeat it does not start"
     first.renew()
     first.works.replace_all([work("db", 10)])
+    assert first.desired() == [], "it may have been asked for before that"
+    first.works.replace_all([work("db", 10)], silent=0.0)
     assert first.desired() == ["db"]
     await clock.advance(6)
     renewed = first.contact.last_renewal
@@ -191,7 +195,7 @@ async def test_a_follower_survives_errors_gone_history_and_ended_watches(tmp_pat
         clock,
         scheme.WORK,
         HERE,
-        on_list=lambda works: lists.append([name(w) for w in works]),
+        on_list=lambda works: lists.append([name(w) for w in works.items]),
         on_event=lambda event: events.append(f"{event.type} {name(event.object)}"),
     )
     client.fail("list", errors.unavailable("away"), times=3)
@@ -234,3 +238,107 @@ async def test_a_status_other_than_the_known_one_is_told_and_changes_nothing_tha
     assert told == ["a"]
     running.works.apply_event(WatchEvent("MODIFIED", first | {"status": {"observedGeneration": 2}}))
     assert told == ["a", "a"] and not changes
+
+
+def at(revision: int, replicas: int, fence: float = 10.0) -> Obj:
+    """The Work ``db`` as it was then."""
+    found = work("db", fence, uid="u", generation=revision, resourceVersion=str(revision))
+    found["spec"]["manifests"][0]["spec"] = {"replicas": replicas}
+    return found
+
+
+def replicas(site: Site) -> list[int]:
+    return [o["spec"]["replicas"] for o in site.works.desired()]
+
+
+async def test_what_a_watch_tells_again_after_the_list_that_lifted_the_fence_changes_nothing(running: Site) -> None:
+    running.renew()
+    running.works.replace_all([at(5, 1)], 5, silent=0.0)
+    assert replicas(running) == [1]
+    await running.clock.advance(11)
+    assert replicas(running) == []
+    running.renew()
+    running.works.replace_all([at(9, 0)], 12, silent=0.0)
+    for event in (at(6, 1), at(7, 1), at(9, 0)):
+        running.works.apply_event(WatchEvent("MODIFIED", event))
+        assert replicas(running) == [0]
+    running.works.replace_all([], 13)
+    running.works.apply_event(WatchEvent("MODIFIED", at(12, 1)))
+    assert running.works.names() == [], "what is gone does not come back"
+    running.works.apply_event(WatchEvent("ADDED", at(14, 1)))
+    assert running.works.names() == ["db"]
+
+
+async def test_a_list_that_an_event_has_overtaken_lifts_nothing_and_is_asked_for_again(running: Site) -> None:
+    running.renew()
+    running.works.replace_all([at(5, 1)], 5, silent=0.0)
+    await running.clock.advance(11)
+    running.works.apply_event(WatchEvent("MODIFIED", at(9, 0)))
+    assert not running.works.replace_all([at(5, 1)], 8, silent=0.0)
+    assert replicas(running) == [] and running.works.fenced("db")
+    with pytest.raises(errors.ApiError) as caught:
+        running.works._follow(ObjList([at(5, 1)], "8"))
+    assert caught.value.code == 410
+    running.works._follow(ObjList([at(7, 2)], "7"))
+    known = running.works.get("db")
+    assert known is not None and known["metadata"]["resourceVersion"] == "7", "a hub that begins anew is believed the second time"
+
+
+async def test_work_that_is_first_heard_of_after_a_silence_waits_for_the_list(running: Site) -> None:
+    """It was given to this site while that heard nothing, and may have been given to another since."""
+    running.renew()
+    running.works.replace_all([], 1, silent=0.0)
+    await running.clock.advance(11)
+    running.renew()
+    running.works.apply_event(WatchEvent("ADDED", work("plain", resourceVersion="2")))
+    running.works.apply_event(WatchEvent("ADDED", at(3, 1)))
+    assert running.desired() == ["plain"] and running.works.fenced("db")
+    running.client.seed(work("plain"), at(0, 1), at(0, 0), at(0, 0))
+    for _ in range(6):
+        running.renew()
+        await running.clock.advance(1)
+    assert running.works.names() == ["db", "plain"] and not running.works.fenced("db")
+    assert [o["spec"]["replicas"] for o in running.works.desired() if name(o) == "db"] == [0]
+
+
+class InMemory(WorkFiles):
+    def __init__(self) -> None: ...
+
+    def load(self) -> list[Obj]:
+        return []
+
+    def save(self, work: Obj) -> None: ...
+
+    def remove(self, work: Obj) -> None: ...
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_whatever_overtakes_what_the_works_are_as_of_the_youngest_news(data: st.DataObject) -> None:
+    """A watch that goes on from anywhere, in order, and lists that were asked for at any time, in any order."""
+    client = FakeClient(FakeClock())
+    clock = FakeClock()
+    works = Works(client, Contact(clock, Random(1)), clock, InMemory(), "a")
+    history: list[tuple[str, Obj]] = []
+    states: list[dict[str, str]] = [{}]
+    for revision in range(1, data.draw(st.integers(1, 12)) + 1):
+        key = data.draw(st.sampled_from("xy"))
+        kind = "ADDED" if key not in states[-1] else data.draw(st.sampled_from(("MODIFIED", "DELETED")))
+        history.append((kind, work(key, resourceVersion=str(revision))))
+        now = {**states[-1], key: str(revision)}
+        states.append(now if kind != "DELETED" else {k: v for k, v in now.items() if k != key})
+    watched = youngest = data.draw(st.integers(0, len(history)))
+    works.replace_all([work(k, resourceVersion=v) for k, v in states[watched].items()], watched)
+    for _ in range(data.draw(st.integers(1, 20))):
+        if data.draw(st.booleans()) and watched < len(history):
+            kind, obj = history[watched]
+            watched += 1
+            works.apply_event(WatchEvent(kind, obj))
+            youngest = max(youngest, watched)
+        else:
+            told = data.draw(st.integers(1, len(history)))
+            taken = works.replace_all([work(k, resourceVersion=v) for k, v in states[told].items()], told)
+            assert taken == (told >= youngest)
+            youngest = max(youngest, told)
+        found = {key: str((works.get(key) or {})["metadata"]["resourceVersion"]) for key in works.names()}
+        assert found == states[youngest]

@@ -117,7 +117,7 @@ async def test_an_agents_own_reckoning_of_the_fence_is_monotonic(jump: float, tm
     work["metadata"]["uid"] = "u"
     work["spec"] = {"manifests": [workload("StatefulSet", 1)], "fencing": {"afterSeconds": 6}}
     contact.renewed(machine.monotonic())
-    works.replace_all([work])
+    works.replace_all([work], silent=0.0)
     await clock.advance(3)
     machine.offset = jump
     works.replace_all([work])
