@@ -282,12 +282,14 @@ def draw(status: dict[str, Any], file: Path, *, money: bool) -> None:
                 linewidth=0.3,
             )
             bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
+        what = f"{f'Cost in {unit}' if unit else 'Carbon'} by {status['by']}"
+        axes.set_title(
+            f"{what} by {status['by']}; steps of {widths[0] * 60:.0f} minutes; what is not known is left out", fontsize=10
+        )
         axes.set_ylabel(f"cost [{unit}]" if unit else GRAMS)
         axes.set_xticks([starts[at] for at in shown], [series[at]["start"][5:16].replace("T", "\n") for at in shown])
         axes.set_xlabel("UTC")
         axes.grid(axis="y", alpha=0.3)
-    what = "Cost" if money else "Carbon"
-    figure.suptitle(f"{what} by {status['by']}; steps of {widths[0] * 60:.0f} minutes; what is not known is left out")
     figure.legend(loc="outside right upper", fontsize="small")
     try:
         figure.savefig(file)
