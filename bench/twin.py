@@ -1,7 +1,8 @@
 """How fast the digital twin is, how that grows, and many seeds of failures.
 
 ``python -m bench.twin [--sites N --workloads N --hours H --limit SECONDS]`` writes ``bench/results/twin.json``.
-Without sizes it takes a row of small days, whose growth is printed.
+Without sizes it takes a row of small days, whose growth is printed. ``--quiet N`` plays so many sites with a workload each and a
+heartbeat every 10 s, nothing failing, first with light agents and then with real ones, and says how much more these cost.
 
 A day is: sites in twenty zones of the hourly carbon trace of 2022, so that every hour the hub is told 24 hours' forecast for
 each site and looks at every workload again; heartbeats every 300 s with a lease of 900 s, as an operator of so many sites may
@@ -133,6 +134,27 @@ def measure(sites: int, workloads: int, hours: float) -> None:
         print(summary(report), file=sys.stderr)
 
 
+def quiet(sites: int, hours: float) -> list[Figure]:
+    """Light sites, then real ones, in this process: processor time of each."""
+    found, seconds = [], {}
+    for agents in ("light", "real"):
+        text: dict[str, Any] = {
+            "title": f"{sites} sites with {agents} agents",
+            "duration": f"{hours}h",
+            "agents": agents,
+            "sites": [{"name": "site", "count": sites, "spec": {"capacity": {"cpu": "4", "memory": "8Gi"}}}],
+            "workloads": [{"name": "web", "count": sites}],
+        }
+        began = time.process_time()
+        report = play(scenario(parse(yaml.safe_dump(text), "bench"), ROOT))
+        seconds[agents] = time.process_time() - began
+        if not report["passed"]:
+            raise SystemExit(summary(report))
+        label = f"{sites} quiet sites, {agents} agents, {hours:g} h"
+        found.append(figure(f"{label}: processor time", [seconds[agents]], "s"))
+    return [*found, figure(f"{sites} quiet sites: a real agent costs", [seconds["real"] / seconds["light"]], "times a light one")]
+
+
 def apart(sites: int, workloads: int, hours: float, limit: float) -> list[Figure]:
     """One size: a process, which may take ``limit`` seconds."""
     label, aim = f"{sites} sites, {workloads} workloads, {hours:g} h", (sites, workloads, hours) == (1000, 5000, 24.0)
@@ -161,11 +183,15 @@ def main() -> None:
     parser.add_argument("--workloads", type=int, default=0)
     parser.add_argument("--hours", type=float, default=24.0)
     parser.add_argument("--limit", type=float, default=1800.0)
+    parser.add_argument("--quiet", type=int)
     parser.add_argument("--measure", nargs=3, type=float, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     logging.basicConfig(level=logging.CRITICAL)
     if asked.measure:
         measure(int(asked.measure[0]), int(asked.measure[1]), asked.measure[2])
+        return
+    if asked.quiet:
+        write("twin-quiet", quiet(asked.quiet, asked.hours))
         return
     row = ((asked.sites, asked.workloads, asked.hours),) if asked.sites else ROW
     found = [each for size in row for each in apart(*size, asked.limit)]

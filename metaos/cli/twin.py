@@ -67,8 +67,8 @@ def run(
     except ScenarioError as error:
         raise click.ClickException(str(error)) from None
     first = found.seed if seed is None else seed
-    if jobs > 1 and (html is not None or log is not None):
-        raise click.UsageError("one report or log is of one seed: leave --jobs out, or --html and --log")
+    if seeds > 1 and (html is not None or log is not None):
+        raise click.UsageError("a report or log is of one seed: leave --html and --log out, or --seeds and say --seed N")
     failed = 0
     for report in _reports(found, range(first, first + seeds), jobs, log):
         failed += not report["passed"]

@@ -20,6 +20,7 @@ from metaos.resources.meta import RESTORED, SYSTEM_NAMESPACE, Obj, is_true, name
 from metaos.scheduler.scores import Score
 from metaos.twin.chaos import drawn
 from metaos.twin.clock import Stalled, VirtualLoop, run
+from metaos.twin.jobs import JobCourses
 from metaos.twin.judge import Judge
 from metaos.twin.network import Quality
 from metaos.twin.scenario import ALWAYS, Fault, Hope, Scenario, WorkloadText, quality_of
@@ -101,6 +102,7 @@ class Play:
             scores=scores,
         )
         self.judge = Judge(self.world, scenario)
+        self._jobs = JobCourses(self.world, scenario, self._reason)
         self._progress = progress or (lambda share, text: None)
         self._todo: list[tuple[float, int, str, Deed]] = []
         self._begun = 0.0
@@ -636,6 +638,7 @@ class Play:
                 "writes": world.hub.disk.writes,
                 "hubLives": world.hub.lives,
             },
+            "jobs": self._jobs.report(self._begun),
             "carbon": self._carbon_said(),
             "energy": {
                 "kilowattHours": round(self._joules / 3.6e6, 6),

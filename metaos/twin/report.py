@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from metaos.twin.jobs import told
+
 SHOWN = 12
 _PLOTS = (
     ("Copies", (("copies", "exist"), ("copiesReady", "serve"))),
@@ -29,6 +31,8 @@ def summary(report: dict[str, Any]) -> str:
         _energy(energy),
     ]
     lines.append(f"carbon intensity: {report['carbon']}")
+    if report["jobs"] is not None:
+        lines += told(report["jobs"])
     for answer in report["expectations"]:
         lines.append(f"  {'held  ' if answer['held'] else 'FAILED'} {answer['expected']}")
         if not answer["held"]:

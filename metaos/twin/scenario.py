@@ -270,7 +270,7 @@ def _sites(text: Part, agents: str, quality: Quality, folder: Path) -> tuple[Sit
     total = sum(p.get("count", Part.count, 1) if isinstance(p.value, dict) else 1 for p in parts)
     if not 0 < total <= MAX_SITES:
         text["sites"].wrong(f"there are {total} sites", f"write 1 to {MAX_SITES}")
-    # Real agents where there are few: they cost more (how much: docs/how-to/try-before.md).
+    # Real agents where there are few: they cost three to four times a light one.
     usual = agents or ("real" if total <= 20 else "light")
     for part in parts:
         part.mapping(SITE_FIELDS, "name: edge")

@@ -182,6 +182,8 @@ def test_the_command_says_whether_it_held_and_how_to_see_it_again(tmp_path: Path
     file.write_text(yaml.safe_dump(SMALL | {"expect": [{"at": "10m", "runsOn": {"web": ["gb"]}}]}))
     failed = CliRunner().invoke(nemo, ["twin", "run", str(file), "--seed", "7"])
     assert failed.exit_code == 1 and f"nemo twin run {file} --seed 7" in failed.output, failed.output
+    many = CliRunner().invoke(nemo, ["twin", "run", str(file), "--seeds", "2", "--html", str(page)])
+    assert many.exit_code == 2 and "a report or log is of one seed" in many.output, many.output
     wrong = CliRunner().invoke(nemo, ["twin", "run", str(tmp_path / "none.yaml")])
     assert wrong.exit_code == 1 and "cannot be read" in wrong.output
 
@@ -387,6 +389,7 @@ def test_a_trace_is_replayed(tmp_path: Path) -> None:
     report = play(replace(story, duration=1710, hopes=(hope,)))
     assert report["passed"], summary(report)
     assert len(replayed(of(), trace, 1).workloads) == 3
+    assert report["jobs"]["completed"] == 3 and report["jobs"]["makespanSeconds"] == pytest.approx(1590, abs=10)
     for line, column, remedy in (
         ("-1,5,1", "arrival_time", "at least 0"),
         ("1,nan,1", "length", "above 0"),
@@ -398,6 +401,20 @@ def test_a_trace_is_replayed(tmp_path: Path) -> None:
     trace.write_text("when,what\n")
     with pytest.raises(ScenarioError, match="must begin with 'arrival_time,length,cpus'"):
         replayed(of(), trace)
+
+
+def test_what_became_of_jobs_is_told(tmp_path: Path) -> None:
+    """One that waits for another, one that lasts longer than the story, and one that no site has room for."""
+    trace = tmp_path / "jobs.csv"
+    trace.write_text("arrival_time,length,cpus\n0,100,3\n10,200,3\n20,30,100\n")
+    report = play(replayed(of(sites=SMALL["sites"][:1], duration="5m", settle="0s", workloads=[]), trace))
+    jobs, text = report["jobs"], summary(report)
+    assert (jobs["count"], jobs["completed"], jobs["failed"], jobs["unfinished"]) == (3, 1, [], ["replay/job-000001"])
+    assert [each["job"] for each in jobs["neverStarted"]] == ["replay/job-000002"]
+    assert "cpu" in jobs["neverStarted"][0]["why"].lower(), jobs
+    assert 90 < jobs["waitSeconds"]["most"] < 110 and 100 < jobs["makespanSeconds"] < 110, jobs
+    assert "Jobs: 3; 1 completed, 0 failed, 1 unfinished, 1 never started" in text
+    assert "NEVER STARTED replay/job-000002: " in text and "UNFINISHED replay/job-000001" in text
 
 
 @pytest.mark.parametrize("agents", ["light", "real"])
