@@ -81,25 +81,26 @@ class Registry(Writing):
         """POST of ``eviction`` or ``binding`` on a Pod. Answers the Status to send (201)."""
         self.check(user, Attributes("create", kind.group, kind.plural, subresource, namespace, name))
         now = format_time(self._clock.now())
-        mutate = subresources.posted(kind, subresource, obj, now, moving=self._moves)
+        pod = await self.get(SELF, kind, name, namespace) if subresource == "eviction" else None
+        # Asked once: a cordon that comes or goes meanwhile leaves no eviction that neither moves nor deletes.
+        moving = functools.partial(subresources.moves, drained=pod is not None and self._is_drained(pod))
+        mutate = subresources.posted(kind, subresource, obj, now, moving=moving)
         internal = Write(SELF, user.name, dry_run, "Ignore", warnings if warnings is not None else [])
-        if subresource == "eviction":
-            pod = await self.get(SELF, kind, name, namespace)
+        if pod is not None:
             mutate(pod)  # What speaks against it is found before any budget is touched.
             budgets = [version.object() for version in self.cache.range(scheme.POD_DISRUPTION_BUDGET.resource, namespace)]
             await permitted(pod, budgets, now, functools.partial(self._note_disruption, internal))
         evicted = await self._modify(internal, kind, name, namespace, mutate)
-        if subresource == "eviction" and not self._moves(evicted):
+        if pod is not None and not moving(evicted):
             grace = (obj.get("deleteOptions") or {}).get("gracePeriodSeconds")
             await self.delete(SELF, kind, name, namespace, uid=uid(evicted), grace_period_seconds=grace, dry_run=dry_run)
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
 
-    def _moves(self, pod: Obj) -> bool:
-        """Whether an eviction of a pod moves its workload: its site is cordoned, or being removed."""
+    def _is_drained(self, pod: Obj) -> bool:
+        """Whether a pod's site takes no pods any more: it is cordoned, or being removed."""
         site = self.cache.get(key_of(scheme.CLUSTER, "", str((pod.get("spec") or {}).get("nodeName") or "")))
         found = None if site is None else site.object()
-        drained = found is not None and (bool((found.get("spec") or {}).get("unschedulable")) or deleting(found))
-        return subresources.moves(pod, drained)
+        return found is not None and (bool((found.get("spec") or {}).get("unschedulable")) or deleting(found))
 
     async def _note_disruption(self, write: Write, budget: Obj, mutate: Mutation) -> None:
         await self._modify(write, scheme.POD_DISRUPTION_BUDGET, name(budget), namespace(budget), mutate, "status")

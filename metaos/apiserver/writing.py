@@ -339,9 +339,10 @@ class Writing(Reading):
         for key, only in (("apiVersion", SCALE_VERSION), ("kind", "Scale")):
             if patch.get(key) != only:
                 raise errors.bad_request(f"a scale is applied as {SCALE_VERSION} Scale, and {key} is {patch.get(key)!r}")
-        said, spec = patch.get("metadata") or {}, patch.get("spec") or {}
-        if not isinstance(said, dict) or not isinstance(spec, dict):
-            raise errors.bad_request("metadata and spec of a Scale must be objects")
+        spec = patch.get("spec") or {}
+        if not isinstance(spec, dict):
+            raise errors.bad_request("spec of a Scale must be an object")
+        said = addressed({"metadata": patch.get("metadata")}, kind, name, namespace)[1]["metadata"]
         manager, now = Manager(write.manager, "Apply", "scale", kind.api_version), format_time(self._clock.now())
         config = {
             "apiVersion": kind.api_version,

@@ -76,8 +76,8 @@ async def test_updates_take_ownership(registry: Registry) -> None:
 async def test_who_scales_owns_the_replicas_and_nothing_else(registry: Registry) -> None:
     await apply(registry, deployment(replicas=1), "one")
 
-    async def scale(manager: str, replicas: Any, **more: Any) -> Obj:
-        wanted = {"apiVersion": "autoscaling/v1", "kind": "Scale", "spec": {"replicas": replicas}}
+    async def scale(manager: str, replicas: Any, named: str = "web", **more: Any) -> Obj:
+        wanted = {"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": named}, "spec": {"replicas": replicas}}
         return await registry.patch(
             ADMIN,
             scheme.DEPLOYMENT,
@@ -105,6 +105,8 @@ async def test_who_scales_owns_the_replicas_and_nothing_else(registry: Registry)
         await scale("two", 3)
     with pytest.raises(ApiError, match="greater than or equal to 0"):
         await scale("two", -1, force=True)
+    with pytest.raises(ApiError, match="does not match the name on the URL"):
+        await scale("two", 6, named="other", force=True)
 
 
 async def test_conflicts_with_several_managers_are_listed_by_manager(registry: Registry) -> None:

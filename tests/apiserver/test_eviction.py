@@ -104,6 +104,23 @@ async def test_a_budget_that_nobody_has_looked_at_allows_nothing(registry: Regis
     assert refused.value.details["retryAfterSeconds"] == 10 and "still being processed" in str(refused.value.details)
 
 
+@pytest.mark.parametrize("cordoned", [True, False])
+async def test_a_cordon_that_comes_or_goes_meanwhile_leaves_no_eviction_without_effect(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, cordoned: bool
+) -> None:
+    await cordon(registry, cordoned)
+    await running(registry, "p")
+
+    async def meanwhile(*_: object) -> None:
+        site = await registry.get(ADMIN, scheme.CLUSTER, "edge")
+        await registry.update(ADMIN, site | {"spec": site["spec"] | {"unschedulable": not cordoned}})
+
+    monkeypatch.setattr("metaos.apiserver.registry.permitted", meanwhile)
+    await evict(registry, "p")
+    found = await registry.get(ADMIN, scheme.POD, "p", "default")
+    assert (EVICTED in annotations(found), "deletionTimestamp" in found["metadata"]) == (cordoned, not cordoned)
+
+
 async def test_where_its_site_takes_pods_an_evicted_one_is_deleted_and_nothing_is_remembered(registry: Registry) -> None:
     """As Kubernetes does it: it is made anew. Only a drain moves its workload."""
     await cordon(registry, cordoned=False)
