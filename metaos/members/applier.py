@@ -280,7 +280,7 @@ class Applier:
         self._tell(wanted.work)
 
     def _lose(self, each: ObjectRef) -> None:
-        self._live.pop(each, None)
+        live = self._live.pop(each, None)
         self._applied.pop(each, None)
         self._outcomes.pop(each, None)
         wanted = self._wanted.get(each)
@@ -289,8 +289,10 @@ class Applier:
             self._tell(wanted.work)
         else:
             self._known.pop(each, None)
-            for other in self.left:  # something may have waited for it
-                self._turns.add(other, 0.0)
+            for other, found in self._live.items():  # something may have waited for it
+                carries = phase(other.group, other.kind) <= _FOUNDATIONS
+                if carries and other not in self._wanted and live is not None and found.work == live.work:
+                    self._turns.add(other, 0.0)
 
     def _correction_delay(self, each: ObjectRef) -> float:
         now = self._clock.monotonic()
@@ -322,7 +324,7 @@ class Applier:
 
     async def _has_ours(self, kind: Kind) -> bool:
         try:
-            found = await self._client.list(kind, labels=f"{MEMBER_LABEL}={self._id}", limit=500)
+            found = await self._client.list(kind, labels=f"{MEMBER_LABEL}={self._id}")
         except ApiError as error:
             if error.code in (403, 404, 405, 406):
                 return False  # What we may not list we have not made.

@@ -64,7 +64,14 @@ class MemberPods:
         for where in sorted(self._followed.keys() - wanted):
             self._followed.pop(where).cancel()
             self._pods = {key: pod for key, pod in self._pods.items() if key[0] != where}
-        for where in sorted(wanted - self._followed.keys())[: MAX_NAMESPACES - len(self._followed)]:
+        free, waiting = MAX_NAMESPACES - len(self._followed), sorted(wanted - self._followed.keys())
+        if len(waiting) > free:
+            log.warning(
+                "pods of %d namespaces only are shown at the hub; not those of %s",
+                MAX_NAMESPACES,
+                ", ".join(waiting[free:])[:200],
+            )
+        for where in waiting[:free]:
             self._followed[where] = asyncio.create_task(self._follower(where).run())
         self._changed()
 
