@@ -7,7 +7,8 @@ What must not run twice is another matter. The hub then knows less than sites do
 moved to another since. So before anybody is served, every site is told to run none of it (:func:`hold`). It starts again, where
 the restored state has it, once no site can run it unknown to the hub any more: every site has either taken up what the hub says
 now, which it shows by reporting that Work, or was silent for so long that it has fenced itself. Sites that the backup does not
-know at all fence themselves too, so that time is waited for in any case.
+know at all fence themselves too, so that time is waited for in any case. A Kubernetes cluster does not: it is waited for until
+it reports, or its Cluster is deleted.
 
 ``nemo restore`` leaves the mark, a ConfigMap. Its ``phase`` is ``Held`` until then, and ``Kept`` from then on. Whoever deletes
 it says that all is applied again that shall run: what the hub does not list ends, and nothing is waited for.
@@ -18,7 +19,7 @@ from collections.abc import Iterable
 
 from metaos.client import Client
 from metaos.clock import Clock
-from metaos.controllers.fencing import Silence, agreed, halt, halted
+from metaos.controllers.fencing import Silence, agreed, fences_itself, fencing, halt, halted
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
@@ -35,6 +36,7 @@ from metaos.resources.meta import (
     name,
     namespace,
 )
+from metaos.resources.snapshot import concerns
 from metaos.resources.workload import DEFAULT_GRACE_SECONDS
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 NAME = "restored"
 #: Between two looks at who has reported: news of it comes by itself, this is only in case of none.
 LOOK_SECONDS = 5.0
+_WORKLOAD_KINDS = {kind.kind for kind in scheme.WORKLOADS}
 RESTORED_PHASE, HELD_PHASE, KEPT_PHASE = "Restored", "Held", "Kept"
 
 
@@ -61,17 +64,30 @@ async def hold(client: Client) -> None:
     for work in works:
         if name(work) != RESTORED:
             known.setdefault(namespace(work), []).append(name(work))
-    for cluster in (await client.list(scheme.CLUSTER)).items:
+    clusters = (await client.list(scheme.CLUSTER)).items
+    policies = (await client.list(scheme.PLACEMENT_POLICY)).items
+    # These were not told to fence themselves, so their Works do not say what must not run twice.
+    silent = {cluster_namespace(name(cluster)) for cluster in clusters if not fences_itself(cluster)}
+    for cluster in clusters:
         where = cluster_namespace(name(cluster))
         if any(name(work) == RESTORED and namespace(work) == where for work in works):
             await _remove(client, scheme.WORK, RESTORED, where)
         await _tell(client, where, mark, known.get(where, ()))
     for work in works:
-        if name(work) != RESTORED and agreed(work) is not None and not halted(work):
+        once = agreed(work) is not None or (namespace(work) in silent and _is_fenced(work, policies))
+        if name(work) != RESTORED and once and not halted(work):
             await client.update(work | {"spec": halt(work)})
             found += 1
     await client.patch(scheme.CONFIG_MAP, RESTORED, SYSTEM_NAMESPACE, {"data": {"phase": HELD_PHASE}})
     log.warning("this hub's state was restored from a backup: %d Works that must not run twice wait until that is sure", found)
+
+
+def _is_fenced(work: Obj, policies: Iterable[Obj]) -> bool:
+    """Whether its workload must not run twice, by the policies of now."""
+    first: Obj = ((work.get("spec") or {}).get("manifests") or ({},))[0]
+    if first.get("kind") not in _WORKLOAD_KINDS:
+        return False
+    return fencing(first, [p for p in policies if concerns(p, first)], DEFAULT_GRACE_SECONDS) is not None
 
 
 def phase_of(mark: Obj) -> str:
@@ -162,6 +178,9 @@ class RestoredReconciler:
             await _tell(self._client, cluster_namespace(site), mark, ())
         elif int((found.get("status") or {}).get("observedGeneration") or 0) >= generation(found):
             return True
+        cluster = self._clusters.get(site)
+        if cluster is None or not fences_itself(cluster):
+            return cluster is None  # It goes on however long it is silent: only its return or its removal shows.
         heard = self._silence.renewal(site)
         silent = self._silence.seconds(site) if heard else self._clock.monotonic() - self._started
         return silent >= self._fencing_seconds()
