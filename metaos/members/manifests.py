@@ -7,10 +7,12 @@ such a server does anyway; so is what belongs to one site alone (addresses, node
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from metaos.resources import meta
 from metaos.resources.meta import ADOPT, Obj, ObjectRef, labels, name, namespace, ref
+from metaos.resources.workload import pod_spec
 
 FIELD_MANAGER = "nemo"
 #: On everything that is applied: the membership (the uid of the Cluster at the hub), and the uid of the Work.
@@ -38,6 +40,13 @@ _LAST: tuple[frozenset[str], ...] = (
 )
 #: Namespaces that belong to a cluster itself.
 PROTECTED = frozenset({"kube-system", "kube-public", "kube-node-lease", "nemo-system"})
+#: Capabilities that the "Baseline" lets a container add.
+_HARMLESS = frozenset(
+    {
+        *("AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "SETFCAP"),
+        *("SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"),
+    }
+)
 #: What the same kind is called by older servers, with the same meaning of the fields that NEMO sends.
 OLDER: dict[tuple[str, str], tuple[str, ...]] = {
     ("batch/v1", "CronJob"): ("batch/v1beta1",),
@@ -65,7 +74,50 @@ def refusal(manifest: Obj) -> tuple[str, str]:
         return "Invalid", "apiVersion, kind and metadata.name must be set"
     if where in PROTECTED:
         return "Refused", f"namespace {where!r} belongs to the cluster itself: choose another one"
+    try:
+        field = next(_beyond(pod_spec(manifest)), "") if about.group in ("", "apps", "batch") else ""
+    except (AttributeError, TypeError):
+        return "Invalid", "its pod template is not of the form that Kubernetes gives it"
+    if field:
+        return "Refused", f"pods of the federation get nothing of a cluster's nodes, and {field} would be of those: leave it out"
     return "", ""
+
+
+def _beyond(spec: Mapping[str, Any]) -> Iterator[str]:
+    """Fields of a pod that reach beyond it. Other sites do not heed them, so the hub lets everybody write them; a Kubernetes
+    cluster would. Source: Kubernetes, Pod Security Standards, "Baseline"."""
+    for key in ("hostNetwork", "hostPID", "hostIPC"):
+        if spec.get(key):
+            yield f"spec.{key}"
+    for volume in spec.get("volumes") or ():
+        if volume.get("hostPath"):
+            yield f"spec.volumes[{volume.get('name')}].hostPath"
+    yield from _powers(spec.get("securityContext") or {}, "spec")
+    for key in ("initContainers", "containers", "ephemeralContainers"):
+        for container in spec.get(key) or ():
+            where = f"spec.{key}[{container.get('name')}]"
+            yield from _powers(container.get("securityContext") or {}, where)
+            if any(port.get("hostPort") for port in container.get("ports") or ()):
+                yield f"{where}.ports.hostPort"
+
+
+def _powers(context: Mapping[str, Any], where: str) -> Iterator[str]:
+    if context.get("privileged"):
+        yield f"{where}.securityContext.privileged"
+    added = {str(each) for each in (context.get("capabilities") or {}).get("add") or ()} - _HARMLESS
+    if added:
+        yield f"{where}.securityContext.capabilities.add ({', '.join(sorted(added))})"
+    if context.get("procMount") not in (None, "", "Default"):
+        yield f"{where}.securityContext.procMount"
+    for key in ("seccompProfile", "appArmorProfile"):
+        if (context.get(key) or {}).get("type") == "Unconfined":
+            yield f"{where}.securityContext.{key}"
+    if (context.get("windowsOptions") or {}).get("hostProcess"):
+        yield f"{where}.securityContext.windowsOptions.hostProcess"
+    if context.get("seLinuxOptions"):
+        yield f"{where}.securityContext.seLinuxOptions"
+    if context.get("sysctls"):
+        yield f"{where}.securityContext.sysctls"
 
 
 def is_skipped(manifest: Obj) -> bool:

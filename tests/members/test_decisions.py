@@ -379,3 +379,48 @@ def test_the_agent_of_a_cluster_imports_nothing_that_runs_pods_or_reads_yaml() -
     found = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
     heavy = {"yaml", "sqlite3", "cryptography", "aiohttp", "orjson", "numpy", "h2"}
     assert found & (heavy | {"metaos.agent.supervisor", "metaos.agent.network", "metaos.agent.meter"}) == set()
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"hostNetwork": True}, "spec.hostNetwork"),
+        ({"hostPID": True}, "spec.hostPID"),
+        ({"hostIPC": True}, "spec.hostIPC"),
+        ({"volumes": [{"name": "root", "hostPath": {"path": "/"}}]}, "spec.volumes[root].hostPath"),
+        ({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}}, "spec.securityContext.sysctls"),
+        ({"securityContext": {"privileged": True}}, "spec.containers[c].securityContext.privileged"),
+        ({"securityContext": {"capabilities": {"add": ["CHOWN", "SYS_ADMIN"]}}}, "capabilities.add (SYS_ADMIN)"),
+        ({"securityContext": {"procMount": "Unmasked"}}, "securityContext.procMount"),
+        ({"securityContext": {"seccompProfile": {"type": "Unconfined"}}}, "securityContext.seccompProfile"),
+        ({"ports": [{"containerPort": 80, "hostPort": 80}]}, "spec.containers[c].ports.hostPort"),
+        ({"securityContext": {"runAsUser": 0, "capabilities": {"add": ["NET_BIND_SERVICE"], "drop": ["ALL"]}}}, ""),
+        ({"volumes": [{"name": "tmp", "emptyDir": {}}], "securityContext": {"fsGroup": 1}}, ""),
+    ],
+)
+@pytest.mark.parametrize("kind", ["Pod", "Deployment", "DaemonSet", "StatefulSet", "Job", "CronJob", "ReplicaSet"])
+def test_pods_of_the_federation_get_nothing_of_a_clusters_nodes(kind: str, spec: dict[str, Any], field: str) -> None:
+    of_pod = {"hostNetwork", "hostPID", "hostIPC", "volumes"} & spec.keys() or "sysctls" in spec.get("securityContext", {})
+    pod = {"containers": [{"name": "c"}], **spec} if of_pod else {"containers": [{"name": "c", **spec}]}
+    template = {"spec": pod}
+    made: Obj = {"template": template}
+    if kind == "CronJob":
+        made = {"jobTemplate": {"spec": made}}
+    group = {"Pod": "v1", "Job": "batch/v1", "CronJob": "batch/v1"}.get(kind, "apps/v1")
+    obj = {
+        "apiVersion": group,
+        "kind": kind,
+        "metadata": {"name": "x", "namespace": "shop"},
+        "spec": pod if kind == "Pod" else made,
+    }
+    reason, message = refusal(obj)
+    assert (reason == "Refused") == bool(field) and field in message
+
+
+@pytest.mark.parametrize(
+    "spec", ["x", {"template": "x"}, {"template": {"spec": [1]}}, {"template": {"spec": {"containers": [1]}}}]
+)
+def test_a_pod_template_of_another_form_is_invalid_and_that_of_another_group_is_its_own_business(spec: Any) -> None:
+    obj = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x", "namespace": "shop"}, "spec": spec}
+    assert refusal(obj)[0] == "Invalid"
+    assert refusal(obj | {"apiVersion": "example.com/v1"}) == ("", "")
