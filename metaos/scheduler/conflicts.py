@@ -8,6 +8,7 @@ that contain no smaller one are the minimal correction sets.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,10 +31,10 @@ from metaos.resources.snapshot import (
 )
 from metaos.resources.traffic import worst
 from metaos.scheduler import lacking
-from metaos.scheduler.filters import FILTERS, Filter, tolerated
+from metaos.scheduler.filters import FILTERS, Filter, room, tolerated
 
-#: Ways out that are told.
-RELAXATIONS_KEPT = 5
+#: Ways out that are told, sites that one is told by name, and sites that are thought of being opened, the cheapest first.
+RELAXATIONS_KEPT, SITES_TOLD, SITES_OPENED = 5, 5, 50
 #: What giving up something counts that has no amount, beside shares of amounts: 1 is "as much again as was asked".
 PLAIN_COST = 1.0
 #: Filters that judge what a workload asks for, and those that say what is the matter with a site, whatever is asked.
@@ -68,7 +69,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Relaxation:
-    """A way out: these changes, and the workload can run on ``cluster``."""
+    """A way out: these changes, and the workload can run on ``cluster``; empty: on those sites that take a part of it already."""
 
     cluster: str
     changes: tuple[Change, ...]
@@ -80,11 +81,14 @@ class Relaxation:
 
 @dataclass(frozen=True, slots=True)
 class Impossible:
-    """``conflict`` is empty where no site could take anything at present: then ``facts`` says why, by site."""
+    """``conflict`` is empty where no site could take anything at present: then ``facts`` says why, by site. ``room``: where
+    there is room for some of ``replicas`` and not for all, for how many; ``conflict`` is then what limits them."""
 
     conflict: tuple[Requirement, ...]
     relaxations: tuple[Relaxation, ...]
     facts: tuple[tuple[str, str], ...]
+    replicas: int = 0
+    room: int | None = None
 
 
 def requirements(workload: WorkloadInfo, clusters: Sequence[ClusterInfo], now: float) -> list[Requirement]:
@@ -211,18 +215,142 @@ def impossible(snapshot: Snapshot, workload: WorkloadInfo, filters: Sequence[tup
         site.name: tuple(i for i, r in enumerate(asked) if r.filter in known and _breaks(snapshot, r, site, known[r.filter]))
         for site in usable
     }
-    if not usable or not all(broken.values()):
+    if not usable:
         return Impossible((), (), facts)
+    if not all(broken.values()):
+        return _short(workload, asked, usable, broken, facts)
     conflict = _minimal(broken.values(), len(asked))
     ways = [
         Relaxation(site.name, tuple(_change(asked[i], workload, site) for i in broken[site.name]))
         for site in usable
         if not any(asked[i].fixed for i in broken[site.name])
     ]
-    sets = [frozenset(broken[w.cluster]) for w in ways]
-    least = [w for w, mine in zip(ways, sets, strict=True) if not any(other < mine for other in sets)]
-    least.sort(key=lambda w: (w.cost, len(w.changes), w.cluster))
+    least = sorted(_least(ways), key=_order)
     return Impossible(tuple(asked[i] for i in conflict), tuple(least[:RELAXATIONS_KEPT]), facts)
+
+
+def _order(way: Relaxation) -> tuple[float, int, str]:
+    return way.cost, len(way.changes), way.cluster
+
+
+def _short(
+    workload: WorkloadInfo,
+    asked: Sequence[Requirement],
+    usable: Sequence[ClusterInfo],
+    broken: Mapping[str, tuple[int, ...]],
+    facts: tuple[tuple[str, str], ...],
+) -> Impossible:
+    """What limits a workload of which a part has a place, and the ways for all of it: fewer replicas, smaller requests, or what
+    other sites would have to be forgiven. Empty where there is room, and it is something else that keeps replicas from it."""
+    wanted, taking = workload.replicas, [site for site in usable if not broken[site.name]]
+    there = sum(_space(workload, site) for site in taking)
+    if workload.mode != "Divided" or there >= wanted:
+        return Impossible((), (), facts)
+    ways = [Relaxation("", (_fewer(workload, there),))] if there else []
+    ways += _smaller(workload, taking)
+    opened = {
+        site.name: {i: _change(asked[i], workload, site) for i in broken[site.name]}
+        for site in usable
+        if broken[site.name] and room(workload, site) and not any(asked[i].fixed for i in broken[site.name])
+    }
+    sites = {site.name: site for site in usable}
+    for name in sorted(opened, key=lambda n: (sum(c.share for c in opened[n].values()), n))[:SITES_OPENED]:
+        given = opened[name]
+        # What is given up for one site opens all that need no more than that.
+        along = [n for n, mine in opened.items() if all(i in given and c.share <= given[i].share for i, c in mine.items())]
+        along.sort(key=lambda n: (n != name, n))
+        total = there + sum(room(workload, sites[n]) for n in along)
+        rest = (_fewer(workload, total),) if total < wanted else ()
+        ways.append(Relaxation(_several(along), (*given.values(), *rest)))
+    ways.sort(key=_order)
+    # Sites that the same opens are told once.
+    ways = list({tuple(sorted(c.text for c in way.changes)): way for way in reversed(ways)}.values())[::-1]
+    return Impossible(_binding(workload, taking), tuple(_least(ways)[:RELAXATIONS_KEPT]), facts, wanted, there)
+
+
+def _least(ways: Sequence[Relaxation]) -> list[Relaxation]:
+    """Without those that give up all that another one does, and more."""
+    sets = [frozenset(c.requirement.text for c in way.changes) for way in ways]
+    return [way for way, mine in zip(ways, sets, strict=True) if not any(other < mine for other in sets)]
+
+
+def _space(workload: WorkloadInfo, site: ClusterInfo) -> int:
+    """For how many replicas there is room; what runs there has its own."""
+    return max(room(workload, site), workload.current.get(site.name, 0))
+
+
+def _fewer(workload: WorkloadInfo, count: int) -> Change:
+    wanted = workload.replicas
+    asked = Requirement(f"more than {count} of {wanted} replicas", "its replicas", "Capacity", workload)
+    return Change(asked, f"ask for {count} replicas instead of {wanted}", 1 - count / wanted)
+
+
+def _smaller(workload: WorkloadInfo, taking: Sequence[ClusterInfo]) -> list[Relaxation]:
+    """The largest requests with which all replicas have room where some have: one of them smaller, or both alike where neither
+    alone will do."""
+
+    def less(resources: Sequence[str], part: int, whole: int) -> WorkloadInfo:
+        cpu = max(1, workload.cpu * part // whole) if "cpu" in resources else workload.cpu
+        memory = max(1, (workload.memory >> 20) * part // whole) << 20 if "memory" in resources else workload.memory
+        return replace(workload, cpu=cpu, memory=memory)
+
+    def fits(found: WorkloadInfo) -> bool:
+        return sum(_space(found, site) for site in taking) >= workload.replicas
+
+    amounts = {"cpu": workload.cpu, "memory": workload.memory >> 20}
+    able = tuple(resource for resource, amount in amounts.items() if amount > 1)
+    ways: list[Relaxation] = []
+    for resources in (*((each,) for each in able), *((able,) if len(able) > 1 else ())):
+        whole = max(amounts[r] for r in resources)
+        if (len(resources) > 1 and ways) or not fits(less(resources, 0, whole)):
+            continue
+        part = bisect.bisect_left(range(1, whole), True, key=lambda part: not fits(less(resources, part, whole)))
+        found = less(resources, part, whole)
+        each = {"cpu": (found.cpu, workload.cpu), "memory": (found.memory, workload.memory)}
+        changes = []
+        for resource in resources:
+            now, before = each[resource]
+            requirement = Requirement(f"{_amount(resource, before)} each", "the pods' requests", "Capacity", workload)
+            text = f"ask for {_amount(resource, now)} each instead of {_amount(resource, before)}"
+            changes.append(Change(requirement, text, 1 - now / before))
+        ways.append(Relaxation("", tuple(changes)))
+    return ways
+
+
+def _amount(resource: str, amount: int) -> str:
+    return f"{quantity.format_milli(amount)} CPU" if resource == "cpu" else f"{amount >> 20} MiB of memory"
+
+
+def _binding(workload: WorkloadInfo, taking: Sequence[ClusterInfo]) -> tuple[Requirement, ...]:
+    """Each resource that no more replicas have on some site, with the sites and how many these are."""
+    resources = ["cpu"] * bool(workload.cpu) + ["memory"] * bool(workload.memory) + [r for r, _ in workload.devices] + ["pods"]
+    asks = {r: Requirement("", "the pods' requests", "Capacity", workload, False, None, r) for r in resources}
+    found: dict[str, list[tuple[str, int]]] = {}
+    for site in taking:
+        least = min(resources, key=lambda r: _fit(asks[r], site))
+        found.setdefault(least, []).append((site.name, _space(workload, site)))
+    devices = dict(workload.devices)
+    told = []
+    for resource, sites in found.items():
+        what = f"{devices[resource]} {resource}" if resource in devices else "a place for a pod"
+        if resource in ("cpu", "memory"):
+            what = f"{_amount(resource, workload.cpu if resource == 'cpu' else workload.memory)}"
+        sites.sort(key=lambda each: (-each[1], each[0]))
+        rooms = ", ".join(f"{count} on {name}" for name, count in sites[:SITES_TOLD])
+        if more := sites[SITES_TOLD:]:
+            rooms += f", and {sum(count for _, count in more)} on {len(more)} more sites"
+        told.append(replace(asks[resource], text=f"{what}, of which there is enough for {rooms}"))
+    return tuple(told)
+
+
+def _fit(asked: Requirement, site: ClusterInfo) -> int:
+    free, each = _free(asked, site)
+    return max(0, free) // each
+
+
+def _several(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SITES_TOLD} more" if len(names) > SITES_TOLD else ""
+    return ", ".join(names[:SITES_TOLD]) + more
 
 
 def _facts(
@@ -325,6 +453,8 @@ def as_data(found: Impossible) -> dict[str, Any]:
             for w in found.relaxations
         ],
     }
+    if found.room is not None:
+        data["replicas"] = {"wanted": found.replicas, "room": found.room}
     if found.facts:
         data["facts"] = [{"cluster": site, "reason": reason} for site, reason in found.facts]
     return data
@@ -335,12 +465,19 @@ def lines(conflict: Mapping[str, Any]) -> list[str]:
     asked = conflict.get("requirements") or ()
     if not asked:
         return [f"{f['cluster']}: {f['reason']}" for f in conflict.get("facts") or ()]
-    found = ["no site meets these together:" if len(asked) > 1 else "no site meets this:"]
+    count = conflict.get("replicas")
+    if count:
+        found = [f"the sites that may take it have room for {count['room']} of {count['wanted']} replicas; each asks for"]
+    else:
+        found = ["no site meets these together:" if len(asked) > 1 else "no site meets this:"]
     found += [f"  - {r['text']}  ({r['source']})" for r in asked]
     ways = conflict.get("relaxations") or ()
     if ways:
         found.append("what would do, the least first:")
-        found += [f"  {n}. {w['cluster']}: {' and '.join(w['changes'])}" for n, w in enumerate(ways, start=1)]
+        at = [f"{w['cluster']}: " if w["cluster"] else "" for w in ways]
+        found += [
+            f"  {n}. {where}{' and '.join(w['changes'])}" for n, (where, w) in enumerate(zip(at, ways, strict=True), start=1)
+        ]
     else:
         found.append("no site could take it without giving up what is law, trust, attestation or where its data is")
     return found

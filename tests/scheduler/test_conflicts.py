@@ -6,7 +6,10 @@ import dataclasses
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
+from metaos.resources.devices import GPU
+from metaos.resources.quantity import milli
 from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Snapshot, Taint, Target, Users, WorkloadInfo
 from metaos.scheduler.conflicts import Impossible, Requirement, _breaks, as_data, impossible, lines, requirements
 from metaos.scheduler.filters import FILTERS
@@ -34,7 +37,7 @@ def test_a_conflict_is_one_and_nothing_in_it_is_too_much(found: tuple[ClusterInf
     told = impossible(Snapshot(NOW, found), what)
     facts = {name for name, _ in told.facts}
     usable = tuple(c for c in found if c.name not in facts)
-    if not told.conflict:
+    if not told.conflict or told.room is not None:
         return
     sets = [broken(usable, r) for r in told.conflict]
     assert set().union(*sets) == {c.name for c in usable}
@@ -109,6 +112,72 @@ def test_whole_work_needs_all_its_room_on_one_site() -> None:
         told.relaxations[0].changes[0].text
         == "ask for at most 2730 MiB of memory each instead of 4096 MiB of memory x 3 on one site"
     )
+
+
+sizes = st.tuples(st.integers(50, 4000), st.integers(40, 4000), st.integers(1, 30))
+
+
+@given(st.lists(sizes, min_size=1, max_size=4), st.integers(2, 40), st.integers(10, 900), st.integers(8, 900))
+def test_of_a_part_without_room_every_way_out_leads_out(
+    found: list[tuple[int, int, int]], replicas: int, cpu: int, memory: int
+) -> None:
+    sites = [site(f"s{n}", cpu=c, memory=m << 20, pods=p) for n, (c, m, p) in enumerate(found)]
+    what = workload(replicas=replicas, cpu=cpu, memory=memory << 20)
+    plan, told = decide(world(*sites), what), impossible(world(*sites), what)
+    placed = sum(n for _, n in plan.clusters)
+    assert told.room == (placed if plan.clusters and not plan.complete else None)
+    if told.room is None:
+        return
+    assert told.conflict and told.replicas == replicas
+    for way in told.relaxations:
+        changed = what
+        for change in way.changes:
+            number, words = change.text.removeprefix("ask for ").split(" ", 1)
+            if words.startswith("replicas"):
+                changed = dataclasses.replace(changed, replicas=int(number))
+            elif "CPU" in words:
+                changed = dataclasses.replace(changed, cpu=milli(number))
+            else:
+                changed = dataclasses.replace(changed, memory=int(number) << 20)
+        assert decide(world(*sites), changed).complete, way
+
+
+def test_what_limits_a_part_and_what_would_open_other_sites_is_told() -> None:
+    sites = (
+        site("a", cpu=2000),
+        site("b", cpu=6400, memory=512 << 20),
+        site("c", cpu=6400, taints=(Taint("gpu", "", "NoSchedule"),)),
+        site("d", cpu=800, carbon=900.0),
+        site("e", ready=False),
+    )
+    what = workload(replicas=30, cpu=400, targets=(below("carbonIntensity", 500.0),))
+    assert lines(as_data(impossible(world(*sites), what))) == [
+        "the sites that may take it have room for 21 of 30 replicas; each asks for",
+        "  - 400m CPU, of which there is enough for 16 on b, 5 on a  (the pods' requests)",
+        "what would do, the least first:",
+        "  1. ask for 21 replicas instead of 30",
+        "  2. ask for 142m CPU each instead of 400m CPU",
+        "  3. c: tolerate gpu:NoSchedule",
+        "  4. d: let carbonIntensity be 900 gCO2eq/kWh instead of below 500 gCO2eq/kWh (400 gCO2eq/kWh off)"
+        " and ask for 23 replicas instead of 30",
+    ]
+
+
+def test_what_opens_several_sites_is_told_once() -> None:
+    tainted = [site(f"t{n}", cpu=1000, taints=(Taint("edge", "", "NoSchedule"),)) for n in range(7)]
+    told = impossible(world(site("a", cpu=1000), *tainted), workload(replicas=40, cpu=200, memory=0))
+    way = next(w for w in told.relaxations if w.cluster)
+    assert way.cluster == "t0, t1, t2, t3, t4 and 2 more" and [c.text for c in way.changes] == ["tolerate edge:NoSchedule"]
+
+
+def test_devices_and_pods_limit_too_and_where_there_is_room_nothing_is_told() -> None:
+    gpus = impossible(world(site("a", devices={GPU: 2})), workload(replicas=3, devices=((GPU, 1),)))
+    assert texts(gpus) == [f"1 {GPU}, of which there is enough for 2 on a"]
+    assert [c.text for w in gpus.relaxations for c in w.changes] == ["ask for 2 replicas instead of 3"]
+    assert texts(impossible(world(site("a", pods=1)), workload(replicas=3))) == [
+        "a place for a pod, of which there is enough for 1 on a"
+    ]
+    assert impossible(world(site("a")), workload(replicas=3)).room is None
 
 
 def test_sites_that_take_nothing_are_facts() -> None:
