@@ -309,8 +309,8 @@ def validate_intent(obj: Obj) -> list[Cause]:
     if not causes:
         for parsed in targets_of(obj):
             asked.setdefault((parsed.name, parsed.users), []).append(parsed)
-        for what, same in sorted(asked.items()):
-            causes += _contradiction(what[0], same)
+        for (what, _), same in asked.items():
+            causes += _contradiction(what, same)
     return causes
 
 

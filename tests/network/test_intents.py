@@ -246,6 +246,15 @@ def test_bounds_that_meet_in_one_value_are_no_contradiction() -> None:
     assert validate_intent(intent(measured("IsLessThanOrEqualTo"), measured("IsGreaterThanOrEqualTo"))) == []
 
 
+def test_bounds_for_different_users_are_no_contradiction() -> None:
+    def within(region: str, condition: str) -> dict[str, Any]:
+        return {"name": "latency", "condition": condition, "value": 50, "contexts": [{"name": "usersIn", "value": region}]}
+
+    assert validate_intent(intent(within("es", "IsLessThan"), within("fr", "IsGreaterThan"))) == []
+    (cause,) = validate_intent(intent(within("es", "IsLessThan"), within("fr", "IsLessThan"), within("es", "IsGreaterThan")))
+    assert "no value is both" in cause.message
+
+
 # -- combinations -------------------------------------------------------------------------------------------
 
 
