@@ -63,7 +63,8 @@ def firm(
     if dict(plan.clusters) != workload.current:
         # What is placed anew is looked at once more: from there it may look different.
         return None
-    if plan.rests_on is None or not many or not all(site in plan.totals for site in others):
+    # Where all that are told are chosen, nothing is told of the best of the others.
+    if plan.rests_on is None or not many or not others or not all(site in plan.totals for site in others):
         return None
     if not (set(filters) <= set(FILTERS) and set(scores) <= set(SCORES)):
         return None

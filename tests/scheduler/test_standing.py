@@ -110,6 +110,15 @@ def test_what_looks_at_more_than_points_is_firm_nowhere() -> None:
     assert firm(usual, few, placement_status(few)) is None
 
 
+def test_what_is_on_more_sites_than_are_told_is_firm_nowhere() -> None:
+    sites = [site(f"s{number:02}", carbon=100.0 + number, pods=1) for number in range(60)]
+    what = workload(replicas=14)
+    what = dataclasses.replace(what, current=dict(decide(world(*sites), what).clusters))
+    plan = decide(world(*sites), what)
+    assert plan.rests_on is not None and len(plan.clusters) == 14
+    assert firm(what, plan, placement_status(plan)) is None
+
+
 def test_other_facts_are_more_than_standing() -> None:
     assert standing_alone(site("a"), site("a", **LOST)) and standing_alone(site("a"), site("a"))
     assert not standing_alone(site("a"), site("a", carbon=1.0))
