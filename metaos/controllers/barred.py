@@ -5,19 +5,21 @@ from enum import StrEnum
 from metaos.controllers.facts import concerning, ruling
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
-from metaos.resources.meta import Obj
-from metaos.resources.snapshot import lawful, residency_of
+from metaos.resources.meta import Obj, ref
+from metaos.resources.snapshot import Target, cluster_info, lawful, residency_of
+from metaos.resources.traffic import edges_of, holders, law_of
 
 
 class Bar(StrEnum):
-    """``RESIDENCY``: intents say that it may not be there. ``DISPLACED``: who has a higher priority gets its room."""
+    """``RESIDENCY``: intents, or the data that it reads, say that it may not be there. ``DISPLACED``: who has a higher priority
+    gets its room."""
 
     RESIDENCY = "Residency"
     DISPLACED = "Displaced"
 
     @property
     def text(self) -> str:
-        return "its intents do not allow it there" if self is Bar.RESIDENCY else "its room is needed"
+        return "its intents, or the data that it reads, do not allow it there" if self is Bar.RESIDENCY else "its room is needed"
 
 
 def displaced(placement: Obj) -> list[str]:
@@ -26,7 +28,8 @@ def displaced(placement: Obj) -> list[str]:
 
 
 class Barred:
-    """Looks at what the intents and Clusters say now, not at what was decided once: the law may have changed since."""
+    """Looks at what the intents and Clusters say now, not at what was decided once: the law may have changed since, of the
+    workload and of the data that it reads."""
 
     def __init__(self, manager: Manager) -> None:
         self._intents, self._clusters = ruling(manager, scheme.INTENT), manager.informer(scheme.CLUSTER)
@@ -34,6 +37,12 @@ class Barred:
     def why(self, obj: Obj, placement: Obj, site: str) -> Bar | None:
         """Of a workload on a site that is not chosen for it; ``None``: it may stay until the others are ready."""
         where = frozenset(((self._clusters.get(site) or {}).get("spec") or {}).get("jurisdictions") or ())
-        if not all(lawful(target, where) for target in residency_of(obj, concerning(self._intents, obj))):
+        if not all(lawful(target, where) for target in self._laws(obj)):
             return Bar.RESIDENCY
         return Bar.DISPLACED if site in displaced(placement) else None
+
+    def _laws(self, obj: Obj) -> list[Target]:
+        intents = concerning(self._intents, obj)
+        read = [edge for edge in edges_of(ref(obj), intents) if edge.dataset]
+        sites = [cluster_info(c) for c in self._clusters.list() if (c.get("spec") or {}).get("datasets")] if read else []
+        return residency_of(obj, intents) + [law for edge in read for law in law_of(edge, holders(edge.dataset, sites))]

@@ -192,7 +192,7 @@ class PlacementReconciler:
     # -- what is not decided again --------------------------------------------------------------------------
 
     def _outlawed(self, obj: Obj, placement: Obj) -> set[str]:
-        """Sites that it was decided to be on, and where its intents do not allow it now."""
+        """Sites that it was decided to be on, and where it may not be any more."""
         if not decides(placement, obj):
             return set()
         return {site for site in decided(placement) if self._barred.why(obj, placement, site) is Bar.RESIDENCY}

@@ -291,6 +291,12 @@ def holders(dataset: str, sites: Iterable[ClusterInfo]) -> list[ClusterInfo]:
     return [site for site in sites if dataset in site.datasets and site.ready and not site.deleting]
 
 
+def law_of(edge: Edge, sites: Iterable[ClusterInfo]) -> list[Target]:
+    """Where who reads a data set may be, by what the sites say that hold it; nothing for other traffic."""
+    found = (site.datasets[edge.dataset].residency for site in sites) if edge.dataset else ()
+    return [Target("residency", "IsOneOf", values=r, hard=True, intent=edge.intent, about=edge.peer) for r in found if r]
+
+
 def located(
     workload: WorkloadInfo,
     places: Callable[[ObjectRef], Mapping[str, int]],
@@ -314,8 +320,5 @@ def located(
     edges = tuple(replace(edge, at=at(edge)) for edge in workload.traffic)
     targets = dict.fromkeys(t for t in workload.targets if not t.about)
     for edge in edges:
-        for info, _ in edge.at if edge.dataset else ():
-            if laws := info.datasets[edge.dataset].residency:
-                law = Target("residency", "IsOneOf", values=laws, hard=True, intent=edge.intent, about=edge.peer)
-                targets.setdefault(law)
+        targets |= dict.fromkeys(law_of(edge, [info for info, _ in edge.at]))
     return replace(workload, traffic=edges, targets=tuple(targets))

@@ -12,7 +12,7 @@ from metaos.controllers.fencing import halted
 from metaos.controllers.migration import Leftover, Step, step
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, deleting
-from tests.controllers.continuum import cluster, deployment, events, intent, places, running, until
+from tests.controllers.continuum import cluster, deployment, events, intent, places, running, traffic, until
 from tests.fake_client import FakeClient
 
 EU = intent({"name": "residency", "condition": "IsOneOf", "value": ["EU"]}, name="home")
@@ -89,6 +89,16 @@ async def test_other_laws_at_a_site_count_as_an_intent_does_and_a_site_that_is_a
         await until(clock, lambda: sites(client) == ["a"])
         client.seed(cluster("a", jurisdictions=["US"], ready=False))
         await until(clock, lambda: not client.objects(scheme.WORK))
+
+
+async def test_a_law_of_the_data_that_it_reads_counts_as_an_intent_does() -> None:
+    edge = {"from": {"kind": "Deployment", "name": "web"}, "to": {"dataset": "patients"}}
+    held = cluster("gb", jurisdictions=["GB"], datasets=[{"name": "patients"}])
+    async with running(*SETUPS, objects=(held, traffic(edge), deployment())) as (client, clock):
+        await until(clock, lambda: sites(client) == ["gb"])
+        client.seed(cluster("gb", jurisdictions=["GB"], datasets=[{"name": "patients", "residency": ["EU"]}]))
+        await until(clock, lambda: not client.objects(scheme.WORK))
+        assert places(client) == {}
 
 
 async def test_what_must_not_run_twice_is_halted_where_it_is_barred_and_goes_when_it_has_stopped() -> None:
