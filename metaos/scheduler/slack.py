@@ -28,8 +28,8 @@ from metaos.resources.snapshot import Interruptible, concerns
 DEADLINE, SLACK, DURATION = "meta-os.eu/deadline", "meta-os.eu/slack", "meta-os.eu/expected-duration"
 SUSPENDABLE, INTERRUPTIBLE = "meta-os.eu/suspendable", "meta-os.eu/interruptible"
 LEAST, WAITS_FOR = "meta-os.eu/min-parallelism", "meta-os.eu/waits-for"
-#: What asks for waiting.
-WAITING = DEADLINE, SLACK, SUSPENDABLE
+#: What asks for waiting, and what is said beside that alone.
+WAITING = DEADLINE, SLACK, SUSPENDABLE, LEAST
 #: What may be waited for: targets of an Intent.
 CARBON, COST = "carbonIntensity", "cost"
 AIMS = CARBON, COST

@@ -236,9 +236,9 @@ def _at_once(obj: Obj) -> Obj:
         annotations.pop(key, None)
     if obj["kind"] == "Intent":
         for expectation in found["spec"].get("expectations") or ():
-            contexts = expectation.get("contexts") or ()
-            if contexts:
-                expectation["contexts"] = [context for context in contexts if context.get("name") != CONTEXT]
+            for part in (expectation, *(expectation.get("targets") or ())):
+                if contexts := part.get("contexts"):
+                    part["contexts"] = [context for context in contexts if context.get("name") != CONTEXT]
     return found
 
 

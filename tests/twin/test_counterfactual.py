@@ -157,19 +157,23 @@ def test_a_job_that_waited_starts_at_once_under_that_policy() -> None:
         **scheme.JOB.empty("old", "shop"),
         "spec": {"template": {"spec": {"containers": [{"name": "main", "args": ["x"]}]}}},
     }
-    job["metadata"]["annotations"] = {"meta-os.eu/slack": "6h", "mine": "kept"}
+    waits = {"meta-os.eu/slack": "6h", "meta-os.eu/suspendable": "true", "meta-os.eu/min-parallelism": "1", "mine": "kept"}
+    job["metadata"]["annotations"] = dict(waits)
+    contexts = [{"name": "deferrable"}, {"name": "x"}]
     wish: Obj = {
         **scheme.INTENT.empty("late", "shop"),
-        "spec": {"expectations": [{"contexts": [{"name": "deferrable"}, {"name": "x"}]}]},
+        "spec": {"expectations": [{"contexts": contexts, "targets": [{"name": "carbonIntensity", "contexts": contexts}]}]},
     }
     entries: list[Booked] = [(header("paris", SINCE + HOUR), [line(120, "old-1", OLD)])]
-    for policy, said in (("nemo", {"meta-os.eu/slack": "6h", "mine": "kept"}), ("start-at-once", {"mine": "kept"})):
+    for policy, said in (("nemo", waits), ("start-at-once", {"mine": "kept"})):
         found = past(entries, copied(job, wish), {OLD: SINCE + 60}, policy, SINCE, SINCE + 2 * HOUR)
         (text,) = found.story.workloads
         assert text.at == 60 and text.objects[0]["metadata"]["annotations"] == said
-        assert len(found.story.objects[0]["spec"]["expectations"][0]["contexts"]) == (2 if policy == "nemo" else 1)
+        (expectation,) = found.story.objects[0]["spec"]["expectations"]
+        for part in (expectation, expectation["targets"][0]):
+            assert len(part["contexts"]) == (2 if policy == "nemo" else 1)
         assert text.objects[0]["spec"]["template"]["spec"]["containers"][0] == {"name": "main", "command": ["sleep", "120"]}
-    assert job["metadata"]["annotations"] == {"meta-os.eu/slack": "6h", "mine": "kept"}, "what was given is not changed"
+    assert job["metadata"]["annotations"] == waits, "what was given is not changed"
 
 
 def test_what_is_too_much_or_unknown_is_refused_with_a_remedy() -> None:
