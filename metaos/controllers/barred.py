@@ -7,7 +7,7 @@ from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, ref
 from metaos.resources.snapshot import Target, cluster_info, lawful, residency_of
-from metaos.resources.traffic import edges_of, holders, law_of
+from metaos.resources.traffic import edges_of, law_of
 
 
 class Bar(StrEnum):
@@ -45,4 +45,5 @@ class Barred:
         intents = concerning(self._intents, obj)
         read = [edge for edge in edges_of(ref(obj), intents) if edge.dataset]
         sites = [cluster_info(c) for c in self._clusters.list() if (c.get("spec") or {}).get("datasets")] if read else []
-        return residency_of(obj, intents) + [law for edge in read for law in law_of(edge, holders(edge.dataset, sites))]
+        laws = [law for edge in read for law in law_of(edge, (info for info in sites if edge.dataset in info.datasets))]
+        return residency_of(obj, intents) + laws

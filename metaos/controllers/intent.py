@@ -18,7 +18,7 @@ from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, ObjectRef, deleting, generation, labels, name, ref
 from metaos.resources.snapshot import ClusterInfo, WorkloadInfo, cluster_info, concerns, workload_info
-from metaos.resources.traffic import edges_of, holders, located
+from metaos.resources.traffic import edges_of, located
 from metaos.scheduler.slack import on_spot
 
 NAME = "intent"
@@ -106,7 +106,7 @@ class IntentReconciler:
         return located(info, self._places, self._sites.get, self._holding)
 
     def _holding(self, dataset: str) -> list[ClusterInfo]:
-        return holders(dataset, (self._sites[site] for site in sorted(self._sites)))
+        return [info for _, info in sorted(self._sites.items()) if dataset in info.datasets]
 
     def _places(self, about: ObjectRef) -> dict[str, int]:
         return decided(self._placements.get(placement_name(about), about.namespace))

@@ -304,8 +304,8 @@ def located(
     holding: Callable[[str], Iterable[ClusterInfo]],
 ) -> WorkloadInfo:
     """The workload with where its peers are, the residency of the data that it reads, and the pods that it wants to be with
-    or apart from. ``places``: site → replicas of a workload. ``holding``: the sites that answer and hold a data set, by name.
-    Sites that are gone count as nowhere."""
+    or apart from. ``places``: site → replicas of a workload. ``holding``: the sites that hold a data set, by name; the
+    law of those that do not answer counts all the same. Sites that are gone count as nowhere."""
     if workload.near:
         workload = replace(workload, near=affinity.located(workload.near, places, site))
     if not workload.traffic:
@@ -313,12 +313,12 @@ def located(
 
     def at(edge: Edge) -> tuple[tuple[ClusterInfo, int], ...]:
         if edge.dataset:
-            return tuple((info, 1) for info in holding(edge.dataset))
+            return tuple((info, 1) for info in holders(edge.dataset, holding(edge.dataset)))
         named = {edge.peer.removeprefix("site "): 1} if edge.ref is None else places(edge.ref)
         return tuple((info, count) for one, count in sorted(named.items()) if (info := site(one)) is not None)
 
     edges = tuple(replace(edge, at=at(edge)) for edge in workload.traffic)
     targets = dict.fromkeys(t for t in workload.targets if not t.about)
     for edge in edges:
-        targets |= dict.fromkeys(law_of(edge, [info for info, _ in edge.at]))
+        targets |= dict.fromkeys(law_of(edge, holding(edge.dataset) if edge.dataset else ()))
     return replace(workload, traffic=edges, targets=tuple(targets))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from metaos.resources.devices import GPU, asking, gpus_free, taken
 from metaos.resources.measures import grams_each, latency
 from metaos.resources.snapshot import TRUST_LEVELS, ClusterInfo, Taint, Users, WorkloadInfo
-from metaos.resources.traffic import holders, round_trip
+from metaos.resources.traffic import round_trip
 from metaos.scheduler.scores import carbon_ahead, grams_ahead
 
 Floats = NDArray[np.float64]
@@ -163,9 +163,9 @@ class World(Sequence[ClusterInfo]):
         return found[1]
 
     def holding(self, dataset: str) -> list[ClusterInfo]:
-        """See ``metaos.resources.traffic.holders``."""
+        """The sites that hold a data set, whether they answer or not."""
         rows = np.flatnonzero(np.nan_to_num(self.stated(("dataset", dataset), lambda c: 1.0 if dataset in c.datasets else None)))
-        return holders(dataset, (self[int(row)] for row in rows))
+        return [self[int(row)] for row in rows]
 
     def taints(self) -> Mapping[Taint, Bools]:
         """Every taint and where it is."""

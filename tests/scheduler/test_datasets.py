@@ -94,6 +94,9 @@ def test_who_reads_data_is_under_its_laws() -> None:
     assert dict(plan.clusters) == {"paris": 1}
     assert [r.reason for r in plan.rejected] == ["data set images must stay in EU (intent 'reads'), and the site is in US"]
     assert not located(what, PARIS, abroad).targets, "and no longer than it is stated"
+    silent = dataclasses.replace(lawful, ready=False)
+    assert located(what, silent, abroad).targets == what.targets, "a site that does not answer suspends no law"
+    assert not decide(world(silent, abroad), located(what, silent, abroad)).clusters
 
 
 def test_a_bound_on_cost_counts_what_its_data_costs_to_read() -> None:
