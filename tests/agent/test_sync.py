@@ -254,7 +254,8 @@ def replicas(site: Site) -> list[int]:
 async def test_what_a_watch_tells_again_after_the_list_that_lifted_the_fence_changes_nothing(running: Site) -> None:
     running.renew()
     running.works.replace_all([at(5, 1)], 5, silent=0.0)
-    assert replicas(running) == [1]
+    running.works.replace_all([at(5, 1)], 5)
+    assert replicas(running) == [1], "the watch's own list stops nothing"
     await running.clock.advance(11)
     assert replicas(running) == []
     running.renew()
