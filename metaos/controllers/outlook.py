@@ -9,7 +9,7 @@ from typing import Any
 
 from metaos.resources import quantity
 from metaos.resources.meta import Obj, parse_time
-from metaos.resources.snapshot import cluster_info
+from metaos.resources.snapshot import spot_of
 from metaos.scheduler.capacity import ON_DEMAND, RESERVED, SPOT, Offer, blended
 from metaos.scheduler.slack import CARBON, COST
 
@@ -88,12 +88,13 @@ def prices_ahead(cluster: Obj, now: float) -> Ahead:
 
 
 def offers(cluster: Obj, on_demand: float, taken: float) -> list[Offer]:
-    """What a site offers work that may wait. ``taken``: CPUs of what is reserved that others have."""
+    """What a site offers work that may wait, all in the currency of its prices, as ``on_demand`` is. ``taken``: CPUs of what is
+    reserved that others have."""
     stated = (cluster.get("spec") or {}).get("price") or {}
     found = []
     if reserved := (stated.get("reserved") or {}).get("cpu"):
         found.append(Offer(RESERVED, 0.0, max(0.0, float(quantity.parse(reserved)) - taken)))
-    if (spot := cluster_info(cluster).spot) is not None:
+    if (spot := spot_of(stated)) is not None:
         found.append(Offer(SPOT, spot.cpu_hour, rate=spot.rate, restart=spot.restart))
     if found or stated.get("cpuHour") is not None:
         found.append(Offer(ON_DEMAND, on_demand))

@@ -478,7 +478,7 @@ def cluster_info(
         longitude=_optional(place.get("longitude")),
         egress_gib=_optional(price.get("egressGiB")),
         foreign=foreign,
-        spot=_spot(price.get("spot") or {}),
+        spot=spot_of(price),
         licences={found["name"]: _licence(found) for found in price.get("licences") or ()},
         datasets={
             str(d["name"]): Dataset(quantity.whole(d.get("size") or 0), tuple(d.get("residency") or ()))
@@ -532,7 +532,9 @@ def _optional(found: Any) -> float | None:
     return None if found is None else float(found)
 
 
-def _spot(found: Mapping[str, Any]) -> Spot | None:
+def spot_of(price: Mapping[str, Any]) -> Spot | None:
+    """What a site's prices say of spot capacity, in the currency that they are in."""
+    found = price.get("spot") or {}
     if found.get("cpuHour") is None:
         return None
     rate, restart = float(found.get("interruptionsPerHour") or 0.0), float(found.get("restartSeconds") or 0.0)

@@ -15,7 +15,7 @@ from metaos.client import Client
 from metaos.clock import Clock
 from metaos.config import Address, HubConfig
 from metaos.controllers import carbon, price
-from metaos.controllers.outlook import ahead, prices_ahead
+from metaos.controllers.outlook import ahead, offers, prices_ahead
 from metaos.controllers.settings import Settings
 from metaos.controllers.sources import CARBON_SOURCES, PRICE_SOURCES, figures, source
 from metaos.plugins import registry
@@ -116,3 +116,9 @@ def test_only_numbers_are_taken_of_what_a_plugin_says(said: list[float] | None) 
     bad = said is not None and (not said or any(v != v or abs(v) == float("inf") for v in said))
     assert bool(problem) == bad
     assert found == (None if bad else said)
+
+
+@pytest.mark.parametrize("rate", [{}, {"exchangeRate": 0.006}])
+def test_what_a_site_offers_is_in_one_currency_whatever_that_is_worth(rate: dict[str, float]) -> None:
+    price = {"currency": "JPY", "cpuHour": 5.0, "spot": {"cpuHour": 4.0}} | rate
+    assert [(o.kind, o.price) for o in offers(cluster("tokyo", price=price), 5.0, 0.0)] == [("spot", 4.0), ("on-demand", 5.0)]
