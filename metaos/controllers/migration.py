@@ -208,10 +208,10 @@ class MigrationReconciler:
 
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
     """Runs it: for workloads whose Placement or Works changed, for all when a site comes or goes, and for whatever has a Work
-    where other laws hold now, or other intents."""
+    where other laws hold now, also of data that it reads, or other intents."""
     kinds = {k.kind for k in scheme.WORKLOADS}
     informers = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
-    works = manager.informer(scheme.WORK)
+    works, intents = manager.informer(scheme.WORK), manager.informer(scheme.INTENT)
 
     def of_placement(obj: Obj) -> list[ObjectRef]:
         about = workload_of(obj)
@@ -235,10 +235,23 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
             for found in works.list(cluster_namespace(name(new))):
                 for about in of_work(found):
                     manager.enqueue(NAME, about)
+        # Who reads it may have been left on any site.
+        data = {word for word, _ in _data_laws(old) ^ _data_laws(new)}
+        for intent in intents.list() if data else ():
+            edges = (intent.get("spec") or {}).get("traffic") or ()
+            if any(edge[end].get("dataset") in data for edge in edges for end in ("from", "to")):
+                for obj in concerned(intent, informers):
+                    manager.enqueue(NAME, ref(obj))
 
-    manager.informer(scheme.INTENT).on_change(on_intent)
+    intents.on_change(on_intent)
     manager.informer(scheme.CLUSTER).on_change(on_law)
 
 
 def _laws(cluster: Obj) -> list[str]:
     return list((cluster.get("spec") or {}).get("jurisdictions") or ())
+
+
+def _data_laws(cluster: Obj | None) -> set[tuple[str, tuple[str, ...]]]:
+    """(Data set, laws under which it is to be read), as a site states it."""
+    stated = ((cluster or {}).get("spec") or {}).get("datasets") or ()
+    return {(str(data["name"]), tuple(data.get("residency") or ())) for data in stated}

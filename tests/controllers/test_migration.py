@@ -7,11 +7,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaos.controllers import migration, placement, work
+from metaos.controllers import migration, placement, render, work
 from metaos.controllers.fencing import halted
 from metaos.controllers.migration import Leftover, Step, step
 from metaos.resources import scheme
-from metaos.resources.meta import Obj, deleting
+from metaos.resources.meta import Obj, deleting, ref
 from tests.controllers.continuum import cluster, deployment, events, intent, places, running, traffic, until
 from tests.fake_client import FakeClient
 
@@ -99,6 +99,26 @@ async def test_a_law_of_the_data_that_it_reads_counts_as_an_intent_does() -> Non
         client.seed(cluster("gb", jurisdictions=["GB"], datasets=[{"name": "patients", "residency": ["EU"]}]))
         await until(clock, lambda: not client.objects(scheme.WORK))
         assert places(client) == {}
+
+
+async def test_what_is_left_for_its_replacement_goes_at_once_where_the_data_that_it_reads_has_another_law() -> None:
+    edge = {"from": {"kind": "Deployment", "name": "web"}, "to": {"dataset": "patients"}}
+    web = deployment() | {"metadata": {"name": "web", "namespace": "shop", "uid": "u-web"}}
+    # Among many sites, what its Placement tells does not change with the law.
+    decided: Obj = {
+        **scheme.PLACEMENT.empty("deployment-web", "shop"),
+        "spec": {
+            "workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": "u-web"},
+            "clusters": [{"name": "eu", "replicas": 1}],
+        },
+    }
+    left = render.work(ref(web), "gb", [web])
+    objects = cluster("gb", jurisdictions=["GB"]), cluster("eu"), traffic(edge), web, decided, left
+    async with running(migration.setup, objects=objects) as (client, clock):
+        await clock.advance(60)
+        assert sites(client) == ["gb"], "nobody reports that it runs at eu"
+        client.seed(cluster("eu", datasets=[{"name": "patients", "residency": ["EU"]}]))
+        await until(clock, lambda: sites(client) == [])
 
 
 async def test_what_must_not_run_twice_is_halted_where_it_is_barred_and_goes_when_it_has_stopped() -> None:
