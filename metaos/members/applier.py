@@ -37,7 +37,7 @@ from metaos.members.manifests import (
     tracking,
 )
 from metaos.members.member import MAX_KINDS, Member
-from metaos.members.ownership import Action, Applied, Live, desired_step, found_step, is_ours, taken, unwanted_step
+from metaos.members.ownership import Action, Applied, Live, closed, desired_step, found_step, is_ours, taken, unwanted_step
 from metaos.members.refusals import INVALID_SECONDS, refusal_of
 from metaos.members.status import Outcome, Seen, about, work_status
 from metaos.reconcile.workqueue import backoff_seconds
@@ -56,6 +56,8 @@ CORRECT_SECONDS = 0.5
 QUIET_SECONDS = 180.0
 #: A custom resource whose definition is on its way is tried again so soon.
 KIND_SECONDS = 0.5
+#: So long a namespace counts as open after it was looked at.
+OPEN_SECONDS = 15.0
 #: What waits for something else at the cluster is looked at so often, if no event comes before.
 WAIT_SECONDS = 5.0
 
@@ -105,7 +107,8 @@ class Applier:
         self._followed: dict[tuple[str, str], Kind] = {}
         self._listed: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._namespaces: set[str] = set()
+        #: When each namespace was found open. Bounded by what the Works have named.
+        self._open: dict[str, float] = {}
         self._quiet_until = float("-inf")
         self._news, self._swept = asyncio.Event(), False
         #: Why nothing is done; empty once it is.
@@ -350,7 +353,7 @@ class Applier:
             if error.code == 429:
                 self._quiet_until = max(self._quiet_until, self._clock.monotonic() + max(1.0, error.retry_after_seconds))
             if error.code == 404 and error.details.get("kind") == "namespaces":
-                self._namespaces.discard(each.namespace)
+                self._open.pop(each.namespace, None)
             elif error.code == 404:
                 self.discovery.forget(each.group)
             if wanted is None:
@@ -418,13 +421,17 @@ class Applier:
         live = self._live.get(each)
         action = desired_step(live, self._applied.get(each), wanted.digest)
         found_uid = live.uid if live is not None else ""
+        if action in (Action.LOOK, Action.APPLY) and (why := await self._closed(each.namespace)):
+            self._refuse(each, wanted, "NamespaceTaken", why)
+            return
         if action is Action.LOOK:
-            await self._need_namespace(each.namespace)
             there = await self._get(kind, each)
             action = found_step(wanted.manifest, there, self._id, self._known.get(each, ""))
             if action is Action.REFUSE and there is not None:
-                self._set(each, wanted, "NameTaken", taken(wanted.manifest, there, self._id))
-                self._turns.add(each, INVALID_SECONDS)
+                if each.kind == "Namespace":
+                    self._refuse(each, wanted, "NamespaceTaken", closed(there, self._id))
+                else:
+                    self._refuse(each, wanted, "NameTaken", taken(wanted.manifest, there, self._id))
                 return
             found_uid = uid(there) if there is not None else ""
         if action is Action.WAIT:
@@ -435,6 +442,11 @@ class Applier:
             await self._apply(each, wanted, kind, action, found_uid)
         if self._wanted.get(each) is wanted:
             self._set(each, wanted)
+
+    def _refuse(self, each: ObjectRef, wanted: Wanted, reason: str, message: str) -> None:
+        """Until its owner does something about it."""
+        self._set(each, wanted, reason, message)
+        self._turns.add(each, INVALID_SECONDS)
 
     def _is_coming(self, each: ObjectRef) -> bool:
         """Whether a Work has the definition of its kind."""
@@ -521,24 +533,30 @@ class Applier:
                 return None
             raise
 
-    async def _need_namespace(self, where: str) -> None:
-        """Makes it where it is not there. It stays when its objects go: others may have put things there."""
-        if not where or where in self._namespaces or ObjectRef("", "Namespace", "", where) in self._wanted:
-            return
-        try:
-            await self._client.get(NAMESPACE, where)
-        except ApiError as error:
-            if error.code != 404:
-                raise
-            made: Obj = {**NAMESPACE.empty(where)}
-            made["metadata"]["labels"] = {MEMBER_LABEL: self._id}
-            made["metadata"]["annotations"] = {TRACKING: tracking(self._id, ref(made))}
+    async def _closed(self, where: str) -> str:
+        """Why nothing may be written in a namespace; empty where it may. Makes the namespace where it is not there and no Work
+        does. It stays when its objects go: others may have put things there."""
+        now = self._clock.monotonic()
+        if not where or now - self._open.get(where, float("-inf")) < OPEN_SECONDS:
+            return ""
+        about = ObjectRef("", "Namespace", "", where)
+        space = await self._get(NAMESPACE, about)
+        if space is None and about in self._wanted:
+            return ""
+        if space is None:
+            space = {**NAMESPACE.empty(where)}
+            space["metadata"]["labels"] = {MEMBER_LABEL: self._id}
+            space["metadata"]["annotations"] = {TRACKING: tracking(self._id, about)}
             try:
-                await self._client.create(made, field_manager=FIELD_MANAGER)
+                await self._client.create(space, field_manager=FIELD_MANAGER)
             except ApiError as error:
                 if error.reason != "AlreadyExists":
                     raise
-        self._namespaces.add(where)
+                space = await self._client.get(NAMESPACE, where)  # Somebody was faster, perhaps another worker.
+        why = closed(space, self._id)
+        if not why:
+            self._open = {k: v for k, v in self._open.items() if now - v < OPEN_SECONDS} | {where: now}
+        return why
 
     # -- what is told of it ------------------------------------------------------------------------------------
 

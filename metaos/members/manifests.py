@@ -22,6 +22,8 @@ WORK_LABEL = "meta-os.eu/work"
 TRACKING = "meta-os.eu/tracking"
 #: On what was there before and was adopted: it is left in place when its Work goes.
 ADOPTED = "meta-os.eu/adopted"
+#: On a Namespace of the cluster, by its owner: the hub may use it (value: ``true``).
+USE = "meta-os.eu/use"
 
 #: Kinds by the order in which they are applied; all others, custom resources among them, come after the workloads.
 _ORDER: tuple[frozenset[str], ...] = (
@@ -136,7 +138,8 @@ def prepared(manifest: Obj, member: str, work_uid: str) -> Obj:
     metadata: dict[str, Any] = {"name": name(manifest)}
     if namespace(manifest):
         metadata["namespace"] = namespace(manifest)
-    metadata["labels"] = {**labels(manifest), MEMBER_LABEL: member, WORK_LABEL: work_uid}
+    own = {k: v for k, v in labels(manifest).items() if k != USE}
+    metadata["labels"] = own | {MEMBER_LABEL: member, WORK_LABEL: work_uid}
     metadata["annotations"] = said | {TRACKING: tracking(member, ref(manifest))}
     body = {k: v for k, v in manifest.items() if k not in ("metadata", "status")}
     found: Obj = {**copy.deepcopy(body), "metadata": metadata}

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from metaos.members.health import Health, health
-from metaos.members.manifests import ADOPTED, FIELD_MANAGER, MEMBER_LABEL, TRACKING, WORK_LABEL, tracking
+from metaos.members.manifests import ADOPTED, FIELD_MANAGER, MEMBER_LABEL, TRACKING, USE, WORK_LABEL, tracking
 from metaos.resources import meta
 from metaos.resources.meta import ADOPT, Obj, deleting, generation, labels, ref, uid
 
@@ -98,6 +98,19 @@ def is_ours(obj: Obj, member: str) -> bool:
     return labels(obj).get(MEMBER_LABEL) == member and meta.annotations(obj).get(TRACKING) == tracking(member, ref(obj))
 
 
+def closed(space: Obj, member: str) -> str:
+    """Why nothing may be written in a namespace of the cluster, with the remedy; empty where it may be: this membership has made
+    it, or its owner has opened it. The name alone says nothing: pods in a namespace mount its Secrets and act with its service
+    accounts, so a user of the hub would get those of whatever runs there."""
+    if is_ours(space, member) or labels(space).get(USE) == "true":
+        return ""
+    where = meta.name(space)
+    return (
+        f"the cluster has a namespace {where!r} already that NEMO has not made: nothing is written there. Use another name, or "
+        f"have the cluster's owner open it, with its Secrets and service accounts: 'kubectl label namespace {where} {USE}=true'"
+    )
+
+
 class Applied(NamedTuple):
     """What was applied last: a digest of the manifest, and the fields as the server wrote them down."""
 
@@ -136,7 +149,7 @@ def found_step(manifest: Obj, found: Obj | None, member: str, known: str) -> Act
     if found is None:
         return Action.CREATE
     if manifest.get("kind") == "Namespace" and not is_ours(found, member) and uid(found) != known:
-        return Action.NOTHING  # Shared by nature: it is used as it is.
+        return Action.REFUSE if closed(found, member) else Action.NOTHING  # What its owner has opened is used as it is.
     if is_ours(found, member) or (known and uid(found) == known):
         return Action.WAIT if deleting(found) else Action.APPLY
     if meta.annotations(manifest).get(ADOPT) == "true":

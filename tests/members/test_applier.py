@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metaos.client import PatchType
-from metaos.members.manifests import MEMBER_LABEL
+from metaos.members.manifests import MEMBER_LABEL, USE
 from metaos.resources import scheme
 from metaos.resources.meta import ADOPT, labels, uid
 from tests.agent.hub import until
@@ -79,6 +79,33 @@ async def test_somebody_elses_object_is_not_touched_and_adopted_only_when_told(a
     assert found is not None and uid(found) == uid(theirs), "what was adopted is left in place"
 
 
+async def test_in_a_namespace_of_the_clusters_owner_nothing_is_written_before_they_open_it(applying: Applying) -> None:
+    space: Any = scheme.NAMESPACE.empty(applying.namespace)
+    theirs = await applying.client.create(space, field_manager="them")
+    web, mine = applying.deployment("web"), {**scheme.NAMESPACE.empty(applying.namespace)}
+    mine["metadata"] = {"name": applying.namespace, "labels": {USE: "true"}, "uid": "u", "generation": 1}
+    applying.give(applying.work("a", web), applying.work("b", mine))
+    for work in ("a", "b"):
+        said = await applying.refused(work, "NamespaceTaken")
+        assert repr(applying.namespace) in said and f"kubectl label namespace {applying.namespace} {USE}=true" in said
+    assert await applying.get(scheme.DEPLOYMENT, "web") is None
+    found = await applying.get(scheme.NAMESPACE, applying.namespace)
+    assert found is not None and labels(found) == labels(theirs), "no user of the hub opens it"
+    for said in ("true", None):
+        change: Any = {"metadata": {"labels": {USE: said}}}
+        await applying.client.patch(scheme.NAMESPACE, applying.namespace, "", change, field_manager="them")
+        applying.applier.refresh()
+        if said:
+            await applying.applied("a", "b")
+    applying.applier._open.clear()  # the time has passed
+    applying.give(applying.work("a", applying.deployment("web", 3, generation=4), generation=2))
+    await applying.refused("a", "NamespaceTaken")
+    found = await applying.get(scheme.DEPLOYMENT, "web")
+    assert found is not None and found["spec"]["replicas"] == 1, "what runs there stays as it is"
+    applying.give()
+    await applying.gone(scheme.DEPLOYMENT, "web")
+
+
 async def test_each_wrong_manifest_is_told_by_itself_and_the_others_are_applied(applying: Applying) -> None:
     wrong = applying.deployment("wrong")
     wrong["spec"]["template"]["spec"]["containers"][0]["name"] = "Not A Name"
@@ -136,6 +163,10 @@ async def test_a_server_side_apply_of_another_hub_is_somebody_elses(applying: Ap
     other, task = await start(applying.access, tmp_path / "other", applying.namespace, "m-other", real=applying.real)
     try:
         other.give(other.work("x", applying.config("one", k="w")))
+        await other.refused("x", "NamespaceTaken")
+        change: Any = {"metadata": {"labels": {USE: "true"}}}
+        await applying.client.patch(scheme.NAMESPACE, applying.namespace, "", change, field_manager="them")
+        other.applier.refresh()
         assert "another NEMO membership" in await other.refused("x", "NameTaken")
         await applying.shows(scheme.CONFIG_MAP, "one", "data", value={"k": "v"})
         body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "one"}, "data": {"k": "forced"}}

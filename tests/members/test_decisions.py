@@ -12,13 +12,35 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from metaos.members.health import CURRENT, FAILED, IN_PROGRESS, TERMINATING, health
-from metaos.members.manifests import ADOPTED, MEMBER_LABEL, TRACKING, WORK_LABEL, is_skipped, phase, prepared, refusal, tracking
+from metaos.members.manifests import (
+    ADOPTED,
+    MEMBER_LABEL,
+    TRACKING,
+    USE,
+    WORK_LABEL,
+    is_skipped,
+    phase,
+    prepared,
+    refusal,
+    tracking,
+)
 from metaos.members.nodes import totals
-from metaos.members.ownership import Action, Applied, Live, desired_step, found_step, is_ours, own_fields, unwanted_step, values
+from metaos.members.ownership import (
+    Action,
+    Applied,
+    Live,
+    closed,
+    desired_step,
+    found_step,
+    is_ours,
+    own_fields,
+    unwanted_step,
+    values,
+)
 from metaos.members.refusals import refusal_of
 from metaos.members.status import Outcome, Seen, work_status
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import ADOPT, Obj, ref
+from metaos.resources.meta import ADOPT, Obj, labels, ref
 
 KINDS = [
     ("", "Namespace"),
@@ -173,12 +195,31 @@ def test_no_step_ever_touches_what_is_not_ours_unless_its_author_says_so(
     if whose == "m1" or known:
         assert step is (Action.WAIT if ending else Action.APPLY)
     elif obj["kind"] == "Namespace":
-        assert step is Action.NOTHING
+        assert step is Action.REFUSE
+        there["metadata"]["labels"] = {USE: "true"}
+        assert found_step(wanted, there, "m1", "") is Action.NOTHING, "what its owner has opened is used as it is"
     elif adopt:
         assert step is (Action.WAIT if ending else Action.ADOPT)
     else:
         assert step is Action.REFUSE
     assert found_step(wanted, None, "m1", "") is Action.CREATE
+
+
+@given(
+    st.fixed_dictionaries(
+        {}, optional={USE: st.sampled_from(["true", "false", ""]), MEMBER_LABEL: st.sampled_from(["m1", "m2"]), "team": texts}
+    ),
+    st.sampled_from(["", "m1:/Namespace:/shop", "m2:/Namespace:/shop", "m1:/Namespace:/other", "m1:/ConfigMap:/shop"]),
+    st.sampled_from(["", "true"]),
+)
+def test_a_namespace_is_open_to_who_made_it_and_where_its_owner_says_so(said: dict[str, str], track: str, written: str) -> None:
+    metadata = {"name": "shop", "labels": said, "annotations": {TRACKING: track, USE: written}}
+    found = closed({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}, "m1")
+    sent = prepared({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}, "m1", "w")
+    assert USE not in labels(sent), "who writes at the hub is not the cluster's owner"
+    made = said.get(MEMBER_LABEL) == "m1" and track == "m1:/Namespace:/shop"
+    assert (found == "") == (made or said.get(USE) == "true")
+    assert not found or ("'shop'" in found and f"kubectl label namespace shop {USE}=true" in found)
 
 
 @settings(max_examples=30)
