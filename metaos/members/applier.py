@@ -431,7 +431,7 @@ class Applier:
                 if each.kind == "Namespace":
                     self._refuse(each, wanted, "NamespaceTaken", closed(there, self._id))
                 else:
-                    self._refuse(each, wanted, "NameTaken", taken(wanted.manifest, there, self._id))
+                    self._refuse(each, wanted, "NameTaken", taken(there, self._id))
                 return
             found_uid = uid(there) if there is not None else ""
         if action is Action.WAIT:

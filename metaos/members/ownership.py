@@ -152,7 +152,7 @@ def found_step(manifest: Obj, found: Obj | None, member: str, known: str) -> Act
         return Action.REFUSE if closed(found, member) else Action.NOTHING  # What its owner has opened is used as it is.
     if is_ours(found, member) or (known and uid(found) == known):
         return Action.WAIT if deleting(found) else Action.APPLY
-    if meta.annotations(manifest).get(ADOPT) == "true":
+    if meta.annotations(found).get(ADOPT) == "true":  # Its owner's word: whoever wrote the manifest would say so of anything.
         return Action.WAIT if deleting(found) else Action.ADOPT
     return Action.REFUSE
 
@@ -168,13 +168,16 @@ def unwanted_step(kind: str, live: Live | None, *, sure: bool) -> Action:
     return Action.RELEASE if live.adopted else Action.DELETE
 
 
-def taken(manifest: Obj, found: Obj, member: str) -> str:
+def taken(found: Obj, member: str) -> str:
     """Why an object that is there is not touched, with the remedy."""
     other = labels(found).get(MEMBER_LABEL)
     whose = f"another NEMO membership ({other})" if other and other != member else "somebody else"
     managers = sorted({str(e.get("manager")) for e in found["metadata"].get("managedFields") or () if e.get("manager")})
     by = f", written by {', '.join(managers[:3])}" if managers else ""
+    each = ref(found)
+    kind = f"{each.kind.lower()}.{each.group}".rstrip(".")
+    what = f"{kind} {each.name}{f' -n {each.namespace}' if each.namespace else ''}"
     return (
         f"the cluster has one of this name already that is {whose}'s{by}: it is not touched. Rename yours, delete that one, "
-        f"or let NEMO have it with the annotation {ADOPT}: 'true' on the object at the hub"
+        f"or have the cluster's owner let NEMO have it: 'kubectl annotate {what} {ADOPT}=true' at the cluster"
     )

@@ -26,7 +26,7 @@ ANNOTATION_PREFIX = "meta-os.eu/"
 DRAINING = "meta-os.eu/draining"
 #: On a Pod mirror: it was evicted (``kubectl drain``); its site is to be left.
 EVICTED = "meta-os.eu/evicted"
-#: On an object of a user: a Kubernetes cluster that has one of this name already lets NEMO have it (value: ``true``).
+#: On an object of a Kubernetes cluster, by its owner: the hub may have it (value: ``true``). At the hub it says nothing.
 ADOPT = "meta-os.eu/adopt"
 #: On a Namespace: who pays for what runs in it; without it, the namespace's own name stands there.
 OWNER = "meta-os.eu/owner"

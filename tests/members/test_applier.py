@@ -56,20 +56,23 @@ async def test_labels_that_somebody_takes_off_come_back(applying: Applying) -> N
             await asyncio.sleep(0.02)
 
 
-async def test_somebody_elses_object_is_not_touched_and_adopted_only_when_told(applying: Applying) -> None:
+async def test_somebody_elses_object_is_not_touched_and_adopted_only_when_they_say_so(applying: Applying) -> None:
     applying.give(applying.work("first", applying.config("zero")))
     await applying.applied("first")
     theirs = await applying.client.create(applying.config("one", uid="", k="theirs", more="m"), field_manager="them")
     mine = applying.config("one", k="ours")
+    mine["metadata"]["annotations"] = {ADOPT: "true"}  # Not for a user of the hub to say.
     applying.give(applying.work("a", mine))
     said = await applying.refused("a", "NameTaken")
-    assert "somebody else" in said and "them" in said and ADOPT in said
+    assert "somebody else" in said and "them" in said
+    assert f"kubectl annotate configmap one -n {applying.namespace} {ADOPT}=true" in said
     assert await applying.get(scheme.CONFIG_MAP, "one") == theirs
     applying.give()  # What is not ours does not go with the Work.
     await applying.gone(scheme.CONFIG_MAP, "zero")
     assert await applying.get(scheme.CONFIG_MAP, "one") == theirs
-    mine["metadata"]["annotations"] = {ADOPT: "true"}
-    applying.give(applying.work("a", mine, generation=2))
+    consent: Any = {"metadata": {"annotations": {ADOPT: "true"}}}
+    await applying.client.patch(scheme.CONFIG_MAP, "one", applying.namespace, consent, field_manager="them")
+    applying.give(applying.work("a", applying.config("one", k="ours"), generation=2))
     await applying.applied("a")
     found = await applying.get(scheme.CONFIG_MAP, "one")
     assert found is not None and found["data"] == {"k": "ours", "more": "m"} and uid(found) == uid(theirs)

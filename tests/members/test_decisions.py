@@ -185,11 +185,12 @@ def test_what_stands_in_our_fields_is_compared_and_nothing_beside_them() -> None
 
 @settings(max_examples=30)
 @given(objects(), st.sampled_from(["m1", "m2", ""]), st.booleans(), st.booleans(), st.booleans())
-def test_no_step_ever_touches_what_is_not_ours_unless_its_author_says_so(
+def test_no_step_ever_touches_what_is_not_ours_unless_its_owner_says_so(
     obj: Obj, whose: str, known: bool, adopt: bool, ending: bool
 ) -> None:
-    wanted = obj | {"metadata": obj["metadata"] | {"annotations": {ADOPT: "true"} if adopt else {}}}
+    wanted = obj | {"metadata": obj["metadata"] | {"annotations": {ADOPT: "true"}}}  # Of the hub's users, which says nothing.
     there = prepared(obj, whose, "w") if whose else copy.deepcopy(obj)
+    there["metadata"]["annotations"] |= {ADOPT: "true"} if adopt else {}
     there["metadata"] |= {"uid": "u1"} | ({"deletionTimestamp": "2026-01-01T00:00:00Z"} if ending else {})
     step = found_step(wanted, there, "m1", "u1" if known else "")
     if whose == "m1" or known:
