@@ -16,18 +16,32 @@ from metaos.scheduler.rollout import NONE, Bounds, Progress, Turn, bounds_of, re
 _STRATEGY = {"Deployment": "strategy", "DaemonSet": "updateStrategy"}
 
 
-def staged(obj: Obj, wanted: Mapping[str, Obj], existing: Mapping[str, Obj], answering: Mapping[str, bool]) -> dict[str, Obj]:
-    """What each chosen site is told now. ``wanted``: site → the manifest that it gets in the end; ``existing``: site → its
-    Work; ``answering``: site → whether it is heard from. One site alone keeps the user's own bounds; so does everything that
-    sites do not replace by themselves."""
+def staged(
+    obj: Obj,
+    wanted: Mapping[str, Obj],
+    existing: Mapping[str, Obj],
+    answering: Mapping[str, bool],
+    leaving: Mapping[str, Obj],
+) -> dict[str, Obj]:
+    """What each chosen site is told now, and of those that are left each that is to run none. ``wanted``: site → the manifest
+    that it gets in the end; ``existing``: site → its Work; ``answering``: site → whether it is heard from; ``leaving``: sites
+    with a Work that are not chosen any more → the manifest that they would get. One site alone keeps the user's own bounds; so
+    does everything that sites do not replace by themselves."""
     field = _STRATEGY.get(str(obj.get("kind")), "")
     strategy = (obj.get("spec") or {}).get(field) or {}
     if paused(obj) and existing:
         return _paused(wanted, existing)
-    if len(wanted) < 2 or not field or strategy.get("type") == "OnDelete":
+    recreates = strategy.get("type") == "Recreate"
+    if not recreates or not wanted:
+        leaving = {}  # Others may run two templates at a time, and good work does not stop for want of a better place.
+    if len(wanted) + len(leaving) < 2 or not field or strategy.get("type") == "OnDelete":
         return dict(wanted)
-    sites = {site: progress(wanted[site], existing.get(site), answering.get(site, False)) for site in sorted(wanted)}
-    if strategy.get("type") == "Recreate":
+    both = {**leaving, **wanted}
+    sites = {
+        site: replace(progress(both[site], existing.get(site), answering.get(site, False)), leaving=site not in wanted)
+        for site in sorted(both)
+    }
+    if recreates:
         found: Mapping[str, Turn | None] = recreated(
             {s: _emptied(p, existing[s]) if s in existing else p for s, p in sites.items()}
         )
@@ -37,16 +51,18 @@ def staged(obj: Obj, wanted: Mapping[str, Obj], existing: Mapping[str, Obj], ans
     told = {}
     for site, turn in found.items():
         present = existing[site]["spec"]["manifests"][0] if site in existing else None
-        # An operator's own strategy for a site stands.
-        own = wanted[site]["spec"].get(field) != (obj.get("spec") or {}).get(field)
         if turn is None:
             if present is not None:
-                told[site] = _with(wanted[site], replicas=0, template=present["spec"].get("template"))
+                told[site] = _with(both[site], replicas=0, template=present["spec"].get("template"))
             continue
+        if site not in wanted:
+            continue
+        # An operator's own strategy for a site stands.
+        own = wanted[site]["spec"].get(field) != (obj.get("spec") or {}).get(field)
         spec: dict[str, Any] = {}
         if present is not None and not turn.current:
             spec["template"] = present["spec"].get("template")
-        if not own and strategy.get("type") != "Recreate":
+        if not own and not recreates:
             spec[field] = _strategy(strategy, turn.bounds, present and present["spec"].get(field))
         told[site] = _with(wanted[site], **spec)
     return told

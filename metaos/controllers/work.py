@@ -151,9 +151,14 @@ class WorkReconciler:
         if fence is not None and self._hold.holds:
             wait = max(wait, LOOK_SECONDS)
         told = self._told(about, choices, existing) if fence is None else choices
-        rendered = {s: overridden(with_replicas(dict(body), count), s, policies) for s, count in told.items()}
-        rendered = staged(obj, rendered, known, {site: self._ready(site) for site in rendered})
+        left = {site: _count(w) for site, w in known.items() if site not in choices}
+        full = {s: overridden(with_replicas(dict(body), count), s, policies) for s, count in {**left, **told}.items()}
+        answering = {site: self._ready(site) for site in full}
+        rendered = staged(obj, {s: full[s] for s in told}, known, answering, {s: full[s] for s in left})
         for site, each in rendered.items():
+            if site in left:
+                await self._write_halt(known[site])
+                continue
             cluster, present = self._clusters.get(site), existing.get(site)
             if cluster is None or (wait and (present is None or halted(present))):
                 continue

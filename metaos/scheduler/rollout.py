@@ -33,7 +33,7 @@ class Progress:
     """How far a site is. ``share``: pods that it is to run; ``bounds``: what it was told last; ``current``: whether it was
     told the wanted template; ``seen``: what it reports is about what it was told last; ``mixed``: it runs pods of another
     template beside; ``settled``: all its pods, as many as it was told to run, are of the template that it was told. ``told``
-    is false for a site that was told nothing yet."""
+    is false for a site that was told nothing yet; ``leaving``: it is not chosen any more, and has its share until others do."""
 
     share: int
     replicas: int = 0
@@ -45,6 +45,7 @@ class Progress:
     settled: bool = False
     answers: bool = True
     told: bool = True
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +110,15 @@ def turns(sites: Mapping[str, Progress], bounds: Bounds) -> dict[str, Turn]:
 
 
 def recreated(sites: Mapping[str, Progress]) -> dict[str, Turn | None]:
-    """One step of ``Recreate``: nowhere a pod of the new template before those of the old one are gone everywhere. ``None``: the
-    site is to run none for now."""
+    """One step of ``Recreate``: nowhere a pod of the new template before those of the old one are gone everywhere, also where the
+    workload is leaving. ``None``: the site is to run none for now. Who leaves is never told the new template."""
     old = [s for s, found in sites.items() if found.told and not found.current]
     running = [site for site in old if sites[site].answers and not (sites[site].settled and not sites[site].replicas)]
     found: dict[str, Turn | None] = {}
     for site, progress in sorted(sites.items()):
-        if site in old and not progress.answers:
+        if progress.leaving:
+            found[site] = None if site in old and progress.answers else Turn(False)
+        elif site in old and not progress.answers:
             found[site] = Turn(False)
         elif progress.current or not running:
             found[site] = Turn(True)

@@ -95,7 +95,8 @@ class World:
             if self.obj["kind"] == "Deployment":
                 manifest["spec"]["replicas"] = share
             wanted[name] = manifest
-        told = staged(self.obj, wanted, self.works, {name: name not in self.cut for name in self.shares})
+        leaving = {name: copy.deepcopy(self.obj) for name in self.works if name not in self.shares}
+        told = staged(self.obj, wanted, self.works, {name: name not in self.cut for name in self.sites}, leaving)
         for name, manifest in told.items():
             made = work(ref(self.obj), name, [manifest])
             before = self.works.get(name)
@@ -157,7 +158,7 @@ class World:
         """Everywhere where it can be: all of the wanted template, all ready, and the user is told so."""
         image = self.obj["spec"]["template"]["spec"]["containers"][0]["image"]
         return all(
-            s.images_running() == {image} and sum(p.ready for p in s.pods) == self.shares[n] == len(s.pods)
+            s.images_running() <= {image} and sum(p.ready for p in s.pods) == self.shares.get(n, 0) == len(s.pods)
             for n, s in self.sites.items()
             if n not in self.cut
         )
@@ -235,6 +236,37 @@ def test_recreate_mixes_no_templates_over_sites(shares: list[int], events: list[
         assert len(set().union(*(s.images_running() for s in world.sites.values()))) <= 1
     world.rounds(8)
     assert world.over()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=4), st.lists(st.integers(1, 3), min_size=1, max_size=2), EVENTS)
+def test_recreate_waits_for_the_sites_that_are_left(there: list[int], new: list[int], events: list[tuple[str, int]]) -> None:
+    """Template and placement change together: who has a share of 0 afterwards is left, with what it runs."""
+    world = World(workload("Deployment", "one", 2 * len(there), None), [2] * len(there))
+    world.rounds(8)
+    assert world.over()
+    shares = [*there, *new]
+    world.sites |= {f"s{i}": Site(f"s{i}") for i in range(len(there), len(shares))}
+    world.shares = {f"s{i}": share for i, share in enumerate(shares) if share}
+    world.image("two")
+    for what, which in events:
+        world.happen(what, which)
+        assert len(set().union(*(s.images_running() for s in world.sites.values()))) <= 1
+    world.rounds(10)
+    assert world.over()
+
+
+def test_who_is_left_goes_on_with_the_same_template_without_another_place_or_when_it_may_roll() -> None:
+    one, two = workload("Deployment", "one", 1, None), workload("Deployment", "two", 1, None)
+    existing = {"a": work(ref(one), "a", [one])}
+    both = {"a": True, "b": True}
+    assert staged(one, {"b": one}, existing, both, {"a": one}) == {"b": one}, "make before break"
+    assert staged(two, {}, existing, both, {"a": two}) == {}
+    rolling = workload("Deployment", "two", 1, {})
+    assert staged(rolling, {"b": rolling}, existing, both, {"a": rolling}) == {"b": rolling}
+    halted = staged(two, {"b": two}, existing, both, {"a": two})
+    assert halted == {"a": two | {"spec": two["spec"] | {"replicas": 0, "template": one["spec"]["template"]}}}
+    assert staged(two, {"b": two}, existing, both | {"a": False}, {"a": two}) == {"b": two}, "who is cut off holds up no other"
 
 
 def test_a_bad_image_reaches_one_site_of_a_daemon_set() -> None:

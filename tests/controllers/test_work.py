@@ -64,6 +64,29 @@ async def test_what_a_lost_site_reported_replaces_nothing() -> None:
         assert told(client) == {"a": 2, "b": 1}
 
 
+async def test_recreate_stops_the_old_template_at_the_site_that_is_left_before_the_new_one_starts() -> None:
+    web = deployment()
+    web["spec"]["strategy"] = {"type": "Recreate"}
+    async with running(work.setup, objects=(cluster("a"), cluster("b"), web)) as (client, clock):
+        owner = client.find(scheme.DEPLOYMENT, "web", "shop") or {}
+        client.seed(placement(owner, a=1))
+        await until(clock, lambda: told(client) == {"a": 1})
+        client.seed(placement(owner, b=1))
+        new = {"spec": {"containers": [{"name": "c", "image": "python:4"}]}}
+        client.seed(owner | {"spec": owner["spec"] | {"template": new}})
+        await until(clock, lambda: told(client) == {"a": 0})
+        await clock.advance(5)
+        found = client.objects(scheme.WORK)[0]
+        assert told(client) == {"a": 0} and halted(found), "its pods may still be there"
+        entry = {"kind": "Deployment", "name": "web", "observedGeneration": 1, "status": {}}
+        client.seed(found | {"status": {"observedGeneration": 99, "manifests": [entry]}})
+        await until(clock, lambda: told(client) == {"a": 0, "b": 1})
+        images = [
+            w["spec"]["manifests"][0]["spec"]["template"]["spec"]["containers"][0]["image"] for w in client.objects(scheme.WORK)
+        ]
+        assert sorted(images) == ["python:3", "python:4"]
+
+
 async def test_fewer_on_the_whole_go_at_once() -> None:
     objects = cluster("a"), deployment(replicas=3)
     async with running(work.setup, objects=objects) as (client, clock):
