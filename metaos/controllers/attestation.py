@@ -4,6 +4,7 @@ The answer is the condition ``Attested`` with its reason, and ``status.attested`
 each verifier proves is its own: see ``metaos.security.attestation``.
 """
 
+import logging
 from collections.abc import Callable
 
 from metaos.client import Client
@@ -19,6 +20,12 @@ from metaos.resources.meta import Obj, ObjectRef, condition, deleting, ref, with
 NAME = "attestation"
 GROUP = "metaos.attestation"
 DEFAULT_AGE = 86400.0
+#: A verifier that failed is asked again after this long.
+FAILED_SECONDS = 60.0
+#: So much of its error is told.
+MAX_ERROR = 512
+
+log = logging.getLogger(__name__)
 
 
 class AttestationReconciler:
@@ -56,15 +63,25 @@ class AttestationReconciler:
         return Result(requeue_after=max(1.0, verdict.until - now)) if verdict.until is not None else DONE
 
     def _verdict(self, cluster: Obj, word: str, now: float) -> Verdict:
-        if word not in self._verifiers:
-            if word not in names(GROUP):
-                known = ", ".join(names(GROUP))
-                return Verdict(False, "NoVerifier", f"there is no verifier {word!r}: install it, or name one of {known}")
-            self._verifiers[word] = provision(GROUP, word)
+        if word not in self._verifiers and word not in names(GROUP):
+            known = ", ".join(names(GROUP))
+            return Verdict(False, "NoVerifier", f"there is no verifier {word!r}: install it, or name one of {known}")
         asked, evidence = cluster["spec"]["attestation"], (cluster.get("status") or {}).get("attestation") or {}
         age = float(asked.get("maxAgeSeconds") or DEFAULT_AGE)
         expected = [str(m) for m in asked.get("measurements") or ()]
-        return self._verifiers[word].verify(cluster["metadata"]["name"], evidence, expected, age, self._roots(), now)
+        site, roots = cluster["metadata"]["name"], self._roots()
+        try:
+            if word not in self._verifiers:
+                self._verifiers[word] = provision(GROUP, word)
+            verdict = self._verifiers[word].verify(site, evidence, expected, age, roots, now)
+            if not isinstance(verdict, Verdict):
+                raise TypeError(f"its answer is a {type(verdict).__name__}, not a Verdict")
+        except Exception as error:
+            # Others wrote it, and what a site shows is anything: what nobody could judge is not good, whatever was said before.
+            log.exception("the verifier %r failed with what %s shows", word, site)
+            text = f"the verifier {word!r} failed ({type(error).__name__}: {str(error)[:MAX_ERROR]}): the hub's log has the whole"
+            return Verdict(False, "VerifierFailed", f"{text}; it is asked again in {FAILED_SECONDS:g} s", now + FAILED_SECONDS)
+        return verdict
 
 
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:

@@ -57,6 +57,34 @@ async def test_it_holds_until_it_is_too_old_and_work_that_must_be_attested_leave
         assert found["status"]["conflict"]["requirements"] == [{"text": "attestation one of software", "source": "intent 'wish'"}]
 
 
+@pytest.mark.parametrize("answer", [RuntimeError("no such quote"), "good"], ids=["raises", "is none"])
+async def test_a_verifier_that_fails_takes_back_what_was_good(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = False
+    verify = Stub.verify
+
+    def sometimes(self: Stub, *arguments: Any) -> Any:
+        if not failing:
+            return verify(self, *arguments)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(Stub, "verify", sometimes)
+    async with running(controller.setup) as (client, clock):
+        client.seed(site("good", clock.now(), maxAgeSeconds=1000))
+        await until(clock, lambda: told(client) == ("True", "Verified", "software"))
+        failing = True
+        client.seed((client.find(scheme.CLUSTER, "a") or {}) | {"spec": site("good", 0, maxAgeSeconds=999)["spec"]})
+        await until(clock, lambda: told(client) == ("False", "VerifierFailed", None))
+        said = condition(client.find(scheme.CLUSTER, "a") or {}, "Attested") or {}
+        assert "'software' failed" in said["message"] and (
+            "no such quote" in said["message"] or "not a Verdict" in said["message"]
+        )
+        failing = False
+        await clock.advance(controller.FAILED_SECONDS)
+        await until(clock, lambda: told(client) == ("True", "Verified", "software"))
+
+
 async def test_who_expects_nothing_gets_no_answer_and_an_unknown_verifier_is_named() -> None:
     async with running(controller.setup, objects=(cluster("a"),)) as (client, clock):
         await clock.advance(1)
