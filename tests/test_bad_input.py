@@ -25,7 +25,8 @@ from metaos.cli.main import nemo
 from metaos.network.intents import validate_intent
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
-from metaos.resources.snapshot import Target, Users, cluster_info, workload_info
+from metaos.resources.reading import cluster_info, workload_info
+from metaos.resources.snapshot import Target, Users
 from metaos.scheduler.framework import decide
 from metaos.twin.play import play
 from metaos.twin.report import summary

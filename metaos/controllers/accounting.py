@@ -29,7 +29,7 @@ from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import OWNER, Obj, ObjectRef, cluster_namespace, deleting, format_time, name, ref
 from metaos.resources.meta import annotations as annotations_of
-from metaos.resources.snapshot import concerns
+from metaos.resources.reading import concerns
 from metaos.resources.workload import work_name
 
 NAME = "accounting"

@@ -6,7 +6,9 @@ from metaos.controllers.facts import concerning, ruling
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, ref
-from metaos.resources.snapshot import Target, cluster_info, lawful, residency_of
+from metaos.resources.reading import cluster_info, residency_of
+from metaos.resources.snapshot import Target
+from metaos.resources.targets import lawful
 from metaos.resources.traffic import edges_of, law_of
 
 

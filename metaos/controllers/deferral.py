@@ -23,7 +23,7 @@ from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme, workload
 from metaos.resources.measures import watts
 from metaos.resources.meta import Obj, ObjectRef, format_time, is_true, name, parse_time, ref, uid, with_condition
-from metaos.resources.snapshot import cluster_info, concerns
+from metaos.resources.reading import cluster_info, concerns
 from metaos.scheduler.capacity import RESERVED, choose, mean_along
 from metaos.scheduler.deferral import Deferrable, Schedule, figure, schedule
 from metaos.scheduler.slack import CARBON, COST, Waiting, asked, lengths, waits_at_most, waits_until

@@ -27,8 +27,9 @@ from metaos.resources.meta import (
     ref,
     uid,
 )
+from metaos.resources.reading import concerns, workload_info
 from metaos.resources.scheme import Kind
-from metaos.resources.snapshot import Move, WorkloadInfo, concerns, workload_info
+from metaos.resources.snapshot import Move, WorkloadInfo
 from metaos.resources.traffic import edges_of
 from metaos.scheduler.slack import on_spot
 

@@ -17,7 +17,8 @@ from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, ObjectRef, deleting, generation, labels, name, ref
-from metaos.resources.snapshot import ClusterInfo, WorkloadInfo, cluster_info, concerns, workload_info
+from metaos.resources.reading import cluster_info, concerns, workload_info
+from metaos.resources.snapshot import ClusterInfo, WorkloadInfo
 from metaos.resources.traffic import edges_of, located
 from metaos.scheduler.slack import on_spot
 

@@ -43,7 +43,7 @@ from metaos.resources.meta import (
     ref,
     uid,
 )
-from metaos.resources.snapshot import concerns
+from metaos.resources.reading import concerns
 
 NAME = "migration"
 

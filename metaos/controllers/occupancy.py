@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 from metaos.resources.devices import Asked, Mix, asking
 from metaos.resources.devices import share as gpu_share
 from metaos.resources.meta import Obj, ObjectRef, name
-from metaos.resources.snapshot import ClusterInfo, cluster_info
+from metaos.resources.reading import cluster_info
+from metaos.resources.snapshot import ClusterInfo
 
 if TYPE_CHECKING:
     from metaos.scheduler.preemption import Tenant

@@ -9,7 +9,7 @@ from typing import Any
 
 from metaos.resources import quantity
 from metaos.resources.meta import Obj, parse_time
-from metaos.resources.snapshot import spot_of
+from metaos.resources.reading import spot_of
 from metaos.scheduler.capacity import ON_DEMAND, RESERVED, SPOT, Offer, blended
 from metaos.scheduler.slack import CARBON, COST
 

@@ -41,7 +41,8 @@ from metaos.resources.meta import (
     uid,
     with_condition,
 )
-from metaos.resources.snapshot import Snapshot, WorkloadInfo, cluster_info
+from metaos.resources.reading import cluster_info
+from metaos.resources.snapshot import Snapshot, WorkloadInfo
 from metaos.resources.traffic import edges_of, located, sends
 from metaos.scheduler.conflicts import as_data, impossible
 from metaos.scheduler.explain import REASONS, costs_status, placement_status, tells, traffic_status

@@ -7,7 +7,7 @@ out: what runs there is not known to have gone. Pure. Source: ``pkg/controller/t
 from __future__ import annotations
 
 from metaos.resources.meta import TAINT_UNREACHABLE, Obj, controller_of, deleting, name, namespace
-from metaos.resources.snapshot import cluster_info
+from metaos.resources.reading import cluster_info
 from metaos.scheduler.disruption import ended
 from metaos.scheduler.filters import tolerated
 

@@ -36,7 +36,7 @@ from metaos.resources.meta import (
     name,
     namespace,
 )
-from metaos.resources.snapshot import concerns
+from metaos.resources.reading import concerns
 from metaos.resources.workload import DEFAULT_GRACE_SECONDS
 
 log = logging.getLogger(__name__)

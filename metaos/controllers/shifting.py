@@ -26,7 +26,7 @@ from metaos.resources import scheme, workload
 from metaos.resources.cron import due_times, starts_text
 from metaos.resources.measures import watts
 from metaos.resources.meta import Obj, ObjectRef, format_time, name, parse_time, ref, uid
-from metaos.resources.snapshot import cluster_info, concerns
+from metaos.resources.reading import cluster_info, concerns
 from metaos.scheduler.deferral import Deferrable, schedule
 from metaos.scheduler.slack import CARBON, COST, Waiting, asked, lengths
 

@@ -27,7 +27,7 @@ from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
 from metaos.resources.meta import SOURCE_LABEL, Obj, ObjectRef, deleting, is_true, labels, namespace, ref, with_condition
-from metaos.resources.snapshot import concerns
+from metaos.resources.reading import concerns
 from metaos.resources.workload import replicas
 from metaos.scheduler.rollout import NONE, bounds_of
 

@@ -55,7 +55,7 @@ from metaos.resources.meta import (
     resource_version,
     uid,
 )
-from metaos.resources.snapshot import concerns
+from metaos.resources.reading import concerns
 from metaos.resources.workload import references, work_name
 from metaos.scheduler.disruption import ended, kept
 from metaos.scheduler.slack import asked

@@ -14,8 +14,10 @@ from typing import Any
 from metaos.resources.errors import Cause
 from metaos.resources.measures import holds_at, measure
 from metaos.resources.meta import Obj, format_time, name
+from metaos.resources.reading import targets_of
 from metaos.resources.reliability import up
-from metaos.resources.snapshot import (
+from metaos.resources.snapshot import ClusterInfo, Target, Users, WorkloadInfo
+from metaos.resources.targets import (
     ALL_OF,
     ANY_OF,
     LOWER,
@@ -25,14 +27,9 @@ from metaos.resources.snapshot import (
     UNITS,
     UPPER,
     WISHES,
-    ClusterInfo,
-    Target,
-    Users,
-    WorkloadInfo,
     base_unit,
     distance,
     meets,
-    targets_of,
     wanted_text,
 )
 

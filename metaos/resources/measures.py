@@ -9,18 +9,8 @@ import math
 from dataclasses import dataclass
 
 from metaos.resources import traffic
-from metaos.resources.snapshot import (
-    GIB,
-    MONTH_HOURS,
-    ClusterInfo,
-    Interruptible,
-    Target,
-    Users,
-    WorkloadInfo,
-    lawful,
-    meets,
-    trusted,
-)
+from metaos.resources.snapshot import GIB, MONTH_HOURS, ClusterInfo, Interruptible, Target, Users, WorkloadInfo
+from metaos.resources.targets import lawful, meets, trusted
 
 #: In e^x: more than this says only that it never ends.
 _MOST = 50.0

@@ -18,17 +18,8 @@ from metaos.resources.affinity import node_matches
 from metaos.resources.devices import GPU, GPU_MILLI, WHOLE, share
 from metaos.resources.measures import cost
 from metaos.resources.meta import TAINT_UNREACHABLE
-from metaos.resources.snapshot import (
-    ALL_OF,
-    GIB,
-    NONE_OF,
-    TRUST_LEVELS,
-    WISHES,
-    Edge,
-    Snapshot,
-    Target,
-    WorkloadInfo,
-)
+from metaos.resources.snapshot import GIB, Edge, Snapshot, Target, WorkloadInfo
+from metaos.resources.targets import ALL_OF, NONE_OF, TRUST_LEVELS, WISHES
 from metaos.scheduler import filters, fragmentation, proximity, scores
 from metaos.scheduler.filters import Filter, tolerated
 from metaos.scheduler.scores import Score
@@ -39,7 +30,7 @@ Column = Callable[[WorkloadInfo, World], Floats]
 
 
 def lawful(target: Target, world: World) -> Bools:
-    """See ``metaos.resources.snapshot.lawful``."""
+    """See ``metaos.resources.targets.lawful``."""
     named = [world.law(v) for v in target.values]
     if target.condition in NONE_OF:
         stated = world.bools["stated"]
@@ -51,7 +42,7 @@ def lawful(target: Target, world: World) -> Bools:
 
 
 def trusted(target: Target, world: World) -> Bools:
-    """See ``metaos.resources.snapshot.trusted``."""
+    """See ``metaos.resources.targets.trusted``."""
     named = [TRUST_LEVELS.get(v, 0) for v in target.values]
     if target.condition in NONE_OF or target.condition == "IsEqualTo":
         found = world.rows(lambda c: c.trust in target.values)
@@ -61,7 +52,7 @@ def trusted(target: Target, world: World) -> Bools:
 
 
 def measured(target: Target, workload: WorkloadInfo, world: World) -> Floats:
-    """A target's value everywhere; NaN where it is not known. See ``metaos.resources.snapshot.measure``."""
+    """A target's value everywhere; NaN where it is not known. See ``metaos.resources.measures.measure``."""
     if target.name == "latency":
         return world.trip(target.users)
     if target.name == "carbonIntensity":
@@ -78,7 +69,7 @@ def measured(target: Target, workload: WorkloadInfo, world: World) -> Floats:
 
 
 def met(target: Target, values: Floats) -> Bools:
-    """See ``metaos.resources.snapshot.meets``. NaN compares as false."""
+    """See ``metaos.resources.targets.meets``. NaN compares as false."""
     if target.condition in WISHES:
         return np.ones(len(values), np.bool_)
     found: dict[str, Callable[[], Bools]] = {
@@ -94,7 +85,7 @@ def met(target: Target, values: Floats) -> Bools:
 
 
 def holds(target: Target, workload: WorkloadInfo, world: World) -> Bools:
-    """See ``metaos.resources.snapshot.holds_at``."""
+    """See ``metaos.resources.measures.holds_at``."""
     if target.name == "residency":
         return lawful(target, world)
     if target.name == "trust":

@@ -18,17 +18,8 @@ from metaos.resources import quantity
 from metaos.resources.devices import extended
 from metaos.resources.measures import measure
 from metaos.resources.meta import TAINT_UNREACHABLE
-from metaos.resources.snapshot import (
-    ClusterInfo,
-    Edge,
-    PolicyInfo,
-    Snapshot,
-    Target,
-    WorkloadInfo,
-    base_unit,
-    distance,
-    wanted_text,
-)
+from metaos.resources.snapshot import ClusterInfo, Edge, PolicyInfo, Snapshot, Target, WorkloadInfo
+from metaos.resources.targets import base_unit, distance, wanted_text
 from metaos.resources.traffic import worst
 from metaos.scheduler import lacking
 from metaos.scheduler.filters import FILTERS, Filter, room, tolerated

@@ -12,19 +12,8 @@ from metaos.resources import quantity, traffic
 from metaos.resources.affinity import node_matches
 from metaos.resources.measures import Costs, costs, holds_at, measure
 from metaos.resources.meta import TAINT_UNREACHABLE
-from metaos.resources.snapshot import (
-    ALL_OF,
-    NONE_OF,
-    ClusterInfo,
-    Edge,
-    Snapshot,
-    Taint,
-    Target,
-    WorkloadInfo,
-    base_unit,
-    lawful,
-    wanted_text,
-)
+from metaos.resources.snapshot import ClusterInfo, Edge, Snapshot, Taint, Target, WorkloadInfo
+from metaos.resources.targets import ALL_OF, NONE_OF, base_unit, lawful, wanted_text
 from metaos.scheduler import lacking, proximity
 
 Filter = Callable[[Snapshot, WorkloadInfo, ClusterInfo], str | None]

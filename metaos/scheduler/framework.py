@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from metaos.resources.reliability import up
-from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo, meets, wanted_text
+from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo
+from metaos.resources.targets import meets, wanted_text
 from metaos.scheduler import proximity
 from metaos.scheduler.churn import EARNED_BACK_HOURS, churn
 from metaos.scheduler.filters import FILTERS, Filter, closed, room

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from metaos.resources import traffic
 from metaos.resources.measures import cost, embodied_intensity, grams_each, holds_at, latency, watts
-from metaos.resources.snapshot import LOWER, UPPER, WISHES, ClusterInfo, Target, Users, WorkloadInfo
+from metaos.resources.snapshot import ClusterInfo, Target, Users, WorkloadInfo
+from metaos.resources.targets import LOWER, UPPER, WISHES
 from metaos.scheduler import proximity
 
 Measure = Callable[[WorkloadInfo, ClusterInfo], float | None]

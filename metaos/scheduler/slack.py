@@ -23,7 +23,8 @@ from typing import Any
 from metaos.resources import workload
 from metaos.resources.errors import Cause
 from metaos.resources.meta import ADOPT, OWNER, Obj, annotations, deleting, format_time, is_true, name, namespace, parse_time, uid
-from metaos.resources.snapshot import Interruptible, concerns
+from metaos.resources.reading import concerns
+from metaos.resources.snapshot import Interruptible
 
 DEADLINE, SLACK, DURATION = "meta-os.eu/deadline", "meta-os.eu/slack", "meta-os.eu/expected-duration"
 SUSPENDABLE, INTERRUPTIBLE = "meta-os.eu/suspendable", "meta-os.eu/interruptible"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, overload
 
 from metaos.resources.reliability import up
-from metaos.resources.snapshot import ClusterInfo, Spread, WorkloadInfo, meets
+from metaos.resources.snapshot import ClusterInfo, Spread, WorkloadInfo
+from metaos.resources.targets import meets
 from metaos.scheduler import proximity
 from metaos.scheduler.filters import closed, room
 

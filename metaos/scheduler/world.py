@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from metaos.resources.devices import GPU, asking, gpus_free, taken
 from metaos.resources.measures import grams_each, latency
-from metaos.resources.snapshot import TRUST_LEVELS, ClusterInfo, Taint, Users, WorkloadInfo
+from metaos.resources.snapshot import ClusterInfo, Taint, Users, WorkloadInfo
+from metaos.resources.targets import TRUST_LEVELS
 from metaos.resources.traffic import round_trip
 from metaos.scheduler.scores import carbon_ahead, grams_ahead
 

@@ -14,7 +14,8 @@ from metaos.accounting.carbon import grams
 from metaos.resources import scheme
 from metaos.resources.measures import cost, holds_at
 from metaos.resources.meta import ObjectRef
-from metaos.resources.snapshot import WorkloadInfo, cluster_info
+from metaos.resources.reading import cluster_info
+from metaos.resources.snapshot import WorkloadInfo
 from metaos.twin.site import Site, watts
 
 HOUR = 3600.0

@@ -13,7 +13,8 @@ import orjson
 
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, name, namespace, ref
-from metaos.resources.snapshot import lawful, residency_of
+from metaos.resources.reading import residency_of
+from metaos.resources.targets import lawful
 from metaos.resources.workload import pod_spec, references, requests
 from metaos.store.log import EventType, LogEvent
 

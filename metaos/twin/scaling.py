@@ -19,7 +19,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from metaos.resources.snapshot import workload_info
+from metaos.resources.reading import workload_info
 from metaos.twin.bill import Bill, Prices
 from metaos.twin.clock import VirtualLoop
 from metaos.twin.decisions import Vary, as_it_is, opened

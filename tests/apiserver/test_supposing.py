@@ -13,7 +13,7 @@ from metaos.apiserver.supposing import supposed
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj
-from metaos.resources.snapshot import workload_info
+from metaos.resources.reading import workload_info
 
 REVIEW = {"apiVersion": scheme.PLACEMENT_REVIEW.api_version, "kind": scheme.PLACEMENT_REVIEW.kind}
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from metaos.controllers.occupancy import Occupancy, Share
 from metaos.resources.devices import GPU, GPU_MILLI, Asked, asking
 from metaos.resources.meta import ObjectRef
-from metaos.resources.snapshot import cluster_info
+from metaos.resources.reading import cluster_info
 from tests.controllers.continuum import cluster
 
 SITES = ["a", "b", "c"]

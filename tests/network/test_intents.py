@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from metaos.network.intents import ALLOWED, KNOWN, evaluate, judge, validate_intent
 from metaos.network.threegpp import CONDITIONS
 from metaos.resources.meta import API_VERSION, Obj, format_time
-from metaos.resources.snapshot import Target, distance, meets, targets_of, wanted_text
+from metaos.resources.reading import targets_of
+from metaos.resources.snapshot import Target
+from metaos.resources.targets import distance, meets, wanted_text
 from metaos.scheduler.framework import decide
 from tests.scheduler.worlds import NOW, residency, site, workload, world
 

@@ -11,16 +11,8 @@ from hypothesis import strategies as st
 
 from metaos.resources.measures import computing, cost, costs, holds_at, licensed, measure, stretch
 from metaos.resources.meta import ObjectRef
-from metaos.resources.snapshot import (
-    MONTH_HOURS,
-    Edge,
-    Interruptible,
-    Licence,
-    Spot,
-    Target,
-    cluster_info,
-    licences_of,
-)
+from metaos.resources.reading import cluster_info, licences_of
+from metaos.resources.snapshot import MONTH_HOURS, Edge, Interruptible, Licence, Spot, Target
 from tests.scheduler.worlds import site, workload
 
 DB = ObjectRef("apps", "StatefulSet", "shop", "db")

@@ -6,7 +6,8 @@ from typing import Any
 
 from metaos.resources.measures import computing, latency, watts
 from metaos.resources.meta import API_VERSION, Obj
-from metaos.resources.snapshot import Users, cluster_info, concerns, merge_policies, targets_of, workload_info
+from metaos.resources.reading import cluster_info, concerns, merge_policies, targets_of, workload_info
+from metaos.resources.snapshot import Users
 
 CLUSTER: Obj = {
     "apiVersion": API_VERSION,

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from metaos.resources.measures import costs, grams, latency, watts
-from metaos.resources.snapshot import ClusterInfo, Users, cluster_info, targets_of
+from metaos.resources.reading import cluster_info, targets_of
+from metaos.resources.snapshot import ClusterInfo, Users
 from metaos.scheduler.framework import decide
 from metaos.scheduler.scores import ENERGY, points, users
 from tests.controllers.continuum import cluster

@@ -17,7 +17,8 @@ import yaml
 
 from metaos.network.intents import evaluate
 from metaos.resources.meta import API_VERSION, Obj, ref
-from metaos.resources.snapshot import Snapshot, cluster_info, workload_info
+from metaos.resources.reading import cluster_info, workload_info
+from metaos.resources.snapshot import Snapshot
 from metaos.resources.traffic import edges_of
 from metaos.scheduler.framework import decide
 from metaos.scheduler.planning import Changes, project

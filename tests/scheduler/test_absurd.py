@@ -12,7 +12,8 @@ from metaos.apiserver.shaping import shape, validate
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import ObjectRef
-from metaos.resources.snapshot import Edge, Snapshot, Target, Users, cluster_info, workload_info
+from metaos.resources.reading import cluster_info, workload_info
+from metaos.resources.snapshot import Edge, Snapshot, Target, Users
 from metaos.resources.traffic import edges_of
 from metaos.scheduler.applications import expected
 from metaos.scheduler.conflicts import as_data, impossible

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 
 from metaos.resources.measures import cost, grams
-from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Target, WorkloadInfo, cluster_info, workload_info
+from metaos.resources.reading import cluster_info, workload_info
+from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Target, WorkloadInfo
 from metaos.resources.workload import image_name
 from metaos.scheduler.churn import NETWORK_KWH_PER_GB, churn
 from metaos.scheduler.framework import decide

@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaos.resources.snapshot import LOWER, RANGES, UPPER, ClusterInfo, Snapshot, Target, Users, WorkloadInfo
+from metaos.resources.snapshot import ClusterInfo, Snapshot, Target, Users, WorkloadInfo
+from metaos.resources.targets import LOWER, RANGES, UPPER
 from metaos.scheduler import columns, solver
 from metaos.scheduler.filters import FILTERS, closed, room
 from metaos.scheduler.framework import decide
