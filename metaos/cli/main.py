@@ -427,7 +427,7 @@ def why(workload: str, namespace: str, output: str, kubeconfig: Path | None, dat
 )
 @click.option("--drain", multiple=True, metavar="SITE", help="Suppose that this site is drained.")
 @click.option("--lose", multiple=True, metavar="SITE", help="Suppose that this site is lost.")
-@click.option("--price", multiple=True, metavar="SITE=AMOUNT", help="Suppose this price of a core for an hour.")
+@click.option("--price", multiple=True, metavar="SITE=AMOUNT", help="Suppose this price of a core for an hour, in EUR.")
 @click.option("--carbon", multiple=True, metavar="ZONE=AMOUNT", help="Suppose these gCO2eq/kWh in a zone or at a site.")
 @click.option("--reoptimise", is_flag=True, help="Also place all workloads at once: which ones would gain by a move.")
 @click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="Draw the alternatives: FILE.svg or FILE.png.")

@@ -5,7 +5,7 @@ migration controllers carry the decision out.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -179,6 +179,14 @@ class PlacementReconciler:
         """Workloads are looked at whose decisions may be others by now. Others are not: where there are a thousand sites, some
         come or go at any time, and looking at everything each time would be most of what a hub does."""
         stood, self._stood = self._stood, {}
+        try:
+            self._look_at(stood)
+        except Exception:
+            # The retry looks at everything.
+            self._stood = None
+            raise
+
+    def _look_at(self, stood: Collection[str] | None) -> None:
         now = self._clock.now()
         # With numpy, which a hub loads with its first decision.
         sites = None if stood is None or not self._firm else [self._occupancy.sites(SITES).site(site) for site in stood]

@@ -38,11 +38,15 @@ def figures(said: Sequence[float] | None) -> tuple[list[float] | None, str]:
     """What a source says of the hours to come, or ``None`` and why none of it is used: a plugin may say anything."""
     if said is None:
         return None, ""
-    found = [float(value) for value in said]
-    if not found:
-        return None, "; its forecast is empty"
-    bad = [(hour, value) for hour, value in enumerate(found) if not math.isfinite(value)]
-    return (None, f"; its figure of hour {bad[0][0]} is no number ({bad[0][1]})") if bad else (found, "")
+    found: list[float] = []
+    try:
+        for value in said:
+            found.append(float(value))
+            if not math.isfinite(found[-1]):
+                return None, f"; its figure of hour {len(found) - 1} is no number ({value})"
+    except (TypeError, ValueError, OverflowError) as error:
+        return None, f"; its figure of hour {len(found)} is no number ({error})"
+    return (found, "") if found else (None, "; its forecast is empty")
 
 
 # -- what ships with NEMO ----------------------------------------------------------------------------------

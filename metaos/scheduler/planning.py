@@ -35,7 +35,7 @@ _MIXED = ("cost", "carbon", "latency")
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Of the world. ``price``: money per core and hour, by site. ``carbon``: gCO2eq/kWh, by site or electricity zone."""
+    """Of the world. ``price``: EUR per core and hour, by site. ``carbon``: gCO2eq/kWh, by site or electricity zone."""
 
     drain: frozenset[str] = frozenset()
     lose: frozenset[str] = frozenset()
@@ -106,6 +106,11 @@ def changed_sites(clusters: Iterable[ClusterInfo], changes: Changes, now: float)
             known = ", ".join([*sorted(sites), *sorted(zones)])
             raise ValueError(f"carbon: there is no site or electricity zone {named!r}; there are {known or 'none'}")
     for site, price in changes.price:
+        if foreign := sites[site].foreign:
+            remedy = "state its spec.price.exchangeRate first"
+            raise ValueError(
+                f"price: {site} asks for {foreign}, whose worth in EUR is not stated; a price here is in EUR: {remedy}"
+            )
         sites[site] = replace(sites[site], cpu_hour=price)
     for named, intensity in changes.carbon:
         for found in [c for c in sites.values() if named in (c.name, c.zone)]:

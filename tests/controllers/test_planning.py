@@ -87,12 +87,12 @@ async def test_what_is_planned_is_what_is_done() -> None:
     async with running(placement.setup, asking.setup, objects=sites) as (client, clock):
         status = await asking(objects=[deployment("web", cpu="3"), deployment("api", cpu="3")])
         planned = {w["name"]: places(w["after"]) for w in status["workloads"]}
-        assert planned == {"api": {"b": 1}, "web": {"a": 1}}
-        await client.create(deployment("api", cpu="3"))
-        assert await placed(client, clock, "api") == planned["api"]
+        assert planned == {"web": {"b": 1}, "api": {"a": 1}}, "in the order in which they are brought"
         await client.create(deployment("web", cpu="3"))
         assert await placed(client, clock, "web") == planned["web"]
-        again = await asking(objects=[deployment("web", cpu="3")])
+        await client.create(deployment("api", cpu="3"))
+        assert await placed(client, clock, "api") == planned["api"]
+        again = await asking(objects=[deployment("api", cpu="3")])
         assert [places(w["after"]) for w in again["workloads"]] == [{"a": 1}]
         assert again["workloads"][0]["before"]["clusters"] == [{"name": "a", "replicas": 1}]
 

@@ -110,6 +110,13 @@ def test_what_ships_with_nemo_has_names_too(tmp_path: Path) -> None:
         source(PRICE_SOURCES, "static", "5", 0.0)
 
 
+@pytest.mark.parametrize("said", [[1.0, None], [1.0, "many"], [1.0, [2.0]], [1.0, 10**400]])
+def test_what_is_no_number_at_all_is_not_taken(said: list[Any]) -> None:
+    found, problem = figures(said)
+    assert found is None
+    assert "its figure of hour 1 is no number" in problem
+
+
 @given(st.none() | st.lists(st.floats()))
 def test_only_numbers_are_taken_of_what_a_plugin_says(said: list[float] | None) -> None:
     found, problem = figures(said)

@@ -73,6 +73,11 @@ def test_a_site_that_is_not_there_is_named_with_those_that_are(changes: Changes)
         changed_sites([site("a")], changes, NOW)
 
 
+def test_a_price_for_a_site_in_another_currency_is_refused_without_its_rate() -> None:
+    with pytest.raises(ValueError, match=r"price: a asks for JPY.*state its spec.price.exchangeRate first"):
+        changed_sites([site("a", foreign="JPY")], Changes(price=(("a", 1.0),)), NOW)
+
+
 def test_what_is_not_known_stays_unknown() -> None:
     what = named("web", targets=(Target("latency", "IsLessThan", 50.0, users=Users(("es",)), intent="i"),))
     known = measures(what, {"a": 2}, {"a": site("a", latencies={"es": 20.0})})
