@@ -46,6 +46,8 @@ class HubConfig:
     lease_duration_seconds: float = 40.0
     drain_seconds: float = 5.0
     autoscale_interval_seconds: float = 15.0
+    #: 0: never.
+    reoptimise_interval_seconds: float = 0.0
     #: A CSV file of hourly carbon intensity by zone, replayed from ``carbon_start_hour`` at ``carbon_speed`` hours an hour.
     carbon_trace: Path | None = None
     carbon_start_hour: float = 0.0

@@ -154,6 +154,7 @@ class Hub:
             lease_duration=self.config.lease_duration_seconds,
             drain=self.config.drain_seconds,
             autoscale_interval=self.config.autoscale_interval_seconds,
+            reoptimise_interval=self.config.reoptimise_interval_seconds,
             scores=_learned(self.config.scores),
         )
         manager = Manager(client, clock, self._random)

@@ -82,6 +82,13 @@ def version(output: str) -> None:
     "--autoscale-interval", type=SECONDS, default=15.0, show_default=True, help="Seconds between looks at the load of workloads."
 )
 @click.option(
+    "--reoptimise-interval",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Seconds between placing all workloads at once, where some move so that all gain; 0: never.",
+)
+@click.option(
     "--carbon-trace", type=click.Path(exists=True, path_type=Path), help="Replay hourly carbon intensities from this CSV file."
 )
 @click.option(
@@ -167,6 +174,7 @@ def up(
         lease_duration_seconds=lease_duration,
         drain_seconds=drain,
         autoscale_interval_seconds=more.pop("autoscale_interval"),
+        reoptimise_interval_seconds=more.pop("reoptimise_interval"),
         checkpoint_seconds=more.pop("checkpoint_interval"),
         **more,
     )

@@ -17,6 +17,7 @@ from metaos.controllers.facts import Facts, basis, concerned, decided, decides, 
 from metaos.controllers.flows import Flows
 from metaos.controllers.occupancy import Occupancy, Share
 from metaos.controllers.recorder import Recorder
+from metaos.controllers.reoptimising import SUGGESTED, suggestion
 from metaos.controllers.settings import Settings
 from metaos.plugins.registry import load_all
 from metaos.reconcile.manager import Manager
@@ -134,7 +135,7 @@ class PlacementReconciler:
         found = located(asked, self._places, world.site, world.holding)
         narrow = sends(found) and world.bools["narrow"].any()
         snapshot = Snapshot(now, world, self._flows.others(about) if narrow else {})
-        found, plan = self._decide(snapshot, found)
+        found, plan = self._decide(snapshot, found, suggestion(placement, now))
         displacing = None if plan.complete else self._preemption(snapshot, found, plan)
         if displacing is not None:
             plan = displacing.plan
@@ -284,8 +285,12 @@ class PlacementReconciler:
             placement = None
         return self._current(about, placement)
 
-    def _decide(self, snapshot: Snapshot, found: WorkloadInfo) -> tuple[WorkloadInfo, Plan]:
-        """With the workload as it was decided on: near where those will be that it talks to."""
+    def _decide(self, snapshot: Snapshot, found: WorkloadInfo, suggested: str | None) -> tuple[WorkloadInfo, Plan]:
+        """With the workload as it was decided on: where it was suggested, or near where those will be that it talks to."""
+        if suggested is not None:
+            plan = decide(snapshot, found, self._filters, self._scores, together=suggested, agreed=True)
+            if dict(plan.clusters).keys() == {suggested}:
+                return found, plan
         if not found.traffic:
             return found, decide(snapshot, found, self._filters, self._scores)
         # With numpy, which a hub loads with its first decision.
@@ -545,6 +550,9 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
             for edge in edges_of(about, intents.by_index("about", about.namespace)) if moved else ():
                 if edge.ref is not None:
                     manager.enqueue(NAME, edge.ref)
+        if new is not None and annotations(old or {}).get(SUGGESTED) != annotations(new).get(SUGGESTED):
+            for about in of_placement(new):
+                manager.enqueue(NAME, about)
         # A decision that somebody deleted is made again.
         if new is None and old is not None:
             for about in of_placement(old):

@@ -27,6 +27,7 @@ from metaos.scheduler.scores import SCORES, Score
 from metaos.scheduler.slack import planned
 
 if TYPE_CHECKING:
+    from metaos.scheduler.optimise import Optimum
     from metaos.scheduler.planning import Alternative, Changes, Measures, Outcome
     from metaos.scheduler.world import World
 
@@ -133,8 +134,8 @@ class Planner:
             status["reoptimised"] = await self._optimised(visible)
         return status
 
-    async def _optimised(self, visible: Callable[[str], bool]) -> dict[str, Any]:
-        """All workloads as they are, placed at once."""
+    async def optimum(self) -> tuple[Snapshot, Optimum]:
+        """The world as it is, and all workloads placed in it at once. Raises ``ApiError`` 422 where these are too many."""
         from metaos.scheduler.optimise import optimise
 
         as_it_is = await self.supposed((), None)
@@ -143,7 +144,10 @@ class Planner:
             pairs = f"{len(everything)} workloads x {len(snapshot.clusters)} sites"
             raise _refused("spec.reoptimise", f"{pairs} are too many at once, at most {MOST_PAIRS} pairs are possible")
         decide = self._beside if len(everything) * len(snapshot.clusters) >= MANY_PAIRS else at_once
-        found = await decide(optimise, snapshot, everything, self._filters, self._scores)
+        return snapshot, await decide(optimise, snapshot, everything, self._filters, self._scores)
+
+    async def _optimised(self, visible: Callable[[str], bool]) -> dict[str, Any]:
+        _, found = await self.optimum()
         shown = [m for m in found.moves if visible(m.workload.ref.namespace)]
         return {
             "considered": found.considered,

@@ -49,6 +49,8 @@ class Settings:
     removal_timeout: float = 120.0
     #: Between two looks at what the pods of an autoscaled workload use.
     autoscale_interval: float = 15.0
+    #: Between two looks at all workloads at once; 0: never.
+    reoptimise_interval: float = 0.0
     event_lifetime: float = 3600.0
     event_limit: int = 5000
     #: Beside those that are registered under ``metaos.score``: what the operator has learned.

@@ -60,9 +60,11 @@ def decide(
     scores: Sequence[Score] = SCORES,
     *,
     together: str | None = None,
+    agreed: bool = False,
 ) -> Plan:
     """Where a workload shall be. Staying is preferred unless a site must be left or the gain is worth the move. ``together``: the
-    site that is best for it and those that it talks to (see ``metaos.scheduler.applications``)."""
+    site that is best for it and those that it talks to (see ``metaos.scheduler.applications``). ``agreed``: all workloads
+    together are better with it there, whatever it gains itself (see ``metaos.scheduler.optimise``)."""
     from metaos.scheduler.ranking import Ranking
 
     ranking = Ranking(snapshot, workload, filters, scores, MUST_LEAVE, endures=_spent(snapshot, workload))
@@ -113,11 +115,18 @@ def decide(
         if all(c in totals for c in workload.current) and sum(workload.current.values()) == workload.replicas:
             why = "; ".join(f"{r.cluster}: {r.reason}" for r in endured)
             return plan(stay, f"stays, though {why}: {_budget(workload)}", again=_refill(workload))
-    return _reconsider(snapshot, workload, ranking, best, near, plan)
+    return _reconsider(snapshot, workload, ranking, best, near, plan, agreed=agreed and near is not None)
 
 
 def _reconsider(
-    snapshot: Snapshot, workload: WorkloadInfo, ranking: Ranking, best: Choice, near: Choice | None, make: Callable[..., Plan]
+    snapshot: Snapshot,
+    workload: WorkloadInfo,
+    ranking: Ranking,
+    best: Choice,
+    near: Choice | None,
+    make: Callable[..., Plan],
+    *,
+    agreed: bool,
 ) -> Plan:
     feasible, totals = ranking.feasible, ranking.totals
     kept = feasible.among(workload.current)
@@ -151,7 +160,7 @@ def _reconsider(
         if leaves and _spent(snapshot, workload):
             return make(kept_on, f"stays, though {why}: {_budget(workload)}", again=_refill(workload))
         return make(choice, why, migrates=leaves, forced=True)
-    return _improve(snapshot, workload, feasible, totals, best, stay, make)
+    return _improve(snapshot, workload, feasible, totals, best, stay, make, agreed=agreed)
 
 
 def _reweigh(
@@ -191,6 +200,8 @@ def _improve(
     best: Choice,
     stay: Choice,
     make: Callable[..., Plan],
+    *,
+    agreed: bool,
 ) -> Plan:
     """Moves for a gain only where it is worth it: hysteresis, cool-down, fail-back, budget and what
     the move itself costs are looked at in this order."""
@@ -205,7 +216,7 @@ def _improve(
     names = ", ".join(sorted(best.clusters))
     if workload.settled:
         return make(stay, "stays: a started job is not moved for a gain")
-    if gain < workload.policy.minimum_improvement:
+    if gain < workload.policy.minimum_improvement and not agreed:
         least = workload.policy.minimum_improvement
         why = f"stays: {names} would be only {gain:.1f} points better, a move is worth it from {least:g}"
         return make(stay, why, points_alone=True)
@@ -217,6 +228,9 @@ def _improve(
     costs = churn(snapshot.clusters, workload, best.clusters)
     if costs.earned_back is not None and costs.earned_back > EARNED_BACK_HOURS:
         return make(stay, f"stays: {names} would be {gain:.1f} points better, but {costs.text}")
+    if agreed:
+        why = f"all workloads together are better with it on {names} ({gain:+.1f} points for itself)"
+        return make(best, f"{why}; {costs.text}", migrates=True)
     return make(best, f"{names} is {gain:.1f} points better; {costs.text}", migrates=True)
 
 

@@ -13,7 +13,7 @@ from metaos.scheduler import columns
 from metaos.scheduler import scores as scoring
 from metaos.scheduler.applications import BEST, CANDIDATES, MOST_MEMBERS, Search, edge_points, trips_between
 from metaos.scheduler.assignment import NOWHERE, Floats, Ints, assign
-from metaos.scheduler.filters import FILTERS, Filter
+from metaos.scheduler.filters import FILTERS, Filter, room
 from metaos.scheduler.scores import SCORES, Score
 from metaos.scheduler.world import World, taking
 
@@ -107,12 +107,12 @@ def optimise(
     talk = Talk(asked, fixed, groups, world, scores, table) if groups else None
     demand = np.array([[w.cpu * w.replicas, w.memory * w.replicas, w.replicas] for w in asked], np.float64).reshape(-1, 3)
     # A site that is overfull takes nothing; what is there beside these workloads cannot be helped.
-    room = np.maximum(world.free, 0).astype(np.float64)
+    free = np.maximum(world.free, 0).astype(np.float64)
     now = np.array([_row(world, workload) for workload in asked], np.int64)
-    found = assign(table, demand, room, rounds=rounds)
+    found = assign(table, demand, free, rounds=rounds)
     sites = found.sites
     if talk is not None:
-        sites = _together(talk, table, demand, room, found.sites, now, rounds)
+        sites = _together(talk, table, demand, free, found.sites, now, rounds)
         if _cost(talk, table, now) <= _cost(talk, table, sites):
             sites = now
     moves, before, after, counted = [], 0.0, 0.0, 0
@@ -134,6 +134,26 @@ def optimise(
     moves.sort(key=lambda m: (-m.gain, m.workload.ref))
     gap = found.gap if talk is None else replace(found, sites=sites, cost=_cost(talk, table, sites)).gap
     return Optimum(tuple(moves), counted, before / counted if counted else 0.0, after / counted if counted else 0.0, gap)
+
+
+def in_turn(snapshot: Snapshot, moves: Sequence[Move]) -> tuple[Move, ...]:
+    """Those of the moves that can be made one after the other, in such an order: each has its room when its turn comes. Of a ring
+    of which nobody can begin none is."""
+    world, left, found = World.of(snapshot.clusters), list(moves), []
+    while left:
+        waiting = []
+        for move in left:
+            free = taking(world, move.workload, move.workload.current, -1)
+            target = free.site(move.site)
+            if target is not None and room(move.workload, target) >= move.workload.replicas:
+                world = taking(free, move.workload, {move.site: move.workload.replicas}, 1)
+                found.append(move)
+            else:
+                waiting.append(move)
+        if len(waiting) == len(left):
+            break
+        left = waiting
+    return tuple(found)
 
 
 def _row(world: World, workload: WorkloadInfo) -> int:
