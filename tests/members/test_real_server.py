@@ -11,6 +11,7 @@ import pytest
 from metaos.apiserver.metadata import prepare_create
 from metaos.apiserver.shaping import shape
 from metaos.controllers.render import manifest as rendered
+from metaos.members.manifests import USE
 from metaos.resources import scheme
 from metaos.resources.meta import Obj
 from metaos.resources.scheme import Kind
@@ -146,7 +147,7 @@ async def test_a_webhook_that_cannot_be_reached_is_named(applying: Applying) -> 
     await applying.client.request("POST", path, _json(configuration))
     try:
         space: Any = {**scheme.NAMESPACE.empty(applying.namespace)}
-        space["metadata"]["labels"] = {"members-test": applying.namespace}
+        space["metadata"]["labels"] = {"members-test": applying.namespace, USE: "true"}
         await applying.client.create(space)
         applying.give(applying.work("a", applying.config("one")))
         assert "no.example.com" in await applying.refused("a", "RefusedByWebhook")
