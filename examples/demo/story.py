@@ -141,7 +141,7 @@ class Story:
         self.check(stores and "edge-london" not in stores, f"orders stay in the EU: the store is on {', '.join(stores)}")
 
     def kill(self) -> None:
-        victim = self.ready_sites("web")[0]
+        victim, home = self.ready_sites("web")[0], self.clusters_of("deployment-api")
         self.title(f"SIGKILL to everything on {victim} while requests run")
         assert self.url is not None
         with Load(self.url, URL.format("web", "/")) as load:
@@ -162,6 +162,9 @@ class Story:
         self.continuum.kubectl("wait", "--for=condition=Ready", f"cluster/{victim}", "--timeout=60s")
         wait_for("its leftovers to be gone", lambda: self.as_decided("web", 2), 40)
         self.check(len(self.ready_sites("web")) == 2, "the healed site's leftovers are gone, good work was not deleted")
+        # It was best there, and is again: the next step is about a move for another cause.
+        back = lambda: self.clusters_of("deployment-api") == home and self.as_decided("api", 1)  # noqa: E731
+        wait_for("the API to be back where its electricity is cleanest", back, 40)
 
     def as_decided(self, app: str, replicas: int) -> bool:
         """Whether exactly the decided pods are there, all of them ready, and nothing is left elsewhere."""

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from metaos.resources.meta import GROUP, VERSION
 
@@ -25,6 +26,13 @@ class Kind:
     subresources: tuple[str, ...] = ()
     #: Verbs beside the usual eight are not offered; ``create`` alone means a review kind that is never stored.
     verbs: tuple[str, ...] = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        """What goes to another process and comes back is the served kind itself there, too."""
+        served = by_kind(self.api_version, self.kind)
+        if served is self:
+            return by_kind, (self.api_version, self.kind)
+        return Kind, tuple(getattr(self, each.name) for each in fields(self))
 
     @property
     def api_version(self) -> str:
