@@ -5,7 +5,7 @@
   same for the Secrets, ConfigMaps and claims that follow it, as long as nothing else needs them there. Nor does an agent there
   keep one of them on its disk. Where the residency came later, all of that holds after a bounded time (``metaos.twin.law``).
 - What runs on a site asks for no more than there is, longer than ``GRACE_SECONDS``. Of a site that has ever lied about its room
-  nothing is said.
+  nothing is said, nor of any while a restored hub does not know what runs.
 - Never more than the policy allows: a decision never adds up to more replicas than asked for, of work that must not run twice
   (StatefulSets, and what a policy fences) no more copies exist anywhere, stopping ones too, what a policy keeps whole is decided
   to be on one site, and what it keeps to some sites is on no other.
@@ -79,6 +79,8 @@ class Judge:
         self._kept: dict[str, dict[Key, int]] = {}
         #: Of workloads that a restored hub does not know: what ran where.
         self._unknown: dict[Key, dict[str, int]] = {}
+        #: From a hub's restore until its operator is done.
+        self._restoring = False
         world.on_write.append(self.written)
         world.on_site.append(self.site_changed)
 
@@ -257,7 +259,7 @@ class Judge:
             for stray in self._stray.look(site, self._strays(site) if leaving else (), passed, reached=reached):
                 (kind, where, word), what = cast(tuple[Key, str], stray)
                 self.wrong(f"{kind} {where}/{word} may not be on site {site} for {LEAVE_SECONDS:g} s by now, and {what} it")
-            full = [self._full[site]] if site in self._full else []
+            full = [self._full[site]] if site in self._full and not self._restoring else []
             if self._crowded.look(site, full and ["full"], passed, reached=reached):
                 self.wrong(f"what has run on site {site} for {GRACE_SECONDS:g} s asks for {full[0]}")
 
@@ -307,11 +309,13 @@ class Judge:
         self._last = dict(store.revisions())
         self._law.read({key: value for key in self._last if (value := store.peek(key)) is not None})
         self._decided.clear()
+        self._restoring = True
         self._unknown = {key: found for key, found in self._unknown.items() if _store_key(key) not in self._last}
 
     def restoring_done(self) -> None:
         """The operator says so: what the hub does not know ends."""
         self._unknown.clear()
+        self._restoring = False
 
     # -- the end ---------------------------------------------------------------------------------------------
 
