@@ -90,6 +90,7 @@ def ready(continuum: Continuum) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
+@pytest.mark.slow
 def test_the_authority_is_replaced_under_open_streams_and_over_a_restart(continuum: Continuum) -> None:
     old = continuum.directory / "old.kubeconfig"
     old.write_text(continuum.kubeconfig.read_text())

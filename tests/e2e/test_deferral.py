@@ -36,6 +36,7 @@ def continuum(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Continuum]:
         found.stop()
 
 
+@pytest.mark.slow
 def test_a_job_waits_for_clean_hours_and_runs_in_them(continuum: Continuum) -> None:
     continuum.kubectl(
         *("patch", "configmap", "carbon-replay", "-n", "nemo-system", "--type=merge"),

@@ -64,6 +64,7 @@ async def heartbeats(callers: Callers, site: str, until: asyncio.Event) -> list[
 
 
 @pytest.mark.system
+@pytest.mark.slow
 async def test_a_flood_of_expensive_requests_holds_up_no_heartbeat(hub: Continuum, tmp_path: Path) -> None:
     callers = Callers(hub)
     admin = callers.client("admin", "system:masters")

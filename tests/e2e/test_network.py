@@ -184,6 +184,7 @@ def test_network_policies_hold_at_a_site_and_across_sites(continuum: Continuum) 
     assert "networkpolicy" not in continuum.kubectl("get", "works", "-A")
 
 
+@pytest.mark.slow
 def test_datagrams_reach_all_and_policies_hold_for_them(continuum: Continuum) -> None:
     wait_for("all ways by UDP", lambda: all(reached(continuum, SEND).values()), 20)
     to_api = {(a, "api") for a in ("web", "other")}

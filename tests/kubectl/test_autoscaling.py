@@ -44,6 +44,7 @@ def sites(real: Real) -> list[str]:
     return sorted(real("get", "pods", "-l", "app=load", "-o", "jsonpath={.items[*].spec.nodeName}").split())
 
 
+@pytest.mark.slow
 def test_load_on_two_sites_scales_it_up_and_rest_scales_it_down(real: Real) -> None:
     limited = {"requests": {"cpu": "50m"}, "limits": {"cpu": "200m"}}
     real.apply(POLICY, deployment("load", SCRIPT, 2, resources=limited))

@@ -109,6 +109,7 @@ def test_pause_and_resume(real: Real) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_rollout_that_fails_says_so(real: Real) -> None:
     wrong = deployment("wrong", "exec sleep 3600")
     wrong["spec"]["progressDeadlineSeconds"] = 2
@@ -166,6 +167,7 @@ def spread(real: Real, name: str, replicas: int, strategy: dict[str, Any]) -> No
     assert set(places) == {"edge-paris", "edge-london"}
 
 
+@pytest.mark.slow
 def test_what_may_be_missing_may_be_missing_of_all_sites_together(real: Real) -> None:
     spread(real, "both", 4, {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}})
     seen: list[tuple[int, int]] = []
