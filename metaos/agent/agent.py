@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import signal
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from functools import partial
@@ -22,7 +21,7 @@ from metaos.agent.consumption import Consumption
 from metaos.agent.contact import Contact
 from metaos.agent.deadlines import Deadlines
 from metaos.agent.energy import NoMeter
-from metaos.agent.entry import REFUSED, REMOVED, UNUSABLE, AgentConfig, enter, first_failure, lock
+from metaos.agent.entry import UNUSABLE, AgentConfig, enter, first_failure, leave, lock, until_told
 from metaos.agent.events import SiteEvents
 from metaos.agent.flows import Counts
 from metaos.agent.join import JoinError
@@ -240,8 +239,7 @@ class Agent:
         deadline = self._clock.monotonic() + FAREWELL_SECONDS
         while self.pods.pods() and self._clock.monotonic() < deadline:
             await self._clock.sleep(0.2)
-        for left in ("identity/identity.json", "identity/agent.pem", "identity/ca.pem", "registered"):
-            (self._config.data / left).unlink(missing_ok=True)
+        leave(self._config.data)
 
 
 _WORKLOAD_KINDS = {kind.kind for kind in WORKLOADS}
@@ -264,31 +262,19 @@ async def run_agent(config: AgentConfig) -> int:
         except (RuntimeUnavailable, DataVersionError, NewerCache, NoMeter, JoinError, OSError) as error:
             log.error("%s", error)
             return UNUSABLE
-        running = asyncio.current_task()
-        assert running is not None
-        loop = asyncio.get_running_loop()
-        for each in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(each, running.cancel)
-        try:
+
+        async def run() -> None:
             identity = await enter(config, site, clock, random)
             make_pods = supervised(config, site, cache, clock, random)
             connect = partial(HubConnection, config, name(site), identity, clock, random)
             agent = Agent(config, site, connect, runtime, make_pods, clock, random, meter=meter)
-            loop.call_soon(_freeze)
+            asyncio.get_running_loop().call_soon(_freeze)
             await agent.run()
-        except JoinError as error:
-            log.error("%s", error)
-            return REFUSED
-        except Removed:
-            return REMOVED
-        except asyncio.CancelledError:
-            log.info("site %s: the agent ends, its pods run on", name(site))
-            return 0
+
+        try:
+            return await until_told(run(), name(site), runs_on="pods run on")
         finally:
-            for each in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(each)
             await runtime.close()
-    return 0
 
 
 def _freeze() -> None:

@@ -9,6 +9,8 @@ import asyncio
 import errno
 import fcntl
 import logging
+import signal
+from collections.abc import Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 from metaos.accounting.metering import PERIOD_SECONDS
 from metaos.agent.contact import Contact
 from metaos.agent.join import Identity, JoinError, Membership, register
+from metaos.agent.presence import Removed
 from metaos.clock import Clock
 from metaos.http import HttpClient
 from metaos.resources.errors import ApiError
@@ -77,6 +80,35 @@ def lock(data: Path, stack: ExitStack) -> None:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise
         raise JoinError(f"another agent uses {data}: end it first, or choose another --data directory") from error
+
+
+def leave(data: Path) -> None:
+    """The membership is forgotten: whoever starts here again needs a new token."""
+    for left in ("identity/identity.json", "identity/agent.pem", "identity/ca.pem", "registered"):
+        (data / left).unlink(missing_ok=True)
+
+
+async def until_told(agent: Coroutine[Any, Any, None], site: str, *, runs_on: str) -> int:
+    """Runs an agent until it is told to end (SIGTERM, SIGINT), is refused or is removed; the exit code. ``runs_on``: what does
+    so without it, in people's words."""
+    running = asyncio.current_task()
+    assert running is not None
+    loop = asyncio.get_running_loop()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, running.cancel)
+    try:
+        await agent
+    except JoinError as error:
+        log.error("%s", error)
+        return REFUSED
+    except Removed:
+        return REMOVED
+    except asyncio.CancelledError:
+        log.info("site %s: the agent ends, its %s", site, runs_on)
+    finally:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(each)
+    return 0
 
 
 async def first_failure(tasks: list[asyncio.Task[Any]]) -> None:

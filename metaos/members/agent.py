@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import signal
 import ssl
 from collections.abc import Coroutine
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from typing import Any
 from metaos import __version__
 from metaos.agent.connection import Connect, HubConnection
 from metaos.agent.contact import Contact, Follower
-from metaos.agent.entry import REFUSED, REMOVED, UNUSABLE, AgentConfig, enter, first_failure, lock
+from metaos.agent.entry import UNUSABLE, AgentConfig, enter, first_failure, leave, lock, until_told
 from metaos.agent.events import SiteEvents
 from metaos.agent.join import Identity, JoinError, identity_process
 from metaos.agent.mirror import PodMirrors
@@ -269,8 +268,8 @@ class KubernetesAgent:
                 self._membership.id,
             )
         await release(self.member.client, self._membership)
-        for left in ("identity/identity.json", "identity/agent.pem", "identity/ca.pem", "registered", "member.json"):
-            (self._config.agent.data / left).unlink(missing_ok=True)
+        leave(self._config.agent.data)
+        (self._config.agent.data / "member.json").unlink(missing_ok=True)
 
 
 def _condition(kind: str, problem: str, well: str, ill: str) -> dict[str, str]:
@@ -325,28 +324,14 @@ async def run_agent(config: MemberConfig) -> int:
         except (KubeconfigError, DataVersionError, JoinError, OSError, ssl.SSLError, ValueError) as error:
             log.error("%s", error)
             return UNUSABLE
-        running = asyncio.current_task()
-        assert running is not None
-        loop = asyncio.get_running_loop()
-        for each in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(each, running.cancel)
-        try:
+
+        async def run() -> None:
             identity = await enter(config.agent, site, clock, random)
             membership = await membership_of(config.agent, identity, clock, random)
             connect = partial(HubConnection, config.agent, name(site), identity, clock, random)
             await KubernetesAgent(config, site, membership, member, connect, clock, random).run()
-        except JoinError as error:
-            log.error("%s", error)
-            return REFUSED
-        except Removed:
-            return REMOVED
-        except asyncio.CancelledError:
-            log.info("site %s: the agent ends, its workloads run on", name(site))
-            return 0
-        finally:
-            for each in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(each)
-    return 0
+
+        return await until_told(run(), name(site), runs_on="workloads run on")
 
 
 def main(config: MemberConfig) -> int:
