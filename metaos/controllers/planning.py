@@ -192,12 +192,10 @@ class Planner:
             fixed = about.kind == "Pod" or workload.has_local_data(shown)
             share = Share(each["cpu"], each["memory"], places[about], workload.device_requests(spec), priority, fixed)
             occupancy.set(about, share)
-        everything = present | brought
-        affected = [about for about in everything if changes is None or changes or about in brought or about.namespace in rules]
         # What is there is asked first, as it holds its room already; then what comes, in the order in which it is brought:
         # applied like that, it is decided like that.
-        turn = {about: number for number, about in enumerate(brought)}
-        affected.sort(key=lambda about: (about not in present, turn.get(about, 0) if about not in present else 0, about))
+        everything = {about: present[about] for about in sorted(present)} | brought
+        affected = [about for about in everything if changes is None or changes or about in brought or about.namespace in rules]
         world = occupancy.sites(ObjectRef("", "", "", ""))
         snapshot = Snapshot(self._clock.now(), world, self._flows(there, affected, places, world))
         updated, mix = present.keys() & brought.keys(), occupancy.mix()
