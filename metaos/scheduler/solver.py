@@ -326,45 +326,38 @@ def _fill(workload: WorkloadInfo, sites: Sequence[ClusterInfo], spaces: Mapping[
         left -= more
     while left > 0:
         open_sites = [c for c in sites if spaces[c.name] > result.get(c.name, 0)]
-        if strict:
-            open_sites = [c for c in open_sites if _may(workload, c, sites, result)]
+        counted = [(s, _counts(s, sites, result)) for s in workload.policy.spread]
+        for spread, counts in counted:
+            if spread.strict:
+                most = _least(spread, counts.values()) + spread.max_skew
+                open_sites = [c for c in open_sites if counts[group(c, spread.by)] < most]
         if not open_sites:
             break
-        target = min(open_sites, key=lambda c: _load(workload, c, sites, result)) if workload.policy.spread else open_sites[0]
+        target = min(open_sites, key=lambda c: _load(c, counted, result)) if counted else open_sites[0]
         result[target.name] = result.get(target.name, 0) + 1
         left -= 1
     good = satisfies and left == 0 and _even(workload, sites, result)
     return Choice(result, left == 0, good and _available(workload, [(c, result[c.name]) for c in sites if c.name in result]))
 
 
-def _count(by: str, of: str, sites: Sequence[ClusterInfo], result: Mapping[str, int]) -> int:
-    return sum(result.get(c.name, 0) for c in sites if group(c, by) == of)
+def _counts(spread: Spread, sites: Sequence[ClusterInfo], result: Mapping[str, int]) -> dict[str, int]:
+    """What each group holds, also those that hold nothing."""
+    found: dict[str, int] = {}
+    for cluster in sites:
+        mine = group(cluster, spread.by)
+        found[mine] = found.get(mine, 0) + result.get(cluster.name, 0)
+    return found
 
 
 def _load(
-    workload: WorkloadInfo, cluster: ClusterInfo, sites: Sequence[ClusterInfo], result: Mapping[str, int]
+    cluster: ClusterInfo, counted: Sequence[tuple[Spread, Mapping[str, int]]], result: Mapping[str, int]
 ) -> tuple[list[int], int]:
     """What the groups of a site hold already, by the policy's order, and then the site itself."""
-    held = [_count(s.by, group(cluster, s.by), sites, result) for s in workload.policy.spread]
-    return held, result.get(cluster.name, 0)
-
-
-def _counts(spread: Spread, sites: Sequence[ClusterInfo], result: Mapping[str, int]) -> dict[str, int]:
-    return {name: _count(spread.by, name, sites, result) for name in {group(c, spread.by) for c in sites}}
+    return [counts[group(cluster, spread.by)] for spread, counts in counted], result.get(cluster.name, 0)
 
 
 def _least(spread: Spread, counts: Collection[int]) -> int:
     return 0 if sum(n > 0 for n in counts) < spread.domains else min(counts, default=0)
-
-
-def _may(workload: WorkloadInfo, cluster: ClusterInfo, sites: Sequence[ClusterInfo], result: Mapping[str, int]) -> bool:
-    """Whether one more replica there keeps what is strict."""
-    for spread in workload.policy.spread:
-        if spread.strict:
-            counts = _counts(spread, sites, result)
-            if counts[group(cluster, spread.by)] + 1 - _least(spread, counts.values()) > spread.max_skew:
-                return False
-    return True
 
 
 def _even(workload: WorkloadInfo, sites: Sequence[ClusterInfo], result: Mapping[str, int], *, anew: bool = True) -> bool:
