@@ -15,6 +15,7 @@ from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
 from metaos.resources.meta import CLUSTER_NAMESPACE_PREFIX, Obj, cluster_namespace, generation, name, namespace
+from metaos.resources.reading import is_kubernetes
 from metaos.resources.workload import grace_seconds, has_local_data
 
 
@@ -35,7 +36,7 @@ def fencing(obj: Obj, policies: Iterable[Obj], default: float) -> float | None:
 def fences_itself(cluster: Obj) -> bool:
     """Whether a site stops work by itself when it hears nothing: a Kubernetes cluster goes on, whatever becomes of its agent, so
     only its return or its removal shows that it runs none of it."""
-    return (cluster.get("spec") or {}).get("runtime") != "kubernetes"
+    return not is_kubernetes(cluster)
 
 
 def agreed(found: Obj) -> float | None:

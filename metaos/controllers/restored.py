@@ -59,10 +59,12 @@ async def hold(client: Client) -> None:
         return
     if phase_of(mark) != RESTORED_PHASE:
         return
-    found, known = 0, dict[str, list[str]]()
+    found, known, told = 0, dict[str, list[str]](), set[str]()
     works = (await client.list(scheme.WORK)).items
     for work in works:
-        if name(work) != RESTORED:
+        if name(work) == RESTORED:
+            told.add(namespace(work))
+        else:
             known.setdefault(namespace(work), []).append(name(work))
     clusters = (await client.list(scheme.CLUSTER)).items
     policies = (await client.list(scheme.PLACEMENT_POLICY)).items
@@ -70,7 +72,7 @@ async def hold(client: Client) -> None:
     silent = {cluster_namespace(name(cluster)) for cluster in clusters if not fences_itself(cluster)}
     for cluster in clusters:
         where = cluster_namespace(name(cluster))
-        if any(name(work) == RESTORED and namespace(work) == where for work in works):
+        if where in told:
             await _remove(client, scheme.WORK, RESTORED, where)
         await _tell(client, where, mark, known.get(where, ()))
     for work in works:

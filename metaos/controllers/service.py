@@ -32,6 +32,7 @@ from metaos.resources.meta import (
     ref,
     uid,
 )
+from metaos.resources.reading import is_kubernetes
 from metaos.resources.workload import service_selects, usable
 
 NAME = "service"
@@ -146,7 +147,7 @@ class ServiceReconciler:
         cluster = self._clusters.get(site)
         if cluster is None or not is_true(cluster, "Ready"):
             return _LOST
-        if (cluster.get("spec") or {}).get("runtime") == "kubernetes":
+        if is_kubernetes(cluster):
             return _LOST  # Its pods serve their own cluster; other sites do not reach them.
         owner = controller_of(pod)
         for found in self._works.by_index("workloadUid", str((owner or {}).get("uid") or uid(pod))):

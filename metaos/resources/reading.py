@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from metaos.resources import quantity, workload
-from metaos.resources.affinity import PodTerm, node_wishes, spread_terms
+from metaos.resources.affinity import REQUIRED, PodTerm, node_wishes, spread_terms
 from metaos.resources.devices import Asked, extended
 from metaos.resources.meta import (
     Obj,
@@ -44,6 +44,11 @@ from metaos.resources.targets import RANGES, UNITS, base_unit
 LIFETIME_YEARS = 4.0
 #: What is assumed of a site that states nothing: the share of time that it is up, by tier.
 TIER_AVAILABILITY = {"cloud": 0.9995, "edge": 0.995, "gateway": 0.98, "device": 0.95}
+
+
+def is_kubernetes(cluster: Obj) -> bool:
+    """Whether a site is a Kubernetes cluster, which runs and heals its share by itself."""
+    return bool((cluster.get("spec") or {}).get("runtime") == "kubernetes")
 
 
 def cluster_info(
@@ -219,9 +224,7 @@ def workload_info(
     asked = workload.requests(spec)
     about = ref(obj)
     merged = merge_policies(p for p in policies if concerns(p, obj))
-    affinity = ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get(
-        "requiredDuringSchedulingIgnoredDuringExecution"
-    ) or {}
+    affinity = ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get(REQUIRED) or {}
     mode = _MODES.get(about.kind, "Whole")
     if merged.mode and mode != "Everywhere":
         mode = merged.mode

@@ -22,7 +22,20 @@ from typing import Any
 
 from metaos.resources import workload
 from metaos.resources.errors import Cause
-from metaos.resources.meta import ADOPT, OWNER, Obj, annotations, deleting, format_time, is_true, name, namespace, parse_time, uid
+from metaos.resources.meta import (
+    ADOPT,
+    ANNOTATION_PREFIX,
+    OWNER,
+    Obj,
+    annotations,
+    deleting,
+    format_time,
+    is_true,
+    name,
+    namespace,
+    parse_time,
+    uid,
+)
 from metaos.resources.reading import concerns
 from metaos.resources.snapshot import Interruptible
 
@@ -46,7 +59,6 @@ FIELDS = {
 }
 #: Other annotations that a Job may have.
 NOT_OF_WAITING = ADOPT, OWNER, "meta-os.eu/cronjob", "meta-os.eu/cronjob-uid"
-PREFIX = "meta-os.eu/"
 #: How alike an annotation has to be to one that is known, to be taken for a slip of it (``difflib``'s ratio).
 NEAR = 0.85
 #: Longer waits say nothing: no forecast goes so far.
@@ -171,7 +183,7 @@ def warnings(job: Obj, old: Obj | None) -> Iterator[str]:
     before = _own(old) if old is not None else {}
     where = ("spec.jobTemplate." if job.get("kind") == "CronJob" else "") + "metadata.annotations"
     for key in said.keys() - before.keys() - {*known, *NOT_OF_WAITING}:
-        if key.startswith(PREFIX):
+        if key.startswith(ANNOTATION_PREFIX):
             near = get_close_matches(key, known, 1, NEAR)
             remedy = f"{near[0]} is" if near else f"of waiting there are {', '.join(known)}"
             yield f"{where}[{key}]: it is not known and means nothing; {remedy}"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaos.resources.devices import GPU, asking, gpus_free, taken
-from metaos.resources.measures import grams_each, latency
+from metaos.resources.measures import grams_each, latency, watts
 from metaos.resources.snapshot import ClusterInfo, Taint, Users, WorkloadInfo
 from metaos.resources.targets import TRUST_LEVELS
 from metaos.resources.traffic import round_trip
@@ -34,13 +34,6 @@ MOST_COLUMNS = 1_000
 MOST_AMOUNT = 2**62
 
 
-def _slope(cluster: ClusterInfo) -> float:
-    """Watts that a thousandth of a core adds."""
-    if not cluster.capacity_cpu or cluster.max_watts <= 0:
-        return np.nan
-    return (cluster.max_watts - cluster.idle_watts) / cluster.capacity_cpu * cluster.pue
-
-
 def _known(value: float | None) -> float:
     return np.nan if value is None else value
 
@@ -50,7 +43,8 @@ _FLOATS: dict[str, Callable[[ClusterInfo], float]] = {
     "carbon_ahead": lambda c: _known(carbon_ahead(c)),
     "grams": lambda c: _known(grams_each(c, c.carbon)),
     "grams_ahead": lambda c: _known(grams_ahead(c)),
-    "slope": _slope,
+    # Watts that a thousandth of a core adds.
+    "slope": lambda c: _known(watts(c, 1)),
     "cpu_hour": lambda c: _known(c.cpu_hour),
     "memory_gib_hour": lambda c: c.memory_gib_hour,
     "availability": lambda c: c.availability,

@@ -27,8 +27,9 @@ from typing import cast
 import orjson
 
 from metaos.agent.inventory import capacity
+from metaos.controllers.facts import finished
 from metaos.resources import scheme
-from metaos.resources.meta import CLUSTER_NAMESPACE_PREFIX, Obj, is_true, name, namespace, uid
+from metaos.resources.meta import CLUSTER_NAMESPACE_PREFIX, Obj, name, namespace, uid
 from metaos.store.log import EventType, LogEvent
 from metaos.twin.law import LEAVE_SECONDS, PREFIXES, Key, Law
 from metaos.twin.overdue import Overdue
@@ -335,8 +336,7 @@ class Judge:
                 continue
             if subject.kind is scheme.JOB:
                 held = (obj.get("spec") or {}).get("suspend")
-                ended = is_true(obj, "Complete") or is_true(obj, "Failed")
-                if not held and not ended and not ready.get(key) and (decided or self._has_room(key)):
+                if not held and not finished(obj) and not ready.get(key) and (decided or self._has_room(key)):
                     found.append(f"{key[0]} {key[1]}/{key[2]} has neither ended nor runs")
                 continue
             if (

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metaos.client import Client
+from metaos.controllers.facts import finished
 from metaos.resources import meta, scheme
 from metaos.resources.meta import (
     CLUSTER_LABEL,
@@ -22,7 +23,6 @@ from metaos.resources.meta import (
     Obj,
     controller_of,
     deleting,
-    is_true,
     labels,
     name,
     namespace,
@@ -67,7 +67,7 @@ async def scenario_of(client: Client, hours: float) -> LiveCopy:
     found = await copy_of(client, hours)
     for kind in SCENARIO:
         found["objects"] += [_lean(obj, kind) for obj in (await client.list(kind)).items if _wanted(obj, kind)]
-    over = {(namespace(job), name(job)) for job in (await client.list(scheme.JOB)).items if _ended(job)}
+    over = {(namespace(job), name(job)) for job in (await client.list(scheme.JOB)).items if finished(job)}
     found["objects"] = [obj for obj in found["objects"] if not (obj["kind"] == "Job" and (namespace(obj), name(obj)) in over)]
     pods = sum(_alone(pod) for pod in (await client.list(scheme.POD)).items)
     trace = _trace(clusters)
@@ -134,10 +134,6 @@ def _trace(clusters: Iterable[Obj]) -> str:
     for hour in range(min(map(len, found.values()))):
         lines.writerow([hour, *(f"{found[zone][hour]:g}" for zone in zones)])
     return text.getvalue()
-
-
-def _ended(job: Obj) -> bool:
-    return is_true(job, "Complete") or is_true(job, "Failed")
 
 
 def _alone(pod: Obj) -> bool:
