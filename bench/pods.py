@@ -1,7 +1,8 @@
 """A hundred pods at once at one site: from desired until each one's own command runs, and until the site says so.
 
 Beside it, in the same run: the same hundred commands started as bare processes, as bare bubblewraps with the namespaces of a
-pod, and as bubblewraps that show all that a pod's shows, all at once. The clock is the modification time of a file that each
+pod, as bubblewraps that show all that a pod's shows, and as isolated processes without NEMO (``isolated.py``), all at once. The
+clock is the modification time of a file that each
 command makes first. Processor time is that of all processes together, until the last command runs; beside it the floor of it
 (see ``podfloor.py``).
 """
@@ -12,13 +13,14 @@ import asyncio
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from bench import podfloor
+from bench import isolated, podfloor
 from bench.podfloor import Counter
 from bench.results import Figure, figure, percentile, write
 from metaos.agent.cache import Cache
@@ -30,7 +32,7 @@ from metaos.runtimes.sandbox import SandboxRuntime
 
 PODS = 100
 ROUNDS = 3
-COMMAND = ["/bin/sh", "-c", ": >/v/started; exec sleep 3600"]
+COMMAND = list(isolated.COMMAND)
 DEADLINE = 120.0
 
 
@@ -131,9 +133,33 @@ def bare(place: Path, counter: Counter, *, isolated: bool = True, whole: bool = 
             shutil.rmtree(file)
 
 
+def without_nemo(place: Path, counter: Counter) -> tuple[list[float], float]:
+    """As :func:`bare`, of processes with all that isolates a pod (see ``isolated.py``)."""
+    files = [place / str(number) for number in range(PODS)]
+    for file in files:
+        file.mkdir()
+    command = [sys.executable, "-m", "bench.isolated", str(place), str(PODS)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdin is not None and starter.stdout is not None
+        starter.stdout.readline()
+        began, before = time.time(), counter.now()
+        starter.stdin.write("go\n")
+        starter.stdin.flush()
+        while not all((file / "started").exists() for file in files):
+            if time.time() - began > DEADLINE or starter.poll() is not None:
+                raise TimeoutError("the isolated processes did not start")
+            time.sleep(0.01)
+        used = (counter.now() - before) / PODS
+        started = [((file / "started").stat().st_mtime - began) * 1000 for file in files]
+    for file in files:
+        shutil.rmtree(file)
+    return started, used
+
+
 def main() -> None:
-    found: dict[str, list[list[float]]] = {"process": [], "bwrap": [], "view": [], "started": [], "reported": []}
-    used: dict[str, list[float]] = {"bwrap": [], "view": [], "pod": [], "namespaces": [], "cgroups": []}
+    found: dict[str, list[list[float]]] = {"process": [], "bwrap": [], "view": [], "isolated": []}
+    found |= {"started": [], "reported": []}
+    used: dict[str, list[float]] = {"bwrap": [], "view": [], "isolated": [], "pod": [], "namespaces": [], "cgroups": []}
     counter = Counter()
     for _ in range(ROUNDS):
         place = Path(os.path.realpath(tempfile.mkdtemp(prefix="nemo-bench-")))
@@ -145,6 +171,9 @@ def main() -> None:
                 used[which].append(each)
             used["namespaces"].append(podfloor.namespaces(PODS))
             used["cgroups"].append(podfloor.cgroups(PODS))
+            times, each = without_nemo(place, counter)
+            found["isolated"].append(times)
+            used["isolated"].append(each)
             started, reported, each = asyncio.run(at_a_site(place, counter))
             found["started"].append(started)
             found["reported"].append(reported)
@@ -162,12 +191,19 @@ def main() -> None:
             figure(f"{PODS} bare processes at once, {name}", of("process", share), "ms"),
             figure(f"{PODS} bare bubblewraps at once, {name}", of("bwrap", share), "ms", baseline=of("process", share)),
             figure(
+                f"{PODS} isolated processes at once without NEMO, {name}",
+                of("isolated", share),
+                "ms",
+                baseline=of("bwrap", share),
+            ),
+            figure(
                 f"{PODS} pods at once until the command runs, {name}", of("started", share), "ms", baseline=of("bwrap", share)
             ),
             figure(f"{PODS} pods at once until reported, {name}", of("reported", share), "ms", baseline=of("bwrap", share)),
         ]
-    beyond = [mine - floor for mine, floor in zip(of("started", 0.5), of("bwrap", 0.5), strict=True)]
-    figures.append(figure("p50 of pods beyond p50 of bare bubblewraps", beyond, "ms", aim=100.0))
+    for name, which in (("isolated processes without NEMO", "isolated"), ("bare bubblewraps", "bwrap")):
+        beyond = [mine - floor for mine, floor in zip(of("started", 0.5), of(which, 0.5), strict=True)]
+        figures.append(figure(f"p50 of pods beyond p50 of {name}", beyond, "ms", aim=100.0))
     # All share the machine's cores: this is what one takes of them, and what it would take alone.
     each = [max(values) / PODS for values in found["started"]]
     floor = [max(values) / PODS for values in found["bwrap"]]
@@ -178,6 +214,7 @@ def main() -> None:
             figure("processor time of a bubblewrap with a pod's view", used["view"], "ms", baseline=used["bwrap"]),
             figure("processor time of a pod's namespaces and cards", used["namespaces"], "ms", baseline=used["bwrap"]),
             figure("processor time of a pod's cgroups", used["cgroups"], "ms", baseline=used["bwrap"]),
+            figure("processor time of an isolated process without NEMO", used["isolated"], "ms", baseline=used["bwrap"]),
             figure("processor time of a pod, beside the sum of these", used["pod"], "ms", baseline=least),
         ]
     write("pods", figures)
