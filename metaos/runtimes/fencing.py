@@ -32,6 +32,8 @@ class Fencing:
         self._path = os.path.join(directory, "fences")
         self._turn = asyncio.Lock()
         self._watch: Watch | None = None
+        #: What the last watchdog was told at its start, at least.
+        self._told: Fences | None = None
         self._again: asyncio.Task[None] | None = None
         #: When (monotonic) the last watchdog was started.
         self._began = float("-inf")
@@ -92,7 +94,7 @@ class Fencing:
                 started.kill()
                 await process.ended(started)
                 raise OSError(f"the watchdog of {self._directory} does not start: no pod is started that must not run twice")
-            self._watch = Watch(started, self._ended)
+            self._told, self._watch = self._said, Watch(started, self._ended)
         finally:
             os.close(ours)
 
@@ -102,8 +104,13 @@ class Fencing:
             self._again = asyncio.get_running_loop().create_task(self._restart(), name="watchdog")
 
     def _needed(self) -> bool:
-        now = watchdog.now()
-        return self._said is not None and len(self._said.due(now)) < len(self._said.limits)
+        """Unless every pod was to be gone, and one has ended by itself that knew of it: it has seen to it. What was said while
+        one ended, it may not have read."""
+        said, last = self._said, self._watch
+        if said is None or not said.limits:
+            return False
+        finished = said is self._told and last is not None and last.code == 0
+        return not finished or len(said.due(watchdog.now())) < len(said.limits)
 
     async def _restart(self) -> None:
         try:
