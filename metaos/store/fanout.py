@@ -30,10 +30,14 @@ class Watcher:
         if self.overflown:
             return
         if len(self.events) >= self.bound:
-            self.overflown = True
-            self.events.clear()
-        else:
-            self.events.append(event)
+            self.overflow()
+            return
+        self.events.append(event)
+        self._news.set()
+
+    def overflow(self) -> None:
+        self.overflown = True
+        self.events.clear()
         self._news.set()
 
     def end(self) -> None:
@@ -88,6 +92,11 @@ class FanOut:
             for watcher in self._watchers:
                 if event.key.startswith(watcher.prefix):
                     watcher.offer(event)
+
+    def overflow(self) -> None:
+        """Events are missing: everybody is told to list again."""
+        for watcher in self._watchers:
+            watcher.overflow()
 
     def end(self) -> None:
         self._ended = True

@@ -10,6 +10,7 @@ Keys are slash-separated text (``pods/shop/web-1``); values are opaque bytes.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -84,6 +85,31 @@ class StoreClosed(StoreFailed):
     """The store was closed."""
 
 
+class StoreUnreachable(StoreFailed):
+    """The database cannot be reached: nothing was changed. Try again."""
+
+
+class StoreUnknown(StoreUnreachable):
+    """The database was lost while it had a write: whether it is done is not known. Look before trying again."""
+
+
+class Fenced(StoreFailed):
+    """Whoever wrote this was relieved meanwhile (:data:`GUARD`): nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Writes count only as long as ``key`` is at ``revision``: a fencing token. Where several hubs share a store, each that
+    begins to lead writes the key, and thereby ends what an earlier one still had in hand."""
+
+    key: str
+    revision: int
+
+
+#: What guards the writes of a task and of those that it begins; stores that several hubs share obey it.
+GUARD: ContextVar[Guard | None] = ContextVar("GUARD", default=None)
+
+
 class Store(Protocol):
     """State. An awaited write is durable when it returns; writes are serial, one revision each."""
 
@@ -127,3 +153,14 @@ class Store(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+def prefix_end(prefix: str) -> str | None:
+    """The least text above every one that starts with ``prefix``; ``None`` where there is none."""
+    while prefix:
+        last = ord(prefix[-1])
+        if last < 0x10FFFF:
+            # U+D800..U+DFFF are no characters.
+            return prefix[:-1] + chr(0xE000 if last == 0xD7FF else last + 1)
+        prefix = prefix[:-1]
+    return None

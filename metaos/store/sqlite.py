@@ -28,7 +28,18 @@ from typing import Any, Generic, TypeVar
 from metaos.store.checkpoint import Checkpointer
 from metaos.store.fanout import BUFFER, FanOut, Watcher
 from metaos.store.file import HEADS, Reserve, bounds, lock_file, prepare
-from metaos.store.log import Compacted, Conflict, Entry, EventType, Listing, LogEvent, StoreClosed, StoreFailed, StoreFull
+from metaos.store.log import (
+    Compacted,
+    Conflict,
+    Entry,
+    EventType,
+    Listing,
+    LogEvent,
+    StoreClosed,
+    StoreFailed,
+    StoreFull,
+    prefix_end,
+)
 from metaos.store.sqliteledger import SqliteLedger
 
 BATCH = 256
@@ -404,7 +415,7 @@ def _list(db: sqlite3.Connection, prefix: str, revision: int, limit: int, after:
     if at < oldest or at > latest:
         raise Compacted(at, oldest)
     # Nothing lies between a text and itself with U+0000 behind it.
-    start, end = max(prefix, after + "\0") if after else prefix, _prefix_end(prefix)
+    start, end = max(prefix, after + "\0") if after else prefix, _end_of(prefix)
     most = limit + 1 if limit else -1
     if at == latest:
         rows = db.execute(_LIST, (start, end, most)).fetchall()
@@ -421,7 +432,7 @@ def _history(db: sqlite3.Connection, prefix: str, after: int) -> tuple[Sequence[
         raise Compacted(after, oldest)
     if after == latest:
         return (), latest
-    rows = db.execute(_HISTORY, (after, prefix, _prefix_end(prefix), PAGE)).fetchall()
+    rows = db.execute(_HISTORY, (after, prefix, _end_of(prefix), PAGE)).fetchall()
     events = [
         LogEvent(EventType(kind), revision, key, previous if kind == "DELETE" else value, previous)
         for kind, revision, key, value, previous in rows
@@ -429,15 +440,10 @@ def _history(db: sqlite3.Connection, prefix: str, after: int) -> tuple[Sequence[
     return events, (events[-1].revision if len(events) == PAGE else latest)
 
 
-def _prefix_end(prefix: str) -> str | bytes:
-    """The least text above every one that starts with ``prefix``. SQLite orders any blob above any text."""
-    while prefix:
-        last = ord(prefix[-1])
-        if last < 0x10FFFF:
-            # U+D800..U+DFFF are no characters.
-            return prefix[:-1] + chr(0xE000 if last == 0xD7FF else last + 1)
-        prefix = prefix[:-1]
-    return b""
+def _end_of(prefix: str) -> str | bytes:
+    """SQLite orders any blob above any text."""
+    end = prefix_end(prefix)
+    return b"" if end is None else end
 
 
 # -- compaction, in the writer thread ----------------------------------------------------------------------
