@@ -259,7 +259,7 @@ async def run_agent(config: AgentConfig) -> int:
             runtime = make_runtime(site, plugins.runtime, config.data, clock)
             meter = make_meter(site, plugins.meters, cache, config.metering_seconds)
             await runtime.check()
-        except (RuntimeUnavailable, DataVersionError, NewerCache, NoMeter, JoinError, OSError) as error:
+        except (RuntimeUnavailable, DataVersionError, NewerCache, NoMeter, JoinError, ValueError, OSError) as error:
             log.error("%s", error)
             return UNUSABLE
 

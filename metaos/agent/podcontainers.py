@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from metaos.agent.calls import Caller
 from metaos.agent.containers import ConfigError, MountError, container_config
 from metaos.agent.podend import stop_one
+from metaos.agent.podimages import PodImages
 from metaos.agent.podrecord import PodRecord
 from metaos.agent.podstatus import Live, Waiting, is_sidecar, terminated
 from metaos.agent.probes import Probes, asked
@@ -23,7 +24,6 @@ CONFIG_RETRY_SECONDS = 2.0
 #: Of a container's log, where that is to say why it failed.
 FALLBACK_LINES, FALLBACK_BYTES = 80, 2048
 NEVER = float("inf")
-_IMAGE_BACKOFF = {"ErrImagePull": "ImagePullBackOff"}
 
 
 class PodContainers:
@@ -38,8 +38,7 @@ class PodContainers:
         self.messages: dict[str, str] = {}
         #: Per running container, for one of its lives: what hooks and probes it, by the container's id.
         self._watches: dict[str, tuple[str, asyncio.Task[None]]] = {}
-        self._next_start: dict[str, float] = {}
-        self._image_failures: dict[str, int] = {}
+        self.images = PodImages(supervisor, record, wake, self.event, self._delay)
 
     @property
     def states(self) -> Mapping[str, ContainerState]:
@@ -78,8 +77,6 @@ class PodContainers:
             if wait > 0:
                 self._show_back_off(key, live, wait)
                 return wait
-        elif (left := self._next_start.get(key, 0.0) - self._supervisor.clock.monotonic()) > 0:
-            return left
         return await self._start(container, live, state, init)
 
     def restarts(self, container: Mapping[str, Any], state: ContainerState, *, init: bool) -> bool:
@@ -127,6 +124,8 @@ class PodContainers:
             config = container_config(record.pod, container, supervisor.find, supervisor.volumes, attempt)
         except ConfigError as error:
             return self._config_problem(live, error)
+        if (wait := await self.images.ready(container, live)) is not None:
+            return wait
         record.of("images")[key] = container["image"]
         if state is not None:
             # Before the start: a crash in between counts one restart too many rather than one too few.
@@ -139,13 +138,13 @@ class PodContainers:
         try:
             started = await supervisor.runtime.start_container(record.uid, config)
         except ImageError as error:
-            return self._image_problem(key, live, str(container["image"]), error)
+            return self.images.failed(container, live, error)
         except ValueError as error:
             live.waiting = Waiting("CreateContainerError", str(error))
             self.event("Warning", "Failed", f"Error: {error}")
             return supervisor.backoff_seconds
         live.waiting = None
-        self._image_failures.pop(key, None)
+        self.images.started(key)
         self.event("Normal", "Started", f"Started container {key}")
         supervisor.began(record.uid, started)
         if started.running:
@@ -160,16 +159,6 @@ class PodContainers:
             self.event("Warning", "FailedMount" if mount else "Failed", str(error) if mount else f"Error: {error}")
         live.waiting = Waiting("ContainerCreating" if mount else "CreateContainerConfigError", str(error))
         return CONFIG_RETRY_SECONDS
-
-    def _image_problem(self, key: str, live: Live, image: str, error: ImageError) -> float:
-        """First the error itself, then its back-off form, as kubectl users know it."""
-        failures = self._image_failures[key] = self._image_failures.get(key, 0) + 1
-        wait = self._delay(failures)
-        self._next_start[key] = self._supervisor.clock.monotonic() + wait
-        reason = error.reason if failures == 1 else _IMAGE_BACKOFF.get(error.reason, error.reason)
-        live.waiting = Waiting(reason, error.message if failures == 1 else f'Back-off pulling image "{image}": {error.message}')
-        self.event("Warning", "Failed", f'Failed to pull image "{image}": {error.message}')
-        return wait
 
     # -- hooks and probes of a running container ------------------------------------------------------------
 
@@ -246,6 +235,7 @@ class PodContainers:
             known[1].cancel()
 
     def unwatch_all(self) -> None:
+        self.images.cancel()
         for key in list(self._watches):
             self.unwatch(key)
 

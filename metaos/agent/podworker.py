@@ -329,6 +329,7 @@ class PodWorker:
     async def _finish(self, phase: str, reason: str, message: str, grace: float | None = None) -> float:
         """Ends what still runs of it; then it is over, but stays to be seen."""
         now = self._supervisor.clock.now()
+        self._containers.images.cancel()
         if reason == "Evicted":
             # So that a Job's failure policy can tell it from a failure of its own.
             found = with_condition(self._conditions, "DisruptionTarget", "True", "TerminationByKubelet", message, now)

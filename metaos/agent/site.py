@@ -100,6 +100,8 @@ def make_runtime(site: Obj, plugin: str, data: Path, clock: Clock) -> Runtime:
         isolation=str(spec.get("isolation") or "bubblewrap"),
         host_images=spec.get("hostImages") or (),
         host_paths=spec.get("hostPaths") or (),
+        registries=spec.get("registries") or (),
+        image_policy=spec.get("imagePolicy") or (),
         most=(free.cpu, free.memory),
     )
     validate = getattr(found, "validate", None)

@@ -103,6 +103,14 @@ class ImageError(Exception):
         self.message = message
 
 
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """How an image may be had: ``imagePullPolicy``, and (server, user, password) of what the pod's Secrets know."""
+
+    policy: str = "IfNotPresent"
+    credentials: tuple[tuple[str, str, str], ...] = field(default=(), repr=False)
+
+
 class RuntimeUnavailable(Exception):
     """The machine cannot run this runtime. The message says why and what to do about it."""
 
@@ -220,7 +228,15 @@ class Runtime(Protocol):
 
     async def set_hosts(self, uid: str, hosts: Sequence[tuple[str, tuple[str, ...]]]) -> None: ...
 
-    async def image_exists(self, image: str) -> bool: ...
+    async def image_ready(self, image: str, pull: Pull) -> bool:
+        """Whether a container may start from what is here; otherwise :meth:`fetch_image` comes first. Quick. Raises
+        ``ImageError``."""
+        ...
+
+    async def fetch_image(self, image: str, pull: Pull) -> None:
+        """From its registry, checked by the site's policy. May take long; cancelled, it is given up, and what has come is gone on
+        with the next time. Raises ``ImageError``."""
+        ...
 
     async def images(self) -> Sequence[Mapping[str, Any]]:
         """``{"names": [...], "sizeBytes": n, "host": bool}``: what ``Node.status.images`` shows."""

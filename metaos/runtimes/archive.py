@@ -29,7 +29,7 @@ MAX_FILES = 1_000_000
 MAX_DOCUMENT = 4 << 20
 _MAX_LINKS = 40
 _CHUNK = 1 << 20
-_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 #: Where the sandbox mounts something: it must exist also in an image that lacks it.
 _MOUNT_POINTS = ("proc", "dev", "tmp", "etc")
 _MOUNT_FILES = ("etc/hosts", "etc/hostname", "etc/resolv.conf")
@@ -166,7 +166,7 @@ def _document(source: _Source, descriptor: dict[str, Any]) -> bytes:
 
 def _from_descriptor(source: _Source, descriptor: dict[str, Any], depth: int) -> list[_Found]:
     where = descriptor.get("platform") or {}
-    machine = _MACHINES.get(platform.machine(), platform.machine())
+    machine = MACHINES.get(platform.machine(), platform.machine())
     if where and (where.get("os") not in (None, "linux") or where.get("architecture") not in (None, machine)):
         return []
     document = json.loads(_document(source, descriptor))
@@ -194,7 +194,7 @@ def _annotated(annotations: dict[str, str]) -> tuple[str, ...]:
 
 def _unpack(source: _Source, image: _Found, directory: str) -> Unpacked:
     config = json.loads(image.config)
-    machine = _MACHINES.get(platform.machine(), platform.machine())
+    machine = MACHINES.get(platform.machine(), platform.machine())
     if config.get("architecture") not in (None, "", machine):
         raise _bad(f"it is built for {config['architecture']}, this machine is {machine}")
     expected = (config.get("rootfs") or {}).get("diff_ids") or []

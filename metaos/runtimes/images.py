@@ -1,9 +1,10 @@
 """Images that a site has: *host images* (read-only views of the machine's own directories) and imported ones.
 
-Names are normalised as Docker does it (``python:3`` is ``docker.io/library/python:3``). Registries are not supported.
+Names are normalised as Docker does it (``python:3`` is ``docker.io/library/python:3``).
 The store: ``index.json`` maps names to image ids (the digest of the image's configuration), ``ID/rootfs`` holds the
-merged layers and ``ID/config.json`` the configuration. Several processes may use it (the agent reads, the command line
-imports); ``index.json`` is replaced atomically under a lock.
+merged layers and ``ID/config.json`` the configuration; ``origins.json`` says of names that came from a registry by which
+digest, and who had signed it. Several processes may use it (the agent reads, the command line imports, ``pulling.py``
+fetches); both files are replaced atomically under a lock.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metaos.plugins.points import ImageError
+from metaos.runtimes import signatures
 
 #: What every host image that names no paths of its own shows of the machine. No keys, accounts or settings of it.
 SYSTEM_PATHS = (
@@ -41,6 +43,7 @@ SYSTEM_PATHS = (
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_IMAGE = "docker.io/library/python:3"
 _PYTHON_LINKS = "/opt/python/bin"
+_STAGING = "new-"
 
 _PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_PART}(?:/{_PART})*\Z")
@@ -94,6 +97,25 @@ def normalise(name: str) -> str:
     return f"{registry}/{repository}" + (f"@{digest}" if at else f":{tag or 'latest'}")
 
 
+def split(full: str) -> tuple[str, str, str]:
+    """(registry, repository, tag or digest) of a normalised name."""
+    registry, _, rest = full.partition("/")
+    repository, at, digest = rest.partition("@")
+    if at:
+        return registry, repository, digest
+    repository, _, tag = rest.rpartition(":")
+    return registry, repository, tag
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """By which digest (of the manifest, or of the index above it) a registry gave an image, and the ids of the keys that had
+    signed that."""
+
+    digest: str
+    keys: tuple[str, ...] = ()
+
+
 def host_image(entry: Mapping[str, Any]) -> Image:
     """A site file's ``hostImages`` entry: ``{name, paths, env, command}``; without paths it shows the system's."""
     name = normalise(str(entry.get("name") or ""))
@@ -136,10 +158,12 @@ def python_links() -> tuple[tuple[str, str], ...]:
 
 
 class ImageStore:
-    """The images of one site. ``directory`` is made when the first image is imported."""
+    """The images of one site. ``directory`` is made when the first image is imported. ``policy``: which may start."""
 
-    def __init__(self, directory: str, host_images: Sequence[Mapping[str, Any]] = ()) -> None:
-        self._directory = directory
+    def __init__(
+        self, directory: str, host_images: Sequence[Mapping[str, Any]] = (), policy: Sequence[signatures.Rule] = ()
+    ) -> None:
+        self._directory, self._policy = directory, policy
         entries = list(host_images) or [{"name": DEFAULT_IMAGE, "command": ["python3"]}]
         self._host: dict[str, Image] = {}
         for entry in entries:
@@ -150,20 +174,68 @@ class ImageStore:
         self._read: dict[str, Image] = {}
 
     def find(self, name: str) -> Image:
-        """Raises :class:`ImageError`: ``InvalidImageName`` or ``ErrImagePull``, saying what to do."""
+        """Raises :class:`ImageError`: ``InvalidImageName``, ``ErrImagePull``, ``SignatureValidationFailed``, with the remedy."""
         full = normalise(name)
         if full in self._host:
             return self._host[full]
         index = self._names()
         if full in index:
+            self._permit(full)
             return self._imported(index[full])
         known = ", ".join(sorted([*self._host, *index])[:10]) or "none"
         raise ImageError(
             "ErrImagePull",
-            f"image {full} is not on this site, and registries are not supported yet. Import it with "
+            f"image {full} is not on this site, and was not fetched. Import it with "
             f"'nemo image import FILE' (from 'docker save' or an OCI layout), or list it under hostImages in the site file. "
             f"This site has: {known}",
         )
+
+    def ready(self, name: str, policy: str) -> bool:
+        """Whether a container may start from what is here, by its ``imagePullPolicy``; else it is to be fetched. ``Always`` asks
+        about images that came from a registry: host images and imported ones are the site's own. Raises :class:`ImageError`."""
+        full = normalise(name)
+        if full in self._host:
+            return True
+        if full not in self._names():
+            if policy == "Never":
+                raise ImageError("ErrImageNeverPull", f'Container image "{name}" is not present with pull policy of Never')
+            return False
+        origin = self._origins().get(full)
+        if origin is None:
+            return True
+        try:
+            self._permit(full)
+        except ImageError:
+            if policy == "Never":
+                raise
+            return False  # it may be signed by now
+        return policy != "Always"
+
+    def confirm(self, name: str, origin: Origin) -> bool:
+        """Whether the image with this digest is here already; then it is known from now on who has signed it."""
+        full = normalise(name)
+        with self._locked():
+            known = self._origins()
+            if full not in self._names() or full not in known or known[full].digest != origin.digest:
+                return False
+            if known[full] != origin:
+                self._write_origins(known | {full: origin})
+            return True
+
+    def _permit(self, full: str) -> None:
+        """Raises :class:`ImageError` where the policy forbids what is here under this name."""
+        registry, repository, _ = split(full)
+        rule = signatures.rule_for(f"{registry}/{repository}", self._policy)
+        if rule is None or rule.action != "Signed":
+            return
+        origin = self._origins().get(full)
+        if origin is None or not {signatures.key_id(key) for key in rule.keys} & set(origin.keys):
+            what = "it was imported from a file" if origin is None else "none of its keys has signed what is here"
+            raise ImageError(
+                signatures.REFUSED,
+                f"image {full} must be signed at this site by its imagePolicy, and {what}: have it fetched from a registry that "
+                "has its signature, or add a rule with action Accept for it",
+            )
 
     def all(self) -> list[Image]:
         """Host images first."""
@@ -183,6 +255,7 @@ class ImageStore:
             identity = index.pop(full, None)
             if identity is None:
                 raise ImageError("ImageInspectError", f"image {full} is not on this site")
+            self._write_origins({key: value for key, value in self._origins().items() if key != full})
             self._write(index)
             self._sweep()
 
@@ -235,33 +308,45 @@ class ImageStore:
                 removed += names
         return removed
 
-    def import_archive(self, path: str, name: str | None = None) -> list[str]:
-        """Takes in a docker archive or an OCI layout (file or directory); the full names that it has now."""
-        import shutil
-
+    def import_archive(self, path: str, name: str | None = None, origin: Origin | None = None) -> list[str]:
+        """Takes in a docker archive or an OCI layout (file or directory); the full names that it has now. ``origin``: where its
+        one image came from, if from a registry. Unpacks outside of the lock: nobody waits for that."""
         from metaos.runtimes import archive
 
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
         fallback = [normalise(name)] if name else []
-        with self._locked():
-            self._sweep()
-            result: list[str] = []
-            for found in archive.unpack(path, self._directory):
+        result: list[str] = []
+        with self._staging() as staging:
+            for found in archive.unpack(path, staging):
                 names = fallback or [normalise(each) for each in found.names]
                 if not names:
-                    shutil.rmtree(found.directory, ignore_errors=True)
                     raise ImageError("InvalidImageName", f"the image in {path} has no name: give it one with --name")
-                target = os.path.join(self._directory, found.identity)
-                if os.path.isdir(target):
-                    shutil.rmtree(found.directory, ignore_errors=True)
-                else:
-                    os.rename(found.directory, target)
-                index = self._names()
-                index.update(dict.fromkeys(names, found.identity))
-                self._write(index)
+                with self._locked():
+                    target = os.path.join(self._directory, found.identity)
+                    if not os.path.isdir(target):
+                        os.rename(found.directory, target)
+                    # Whoever is killed in between leaves a name without an origin, which no rule takes for signed.
+                    origins = self._origins()
+                    self._write_origins({key: value for key, value in origins.items() if key not in names})
+                    self._write(self._names() | dict.fromkeys(names, found.identity))
+                    if origin is not None:
+                        self._write_origins(self._origins() | dict.fromkeys(names, origin))
+                    self._sweep()
                 result += names
-            self._sweep()
-            return result
+        return result
+
+    @contextlib.contextmanager
+    def _staging(self) -> Iterator[str]:
+        """A directory to unpack in, next to the images. It is held by a lock, so that others see whether it is in use."""
+        import shutil
+        import tempfile
+
+        with contextlib.ExitStack() as stack:
+            with self._locked():
+                self._sweep()
+                path = tempfile.mkdtemp(prefix=_STAGING, dir=self._directory)
+                stack.callback(shutil.rmtree, path, ignore_errors=True)
+                fcntl.flock(stack.enter_context(open(os.path.join(path, "lock"), "w")), fcntl.LOCK_EX)
+            yield path
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -277,7 +362,9 @@ class ImageStore:
         named = set(self._names().values())
         for entry in os.listdir(self._directory):
             place = os.path.join(self._directory, entry)
-            if entry not in named and os.path.isdir(place) and not self._used(place):
+            if entry in named or not os.path.isdir(place):
+                continue
+            if not (_held(place) if entry.startswith(_STAGING) else self._used(place)):
                 shutil.rmtree(place, ignore_errors=True)
 
     def _used(self, place: str) -> bool:
@@ -302,12 +389,19 @@ class ImageStore:
         return dict(self._index)
 
     def _write(self, index: Mapping[str, str]) -> None:
-        path = os.path.join(self._directory, "index.json")
-        with open(path + ".new", "w", encoding="utf-8") as file:
-            json.dump(index, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(path + ".new", path)
+        _replace(os.path.join(self._directory, "index.json"), index)
+
+    def _origins(self) -> dict[str, Origin]:
+        try:
+            with open(os.path.join(self._directory, "origins.json"), encoding="utf-8") as file:
+                return {name: Origin(each["digest"], tuple(each["keys"])) for name, each in json.load(file).items()}
+        except FileNotFoundError:
+            return {}
+
+    def _write_origins(self, origins: Mapping[str, Origin]) -> None:
+        path = os.path.join(self._directory, "origins.json")
+        if origins or os.path.exists(path):
+            _replace(path, {name: {"digest": each.digest, "keys": list(each.keys)} for name, each in origins.items()})
 
     def _imported(self, identity: str) -> Image:
         if identity in self._read:
@@ -333,6 +427,26 @@ class ImageStore:
         )
         self._read[identity] = image
         return image
+
+
+def _replace(path: str, document: Mapping[str, Any]) -> None:
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        json.dump(document, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(path + ".new", path)
+
+
+def _held(staging: str) -> bool:
+    """Whether somebody unpacks there."""
+    try:
+        with open(os.path.join(staging, "lock"), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _ids(text: str, rootfs: str) -> tuple[int, int]:

@@ -18,8 +18,8 @@ from typing import Any
 
 from metaos import trees
 from metaos.clock import Clock
-from metaos.plugins.points import ContainerConfig, ContainerState, ContainerUsage, ImageError, PodConfig, PodNetwork
-from metaos.runtimes import former, netns, process
+from metaos.plugins.points import ContainerConfig, ContainerState, ContainerUsage, PodConfig, PodNetwork, Pull
+from metaos.runtimes import former, netns, process, signatures
 from metaos.runtimes.attachment import Attachment
 from metaos.runtimes.cgroups import Cgroups
 from metaos.runtimes.execution import Execution
@@ -32,6 +32,7 @@ from metaos.runtimes.lifetimes import Lifetimes
 from metaos.runtimes.mounts import Mounts
 from metaos.runtimes.output import Outputs
 from metaos.runtimes.pods import Container, Pod, checked
+from metaos.runtimes.pulls import Pulls
 from metaos.runtimes.streams import Streams
 from metaos.runtimes.usage import last_known, usage
 
@@ -48,7 +49,8 @@ class SandboxRuntime:
     """Implements ``Runtime``. ``directory``: all state; ``host_paths``: what may be mounted from outside of it.
 
     ``isolation``: ``bubblewrap``, or ``none`` for plain processes (only where an operator asked for it).
-    ``host_images``: the site file's (see ``images.host_image``). ``most``: thousandths of a core and bytes of memory that all
+    ``host_images``: the site file's (see ``images.host_image``); ``registries`` and ``image_policy``: its fields of these names
+    (see ``pulling.py``, ``signatures.rules``). ``most``: thousandths of a core and bytes of memory that all
     pods together may have.
     """
 
@@ -67,13 +69,17 @@ class SandboxRuntime:
         isolation: str = "bubblewrap",
         host_images: Sequence[Mapping[str, Any]] = (),
         host_paths: Sequence[str] = (),
+        registries: Sequence[Mapping[str, Any]] = (),
+        image_policy: Sequence[Mapping[str, Any]] = (),
         most: tuple[int, int] | None = None,
     ) -> None:
         self._directory = os.path.realpath(directory)
         self._clock = clock
         self._isolation: Isolation = isolated(isolation, self._directory)
         self._mounts = Mounts(directory, host_paths)
-        self._images = ImageStore(os.path.join(self._directory, "images"), host_images)
+        images = os.path.join(self._directory, "images")
+        self._images = ImageStore(images, host_images, signatures.rules(image_policy))
+        self._pulls = Pulls(images, registries, image_policy)
         self._most = most
         self._holders = Holders(self._isolation, self._holder_ended)
         self._fencing = Fencing(self._directory, clock)
@@ -337,15 +343,13 @@ class SandboxRuntime:
 
     # --- images and the machine -------------------------------------------------------------------------------------
 
-    async def image_exists(self, image: str) -> bool:
-        """Raises ``ImageError`` only where the name is none."""
-        try:
-            self._images.find(image)
-        except ImageError as error:
-            if error.reason == "InvalidImageName":
-                raise
-            return False
-        return True
+    async def image_ready(self, image: str, pull: Pull) -> bool:
+        """See :meth:`ImageStore.ready`."""
+        return self._images.ready(image, pull.policy)
+
+    async def fetch_image(self, image: str, pull: Pull) -> None:
+        """Raises ``ImageError``."""
+        await self._pulls.fetch(image, pull)
 
     async def images(self) -> Sequence[Mapping[str, Any]]:
         return [{"names": list(each.names), "sizeBytes": each.size, "host": each.rootfs is None} for each in self._images.all()]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from metaos.clock import Clock
-from metaos.plugins.points import ContainerConfig, ContainerState, ContainerUsage, Exec, PodConfig, PodNetwork
+from metaos.plugins.points import ContainerConfig, ContainerState, ContainerUsage, Exec, PodConfig, PodNetwork, Pull
 from metaos.twin.watchdog import SimulatedWatchdog
 
 _SLEEP = re.compile(r"\bsleep (\d+(?:\.\d+)?)\b(?:.*?\bexit (\d+))?", re.DOTALL)
@@ -186,8 +186,10 @@ class SimulatedRuntime:
 
     async def set_hosts(self, uid: str, hosts: Sequence[tuple[str, tuple[str, ...]]]) -> None: ...
 
-    async def image_exists(self, image: str) -> bool:
+    async def image_ready(self, image: str, pull: Pull) -> bool:
         return True
+
+    async def fetch_image(self, image: str, pull: Pull) -> None: ...
 
     async def images(self) -> Sequence[Mapping[str, Any]]:
         return ()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from metaos.plugins.points import ContainerConfig, ContainerState, Exec, ImageError, PodConfig, Runtime
+from metaos.plugins.points import ContainerConfig, ContainerState, Exec, ImageError, PodConfig, Pull, Runtime
 
 #: Also on a machine with other things to do.
 DEADLINE = 60.0
@@ -205,8 +205,11 @@ class RuntimeConformance:
         with pytest.raises(ImageError) as caught:
             await runtime.start_container(pod().uid, config)
         assert caught.value.reason == "ErrImagePull" and "nemo image import" in caught.value.message
-        assert not await runtime.image_exists("example.org/team/app:1")
-        assert await runtime.image_exists(IMAGE)
+        assert not await runtime.image_ready("example.org/team/app:1", Pull())
+        assert await runtime.image_ready(IMAGE, Pull("Always"))
+        with pytest.raises(ImageError) as caught:
+            await runtime.image_ready("example.org/team/app:1", Pull("Never"))
+        assert caught.value.reason == "ErrImageNeverPull"
         assert any("docker.io/library/python:3" in each["names"] for each in await runtime.images())
 
     async def test_what_is_typed_reaches_the_command_and_ends_with_who_leaves(self, runtime: Runtime) -> None:

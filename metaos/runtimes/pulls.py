@@ -1,0 +1,116 @@
+"""Images that are wanted, from their registries: each is fetched once, however many pods wait for it, by a process of its own
+(``pulling.py``)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from metaos.plugins.points import ImageError, Pull
+from metaos.runtimes import credentials, process
+from metaos.runtimes.images import normalise, split
+
+#: So many are fetched at once; further ones wait their turn.
+AT_ONCE = 2
+_MAX_ANSWER = 1 << 16
+#: Of the environment: the way out, and whom to trust.
+_KEPT = (
+    "PATH",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+)
+
+
+class Pulls:
+    """``images``: the image store's directory. ``registries`` and ``policy``: a site file's, the latter its ``imagePolicy``."""
+
+    def __init__(self, images: str, registries: Sequence[Mapping[str, Any]], policy: Sequence[Mapping[str, Any]]) -> None:
+        self._images, self._policy = images, [dict(each) for each in policy]
+        self._registries = {str(each.get("host")): dict(each) for each in registries}
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._running: dict[tuple[Any, ...], tuple[asyncio.Task[dict[str, Any]], list[int]]] = {}
+
+    async def fetch(self, image: str, pull: Pull) -> None:
+        """Into the image store. Raises ``ImageError``."""
+        await self._shared(image, pull, os.path.join(os.path.dirname(self._images), "pulls"))
+
+    async def resolve(self, image: str, pull: Pull) -> str:
+        """The digest that the name has now, with the policy's signature where it asks for one. Raises ``ImageError``."""
+        return str((await self._shared(image, pull, ""))["digest"])
+
+    async def _shared(self, image: str, pull: Pull, pulls: str) -> dict[str, Any]:
+        full = normalise(image)
+        known = credentials.for_image(full, pull.credentials)
+        key = (full, pulls, tuple(known))
+        if key not in self._running:
+            self._running[key] = asyncio.create_task(self._run(full, known, pulls)), [0]
+        task, waiting = self._running[key]
+        waiting[0] += 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            waiting[0] -= 1
+            if not waiting[0]:
+                self._running.pop(key, None)
+                task.cancel()  # nobody waits for it any more; one that has ended takes no notice
+
+    async def _run(self, image: str, known: Sequence[tuple[str, str]], pulls: str) -> dict[str, Any]:
+        registry = split(image)[0]
+        asked = {
+            "image": image,
+            "credentials": [list(each) for each in known],
+            "registry": self._registries.get(registry, {}),
+            "policy": self._policy,
+            "directory": self._images,
+            "pulls": pulls,
+        }
+        async with self._turns:
+            said = await _child(json.dumps(asked).encode())
+        if "reason" in said:
+            raise ImageError(str(said["reason"]), str(said["message"]))
+        return said
+
+
+async def _child(request: bytes) -> dict[str, Any]:
+    """Credentials go through anonymous memory: they stand in no argument, and in no file."""
+    given = process.in_memory(request)
+    theirs: int | None = None
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    who = None
+    try:
+        os.set_blocking(ours, False)
+        env = {key: os.environ[key] for key in _KEPT if key in os.environ}
+        argv = [sys.executable, "-I", "-m", "metaos.runtimes.pulling"]
+        who = process.spawn(argv, env=env, stdin=given, stdout=theirs)
+        os.close(theirs)
+        theirs = None
+        ended = asyncio.ensure_future(process.ended(who))
+        try:
+            answer = await process.read_all(ours, _MAX_ANSWER)
+            code = await ended
+        except BaseException:
+            who.kill()
+            await ended
+            raise
+    finally:
+        os.close(given)
+        os.close(ours)
+        if theirs is not None:
+            os.close(theirs)
+    try:
+        found = json.loads(answer)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ImageError("ErrImagePull", f"the process that fetches images ended with {code}, before its end: it is tried again")
+    return found
