@@ -52,7 +52,7 @@ def _credentials(name: str, entries: Mapping[str, bytes]) -> Iterator[tuple[str,
         for server, entry in servers.items():
             user, password = entry.get("username"), entry.get("password")
             if entry.get("auth"):
-                user, _, password = base64.b64decode(entry["auth"]).decode().partition(":")
+                user, _, password = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
             if user and password:
                 yield str(server), str(user), str(password)
             elif entry.get("identitytoken"):

@@ -136,7 +136,7 @@ class Storage:
                 self._evict(uid(pod), message)
 
     async def _collect(self) -> bool:
-        """Whether any image went. Registries are not asked, so they have to be imported again when they are wanted again."""
+        """Whether any image went. One that had been imported has to be imported again when it is wanted again."""
         disk = os.statvfs(self._directory)
         used, size = disk.f_blocks - disk.f_bavail, disk.f_blocks
         if used <= size * IMAGES_HIGH:

@@ -12,7 +12,7 @@ from typing import Any
 
 from metaos.agent.cache import Cache
 from metaos.agent.supervisor import Supervisor
-from metaos.plugins.points import ContainerConfig, ContainerState, ImageError, PodConfig, Runtime
+from metaos.plugins.points import ContainerConfig, ContainerState, ImageError, PodConfig, Pull, Runtime
 from metaos.resources import meta
 from metaos.resources.meta import Obj
 from tests.clock import FakeClock
@@ -34,6 +34,10 @@ class Machine:
     history: list[tuple[str, str, str]] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
     missing_images: set[str] = field(default_factory=set)
+    #: Images that are not here, and come when told so.
+    coming: dict[str, asyncio.Event] = field(default_factory=dict)
+    #: What was asked of registries: (image, how).
+    asked: list[tuple[str, Pull]] = field(default_factory=list)
     #: What a command in a container answers: exit code.
     answers: dict[tuple[str, ...], int] = field(default_factory=dict)
     hanging: set[tuple[str, ...]] = field(default_factory=set)
@@ -74,10 +78,18 @@ class Machine:
     async def pods(self) -> Mapping[str, Sequence[ContainerState]]:
         return {uid: list(states.values()) for uid, states in self.found.items()}
 
+    async def image_ready(self, image: str, pull: Pull) -> bool:
+        return image not in self.missing_images and image not in self.coming
+
+    async def fetch_image(self, image: str, pull: Pull) -> None:
+        self.asked.append((image, pull))
+        if image in self.missing_images:
+            raise ImageError("ErrImagePull", f"{image} is not on this machine")
+        await self.coming[image].wait()
+        self.coming.pop(image, None)
+
     async def start_container(self, uid: str, container: ContainerConfig) -> ContainerState:
         self.step()
-        if container.image in self.missing_images:
-            raise ImageError("ErrImagePull", f"{container.image} is not on this machine")
         if uid not in self.found:
             raise LookupError(uid)
         before = self.found[uid].get(container.name)
