@@ -7,15 +7,18 @@ decided it starts after ``ERROR_SECONDS``, and the work controller holds none fo
 whatever becomes of this one. A hub that is down starts nothing: what it held starts when it is back.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from metaos.client import Client, PatchType
 from metaos.clock import Clock
 from metaos.controllers.concern import workload_of
-from metaos.controllers.facts import concerning, decided, decides, placeable, placement_name, ruling
-from metaos.controllers.outlook import LATE_SECONDS, Ahead, ahead, index, offers, prices_ahead
+from metaos.controllers.facts import Jobs, concerning, decided, decides, placeable, placement_name, ruling
+from metaos.controllers.outlook import LATE_SECONDS, Ahead, ahead, in_its_currency, prices_ahead, unit_of
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
@@ -23,10 +26,14 @@ from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme, workload
 from metaos.resources.measures import watts
 from metaos.resources.meta import Obj, ObjectRef, format_time, is_true, name, parse_time, ref, uid, with_condition
-from metaos.resources.reading import cluster_info, concerns
-from metaos.scheduler.capacity import RESERVED, choose, mean_along
+from metaos.resources.reading import concerns, workload_info
+from metaos.resources.snapshot import ClusterInfo, Interruptible, Waits, WorkloadInfo
+from metaos.scheduler.capacity import mean_along
 from metaos.scheduler.deferral import Deferrable, Schedule, figure, schedule
 from metaos.scheduler.slack import CARBON, COST, Waiting, asked, lengths, waits_at_most, waits_until
+
+if TYPE_CHECKING:
+    from metaos.scheduler.timing import Option, Timed
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +47,8 @@ LEAST_SECONDS = 900.0
 TOLD_SECONDS = 900.0
 #: What cannot be decided is tried so often, and started when it could not be for so long.
 AGAIN_SECONDS, ERROR_SECONDS = 60.0, 300.0
+#: A new forecast is looked at after the placement controller did: it may be better begun elsewhere.
+AFTER_PLACEMENT_SECONDS = 2.0
 _WRONG = ArithmeticError, AttributeError, LookupError, TypeError, ValueError
 
 
@@ -74,14 +83,15 @@ class DeferralReconciler:
     def __init__(self, manager: Manager, client: Client, clock: Clock) -> None:
         self._client, self._clock = client, clock
         self._recorder = Recorder(client, clock, "deferral-controller")
-        self._jobs, self._placements = manager.informer(scheme.JOB), manager.informer(scheme.PLACEMENT)
+        self._job_objects, self._placements = manager.informer(scheme.JOB), manager.informer(scheme.PLACEMENT)
+        self._jobs = Jobs(manager)
         self._clusters, self._intents = manager.informer(scheme.CLUSTER), ruling(manager, scheme.INTENT)
 
     def asked(self, job: Obj) -> Waiting | None:
         return asked(job, concerning(self._intents, job))
 
     async def reconcile(self, about: ObjectRef) -> Result:
-        job = self._jobs.get(about.name, about.namespace)
+        job = self._job_objects.get(about.name, about.namespace)
         if job is None or not placeable(job) or is_true(job, "Failed") or is_true(job, "Complete"):
             return DONE
         placement = self._placements.get(placement_name(about), about.namespace)
@@ -138,7 +148,7 @@ class DeferralReconciler:
         return found | {"startTime": format_time(due), "reason": reason}, min(AGAIN_SECONDS, due - now)
 
     def _decide(self, job: Obj, said: Waiting, site: Obj, before: Mapping[str, Any], now: float) -> tuple[dict[str, Any], float]:
-        took = lengths(job, said, self._jobs.list(job["metadata"]["namespace"]))
+        took = lengths(job, said, self._jobs.earlier(job))
         latest, why = waits_until(job, said, took)
         carbon, price = ahead(site, now), prices_ahead(site, now)
         found: dict[str, Any] = {"uid": uid(job), "cluster": name(site), "latestStartTime": format_time(latest)}
@@ -148,20 +158,19 @@ class DeferralReconciler:
             found["conditions"] = with_condition(before["conditions"], "Decided", "True", "Decided", "", now)
         widths = (said.least or workload.replicas(job), workload.replicas(job))
         cpus = workload.requests(workload.pod_spec(job))["cpu"]
-        ran = _ran(before, now, widths[0])
-        hours = max(0.0, (sum(took) / len(took) if took else HOUR_SECONDS) - ran) / carbon.hour
-        running = bool(before.get("started"))
-        choice = choose(
-            offers(site, price.values[0], self._reserved(site, job)),
-            widths[1] * cpus / 1000,
-            hours,
-            interruptible=said.interruptible,
-            keeps=said.suspendable,
-        )
-        if choice is not None and not (running and before.get("capacity")):
-            found |= {"capacity": choice.kind, "capacityReason": choice.reason, "cpuHourPrice": round(choice.price, 6)}
-        elif running:
-            found |= {k: before[k] for k in ("capacity", "capacityReason", "cpuHourPrice") if k in before}
+        ran, running, pauses = _ran(before, now, widths[0]), bool(before.get("started")), said.suspendable and bool(took)
+        left = tuple(t for each in took if (t := each - ran) > 0) if pauses else took
+        if pauses:
+            # What has run is not waiting. One that outlives what was expected is let run.
+            latest += ran
+            found["latestStartTime"] = format_time(latest)
+        info = in_its_currency(site)
+        wide = widths if said.least else (widths[1],) * 2
+        waits = Waits(now, latest - now, left, pauses, wide, said.aims, tuple(sorted(self._jobs.taken(job).items())))
+        hours = (sum(left) / len(left) if left else HOUR_SECONDS) / HOUR_SECONDS
+        stands = Interruptible(hours, said.suspendable) if said.interruptible else None
+        asks = replace(workload_info(job), interruptible=stands, waits=waits)
+        found, best = self._on_capacity(found, before, asks, info)
         wanted = [series for aim, series in ((CARBON, carbon), (COST, price)) if aim in said.aims]
         found["source"] = "; ".join(series.source for series in wanted)
         found["forecasts"] = [series.as_data() for series in wanted]
@@ -169,28 +178,21 @@ class DeferralReconciler:
         if not known:
             what = "electricity" if said.aims == (CARBON,) else "price" if said.aims == (COST,) else "electricity and price"
             return found | self._now(now, f"there is no forecast of the {what} of {name(site)} ({found['source']})"), 0.0
-        free = choice is not None and choice.kind == RESERVED
-        values, unit = index(known, price, free)
-        hour, passed = known[0].hour, known[0].passed
-        pauses = said.suspendable and bool(took)
-        left = tuple(t / hour for each in took if (t := each - ran) > 0) if pauses else tuple(t / hour for t in took)
-        if pauses:
-            # What has run is not waiting. One that outlives what was expected is let run.
-            latest += ran
-            found["latestStartTime"] = format_time(latest)
-            if before.get("ranSeconds") is not None and not left:
-                return dict(before) | {"started": True}, 0.0
-        load = watts(cluster_info(site), cpus)
+        if pauses and before.get("ranSeconds") is not None and not left:
+            return dict(before) | {"started": True}, 0.0
+        unit, hour, passed = unit_of(known), known[0].hour, known[0].passed
+        load = watts(info, cpus)
         power = (load or 0.0) * widths[0]
         slack = (latest - now) / hour
         least = PAUSE_SHARE if running else LEAST_SHARE
         plan = schedule(
-            Deferrable(slack, left, pauses, widths if said.least else (widths[0],) * 2, power, unit),
-            values,
+            Deferrable(slack, tuple(t / hour for t in left), pauses, widths if said.least else (widths[0],) * 2, power, unit),
+            best.values,
+            known=len(known[0].values),
             passed=passed,
             least=least,
         )
-        found |= self._compared(before, plan, known, free, price, power, widths[0] * cpus / 1000, hour)
+        found |= self._compared(before, plan, known, best.option, power, widths[0] * cpus / 1000, hour)
         emitted = self._emitted(before, site, power, now, widths[0])
         if load is None:
             found = {k: v for k, v in found.items() if k not in ("gramsAtOnce", "gramsThen")}
@@ -220,27 +222,29 @@ class DeferralReconciler:
         told = self._told(before, plan, found, unit)
         return found | {"started": False, "startTime": format_time(start), "reason": told}, min(start - now, hour / 4)
 
-    def _reserved(self, site: Obj, job: Obj) -> float:
-        """CPUs that other Jobs have of what the site reserves for those that wait."""
-        taken = 0.0
-        for placement in self._placements.list():
-            found = (placement.get("status") or {}).get("deferral") or {}
-            if found.get("capacity") != RESERVED or not found.get("started") or found.get("cluster") != name(site):
-                continue
-            about = workload_of(placement)
-            other = self._jobs.get(about.name, about.namespace) if about is not None else None
-            if other is None or uid(other) in (uid(job), "") or is_true(other, "Complete") or is_true(other, "Failed"):
-                continue
-            taken += workload.requests(workload.pod_spec(other))["cpu"] / 1000 * workload.replicas(other)
-        return taken
+    def _on_capacity(
+        self, found: dict[str, Any], before: Mapping[str, Any], asks: WorkloadInfo, site: ClusterInfo
+    ) -> tuple[dict[str, Any], Timed]:
+        """With the capacity that it goes on. What runs keeps the one that it has."""
+        # With numpy, which a hub loads with its first decision.
+        from metaos.scheduler.timing import options, told
+
+        choices = options(asks, site)
+        best = choices[0]
+        if before.get("started") and before.get("capacity"):
+            found |= {k: before[k] for k in ("capacity", "capacityReason", "cpuHourPrice") if k in before}
+            best = next((c for c in choices if c.option.kind == before["capacity"]), best)
+        elif best.price is not None:
+            found |= {"capacity": best.option.kind, "capacityReason": told(asks, site, choices)}
+            found["cpuHourPrice"] = round(best.price, 6)
+        return found, best
 
     def _compared(
         self,
         before: Mapping[str, Any],
         plan: Schedule,
         known: list[Ahead],
-        free: bool,
-        price: Ahead,
+        option: Option,
         power: float,
         cpus: float,
         hour: float,
@@ -261,8 +265,9 @@ class DeferralReconciler:
                 found["gramsAtOnce"] = float(before.get("gramsAtOnce", round(first, 3)))
                 found["intensityAtOnce"] = float(before.get("intensityAtOnce", round(now, 1)))
             else:
-                then = 0.0 if free else mean_along(series.values, plan.runs, series.passed)
-                money = 0.0 if free else mean_along(series.values, at_once, series.passed)
+                prices = series.values if option.prices is None else option.prices.tolist()
+                then = mean_along(prices, plan.runs, series.passed)
+                money = mean_along(prices, at_once, series.passed)
                 found["priceAtOnce"] = float(before.get("priceAtOnce", round(money, 6)))
                 found["savesMoney"] = round((found["priceAtOnce"] - then) * cpus * work, 6)
         return found
@@ -342,6 +347,6 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
             job = jobs.get(about.name, about.namespace) if about is not None else None
             said = reconciler.asked(job) if job is not None and placeable(job) else None
             if job is not None and said is not None and (said.suspendable or held_until(job, said, placement)):
-                manager.enqueue(NAME, ref(job))
+                manager.enqueue(NAME, ref(job), AFTER_PLACEMENT_SECONDS)
 
     manager.informer(scheme.CLUSTER).on_change(on_cluster)

@@ -31,7 +31,8 @@ from metaos.resources.reading import concerns, workload_info
 from metaos.resources.scheme import Kind
 from metaos.resources.snapshot import Move, WorkloadInfo
 from metaos.resources.traffic import edges_of
-from metaos.scheduler.slack import on_spot
+from metaos.scheduler.capacity import RESERVED
+from metaos.scheduler.slack import alike, of_job
 
 #: These two exist in every cluster.
 SYSTEM_PRIORITIES = {"system-cluster-critical": 2_000_000_000, "system-node-critical": 2_000_001_000}
@@ -115,12 +116,49 @@ def concerned(rule: Obj, informers: Mapping[str, Informer]) -> Iterable[Obj]:
         yield from informer.list(namespace(rule))
 
 
+def _has_reserved(placement: Obj) -> list[str]:
+    """Index function of Placements: of Jobs that have reserved capacity."""
+    found = (placement.get("status") or {}).get("deferral") or {}
+    return [RESERVED] if found.get("capacity") == RESERVED and found.get("started") else []
+
+
+def _ended(job: Obj) -> list[str]:
+    """Index function of Jobs: those that came to a good end, by what they run."""
+    return [f"{namespace(job)}/{alike(job)}"] if is_true(job, "Complete") else []
+
+
+class Jobs:
+    """What decisions about a Job look at of others."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._jobs, self._placements = manager.informer(scheme.JOB), manager.informer(scheme.PLACEMENT)
+        self._jobs.add_index("ended", _ended)
+        self._placements.add_index(RESERVED, _has_reserved)
+
+    def earlier(self, job: Obj) -> list[Obj]:
+        """Those of its namespace that ran the same and have ended."""
+        return self._jobs.by_index("ended", f"{namespace(job)}/{alike(job)}")
+
+    def taken(self, job: Obj) -> dict[str, float]:
+        """CPUs of what sites reserve that others have, by site."""
+        found: dict[str, float] = {}
+        for placement in self._placements.by_index(RESERVED, RESERVED):
+            word = str((placement["spec"].get("workloadRef") or {}).get("name", ""))
+            other = self._jobs.get(word, namespace(placement))
+            if other is None or not decides(placement, other) or finished(other) or uid(other) == uid(job):
+                continue
+            site = str(placement["status"]["deferral"].get("cluster", ""))
+            cpus = workload.requests(workload.pod_spec(other))["cpu"] / 1000 * workload.replicas(other)
+            found[site] = found.get(site, 0.0) + cpus
+        return found
+
+
 class Facts:
     """See the module."""
 
     def __init__(self, manager: Manager, settings: Settings) -> None:
-        self._settings = settings
-        self._pods, self._jobs = manager.informer(scheme.POD), manager.informer(scheme.JOB)
+        self._settings, self._jobs = settings, Jobs(manager)
+        self._pods = manager.informer(scheme.POD)
         self._intents, self._policies = ruling(manager, scheme.INTENT), ruling(manager, scheme.PLACEMENT_POLICY)
         self._classes = manager.informer(scheme.PRIORITY_CLASS)
         self._namespaces = manager.informer(scheme.NAMESPACE)
@@ -192,12 +230,14 @@ class Facts:
         obj: Obj,
         placement: Obj | None,
         current: Mapping[str, int],
+        now: float,
         rules: tuple[list[Obj], list[Obj]] | None = None,
         evictions: Mapping[str, Iterable[str]] | None = None,
         instead: Mapping[ObjectRef, Obj] | None = None,
     ) -> WorkloadInfo:
         """Where its peers are is left open (see ``metaos.resources.traffic.located``). ``current``: where it is decided to be.
-        ``rules``: others than those that hold (see :meth:`rules`). ``evictions``: those of the namespace, where they were looked
+        ``rules``: others than those that hold (see :meth:`rules`). ``now``: seconds since the epoch.
+        ``evictions``: those of the namespace, where they were looked
         for already. ``instead``: see :meth:`near`."""
         intents, policies = rules if rules is not None else self.rules_of(obj)
         found = workload_info(
@@ -214,8 +254,11 @@ class Facts:
         if found.local_data:
             homes, claimed = self._homes(obj) if not current else frozenset(), workload.claimed_bytes(obj, self._claim_of(obj))
             found = replace(found, homes=homes, claimed=claimed)
-        spot = on_spot(obj, intents, self._jobs.list(namespace(obj))) if found.ref.kind == "Job" else None
-        found = replace(found, priority=priority, preempts=preempts, interruptible=spot)
+        found = replace(found, priority=priority, preempts=preempts)
+        if found.ref.kind == "Job":
+            deferral = ((placement or {}).get("status") or {}).get("deferral") or {}
+            begun = deferral if deferral.get("uid") == uid(obj) else {}
+            found = of_job(found, obj, intents, self._jobs.earlier(obj), begun, self._jobs.taken(obj), now)
         fenced = tolerated_seconds(obj, [p for p in policies if concerns(p, obj)], self._settings)
         if fenced > found.policy.toleration_seconds:
             found = replace(found, policy=replace(found.policy, toleration_seconds=fenced))

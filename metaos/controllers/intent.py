@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.concern import workload_of
-from metaos.controllers.facts import concerned, concerning, decided, placeable, placement_name, ruling
+from metaos.controllers.facts import Jobs, concerned, concerning, decided, placeable, placement_name, ruling
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
 from metaos.network.intents import evaluate
@@ -20,7 +19,7 @@ from metaos.resources.meta import Obj, ObjectRef, deleting, generation, labels, 
 from metaos.resources.reading import cluster_info, concerns, workload_info
 from metaos.resources.snapshot import ClusterInfo, WorkloadInfo
 from metaos.resources.traffic import edges_of, located
-from metaos.scheduler.slack import on_spot
+from metaos.scheduler.slack import of_job
 
 NAME = "intent"
 #: One key for changes of sites: however many there are at once, every intent is looked at once.
@@ -41,6 +40,7 @@ class IntentReconciler:
         self._clusters = manager.informer(scheme.CLUSTER)
         self._placements = manager.informer(scheme.PLACEMENT)
         self._workloads = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
+        self._jobs = Jobs(manager)
         #: The sites as decisions see them, in the order of their names. Bounded by the sites.
         self._sites: dict[str, ClusterInfo] = {}
         #: Those that changed since intents were last looked at for that.
@@ -102,8 +102,7 @@ class IntentReconciler:
         about = ref(obj)
         info = workload_info(obj, current=current, intents=rules, traffic=edges_of(about, rules))
         if about.kind == scheme.JOB.kind:
-            jobs = self._workloads[about.kind].list(about.namespace)
-            info = replace(info, interruptible=on_spot(obj, rules, jobs))
+            info = of_job(info, obj, rules, self._jobs.earlier(obj), {}, {}, self._clock.now())
         return located(info, self._places, self._sites.get, self._holding)
 
     def _holding(self, dataset: str) -> list[ClusterInfo]:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from metaos.resources import quantity
 from metaos.resources.meta import Obj, parse_time
-from metaos.resources.reading import spot_of
-from metaos.scheduler.capacity import ON_DEMAND, RESERVED, SPOT, Offer, blended
+from metaos.resources.reading import cluster_info
+from metaos.resources.snapshot import ClusterInfo
+from metaos.scheduler.capacity import blended
 from metaos.scheduler.slack import CARBON, COST
 
 HOUR_SECONDS = 3600.0
@@ -87,25 +87,18 @@ def prices_ahead(cluster: Obj, now: float) -> Ahead:
     return _ahead(COST, figures, now, "cpuHour", unit)
 
 
-def offers(cluster: Obj, on_demand: float, taken: float) -> list[Offer]:
-    """What a site offers work that may wait, all in the currency of its prices, as ``on_demand`` is. ``taken``: CPUs of what is
-    reserved that others have."""
-    stated = (cluster.get("spec") or {}).get("price") or {}
-    found = []
-    if reserved := (stated.get("reserved") or {}).get("cpu"):
-        found.append(Offer(RESERVED, 0.0, max(0.0, float(quantity.parse(reserved)) - taken)))
-    if (spot := spot_of(stated)) is not None:
-        found.append(Offer(SPOT, spot.cpu_hour, rate=spot.rate, restart=spot.restart))
-    if found or stated.get("cpuHour") is not None:
-        found.append(Offer(ON_DEMAND, on_demand))
-    return found
+def in_its_currency(cluster: Obj) -> ClusterInfo:
+    """A site with prices as it states them, whatever they are worth elsewhere."""
+    spec = cluster.get("spec") or {}
+    price = {key: found for key, found in (spec.get("price") or {}).items() if key != "currency"}
+    return cluster_info(cluster | {"spec": spec | {"price": price}})
 
 
-def index(known: list[Ahead], price: Ahead, free: bool) -> tuple[list[float], str]:
-    """The series that is to be low, and its unit. Reserved capacity costs nothing more at any time."""
-    if len(known) == 1:
-        only = known[0]
-        return ([0.0] * len(only.values) if free and only.aim == COST else only.values), only.unit
-    if free:
-        return known[0].values, known[0].unit
-    return blended(known[0].values, price.values), "of 100 (carbon and cost in equal parts, 100 is an hour like any)"
+def unit_of(known: list[Ahead]) -> str:
+    """Of what is to be low."""
+    return known[0].unit if len(known) == 1 else "of 100 (carbon and cost in equal parts, 100 is an hour like any)"
+
+
+def index(known: list[Ahead]) -> list[float]:
+    """The series that is to be low, of on-demand capacity."""
+    return known[0].values if len(known) == 1 else blended(known[0].values, known[1].values)

@@ -131,7 +131,7 @@ class PlacementReconciler:
                 await self._forget(placement, sites)
             return DONE
         now, world = self._clock.now(), self._occupancy.sites(about)
-        asked = replace(self._facts.workload(obj, placement, self._current(about, placement)), mix=self._occupancy.mix())
+        asked = replace(self._facts.workload(obj, placement, self._current(about, placement), now), mix=self._occupancy.mix())
         found = located(asked, self._places, world.site, world.holding)
         narrow = sends(found) and world.bools["narrow"].any()
         snapshot = Snapshot(now, world, self._flows.others(about) if narrow else {})
@@ -258,7 +258,7 @@ class PlacementReconciler:
             return
         placement = self._placements.get(placement_name(about), about.namespace)
         now, world = self._clock.now(), self._occupancy.sites(about)
-        there = self._facts.workload(obj, placement, self._current(about, placement))
+        there = self._facts.workload(obj, placement, self._current(about, placement), now)
         found = replace(located(there, self._places, world.site, world.holding), displaced=claimed)
         snapshot = Snapshot(now, world, self._flows.others(about))
         plan = decide(snapshot, found, self._filters, self._scores)
@@ -306,7 +306,8 @@ class PlacementReconciler:
         if obj is None or not placeable(obj) or finished(obj):
             return None
         placement = self._placements.get(placement_name(about), about.namespace)
-        info = replace(self._facts.workload(obj, placement, self._places(about)), mix=self._occupancy.mix())
+        asked = self._facts.workload(obj, placement, self._places(about), self._clock.now())
+        info = replace(asked, mix=self._occupancy.mix())
         world = self._occupancy.sites(SITES)
         return located(info, self._places, world.site, world.holding)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from metaos.clock import Clock
-from metaos.controllers.facts import Facts, decided, finished, placeable, placement_name, takes_room
+from metaos.controllers.facts import Facts, Jobs, decided, finished, placeable, placement_name, takes_room
 from metaos.controllers.occupancy import Occupancy, Share
 from metaos.controllers.settings import Settings
 from metaos.controllers.worker import at_once
@@ -72,7 +72,7 @@ class Planner:
         self._clusters = manager.informer(scheme.CLUSTER)
         self._placements = manager.informer(scheme.PLACEMENT)
         self._workloads = [manager.informer(k) for k in scheme.WORKLOADS]
-        self._jobs = manager.informer(scheme.JOB)
+        self._jobs = Jobs(manager)
         self._filters = load_all("metaos.filter", [n for n, _ in FILTERS])
         self._scores = [*(score for _, score in load_all("metaos.score", [score.name for score in SCORES])), *settings.scores]
         self._one, self._waiting = asyncio.Lock(), 0
@@ -170,6 +170,7 @@ class Planner:
 
     async def supposed(self, objects: Iterable[Obj], changes: Changes | None) -> Asked:
         """The world with ``objects``, and what is to be decided in it; without ``changes`` all workloads are."""
+        now = self._clock.now()
         there = {ref(o): o for informer in self._workloads for o in informer.list() if takes_room(o)}
         # A pod that is bound is never placed anew.
         present = {about: obj for about, obj in there.items() if placeable(obj)}
@@ -197,7 +198,7 @@ class Planner:
         everything = {about: present[about] for about in sorted(present)} | brought
         affected = [about for about in everything if changes is None or changes or about in brought or about.namespace in rules]
         world = occupancy.sites(ObjectRef("", "", "", ""))
-        snapshot = Snapshot(self._clock.now(), world, self._flows(there, affected, places, world))
+        snapshot = Snapshot(now, world, self._flows(there, affected, places, world))
         updated, mix = present.keys() & brought.keys(), occupancy.mix()
         # Of each namespace once: looking at all its pods for each of its workloads would take long.
         evictions = {where: self._facts.evictions(where) for where in {about.namespace for about in affected}}
@@ -208,22 +209,22 @@ class Planner:
                 await self._clock.sleep(0)
             obj, where = everything[about], about.namespace
             placement, current = self._placement(about, obj), places.get(about) or {}
-            info = self._facts.workload(obj, placement, current, merged[where], evictions[where], brought)
+            info = self._facts.workload(obj, placement, current, now, merged[where], evictions[where], brought)
             asked.append(replace(info, mix=mix))
             # Of a Job that is there its Placement says when it starts.
             if about.kind == "CronJob" or (about.kind == "Job" and about not in present):
-                timing[about] = planned(obj, merged[where][0], self._jobs.list(where), self._clock.now())
+                timing[about] = planned(obj, merged[where][0], self._jobs.earlier(obj), now)
         highest = max((w.priority for w in asked if w.preempts), default=None)
         others = []
         if highest is not None and occupancy.lowest is not None and occupancy.lowest < highest:
             for about in sorted(present.keys() - set(affected)):
                 obj = present[about]
                 if places[about] and not workload.has_local_data(obj) and self._facts.priority(obj)[0] < highest:
-                    info = self._facts.workload(obj, self._placement(about, obj), places[about])
+                    info = self._facts.workload(obj, self._placement(about, obj), places[about], now)
                     others.append(replace(info, mix=mix))
                     if len(others) % AT_ONCE == 0:
                         await self._clock.sleep(0)
-        earlier = {a: self._facts.workload(present[a], self._placement(a, present[a]), places[a]) for a in updated}
+        earlier = {a: self._facts.workload(present[a], self._placement(a, present[a]), places[a], now) for a in updated}
         return Asked(snapshot, asked, frozenset(brought), earlier, places, others, timing)
 
     def _flows(
@@ -239,7 +240,7 @@ class Planner:
             return found
         for about in sorted(there.keys() - set(affected)):
             if places.get(about):
-                info = self._facts.workload(there[about], None, places[about])
+                info = self._facts.workload(there[about], None, places[about], self._clock.now())
                 info = located(info, lambda peer: places.get(peer, {}), world.site, world.holding)
                 for way, amount in sending(info, world.site).items():
                     found[way] = found.get(way, 0.0) + amount

@@ -16,8 +16,8 @@ from typing import Any
 from metaos.client import Client, PatchType
 from metaos.clock import Clock
 from metaos.controllers.concern import workload_of
-from metaos.controllers.facts import concerning, decided, decides, placeable, placement_name, ruling
-from metaos.controllers.outlook import ahead, index, prices_ahead
+from metaos.controllers.facts import Jobs, concerning, decided, decides, placeable, placement_name, ruling
+from metaos.controllers.outlook import ahead, index, prices_ahead, unit_of
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
@@ -55,7 +55,7 @@ class ShiftingReconciler:
     def __init__(self, manager: Manager, client: Client, clock: Clock) -> None:
         self._client, self._clock = client, clock
         self._recorder = Recorder(client, clock, "shifting-controller")
-        self._crons, self._jobs = manager.informer(scheme.CRON_JOB), manager.informer(scheme.JOB)
+        self._crons, self._jobs = manager.informer(scheme.CRON_JOB), Jobs(manager)
         self._placements, self._clusters = manager.informer(scheme.PLACEMENT), manager.informer(scheme.CLUSTER)
         self._intents = ruling(manager, scheme.INTENT)
 
@@ -101,13 +101,13 @@ class ShiftingReconciler:
             most = min(said.slack or 0.0, coming[1] - due - CLEAR_SECONDS if len(coming) > 1 else math.inf)
             if spec.get("startingDeadlineSeconds") is not None:
                 most = min(most, float(spec["startingDeadlineSeconds"]) - CLEAR_SECONDS)
-            values, unit = index(known, price, free=False)
+            values, unit = index(known), unit_of(known)
             hour = known[0].hour
             offset = known[0].passed + (due - now) / hour
             values, passed = values[math.floor(offset) :], offset % 1.0
             if most > 0 and values:
                 cpus = workload.requests(workload.pod_spec(cron))["cpu"]
-                took = lengths(cron, said, self._jobs.list(cron["metadata"]["namespace"]))
+                took = lengths(cron, said, self._jobs.earlier(cron))
                 power = watts(cluster_info(site), cpus) or 0.0
                 job = Deferrable(most / hour, tuple(t / hour for t in took), watts=power, unit=unit)
                 plan = schedule(job, values, passed=passed)

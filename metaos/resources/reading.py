@@ -31,6 +31,7 @@ from metaos.resources.snapshot import (
     Link,
     Move,
     PolicyInfo,
+    Series,
     Spot,
     Spread,
     Taint,
@@ -102,6 +103,9 @@ def cluster_info(
         egress_gib=_optional(price.get("egressGiB")),
         foreign=foreign,
         spot=spot_of(price),
+        reserved=float(quantity.parse((price.get("reserved") or {}).get("cpu") or 0)),
+        intensities=_series(carbon),
+        prices=_series(status.get("price") or {}, _rate(spec.get("price") or {})),
         licences={found["name"]: _licence(found) for found in price.get("licences") or ()},
         datasets={
             str(d["name"]): Dataset(quantity.whole(d.get("size") or 0), tuple(d.get("residency") or ()))
@@ -130,16 +134,34 @@ def _embodied(power: Mapping[str, Any]) -> float:
     return float(power.get("embodiedKilograms") or 0.0) * 1000 / (years * HOURS_PER_YEAR)
 
 
+def _series(figures: Mapping[str, Any], worth: float | None = 1.0) -> Series:
+    """Of a site's status; nothing where it is of no use. Some sources count what a load displaces, which may be less than
+    nothing. ``worth``: what one of the figures is worth, where that is known."""
+    values = tuple(float(v) for v in figures.get("forecast") or ())
+    hour = float(figures.get("hourSeconds") or 3600.0)
+    if len(values) < 2 or not figures.get("time") or worth is None:
+        return Series()
+    if not all(math.isfinite(v) for v in (*values, hour)) or hour <= 0:
+        return Series()
+    return Series(tuple(max(0.0, v) * worth for v in values), parse_time(figures["time"]), hour)
+
+
+def _rate(stated: Mapping[str, Any]) -> float | None:
+    """What a unit of a site's currency is worth in EUR."""
+    rate = 1.0 if str(stated.get("currency") or "EUR") == "EUR" else stated.get("exchangeRate")
+    return None if rate is None else float(rate)
+
+
 def _in_euros(stated: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     """A site's prices in EUR, and the currency that hides them where its rate is not stated."""
-    currency, rate = str(stated.get("currency") or "EUR"), stated.get("exchangeRate")
+    currency, rate = str(stated.get("currency") or "EUR"), _rate(stated)
     if currency == "EUR":
         return stated, ""
     if rate is None:
         return {}, currency
 
     def worth(found: Any, key: str) -> Any:
-        return float(found) * float(rate) if key in _PRICES and isinstance(found, int | float) else found
+        return float(found) * rate if key in _PRICES and isinstance(found, int | float) else found
 
     prices = {key: worth(found, key) for key, found in stated.items()}
     prices["spot"] = {key: worth(found, key) for key, found in (stated.get("spot") or {}).items()}

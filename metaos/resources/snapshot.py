@@ -74,6 +74,37 @@ class Interruptible:
 
 
 @dataclass(frozen=True, slots=True)
+class Series:
+    """Figures of the hours to come, the first one of the hour that begins at ``time`` (seconds since the epoch). ``hour``:
+    seconds that one takes."""
+
+    values: tuple[float, ...] = ()
+    time: float = 0.0
+    hour: float = 3600.0
+
+    def after(self, now: float) -> tuple[tuple[float, ...], float]:
+        """The figures from ``now`` on, and the share of the first hour that is over. A clock that was set back makes none younger
+        than new."""
+        age = max(0.0, now - self.time) / self.hour
+        return self.values[math.floor(age) :], age % 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """Work that need not run at once. ``now``: when that is asked, seconds since the epoch; it starts ``slack`` seconds after
+    that at the latest. ``lengths``: seconds that it may take at the least of its ``widths``, equally likely; none where nothing
+    is known. ``aims``: what is waited for. ``taken``: CPUs of what sites reserve that others have, by site."""
+
+    now: float
+    slack: float
+    lengths: tuple[float, ...] = ()
+    suspendable: bool = False
+    widths: tuple[int, int] = (1, 1)
+    aims: tuple[str, ...] = ()
+    taken: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterInfo:
     """One site. ``requested`` counts what is already decided for it, by (cpu, memory, pods)."""
 
@@ -116,6 +147,11 @@ class ClusterInfo:
     #: Money for a GiB that leaves the site.
     egress_gib: float | None = None
     spot: Spot | None = None
+    #: CPUs that are paid for anyway, for work that may wait.
+    reserved: float = 0.0
+    #: Of electricity (gCO2eq/kWh), and of on-demand capacity per core.
+    intensities: Series = Series()
+    prices: Series = Series()
     #: The currency of its prices, where what that is worth in EUR is not known: then none of them is.
     foreign: str = ""
     #: By name, where the site states a price of its own.
@@ -284,6 +320,8 @@ class WorkloadInfo:
     licences: tuple[Licence, ...] = ()
     #: ``None``: it does not stand being stopped by its site.
     interruptible: Interruptible | None = None
+    #: ``None``: it runs from when it is placed.
+    waits: Waits | None = None
     #: See ``metaos.resources.affinity``.
     near: tuple[PodTerm, ...] = ()
     spread: tuple[SpreadTerm, ...] = ()

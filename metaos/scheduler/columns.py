@@ -20,7 +20,7 @@ from metaos.resources.measures import cost
 from metaos.resources.meta import TAINT_UNREACHABLE
 from metaos.resources.snapshot import GIB, Edge, Snapshot, Target, WorkloadInfo
 from metaos.resources.targets import ALL_OF, NONE_OF, TRUST_LEVELS, WISHES
-from metaos.scheduler import filters, fragmentation, proximity, scores
+from metaos.scheduler import filters, fragmentation, proximity, scores, timing
 from metaos.scheduler.filters import Filter, tolerated
 from metaos.scheduler.scores import Score
 from metaos.scheduler.world import Bools, Floats, Ints, World, bounded
@@ -333,10 +333,14 @@ def _latency(workload: WorkloadInfo, world: World) -> Floats:
 
 
 def _carbon(workload: WorkloadInfo, world: World) -> Floats:
+    if workload.waits is not None:
+        return timing.column(timing.carbon, workload, world)
     return world.floats["carbon_ahead"]
 
 
 def _emissions(workload: WorkloadInfo, world: World) -> Floats:
+    if workload.waits is not None:
+        return timing.column(timing.emissions, workload, world)
     return world.floats["grams_ahead"] * (workload.cpu * workload.replicas)
 
 
@@ -350,6 +354,10 @@ def _cost(workload: WorkloadInfo, world: World) -> Floats:
         return world.stated(key, lambda c: cost(c, workload, workload.replicas))
     cpu, memory = workload.cpu * workload.replicas / 1000, workload.memory * workload.replicas / GIB
     return world.floats["cpu_hour"] * cpu + world.floats["memory_gib_hour"] * memory
+
+
+def _paid_by_hour(workload: WorkloadInfo, world: World) -> Floats:
+    return _cost(workload, world) if workload.waits is None else timing.column(timing.cost, workload, world)
 
 
 def _availability(workload: WorkloadInfo, world: World) -> Floats:
@@ -409,7 +417,7 @@ COLUMNS: dict[scores.Measure, Column] = {
     scores.CARBON.measure: _carbon,
     scores.EMISSIONS.measure: _emissions,
     scores.ENERGY.measure: _energy,
-    scores.COST.measure: _cost,
+    scores.COST.measure: _paid_by_hour,
     scores.AVAILABILITY.measure: _availability,
     scores.FREE.measure: _free,
     scores.PREFERRED.measure: _preferred,

@@ -13,10 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
-
-from metaos.scheduler.survival import Survival, averages, stop
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,8 +26,20 @@ WAITS, RESERVED, SPOT, ON_DEMAND = 0, 1, 2, 3
 KINDS = ("waits", "reserved", "spot", "on-demand")
 #: Steps of a plan of what takes nobody knows how long.
 STEP_HOURS = 0.25
-#: Nothing runs for less.
-LEAST_HOURS = 1e-6
+
+
+def _checked(forecast: Sequence[float] | Floats) -> Floats:
+    import numpy as np
+
+    found = np.asarray(forecast, dtype=float)
+    if found.ndim != 1 or not len(found):
+        raise ValueError("a forecast has at least the current hour; without any, jobs start when they come")
+    bad = np.flatnonzero(~np.isfinite(found) | (found < 0))
+    if len(bad):
+        raise ValueError(
+            f"forecast hour {bad[0]}: {found[bad[0]]!r} must be a finite number of at least 0: leave it out or fill the gap"
+        )
+    return found
 
 
 class Prices:
@@ -39,25 +48,16 @@ class Prices:
     def __init__(self, forecast: Sequence[float] | Floats, hours: int = 120) -> None:
         import numpy as np
 
-        found = np.asarray(forecast, dtype=float)
-        if found.ndim != 1 or not len(found):
-            raise ValueError("a forecast has at least the current hour; without any, jobs start when they come")
-        bad = np.flatnonzero(~np.isfinite(found) | (found < 0))
-        if len(bad):
-            raise ValueError(
-                f"forecast hour {bad[0]}: {found[bad[0]]!r} must be a finite number of at least 0: leave it out or fill the gap"
-            )
+        from metaos.scheduler.along import extended
+
+        found = _checked(forecast)
         self.known = len(found)
-        if len(found) < hours + 1:
-            # One day is like the one before; where less than a day is known, like the mean.
-            tail = found[-24:] if len(found) >= 24 else np.full(24, found.mean())
-            found = np.concatenate([found, np.resize(tail, hours + 1 - len(found))])
         self.now = float(found[0])
-        self.hours = found[: hours + 1]
+        self.hours = extended(found, hours + 1)
         self.count = hours
         self._lowest = np.full((hours + 1, hours + 1), np.inf)
         for n in range(1, hours + 1):
-            self._lowest[n, 1 : n + 1] = np.sort(found[1 : n + 1])
+            self._lowest[n, 1 : n + 1] = np.sort(self.hours[1 : n + 1])
         self._lowest[:, 0] = 0.0
 
     def displaced(self, left: Floats, slack: Floats, passed: float = 0.0) -> Floats:
@@ -173,63 +173,44 @@ class Schedule:
         return self.grams_now - self.grams
 
 
-def schedule(job: Deferrable, forecast: Sequence[float], *, passed: float = 0.0, least: float = 0.01) -> Schedule:
+def schedule(
+    job: Deferrable, forecast: Sequence[float] | Floats, *, passed: float = 0.0, least: float = 0.01, known: int | None = None
+) -> Schedule:
     """When one job runs. Whole hours after the current one, of which the share ``passed`` is over. Waiting has to save the share
-    ``least``: less is not worth it, and would flap."""
+    ``least``: less is not worth it, and would flap. ``known``: hours of it that were forecast, where the rest is made up."""
     if not math.isfinite(job.slack):
         raise ValueError(f"slack {job.slack!r} must be a finite number of hours")
-    lengths = tuple(max(LEAST_HOURS, length) for length in job.lengths) or (1.0,)
-    prices = Prices(forecast)
-    kilowatts = job.watts / 1000
-    if job.suspendable and len(lengths) > 1:
-        return _unknown(job, prices, lengths, passed, least)
-    if job.suspendable:
-        runs = _pieces(prices, lengths[0], max(0.0, job.slack), job.widths, passed)
-    else:
-        runs = ((_start(prices, lengths, max(0.0, job.slack), passed, least), sum(lengths) / len(lengths), job.widths[0]),)
-    direct = _mean([_emitted(prices, 0.0, length, passed) for length in lengths])
-    if job.suspendable:
-        planned = sum(_emitted(prices, start, hours, passed) * width for start, hours, width in runs) / job.widths[0]
-    else:
-        planned = _mean([_emitted(prices, runs[0][0], length, passed) for length in lengths])
-    total = _mean(list(lengths)) or 1.0
-    if planned > direct * (1 - least):
-        runs, planned = ((0.0, total, job.widths[0]),), direct
-    why = _reason(job, prices, runs, planned / total, direct / total)
-    scale = kilowatts * job.widths[0]
-    return Schedule(runs, planned * scale, direct * scale, why, planned / total, direct / total)
-
-
-def _unknown(job: Deferrable, prices: Prices, lengths: tuple[float, ...], passed: float, least: float) -> Schedule:
-    """One that may be paused, and takes as long as one of these."""
     import numpy as np
 
-    survival, slack = Survival(lengths), max(0.0, job.slack)
-    count = math.ceil((min(slack, prices.count) + survival.longest + survival.tail) / STEP_HOURS) + 1
-    means = averages(prices.hours, passed, STEP_HOURS, min(count, round(prices.count / STEP_HOURS)))
-    most = (len(means) - 1) * STEP_HOURS
-    found = stop(means, survival, np.zeros(1), np.array([min(slack, most)]), STEP_HOURS)
-    mean, best, direct = float(survival.left(np.zeros(1))[0]), float(found.best[0]), float(found.direct[0])
-    start = float(found.start[0]) * STEP_HOURS
-    if start > 0 and best > direct * (1 - least):
-        start, best = 0.0, direct
-    # What is worth its price is done as wide as may be; what has to run, as narrow.
-    width = job.widths[int(start > 0 or float(means[0]) <= float(found.worth[0]))]
-    runs = ((start, mean * job.widths[0] / width, width),)
-    why = _reason(job, prices, runs, best / mean, direct / mean)
-    scale = job.watts / 1000 * job.widths[0]
-    return Schedule(runs, best * scale, direct * scale, why, best / mean, direct / mean)
+    from metaos.scheduler.along import LEAST_HOURS, MOST_HOURS, Work, extended, plans
+
+    found, narrow = _checked(forecast), job.widths[0]
+    lengths = tuple(max(LEAST_HOURS, length) for length in job.lengths) or (1.0,)
+    work = Work(lengths, max(0.0, job.slack), job.suspendable, job.widths[1] / narrow, least, STEP_HOURS)
+    plan = plans(extended(found, MOST_HOURS + 1)[None, :], np.array([passed]), work)
+    start, mean, direct = float(plan.start[0]), float(plan.mean[0]), float(plan.direct[0])
+    if job.suspendable and len(lengths) == 1 and mean < direct:
+        runs = _pieces(plan.hours[0] * lengths[0] * narrow, passed, lengths[0] + work.slack, job.widths)
+    elif job.suspendable and len(lengths) > 1:
+        # What is worth its price is done as wide as may be; what has to run, as narrow.
+        width = job.widths[int(start > 0 or float(found[0]) <= float(plan.worth[0]))]
+        runs = ((start, plan.expected * narrow / width, width),)
+    else:
+        runs = ((start, plan.expected, narrow),)
+    why = _reason(job, len(found) if known is None else known, runs, mean, direct)
+    scale = job.watts / 1000 * narrow * plan.expected
+    return Schedule(runs, mean * scale, direct * scale, why, mean, direct)
 
 
-def _reason(job: Deferrable, prices: Prices, runs: tuple[tuple[float, float, int], ...], then: float, now: float) -> str:
-    known = "" if job.lengths else "; its length is not known yet, so the hour after its start counts"
-    ends = "" if prices.known > job.slack else f"; the forecast ends in {prices.known} h, after that days repeat"
+def _reason(job: Deferrable, known: int, runs: tuple[tuple[float, float, int], ...], then: float, now: float) -> str:
+    guessed = "" if job.lengths else "; its length is not known yet, so the hour after its start counts"
+    ends = "" if known > job.slack else f"; the forecast ends in {known} h, after that days repeat"
     if job.slack <= 0:
         return "no time is left to wait"
     if runs[0][0] <= 0 and len(runs) == 1:
-        return f"no later start within {job.slack:.3g} h saves enough: {figure(now)} {job.unit} now{known}{ends}"
+        return f"no later start within {job.slack:.3g} h saves enough: {figure(now)} {job.unit} now{guessed}{ends}"
     pauses = f" in {len(runs)} parts" if len(runs) > 1 else ""
-    return f"{figure(then)} {job.unit} then{pauses}, {figure(now)} started at once{known}{ends}"
+    return f"{figure(then)} {job.unit} then{pauses}, {figure(now)} started at once{guessed}{ends}"
 
 
 def figure(value: float) -> str:
@@ -237,64 +218,18 @@ def figure(value: float) -> str:
     return f"{value:.0f}" if value >= 10 or not value else f"{value:.3g}"
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _emitted(prices: Prices, start: float, hours: float, passed: float) -> float:
-    """Intensity times hours of a run that begins so many hours from now."""
-    at, end, found = start + passed, start + passed + hours, 0.0
-    while at < end - 1e-12:
-        hour = math.floor(at + 1e-12)
-        until = min(end, hour + 1.0)
-        found += float(prices.hours[min(hour, prices.count)]) * (until - at)
-        at = until
-    return found
-
-
-def _start(prices: Prices, lengths: tuple[float, ...], slack: float, passed: float, least: float) -> float:
-    """The best start of what cannot be paused: now, at an hour, or as late as may be."""
-    starts = [0.0, *(h - passed for h in range(1, prices.count) if h - passed <= slack), slack]
-    costs = [_mean([_emitted(prices, s, length, passed) for length in lengths]) for s in starts]
-    best = min(range(len(starts)), key=lambda i: (round(costs[i], 9), starts[i]))
-    return starts[best] if costs[best] < costs[0] * (1 - least) else 0.0
-
-
-def _pieces(
-    prices: Prices, length: float, slack: float, widths: tuple[int, int], passed: float
-) -> tuple[tuple[float, float, int], ...]:
-    """The cheapest hours of the window, as wide as may be: what does not have to be spread over hours is not."""
-    end = length + slack
-    edges = [0.0, *(h - passed for h in range(1, prices.count + 1) if h - passed < end), end]
-    slots = [(a, b - a, float(prices.hours[min(i, prices.count)])) for i, (a, b) in enumerate(pairwise(edges))]
-    least, most = widths
-    left, chosen = length * least, []
-    for start, hours, price in sorted(slots, key=lambda s: (s[2], s[0])):
-        if left <= 1e-9:
-            break
-        width = min(most, max(least, math.ceil(left / hours - 1e-9))) if hours > 1e-9 else 0
-        if not width:
-            continue
-        took = min(hours, left / width)
-        chosen.append((start, took, width, price))
-        left -= took * width
+def _pieces(work: Floats, passed: float, window: float, widths: tuple[int, int]) -> tuple[tuple[float, float, int], ...]:
+    """Runs that do so much work (pods times hours) in each hour of the window: where there is little to do, with fewer pods."""
     merged: list[tuple[float, float, int]] = []
-    for start, hours, width, _ in sorted(chosen):
+    for hour, left in enumerate(work.tolist()):
+        if left <= 1e-9:
+            continue
+        start = max(0.0, hour - passed)
+        hours = min(hour + 1.0 - passed, window) - start
+        width = min(widths[1], max(widths[0], math.ceil(left / hours - 1e-9)))
+        hours = left / width
         if merged and merged[-1][2] == width and abs(sum(merged[-1][:2]) - start) < 1e-9:
             merged[-1] = merged[-1][0], merged[-1][1] + hours, width
         else:
             merged.append((start, hours, width))
     return tuple(merged)
-
-
-def as_data(found: Schedule, now: float) -> dict[str, Any]:
-    """For the status of an object: times in seconds since the epoch."""
-    return {
-        "start": now + found.start * 3600,
-        "runs": [{"start": now + s * 3600, "hours": round(h, 4), "width": w} for s, h, w in found.runs],
-        "grams": round(found.grams, 3),
-        "gramsStartedNow": round(found.grams_now, 3),
-        "intensity": round(found.intensity, 1),
-        "intensityStartedNow": round(found.intensity_now, 1),
-        "reason": found.reason,
-    }

@@ -238,7 +238,7 @@ def _plain(workload: WorkloadInfo) -> bool:
     """Whether nothing but points and room decides where its replicas go, among the sites that pass the filters."""
     policy, bounded = workload.policy, any(t.name == "availability" and t.hard for t in workload.targets)
     divided = workload.mode != "Everywhere" and workload.replicas > 0 and not policy.spread and not workload.weights
-    others = workload.tolerations or workload.traffic or workload.near or workload.spread
+    others = workload.tolerations or workload.traffic or workload.near or workload.spread or workload.waits
     return divided and not bounded and not others and policy.failback != "Never"
 
 

@@ -82,10 +82,18 @@ def grams_ahead(cluster: ClusterInfo) -> float | None:
 
 
 def _carbon(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    if workload.waits is not None:
+        from metaos.scheduler import timing  # with numpy, which few roles load
+
+        return timing.at_site(timing.carbon, workload, cluster)
     return carbon_ahead(cluster)
 
 
 def _emissions(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    if workload.waits is not None:
+        from metaos.scheduler import timing  # with numpy
+
+        return timing.at_site(timing.emissions, workload, cluster)
     each = grams_ahead(cluster)
     return None if each is None else each * (workload.cpu * workload.replicas)
 
@@ -95,6 +103,10 @@ def _energy(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
 
 
 def _cost(workload: WorkloadInfo, cluster: ClusterInfo) -> float | None:
+    if workload.waits is not None:
+        from metaos.scheduler import timing  # with numpy
+
+        return timing.at_site(timing.cost, workload, cluster)
     return cost(cluster, workload, workload.replicas)
 
 

@@ -16,7 +16,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -37,7 +37,7 @@ from metaos.resources.meta import (
     uid,
 )
 from metaos.resources.reading import concerns
-from metaos.resources.snapshot import Interruptible
+from metaos.resources.snapshot import Interruptible, Waits, WorkloadInfo
 
 DEADLINE, SLACK, DURATION = "meta-os.eu/deadline", "meta-os.eu/slack", "meta-os.eu/expected-duration"
 SUSPENDABLE, INTERRUPTIBLE = "meta-os.eu/suspendable", "meta-os.eu/interruptible"
@@ -250,33 +250,61 @@ def _problems(said: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def lengths(job: Obj, said: Waiting, others: Iterable[Obj]) -> tuple[float, ...]:
-    """Seconds that the Job may take: as stated, or as earlier ones of its namespace took that run the same."""
+    """Seconds that the Job may take: as stated, or as earlier ones of its namespace took that run the same. ``others``: Jobs of
+    which these are some."""
     if said.duration:
         return (said.duration,)
-    mine = _runs(job)
+    mine = alike(job)
     found = []
     for other in others:
         status = other.get("status") or {}
-        alike = uid(other) != uid(job) and namespace(other) == namespace(job) and is_true(other, "Complete")
-        if alike and status.get("startTime") and status.get("completionTime") and _runs(other) == mine:
+        same = uid(other) != uid(job) and namespace(other) == namespace(job) and is_true(other, "Complete")
+        if same and status.get("startTime") and status.get("completionTime") and alike(other) == mine:
             ended = parse_time(status["completionTime"])
             found.append((ended, max(1.0, ended - parse_time(status["startTime"]))))
     return tuple(took for _, took in sorted(found, reverse=True)[:EARLIER_KEPT])
 
 
-def _runs(job: Obj) -> str:
+def alike(job: Obj) -> str:
+    """What Jobs have in common that run the same."""
     spec = workload.pod_spec(job)
     return json.dumps([[c.get(k) for k in ("image", "command", "args")] for c in spec.get("containers") or ()])
 
 
-def on_spot(job: Obj, intents: Iterable[Obj], others: Iterable[Obj]) -> Interruptible | None:
-    """What spot capacity would cost a Job that may be put there: only one that may wait, and stands being stopped. An hour where
-    nothing is known of how long it takes."""
-    said = asked(job, intents) if job.get("kind") == "Job" else None
-    if said is None or not said.interruptible:
-        return None
+def of_job(
+    found: WorkloadInfo,
+    job: Obj,
+    intents: Iterable[Obj],
+    others: Iterable[Obj],
+    begun: Mapping[str, Any],
+    taken: Mapping[str, float],
+    now: float,
+) -> WorkloadInfo:
+    """A Job as decisions see it: when it may run, and on which capacity. ``begun``: what was decided of its start so far; what
+    has not run yet may go elsewhere for a gain. ``taken``: see :class:`~metaos.resources.snapshot.Waits`. Without any idea how
+    long it takes an hour counts. ``now``: seconds since the epoch."""
+    said = asked(job, intents)
+    if said is None:
+        return found
     took = lengths(job, said, others)
-    return Interruptible((sum(took) / len(took) if took else HOUR_SECONDS) / HOUR_SECONDS, said.suspendable)
+    if said.interruptible:
+        hours = (sum(took) / len(took) if took else HOUR_SECONDS) / HOUR_SECONDS
+        found = replace(found, interruptible=Interruptible(hours, said.suspendable))
+    if begun.get("started") or begun.get("ranSeconds") or is_true(job, "Complete") or is_true(job, "Failed"):
+        return found
+    metadata = {"creationTimestamp": format_time(now)} | job["metadata"]
+    until, _ = waits_until({**job, "metadata": metadata}, said, took)
+    most = workload.replicas(job)
+    waits = Waits(
+        now,
+        until - now,
+        took,
+        said.suspendable and bool(took),
+        (said.least or most, most),
+        said.aims,
+        tuple(sorted(taken.items())),
+    )
+    return replace(found, waits=waits, settled=found.settled and not begun)
 
 
 def waits_until(job: Obj, said: Waiting, took: tuple[float, ...]) -> tuple[float, str]:

@@ -84,14 +84,23 @@ class Survival:
         return found
 
 
+def upto(hours: Floats, at: Floats) -> Floats:
+    """The sum of prices from the beginning of the first hour to ``at``, a row each. The last hour goes on."""
+    import numpy as np
+
+    sums = np.concatenate([np.zeros((len(hours), 1)), np.cumsum(hours, axis=1)], axis=1)
+    whole = np.clip(np.floor(at).astype(int), 0, hours.shape[1] - 1)
+    rows = np.arange(len(hours)).reshape(-1, *[1] * (at.ndim - 1))
+    found: Floats = sums[rows, whole] + (at - whole) * hours[rows, whole]
+    return found
+
+
 def averages(hours: Floats, passed: float, step: float, count: int) -> Floats:
     """Mean prices of the steps from now on, of which the share ``passed`` of the first hour is over. The last hour goes on."""
     import numpy as np
 
-    sums = np.concatenate([[0.0], np.cumsum(hours)])
-    at = passed + np.arange(count + 1) * step
-    upto = np.interp(at, np.arange(len(sums)), sums) + np.maximum(0.0, at - len(hours)) * hours[-1]
-    found: Floats = np.diff(upto) / step
+    at: Floats = passed + np.arange(count + 1.0)[None, :] * step
+    found: Floats = np.diff(upto(hours[None, :], at)[0]) / step
     return found
 
 
@@ -108,17 +117,18 @@ class Stopping(NamedTuple):
 
 def stop(prices: Floats, survival: Survival, ran: Floats, slack: Floats, step: float) -> Stopping:
     """Run or wait, for jobs that have run and may wait so long. ``prices``: means of the steps from now on, for longer than any
-    slack. Raises ``ValueError`` where there are fewer."""
+    slack; one row for all or one each. Raises ``ValueError`` where there are fewer."""
     import numpy as np
 
+    prices = np.atleast_2d(prices)
     waits = np.floor(np.maximum(slack, 0.0) / step + 1e-9).astype(int)
-    most, count = int(waits.max(initial=0)), len(prices)
+    most, count = int(waits.max(initial=0)), prices.shape[1]
     if count <= most:
         raise ValueError(f"{count} prices do not reach over a slack of {most} steps: give more, or fewer steps of slack")
     hours, on = survival.steps(ran, step, count)
     # What is not done when the prices end is paid at their mean.
     waited = np.arange(most + 1)[None, :]
-    cost = survival.left(ran[:, None] + (count - waited) * step) * prices.mean()
+    cost = survival.left(ran[:, None] + (count - waited) * step) * prices.mean(axis=1, keepdims=True)
     reached = np.concatenate([np.ones((len(ran), 1)), np.cumprod(on, axis=1)], axis=1)
     direct: Floats = (hours * reached[:, :-1] * prices).sum(axis=1) + reached[:, -1] * cost[:, 0]
     # Read backwards, so that one slice is what each number of steps waited leaves to have been run.
@@ -131,7 +141,7 @@ def stop(prices: Floats, survival: Survival, ran: Floats, slack: Floats, step: f
         part = slice(count - 1 - n, count + most - n)
         going = on[:, part] * cost
         worth: Floats = (later[:, 0] - going[:, 0]) / np.maximum(hours[:, count - 1 - n], 1e-9)
-        run = prices[n] * hours[:, part] + going
+        run = prices[:, n : n + 1] * hours[:, part] + going
         if n <= most:
             start = np.where(run[:, n] <= later[:, n], n, start)
         cost = np.minimum(run, later)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,8 @@ class World(Sequence[ClusterInfo]):
         self._between: dict[str, Floats] = {}
         self._stated: dict[Hashable, tuple[Callable[[ClusterInfo], float | None], Floats]] = {}
         self._taints: dict[Taint, Bools] | None = None
+        #: What the sites come to for the last workload that may wait, which several scores ask for.
+        self._timed: dict[Hashable, Sequence[Any]] = {}
         #: Of what is requested, as :attr:`free` is: a world beside this one has its own.
         self._devices: dict[str, Ints] = {}
         self._gpus: Ints | None = None
@@ -188,6 +190,16 @@ class World(Sequence[ClusterInfo]):
                 self._gpus[row, : len(free)] = free
         return self._gpus
 
+    def timed(
+        self, workload: WorkloadInfo, work_out: Callable[[WorkloadInfo, Sequence[ClusterInfo]], Sequence[K]]
+    ) -> Sequence[K]:
+        """What ``work_out`` says of a workload that may wait, kept until the next one asks."""
+        key = workload.waits, workload.cpu * workload.replicas, workload.interruptible
+        if key not in self._timed:
+            self._timed.clear()
+            self._timed[key] = work_out(workload, self)
+        return self._timed[key]
+
     def rows(self, read: Callable[[ClusterInfo], bool]) -> Bools:
         """A column for this once."""
         return np.fromiter((read(c) for c in self), np.bool_, len(self))
@@ -210,6 +222,7 @@ class World(Sequence[ClusterInfo]):
         self._put_devices(row, cluster)
         if _fixed(before) == _fixed(cluster):
             return
+        self._timed.clear()
         for word, read in _FLOATS.items():
             self.floats[word][row] = read(cluster)
         for word, look in _BOOLS.items():
@@ -330,6 +343,9 @@ def _fixed(cluster: ClusterInfo) -> tuple[object, ...]:
         cluster.embodied,
         cluster.links,
         cluster.spot,
+        cluster.reserved,
+        cluster.intensities,
+        cluster.prices,
         cluster.licences,
         cluster.datasets,
     )

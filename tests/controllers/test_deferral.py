@@ -332,3 +332,43 @@ async def test_a_clock_that_is_set_back_pauses_nothing_for_longer_and_one_set_fo
         await until(clock, lambda: suspended(client) is True, 1200)
         await clock.advance(7 * 3600)
         await until(clock, lambda: suspended(client) is False)
+
+
+def two(noon: list[float], even: list[float], made: float = START) -> list[Obj]:
+    found = []
+    for word, hours in (("noon", noon), ("even", even)):
+        carbon = {"intensity": hours[0], "forecast": hours, "time": format_time(made), "source": "test"}
+        found.append(cluster(word, status={"carbon": carbon}, **POWER))
+    return found
+
+
+async def test_the_site_is_chosen_with_the_hour_and_what_has_not_started_follows_new_forecasts() -> None:
+    objects = [*two([500, 500, 500, 20, 500, 500, 500, 500], [150] * 8), job(**{SLACK: "6h", DURATION: "1h"})]
+    async with running(*SETUPS, migration.setup, objects=objects) as (client, clock):
+        await until(clock, lambda: decided(client))
+        found = decided(client)
+        assert found["cluster"] == "noon" and abs(parse_time(found["startTime"]) - (START + 3 * 3600)) < 60
+        # No sun at noon after all: it goes where that is of no account, before it has begun.
+        await clock.advance(3600)
+        for each in two([500] * 7, [150] * 7, clock.now()):
+            client.seed(each)
+        await until(clock, lambda: decided(client).get("cluster") == "even")
+        await clock.advance(7 * 3600)
+        # Where it was held it stays so until the new site answers: it never runs twice.
+        held = {
+            w["metadata"]["namespace"]: bool(w["spec"]["manifests"][0]["spec"].get("suspend"))
+            for w in client.objects(scheme.WORK)
+        }
+        assert held == {"nemo-cluster-even": False, "nemo-cluster-noon": True}
+        # What has started stays, whatever comes.
+        for each in two([1] * 7, [900] * 7, clock.now()):
+            client.seed(each)
+        await clock.advance(3600)
+        assert decided(client)["cluster"] == "even"
+
+
+async def test_without_time_to_wait_the_present_hour_chooses_the_site() -> None:
+    objects = [*two([500, 20, 20, 20], [150] * 4), job(**{SLACK: "0s", DURATION: "1h"})]
+    async with running(*SETUPS, objects=objects) as (client, clock):
+        await until(clock, lambda: decided(client))
+        assert decided(client)["cluster"] == "even"

@@ -15,7 +15,7 @@ from metaos.client import Client
 from metaos.clock import Clock
 from metaos.config import Address, HubConfig
 from metaos.controllers import carbon, price
-from metaos.controllers.outlook import ahead, offers, prices_ahead
+from metaos.controllers.outlook import ahead, in_its_currency, prices_ahead
 from metaos.controllers.settings import Settings
 from metaos.controllers.sources import CARBON_SOURCES, PRICE_SOURCES, figures, source
 from metaos.plugins import registry
@@ -128,4 +128,5 @@ def test_only_numbers_are_taken_of_what_a_plugin_says(said: list[float] | None) 
 @pytest.mark.parametrize("rate", [{}, {"exchangeRate": 0.006}])
 def test_what_a_site_offers_is_in_one_currency_whatever_that_is_worth(rate: dict[str, float]) -> None:
     price = {"currency": "JPY", "cpuHour": 5.0, "spot": {"cpuHour": 4.0}} | rate
-    assert [(o.kind, o.price) for o in offers(cluster("tokyo", price=price), 5.0, 0.0)] == [("spot", 4.0), ("on-demand", 5.0)]
+    found = in_its_currency(cluster("tokyo", price=price))
+    assert found.cpu_hour == 5.0 and found.spot is not None and found.spot.cpu_hour == 4.0

@@ -15,7 +15,6 @@ from metaos.scheduler.deferral import (
     Deferrable,
     Prices,
     Weights,
-    as_data,
     assign,
     schedule,
 )
@@ -101,7 +100,6 @@ def test_one_that_cannot_pause_starts_with_the_cheapest_run() -> None:
     assert found.runs == ((3.0, 2.0, 1),)
     assert (found.grams, found.grams_now, found.saved) == (110.0, 500.0, 390.0)
     assert found.reason == "55 gCO2eq/kWh then, 250 started at once"
-    assert as_data(found, 7200.0)["start"] == 18000.0
 
 
 def test_one_that_pauses_takes_the_cheapest_hours_and_an_elastic_one_is_wide_in_them() -> None:
