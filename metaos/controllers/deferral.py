@@ -170,7 +170,8 @@ class DeferralReconciler:
         hours = (sum(left) / len(left) if left else HOUR_SECONDS) / HOUR_SECONDS
         stands = Interruptible(hours, said.suspendable) if said.interruptible else None
         asks = replace(workload_info(job), interruptible=stands, waits=waits)
-        found, best = self._on_capacity(found, before, asks, info)
+        currency = str(((site.get("spec") or {}).get("price") or {}).get("currency") or "EUR")
+        found, best = self._on_capacity(found, before, asks, info, currency)
         wanted = [series for aim, series in ((CARBON, carbon), (COST, price)) if aim in said.aims]
         found["source"] = "; ".join(series.source for series in wanted)
         found["forecasts"] = [series.as_data() for series in wanted]
@@ -223,7 +224,7 @@ class DeferralReconciler:
         return found | {"started": False, "startTime": format_time(start), "reason": told}, min(start - now, hour / 4)
 
     def _on_capacity(
-        self, found: dict[str, Any], before: Mapping[str, Any], asks: WorkloadInfo, site: ClusterInfo
+        self, found: dict[str, Any], before: Mapping[str, Any], asks: WorkloadInfo, site: ClusterInfo, currency: str
     ) -> tuple[dict[str, Any], Timed]:
         """With the capacity that it goes on. What runs keeps the one that it has."""
         # With numpy, which a hub loads with its first decision.
@@ -237,6 +238,7 @@ class DeferralReconciler:
         elif best.price is not None:
             found |= {"capacity": best.option.kind, "capacityReason": told(asks, site, choices)}
             found["cpuHourPrice"] = round(best.price, 6)
+        found["currency"] = currency
         return found, best
 
     def _compared(

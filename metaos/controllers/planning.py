@@ -288,9 +288,25 @@ def _outcomes(
             kept.pop(about, None)
         telling[about] = about.namespace in seen and (found.changed or found.impossible is not None or about in asked.brought)
         if telling[about] and len(rows) < OUTCOMES_KEPT:
-            rows[about] = _outcome(found) | ({"timing": said} if (said := asked.timing.get(about)) else {})
+            rows[about] = _outcome(found) | ({"timing": said} if (said := _timing(asked, found)) else {})
         outcomes[about] = found.in_short()
     return list(rows.values()), sum(telling.values()) - len(rows), list(outcomes.values())
+
+
+def _timing(asked: Asked, found: Outcome) -> str:
+    """When it runs, as far as that is known before it is there."""
+    said, waits = asked.timing.get(found.workload.ref, ""), found.workload.waits
+    places = [site for site, _ in found.plan.clusters]
+    here = next((site for site in asked.snapshot.clusters if site.name in places), None) if said and waits is not None else None
+    if here is None or waits is None or waits.slack <= 0:
+        return said
+    from metaos.scheduler.timing import options
+
+    best = options(found.workload, here)[0]
+    when = f"in {best.hours:.3g} h" if best.hours > 0 else "at once"
+    what = "" if best.carbon is None else f", at {best.carbon:.3g} gCO2eq/kWh"
+    what += "" if best.price is None else f", on {best.option.kind} capacity"
+    return f"{said}; by the forecasts of now it starts {when} on {here.name}{what}"
 
 
 def _measures(found: Measures) -> dict[str, Any]:

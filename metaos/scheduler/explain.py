@@ -242,6 +242,10 @@ def _lines(found: dict[str, Any], screen: int) -> list[str]:
         lines += [_forecast(f) for f in deferral.get("forecasts") or () if f.get("step") or "errorPercent" in f]
         if deferral.get("capacity"):
             lines.append(f"  capacity  {deferral['capacity']}: {deferral.get('capacityReason')}")
+        if deferral.get("savesMoney"):
+            lines.append(
+                f"  saves     {deferral['savesMoney']:.3g} {deferral.get('currency', '')} against starting at once".rstrip()
+            )
         if deferral.get("width"):
             lines.append(f"  width     {deferral['width']} pods at once")
     migration = found.get("migration")
@@ -255,7 +259,9 @@ def _lines(found: dict[str, Any], screen: int) -> list[str]:
         lines.append(f"  moves     {_limits(found['limits'])}")
     lines += [f"  moved     {_moved(move)}" for move in (found.get("moves") or ())[-MOVES_SHOWN:]]
     if found["scores"]:
-        lines += ["", "  considered (points of 100; value, points x weight)"]
+        waits = found.get("deferral") and not found["deferral"].get("started")
+        hours = "; carbon and cost of the hours in which it would run there" if waits else ""
+        lines += ["", f"  considered (points of 100; value, points x weight{hours})"]
         chosen = {c["name"] for c in found["clusters"]}
         table = _table(found["scores"], chosen)
         lines += _narrow_table(found["scores"], chosen) if screen and max(map(len, table)) > screen else table

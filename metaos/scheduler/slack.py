@@ -334,9 +334,7 @@ def planned(obj: Obj, intents: Iterable[Obj], others: Iterable[Obj], now: float)
     until, why = waits_until(job, said, lengths(job, said, others))
     if until <= now:
         return f"starts at once: {why}"
-    return (
-        f"may wait up to {(until - now) / HOUR_SECONDS:.3g} h; when it starts, and what that saves, is decided once it is there"
-    )
+    return f"may wait up to {(until - now) / HOUR_SECONDS:.3g} h; when it starts is decided once it is there"
 
 
 def waits_at_most(job: Obj, said: Waiting) -> float:

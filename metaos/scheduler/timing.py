@@ -18,7 +18,7 @@ from metaos.resources.measures import embodied_intensity, grams_each, licensed, 
 from metaos.resources.snapshot import GIB, ClusterInfo, Waits, WorkloadInfo
 from metaos.scheduler.along import LEAST_HOURS, MOST_HOURS, Work, extended, plans
 from metaos.scheduler.capacity import ON_DEMAND, RESERVED, SPOT
-from metaos.scheduler.slack import CARBON, COST
+from metaos.scheduler.slack import CARBON, COST, HOUR_SECONDS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,11 +38,13 @@ class Option(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """Work at a site on one of its capacities. ``start``: hours from now. ``carbon`` and ``price``: means over the hours of the
-    work, the price with what is done again; ``None``: not known. ``values``: what was to be low, by the hour."""
+    """Work at a site on one of its capacities. ``start``: hours from now, of the site's forecast; ``hours``: the same of 3600 s.
+    ``carbon`` and ``price``: means over the hours of the work, the price with what is done again; ``None``: not known.
+    ``values``: what was to be low, by the hour."""
 
     option: Option
     start: float
+    hours: float
     carbon: float | None
     price: float | None
     values: Floats
@@ -147,7 +149,7 @@ def _alike(sites: Sequence[ClusterInfo], workload: WorkloadInfo, hour: float) ->
         if guessed and option.prices is not None and rows[row] is option.prices:
             price = mean
         price = None if price is None else price * option.times
-        timed = Timed(option, float(plan.start[row]), emitted, price, rows[row])
+        timed = Timed(option, float(plan.start[row]), float(plan.start[row]) * hour / HOUR_SECONDS, emitted, price, rows[row])
         rank = mean if len(waits.aims) > 1 else 0.0, np.inf if price is None else price, float(row)
         found[number].append((rank, timed))
     return [[timed for _, timed in sorted(each, key=lambda pair: pair[0])] for each in found]
