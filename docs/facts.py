@@ -150,6 +150,7 @@ HANDED = {
     "accounting": {"Booking"},
     "attestation": set(),
     "cronjob": {"Job"},
+    "definition": {"CustomResourceDefinition"},
     "namespace": {"Namespace"},
     "garbage": set(),
     "event": {"Event", "CertificateSigningRequest"},

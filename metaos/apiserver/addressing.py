@@ -7,7 +7,9 @@ import copy
 import orjson
 
 from metaos.apiserver import views
-from metaos.resources import errors, scheme
+from metaos.apiserver.cache import Version
+from metaos.apiserver.customkind import CustomKind
+from metaos.resources import errors
 from metaos.resources.meta import Obj, name
 from metaos.resources.scheme import Kind
 
@@ -44,16 +46,23 @@ def encode(obj: Obj) -> bytes:
     return encoded
 
 
-def addressed(obj: Obj, kind: Kind | None, name: str, namespace: str) -> tuple[Kind, Obj]:
+def kept(kind: Kind, obj: Obj) -> Obj:
+    """An object in the version in which it is stored. Native kinds have one each; views carry theirs back themselves."""
+    return {**obj, "apiVersion": kind.stored_version} if isinstance(kind, CustomKind) else obj
+
+
+def as_kept(kind: Kind, version: Version) -> bool:
+    """Whether the store has an object as it would be written now, apart from its content."""
+    if not isinstance(kind, CustomKind):
+        return True
+    return version.encoded.startswith(b'{"apiVersion":"%b",' % kind.stored_version.encode())
+
+
+def addressed(obj: Obj, kind: Kind, name: str, namespace: str) -> tuple[Kind, Obj]:
     """The kind, and a copy of the body that carries type, namespace and (where given) name. Raises ``ApiError`` 400 where
     body and URL disagree."""
     if not isinstance(obj, dict):
         raise errors.bad_request("the body must be an object")
-    if kind is None:
-        try:
-            kind = scheme.kind_of(obj)
-        except KeyError as unknown:
-            raise errors.not_found("", str(obj.get("kind", "")).lower() or "kind", f"{unknown.args[0]}") from None
     for key, wanted in (("apiVersion", kind.api_version), ("kind", kind.kind)):
         if obj.get(key) not in (None, "", wanted):
             raise errors.bad_request(

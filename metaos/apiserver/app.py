@@ -24,6 +24,8 @@ from metaos.apiserver.accounts import Accounts
 from metaos.apiserver.audit import Audit, no_audit
 from metaos.apiserver.authn import ANONYMOUS, Authenticator, Identity, RefusedCertificate
 from metaos.apiserver.bodies import MAX_BODY, decoded, flag, readable
+from metaos.apiserver.customkind import CustomKind
+from metaos.apiserver.discovery import Discovery
 from metaos.apiserver.effort import objects_of, stored_bytes
 from metaos.apiserver.fairness import classify, width
 from metaos.apiserver.gates import (
@@ -101,6 +103,7 @@ class Api:
         self._sessions = sessions
         self._verbs = Verbs(registry, clock, random)
         self._openapi = OpenApi()
+        self._discovery, self._discovered = Discovery(scheme.KINDS), registry.kinds.custom
         self._gates = Gates(clock)
         metrics.parts.append(self._gates.render)
 
@@ -157,13 +160,13 @@ class Api:
                 # Whoever has it now: that they try is worth knowing, whatever they ask for.
                 exchange.user, exchange.refused = error.user, True
                 with suppress(ApiError):
-                    target = parse(request.method, path, watch=flag(request.query, "watch"))
+                    target = self._target(request, path)
                     exchange.asked = target.attributes if target else Attributes(request.method.lower(), path=path)
             self._gates.connected(f"{request.remote} unknown", request.transport, CONNECTIONS_UNKNOWN)
             raise
         if identity is None:
             self._gates.connected(f"{request.remote} unknown", request.transport, CONNECTIONS_UNKNOWN)
-        target = parse(request.method, path, watch=flag(request.query, "watch"))
+        target = self._target(request, path)
         if target is None:
             return await self._serve_document(request, path.rstrip("/") or "/", identity, exchange)
         exchange.target = target
@@ -175,6 +178,8 @@ class Api:
         identity = self._impersonated(request, identity, exchange)
         call = Call(request, identity, target, exchange.headers, dry_run="dryRun" in request.query)
         exchange.call = call
+        if isinstance(target.kind, CustomKind) and target.kind.warning:
+            call.warnings.append(target.kind.warning)
         if target.long_running:
             with self._gates.lasting(flow):
                 if target.verb == "watch":
@@ -187,6 +192,9 @@ class Api:
             with self._gates.holding(flow, size):
                 answer = await self._serve_short(call, self._gates.of(level), flow, size)
         return await self._sent(request, answer, flow)
+
+    def _target(self, request: web.Request, path: str) -> Target | None:
+        return parse(request.method, path, watch=flag(request.query, "watch"), by_plural=self._registry.kinds.by_plural)
 
     async def _serve_short(self, call: Call, gate: Gate, flow: str, size: int) -> web.StreamResponse:
         """What ends by itself. The body comes first: while it arrives no seat is taken."""
@@ -303,11 +311,12 @@ class Api:
         if path not in PUBLIC:
             self._admit(identity, exchange, Attributes("get", path=path))
         accept = request.headers.get("Accept", "")
+        self._follow_kinds()
         if path.startswith("/openapi/v3"):
             return self._openapi_v3(request, path, exchange)
         if path == "/openapi/v2":
             media = v2_media(accept)
-            return self._compressed(request, self._openapi.v2(media), exchange, media)
+            return self._compressed(request, self._openapi.v2(media), exchange, self._openapi.tag(), media)
         if path == "/version":
             return _json(exchange, discovery.version())
         if path in ("/livez", "/readyz", "/healthz"):
@@ -317,14 +326,21 @@ class Api:
             return web.Response(body=self._metrics.render().encode(), headers=headers)
         if path == "/cacerts":
             return web.Response(body=self._ca(), headers={**exchange.headers, "Content-Type": "application/x-pem-file"})
-        found = discovery.document(path, accept)
+        found = self._discovery.document(path, accept)
         if found is None:
             raise errors.ApiError(404, "NotFound", "the server could not find the requested resource")
         document, content_type = found
         answer = _json(exchange, document, content_type)
-        # What discovery says changes with the release only; clients keep it and ask whether it still holds.
+        # Clients keep what discovery says and ask whether it still holds.
         answer.headers["ETag"] = tag = f'"{hashlib.sha256(answer.body or b"").hexdigest()[:32].upper()}"'  # type: ignore[arg-type]
         return web.Response(status=304, headers=answer.headers) if _holds(request, tag) else answer
+
+    def _follow_kinds(self) -> None:
+        """What documents say of the kinds of definitions is as these are now."""
+        custom = self._registry.kinds.custom
+        if custom is not self._discovered:
+            self._discovery, self._discovered = Discovery((*scheme.KINDS, *custom)), custom
+        self._openapi.follow(custom)
 
     def _admit(self, identity: Identity | None, exchange: _Exchange, asked: Attributes) -> None:
         if identity is None:
@@ -339,15 +355,17 @@ class Api:
         body = self._openapi.v3(name)
         if body is None:
             raise errors.ApiError(404, "NotFound", "the server could not find the requested resource")
-        return self._compressed(request, body, exchange)
+        return self._compressed(request, body, exchange, self._openapi.tag(name))
 
-    def _compressed(self, request: web.Request, body: bytes, exchange: _Exchange, media: str = JSON) -> web.Response:
+    def _compressed(
+        self, request: web.Request, body: bytes, exchange: _Exchange, version: str, media: str = JSON
+    ) -> web.Response:
         accept = request.headers.get("Accept", "")
         if media == JSON and accept and not any(each.media in (JSON, "*/*", "application/*") for each in ranges(accept)):
             raise not_acceptable()
-        tag = f'"{self._openapi.tag}"'
+        tag = f'"{version}"'
         headers = {**exchange.headers, "Content-Type": media, "ETag": tag, "Vary": "Accept-Encoding, Accept"}
-        if request.query.get("hash") == self._openapi.tag:
+        if request.query.get("hash") == version:
             # Under this URL it stays as it is; so does kubectl's copy on disk.
             headers["Cache-Control"] = "public, max-age=31536000, immutable"
         if _holds(request, tag):

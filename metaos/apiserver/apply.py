@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -92,7 +92,7 @@ def fields_of(node: Node, obj: Obj, *, status: bool, whole: bool = False) -> Fie
     return found
 
 
-@cache
+@lru_cache(maxsize=512)
 def always_there(node: Node) -> frozenset[Path]:
     """What every object of a native kind has, empty, in Kubernetes' own representation, so that nobody adds it: objects
     that are no pointers, and required lists."""
@@ -152,7 +152,8 @@ _KEY_DEFAULTS = {"protocol": "TCP"}
 def _key(node: Node, item: Any) -> str:
     if not isinstance(item, dict):
         raise errors.bad_request(f"an item of a list that is keyed by {', '.join(node.keys)} must be an object, not {item!r}")
-    keys = {key: item.get(key, _KEY_DEFAULTS.get(key)) for key in node.keys}
+    known = node.item.properties if node.item else {}
+    keys = {key: item.get(key, (known[key].default if key in known else None) or _KEY_DEFAULTS.get(key)) for key in node.keys}
     return "k:" + _json({key: value for key, value in keys.items() if value is not None})
 
 

@@ -202,7 +202,18 @@ def _stateful_claims(value: Obj) -> None:
         claim.setdefault("status", {}).setdefault("phase", "Pending")
 
 
+def _definition_spec(value: Obj) -> None:
+    """``apiextensions-apiserver/pkg/apis/apiextensions/v1/defaults.go``."""
+    value.setdefault("conversion", {"strategy": "None"})
+    names = value.get("names")
+    if isinstance(names, dict) and names.get("kind"):
+        names.setdefault("singular", names["kind"].lower())
+        names.setdefault("listKind", f"{names['kind']}List")
+
+
+_DEFINITION = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinitionSpec"
 _SPECIAL = {
+    _DEFINITION: _definition_spec,
     "io.k8s.api.core.v1.Volume": _volume,
     "io.k8s.api.rbac.v1.RoleRef": _role_ref,
     "io.k8s.api.rbac.v1.Subject": _subject,

@@ -9,6 +9,7 @@ import copy
 from dataclasses import dataclass
 
 from metaos.resources import errors, scheme
+from metaos.resources.definitions import FINALIZER
 from metaos.resources.meta import Obj, deleting, format_time, name
 from metaos.resources.scheme import Kind
 
@@ -62,6 +63,8 @@ def delete(kind: Kind, obj: Obj, options: DeleteOptions, now: float) -> Obj | No
         finalizers.append(FOREGROUND)
     elif options.propagation == "Orphan":
         finalizers.append(ORPHAN)
+    if kind is scheme.CUSTOM_RESOURCE_DEFINITION and not deleting(obj) and FINALIZER not in finalizers:
+        finalizers.append(FINALIZER)  # Its objects go first.
     metadata.pop("finalizers", None)
     if finalizers:
         metadata["finalizers"] = finalizers

@@ -22,19 +22,26 @@ class RegistryClient:
         self._user = user
 
     async def get(self, kind: Kind, name: str, namespace: str = "") -> Obj:
-        return await self._registry.get(self._user, kind, name, namespace)
+        return await self._registry.get(self._user, self._registry.kinds.own(kind), name, namespace)
 
     async def list(
         self, kind: Kind, namespace: str = "", *, labels: str = "", fields: str = "", limit: int = 0, continue_token: str = ""
     ) -> ObjList:
         return await self._registry.list(
-            self._user, kind, namespace, labels=labels, fields=fields, limit=limit, continue_token=continue_token
+            self._user,
+            self._registry.kinds.own(kind),
+            namespace,
+            labels=labels,
+            fields=fields,
+            limit=limit,
+            continue_token=continue_token,
         )
 
     def watch(
         self, kind: Kind, namespace: str = "", *, resource_version: str = "", labels: str = "", fields: str = ""
     ) -> AsyncIterator[WatchEvent]:
-        return self._registry.watch(self._user, kind, namespace, resource_version=resource_version, labels=labels, fields=fields)
+        own = self._registry.kinds.own(kind)
+        return self._registry.watch(self._user, own, namespace, resource_version=resource_version, labels=labels, fields=fields)
 
     async def create(self, obj: Obj, *, field_manager: str = "", dry_run: bool = False) -> Obj:
         return await self._registry.create(
@@ -66,7 +73,7 @@ class RegistryClient:
     ) -> Obj:
         return await self._registry.patch(
             self._user,
-            kind,
+            self._registry.kinds.own(kind),
             name,
             namespace,
             patch,
@@ -92,7 +99,7 @@ class RegistryClient:
     ) -> Obj:
         return await self._registry.delete(
             self._user,
-            kind,
+            self._registry.kinds.own(kind),
             name,
             namespace,
             uid=uid,
@@ -103,4 +110,5 @@ class RegistryClient:
         )
 
     async def delete_collection(self, kind: Kind, namespace: str = "", *, labels: str = "", fields: str = "") -> None:
-        await self._registry.delete_collection(self._user, kind, namespace, labels=labels, fields=fields)
+        own = self._registry.kinds.own(kind)
+        await self._registry.delete_collection(self._user, own, namespace, labels=labels, fields=fields)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from metaos.apiserver.customkind import CustomKind
 from metaos.apiserver.schema import forbidden, invalid, required
 from metaos.resources import scheme
 from metaos.resources.errors import Cause
@@ -57,24 +58,26 @@ DNS_SUBDOMAIN = (
 
 
 def has_generation(kind: Kind) -> bool:
-    return kind.kind not in _NO_GENERATION
+    return isinstance(kind, CustomKind) or kind.kind not in _NO_GENERATION
 
 
 def name_causes(kind: Kind, name: str, path: str = "metadata.name") -> list[Cause]:
     """Why ``name`` cannot name an object of ``kind``."""
     if not name:
         return [required(path, "name or generateName is required")]
-    if kind.kind in _PATH_NAMES:
+    # What users define may be called as native kinds are.
+    named = "" if isinstance(kind, CustomKind) else kind.kind
+    if named in _PATH_NAMES:
         if name in (".", ".."):
             return [invalid(path, name, f"may not be '{name}'")]
         return [invalid(path, name, f"may not contain '{bad}'") for bad in ("/", "%") if bad in name]
-    if kind.kind in _LABEL_NAMES:
+    if named in _LABEL_NAMES:
         longest, pattern, text = 63, _LABEL, DNS_LABEL
-        if kind.kind == "Service":
+        if named == "Service":
             pattern, text = LETTER_FIRST, DNS_1035
     else:
         longest, pattern, text = 253, SUBDOMAIN, DNS_SUBDOMAIN
-    if kind.kind == "Cluster":
+    if named == "Cluster":
         longest = 50  # "nemo-cluster-NAME" must be a namespace.
     found = []
     if len(name) > longest:
@@ -180,6 +183,9 @@ def prepare_create(kind: Kind, obj: Obj, uid: str, now: str) -> None:
         _select_by_uid(obj, uid)
     elif kind in (scheme.SERVICE, scheme.INGRESS):
         obj["status"] = {"loadBalancer": {}}
+    elif kind is scheme.CUSTOM_RESOURCE_DEFINITION:
+        stored = [v["name"] for v in obj["spec"].get("versions") or () if v.get("storage")]
+        obj["status"] = {"conditions": [], "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": stored}
 
 
 def _select_by_uid(job: Obj, uid: str) -> None:
@@ -228,10 +234,16 @@ def prepare_update(kind: Kind, obj: Obj, old: Obj) -> list[Cause]:
             metadata[key] = before[key]
         else:
             metadata.pop(key, None)
+    if kind is scheme.CUSTOM_RESOURCE_DEFINITION:
+        held = obj.get("status") or {}
+        stored = held.get("storedVersions") or []
+        new = [v["name"] for v in obj["spec"].get("versions") or () if v.get("storage") and v["name"] not in stored]
+        if new:
+            obj["status"] = {**held, "storedVersions": [*stored, *new]}
     return found
 
 
-def changed(obj: Obj, old: Obj) -> bool:
-    """Whether anything but metadata and status differs."""
-    skip = ("metadata", "status")
+def changed(kind: Kind, obj: Obj, old: Obj) -> bool:
+    """Whether anything but metadata and status differs. Where users' kinds have no subresource ``status``, it counts as well."""
+    skip = ("metadata",) if isinstance(kind, CustomKind) and "status" not in kind.subresources else ("metadata", "status")
     return {k: v for k, v in obj.items() if k not in skip} != {k: v for k, v in old.items() if k not in skip}

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from metaos import __version__
 from metaos.apiserver import openapi_protobuf
-from metaos.apiserver.discovery import MAJOR, MINOR, group_versions, kinds_of
+from metaos.apiserver.customkind import CustomKind
+from metaos.apiserver.discovery import MAJOR, MINOR, Discovery
 from metaos.apiserver.negotiation import JSON, not_acceptable, ranges
 from metaos.apiserver.schema import KUBERNETES, definition_name, definitions, own_texts
 from metaos.client import PatchType
@@ -40,44 +41,82 @@ def name_of(group: str, version: str) -> str:
 
 
 class OpenApi:
-    """The documents, each as gzip-compressed JSON (about 300 kB in all)."""
+    """The documents, each as gzip-compressed JSON (about 300 kB in all). ``custom`` are the kinds of definitions, which come
+    and go; what was made of the others stays."""
 
     def __init__(self) -> None:
         self._built: dict[str, bytes] = {}
+        self._native, self._custom = Discovery(KINDS).versions, Discovery(()).versions
+        self._seen: Sequence[Kind] = ()
         # What the documents are made from: equal inputs, equal hash, also after a restart.
         made_from = [f"{__version__}/{KUBERNETES}", *(f"{k.resource} {sorted(k.subresources)}" for k in KINDS), *own_texts()]
         self._tag = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:32].upper()
+        self._tags: dict[str, str] = {}
 
-    @property
-    def tag(self) -> str:
-        """Hash and ETag."""
-        return self._tag
+    def follow(self, custom: Sequence[CustomKind]) -> None:
+        """Forgets what was made of definitions, where they have changed."""
+        if custom is self._seen:
+            return
+        before = {name_of(*each) for each in self._custom}
+        self._seen, self._custom = custom, Discovery(custom).versions
+        tags = {}
+        for (group, version), kinds in self._custom.items():
+            said = [
+                [kind.plural, kind.namespaced, kind.subresources, kind.schema] for kind in kinds if isinstance(kind, CustomKind)
+            ]
+            tags[name_of(group, version)] = hashlib.sha256(self._tag.encode() + orjson.dumps(said)).hexdigest()[:32].upper()
+        for name in before | tags.keys():
+            if tags.get(name) != self._tags.get(name):
+                self._built.pop(name, None)
+        self._tags = tags
+        for media in (JSON, openapi_protobuf.MEDIA):
+            self._built.pop(media, None)
+
+    def tag(self, name: str = "") -> str:
+        """Hash and ETag of one group and version, or of everything."""
+        if name:
+            return self._tags.get(name, self._tag)
+        if not self._tags:
+            return self._tag
+        return hashlib.sha256("".join((self._tag, *self._tags.values())).encode()).hexdigest()[:32].upper()
 
     def index(self) -> dict[str, Any]:
         """``/openapi/v3``."""
-        names = [name_of(group, version) for group, version in group_versions()]
-        return {"paths": {name: {"serverRelativeURL": f"/openapi/v3/{name}?hash={self._tag}"} for name in names}}
+        names = [name_of(group, version) for group, version in (*self._native, *self._custom)]
+        return {"paths": {name: {"serverRelativeURL": f"/openapi/v3/{name}?hash={self.tag(name)}"} for name in names}}
 
     def v3(self, name: str) -> bytes | None:
         """The compressed document of one group and version, ``None`` where it is not served."""
         if name not in self._built:
-            if name not in {name_of(*each) for each in group_versions()}:
+            for some in (self._native, self._custom):
+                if name in {name_of(*each) for each in some}:
+                    raw = self._definitions()
+                    for each, kinds in some.items():
+                        if name_of(*each) not in self._built:
+                            self._built[name_of(*each)] = _packed(_v3_document(kinds, raw))
+                    break
+            else:
                 return None
-            raw = definitions()
-            for group, version in group_versions():
-                self._built[name_of(group, version)] = _packed(_v3_document(kinds_of(group, version), raw))
         return self._built[name]
 
     def v2(self, media: str = JSON) -> bytes:
         """The compressed document of everything, in a form of :func:`v2_media`."""
         if media not in self._built:
-            document = _v2_document(definitions())
+            document = _v2_document({**self._native, **self._custom}, self._definitions())
             if media == JSON:
                 self._built[media] = _packed(document)
             else:
                 body = openapi_protobuf.document(_INFO, document["definitions"])
                 self._built[media] = gzip.compress(body, compresslevel=6, mtime=0)
         return self._built[media]
+
+    def _definitions(self) -> dict[str, dict[str, Any]]:
+        found = definitions()
+        for kinds in self._custom.values():
+            for kind in kinds:
+                if isinstance(kind, CustomKind):
+                    found[definition_name(kind)] = _custom_definition(kind)
+        return found
 
 
 def v2_media(accept: str) -> str:
@@ -148,6 +187,19 @@ def _definition(name: str, raw: Documents, prefix: str) -> dict[str, Any]:
     return found
 
 
+def _custom_definition(kind: CustomKind) -> dict[str, Any]:
+    """A definition's schema made whole with type and metadata fields."""
+    found = dict(kind.schema)
+    properties = {
+        "apiVersion": {"type": "string", "description": "The versioned schema of this object."},
+        "kind": {"type": "string", "description": "The REST resource that this object represents."},
+        "metadata": {"$ref": f"{_SOURCE_REF}{_META}ObjectMeta", "description": "Standard object metadata."},
+    }
+    found["properties"] = {**(found.get("properties") or {}), **properties}
+    found["x-kubernetes-group-version-kind"] = [_gvk(kind)]
+    return found
+
+
 def _reachable(names: Iterable[str], raw: Documents) -> list[str]:
     found: dict[str, None] = {}
     waiting = list(names)
@@ -174,7 +226,7 @@ def _references(schema: Any) -> Iterator[str]:
 
 def _list_schema(kind: Kind, prefix: str) -> dict[str, Any]:
     return {
-        "description": f"{kind.kind}List is a list of {kind.kind} objects.",
+        "description": f"{kind.list_kind} is a list of {kind.kind} objects.",
         "type": "object",
         "required": ["items"],
         "properties": {
@@ -183,7 +235,7 @@ def _list_schema(kind: Kind, prefix: str) -> dict[str, Any]:
             "metadata": {"allOf": [{"$ref": f"{prefix}{_META}ListMeta"}]},
             "items": {"type": "array", "items": {"allOf": [{"$ref": prefix + definition_name(kind)}]}},
         },
-        "x-kubernetes-group-version-kind": [_gvk(kind, "List")],
+        "x-kubernetes-group-version-kind": [_gvk(kind) | {"kind": kind.list_kind}],
     }
 
 
@@ -204,8 +256,8 @@ def _schemas(kinds: list[Kind], raw: Documents, prefix: str) -> dict[str, Any]:
 # -- paths -------------------------------------------------------------------------------------------------
 
 
-def _gvk(kind: Kind, suffix: str = "") -> dict[str, str]:
-    return {"group": kind.group, "version": kind.version, "kind": kind.kind + suffix}
+def _gvk(kind: Kind) -> dict[str, str]:
+    return {"group": kind.group, "version": kind.version, "kind": kind.kind}
 
 
 #: Query parameter → its JSON type, by kind of operation.
@@ -346,11 +398,10 @@ def _v3_document(kinds: list[Kind], raw: Documents) -> dict[str, Any]:
     }
 
 
-def _v2_document(raw: Documents) -> dict[str, Any]:
+def _v2_document(versions: Mapping[tuple[str, str], list[Kind]], raw: Documents) -> dict[str, Any]:
     paths: dict[str, Any] = {}
     schemas: dict[str, Any] = {}
-    for group, version in group_versions():
-        kinds = kinds_of(group, version)
+    for kinds in versions.values():
         paths |= _paths(kinds, False)
         schemas |= _schemas(kinds, raw, _V2_REF)
     return {"swagger": "2.0", "info": _INFO, "paths": paths, "definitions": schemas}

@@ -13,7 +13,9 @@ import orjson
 
 from metaos.apiserver import nodes, subresources, views
 from metaos.apiserver.addressing import key_of, stored_kind
-from metaos.apiserver.cache import FIELDS, Change, EncodedEvent, Version, WatchCache, with_revision
+from metaos.apiserver.cache import FIELDS, Change, EncodedEvent, Version, WatchCache
+from metaos.apiserver.catalogue import Catalogue
+from metaos.apiserver.customkind import CustomKind
 from metaos.client import ObjList
 from metaos.resources import errors, scheme
 from metaos.resources.meta import Obj, cluster_namespace, parse_selector
@@ -52,7 +54,7 @@ class Page:
 
     def encoded(self, kind: Kind) -> bytes:
         """The whole ``…List``."""
-        head = f'{{"kind":"{kind.kind}List","apiVersion":"{kind.api_version}","metadata":'.encode()
+        head = f'{{"kind":"{kind.list_kind}","apiVersion":"{kind.api_version}","metadata":'.encode()
         return b"".join((head, orjson.dumps(self.metadata()), b',"items":[', b",".join(self.items), b"]}"))
 
 
@@ -65,6 +67,7 @@ class Reading:
 
     def __init__(self, cache: WatchCache, store: Store, authorizer: Authorizer) -> None:
         self.cache = cache
+        self.kinds = Catalogue(cache)
         self._source = store
         self._authorizer = authorizer
         self.sources: dict[Kind, Source] = {}
@@ -93,7 +96,7 @@ class Reading:
     async def get(self, user: UserInfo, kind: Kind, name: str, namespace: str = "", *, subresource: str = "") -> Obj:
         """``subresource``: ``status``, or ``scale`` (answers an autoscaling/v1 Scale)."""
         version = await self._get(user, kind, name, namespace, subresource)
-        obj = version.object()
+        obj = decoded(kind, version)
         view = views.of(kind)
         if view is not None:
             return view.show(obj)
@@ -102,7 +105,7 @@ class Reading:
     async def get_encoded(self, user: UserInfo, kind: Kind, name: str, namespace: str = "") -> bytes:
         """The object's JSON, without decoding it."""
         version = await self._get(user, kind, name, namespace, "")
-        return _encoded(kind, version.encoded)
+        return _encoded(kind, version)
 
     async def _get(self, user: UserInfo, kind: Kind, name: str, namespace: str, subresource: str) -> Version:
         self.check(user, Attributes("get", kind.group, kind.plural, subresource, namespace, name))
@@ -180,7 +183,7 @@ class Reading:
             if limit and len(items) == limit:
                 left = -1 if labels or fields else self.cache.count(stored, namespace if kind.namespaced else "", after=last)
                 return items, revision, _token(revision, last), left
-            items.append(_encoded(kind, version.encoded))
+            items.append(_encoded(kind, version))
             last = version.key
         return items, revision, "", 0
 
@@ -201,7 +204,7 @@ class Reading:
                     return items, revision, _token(revision, after), -1
                 version = Version(entry.key, entry.value, entry.revision)
                 if matches(version):
-                    items.append(_encoded(kind, with_revision(entry.value, entry.revision)))
+                    items.append(_encoded(kind, version))
                 after = entry.key
             if not listing.more:
                 return items, revision, "", 0
@@ -273,7 +276,7 @@ class Reading:
             now = self.cache.revision
             # Taken at once: later changes follow as events.
             for version in [v for v in self.cache.range(resource, where) if matches(v)]:
-                yield EncodedEvent("ADDED", _encoded(kind, version.encoded))
+                yield EncodedEvent("ADDED", _encoded(kind, version))
             after = now
             if initial_events:
                 yield _bookmark(kind, now, initial=True)
@@ -309,15 +312,34 @@ def _event(kind: Kind, change: Change, namespace: str, matches: Test) -> Encoded
     is_in = change.now is not None and matches(change.now)
     was_in = change.before is not None and matches(change.before)
     if is_in and change.now is not None:
-        return EncodedEvent("MODIFIED" if was_in else "ADDED", _encoded(kind, change.now.encoded))
-    if was_in:
-        return EncodedEvent("DELETED", _encoded(kind, change.deleted()))
+        return EncodedEvent("MODIFIED" if was_in else "ADDED", _encoded(kind, change.now))
+    if was_in and change.before is not None:
+        return EncodedEvent("DELETED", _encoded(kind, change.before, change.deleted()))
     return None
 
 
-def _encoded(kind: Kind, encoded: bytes) -> bytes:
+def decoded(kind: Kind, version: Version) -> Obj:
+    """A stored object in the version of ``kind``, the caller's own."""
+    obj = version.object()
+    if isinstance(kind, CustomKind):
+        from metaos.apiserver.custom import objects
+
+        return obj if objects.is_current(kind, version.encoded, version.revision) else objects.shown(kind, obj)
+    return obj
+
+
+def _encoded(kind: Kind, version: Version, text: bytes = b"") -> bytes:
+    """A stored object as ``kind`` shows it. ``text``: its JSON, where it is not the version's own."""
+    text = text or version.encoded
     view = views.of(kind)
-    return encoded if view is None else orjson.dumps(view.show(orjson.loads(encoded)))
+    if view is not None:
+        return orjson.dumps(view.show(orjson.loads(text)))
+    if isinstance(kind, CustomKind):
+        from metaos.apiserver.custom import objects
+
+        if not objects.is_current(kind, text, version.revision):
+            return orjson.dumps(objects.shown(kind, orjson.loads(text)))
+    return text
 
 
 def _bookmark(kind: Kind, revision: int, *, initial: bool = False) -> EncodedEvent:
@@ -335,11 +357,12 @@ def selector(kind: Kind, labels: str, fields: str) -> Test:
     except ValueError as wrong:
         raise errors.bad_request(str(wrong)) from None
     if fields:
-        known = {"metadata.name", "metadata.namespace", *FIELDS.get(kind.resource, ())}
+        own = kind.selectable if isinstance(kind, CustomKind) else FIELDS.get(kind.resource, ())
+        known = {"metadata.name", "metadata.namespace", *own}
         for part in fields.split(","):
             asked = part.replace("==", "=").replace("!=", "=").partition("=")[0].strip()
             if asked and asked not in known:
-                if kind.resource in FIELDS:
+                if own or isinstance(kind, CustomKind):
                     raise errors.bad_request(f"field label not supported: {asked}")
                 raise errors.bad_request(f'"{asked}" is not a known field selector: only "metadata.name", "metadata.namespace"')
     if by_label is None and by_field is None:
@@ -354,9 +377,17 @@ def selector(kind: Kind, labels: str, fields: str) -> Test:
                 shown = view.show(version.object())["metadata"]["labels"]
             if not by_label(shown):
                 return False
-        return by_field is None or by_field(version.field_values())
+        return by_field is None or by_field(_fields(kind, version))
 
     return matches
+
+
+def _fields(kind: Kind, version: Version) -> Mapping[str, str]:
+    if isinstance(kind, CustomKind) and kind.selectable:
+        from metaos.apiserver.custom import objects
+
+        return objects.field_values(kind, decoded(kind, version))
+    return version.field_values()
 
 
 def revision_number(resource_version: str) -> int:

@@ -11,11 +11,11 @@ import contextlib
 import functools
 
 from metaos.apiserver import deletion, reviews, subresources
-from metaos.apiserver.addressing import encode, gone, key_of, sealed, stored_kind
+from metaos.apiserver.addressing import encode, gone, kept, key_of, sealed, stored_kind
 from metaos.apiserver.cache import EncodedEvent, Version
 from metaos.apiserver.eviction import permitted
 from metaos.apiserver.local import RegistryClient
-from metaos.apiserver.reading import Authorizer
+from metaos.apiserver.reading import Authorizer, decoded
 from metaos.apiserver.writing import ATTEMPTS, SELF, Mutation, Write, Writing
 from metaos.client import Client
 from metaos.resources import errors, scheme
@@ -134,7 +134,7 @@ class Registry(Writing):
         for _ in range(ATTEMPTS):
             if version is None:
                 raise errors.not_found(kind.group, kind.plural, name)
-            current = version.object()
+            current = decoded(kind, version)
             self._check_author(user, stored, None, current)
             self._admit(write, "DELETE", current, current)
             left = deletion.delete(stored, current, options, self._clock.now())
@@ -144,7 +144,7 @@ class Registry(Writing):
                 if not dry_run and left is None:
                     self.cache.written(await self._store.delete(key, expected=version.revision))
                 elif not dry_run and left is not None:
-                    left = self._answer(left, await self._store.update(key, encode(left), expected=version.revision))
+                    left = self._answer(left, await self._store.update(key, encode(kept(kind, left)), expected=version.revision))
             except Conflict as met:
                 if resource_version and met.current is not None:
                     raise errors.conflict(kind.group, kind.plural, name) from None

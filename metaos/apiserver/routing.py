@@ -5,6 +5,7 @@ Source: Kubernetes API concepts, "Resource URIs", and ``k8s.io/apiserver/pkg/end
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -64,7 +65,11 @@ def proxied_name(name: str) -> tuple[str, str, str]:
     raise errors.bad_request(f"invalid name {name!r}: must be NAME, NAME:PORT or SCHEME:NAME:PORT")
 
 
-def parse(method: str, raw_path: str, *, watch: bool = False) -> Target | None:
+#: The served kind for a group, a version and a plural name.
+Lookup = Callable[[str, str, str], Kind | None]
+
+
+def parse(method: str, raw_path: str, *, watch: bool = False, by_plural: Lookup = scheme.by_plural) -> Target | None:
     """The target of a URL path (percent-encoded, without query); ``None`` where it is not below a group and version.
     Raises ``ApiError`` 404 for a kind that is not served, 405 for a verb that it does not have."""
     parts = raw_path.split("/")[1:]
@@ -77,7 +82,7 @@ def parse(method: str, raw_path: str, *, watch: bool = False) -> Target | None:
     namespace = ""
     if rest[0] == "namespaces" and len(rest) > 2 and rest[2] and rest[2] not in ("status", "finalize"):
         namespace, rest = unquote(rest[1]), rest[2:]
-    kind = scheme.by_plural(group, version, unquote(rest[0]))
+    kind = by_plural(group, version, unquote(rest[0]))
     if kind is None:
         raise errors.ApiError(404, "NotFound", "the server could not find the requested resource")
     name = unquote(rest[1]) if len(rest) > 1 else ""

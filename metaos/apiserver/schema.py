@@ -19,16 +19,18 @@ from typing import Any
 import orjson
 import yaml
 
+from metaos.apiserver.customkind import CustomKind
 from metaos.apiserver.messages import message_of
 from metaos.resources import quantity
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj
-from metaos.resources.scheme import KINDS, Kind
+from metaos.resources.scheme import CONFIG_MAP, KINDS, Kind
 
 #: Which published schema of ``kubernetes_validate``; ``definitions`` below reads it.
 KUBERNETES = "v1.37.0"
 _REF = "#/$defs/"
 _META = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
+_APIEXTENSIONS = "apiextensions.k8s.io"
 #: Groups whose schemas lie in ``metaos/resources/schemas`` → how the names of their definitions begin.
 OWN = {"meta-os.eu": "eu.meta-os.v1alpha1.", "metrics.k8s.io": "io.k8s.metrics.v1beta1."}
 SCALE = "io.k8s.api.autoscaling.v1.Scale"
@@ -115,6 +117,7 @@ def own_definitions() -> dict[str, dict[str, Any]]:
 
 _PACKAGES = {
     "": "core",
+    "admissionregistration.k8s.io": "admissionregistration",
     "coordination.k8s.io": "coordination",
     "discovery.k8s.io": "discovery",
     "certificates.k8s.io": "certificates",
@@ -131,12 +134,20 @@ def definition_name(kind: Kind) -> str:
     """The name of a kind's definition in :func:`definitions`."""
     if kind.group in OWN:
         return OWN[kind.group] + kind.kind
+    if kind.group == _APIEXTENSIONS:
+        return f"io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.{kind.version}.{kind.kind}"
+    if isinstance(kind, CustomKind):
+        return ".".join((*reversed(kind.group.split(".")), kind.version, kind.kind))
     return f"io.k8s.api.{_PACKAGES.get(kind.group, kind.group)}.{kind.version}.{kind.kind}"
 
 
 # -- compiling ---------------------------------------------------------------------------------------------
 
+_JSON = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON"
 _SPECIAL = {
+    **dict.fromkeys(
+        (_JSON, f"{_JSON}SchemaPropsOrArray", f"{_JSON}SchemaPropsOrBool", f"{_JSON}SchemaPropsOrStringArray"), "any"
+    ),
     "io.k8s.apimachinery.pkg.api.resource.Quantity": "quantity",
     "io.k8s.apimachinery.pkg.util.intstr.IntOrString": "intOrString",
     "io.k8s.apimachinery.pkg.apis.meta.v1.Time": "time",
@@ -254,8 +265,12 @@ def nodes() -> Mapping[str, Node]:
     return {name: compiler.named(name) for name in names}
 
 
-@cache
 def node_of(kind: Kind) -> Node:
+    return kind.node if isinstance(kind, CustomKind) else _native_node(kind)
+
+
+@cache
+def _native_node(kind: Kind) -> Node:
     return nodes()[definition_name(kind)]
 
 
@@ -315,6 +330,13 @@ def conform(kind: Kind, obj: Obj, *, omit_empty: bool = True, settled: Mapping[s
     findings = Findings(omit_empty=omit_empty, settled=settled or {})
     shaped = _object(node_of(kind), obj, None, findings, True)
     return shaped, findings
+
+
+def conform_metadata(metadata: Any, findings: Findings, path: str = "metadata") -> Any:
+    """Metadata alone, of an object whose other parts have rules of their own."""
+    node = node_of(CONFIG_MAP).properties["metadata"]
+    shaped = _object(node, metadata, (None, path), findings, False)
+    return {} if shaped is None else shaped
 
 
 #: Where a value stands: in what, and its field, key (text) or position (number) there. Nearly all values are right, and what is

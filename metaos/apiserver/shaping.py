@@ -6,6 +6,7 @@ import base64
 import copy
 
 from metaos.apiserver import validation
+from metaos.apiserver.customkind import CustomKind
 from metaos.apiserver.defaults import apply_defaults
 from metaos.apiserver.metadata import metadata_causes, name_causes
 from metaos.apiserver.schema import Findings, conform
@@ -24,6 +25,12 @@ def shape(kind: Kind, obj: Obj, old: Obj | None, field_validation: str, warnings
     (``spec``, ``status``) that are as in ``old``, which is stored, have their shape already: the result has those of ``old``."""
     if field_validation and field_validation not in FIELD_VALIDATION:
         raise errors.bad_request(f"fieldValidation {field_validation!r} must be one of Strict, Warn, Ignore")
+    if isinstance(kind, CustomKind):
+        from metaos.apiserver.custom import objects
+
+        shaped, findings = objects.shape(kind, obj, defaults=defaults)
+        _report(kind, obj, findings, field_validation, warnings)
+        return shaped
     if kind is scheme.SECRET and obj.get("stringData") and isinstance(obj.get("data") or {}, dict):
         obj = _folded(obj)
     settled = {key: old[key] for key, value in obj.items() if key in _PARTS and value == old.get(key)} if old else {}
@@ -73,6 +80,10 @@ def _folded(secret: Obj) -> Obj:
 
 def validate(kind: Kind, obj: Obj, old: Obj | None) -> None:
     """Raises ``ApiError`` 422 with every cause that is found."""
+    if isinstance(kind, CustomKind):
+        from metaos.apiserver.custom import objects
+
+        return objects.validate(kind, obj, old)
     metadata = obj["metadata"]
     causes = name_causes(kind, metadata.get("name") or "") if old is None else []
     if old is None or any(
@@ -83,3 +94,4 @@ def validate(kind: Kind, obj: Obj, old: Obj | None) -> None:
         causes += validation.causes(kind, obj, old)
     if causes:
         raise errors.invalid(kind.group, kind.kind, name(obj), causes)
+    return None

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 
 from metaos.apiserver import schema
+from metaos.apiserver.customkind import CustomKind
 from metaos.resources import errors, scheme
 from metaos.resources.meta import EVICTED, Obj, controller_of, name
 from metaos.resources.scheme import Kind
@@ -20,11 +21,14 @@ def scale(kind: Kind, obj: Obj) -> Obj:
     metadata = {
         k: v for k, v in obj["metadata"].items() if k in ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
     }
+    head = {"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": metadata}
+    if isinstance(kind, CustomKind):
+        from metaos.apiserver.custom import objects
+
+        return head | objects.scale(kind, obj)
     spec, status = obj.get("spec") or {}, obj.get("status") or {}
     return {
-        "apiVersion": "autoscaling/v1",
-        "kind": "Scale",
-        "metadata": metadata,
+        **head,
         "spec": {"replicas": spec.get("replicas", 1)},
         "status": {"replicas": status.get("replicas", 0), "selector": _selector_text(spec.get("selector") or {})},
     }
@@ -46,7 +50,12 @@ def rescaled(kind: Kind, obj: Obj, wanted: Obj) -> Obj:
         causes = [schema.invalid("spec.replicas", replicas, "must be greater than or equal to 0")]
         raise errors.invalid("autoscaling", "Scale", name(obj), causes)
     changed = copy.deepcopy(obj)
-    changed["spec"]["replicas"] = replicas
+    if isinstance(kind, CustomKind):
+        from metaos.apiserver.custom import objects
+
+        objects.rescale(kind, changed, replicas)
+    else:
+        changed["spec"]["replicas"] = replicas
     metadata = wanted.get("metadata") or {}
     changed["metadata"].pop("resourceVersion", None)
     for key in ("resourceVersion", "uid"):

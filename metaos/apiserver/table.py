@@ -16,6 +16,7 @@ import yaml
 
 from metaos.apiserver import cells, cells_beyond, cells_continuum
 from metaos.apiserver.cells import NONE, Cell
+from metaos.apiserver.customkind import CustomKind
 from metaos.resources.meta import Obj, name
 from metaos.resources.scheme import Kind
 
@@ -47,9 +48,13 @@ _NAME = {"name": "Name", "fn": "name", "format": "name"}
 _AGE = {"name": "Age", "fn": "age"}
 
 
-@cache
 def columns(kind: Kind) -> tuple[Column, ...]:
     """A kind's columns; those without any of their own have a name and an age."""
+    return kind.columns if isinstance(kind, CustomKind) else _native_columns(kind)
+
+
+@cache
+def _native_columns(kind: Kind) -> tuple[Column, ...]:
     found = _tables().get(kind.resource, [])
     listed = [_NAME, *found] if not any(c["name"] == "Name" for c in found) else found
     if not any(c.get("fn") in ("age", "last_seen") for c in listed):

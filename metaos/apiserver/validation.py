@@ -401,6 +401,12 @@ def _controller_revision(obj: Obj, old: Obj | None) -> Iterator[Cause]:
         yield invalid("data", obj.get("data"), "field is immutable")
 
 
+def _definition(obj: Obj, old: Obj | None) -> Iterable[Cause]:
+    from metaos.apiserver.custom import definition  # Loaded with the first of them.
+
+    return definition.causes(obj, old)
+
+
 #: Kinds and their rules. Another rule joins here.
 RULES: Mapping[str, tuple[Rule, ...]] = {
     scheme.POD.kind: (_pod,),
@@ -429,6 +435,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     scheme.PRIORITY_CLASS.kind: (scheduling.priority_class,),
     scheme.STORAGE_CLASS.kind: (storage.storage_class,),
     scheme.PERSISTENT_VOLUME.kind: (storage.volume,),
+    scheme.CUSTOM_RESOURCE_DEFINITION.kind: (_definition,),
     scheme.INTENT.kind: (own.intent_causes,),
     scheme.PLACEMENT_POLICY.kind: (own.policy_causes,),
     scheme.CLUSTER.kind: (own.cluster_causes,),

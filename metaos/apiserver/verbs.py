@@ -155,7 +155,7 @@ class Verbs:
             parts.append(encoded([shown], YAML) if yaml else encoded(shown))
             if not i % (TURN_YAML if yaml else TURN_OBJECTS):
                 await self._clock.sleep(0)
-        head: Obj = {"kind": f"{kind.kind}List", "apiVersion": kind.api_version, "metadata": page.metadata()}
+        head: Obj = {"kind": kind.list_kind, "apiVersion": kind.api_version, "metadata": page.metadata()}
         what = "items"
         if form.form is Form.TABLE:
             head, what = table.table(kind, (), now, metadata=page.metadata(), version=form.version), "rows"
@@ -355,7 +355,7 @@ class Verbs:
             dry_run=call.dry_run,
         )
         body = {
-            "kind": f"{t.kind.kind}List",
+            "kind": t.kind.list_kind,
             "apiVersion": t.kind.api_version,
             "metadata": {"resourceVersion": str(self._registry.cache.revision)},
             "items": gone,

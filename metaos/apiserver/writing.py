@@ -17,12 +17,14 @@ from typing import Any
 import orjson
 
 from metaos.apiserver import deletion, reviews, subresources, views
-from metaos.apiserver.addressing import addressed, encode, key_of, same_identity, stored_kind
+from metaos.apiserver.addressing import addressed, as_kept, encode, kept, key_of, same_identity, stored_kind
 from metaos.apiserver.apply import Manager, applied, created_fields, first_fields, tracked
 from metaos.apiserver.cache import Version, WatchCache
+from metaos.apiserver.catalogue import MAX_DEFINITIONS
+from metaos.apiserver.customkind import CustomKind
 from metaos.apiserver.metadata import NAME_SUFFIX, changed, has_generation, name_causes, prepare_create, prepare_update
 from metaos.apiserver.patch import apply_patch
-from metaos.apiserver.reading import Authorizer, Reading
+from metaos.apiserver.reading import Authorizer, Reading, decoded
 from metaos.apiserver.schema import invalid, node_of
 from metaos.apiserver.shaping import shape, validate
 from metaos.apiserver.share import Share
@@ -63,6 +65,10 @@ class Write:
 REVIEWS = frozenset({scheme.PLACEMENT_REVIEW, scheme.BOOKING, scheme.STATEMENT})
 
 SCALE_VERSION = "autoscaling/v1"
+_NOT_STRATEGIC = (
+    "the body of the request was in an unknown format - accepted media types include: "
+    f"{PatchType.JSON}, {PatchType.MERGE}, {PatchType.APPLY}"
+)
 
 
 class Writing(Reading):
@@ -102,7 +108,7 @@ class Writing(Reading):
     ) -> Obj:
         """Also the review kinds. ``kind`` and ``namespace`` come from the URL and are checked against the body."""
         write = Write(user, field_manager, dry_run, field_validation, warnings if warnings is not None else [])
-        kind, obj = addressed(obj, kind, "", namespace)
+        kind, obj = addressed(obj, kind or self._kind_of(obj), "", namespace)
         if kind in REVIEWS:
             if kind not in self.reviews:
                 raise errors.method_not_allowed(f"{kind.plural} are answered where the controllers run, and none do here")
@@ -147,6 +153,7 @@ class Writing(Reading):
             if chosen:
                 raise errors.already_exists(kind.group, kind.plural, metadata["name"])
         self._check_place(write, kind, obj)
+        self._check_room(kind)
         if "status" in kind.subresources and cluster_of(write.user) is None:
             obj.pop("status", None)
         if fields is None and not write.user.name.startswith(UNTRACKED):
@@ -166,10 +173,23 @@ class Writing(Reading):
         if write.dry_run:
             return obj
         try:
-            revision = await self._store.create(key, encode(obj))
+            revision = await self._store.create(key, encode(kept(kind, obj)))
         except Conflict:
             raise errors.already_exists(kind.group, kind.plural, metadata["name"]) from None
         return self._answer(obj, revision)
+
+    def _check_room(self, kind: Kind) -> None:
+        """Whether another object of this kind may be made at all."""
+        if isinstance(kind, CustomKind) and kind.terminating:
+            raise errors.method_not_allowed("create not allowed while custom resource definition is terminating")
+        if kind is scheme.CUSTOM_RESOURCE_DEFINITION and self.cache.count(kind.resource) >= MAX_DEFINITIONS:
+            why = f"a hub has at most {MAX_DEFINITIONS} definitions: delete those that nobody uses"
+            raise errors.forbidden(kind.group, kind.plural, "", why)
+
+    def _kind_of(self, obj: Any) -> Kind:
+        if not isinstance(obj, dict):
+            raise errors.bad_request("the body must be an object")
+        return self.kinds.kind_of(obj)
 
     def _check_place(self, write: Write, kind: Kind, obj: Obj) -> None:
         named, where = name(obj), namespace(obj)
@@ -254,7 +274,7 @@ class Writing(Reading):
                 raise errors.bad_request("scale needs the kind that is to be scaled")
             named, where = name or str(obj["metadata"].get("name")), namespace or str(obj["metadata"].get("namespace") or "")
         else:
-            kind, obj = addressed(obj, kind, name, namespace)
+            kind, obj = addressed(obj, kind or self._kind_of(obj), name, namespace)
             named, where = str(obj["metadata"].get("name") or ""), str(obj["metadata"].get("namespace") or "")
             if not named:
                 raise errors.bad_request("metadata.name: Required value: an update names the object")
@@ -282,6 +302,8 @@ class Writing(Reading):
         self.check(user, Attributes("patch", kind.group, kind.plural, subresource, namespace, name))
         if type is PatchType.APPLY:
             return await self._apply(write, kind, name, namespace, patch, subresource, force)
+        if type is PatchType.STRATEGIC and isinstance(kind, CustomKind):
+            raise errors.unsupported_media_type(_NOT_STRATEGIC)
         node = subresources.SCALE_NODE() if subresource == "scale" else node_of(kind)
         return await self._modify(
             write,
@@ -383,19 +405,19 @@ class Writing(Reading):
         for _ in range(ATTEMPTS):
             if version is None:
                 raise errors.not_found(kind.group, kind.plural, name)
-            current = version.object()
+            current = decoded(kind, version)
             said: list[str] = []
             step = Write(write.user, write.manager, write.dry_run, write.field_validation, said)
             wanted = self._changed(step, kind, current, mutate, subresource, manager)
             write.warnings.extend(text for text in said if text not in write.warnings)
             done = deletion.finished(stored, wanted)
-            if write.dry_run or (wanted == current and not done):
+            if write.dry_run or (wanted == current and not done and as_kept(kind, version)):
                 return self._show(kind, wanted, subresource)
             try:
                 if done:
                     revision = await self._store.delete(key, expected=version.revision)
                     return self._show(kind, self._answer(wanted, revision), subresource)
-                revision = await self._store.update(key, encode(wanted), expected=version.revision)
+                revision = await self._store.update(key, encode(kept(kind, wanted)), expected=version.revision)
             except Conflict as met:
                 if pinned and met.current is not None:
                     raise errors.conflict(kind.group, kind.plural, name) from None
@@ -448,7 +470,7 @@ class Writing(Reading):
         if causes:
             raise errors.invalid(kind.group, kind.kind, name(current), causes)
         wanted = self._admit(write, "UPDATE", wanted, current)
-        if has_generation(kind) and changed(wanted, current):
+        if has_generation(kind) and changed(kind, wanted, current):
             wanted["metadata"]["generation"] = int(current["metadata"].get("generation") or 0) + 1
         validate(kind, wanted, current)
         self._check_default(kind, wanted)

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.settings import Settings
+from metaos.reconcile.informer import Informer
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
-from metaos.resources import scheme
+from metaos.resources import definitions, scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, ObjectRef, deleting, is_true, name, namespace, ref, uid
 
@@ -28,16 +29,30 @@ class GarbageReconciler:
 
     def __init__(self, manager: Manager, client: Client) -> None:
         self._client = client
-        self._informers = {(k.group, k.kind): manager.informer(k) for k in WATCHED}
-        for informer in self._informers.values():
-            informer.add_index("owner", _owner_uids)
+        self._manager = manager
+        self._informers: dict[tuple[str, str], Informer] = {}
+        for kind in WATCHED:
+            self.follow(kind)
+
+    def follow(self, kind: scheme.Kind) -> Informer:
+        informer = self._informers[(kind.group, kind.kind)] = self._manager.informer(kind)
+        informer.add_index("owner", _owner_uids)
+        return informer
+
+    def define(self, kinds: Iterable[scheme.Kind]) -> list[Informer]:
+        """Follows exactly these kinds beside the native ones. The informers that are new."""
+        wanted = {(kind.group, kind.kind): kind for kind in kinds}
+        for key, informer in list(self._informers.items()):
+            if informer.kind not in WATCHED and wanted.get(key) != informer.kind:
+                self._manager.forget(self._informers.pop(key))
+        return [self.follow(kind) for key, kind in wanted.items() if key not in self._informers]
 
     async def reconcile(self, about: ObjectRef) -> Result:
         informer = self._informers[(about.group, about.kind)]
         obj = informer.get(about.name, about.namespace)
         if obj is None:
             return DONE
-        if about.kind == "Pod" and (obj.get("spec") or {}).get("nodeName"):
+        if about.kind == "Pod" and not about.group and (obj.get("spec") or {}).get("nodeName"):
             return await self._mirror(obj)
         finalizers = (obj.get("metadata") or {}).get("finalizers") or []
         if deleting(obj) and ORPHAN in finalizers:
@@ -55,11 +70,12 @@ class GarbageReconciler:
 
     async def _owner(self, owner: dict[str, str], where: str) -> str:
         """``there``, ``gone``, or ``foreground``: about to go once its dependents have gone."""
-        kind = scheme.by_kind(owner.get("apiVersion", ""), owner.get("kind", ""))
-        if kind is None or (kind.group, kind.kind) not in self._informers:
+        informer = self._informers.get((owner.get("apiVersion", "").rpartition("/")[0], owner.get("kind", "")))
+        if informer is None:
             return "there"
+        kind = informer.kind
         space = where if kind.namespaced else ""
-        found = self._informers[(kind.group, kind.kind)].get(owner["name"], space)
+        found = informer.get(owner["name"], space)
         if found is None or uid(found) != owner.get("uid"):
             # The informer may be a moment behind: only the server's answer condemns.
             try:
@@ -74,13 +90,16 @@ class GarbageReconciler:
             return "foreground"
         return "there"
 
-    def _dependents(self, obj: Obj) -> Iterable[Obj]:
+    def _kind(self, obj: Obj) -> scheme.Kind:
+        return self._informers[(obj["apiVersion"].rpartition("/")[0], obj["kind"])].kind
+
+    def dependents(self, obj: Obj) -> Iterable[Obj]:
         for informer in self._informers.values():
             yield from informer.by_index("owner", uid(obj))
 
     async def _foreground(self, obj: Obj) -> Result:
         waiting = False
-        for dependent in list(self._dependents(obj)):
+        for dependent in list(self.dependents(obj)):
             mirror = dependent.get("kind") == "Pod" and (dependent.get("spec") or {}).get("nodeName")
             if mirror and not self._present(mirror):
                 continue
@@ -102,11 +121,10 @@ class GarbageReconciler:
         return cluster is not None and is_true(cluster, "Ready")
 
     async def _orphan(self, obj: Obj) -> Result:
-        for dependent in list(self._dependents(obj)):
+        for dependent in list(self.dependents(obj)):
             owners = [o for o in dependent["metadata"]["ownerReferences"] if o.get("uid") != uid(obj)]
-            kind = scheme.kind_of(dependent)
             await self._client.patch(
-                kind, name(dependent), namespace(dependent), {"metadata": {"ownerReferences": owners or None}}
+                self._kind(dependent), name(dependent), namespace(dependent), {"metadata": {"ownerReferences": owners or None}}
             )
         await self._unfinalize(obj, ORPHAN)
         return DONE
@@ -126,12 +144,12 @@ class GarbageReconciler:
     async def _unfinalize(self, obj: Obj, finalizer: str) -> None:
         left = [f for f in obj["metadata"].get("finalizers") or () if f != finalizer]
         patch = {"metadata": {"finalizers": left, "resourceVersion": obj["metadata"].get("resourceVersion")}}
-        await self._client.patch(scheme.kind_of(obj), name(obj), namespace(obj), patch)
+        await self._client.patch(self._kind(obj), name(obj), namespace(obj), patch)
 
     async def _delete(self, obj: Obj, propagation: str, grace: int | None = None) -> None:
         try:
             await self._client.delete(
-                scheme.kind_of(obj), name(obj), namespace(obj), uid=uid(obj), propagation=propagation, grace_period_seconds=grace
+                self._kind(obj), name(obj), namespace(obj), uid=uid(obj), propagation=propagation, grace_period_seconds=grace
             )
         except ApiError as error:
             if error.code not in (404, 409):
@@ -147,8 +165,8 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
     reconciler = GarbageReconciler(manager, client)
     manager.add(reconciler, [])
 
-    def watch(kind: scheme.Kind) -> None:
-        informer = manager.informer(kind)
+    def watch(informer: Informer) -> None:
+        kind = informer.kind
 
         def changed(old: Obj | None, new: Obj | None) -> None:
             if new is not None:
@@ -159,9 +177,8 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
                 ):
                     manager.enqueue(NAME, ref(new))
             elif old is not None:
-                for other in WATCHED:
-                    for dependent in manager.informer(other).by_index("owner", uid(old)):
-                        manager.enqueue(NAME, ref(dependent))
+                for dependent in reconciler.dependents(old):
+                    manager.enqueue(NAME, ref(dependent))
                 if kind is scheme.CLUSTER:
                     for pod in manager.informer(scheme.POD).list():
                         if (pod.get("spec") or {}).get("nodeName") == name(old):
@@ -170,4 +187,11 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         informer.on_change(changed)
 
     for kind in WATCHED:
-        watch(kind)
+        watch(manager.informer(kind))
+    definitions_of = manager.informer(scheme.CUSTOM_RESOURCE_DEFINITION)
+
+    def defined(old: Obj | None, new: Obj | None) -> None:
+        for informer in reconciler.define(definitions.followed(definitions_of.list())):
+            watch(informer)
+
+    definitions_of.on_change(defined)

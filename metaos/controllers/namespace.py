@@ -5,7 +5,7 @@ from metaos.clock import Clock
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
-from metaos.resources import scheme
+from metaos.resources import definitions, scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import ObjectRef, deleting, ref, with_condition
 
@@ -26,13 +26,15 @@ class NamespaceReconciler:
     def __init__(self, manager: Manager, client: Client, clock: Clock) -> None:
         self._client, self._clock = client, clock
         self._namespaces = manager.informer(scheme.NAMESPACE)
+        self._definitions = manager.informer(scheme.CUSTOM_RESOURCE_DEFINITION)
 
     async def reconcile(self, about: ObjectRef) -> Result:
         found = self._namespaces.get(about.name)
         if found is None or not deleting(found) or FINALIZER not in ((found.get("spec") or {}).get("finalizers") or ()):
             return DONE
         remaining: dict[str, int] = {}
-        for kind in _ORDER:
+        defined = definitions.followed(self._definitions.list())
+        for kind in (*_ORDER, *(each for each in defined if each.namespaced)):
             listed = await self._client.list(kind, about.name, limit=500)
             if not listed.items:
                 continue

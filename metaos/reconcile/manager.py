@@ -15,13 +15,14 @@ from metaos.reconcile.reconciler import Reconciler, TerminalError
 from metaos.reconcile.workqueue import Closed, WorkQueue
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, ObjectRef
-from metaos.resources.scheme import CONFIG_MAP, SECRET, Kind
+from metaos.resources.scheme import CONFIG_MAP, SECRET, Kind, by_kind
 
 log = logging.getLogger(__name__)
 
 Mapper = Callable[[Obj], Iterable[ObjectRef]]
 
-#: Of these there are many, they are large, and few are ever needed: an informer of all namespaces keeps their metadata only.
+#: Of these, and of users' kinds, there are many, they are large, and few are ever needed: an informer of all namespaces keeps
+#: their metadata only.
 #: Who needs the content of one asks the server for it.
 CONTENT_LEFT_OUT = frozenset({CONFIG_MAP, SECRET})
 _CONFLICT = 409
@@ -49,6 +50,7 @@ class Manager:
         self._controllers: dict[str, _Controller] = {}
         #: In the order in which they began, so that they end in one order.
         self._tasks: list[asyncio.Task[None]] = []
+        self._following: dict[Informer, asyncio.Task[None]] = {}
         self._started = False
         self._counts: dict[str, dict[str, int]] = {}
 
@@ -57,12 +59,21 @@ class Manager:
         key = (kind.resource, namespace, labels, fields)
         found = self._informers.get(key)
         if found is None:
-            keep = metadata_only if kind in CONTENT_LEFT_OUT and not namespace else None
+            left_out = kind in CONTENT_LEFT_OUT or by_kind(kind.api_version, kind.kind) is None
+            keep = metadata_only if left_out and not namespace else None
             found = Informer(self.client, self.clock, self._random, kind, namespace, labels, fields, keep)
             self._informers[key] = found
             if self._started:
                 self._run_informer(found)
         return found
+
+    def forget(self, informer: Informer) -> None:
+        """Ends an informer whose kind is served no more. Who asks for it again gets another."""
+        self._informers = {key: each for key, each in self._informers.items() if each is not informer}
+        task = self._following.pop(informer, None)
+        if task is not None:
+            task.cancel()
+            self._tasks.remove(task)
 
     def add(self, reconciler: Reconciler, watches: Sequence[tuple[Kind, Mapper]], workers: int = 1) -> None:
         """Run ``reconciler`` for whatever the mappers yield. A mapper is called for the old and the new object of every
@@ -107,9 +118,12 @@ class Manager:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        self._following.clear()
 
     def _run_informer(self, informer: Informer) -> None:
-        self._tasks.append(asyncio.create_task(informer.run(), name=f"informer {informer.kind.resource}"))
+        task = asyncio.create_task(informer.run(), name=f"informer {informer.kind.resource}")
+        self._following[informer] = task
+        self._tasks.append(task)
 
     def _run_workers(self, controller: _Controller) -> None:
         for number in range(controller.workers):

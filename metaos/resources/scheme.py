@@ -43,6 +43,10 @@ class Kind:
         return self.kind.lower()
 
     @property
+    def list_kind(self) -> str:
+        return f"{self.kind}List"
+
+    @property
     def resource(self) -> str:
         """``deployments.apps``: unique over all kinds, the first part of a store key."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
@@ -129,6 +133,17 @@ SELF_SUBJECT_REVIEW = Kind("authentication.k8s.io", "v1", "SelfSubjectReview", "
 POD_METRICS = Kind("metrics.k8s.io", "v1beta1", "PodMetrics", "pods", verbs=("get", "list"))
 NODE_METRICS = Kind("metrics.k8s.io", "v1beta1", "NodeMetrics", "nodes", False, verbs=("get", "list"))
 
+CUSTOM_RESOURCE_DEFINITION = Kind(
+    "apiextensions.k8s.io",
+    "v1",
+    "CustomResourceDefinition",
+    "customresourcedefinitions",
+    False,
+    ("crd", "crds"),
+    ("api-extensions",),
+    _STATUS,
+)
+
 CLUSTER = Kind(GROUP, VERSION, "Cluster", "clusters", False, ("site", "sites"), ("nemo",), ("status", "tunnel"))
 PLACEMENT_POLICY = Kind(GROUP, VERSION, "PlacementPolicy", "placementpolicies", True, ("pp",), ("nemo",))
 INTENT = Kind(GROUP, VERSION, "Intent", "intents", True, (), ("nemo",), _STATUS)
@@ -176,6 +191,7 @@ KINDS: tuple[Kind, ...] = (
     STORAGE_CLASS,
     HORIZONTAL_POD_AUTOSCALER,
     HORIZONTAL_POD_AUTOSCALER_V1,
+    CUSTOM_RESOURCE_DEFINITION,
     SELF_SUBJECT_ACCESS_REVIEW,
     SELF_SUBJECT_RULES_REVIEW,
     SELF_SUBJECT_REVIEW,

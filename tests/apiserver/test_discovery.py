@@ -7,13 +7,16 @@ from typing import Any
 import orjson
 import pytest
 
-from metaos.apiserver import discovery
+from metaos.apiserver.discovery import Discovery
 from metaos.apiserver.openapi import OpenApi
 from metaos.apiserver.schema import definition_name
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 
 AGGREGATED = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+
+
+discovery = Discovery(scheme.KINDS)
 
 
 def document(path: str, accept: str = "application/json") -> Any:
@@ -77,7 +80,7 @@ def test_version_three() -> None:
     api = OpenApi()
     index = api.index()["paths"]
     assert set(index) == {"api/v1"} | {f"apis/{k.api_version}" for k in scheme.KINDS if k.group}
-    assert all(api.tag in entry["serverRelativeURL"] for entry in index.values())
+    assert all(api.tag() in entry["serverRelativeURL"] for entry in index.values())
     for name in index:
         packed = api.v3(name)
         assert packed is not None
