@@ -34,7 +34,8 @@ REQUEST_SECONDS = 60.0
 IDLE_SECONDS = 45.0
 #: The reason of an error that says nothing of the server: :meth:`HttpClient.drop_older` has broken the connection.
 DROPPED = "ConnectionDropped"
-MAX_IDLE = 2
+#: Connections without a request that are kept, where the maker of a client says nothing.
+IDLE_CONNECTIONS = 2
 #: Requests and watches at the same time; further ones wait.
 MAX_REQUESTS = 16
 MAX_WATCHES = 32
@@ -182,7 +183,8 @@ def _said(error: BaseException) -> str:
 class HttpClient:
     """Implements :class:`~metaos.client.Client`. ``ca``, ``certificate`` and ``key`` are PEM texts; ``peer`` is what errors call
     the server. ``bearer`` gives the token of each request where it changes; ``server_name`` is what the certificate must say
-    where that is not the URL's host; ``watches``: so many go on at the same time."""
+    where that is not the URL's host; ``watches``: so many go on at the same time;
+    ``idle``: so many connections are kept alive between requests."""
 
     def __init__(
         self,
@@ -197,6 +199,7 @@ class HttpClient:
         server_name: str = "",
         bearer: Callable[[], Awaitable[str]] | None = None,
         watches: int = MAX_WATCHES,
+        idle: int = IDLE_CONNECTIONS,
         clock: Clock,
         random: Random,
     ) -> None:
@@ -213,6 +216,7 @@ class HttpClient:
         self._peer, self._server_name = peer, server_name or self._host
         self._clock, self._random = clock, random
         self._idle: list[_Connection] = []
+        self._keeps = idle
         self._open: set[_Connection] = set()
         #: Called at every answer, whatever it is.
         self.on_answer: Callable[[], None] = lambda: None
@@ -295,7 +299,7 @@ class HttpClient:
         except (OSError, h11.ProtocolError) as error:
             raise connection.why(error) from error
         finally:
-            if keep and len(self._idle) < MAX_IDLE:
+            if keep and len(self._idle) < self._keeps:
                 connection.idle_since = self._clock.monotonic()
                 self._idle.append(connection)
             else:

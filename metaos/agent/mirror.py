@@ -80,12 +80,15 @@ class PodMirrors:
 
     def refresh(self, pods: Iterable[Obj] | None = None) -> None:
         """``pods``: all local pods (with ``uid``, ``spec``, ``status`` and hub-side ``ownerReferences``), where they changed."""
+        keys = self._local.keys() | self._hub.keys()
         if pods is not None:
             # Of two with one name the older is on its way out.
+            before = self._local
             self._local = {(namespace(pod), name(pod)): pod for pod in sorted(pods, key=meta.deleting, reverse=True)}
             here = {uid(pod) for pod in self._local.values()}
             self._stopping = {pod: grace for pod, grace in self._stopping.items() if pod in here}
-        for key in sorted(self._local.keys() | self._hub.keys()):
+            keys = {key for key in before.keys() | self._local.keys() if before.get(key) != self._local.get(key)}
+        for key in sorted(keys):
             self._turns.add(key, COALESCE_SECONDS)
 
     async def show(self, work: Obj, pods: Iterable[Obj]) -> None:

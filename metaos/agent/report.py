@@ -47,7 +47,7 @@ class WorkReports:
         #: What was written and what the hub made of it: where it normalises something, that is no reason to write again.
         self._acknowledged: dict[str, tuple[Obj, Obj]] = {}
         contact.on_return(self.refresh)
-        works.on_change(self.refresh)
+        works.on_wanted(self.look)
         works.on_status(self.look)
 
     def look(self, key: str) -> None:

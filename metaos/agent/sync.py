@@ -77,7 +77,10 @@ class Works:
         self._fenced: set[str] = set()
         #: What a restored hub does not know, and goes on.
         self._unknown: set[str] = set()
+        #: How long each that must not run twice may go on without the hub.
+        self._limits: dict[str, float] = {key: s for key, work in self._works.items() if (s := _fence_seconds(work))}
         self._listeners: list[Callable[[], None]] = []
+        self._wanters: list[Callable[[str], None]] = []
         self._reporters: list[Callable[[str], None]] = []
         self._changed = asyncio.Event()
         #: Whether the hub has said in this run which Works there are.
@@ -93,6 +96,10 @@ class Works:
 
     def on_change(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)
+
+    def on_wanted(self, listener: Callable[[str], None]) -> None:
+        """``listener`` is told the name of each Work of which something else is desired: it came, changed, went, or was fenced."""
+        self._wanters.append(listener)
 
     def on_status(self, listener: Callable[[str], None]) -> None:
         """``listener`` is told the name of a Work that has another status at the hub than was known here. Over a line on which
@@ -160,15 +167,17 @@ class Works:
         if 0 < revision <= self._revision:
             return
         self._revision = revision or self._revision
-        before = self._snapshot()
+        key = name(event.object)
+        about = None if key == RESTORED else key
+        before = self._snapshot(about)
         if event.type == "DELETED":
-            self._drop(name(event.object))
-            if name(event.object) == RESTORED:
-                for key in sorted(self._unknown):
-                    self._drop(key)
+            self._drop(key)
+            if key == RESTORED:
+                for each in sorted(self._unknown):
+                    self._drop(each)
         else:
             self._keep(event.object)
-        self._settle(before)
+        self._settle(before, about)
 
     def forget_all(self) -> None:
         """This site is no member any more."""
@@ -185,6 +194,10 @@ class Works:
             self._fenced.discard(name(work))
         lean = {"metadata": _lean(work), "spec": work.get("spec") or {}, "status": work.get("status") or {}}
         self._works[name(work)] = {"apiVersion": WORK.api_version, "kind": WORK.kind} | lean
+        if seconds := _fence_seconds(lean):
+            self._limits[name(work)] = seconds
+        else:
+            self._limits.pop(name(work), None)
         if found is None or _wanted(found) != _wanted(lean):
             self._files.save(self._works[name(work)])
         if found is not None and found.get("status") != lean["status"]:
@@ -193,20 +206,30 @@ class Works:
 
     def _drop(self, key: str) -> None:
         gone = self._works.pop(key, None)
+        self._limits.pop(key, None)
         self._fenced.discard(key)
         self._unknown.discard(key)
         if gone is not None:
             self._files.remove(gone)
 
-    def _snapshot(self) -> tuple[dict[str, object], set[str]]:
-        return {key: _wanted(work) for key, work in self._works.items()}, set(self._fenced)
+    def _snapshot(self, about: str | None = None) -> tuple[dict[str, object], set[str]]:
+        """What is desired: of all Works, or of the one that news are about."""
+        names = self._works if about is None else (about,)
+        return {key: _wanted(self._works[key]) for key in names if key in self._works}, set(self._fenced)
 
-    def _settle(self, before: tuple[dict[str, object], set[str]]) -> None:
+    def _settle(self, before: tuple[dict[str, object], set[str]], about: str | None = None) -> None:
         self._fence(self._contact.silent_seconds)
-        if before != self._snapshot():
-            self._changed.set()
-            for listener in self._listeners:
-                listener()
+        after = self._snapshot(about)
+        if before == after:
+            return
+        self._changed.set()
+        (then, fenced), (now, still) = before, after
+        others = {key for key in then.keys() | now.keys() if then.get(key) != now.get(key)} | (fenced ^ still)
+        for key in sorted(others):
+            for wanter in self._wanters:
+                wanter(key)
+        for listener in self._listeners:
+            listener()
 
     # -- fencing ---------------------------------------------------------------------------------------------
 
@@ -223,12 +246,11 @@ class Works:
 
     def _lease_holds(self) -> bool:
         """Whether the youngest agreement is still kept."""
-        limits = [s for work in self._works.values() if (s := _fence_seconds(work))]
-        return self._contact.silent_seconds < min(limits, default=float("inf"))
+        return self._contact.silent_seconds < min(self._limits.values(), default=float("inf"))
 
     def _fence(self, silent: float) -> set[str]:
         silent = max(silent, self._silent)
-        due = {key for key, work in self._works.items() if (s := _fence_seconds(work)) and silent >= s} - self._fenced
+        due = {key for key, seconds in self._limits.items() if silent >= seconds} - self._fenced
         self._fenced |= due
         return due
 
@@ -256,7 +278,7 @@ class Works:
 
     async def _until_due(self) -> None:
         silent = self._contact.silent_seconds
-        waits = [s - silent for key, work in self._works.items() if key not in self._fenced and (s := _fence_seconds(work))]
+        waits = [seconds - silent for key, seconds in self._limits.items() if key not in self._fenced]
         if waits:
             await sleep_or(self._clock, max(min(waits), 0.05), self._changed)
         else:

@@ -25,6 +25,9 @@ NAME = "intent"
 #: One key for changes of sites: however many there are at once, every intent is looked at once.
 SITES = ObjectRef(scheme.CLUSTER.group, scheme.CLUSTER.kind, "", "")
 SETTLE_SECONDS = 0.2
+#: For every so many workloads that an intent is about, news of one of them waits so much longer: they often come together, and
+#: each look is at all of them.
+MANY, MANY_SECONDS = 20, 0.1
 _KINDS = {kind.kind: kind for kind in scheme.WORKLOADS}
 
 
@@ -48,6 +51,14 @@ class IntentReconciler:
         #: Of intents that hold: the sites that they are measured at. Any other intent is held against all sites. Bounded by the
         #: intents.
         self._measured_at: dict[ObjectRef, frozenset[str]] = {}
+        #: How many workloads each intent was about. Bounded by the intents.
+        self._about: dict[ObjectRef, int] = {}
+
+    def workload_changed(self, intent: Obj) -> None:
+        """One of those that it is about may be placed elsewhere, or ask for something else, or be gone."""
+        about = ref(intent)
+        seconds = MANY_SECONDS * (self._about.get(about, 0) // MANY)
+        self._manager.enqueue(NAME, about, seconds)
 
     def site_changed(self, site: str, info: ClusterInfo | None) -> None:
         """``None``: it is gone."""
@@ -70,6 +81,7 @@ class IntentReconciler:
         self._measured_at.pop(about, None)
         intent = self._intents.get(about.name, about.namespace)
         if intent is None or deleting(intent):
+            self._about.pop(about, None)
             return DONE
         clusters = self._sites
         found: list[tuple[WorkloadInfo, list[ClusterInfo]]] = []
@@ -84,6 +96,7 @@ class IntentReconciler:
                 if concerns(intent, obj):
                     rules = concerning(self._intents, obj)
                     found.append((self._info(obj, decided(placement), rules), places[ref(obj)]))
+        self._about[about] = len(places)
         before = intent.get("status") or {}
         edges = judge_traffic(intent, places, clusters)
         status = evaluate(intent, found, list(clusters.values()), self._clock.now(), edges)
@@ -127,14 +140,14 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         if old is None or new is None or (generation(old), labels(old)) != (generation(new), labels(new)):
             for obj in (old, new):
                 for intent in concerning(intents, obj) if obj is not None else ():
-                    manager.enqueue(NAME, ref(intent))
+                    reconciler.workload_changed(intent)
 
     def on_placement(old: Obj | None, new: Obj | None) -> None:
         if old is None or new is None or old.get("spec") != new.get("spec"):
             about = workload_of(new or old or {})
             obj = manager.informer(_KINDS[about.kind]).get(about.name, about.namespace) if about is not None else None
             for intent in concerning(intents, obj) if obj is not None else ():
-                manager.enqueue(NAME, ref(intent))
+                reconciler.workload_changed(intent)
 
     def on_cluster(old: Obj | None, new: Obj | None) -> None:
         info = None if new is None else cluster_info(new)

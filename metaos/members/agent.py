@@ -50,8 +50,8 @@ RUNTIME = "kubernetes"
 #: Whose the cluster is, is looked at so often.
 CLAIM_SECONDS = 30.0
 CLAIM_RETRY_SECONDS = 5.0
-#: Changes of pods within this time are shown together.
-COALESCE_SECONDS = 0.05
+#: Changes of pods within this time are shown together; longer where there are many, as all of them are looked through.
+COALESCE_SECONDS, COALESCE_SECONDS_EACH = 0.05, 0.0005
 #: How long a removed member waits for what it had applied to be gone.
 FAREWELL_SECONDS = 90.0
 
@@ -174,7 +174,7 @@ class KubernetesAgent:
     async def _follow_pods(self) -> None:
         while True:
             await self._changed.wait()
-            await self._clock.sleep(COALESCE_SECONDS)
+            await self._clock.sleep(max(COALESCE_SECONDS, COALESCE_SECONDS_EACH * len(self.pods)))
             self._changed.clear()
             self.mirrors.refresh(self.pods.pods())
 

@@ -36,7 +36,8 @@ from metaos.members.manifests import (
     refusal,
     tracking,
 )
-from metaos.members.member import MAX_KINDS, Member
+from metaos.members.member import MAX_KINDS, WORKERS, Member
+from metaos.members.names import Names
 from metaos.members.ownership import Action, Applied, Live, closed, desired_step, found_step, is_ours, taken, unwanted_step
 from metaos.members.refusals import INVALID_SECONDS, refusal_of
 from metaos.members.status import Outcome, Seen, about, work_status
@@ -47,7 +48,6 @@ from metaos.resources.scheme import NAMESPACE, Kind
 
 log = logging.getLogger(__name__)
 
-WORKERS = 8
 #: News of Works within this time are taken up together.
 COALESCE_SECONDS = 0.01
 #: Another writer that goes on changing our fields is corrected later and later, up to once a minute.
@@ -94,7 +94,7 @@ class Applier:
         self._member, self._client, self._contact = member, member.client, member.contact
         self._works, self._id, self._clock, self._random = works, membership, clock, random
         self._tell, self._record, self._taken_up = changed, record, taken_up
-        self.discovery = Discovery(member.client)
+        self.discovery, self._names = Discovery(member.client), Names(member.client, clock)
         self._turns: Turns[ObjectRef] = Turns(member.contact, clock, random, self._step, "object", WORKERS)
         self._wanted: dict[ObjectRef, Wanted] = {}
         self._by_work: dict[str, tuple[object, list[tuple[ObjectRef, Wanted]]]] = {}
@@ -183,7 +183,7 @@ class Applier:
         for work in names:
             for each, wanted in self._of_work(work):
                 self._wanted.setdefault(each, wanted)  # Of two that name one object the first has it.
-        changed = [r for r in before.keys() | self._wanted.keys() if before.get(r) != self._wanted.get(r)]
+        changed = [r for r in before.keys() | self._wanted.keys() if before.get(r) is not self._wanted.get(r)]
         for each in self._ordered(changed):
             if each not in self._wanted:
                 self._outcomes.pop(each, None)
@@ -425,7 +425,7 @@ class Applier:
             self._refuse(each, wanted, "NamespaceTaken", why)
             return
         if action is Action.LOOK:
-            there = await self._get(kind, each)
+            there = None if await self._names.lack(kind, each) else await self._get(kind, each)
             action = found_step(wanted.manifest, there, self._id, self._known.get(each, ""))
             if action is Action.REFUSE and there is not None:
                 if each.kind == "Namespace":

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 10.0
 #: Without an answer for so long it counts as unreachable.
 PATIENCE_SECONDS = 30.0
+#: Changes of objects that are under way at the same time.
+WORKERS = 8
 #: Kinds that are followed at the same time, and namespaces whose pods are; each takes a connection.
 MAX_KINDS, MAX_NAMESPACES = 256, 200
 #: Logs that are read at the same time, each on a connection too.
@@ -71,6 +73,7 @@ class Member:
             server_name=access.server_name,
             bearer=self._token,
             watches=MAX_KINDS + MAX_NAMESPACES + MAX_LOGS + 1,  # and the nodes
+            idle=WORKERS,
             clock=clock,
             random=random,
         )

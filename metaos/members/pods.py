@@ -75,6 +75,10 @@ class MemberPods:
             self._followed[where] = asyncio.create_task(self._follower(where).run())
         self._changed()
 
+    def __len__(self) -> int:
+        """How many are followed, others' too."""
+        return len(self._pods)
+
     def pods(self) -> list[Obj]:
         """Those that are ours, as the agent's mirrors take them: with the hub's owner, and the spec of the hub's template."""
         found = []

@@ -1,0 +1,379 @@
+"""Three real API servers as members: applied at the hub until present on all of them, beside ``kubectl apply`` straight to each.
+
+KUBECONFIG is a path list of the members' kubeconfigs (without nodes: nothing has to run). Pods are left unscheduled by a
+scheduler's name that nobody has, so that each server's work is what its own controllers do, for the hub as for the floor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.results import Figure, figure, percentile, write
+from bench.servers import cpu_seconds, resident_mb
+from bench.wire import Connection, Endpoint
+from examples.demo.continuum import ROOT, Continuum
+from metaos.resources.meta import format_time
+from metaos.twin.processes import wait_for
+
+MEMBERS, MANY, MORE, ALONE = 3, 300, 1000, 60
+#: Statuses that somebody else writes at every member while many are applied, per second.
+CHURN_RATE = 20
+NODE = "nemo-bench-node"
+DEPLOYMENTS = "/apis/apps/v1/namespaces/{}/deployments"
+#: (hub's lease, heartbeat) as they are without being set, and as tight as is sensible on one machine; seconds.
+DEFAULT, TUNED = (40.0, 10.0), (3.0, 0.5)
+
+
+def deployment(name: str, namespace: str, replicas: int) -> dict[str, Any]:
+    container = {"name": "main", "image": "busybox", "resources": {"requests": {"cpu": "1m", "memory": "1Mi"}}}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": namespace, "labels": {"app": name}},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {
+                "metadata": {"labels": {"app": name}},
+                "spec": {"containers": [container], "schedulerName": "nobody", "terminationGracePeriodSeconds": 0},
+            },
+        },
+    }
+
+
+def intent(namespace: str) -> list[dict[str, Any]]:
+    """One replica at each member, and an intent that holds there."""
+    residency = {"name": "residency", "condition": "IsOneOf", "value": ["EU"]}
+    return [
+        {
+            "apiVersion": "meta-os.eu/v1alpha1",
+            "kind": "PlacementPolicy",
+            "metadata": {"name": "everywhere", "namespace": namespace},
+            "spec": {"spread": [{"by": "site", "minGroups": MEMBERS, "maxSkew": 1}]},
+        },
+        {
+            "apiVersion": "meta-os.eu/v1alpha1",
+            "kind": "Intent",
+            "metadata": {"name": "inside", "namespace": namespace},
+            "spec": {"expectations": [{"verb": "Ensure", "targets": [residency]}]},
+        },
+    ]
+
+
+def space(namespace: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
+
+
+class Cluster:
+    """A member as its owner sees it."""
+
+    def __init__(self, name: str, config: Path) -> None:
+        self.name, self.config, self.endpoint = name, config, Endpoint.of(config)
+        self.spaces: list[str] = []
+
+    async def call(self, method: str, path: str, body: Any = None) -> Any:
+        connection = Connection(self.endpoint)
+        try:
+            status, answer = await connection.call(method, path, b"" if body is None else json.dumps(body).encode())
+            return None if status == 404 else json.loads(answer)
+        finally:
+            await connection.closed()
+
+    async def keep_node(self) -> None:
+        """A node that nothing runs on, kept ready: a cluster without one has no room."""
+        await self.call("POST", "/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
+        amounts = {"cpu": "64", "memory": "256Gi", "pods": "5000"}
+        while True:
+            now = format_time(time.time())
+            ready = {"type": "Ready", "status": "True", "reason": "KubeletReady"}
+            ready |= {"lastHeartbeatTime": now, "lastTransitionTime": now}
+            node = await self.call("GET", f"/api/v1/nodes/{NODE}")
+            status = {"capacity": amounts, "allocatable": amounts, "conditions": [ready]}
+            await self.call("PUT", f"/api/v1/nodes/{NODE}/status", node | {"status": status})
+            await asyncio.sleep(10)
+
+    async def clear(self) -> None:
+        for name in [NODE]:
+            await self.call("DELETE", f"/api/v1/nodes/{name}")
+        for where in [*self.spaces, "nemo-system"]:
+            await self.call("DELETE", f"/api/v1/namespaces/{where}")
+
+
+class Arrivals:
+    """When each Deployment of a namespace was first seen at each member, by its watch."""
+
+    def __init__(self, clusters: list[Cluster], namespace: str) -> None:
+        self._clusters, self._namespace = clusters, namespace
+        self.seen: dict[str, dict[str, float]] = {c.name: {} for c in clusters}
+        self.deleted = 0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Arrivals:
+        for cluster in self._clusters:
+            cluster.spaces.append(self._namespace)
+            self._tasks.append(asyncio.create_task(self._follow(cluster)))
+        await asyncio.sleep(0.3)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _follow(self, cluster: Cluster) -> None:
+        connection = Connection(cluster.endpoint)
+        async for line in connection.lines(DEPLOYMENTS.format(self._namespace) + "?watch=1"):
+            event = json.loads(line)
+            if event["type"] == "ADDED":
+                self.seen[cluster.name].setdefault(event["object"]["metadata"]["name"], time.monotonic())
+            self.deleted += event["type"] == "DELETED"
+
+    def count(self) -> int:
+        return min(len(found) for found in self.seen.values())
+
+    def last(self) -> float:
+        return max(max(found.values(), default=0.0) for found in self.seen.values())
+
+    async def everywhere(self, count: int, seconds: float = 300) -> float:
+        """The moment when ``count`` were at every member."""
+        deadline = time.monotonic() + seconds
+        while self.count() < count:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"after {seconds:g} s there were {[len(f) for f in self.seen.values()]} of {count}")
+            await asyncio.sleep(0.01)
+        return self.last()
+
+
+async def kubectl_apply(config: Path, file: Path, cache: Path) -> None:
+    environment = os.environ | {"KUBECONFIG": str(config), "KUBECACHEDIR": str(cache)}
+    process = await asyncio.create_subprocess_exec(
+        *("kubectl", "apply", "-f", str(file)), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    _, err = await process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"kubectl apply: {err.decode()[-500:]}")
+
+
+class Run:
+    """A hub, its members' agents, and what is measured of them."""
+
+    def __init__(self, clusters: list[Cluster], directory: Path) -> None:
+        self.clusters, self.directory = clusters, directory
+        self.continuum = Continuum(directory, isolated=False, lease_seconds=DEFAULT[0])
+        self.agents: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start_agent(self, cluster: Cluster, heartbeat: float) -> None:
+        continuum, folder = self.continuum, self.directory
+        file, token = folder / f"{cluster.name}.yaml", folder / f"{cluster.name}.token"
+        spec = {"tier": "cloud", "location": {"country": "ES"}, "jurisdictions": ["EU", "ES"], "owner": "example"}
+        site = {"apiVersion": "meta-os.eu/v1alpha1", "kind": "Cluster", "metadata": {"name": cluster.name}, "spec": spec}
+        if not token.exists():
+            file.write_text(yaml.safe_dump(site))
+            token.touch(0o600)
+            token.write_text(continuum.nemo("join-token", cluster.name))
+        command = [sys.executable, "-m", "metaos", "agent", "--runtime", "kubernetes", "--kubeconfig", str(cluster.config)]
+        command += ["--hub", f"https://127.0.0.1:{continuum.port}", "--data", str(folder / cluster.name), "--site", str(file)]
+        command += ["--token-file", str(token), "--heartbeat", str(heartbeat)]
+        with (folder / f"{cluster.name}.log").open("ab") as log:
+            self.agents[cluster.name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT)
+
+    def ready(self) -> bool:
+        items = (self.continuum.get("clusters") or {}).get("items") or ()
+        return len(items) == MEMBERS and all(
+            (c.get("status", {}).get("allocatable") or {}).get("pods", "0") != "0"
+            and any(x["type"] == "Ready" and x["status"] == "True" for x in c["status"].get("conditions") or ())
+            for c in items
+        )
+
+    def begin(self, lease: float, heartbeat: float) -> None:
+        self.continuum.lease_seconds = lease
+        self.continuum.start_hub()
+        for cluster in self.clusters:
+            self.start_agent(cluster, heartbeat)
+        wait_for("the members to be ready", self.ready, 60)
+
+    def end(self) -> None:
+        for process in self.agents.values():
+            process.kill()
+            process.wait()
+        self.continuum.stop()
+
+    def hub_mb(self) -> float:
+        assert self.continuum.hub is not None
+        return resident_mb(self.continuum.hub.pid)
+
+    def cpu(self) -> dict[str, float]:
+        assert self.continuum.hub is not None
+        return {"hub": cpu_seconds(self.continuum.hub.pid)} | {n: cpu_seconds(p.pid) for n, p in self.agents.items()}
+
+    def write(self, namespace: str, names: list[str], replicas: int, *, governed: bool) -> Path:
+        items = [space(namespace), *(intent(namespace) if governed else []), *(deployment(n, namespace, replicas) for n in names)]
+        file = self.directory / f"{namespace}-{'hub' if governed else 'floor'}.json"
+        file.write_text("\n".join(json.dumps(item) for item in items))
+        return file
+
+
+def prefixed(count: int) -> list[str]:
+    return [f"app-{number}" for number in range(count)]
+
+
+async def floor(run: Run, namespace: str, count: int) -> float:
+    """Seconds of ``kubectl apply`` straight to all members at once, until everything is there."""
+    file = run.write(namespace, prefixed(count), 1, governed=False)
+    async with Arrivals(run.clusters, namespace) as arrivals:
+        started = time.monotonic()
+        await asyncio.gather(*(kubectl_apply(c.config, file, run.directory / f"cache-{c.name}") for c in run.clusters))
+        return await arrivals.everywhere(count) - started
+
+
+async def applied(run: Run, namespace: str, count: int) -> tuple[float, float]:
+    """Seconds from the begin of ``kubectl apply`` at the hub until all are at all members; and until it had ended."""
+    file = run.write(namespace, prefixed(count), MEMBERS, governed=True)
+    async with Arrivals(run.clusters, namespace) as arrivals:
+        before, started = run.cpu(), time.monotonic()
+        await kubectl_apply(run.continuum.kubeconfig, file, run.directory / "cache-hub")
+        ended = time.monotonic() - started
+        present = await arrivals.everywhere(count) - started
+        spent = {n: round(v - before[n], 2) for n, v in run.cpu().items()}
+        print(f"    {count}: kubectl ended after {ended:.2f} s, present after {present:.2f} s; CPU seconds {spent}", flush=True)
+        return present, ended
+
+
+async def alone(run: Run, namespace: str) -> list[float]:
+    """Milliseconds of one Deployment, by the hub's API, until it is at all members; one after the other."""
+    await kubectl_apply(run.continuum.kubeconfig, run.write(namespace, [], MEMBERS, governed=True), run.directory / "cache-hub")
+    connection, found = Connection(Endpoint.of(run.continuum.kubeconfig)), []
+    async with Arrivals(run.clusters, namespace) as arrivals:
+        for number in range(ALONE):
+            body = json.dumps(deployment(f"one-{number}", namespace, MEMBERS)).encode()
+            started = time.monotonic()
+            status, answer = await connection.call("POST", DEPLOYMENTS.format(namespace), body)
+            if status != 201:
+                raise RuntimeError(f"{status} {answer[:300]!r}")
+            found.append((await arrivals.everywhere(number + 1, 30) - started) * 1000)
+            await asyncio.sleep(0.1)
+    await connection.closed()
+    return found[1:]  # the first makes the namespace
+
+
+async def alone_floor(run: Run, namespace: str) -> list[float]:
+    """The same by POST to each of the members at once."""
+    for cluster in run.clusters:
+        await cluster.call("POST", "/api/v1/namespaces", space(namespace))
+    connections, found = [Connection(c.endpoint) for c in run.clusters], []
+    async with Arrivals(run.clusters, namespace) as arrivals:
+        for number in range(ALONE):
+            body = json.dumps(deployment(f"one-{number}", namespace, 1)).encode()
+            started = time.monotonic()
+            await asyncio.gather(*(c.call("POST", DEPLOYMENTS.format(namespace), body) for c in connections))
+            found.append((await arrivals.everywhere(number + 1, 30) - started) * 1000)
+            await asyncio.sleep(0.1)
+    for connection in connections:
+        await connection.closed()
+    return found[1:]
+
+
+@contextlib.asynccontextmanager
+async def churn(run: Run, namespace: str, count: int) -> AsyncIterator[list[int]]:
+    """Somebody writes statuses of what is there already, at every member, ``CHURN_RATE`` a second."""
+    written = [0]
+
+    async def at(cluster: Cluster) -> None:
+        connection = Connection(cluster.endpoint)
+        for number in range(1_000_000):
+            path = f"{DEPLOYMENTS.format(namespace)}/app-{number % count}"
+            _, answer = await connection.call("GET", path)
+            obj = json.loads(answer)
+            obj["status"] = obj.get("status", {}) | {"collisionCount": number + 1}
+            await connection.call("PUT", f"{path}/status", json.dumps(obj).encode())
+            written[0] += 1
+            await asyncio.sleep(1 / CHURN_RATE)
+
+    tasks = [asyncio.create_task(at(c)) for c in run.clusters]
+    try:
+        yield written
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def kubeconfigs() -> Iterator[Path]:
+    for part in os.environ.get("KUBECONFIG", "").split(os.pathsep):
+        if part and Path(part).is_file():
+            yield Path(part)
+
+
+async def measure(clusters: list[Cluster], directory: Path, only: str) -> list[Figure]:
+    mark, figures = f"{time.time_ns() // 1_000_000:x}"[-6:], []
+    nodes = [asyncio.create_task(c.keep_node()) for c in clusters]
+    run = Run(clusters, directory)
+
+    def wants(word: str) -> bool:
+        return not only or word in only.split(",")
+
+    try:
+        await asyncio.to_thread(run.begin, *DEFAULT)
+        idle = run.hub_mb()
+        figures.append(figure("members: hub memory, three members, idle", [idle], "MB", aim=150))
+        if wants("many"):
+            base = await floor(run, f"floor-{mark}", MANY)
+            present, ended = await applied(run, f"many-{mark}", MANY)
+            figures.append(figure(f"members: {MANY} Deployments to three members", [present], "s", baseline=[base], aim=2.8))
+            figures.append(figure("    of it kubectl at the hub", [ended], "s", baseline=[base]))
+        if wants("alone"):
+            base_ms, ours = await alone_floor(run, f"alonef-{mark}"), await alone(run, f"alone-{mark}")
+            for share in (0.5, 0.99):
+                label = f"members: one Deployment alone, p{share:.0%}".rstrip("%")
+                aim = 150 if share == 0.99 else None
+                one, other = percentile(ours, share), percentile(base_ms, share)
+                figures.append(figure(label, [one], "ms", baseline=[other], aim=aim))
+        if wants("more"):
+            base = await floor(run, f"floor2-{mark}", MORE)
+            async with churn(run, f"many-{mark}", MANY) as written:
+                present, ended = await applied(run, f"more-{mark}", MORE)
+                print(f"    {written[0]} statuses were written meanwhile")
+            figures.append(figure(f"members: {MORE} Deployments, statuses churn", [present], "s", baseline=[base], aim=10))
+            await asyncio.sleep(10)
+            figures.append(figure(f"members: hub memory, {MORE} propagated", [run.hub_mb()], "MB", baseline=[idle], aim=300))
+    finally:
+        await asyncio.to_thread(run.end)
+        for task in nodes:
+            task.cancel()
+        await asyncio.gather(*nodes, return_exceptions=True)
+        for cluster in clusters:
+            await cluster.clear()
+    return figures
+
+
+def main() -> int:
+    configs = list(kubeconfigs())
+    if len(configs) < MEMBERS:
+        print(f"NOT MEASURED: KUBECONFIG must list {MEMBERS} kubeconfigs, there are {len(configs)}", flush=True)
+        return 0
+    clusters = [Cluster(f"member-{number}", config) for number, config in enumerate(configs[:MEMBERS], 1)]
+    only = sys.argv[1] if len(sys.argv) > 1 else ""
+    with tempfile.TemporaryDirectory(prefix="nemo-bench-") as directory:
+        figures = asyncio.run(measure(clusters, Path(directory), only))
+    if not only:
+        write("members", figures)
+    else:
+        for each in figures:
+            print(each)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
