@@ -20,6 +20,7 @@ BENCHMARKS = (
     "twin",
     "chaos",
     "calibration",
+    "members",
 )
 
 

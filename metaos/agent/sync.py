@@ -98,7 +98,7 @@ class Works:
         self._listeners.append(listener)
 
     def on_wanted(self, listener: Callable[[str], None]) -> None:
-        """``listener`` is told the name of each Work of which something else is desired: it came, changed, went, or was fenced."""
+        """``listener`` is told the name of each Work of which something else is desired: it came, changed, went or was fenced."""
         self._wanters.append(listener)
 
     def on_status(self, listener: Callable[[str], None]) -> None:

@@ -15,7 +15,7 @@ from metaos.network.traffic import judge_traffic
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
-from metaos.resources.meta import Obj, ObjectRef, deleting, generation, labels, name, ref
+from metaos.resources.meta import Obj, ObjectRef, annotations, deleting, generation, labels, name, ref, uid
 from metaos.resources.reading import cluster_info, concerns, workload_info
 from metaos.resources.snapshot import ClusterInfo, WorkloadInfo
 from metaos.resources.traffic import edges_of, located
@@ -53,6 +53,11 @@ class IntentReconciler:
         self._measured_at: dict[ObjectRef, frozenset[str]] = {}
         #: How many workloads each intent was about. Bounded by the intents.
         self._about: dict[ObjectRef, int] = {}
+        #: Workloads as they were told last, by all that this was made from. Bounded by the workloads.
+        self._told: dict[ObjectRef, tuple[object, WorkloadInfo]] = {}
+
+    def workload_gone(self, about: ObjectRef) -> None:
+        self._told.pop(about, None)
 
     def workload_changed(self, intent: Obj) -> None:
         """One of those that it is about may be placed elsewhere, or ask for something else, or be gone."""
@@ -113,7 +118,14 @@ class IntentReconciler:
     def _info(self, obj: Obj, current: Mapping[str, int], rules: list[Obj]) -> WorkloadInfo:
         """As decisions are told of it, as far as targets are measured by that."""
         about = ref(obj)
-        info = workload_info(obj, current=current, intents=rules, traffic=edges_of(about, rules))
+        # Not from its status, nor the intents' own, which change at any time.
+        said = uid(obj), generation(obj), labels(obj), annotations(obj)
+        made_from = said, current, [(uid(rule), generation(rule), deleting(rule)) for rule in rules]
+        told = self._told.get(about)
+        if told is None or told[0] != made_from:
+            told = made_from, workload_info(obj, current=current, intents=rules, traffic=edges_of(about, rules))
+            self._told[about] = told
+        info = told[1]
         if about.kind == scheme.JOB.kind:
             info = of_job(info, obj, rules, self._jobs.earlier(obj), {}, {}, self._clock.now())
         return located(info, self._places, self._sites.get, self._holding)
@@ -142,6 +154,10 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
                 for intent in concerning(intents, obj) if obj is not None else ():
                     reconciler.workload_changed(intent)
 
+    def on_gone(old: Obj | None, new: Obj | None) -> None:
+        if new is None and old is not None:
+            reconciler.workload_gone(ref(old))
+
     def on_placement(old: Obj | None, new: Obj | None) -> None:
         if old is None or new is None or old.get("spec") != new.get("spec"):
             about = workload_of(new or old or {})
@@ -159,5 +175,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
     intents.on_change(on_intent)
     for kind in scheme.WORKLOADS[:-1]:
         manager.informer(kind).on_change(on_workload)
+    for kind in scheme.WORKLOADS:
+        manager.informer(kind).on_change(on_gone)
     manager.informer(scheme.PLACEMENT).on_change(on_placement)
     manager.informer(scheme.CLUSTER).on_change(on_cluster)

@@ -343,3 +343,16 @@ def test_whatever_overtakes_what_the_works_are_as_of_the_youngest_news(data: st.
             youngest = max(youngest, told)
         found = {key: str((works.get(key) or {})["metadata"]["resourceVersion"]) for key in works.names()}
         assert found == states[youngest]
+
+
+async def test_of_which_work_something_else_is_desired_is_told_by_name(tmp_path: Path) -> None:
+    clock = FakeClock()
+    site = Site(tmp_path, FakeClient(clock), clock)
+    told: list[str] = []
+    site.works.on_wanted(told.append)
+    site.works.replace_all([work("b", generation=1), work("a", generation=1)])
+    assert told == ["a", "b"]
+    site.works.apply_event(WatchEvent("MODIFIED", work("a", generation=1) | {"status": {"observedGeneration": 1}}))
+    site.works.apply_event(WatchEvent("MODIFIED", work("b", generation=2)))
+    site.works.apply_event(WatchEvent("DELETED", work("a")))
+    assert told == ["a", "b", "b", "a"]
