@@ -14,8 +14,8 @@ from metaos.network.intents import evaluate
 from metaos.network.traffic import judge_traffic
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
-from metaos.resources import scheme
-from metaos.resources.meta import Obj, ObjectRef, annotations, deleting, generation, labels, name, ref, uid
+from metaos.resources import meta, scheme
+from metaos.resources.meta import Obj, ObjectRef, deleting, generation, labels, name, ref, uid
 from metaos.resources.reading import cluster_info, concerns, workload_info
 from metaos.resources.snapshot import ClusterInfo, WorkloadInfo
 from metaos.resources.traffic import edges_of, located
@@ -119,7 +119,7 @@ class IntentReconciler:
         """As decisions are told of it, as far as targets are measured by that."""
         about = ref(obj)
         # Not from its status, nor the intents' own, which change at any time.
-        said = uid(obj), generation(obj), labels(obj), annotations(obj)
+        said = uid(obj), generation(obj), labels(obj), meta.annotations(obj)
         made_from = said, current, [(uid(rule), generation(rule), deleting(rule)) for rule in rules]
         told = self._told.get(about)
         if told is None or told[0] != made_from:
