@@ -32,7 +32,7 @@ def show_why(workload: str, where: str, output: str, kubeconfig: Path | None, da
     kind, wanted = parse_workload(workload)
     where = where or "default"
 
-    async def read(client: HttpClient) -> tuple[Obj, list[Obj], list[Obj]]:
+    async def read(client: HttpClient) -> tuple[Obj, list[Obj], list[Obj], Obj | None]:
         try:
             placement = await client.get(scheme.PLACEMENT, f"{kind}-{wanted}", where)
         except ApiError as error:
@@ -42,10 +42,30 @@ def show_why(workload: str, where: str, output: str, kubeconfig: Path | None, da
             raise
         clusters = await client.list(scheme.CLUSTER)
         intents = await client.list(scheme.INTENT, where)
-        return placement, clusters.items, intents.items
+        return placement, clusters.items, intents.items, await _present(client, placement)
 
     found = explain(*with_client(kubeconfig, data, read))
     emit(found, output, text=render(found, screen_width()))
+
+
+async def _present(client: HttpClient, placement: Obj) -> Obj | None:
+    """What the hub says of a workload as it is: the Placement has the figures of when it was decided. ``None`` for who may not
+    ask that, and for what is not decided any more: a Job that has ended, a Pod that is bound."""
+    about = (placement.get("spec") or {}).get("workloadRef") or {}
+    kind = scheme.by_kind(str(about.get("apiVersion")), str(about.get("kind")))
+    if kind is None:
+        return None
+    try:
+        obj = await client.get(kind, str(about.get("name")), namespace(placement))
+        spec = {"objects": [obj], "alternatives": False}
+        review = {"apiVersion": scheme.PLACEMENT_REVIEW.api_version, "kind": scheme.PLACEMENT_REVIEW.kind, "spec": spec}
+        answer = await client.create(review)
+    except ApiError as error:
+        if error.code in (403, 404, 405, 422, 429):
+            return None
+        raise
+    rows = (answer.get("status") or {}).get("workloads") or ()
+    return next((row for row in rows if (row["kind"], row["name"]) == (about.get("kind"), about.get("name"))), None)
 
 
 def list_intents(where: str, output: str, kubeconfig: Path | None, data: Path) -> None:

@@ -46,14 +46,15 @@ from metaos.resources.reading import cluster_info
 from metaos.resources.snapshot import Snapshot, WorkloadInfo
 from metaos.resources.traffic import edges_of, located, sends
 from metaos.scheduler.conflicts import as_data, impossible
-from metaos.scheduler.explain import REASONS, costs_status, placement_status, tells, traffic_status
+from metaos.scheduler.explain import REASONS, costs_status, kept, placement_status, tells, traffic_status
 from metaos.scheduler.filters import FILTERS
-from metaos.scheduler.framework import STILL_BEST, Plan, decide
+from metaos.scheduler.framework import Plan, decide
 from metaos.scheduler.scores import SCORES
 from metaos.scheduler.standing import Firm, firm, standing_alone
 
 if TYPE_CHECKING:
     from metaos.scheduler.preemption import Preemption
+    from metaos.scheduler.world import World
 
 NAME = "placement"
 #: One key for changes of sites: however many there are at once, every workload is looked at once.
@@ -95,6 +96,8 @@ class PlacementReconciler:
         # Sites that came or went since workloads were last looked at for that, in this order; ``None``: more has changed.
         self._stood: dict[str, None] | None = {}
         self._other_classes = False
+        #: The generations of the Intents and policies that each workload's reasons are of. Bounded by the workloads.
+        self._ruled: dict[ObjectRef, list[tuple[str, int]]] = {}
         self._barred = Barred(manager)
 
     async def reconcile(self, about: ObjectRef) -> Result:
@@ -117,6 +120,7 @@ class PlacementReconciler:
         placement = self._placements.get(placement_name(about), about.namespace)
         if obj is None or not placeable(obj):
             self._decided.pop(about, None)
+            self._ruled.pop(about, None)
             self._settle(about)
             if obj is not None and placement is not None and takes_room(obj) and self._outlawed(obj, placement):
                 await self._remove(obj, placement)
@@ -131,7 +135,9 @@ class PlacementReconciler:
                 await self._forget(placement, sites)
             return DONE
         now, world = self._clock.now(), self._occupancy.sites(about)
-        asked = replace(self._facts.workload(obj, placement, self._current(about, placement), now), mix=self._occupancy.mix())
+        rules = self._facts.rules_of(obj)
+        asked = self._facts.workload(obj, placement, self._current(about, placement), now, rules)
+        asked = replace(asked, mix=self._occupancy.mix())
         found = located(asked, self._places, world.site, world.holding)
         narrow = sends(found) and world.bools["narrow"].any()
         snapshot = Snapshot(now, world, self._flows.others(about) if narrow else {})
@@ -139,29 +145,42 @@ class PlacementReconciler:
         displacing = None if plan.complete else self._preemption(snapshot, found, plan)
         if displacing is not None:
             plan = displacing.plan
-        told = (placement or {}).get("status") or {}
-        if dict(plan.clusters) == decided(placement) and tells(told, plan):
-            reasons = {key: told[key] for key in REASONS if key in told}
-        else:
-            # They are worked out at once, while the world is as it was decided upon.
-            reasons = placement_status(plan)
-        if found.traffic:
-            places = [info for site, _ in plan.clusters if (info := world.site(site)) is not None]
-            reasons["traffic"] = traffic_status(found, places)
-        if parts := costs_status(found, dict(plan.clusters), world.site):
-            reasons["costs"] = parts
+        # They are worked out at once, while the world is as it was decided upon.
+        ruled = [(uid(rule), generation(rule)) for each in rules for rule in each]
+        reasons = self._reasons(found, plan, placement, ruled, world, now)
         if not plan.clusters or not plan.complete:
             reasons["conflict"] = as_data(impossible(snapshot, found, self._filters))
         if displacing is not None:
             await self._displace(found, displacing)
         await self._write(obj, placement, found, plan, reasons, now)
         self._note(found, plan)
-        if (sure := firm(found, plan, reasons, self._filters, self._scores)) is not None:
+        if (sure := firm(found, plan, self._filters, self._scores)) is not None:
             self._firm[about] = sure
         if not plan.complete and (word := self._facts.unknown_class(obj)):
             text = f"no PriorityClass with name {word} was found: its priority is 0 until there is one"
             await self._recorder.event(obj, "UnknownPriorityClass", text, warning=True)
         return self._again(found, plan, now)
+
+    def _reasons(
+        self, found: WorkloadInfo, plan: Plan, placement: Obj | None, rules: list[tuple[str, int]], world: "World", now: float
+    ) -> dict[str, Any]:
+        """What the Placement's status tells of them. Those of a decision that stands are kept, as they were when it was made."""
+        told = (placement or {}).get("status") or {}
+        before, self._ruled[found.ref] = self._ruled.get(found.ref, rules), rules
+        stands = dict(plan.clusters) == decided(placement) and before == rules
+        if stands and told.get("observedGeneration") == found.generation and tells(told, plan):
+            reasons = {key: told[key] for key in REASONS if key in told}
+        else:
+            reasons = {**placement_status(plan), "scoredTime": format_time(now)}
+        if found.traffic:
+            places = [info for where, _ in plan.clusters if (info := world.site(where)) is not None]
+            reasons["traffic"] = traffic_status(found, places)
+        if parts := costs_status(found, dict(plan.clusters), world.site):
+            reasons["costs"] = parts
+        for key in ("traffic", "costs"):
+            if key in reasons and kept(told.get(key) or (), reasons[key]):
+                reasons[key] = told[key]
+        return reasons
 
     # -- sites ----------------------------------------------------------------------------------------------
 
@@ -262,7 +281,7 @@ class PlacementReconciler:
         found = replace(located(there, self._places, world.site, world.holding), displaced=claimed)
         snapshot = Snapshot(now, world, self._flows.others(about))
         plan = decide(snapshot, found, self._filters, self._scores)
-        reasons = placement_status(plan)
+        reasons = {**placement_status(plan), "scoredTime": format_time(now)}
         self._note(found, plan)
         if not plan.complete:
             reasons["conflict"] = as_data(impossible(snapshot, found, self._filters))
@@ -473,8 +492,9 @@ def _message(placement: Obj, plan: Plan) -> str:
     same thing: those change with every site."""
     said = str((condition(placement, "Scheduled") or {}).get("message") or "")
     spec = placement.get("spec") or {}
-    confirmed = plan.reason == STILL_BEST and said == spec.get("reason") and decided(placement) == dict(plan.clusters)
-    return said if confirmed or _FIGURES.sub("0", said) == _FIGURES.sub("0", plan.reason) else plan.reason
+    if plan.confirms and spec.get("reason") and decided(placement) == dict(plan.clusters):
+        return str(spec["reason"])
+    return said if _FIGURES.sub("0", said) == _FIGURES.sub("0", plan.reason) else plan.reason
 
 
 #: Says that a policy's spread does not hold for a workload.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from metaos.resources.measures import costs
@@ -19,10 +19,12 @@ from metaos.scheduler.framework import Plan
 #: Of how many sites a Placement keeps the scores and the rejections: what was chosen, the best others, and a rejection of each
 #: kind. Of the others it keeps how many were rejected by what. Each costs all who store, send and watch Placements about 1 kB.
 SITES_KEPT = 12
-#: Points by which a total may differ from what a Placement tells before it is told anew.
-WORTH_TELLING = 1.0
-#: What of a Placement's status :func:`placement_status` writes.
-REASONS = ("scores", "rejected", "alternatives", "sitesLeftOut", "rejectedBy")
+#: The part by which a figure of what a workload sends or costs may differ from what its Placement tells before it is told anew.
+WORTH_TELLING = 0.1
+#: What of a Placement's status :func:`placement_status` writes, and when it was so.
+REASONS = ("scores", "rejected", "alternatives", "sitesLeftOut", "rejectedBy", "scoredTime")
+#: What of a Placement's status a PlacementReview says as it is now.
+FIGURES = (*REASONS, "conflict", "traffic", "costs")
 #: How many of the latest migrations people are shown.
 MOVES_SHOWN = 3
 
@@ -67,32 +69,38 @@ def _left_out(plan: Plan) -> int:
 
 
 def tells(status: Mapping[str, Any], plan: Plan) -> bool:
-    """Whether what a Placement keeps of its reasons still is what there is to say: listed sites are rejected by the same filters,
-    no total is further than ``WORTH_TELLING`` from what it says, and no site that it leaves out is better by as much than one
-    that it lists. Every change of any site moves all totals a little; were all of that written down, writing would be most of
-    what a hub with many sites does."""
-    told = {s["cluster"]: s["total"] for s in status.get("scores") or ()}
-    if "scores" not in status or len(told) != min(SITES_KEPT, len(plan.scored)):
+    """Whether the reasons that a Placement keeps still are those of its decision, which has not changed. As long as everything
+    has a place they are: what the sites come to by now is worked out for who asks (``nemo why``). Carbon moves every total every
+    hour, and were that written down, writing would be most of what a hub does. Where something has no place, who rejects it
+    counts."""
+    told = {s["cluster"] for s in status.get("scores") or ()}
+    chosen = {site for site, _ in plan.clusters if site in plan.totals}
+    if "scores" not in status or not (chosen <= told or (len(told) == SITES_KEPT and told <= chosen)):
         return False
-    if any(abs(plan.totals.get(cluster, math.inf) - total) >= WORTH_TELLING for cluster, total in told.items()):
+    if plan.complete:
+        return True
+    if len(told) != min(SITES_KEPT, len(plan.scored)) or any(site not in plan.totals for site in told):
         return False
-    chosen = {cluster for cluster, _ in plan.clusters}
-    worst = min((plan.totals[cluster] for cluster in told if cluster not in chosen), default=math.inf)
-    for found in plan.scored[:SITES_KEPT]:
-        if found.cluster not in told and (found.cluster in chosen or found.total - worst >= WORTH_TELLING):
-            return False
     rejected = {r["cluster"]: r["filter"] for r in status.get("rejected") or ()}
     if _left_out(plan):
         # Of those that are not listed, more or fewer may be rejected by now.
-        if "sitesLeftOut" not in status or any(plan.rejected.filters.get(c) != filter for c, filter in rejected.items()):
-            return False
-    elif "sitesLeftOut" in status or rejected != plan.rejected.filters:
-        return False
-    other = next(iter(status.get("alternatives") or ()), None)
-    if other is None:
-        return not plan.runner_up
-    names = tuple((c["name"], c["replicas"]) for c in other["clusters"])
-    return names == plan.runner_up and abs(other["difference"] - plan.difference) < WORTH_TELLING
+        return "sitesLeftOut" in status and all(plan.rejected.filters.get(c) == filter for c, filter in rejected.items())
+    return "sitesLeftOut" not in status and rejected == plan.rejected.filters
+
+
+def kept(told: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether rows of figures say the same as those that a Placement keeps: no figure is off by more than ``WORTH_TELLING``."""
+    return _alike(list(told), list(found))
+
+
+def _alike(told: object, found: object) -> bool:
+    if isinstance(told, Mapping) and isinstance(found, Mapping):
+        return told.keys() == found.keys() and all(_alike(told[key], found[key]) for key in told)
+    if isinstance(told, list) and isinstance(found, list):
+        return len(told) == len(found) and all(map(_alike, told, found))
+    if isinstance(told, int | float) and isinstance(found, int | float) and not isinstance(told, bool):
+        return math.isclose(told, found, rel_tol=WORTH_TELLING)
+    return told == found
 
 
 def traffic_status(workload: WorkloadInfo, places: Iterable[ClusterInfo]) -> list[dict[str, Any]]:
@@ -148,9 +156,18 @@ def costs_status(
     return found
 
 
-def explain(placement: Obj, clusters: Iterable[Obj], intents: Iterable[Obj]) -> dict[str, Any]:
-    """Everything about one decision. Every present site is chosen, scored or rejected, where there are not too many."""
+def explain(
+    placement: Obj, clusters: Iterable[Obj], intents: Iterable[Obj], present: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Everything about one decision. Every present site is chosen, scored or rejected, where there are not too many. ``present``:
+    what a PlacementReview says of the workload as it is, so that figures are those of now; without it they are of
+    ``scoredTime``."""
     spec, status = placement.get("spec") or {}, placement.get("status") or {}
+    scheduled = condition(placement, "Scheduled") or {}
+    message = scheduled.get("message", "")
+    if present is not None:
+        message = present.get("reason", message)
+        status = {k: v for k, v in status.items() if k not in FIGURES} | {k: present[k] for k in FIGURES if k in present}
     chosen = {c["name"]: c.get("replicas", 0) for c in spec.get("clusters") or ()}
     scores = status.get("scores") or []
     rejected = status.get("rejected") or []
@@ -162,14 +179,15 @@ def explain(placement: Obj, clusters: Iterable[Obj], intents: Iterable[Obj]) -> 
         for c in clusters
         if name(c) not in accounted and not left_out
     ]
-    scheduled = condition(placement, "Scheduled") or {}
     return {
         "workload": {**(spec.get("workloadRef") or {}), "namespace": namespace(placement)},
         "clusters": [{"name": n, "replicas": r} for n, r in chosen.items()],
         "reason": spec.get("reason", ""),
         "decidedTime": spec.get("decidedTime", ""),
         "scheduled": scheduled.get("status", "Unknown"),
-        "message": scheduled.get("message", ""),
+        "message": message,
+        # Empty: of now.
+        "scoredTime": status.get("scoredTime", ""),
         "scores": scores,
         "rejected": [*rejected, *unknown],
         "sitesLeftOut": left_out,
@@ -259,9 +277,10 @@ def _lines(found: dict[str, Any], screen: int) -> list[str]:
         lines.append(f"  moves     {_limits(found['limits'])}")
     lines += [f"  moved     {_moved(move)}" for move in (found.get("moves") or ())[-MOVES_SHOWN:]]
     if found["scores"]:
+        when = f"as of {found['scoredTime']}" if found.get("scoredTime") else "as it is now"
         waits = found.get("deferral") and not found["deferral"].get("started")
         hours = "; carbon and cost of the hours in which it would run there" if waits else ""
-        lines += ["", f"  considered (points of 100; value, points x weight{hours})"]
+        lines += ["", f"  considered, {when} (points of 100; value, points x weight{hours})"]
         chosen = {c["name"] for c in found["clusters"]}
         table = _table(found["scores"], chosen)
         lines += _narrow_table(found["scores"], chosen) if screen and max(map(len, table)) > screen else table

@@ -48,9 +48,11 @@ class Plan:
     forced: bool = False
     #: When time alone may change the decision (seconds since the epoch): a cool-down ends, the budget is filled again.
     again: float | None = None
-    #: The sites that it was chosen from and held against, where points and room alone decided between them: what earns less than
-    #: all of these could not have changed it. ``None``: anything could have.
+    #: The best sites that there were, where points and room alone decided: what earns less than all of these could not have
+    #: changed it. ``None``: anything could have.
     rests_on: frozenset[str] | None = None
+    #: Whether it stays where it is and nothing but points was in question: the decision stands, for the reasons that it has.
+    confirms: bool = False
 
 
 def decide(
@@ -86,8 +88,7 @@ def decide(
         points_alone: bool = False,
     ) -> Plan:
         runner_up = _runner_up(workload, feasible, totals, choice)
-        looked_at = (choice, best, runner_up)
-        sure = points_alone and together is None and _plain(workload) and all(c.complete and c.satisfies for c in looked_at)
+        sure = points_alone and together is None and _plain(workload) and all(c.complete and c.satisfies for c in (choice, best))
         difference = choice.mean(totals) - runner_up.mean(totals) if runner_up.clusters else 0.0
         return Plan(
             tuple(sorted(choice.clusters.items())),
@@ -101,7 +102,8 @@ def decide(
             migrates,
             migrates and forced,
             again if again is not None and math.isfinite(again) else None,
-            frozenset({*best.clusters, *runner_up.clusters}) if sure else None,
+            frozenset(best.clusters) if sure else None,
+            points_alone,
         )
 
     if not workload.current:

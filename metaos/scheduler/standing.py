@@ -1,18 +1,16 @@
 """Which decisions a site that comes or goes may change: of thousands of workloads few, where there are many sites. Pure.
 
 A site's *standing* is whether it is ready, cordoned, tainted or about to leave. When nothing else about it changed, a decision
-stays what it is, and so does what is told of it, unless the site is one of those that the decision names, or can be had now
-and earns as many points as the last of them. Where more plays a part than points and room, every site counts.
+stays what it is unless the site is one of those that it was chosen from, or can be had now and earns as many points as the last
+of them. Where more plays a part than points and room, every site counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo
-from metaos.scheduler.explain import SITES_KEPT, WORTH_TELLING
 from metaos.scheduler.filters import FILTERS, Filter
 from metaos.scheduler.framework import Plan
 from metaos.scheduler.scores import SCORES, Score, evaluate, weighted
@@ -32,7 +30,7 @@ class Firm:
     counting: Sequence[tuple[Score, float]]
 
     def concerned(self, site: ClusterInfo, now: float) -> bool:
-        """Whether the standing that ``site`` has now may change the decision, or what is told of it."""
+        """Whether the standing that ``site`` has now may change the decision."""
         if site.name in self.sites:
             return True
         if not site.ready or evaluate(self.workload, site, self.counting)[0] < self.points - _LITTLE:
@@ -50,24 +48,15 @@ def standing_alone(old: ClusterInfo, new: ClusterInfo) -> bool:
 def firm(
     workload: WorkloadInfo,
     plan: Plan,
-    status: Mapping[str, Any],
     filters: Sequence[tuple[str, Filter]] = FILTERS,
     scores: Sequence[Score] = SCORES,
 ) -> Firm | None:
-    """What keeps a decision as it is; ``None`` where any site may change it. ``status``: what its Placement tells. Judges of
-    third parties may look at anything, so with them every decision may change."""
-    told = {s["cluster"] for s in status.get("scores") or ()}
-    rejected = {r["cluster"] for r in status.get("rejected") or ()}
-    others = told - {site for site, _ in plan.clusters}
-    many = len(plan.scored) + len(plan.rejected) > 2 * SITES_KEPT and len(told) == SITES_KEPT < len(plan.scored)
+    """What keeps a decision as it is; ``None`` where any site may change it. Judges of third parties may look at anything, so
+    with them every decision may change."""
     if dict(plan.clusters) != workload.current:
         # What is placed anew is looked at once more: from there it may look different.
         return None
-    # Where all that are told are chosen, nothing is told of the best of the others.
-    if plan.rests_on is None or not many or not others or not all(site in plan.totals for site in others):
+    if plan.rests_on is None or not (set(filters) <= set(FILTERS) and set(scores) <= set(SCORES)):
         return None
-    if not (set(filters) <= set(FILTERS) and set(scores) <= set(SCORES)):
-        return None
-    named = plan.rests_on | told | rejected | workload.current.keys()
-    points = min(min(plan.totals[site] for site in plan.rests_on), min(plan.totals[site] for site in others) + WORTH_TELLING)
-    return Firm(workload, frozenset(named), points, filters, weighted(workload, scores))
+    named = plan.rests_on | workload.current.keys()
+    return Firm(workload, named, min(plan.totals[site] for site in plan.rests_on), filters, weighted(workload, scores))

@@ -8,7 +8,7 @@ from hypothesis import given
 
 from metaos.resources.meta import API_VERSION, Obj
 from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo
-from metaos.scheduler.explain import SITES_KEPT, explain, placement_status, render, tells
+from metaos.scheduler.explain import SITES_KEPT, explain, kept, placement_status, render, tells
 from metaos.scheduler.framework import Plan, decide
 from tests.scheduler.worlds import NOW, clusters, residency, site, workload, workloads, world
 
@@ -80,7 +80,7 @@ def test_what_was_just_told_need_not_be_told_again(found: tuple[ClusterInfo, ...
     assert tells(json.loads(json.dumps(placement_status(plan))), plan) and not tells({}, plan)
 
 
-def test_reasons_are_told_anew_where_a_listed_site_has_become_another_one() -> None:
+def test_reasons_of_a_decision_that_stands_are_kept_whatever_the_figures_are_now() -> None:
     sites = [site(f"s{n:02}", carbon=100.0 + n) for n in range(30)]
     what = workload(current={"s00": 1})
 
@@ -89,12 +89,30 @@ def test_reasons_are_told_anew_where_a_listed_site_has_become_another_one() -> N
         return decide(world(*by_name.values()), what)
 
     told = placement_status(plan())
-    assert tells(told, plan(site("s01", carbon=102.0)))
-    assert not tells(told, plan(site("s01", carbon=900.0)))
-    assert not tells(told, plan(site("s01", carbon=101.0, ready=False)))
-    assert not tells(told, plan(site("s29", carbon=1.0)))
-    # What happens to sites that nobody is told of is not told.
-    assert tells(told, plan(site("s29", carbon=900.0))) and tells(told, plan(site("s29", carbon=129.0, ready=False)))
-    few = [site(f"s{n}") for n in range(3)]
+    assert tells(told, plan(site("s01", carbon=900.0))) and tells(told, plan(site("s01", ready=False)))
+    assert not tells({**told, "scores": told["scores"][1:]}, plan()), "where it is is not among them"
+
+
+def test_of_what_has_no_place_it_is_told_anew_who_rejects_it() -> None:
+    few = [site(f"s{n}", cpu=50) for n in range(3)]
     told = placement_status(decide(world(*few), workload()))
+    assert tells(told, decide(world(*few[:2], site("s2", cpu=60)), workload()))
     assert not tells(told, decide(world(*few[:2], site("s2", ready=False)), workload()))
+
+
+def test_figures_are_told_anew_from_a_tenth_on() -> None:
+    row = {"peer": "deployment/db", "clusters": ["a"], "gramsPerDay": 10.0, "hard": True}
+    assert kept([row], [row | {"gramsPerDay": 10.9}]) and kept((), [])
+    for other in ({"gramsPerDay": 11.5}, {"hard": False}, {"clusters": ["b"]}, {"milliseconds": 1.0}):
+        assert not kept([row], [row | other])
+    assert not kept([], [row])
+
+
+def test_what_a_site_comes_to_now_is_shown_where_the_hub_says_it() -> None:
+    decided = placement(workload(), world(site("a", carbon=100.0)))
+    decided["status"]["scoredTime"] = "2026-01-01T00:00:00Z"
+    assert "considered, as of 2026-01-01T00:00:00Z" in render(explain(decided, objects("a"), []))
+    present = {"reason": "still the best choice", **placement_status(decide(world(site("a", carbon=900.0)), workload()))}
+    found = explain(decided, objects("a"), [], present)
+    assert found["scores"] == present["scores"] and found["message"] == "still the best choice" and not found["scoredTime"]
+    assert "considered, as it is now" in render(found)
