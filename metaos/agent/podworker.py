@@ -34,7 +34,7 @@ class PodWorker:
         self._supervisor, self.record = supervisor, record
         self.wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._containers = PodContainers(supervisor, record, self.wake.set, lambda: self._ready_since is not None)
+        self._containers = PodContainers(supervisor, record, self.wake.set, lambda: "readySince" in record.value)
         self._conditions: list[dict[str, Any]] = list(record.value.get("conditions") or ())
         self._ready_since: float | None = record.value.get("readySince")
         self._announced: tuple[Any, ...] = ()

@@ -210,8 +210,10 @@ class Watch:
         self.code, self.cpu = reap(self.identity.pid)
         self._release()
         self.ended.set()
-        if self._callback is not None:
-            self._callback()
+        # Not kept: it holds what holds this, and would be garbage only when somebody looks for circles.
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback()
 
     def _release(self) -> None:
         if self._fd >= 0:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,21 @@ async def test_a_deployment_runs_and_says_so(site: Site) -> None:
         "Progressing": ("True", "NewReplicaSetAvailable"),
     }
     assert all(ready(pod) for pod in site.pods().values())
+
+
+async def test_a_pod_that_is_gone_is_no_garbage(site: Site) -> None:
+    """What nothing refers to goes at once: nobody has to look for circles in a process that runs for months."""
+    await site.apply(workload("Deployment"))
+    (worker,) = map(weakref.ref, site.supervisor._workers.values())
+    await site.clock.advance(30)
+    gc.collect()
+    gc.disable()
+    try:
+        await site.apply()
+        await site.clock.advance(60)
+        assert not site.pods() and worker() is None
+    finally:
+        gc.enable()
 
 
 async def test_crash_loop_back_off(site: Site) -> None:
