@@ -20,7 +20,7 @@ from metaos.client import Client, WatchEvent
 from metaos.clock import Clock
 from metaos.resources import meta
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import CLUSTER_LABEL, EVICTED, Obj, labels, name, namespace, uid
+from metaos.resources.meta import CLUSTER_LABEL, DISRUPTED, EVICTED, EVICTION, Obj, labels, name, namespace, uid
 from metaos.resources.scheme import POD
 
 log = logging.getLogger(__name__)
@@ -49,8 +49,9 @@ class PodMirrors:
         clock: Clock,
         random: Random,
         site: str,
-        stop: Callable[[str, str, float | None], Awaitable[None]],
+        stop: Callable[[str, str, float | None, bool], Awaitable[None]],
     ) -> None:
+        """``stop(namespace, name, grace seconds, whether it was evicted)`` returns when nothing of a pod is left."""
         self._client, self._contact, self._site = client, contact, site
         self._stop = stop
         self._local: dict[Key, Obj] = {}
@@ -136,7 +137,7 @@ class PodMirrors:
             local = self._local.get(key)
             # A pod that has run to its end goes with its mirror; one that lives is shown again.
             if local is not None and (local.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
-                self._begin_stop(key, uid(local), 0.0)
+                self._begin_stop(key, local, event.object, 0.0)
                 return
         else:
             self._hub[key] = _lean(event.object)
@@ -160,7 +161,7 @@ class PodMirrors:
                 await self._delete(key, hub)
         elif meta.deleting(hub):
             grace = hub["metadata"].get("deletionGracePeriodSeconds")
-            self._begin_stop(key, uid(local), None if grace is None else float(grace))
+            self._begin_stop(key, local, hub, None if grace is None else float(grace))
             await self._update(key, local, hub)
         elif made_here and meta.deleting(local):
             # Those who look see that it ends, before it has.
@@ -169,7 +170,8 @@ class PodMirrors:
         else:
             await self._update(key, local, hub)
 
-    def _begin_stop(self, key: Key, pod: str, grace: float | None) -> None:
+    def _begin_stop(self, key: Key, local: Obj, hub: Obj, grace: float | None) -> None:
+        pod, evicted = uid(local), DISRUPTED in meta.annotations(hub)
         if pod in self._stopping and self._stopping[pod] == grace:
             return
         self._stopping[pod] = grace
@@ -177,7 +179,7 @@ class PodMirrors:
         async def stop() -> None:
             # Asked once, as what it came to is seen a moment later; what has failed is asked again.
             try:
-                await self._stop(*key, grace)
+                await self._stop(*key, grace, evicted)
             except BaseException:
                 self._stopping.pop(pod, None)
                 raise
@@ -250,14 +252,15 @@ def mirror_of(local: Obj, site: str) -> Obj:
 def _said(local: Obj, hub: Obj) -> dict[str, Any]:
     """The status that a mirror shall have: the local pod's, and that it is being evicted where the hub was asked for that."""
     status: dict[str, Any] = local.get("status") or {}
+    asked = meta.annotations(hub)
     try:
-        since = meta.parse_time(meta.annotations(hub)[EVICTED])
+        since = meta.parse_time(asked.get(EVICTED) or asked[DISRUPTED])
     except (KeyError, ValueError):
         return status
     conditions = status.get("conditions") or ()
     if status.get("phase") in ("Succeeded", "Failed") or any(c.get("type") == "DisruptionTarget" for c in conditions):
         return status
-    found = meta.with_condition(conditions, "DisruptionTarget", "True", "EvictionByEvictionAPI", "Eviction API: evicting", since)
+    found = meta.with_condition(conditions, "DisruptionTarget", "True", *EVICTION, since)
     return status | {"conditions": found}
 
 

@@ -218,6 +218,12 @@ class PodWorker:
             self._announced = shown
             self._supervisor.changed(self.record)
 
+    def disrupted(self, reason: str, message: str) -> None:
+        """So that a Job's failure policy can tell it from a failure of its own."""
+        now = self._supervisor.clock.now()
+        found = with_condition(self._conditions, "DisruptionTarget", "True", reason, message, now)
+        self.record.value["conditions"] = self._conditions = found
+
     def evict(self, message: str) -> None:
         """It has used more of the site's disk than it may."""
         self._evicted = message
@@ -331,9 +337,7 @@ class PodWorker:
         now = self._supervisor.clock.now()
         self._containers.images.cancel()
         if reason == "Evicted":
-            # So that a Job's failure policy can tell it from a failure of its own.
-            found = with_condition(self._conditions, "DisruptionTarget", "True", "TerminationByKubelet", message, now)
-            self.record.value["conditions"] = self._conditions = found
+            self.disrupted("TerminationByKubelet", message)
         await self._stop_all(lambda: now + (self.grace if grace is None else grace))
         if self.record.deleting:
             return 0.0

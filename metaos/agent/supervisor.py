@@ -24,7 +24,7 @@ from metaos.clock import Clock
 from metaos.plugins.points import ContainerState, Exec, Runtime
 from metaos.resources import workload
 from metaos.resources.errors import ApiError, bad_request, not_found
-from metaos.resources.meta import Obj, ObjectRef, name, namespace, ref, uid
+from metaos.resources.meta import EVICTION, Obj, ObjectRef, name, namespace, ref, uid
 
 log = logging.getLogger(__name__)
 
@@ -274,12 +274,15 @@ class Supervisor:
             raise not_found("", "pods", pod)
         return min(found, key=lambda w: w.record.deleting)
 
-    async def delete_pod(self, where: str, pod: str, grace_seconds: float | None = None) -> None:
-        """Ends one pod; returns when nothing of it is left. One that is gone already is no error."""
+    async def delete_pod(self, where: str, pod: str, grace_seconds: float | None = None, evicted: bool = False) -> None:
+        """Ends one pod; returns when nothing of it is left. One that is gone already is no error. ``evicted``: for its Job's
+        failure policy."""
         try:
             worker = self._worker(where, pod)
         except ApiError:
             return
+        if evicted:
+            worker.disrupted(*EVICTION)
         worker.delete(worker.grace if grace_seconds is None else grace_seconds)
         await worker.ended()
 

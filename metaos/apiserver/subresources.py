@@ -8,7 +8,7 @@ from collections.abc import Callable
 from metaos.apiserver import schema
 from metaos.apiserver.customkind import CustomKind
 from metaos.resources import errors, scheme
-from metaos.resources.meta import EVICTED, Obj, controller_of, name
+from metaos.resources.meta import DISRUPTED, EVICTED, Obj, controller_of, name
 from metaos.resources.scheme import Kind
 
 
@@ -135,6 +135,9 @@ def posted(kind: Kind, subresource: str, body: Obj, now: str, *, moving: Callabl
         changed = copy.deepcopy(pod)
         changed["metadata"].pop("resourceVersion", None)
         if not moving(pod):
+            if not ended(pod):
+                # So that its site, which alone writes its status, can say why it goes.
+                changed["metadata"].setdefault("annotations", {}).setdefault(DISRUPTED, now)
             return changed
         if any(v.get("persistentVolumeClaim") for v in (pod.get("spec") or {}).get("volumes") or ()):
             site = (pod.get("spec") or {}).get("nodeName") or "its site"

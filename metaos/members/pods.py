@@ -88,8 +88,9 @@ class MemberPods:
                 found.append(local)
         return found
 
-    async def delete_pod(self, where: str, pod: str, grace_seconds: float | None = None) -> None:
-        """Its controller makes another one. Raises ``ApiError``."""
+    async def delete_pod(self, where: str, pod: str, grace_seconds: float | None = None, evicted: bool = False) -> None:
+        """Its controller makes another one. Raises ``ApiError``. ``evicted``: it is deleted all the same, as the rules of the
+        cluster's owner grant no evictions."""
         known = self._pods.get((where, pod))
         if known is None:
             return

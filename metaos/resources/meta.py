@@ -26,6 +26,10 @@ ANNOTATION_PREFIX = "meta-os.eu/"
 DRAINING = "meta-os.eu/draining"
 #: On a Pod mirror: it was evicted (``kubectl drain``); its site is to be left.
 EVICTED = "meta-os.eu/evicted"
+#: On a Pod mirror that is being deleted: it was evicted from a site that takes others, when.
+DISRUPTED = "meta-os.eu/disrupted"
+#: Reason and message of an evicted pod's condition ``DisruptionTarget``.
+EVICTION = "EvictionByEvictionAPI", "Eviction API: evicting"
 #: On an object of a Kubernetes cluster, by its owner: the hub may have it (value: ``true``). At the hub it says nothing.
 ADOPT = "meta-os.eu/adopt"
 #: On a Namespace: who pays for what runs in it; without it, the namespace's own name stands there.

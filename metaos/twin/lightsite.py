@@ -271,7 +271,7 @@ class LightSite:
                     pod.due.cancel()
                 self._gone(key, pod)
 
-    async def _delete(self, where: str, pod: str, grace_seconds: float | None) -> None:
+    async def _delete(self, where: str, pod: str, grace_seconds: float | None, evicted: bool) -> None:
         found = self.pods.get((where, pod))
         if found is not None:
             self._stop((where, pod), found)

@@ -174,7 +174,7 @@ class FakePods:
     def on_change(self, callback: Callable[[], None]) -> None:
         self._listeners.append(callback)
 
-    async def delete_pod(self, namespace: str, name: str, grace_seconds: float | None = None) -> None:
+    async def delete_pod(self, namespace: str, name: str, grace_seconds: float | None = None, evicted: bool = False) -> None:
         self.deleted.append((namespace, name, grace_seconds))
         pod = self.here.pop((namespace, name))
         owner = next((o for o in self.desired if uid(o) == self._owner(pod)), None)

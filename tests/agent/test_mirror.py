@@ -75,6 +75,30 @@ async def test_what_is_shown_stands_at_the_hub_and_what_it_refuses_is_not_waited
     running.cancel()
 
 
+async def test_a_pod_that_is_evicted_from_a_site_that_takes_others_says_so_and_goes(tmp_path: Path) -> None:
+    clock = FakeClock()
+    client = FakeClient(clock)
+    asked = []
+
+    async def stop(*words: Any) -> None:
+        asked.append(words)
+
+    mirrors = PodMirrors(client, Contact(clock, Random(1)), clock, Random(1), "here", stop)
+    pod = local(0)
+    evicted = mirror_of(pod, "here") | {"status": pod["status"]}
+    evicted["metadata"]["annotations"][meta.DISRUPTED] = "2026-01-01T00:00:00Z"
+    evicted["metadata"] |= {"deletionTimestamp": "2026-01-01T00:00:07Z", "deletionGracePeriodSeconds": 7}
+    client.seed(evicted)
+    mirrors._replace_all([await client.get(scheme.POD, "p", "shop")])
+    mirrors._local = {("shop", "p"): pod}
+    await mirrors._sync(("shop", "p"))
+    found = (await client.get(scheme.POD, "p", "shop"))["status"]["conditions"]
+    assert [c["reason"] for c in found if c["type"] == "DisruptionTarget"] == ["EvictionByEvictionAPI"]
+    await clock.settle()
+    assert asked == [("shop", "p", 7.0, True)]
+    await mirrors.close()
+
+
 async def test_an_evicted_pod_says_so(tmp_path: Path) -> None:
     clock = FakeClock()
     client = FakeClient(clock)

@@ -637,3 +637,14 @@ async def test_an_evicted_pod_is_no_failure_where_the_policy_says_so(site: Site)
     assert len(site.machine.running()) == 1 and not site.status(job).get("failed")
     reasons = [p["status"].get("reason") for p in site.pods().values()]
     assert reasons.count("Evicted") == 1
+
+
+@pytest.mark.parametrize("evicted", [True, False])
+async def test_a_pod_that_is_asked_to_go_is_no_failure_where_the_policy_says_so(site: Site, evicted: bool) -> None:
+    rules = [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
+    job = workload("Job", template={"restartPolicy": "Never"}, backoffLimit=0, podFailurePolicy={"rules": rules})
+    await site.apply(job)
+    await site.supervisor.delete_pod("shop", *site.pods(), 0.0, evicted)
+    await site.settle()
+    await site.clock.advance(1)
+    assert (len(site.machine.running()), site.status(job).get("failed", 0)) == ((1, 0) if evicted else (0, 1))

@@ -8,7 +8,7 @@ import pytest
 from metaos.apiserver.registry import Registry
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import EVICTED, Obj, annotations
+from metaos.resources.meta import DISRUPTED, EVICTED, Obj, annotations
 from tests.apiserver.conftest import ADMIN
 from tests.apiserver.objects import pod
 
@@ -131,6 +131,7 @@ async def test_where_its_site_takes_pods_an_evicted_one_is_deleted_and_nothing_i
     await registry.create_subresource(ADMIN, scheme.POD, "p", "default", "eviction", body)
     found = await registry.get(ADMIN, scheme.POD, "p", "default")
     assert found["metadata"]["deletionGracePeriodSeconds"] == 7 and EVICTED not in annotations(found)
+    assert DISRUPTED in annotations(found), "its site says why it goes"
 
 
 async def test_a_pod_that_nobody_makes_anew_is_deleted_from_a_drained_site(registry: Registry) -> None:
