@@ -44,7 +44,7 @@ from metaos.store.sqliteledger import SqliteLedger
 
 BATCH = 256
 PAGE = 500
-STEP, STEP_BYTES = 250, 1 << 20
+STEP, STEP_BYTES = 100, 1 << 20
 NO_SPACE = "no space is left for the store: nothing was changed; free some on its disk, or delete something"
 
 _GET = """
