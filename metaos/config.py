@@ -65,6 +65,12 @@ class HubConfig:
     scores: tuple[tuple[str, float, Path], ...] = ()
     #: Longest time that entries of the ledger wait to be signed.
     checkpoint_seconds: float = 3600.0
+    #: A database that several hubs share: its URL, or a file that holds the URL; empty: the hub's own file.
+    store: str = ""
+    #: What the hubs of a database have in common and it does not hold; ``data/hub.key`` unless said.
+    hub_key: Path | None = None
+    #: The URL at which other hubs and agents reach this one; as it listens, unless said.
+    advertise: str = ""
     verbose: bool = False
 
 

@@ -203,6 +203,25 @@ class HttpClient:
         clock: Clock,
         random: Random,
     ) -> None:
+        self._named = server_name
+        self._locate(url)
+        secure = urlsplit(url).scheme == "https"
+        self._context = (context or tls_context(ca, certificate, key)) if secure else None
+        self._token, self._bearer = token, bearer
+        self._peer = peer
+        self._clock, self._random = clock, random
+        self._idle: list[_Connection] = []
+        self._keeps = idle
+        self._open: set[_Connection] = set()
+        #: Called at every answer, whatever it is.
+        self.on_answer: Callable[[], None] = lambda: None
+        #: Called with its URL where the server could not be reached, or was too slow.
+        self.on_unreachable: Callable[[str], None] = lambda url: None
+        #: Called where the server does not accept who we are (401).
+        self.on_refused: Callable[[], None] = lambda: None
+        self._requests, self._watches = asyncio.Semaphore(MAX_REQUESTS), asyncio.Semaphore(watches)
+
+    def _locate(self, url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"hub address {url!r} must be a URL such as https://hub.example.org:6443")
@@ -210,19 +229,12 @@ class HttpClient:
         self._host, self._prefix = parts.hostname, parts.path.rstrip("/")
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._authority = parts.netloc.rpartition("@")[2]
-        secure = parts.scheme == "https"
-        self._context = (context or tls_context(ca, certificate, key)) if secure else None
-        self._token, self._bearer = token, bearer
-        self._peer, self._server_name = peer, server_name or self._host
-        self._clock, self._random = clock, random
-        self._idle: list[_Connection] = []
-        self._keeps = idle
-        self._open: set[_Connection] = set()
-        #: Called at every answer, whatever it is.
-        self.on_answer: Callable[[], None] = lambda: None
-        #: Called where the server does not accept who we are (401).
-        self.on_refused: Callable[[], None] = lambda: None
-        self._requests, self._watches = asyncio.Semaphore(MAX_REQUESTS), asyncio.Semaphore(watches)
+        self._server_name = self._named or self._host
+
+    def move(self, url: str) -> None:
+        """Ask another server, of the same authority, from now on; what is under way ends where it is."""
+        self._locate(url)
+        self._drop_idle()
 
     async def upgrade(self) -> tuple[ssl.SSLContext | None, str, str]:
         """For another protocol on a connection of its own: the TLS context, the name that the certificate must say, and the
@@ -355,6 +367,8 @@ class HttpClient:
         found = errors.unavailable(f"cannot reach {self._peer} at {self.url}: {why}")
         if isinstance(error, _Dropped):
             found.reason = DROPPED
+        else:
+            self.on_unreachable(self.url)
         return found
 
     async def _json(

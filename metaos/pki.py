@@ -28,9 +28,14 @@ class Pki:
         self.directory = directory
         self._random, self._now = random, now
         self._adopt()
-        self._authorities = [self._authority(file) for file in self._files()]
+        self._authorities: list[Authority] = []
+        self.reload()
         if not self._authorities:
             self._add(Authority.create(random, now()))
+
+    def reload(self) -> None:
+        """Takes the authorities as their files are now."""
+        self._authorities = [self._authority(file) for file in self._files()]
 
     @property
     def authority(self) -> Authority:
@@ -78,6 +83,10 @@ class Pki:
             return found
         now = max(self._now(), withdrawn_time + 1)
         return self._write(ADMIN, self.authority.issue_client(ADMIN, (MASTERS,), now))
+
+    def client(self, name: str, groups: tuple[str, ...]) -> KeyPair:
+        """A pair for something that this hub does itself; in memory alone."""
+        return self.authority.issue_client(name, groups, self._now())
 
     def path(self, name: str) -> Path:
         """Of a pair's file."""

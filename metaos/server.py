@@ -12,12 +12,14 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from random import Random, SystemRandom
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -38,6 +40,7 @@ from metaos.apiserver.ledgerkeys import LedgerKeys
 from metaos.apiserver.listening import Room, Site, listeners
 from metaos.apiserver.measured import Sites, sources
 from metaos.apiserver.metrics import Metrics
+from metaos.apiserver.peers import Peers
 from metaos.apiserver.proxy import ServiceProxy, service_slices
 from metaos.apiserver.registry import Registry
 from metaos.apiserver.sessions import Sessions
@@ -63,10 +66,12 @@ from metaos.controllers.sources import (
 )
 from metaos.controllers.worker import WorkerProcess
 from metaos.files import write_private
-from metaos.http import spare_memory
+from metaos.http import spare_memory, tls_context
+from metaos.hubs import StoreToken, check_place, open_shared
 from metaos.pki import ADMIN, Pki
 from metaos.plugins.points import CarbonSource, PriceSource
 from metaos.plugins.registry import names, provision
+from metaos.reconcile.election import Election
 from metaos.reconcile.informer import Informer
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
@@ -77,8 +82,13 @@ from metaos.scheduler.scores import Score
 from metaos.security import revocation
 from metaos.security.authz import MASTERS, Attributes, UserInfo
 from metaos.security.identity import TOKEN_TYPE, JoinToken, token_hash
+from metaos.store.keyfiles import KeyFiles
+from metaos.store.log import StoreFailed
 from metaos.store.seal import Keyring, SealedStore
 from metaos.store.sqlite import SqliteStore
+
+if TYPE_CHECKING:
+    from metaos.store.postgres import PostgresStore
 
 log = logging.getLogger("nemo.hub")
 
@@ -89,6 +99,8 @@ LOCAL_SITE = "local"
 #: Containers made before garbage is looked for (Python's default is 700): a request makes hundreds, and no cycles.
 GARBAGE_THRESHOLD = 10_000
 RESTART_SECONDS = (1.0, 60.0)
+#: How soon a hub that begins to lead does what was asked of the authorities.
+SHARED_CHECK_SECONDS = 5.0
 
 
 class Hub:
@@ -101,6 +113,8 @@ class Hub:
         self._stack = AsyncExitStack()
         self._metrics = Metrics()
         self._ready = False
+        #: Where several hubs share a store: which of them leads.
+        self.election: Election | None = None
 
     async def __aenter__(self) -> Hub:
         try:
@@ -117,21 +131,34 @@ class Hub:
     async def _start(self) -> None:
         data, clock, stack = self.config.data, self._clock, self._stack
         open_data(data)
+        check_place(data, self.config.store)
+        state: SqliteStore | PostgresStore
+        keys: KeyFiles | None = None
+        if self.config.store:
+            state, keys = await open_shared(self.config, clock, stack)
+        else:
+            state = await SqliteStore.open(data / "state.db", reserve_bytes=RESERVE_BYTES, vital=vital)
+            stack.push_async_callback(state.close)
         pki = self._pki = Pki(data / "pki", self._random, clock.now)
-        state = await SqliteStore.open(data / "state.db", reserve_bytes=RESERVE_BYTES, vital=vital)
-        store = SealedStore(state, Keyring.open(data / "keys.json"), sealed=sealed)
-        stack.push_async_callback(store.close)
+        ring = Keyring.open(data / "keys.json")
+        store = SealedStore(state, ring, sealed, keys)
+        ledger_keys = LedgerKeys(data / "pki", self._random.randbytes)
+        if keys is not None:
+            with suppress(StoreFailed):  # Another hub was first, and its files are here now.
+                await keys.push()
+            pki.reload()
+            ring.reload()
         admission = [provision("metaos.admission", name) for name in names("metaos.admission")]
         # Names and ids have to be unique, not secret: a system call for each would cost more than all else about them.
         ids = Random(self._random.getrandbits(256))  # noqa: S311
-        registry = Registry(store, clock, ids, admission=admission)
+        registry = Registry(store, clock, ids, admission=admission, shared=keys is not None)
         await registry.start()
         stack.push_async_callback(registry.stop)
         books = Books(
             state.ledger,
             clock,
             CONTROLLERS.name,
-            LedgerKeys(data / "pki", self._random.randbytes),
+            ledger_keys,
             self.config.checkpoint_seconds,
         )
         registry.reviews |= {scheme.BOOKING: books.book, scheme.STATEMENT: Statements(books, registry.authorize).answer}
@@ -157,9 +184,12 @@ class Hub:
             reoptimise_interval=self.config.reoptimise_interval_seconds,
             scores=_learned(self.config.scores),
         )
-        manager = Manager(client, clock, self._random)
-        for setup in all_setups():
-            setup(manager, client, clock, settings)
+        manager = self._working = Manager(client, clock, self._random)
+        if keys is None:
+            for setup in all_setups():
+                setup(manager, client, clock, settings)
+        else:
+            books.share = keys.push
         stack.push_async_callback(manager.stop)
         planner = Planner(manager, clock, settings)
         await manager.start()
@@ -180,16 +210,19 @@ class Hub:
         sessions = Sessions()
         revocations = _Revocations(secrets)
         listen = self.config.listen
-        hosts = tuple(
-            dict.fromkeys((*self.config.names, "localhost", "127.0.0.1", "::1", _plain(listen.host), socket.gethostname()))
-        )
+        known = ("localhost", "127.0.0.1", "::1", _plain(listen.host), socket.gethostname())
+        hosts = tuple(dict.fromkeys((*self.config.names, *_host(self.config.advertise), *known)))
         credentials = Credentials(pki, hosts, lambda: revocation.withdrawn_time(revocations.record, ADMIN))
         revocations.trusts = credentials.trusts
-        upkeep = Upkeep(data, store, clock, lambda: state.full)
+        upkeep = Upkeep(data, store, clock, lambda: state.full, shared=keys is not None)
+        peers: Peers | None = None
+        if keys is not None:
+            peers = tunnels.elsewhere = Peers(client, clock, "", self._hub_context, tunnels)
+            tunnels.greeting = peers.greeting
         audit = AuditLog(data / "audit.log")
         stack.callback(audit.close)
         tokens = JoinTokens(client, clock)
-        _measure(self._metrics, manager, tunnels)
+        _measure(self._metrics, lambda: self._working, tunnels)
         full = "Whether the store's disk is full, so that only deletes and heartbeats are accepted."
         self._metrics.gauges["nemo_store_full"] = (full, lambda: float(state.full))
         self._metrics.parts.append(books.lines)
@@ -206,9 +239,13 @@ class Hub:
             accounts=Accounts(books),
             ca=lambda: pki.bundle,
             sessions=sessions,
+            peers=peers,
             ready=lambda: "" if self._ready else "the hub is starting",
         )
         await self._serve(app, credentials)
+        if peers is not None:
+            # The port was not known before, perhaps.
+            peers.url = self.url
         news = asyncio.Event()
         orders = manager.informer(scheme.CONFIG_MAP, SYSTEM_NAMESPACE)
         orders.on_change(lambda old, new: news.set())
@@ -218,15 +255,44 @@ class Hub:
             news.set()
 
         revocations.on_change(withdrawn)
-        for name, work in (
-            ("upkeep", upkeep.run()),
-            ("books", books.run()),
-            ("credentials", self._keep_credentials(credentials, orders, news, sessions, tunnels)),
+        works = [
+            ("credentials", self._keep_credentials(credentials, orders, news, sessions, tunnels, keys)),
             ("sessions", sessions.run(clock)),
-        ):
+        ]
+        if peers is None or keys is None:
+            works += [("upkeep", upkeep.run()), ("books", books.run())]
+        else:
+
+            def learned() -> None:
+                pki.reload()
+                news.set()
+
+            async def term() -> None:
+                await self._work(client, settings, upkeep, books)
+
+            keys.on_change(learned)
+            election = self.election = Election(client, clock, self.url, StoreToken(store, self.url))
+            leases = manager.informer(scheme.LEASE, SYSTEM_NAMESPACE)
+            works += [("peers", peers.run(leases)), ("election", election.run(term))]
+            self._metrics.gauges["nemo_leader"] = ("Whether this hub runs the controllers.", lambda: float(election.leading))
+            self._metrics.gauges["nemo_hub_links"] = ("Other hubs that are linked.", lambda: float(len(peers.linked)))
+        for name, work in works:
             stack.push_async_callback(_cancelled, asyncio.create_task(work, name=name))
         self._ready = True
         log.info("the hub serves on %s", self.url)
+
+    async def _work(self, client: Client, settings: Settings, upkeep: Upkeep, books: Books) -> None:
+        """What the leader does for all hubs, until it is cancelled."""
+        before = self._working
+        manager = self._working = Manager(client, self._clock, self._random)
+        try:
+            for setup in all_setups():
+                setup(manager, client, self._clock, settings)
+            await manager.start()
+            await asyncio.gather(upkeep.run(), books.run())
+        finally:
+            self._working = before
+            await manager.stop()
 
     async def _serve(self, app: web.Application, credentials: Credentials) -> None:
         listen = self.config.listen
@@ -248,24 +314,35 @@ class Hub:
             await Site(runner, listener, credentials.context).start()
         port = runner.addresses[0][1]
         host = "127.0.0.1" if listen.host in ("0.0.0.0", "::") else listen.host
-        self.url = f"https://{Address(host, port)}"
+        self.url = self.config.advertise.rstrip("/") or f"https://{Address(host, port)}"
         credentials.write_kubeconfig(self.url)
 
     async def _keep_credentials(
-        self, credentials: Credentials, orders: Informer, news: asyncio.Event, sessions: Sessions, tunnels: Tunnels
+        self,
+        credentials: Credentials,
+        orders: Informer,
+        news: asyncio.Event,
+        sessions: Sessions,
+        tunnels: Tunnels,
+        keys: KeyFiles | None,
     ) -> None:
         """Renews this hub's certificates in time, replaces its authority when told to, and says so to everybody."""
         await orders.synced()
+        known = self._pki.trusted
         while True:
             news.clear()
             try:
                 asked = (orders.get(AUTHORITY, SYSTEM_NAMESPACE) or {}).get("data") or {}
-                replaced = credentials.obey(asked)
+                leads = self.election is None or self.election.leading
+                if leads and credentials.obey(asked) and keys is not None:
+                    await keys.push()
+                    self._pki.reload()
+                replaced, known = self._pki.trusted != known, self._pki.trusted
                 if credentials.refresh():
                     log.info("new connections get a renewed certificate")
                     sessions.sweep()
                 credentials.write_kubeconfig(self.url)
-                if any(asked.get(key) != value for key, value in credentials.record().items()):
+                if leads and any(asked.get(key) != value for key, value in credentials.record().items()):
                     await self._tell(credentials.record())
                 if replaced:
                     await tunnels.announce({"type": "renew"})
@@ -273,7 +350,13 @@ class Hub:
                 log.exception("the hub's certificates could not be looked after; it is tried again in a minute")
                 await self._clock.sleep(60)
                 continue
-            await sleep_or(self._clock, CHECK_SECONDS, news)
+            # Who leads may have changed meanwhile.
+            await sleep_or(self._clock, CHECK_SECONDS if self.election is None else SHARED_CHECK_SECONDS, news)
+
+    def _hub_context(self) -> ssl.SSLContext:
+        """To dial another hub with."""
+        pair = self._pki.client(f"system:hub:{self.url}"[:64], (MASTERS,))
+        return tls_context(self._pki.bundle.decode(), pair.certificate.decode(), pair.key.decode())
 
     async def _tell(self, record: dict[str, str]) -> None:
         """Writes what authorities there are where everybody with an interest may look."""
@@ -336,12 +419,12 @@ def vital(key: str) -> bool:
     return key.startswith(f"{scheme.LEASE.resource}/")
 
 
-def _measure(metrics: Metrics, manager: Manager, tunnels: Tunnels) -> None:
+def _measure(metrics: Metrics, working: Callable[[], Manager], tunnels: Tunnels) -> None:
     """What this process counts beyond requests."""
     metrics.gauges["nemo_tunnels"] = ("Sites that are connected.", lambda: float(len(tunnels.connected())))
 
     def total(word: str) -> float:
-        return float(sum(counts[word] for counts in manager.metrics.values()))
+        return float(sum(counts[word] for counts in working().metrics.values()))
 
     for word, text in (
         ("reconciles", "Reconciles since the start."),
@@ -349,6 +432,16 @@ def _measure(metrics: Metrics, manager: Manager, tunnels: Tunnels) -> None:
         ("depth", "Keys that wait."),
     ):
         metrics.gauges[f"nemo_controllers_{word}"] = (text, lambda word=word: total(word))  # type: ignore[misc]
+
+
+def _host(url: str) -> tuple[str, ...]:
+    """Of a URL, where there is one. Raises ``ValueError``."""
+    if not url:
+        return ()
+    parts = urlsplit(url)
+    if parts.scheme != "https" or not parts.hostname or parts.path.rstrip("/"):
+        raise ValueError(f"--advertise must be a URL such as https://hub-1.example.org:6443, not {url!r}")
+    return (parts.hostname,)
 
 
 def _plain(host: str) -> str:
@@ -472,7 +565,6 @@ def run_hub(config: HubConfig, *, local: bool) -> int:
         asyncio.run(run())
     except Exception as error:
         from metaos.config import DataVersionError
-        from metaos.store.log import StoreFailed
 
         if isinstance(error, DataVersionError | StoreFailed | OSError | ValueError):
             print(f"error: {error}", file=sys.stderr)

@@ -65,15 +65,16 @@ def _run(work: Callable[..., None], arguments: tuple[Any, ...], kill_at: int, ou
 class Hub:
     """A real hub that may be killed, and started again where it was."""
 
-    def __init__(self, directory: Path, port: int) -> None:
-        self.data, self.port = directory / "hub", port
-        self.log = directory / "hub.log"
+    def __init__(self, directory: Path, port: int, *, name: str = "hub", store: str = "", hub_key: Path | None = None) -> None:
+        self.data, self.port = directory / name, port
+        self.store, self.hub_key = store, hub_key
+        self.log = directory / f"{name}.log"
         self.kubeconfig = self.data / "admin.kubeconfig"
         self.process: BaseProcess | None = None
 
     async def start(self, *, kill_at: int = 0) -> bool:
         """Whether it came to serve before it was killed."""
-        self.process = start(serve, self.data, self.port, kill_at=kill_at, log=self.log)
+        self.process = start(serve, self.data, self.port, self.store, self.hub_key, kill_at=kill_at, log=self.log)
         deadline = time.monotonic() + 30
         while self.process.exitcode is None:
             if self.kubeconfig.exists():
@@ -104,10 +105,11 @@ class Hub:
             self.process = None
 
 
-def serve(data: Path, port: int) -> int:
-    """A hub without a site of its own."""
+def serve(data: Path, port: int, store: str = "", hub_key: Path | None = None) -> int:
+    """A hub without a site of its own. ``store``: a database that it shares with others."""
     from metaos.config import Address, HubConfig, set_up_logging
     from metaos.server import run_hub
 
     set_up_logging()
-    return run_hub(HubConfig(data=data, listen=Address("127.0.0.1", port)), local=False)
+    config = HubConfig(data=data, listen=Address("127.0.0.1", port), store=store, hub_key=hub_key)
+    return run_hub(config, local=False)

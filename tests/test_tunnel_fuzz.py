@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metaos.agent.hubs import Hubs
 from metaos.agent.remote import Remote
 from metaos.apiserver.measured import MOST, parsed
 from metaos.clock import SystemClock
@@ -123,7 +124,7 @@ def test_any_header_is_served_or_refused_in_words(header: dict[str, Any]) -> Non
     async def run() -> None:
         there: asyncio.Queue[bytes] = asyncio.Queue()
         back: asyncio.Queue[bytes] = asyncio.Queue()
-        remote = Remote("https://hub", "edge", lambda: None, None, SystemClock(), Nothing())  # type: ignore[arg-type]
+        remote = Remote(Hubs("https://hub"), "edge", lambda: None, None, SystemClock(), Nothing())  # type: ignore[arg-type]
 
         async def quiet(header: dict[str, Any], stream: Stream) -> None: ...
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from metaos.agent.attestation import Attestor
 from metaos.agent.contact import Contact
 from metaos.agent.entry import AgentConfig
+from metaos.agent.hubs import Hubs
 from metaos.agent.join import Identity, Membership
 from metaos.agent.remote import Remote, SiteAccess
 from metaos.agent.rotation import Rotation
@@ -66,15 +67,26 @@ class HubConnection:
         access: SiteAccess,
     ) -> None:
         self._context: ssl.SSLContext = identity.context()
-        self._client = HttpClient(config.hub, context=self._context, clock=clock, random=random)
+        self._contact = contact
+        self.hubs = Hubs(config.hub, config.data / "hubs.json")
+        self._client = HttpClient(self.hubs.url, context=self._context, clock=clock, random=random)
         self.client: Client = self._client
-        self._client.on_answer = contact.reached
+        self._client.on_answer = self._reached
+        self._client.on_unreachable = self.hubs.failed
+        self.hubs.on_move(lambda: self._client.move(self.hubs.url))
+        # Heartbeats that are not answered, too: a hub that hangs still takes connections.
+        self._answered = ""
+        contact.on_loss(lambda: self.hubs.failed(self._answered))
         # What was under way when the hub was lost is done again, on new connections.
         contact.on_return(lambda: self._client.drop_older(contact.lost))
-        self._remote = Remote(config.hub, site, lambda: self._context, contact, clock, access)
+        self._remote = Remote(self.hubs, site, lambda: self._context, contact, clock, access)
         membership = Membership(config.hub, config.data / "identity", site, clock, random)
         self.rotation = Rotation(membership, identity, self._client, contact, clock, random, self._renewed)
         self._attestor = Attestor(lambda: self.rotation.identity, clock)
+
+    def _reached(self) -> None:
+        self._answered = self._client.url
+        self._contact.reached()
 
     def parts(self) -> list[Coroutine[Any, Any, Any]]:
         return [self._remote.run(), self.rotation.run(), self._attestor.run()]

@@ -40,6 +40,7 @@ class Contact:
         self.lost = float("-inf")
         self._news = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
+        self._loss_listeners: list[Callable[[], None]] = []
         self._renewal_listeners: list[Callable[[float], None]] = []
         #: When (monotonic) the last confirmed heartbeat was begun.
         self.last_renewal = renewed
@@ -56,6 +57,10 @@ class Contact:
     def on_return(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` whenever the hub answers again."""
         self._listeners.append(listener)
+
+    def on_loss(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` whenever the hub is found to be away."""
+        self._loss_listeners.append(listener)
 
     def on_renewal(self, listener: Callable[[float], None]) -> None:
         """Call ``listener`` at every confirmed heartbeat, with how many seconds none was confirmed before it."""
@@ -83,6 +88,8 @@ class Contact:
             log.warning("%s; this site goes on with what it has", error.message)
             self._reachable = False
             self.lost = self._clock.monotonic()
+            for listener in self._loss_listeners:
+                listener()
 
     def renewed(self, started: float) -> None:
         """A heartbeat that was begun at ``started`` (monotonic) was confirmed."""

@@ -1,8 +1,8 @@
 """This site's end of the tunnel: the agent dials the hub, and the hub asks for logs, commands and connections.
 
-Streams of the hub: ``log``, ``exec``, ``attach``, ``usage``, ``dial``, ``datagrams``, ``renew`` (see :mod:`metaos.tunnel` for the
-framing). ``exec`` and ``attach`` carry messages as in the Kubernetes subprotocol ``v5.channel.k8s.io``: the first byte is the
-channel.
+Streams of the hub: ``log``, ``exec``, ``attach``, ``usage``, ``dial``, ``datagrams``, ``renew``, ``hubs`` (see
+:mod:`metaos.tunnel` for the framing). ``exec`` and ``attach`` carry messages as in the Kubernetes subprotocol
+``v5.channel.k8s.io``: the first byte is the channel.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol, overload
 from metaos.agent.contact import Contact
 from metaos.agent.datagrams import deliver
 from metaos.agent.flows import Counts
+from metaos.agent.hubs import Hubs
 from metaos.agent.relay import relay_stream
 from metaos.agent.websocket import Refused, WebSocket
 from metaos.clock import Clock
@@ -97,9 +98,9 @@ class Remote:
     """Keeps the tunnel of ``site`` open. ``context`` gives the TLS context with the present certificate."""
 
     def __init__(
-        self, hub: str, site: str, context: Callable[[], ssl.SSLContext], contact: Contact, clock: Clock, pods: SiteAccess
+        self, hubs: Hubs, site: str, context: Callable[[], ssl.SSLContext], contact: Contact, clock: Clock, pods: SiteAccess
     ) -> None:
-        self._url = hub.rstrip("/") + path_of(CLUSTER, "", site, "tunnel")
+        self._hubs, self._path = hubs, path_of(CLUSTER, "", site, "tunnel")
         self._context, self._contact, self._clock, self._pods = context, contact, clock, pods
         self._tunnel: Tunnel | None = None
         self._redial = asyncio.Event()
@@ -156,15 +157,16 @@ class Remote:
 
     async def _connection(self) -> None:
         """One connection from beginning to end. Raises ``ApiError``."""
+        hub = self._hubs.url
         try:
             async with asyncio.timeout(OPEN_SECONDS):
-                context = self._context() if self._url.startswith("https:") else None
-                socket = await WebSocket.open(self._url, context, SUBPROTOCOL, MAX_DATA + 1024)
+                context = self._context() if hub.startswith("https:") else None
+                socket = await WebSocket.open(hub + self._path, context, SUBPROTOCOL, MAX_DATA + 1024)
         except Refused as error:
             body = error.body[:300].decode(errors="replace")
             raise ApiError(error.status, "Refused", f"the hub refuses the tunnel: {body or error}") from error
         except (OSError, TimeoutError) as error:
-            raise self._unreachable(error) from error
+            raise self._unreachable(hub, error) from error
         tunnel = self._tunnel = Tunnel(socket.send, self.serve, client=True)
         self._contact.reached()
         self._doubted.clear()
@@ -176,7 +178,7 @@ class Remote:
         except TunnelError as error:
             raise ApiError(400, "BadRequest", str(error)) from error
         except OSError as error:
-            raise self._unreachable(error) from error
+            raise self._unreachable(hub, error) from error
         finally:
             watching.cancel()
             socket.abort()
@@ -184,8 +186,9 @@ class Remote:
                 self._tunnel = None
             await tunnel.close("the connection to the hub broke")
 
-    def _unreachable(self, error: BaseException) -> ApiError:
-        return unavailable(f"cannot reach the hub at {self._url}: {error or type(error).__name__}")
+    def _unreachable(self, hub: str, error: BaseException) -> ApiError:
+        self._hubs.failed(hub)
+        return unavailable(f"cannot reach the hub at {hub}: {error or type(error).__name__}")
 
     async def _watch(self, socket: WebSocket) -> None:
         """A ping now and then, and soon after an outage: does this connection still carry anything?"""
@@ -220,6 +223,8 @@ class Remote:
                 await self._usage(stream)
             elif kind == "renew":
                 self._pods.renew()
+            elif kind == "hubs":
+                self._hubs.learn(header.get("hubs"))
             elif kind == "dial":
                 await self._dial(header, stream, where, pod, _number(header, "port") or 0)
             elif kind == "datagrams":

@@ -41,6 +41,8 @@ from metaos.apiserver.jointokens import BOOTSTRAPPERS, JoinTokens
 from metaos.apiserver.metrics import Metrics, resident_bytes
 from metaos.apiserver.negotiation import JSON, encoded, not_acceptable, ranges
 from metaos.apiserver.openapi import OpenApi, v2_media
+from metaos.apiserver.peers import PATH as HUB_LINK
+from metaos.apiserver.peers import Peers
 from metaos.apiserver.registry import Registry
 from metaos.apiserver.routing import Target, parse
 from metaos.apiserver.sessions import Sessions
@@ -53,7 +55,7 @@ from metaos.resources import errors, scheme
 from metaos.resources.errors import ApiError
 from metaos.security import audit
 from metaos.security.authz import Attributes, UserInfo, cluster_of
-from metaos.store.log import StoreFailed, StoreFull
+from metaos.store.log import StoreFailed, StoreFull, StoreUnknown, StoreUnreachable
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +92,9 @@ class Api:
         ca: Callable[[], bytes],
         ready: Callable[[], str],
         sessions: Sessions,
+        peers: Peers | None = None,
     ) -> None:
-        self._registry = registry
+        self._registry, self._peers = registry, peers
         self._authenticator = authenticator
         self._connect = connect
         self._clock, self._random = clock, random
@@ -134,6 +137,12 @@ class Api:
             return self._refusal(
                 exchange, errors.insufficient_storage(f"the hub's disk is full: {full}. Reads and deletes go on")
             )
+        except StoreUnknown as unknown:
+            code = 504
+            return self._refusal(exchange, ApiError(504, "Timeout", f"{unknown}: look at the object before you try again"))
+        except StoreUnreachable as away:
+            code = 503
+            return self._refusal(exchange, errors.unavailable(f"{away}; nothing was changed, try again"))
         except StoreFailed as failed:
             log.error("request %s: %s", exchange.id, failed)
             code = 503
@@ -288,6 +297,9 @@ class Api:
     ) -> web.StreamResponse:
         if path in PUBLIC:
             return await self._document(request, path, identity, exchange)
+        if self._peers is not None and path == HUB_LINK:
+            self._admit(identity, exchange, Attributes("create", path=path))
+            return await self._peers.accept(request)
         level, flow = classify(identity.user if identity else ANONYMOUS, "", "", request.remote or "")
         if identity is not None:
             self._gates.connected(flow, request.transport)
@@ -486,9 +498,11 @@ def make_app(
     ca: Callable[[], bytes] = bytes,
     ready: Callable[[], str] = lambda: "",
     sessions: Sessions | None = None,
+    peers: Peers | None = None,
 ) -> web.Application:
     """The application; run it with ``web.AppRunner``. ``ca`` (PEM) is served at ``/cacerts`` to those who pin it by a join
-    token, and to sites; ``ready`` says what is still missing, or nothing; ``sessions`` holds what lasts."""
+    token, and to sites; ``ready`` says what is still missing, or nothing; ``sessions`` holds what lasts;
+    ``peers`` are other hubs of the same store."""
     measured = metrics or Metrics()
     measured.gauges.setdefault("nemo_store_revision", ("Latest revision that is served.", lambda: float(registry.cache.revision)))
     measured.gauges.setdefault("process_resident_memory_bytes", ("Resident memory.", resident_bytes))
@@ -506,6 +520,7 @@ def make_app(
         ca=ca,
         ready=ready,
         sessions=sessions or Sessions(),
+        peers=peers,
     )
     app = web.Application(
         client_max_size=MAX_BODY,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -37,6 +37,8 @@ class Books:
     """``writer``: the only user whose bookings are taken. ``keys``: without them nothing is signed (the twin)."""
 
     def __init__(self, ledger: Ledger, clock: Clock, writer: str, keys: LedgerKeys | None = None, every: float = 3600.0) -> None:
+        #: Where several hubs sign: called when a key file was made or removed, before it is relied on.
+        self.share: Callable[[], Awaitable[None]] | None = None
         self.ledger, self.clock, self._writer, self._keys, self._every = ledger, clock, writer, keys, every
         self._started = clock.now()
         self._turn = asyncio.Lock()
@@ -92,6 +94,7 @@ class Books:
                 )
                 if await self.ledger.sign(made):
                     self._keys.signed()
+                    await self._share()
 
     async def rotate(self) -> str:
         """A new key, which signs from the next checkpoint but one on. Its public part."""
@@ -99,8 +102,13 @@ class Books:
             raise errors.method_not_allowed("nothing is signed here")
         async with self._turn:
             key = self._keys.add()
+            await self._share()
         await self.checkpoint()
         return key
+
+    async def _share(self) -> None:
+        if self.share is not None:
+            await self.share()
 
     def signing_key(self, latest: Checkpoint | None) -> str:
         """The public key that signs the next checkpoint; empty where there is none."""

@@ -21,7 +21,7 @@ import orjson
 from metaos.client import WatchEvent
 from metaos.resources import errors
 from metaos.resources.meta import Obj
-from metaos.store.log import Compacted, EventType, LogEvent, Store
+from metaos.store.log import Compacted, EventType, LogEvent, Store, StoreUnreachable
 
 WINDOW_EVENTS = 10_000
 WINDOW_BYTES = 64 << 20
@@ -257,10 +257,13 @@ class Resource:
 
 
 class WatchCache:
-    """Follows ``store``. ``revision`` is how far it has come."""
+    """Follows ``store``. ``revision`` is how far it has come. ``shared``: others write to the store, too, and a read sees what
+    they were acknowledged."""
 
-    def __init__(self, store: Store, *, window_events: int = WINDOW_EVENTS, window_bytes: int = WINDOW_BYTES) -> None:
-        self._store = store
+    def __init__(
+        self, store: Store, *, shared: bool = False, window_events: int = WINDOW_EVENTS, window_bytes: int = WINDOW_BYTES
+    ) -> None:
+        self._store, self._shared = store, shared
         self._window_events = window_events
         self._window_bytes = window_bytes
         self._resources: dict[str, Resource] = {}
@@ -315,7 +318,11 @@ class WatchCache:
                         self._apply(event)
                     return
                 # Fallen behind the store's own bound: start over; watchers see the new floor and are told 410.
-                await self._load(await self._store.revision())
+                while True:
+                    # The store itself waits for a database that is away.
+                    with contextlib.suppress(StoreUnreachable):
+                        await self._load(await self._store.revision())
+                        break
                 self._wake_all(seen=0)
                 self._release()
         except asyncio.CancelledError:
@@ -385,7 +392,12 @@ class WatchCache:
         self._written = max(self._written, revision)
 
     async def fresh(self) -> None:
-        """Returns when every acknowledged write can be seen."""
+        """Returns when every acknowledged write can be seen. Raises ``ApiError`` 503 where a shared store cannot be asked."""
+        if self._shared:
+            try:
+                self.written(await self._store.revision())
+            except StoreUnreachable as away:
+                raise errors.unavailable(f"{away}; try again") from None
         if self.revision < self._written:
             await self._reach(self._written)
 

@@ -134,7 +134,8 @@ class Sites:
         self._turns = asyncio.Semaphore(MAX_ASKED)
 
     async def reports(self, sites: set[str]) -> dict[str, Report]:
-        connected = set(self._tunnels.connected())
+        # Where there are other hubs, any of them may have a site.
+        connected = sites | self._asked.keys() if self._tunnels.elsewhere else set(self._tunnels.connected())
         for gone in self._asked.keys() - connected:
             self._asked.pop(gone)[1].cancel()
         wanted = sorted(sites & connected)

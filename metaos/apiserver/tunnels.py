@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 #: How long a site may take to accept a stream (a dial that connects).
 ACCEPT_SECONDS = 10.0
 HEARTBEAT_SECONDS = 20.0
+#: What a hub says to another that wants a site which is not connected to it.
+ABSENT = "the site is not connected to this hub"
 #: A user's stream (a log, a command, a port) on which nothing passes ends after this long, as a kubelet has it.
 #: Connections between pods may be idle for as long as their ends wish.
 IDLE_SECONDS = 4 * 3600.0
@@ -42,6 +44,9 @@ class Tunnels:
     """
 
     def __init__(self, may_dial: DialCheck) -> None:
+        #: Where sites are that are not connected here; and what a site is told when it connects.
+        self.elsewhere: Streams | None = None
+        self.greeting: Callable[[], dict[str, Any] | None] = lambda: None
         self._tunnels: dict[str, Tunnel] = {}
         self._credentials: dict[str, str] = {}
         #: By site: the tunnel that only ends its streams; one at most.
@@ -52,9 +57,17 @@ class Tunnels:
         return sorted(self._tunnels)
 
     async def open(self, cluster: str, header: dict[str, Any]) -> Stream:
+        if cluster not in self._tunnels:
+            if self.elsewhere is not None:
+                return await self.elsewhere.open(cluster, header)
+            raise unavailable(f"site {cluster!r} is not connected: its agent is away, or has no way to this hub")
+        return await self.open_here(cluster, header)
+
+    async def open_here(self, cluster: str, header: dict[str, Any]) -> Stream:
+        """Only where the site is connected to this very hub; otherwise the error's message is :data:`ABSENT`."""
         tunnel = self._tunnels.get(cluster)
         if tunnel is None:
-            raise unavailable(f"site {cluster!r} is not connected: its agent is away, or has no way to this hub")
+            raise unavailable(ABSENT)
         stream: Stream | None = None
         try:
             async with asyncio.timeout(ACCEPT_SECONDS):
@@ -76,13 +89,7 @@ class Tunnels:
 
     async def announce(self, header: dict[str, Any]) -> None:
         """Tells every connected site something by a stream that carries nothing else. Who does not take it finds out later."""
-
-        async def tell(tunnel: Tunnel) -> None:
-            with suppress(ConnectionError, TimeoutError):
-                async with asyncio.timeout(ACCEPT_SECONDS):
-                    await (await tunnel.open(header)).write_eof()
-
-        await asyncio.gather(*(tell(tunnel) for tunnel in list(self._tunnels.values())))
+        await asyncio.gather(*(_tell(tunnel, header) for tunnel in list(self._tunnels.values())))
 
     async def serve(self, cluster: str, request: web.Request, credential: str = "") -> web.WebSocketResponse:
         """Accepts a site's WebSocket and serves it until it ends. ``credential``: the certificate that it came with."""
@@ -98,6 +105,8 @@ class Tunnels:
         tunnel = Tunnel(socket.send_bytes, relay, client=False)
         await self._replace(cluster, tunnel, credential)
         log.info("site %s is connected", cluster)
+        greeting = self.greeting()
+        greeted = None if greeting is None else asyncio.create_task(_tell(tunnel, greeting))
         try:
             swept = loop.time()
             while not tunnel.closed and (self._tunnels.get(cluster) is tunnel or tunnel.streams):
@@ -115,6 +124,8 @@ class Tunnels:
         except (TunnelError, ConnectionError) as error:
             log.warning("tunnel of site %s: %s", cluster, error)
         finally:
+            if greeted is not None:
+                greeted.cancel()
             if self._leaving.get(cluster) is tunnel:
                 del self._leaving[cluster]
             if self._tunnels.get(cluster) is tunnel:
@@ -158,6 +169,12 @@ class Tunnels:
     async def close(self) -> None:
         for tunnel in (*self._tunnels.values(), *self._leaving.values()):
             await tunnel.close("the hub stops")
+
+
+async def _tell(tunnel: Tunnel, header: dict[str, Any]) -> None:
+    with suppress(ConnectionError, TimeoutError):
+        async with asyncio.timeout(ACCEPT_SECONDS):
+            await (await tunnel.open(header)).write_eof()
 
 
 def _is_users(header: dict[str, Any]) -> bool:

@@ -62,7 +62,10 @@ def make_backup(data: Path, target: Path, now: float, secret: Stretched | None) 
 class Upkeep:
     """Serves these paths. One thing at a time: keys are not dropped while a backup reads them."""
 
-    def __init__(self, data: Path, store: SealedStore, clock: Clock, full: Callable[[], bool] = bool) -> None:
+    def __init__(
+        self, data: Path, store: SealedStore, clock: Clock, full: Callable[[], bool] = bool, *, shared: bool = False
+    ) -> None:
+        self._shared = shared
         self._data, self._store, self._clock, self._full = data, store, clock, full
         self._turn = asyncio.Lock()
         # A hub that was killed while it made one.
@@ -75,7 +78,7 @@ class Upkeep:
             return await self._backup(request, headers)
         if path == "/keys/rotate":
             async with self._turn:
-                self._store.rotate()
+                await self._store.rotate()
         return web.Response(body=orjson.dumps(await self._keys()), headers={**headers, "Content-Type": "application/json"})
 
     async def _keys(self) -> dict[str, Any]:
@@ -115,6 +118,11 @@ class Upkeep:
                 await self._store.drop_unused_keys()
 
     async def _backup(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
+        if self._shared:
+            raise errors.method_not_allowed(
+                "this hub's state is in PostgreSQL: back up the database with its own tools (pg_dump, or a continuous archive), "
+                "and keep a copy of hub.key"
+            )
         secret = _secret(await request.read())
         target = self._data / COPY
         async with self._turn:

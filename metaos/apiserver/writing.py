@@ -72,7 +72,9 @@ _NOT_STRATEGIC = (
 
 
 class Writing(Reading):
-    """All mutating methods take ``warnings``: a list to which texts for ``Warning:`` headers are appended.
+    """``shared``: other hubs write to the store, too.
+
+    All mutating methods take ``warnings``: a list to which texts for ``Warning:`` headers are appended.
     ``field_validation`` is Strict, Warn or Ignore."""
 
     def __init__(
@@ -83,8 +85,9 @@ class Writing(Reading):
         *,
         admission: Sequence[Admission] = (),
         authorizer: Authorizer | None = None,
+        shared: bool = False,
     ) -> None:
-        cache = WatchCache(store)
+        cache = WatchCache(store, shared=shared)
         self._roles = reviews.StoredAuthorizer(cache)
         super().__init__(cache, store, authorizer or self._roles.decide)
         self._store = store

@@ -145,6 +145,19 @@ def version(output: str) -> None:
     show_default=True,
     help="Seconds that booked usage waits at most until the ledger is signed.",
 )
+@click.option(
+    "--store",
+    default="",
+    metavar="URL|FILE",
+    help="Keep state in this PostgreSQL database, which several hubs may share: a postgresql:// URL without a password, or a "
+    "file of mode 0600 that holds the URL.",
+)
+@click.option(
+    "--hub-key",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The key that all hubs of a database have [default: DATA/hub.key, which the first one makes].",
+)
+@click.option("--advertise", default="", metavar="URL", help="How other hubs and agents reach this one [default: as it listens].")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def up(
     data: Path | None, listen: str, names: tuple[str, ...], no_local: bool, lease_duration: float, drain: float, **more: Any

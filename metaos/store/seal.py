@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from metaos.files import make_private, write_private
+from metaos.store.keyfiles import KEY as KEY_FILES
+from metaos.store.keyfiles import KeyFiles
 from metaos.store.log import Conflict, Entry, Listing, LogEvent, Store, StoreFailed
 
 MAGIC = b"\x00nemo1\x00"
@@ -33,7 +35,7 @@ class Keyring:
     def __init__(self, path: Path, keys: Mapping[str, bytes], current: str, entropy: Entropy = os.urandom) -> None:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-        self._path = path
+        self.path = path
         self._keys = dict(keys)
         self._entropy = entropy
         self._ciphers: dict[str, Any] = {name: AESGCM(key) for name, key in keys.items()}
@@ -68,12 +70,29 @@ class Keyring:
         """Add a key, and seal with it from now on. Returns its id."""
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-        name = str(max(int(n) for n in self._keys) + 1)
+        name = self._next()
         self._keys[name] = self._entropy(_KEY_BYTES)
         self._ciphers[name] = AESGCM(self._keys[name])
         self.current = name
         self._save()
         return name
+
+    def reload(self) -> None:
+        """Take the keys of the file as it is now."""
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        content = json.loads(self.path.read_bytes())
+        self._keys = {str(name): base64.b64decode(key) for name, key in content["keys"].items()}
+        self._ciphers = {name: AESGCM(key) for name, key in self._keys.items()}
+        self.current = content["current"]
+
+    def rotated(self) -> bytes:
+        """What the key file would be with a further key, which seals; nothing is changed."""
+        name = self._next()
+        return _file({**self._keys, name: self._entropy(_KEY_BYTES)}, name)
+
+    def _next(self) -> str:
+        return str(max(int(n) for n in self._keys) + 1)
 
     def drop(self, names: Iterable[str]) -> None:
         """Forget keys that nothing is sealed with any more; the current one stays."""
@@ -102,7 +121,7 @@ class Keyring:
         name = key_id(value)
         cipher = self._ciphers.get(name)
         if cipher is None:
-            raise StoreFailed(f"{key} is sealed with key {name!r}, which {self._path} does not hold: restore it from a backup")
+            raise StoreFailed(f"{key} is sealed with key {name!r}, which {self.path} does not hold: restore it from a backup")
         nonce_end = name_end + _NONCE_BYTES
         try:
             plain: bytes = cipher.decrypt(value[name_end:nonce_end], value[nonce_end:], key.encode())
@@ -111,9 +130,13 @@ class Keyring:
         return plain
 
     def _save(self) -> None:
-        content = {"current": self.current, "keys": {name: base64.b64encode(key).decode() for name, key in self._keys.items()}}
-        make_private(self._path.parent)
-        write_private(self._path, json.dumps(content))
+        make_private(self.path.parent)
+        write_private(self.path, _file(self._keys, self.current))
+
+
+def _file(keys: Mapping[str, bytes], current: str) -> bytes:
+    content = {"current": current, "keys": {name: base64.b64encode(key).decode() for name, key in keys.items()}}
+    return json.dumps(content).encode()
 
 
 def key_id(sealed: bytes) -> str:
@@ -123,47 +146,56 @@ def key_id(sealed: bytes) -> str:
 
 
 class SealedStore:
-    """A ``Store`` whose values are sealed where ``sealed(key)`` says so. What is already sealed opens in any case."""
+    """A ``Store`` whose values are sealed where ``sealed(key)`` says so. What is already sealed opens in any case.
 
-    def __init__(self, inner: Store, keyring: Keyring, sealed: Callable[[str], bool]) -> None:
+    ``shared``: the key files of several hubs. Then keys are never dropped: a hub that was suspended may still write with one.
+    """
+
+    def __init__(self, inner: Store, keyring: Keyring, sealed: Callable[[str], bool], shared: KeyFiles | None = None) -> None:
         self._inner = inner
         self._ring = keyring
         self._sealed = sealed
+        self._shared = shared
+        if shared is not None:
+            shared.on_change(keyring.reload)
 
     async def revision(self) -> int:
         return await self._inner.revision()
 
     async def get(self, key: str) -> Entry | None:
-        return self._open(await self._inner.get(key))
+        return await self._open(await self._inner.get(key))
 
     async def list(self, prefix: str, *, revision: int = 0, limit: int = 0, after: str = "") -> Listing:
         found = await self._inner.list(prefix, revision=revision, limit=limit, after=after)
         if not any(entry.value.startswith(MAGIC) for entry in found.entries):
             return found
+        await self._know(*(entry.value for entry in found.entries))
         return Listing(tuple(self._opened(entry) for entry in found.entries), found.revision, found.more)
 
     async def create(self, key: str, value: bytes) -> int:
         try:
             return await self._inner.create(key, self._seal(key, value))
         except Conflict as conflict:
-            raise Conflict(key, self._open(conflict.current)) from None
+            raise Conflict(key, await self._open(conflict.current)) from None
 
     async def update(self, key: str, value: bytes, *, expected: int) -> int:
         try:
             return await self._inner.update(key, self._seal(key, value), expected=expected)
         except Conflict as conflict:
-            raise Conflict(key, self._open(conflict.current)) from None
+            raise Conflict(key, await self._open(conflict.current)) from None
 
     async def delete(self, key: str, *, expected: int) -> int:
         try:
             return await self._inner.delete(key, expected=expected)
         except Conflict as conflict:
-            raise Conflict(key, self._open(conflict.current)) from None
+            raise Conflict(key, await self._open(conflict.current)) from None
 
     async def watch(self, prefix: str, *, after: int) -> AsyncIterator[LogEvent]:
         events = self._inner.watch(prefix, after=after)
         try:
             async for event in events:
+                if self._shared is not None and event.key == KEY_FILES:
+                    self._shared.follow(event)
                 value = self._ring.unseal(event.key, event.value)
                 previous = None if event.previous is None else self._ring.unseal(event.key, event.previous)
                 yield LogEvent(event.type, event.revision, event.key, value, previous)
@@ -205,9 +237,14 @@ class SealedStore:
     def current_key(self) -> str:
         return self._ring.current
 
-    def rotate(self) -> str:
-        """Seal with a new key from now on. Returns its id. Older values stay readable; :meth:`reseal` writes them again."""
-        return self._ring.rotate()
+    async def rotate(self) -> str:
+        """Seal with a new key from now on. Returns its id. Older values stay readable; :meth:`reseal` writes them again. Raises
+        ``StoreFailed`` where another hub does it at the same time."""
+        if self._shared is None:
+            return self._ring.rotate()
+        await self._shared.replace(self._ring.path.name, self._ring.rotated())
+        self._ring.reload()
+        return self._ring.current
 
     async def keys_in_use(self) -> dict[str, bool]:
         """Every key, and whether a kept value is sealed with it, in history too."""
@@ -219,8 +256,9 @@ class SealedStore:
     async def drop_unused_keys(self) -> tuple[str, ...]:
         """Forgets keys that no value needs any more. Returns their ids."""
         unused = tuple(name for name, used in (await self.keys_in_use()).items() if not used and name != self.current_key)
-        if unused:
-            self._ring.drop(unused)
+        if not unused or self._shared is not None:
+            return ()
+        self._ring.drop(unused)
         return unused
 
     async def heads(self, start: bytes, size: int) -> set[bytes]:
@@ -236,5 +274,14 @@ class SealedStore:
     def _opened(self, entry: Entry) -> Entry:
         return Entry(entry.key, self._ring.unseal(entry.key, entry.value), entry.revision, entry.create_revision)
 
-    def _open(self, entry: Entry | None) -> Entry | None:
-        return None if entry is None else self._opened(entry)
+    async def _open(self, entry: Entry | None) -> Entry | None:
+        if entry is None:
+            return None
+        await self._know(entry.value)
+        return self._opened(entry)
+
+    async def _know(self, *values: bytes) -> None:
+        """Asks for the key files where a value is sealed with a key that another hub has just made."""
+        if self._shared is not None and any(v.startswith(MAGIC) and key_id(v) not in self._ring.names for v in values):
+            await self._shared.pull()
+            self._ring.reload()

@@ -50,6 +50,9 @@ class Record:
 class Client:
     """Does random things to a few objects until the hub is gone, and writes down what it was told."""
 
+    #: Whether a hub may say that its database is away (503: nothing was done), or was lost in between (504: who knows).
+    may_be_away = False
+
     def __init__(self, endpoint: Endpoint, mark: str, record: Record, random: Random) -> None:
         self._connection = Connection(endpoint)
         self._mark, self._record, self._random = mark, record, random
@@ -95,6 +98,10 @@ class Client:
             if chosen is not Verb.GET:
                 self._record.note(name, Operation(chosen, Outcome.UNKNOWN, called, FOREVER, value, expected), None)
             return
+        if self.may_be_away and status in (503, 504):
+            if status == 504 and chosen is not Verb.GET:
+                self._record.note(name, Operation(chosen, Outcome.UNKNOWN, called, FOREVER, value, expected), None)
+            return
         outcomes = {200: Outcome.DONE, 201: Outcome.DONE, 404: Outcome.MISSING, 409: Outcome.CONFLICT}
         assert status in outcomes, (status, answer)
         obj = json.loads(answer)
@@ -104,6 +111,28 @@ class Client:
         elif status != 409 or chosen is not Verb.CREATE:
             self._known.pop(name, None)
         self._record.note(name, Operation(chosen, outcomes[status], called, clock(), value, expected), obj)
+
+
+class Roaming(Client):
+    """Goes to another hub where one is gone."""
+
+    may_be_away = True
+
+    def __init__(self, endpoints: Sequence[Endpoint], first: int, mark: str, record: Record, random: Random) -> None:
+        super().__init__(endpoints[first], mark, record, random)
+        self._endpoints, self._place = endpoints, first
+
+    async def run(self, names: Sequence[str], stop: asyncio.Event) -> None:
+        try:
+            while not stop.is_set():
+                try:
+                    await self.one(self._random.choice(names))
+                except NotSent:
+                    self._place = (self._place + 1) % len(self._endpoints)
+                    self._connection = Connection(self._endpoints[self._place])
+                    await asyncio.sleep(0.05)
+        finally:
+            self._connection.close()
 
 
 async def conclude(endpoint: Endpoint, record: Record, random: Random) -> int:

@@ -69,7 +69,7 @@ async def load(root: Path, recorder: Recorder, random: Random, writes: int) -> N
         for _ in range(2):
             await asyncio.gather(*(write(store, recorder, worker, random, writes) for worker in range(4)))
             await store.compact(await store.revision() - 10)
-        store.rotate()
+        await store.rotate()
         await store.reseal()
         await write(store, recorder, 1, random, 1)
         await store.compact(await store.revision())

@@ -1,0 +1,214 @@
+"""The other hubs of one store: which there are, and streams to sites that are connected to one of them.
+
+Each hub keeps a Lease ``nemo-hub-…`` whose holder is its URL. A hub holds a link to every other: one WebSocket, with the streams
+of a tunnel. A site is connected to one hub; another that wants it asks over its links, one after the other. So agents, and what
+stands between them and the hubs, need to know nothing of it.
+
+Bounds: ``MOST_HUBS`` hubs; streams and their buffers as in any tunnel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import aiohttp
+from aiohttp import WSMsgType, web
+
+from metaos.apiserver.tunnels import ABSENT, ACCEPT_SECONDS, Tunnels, join
+from metaos.client import Client
+from metaos.clock import Clock, sleep_or
+from metaos.reconcile.informer import Informer
+from metaos.resources.errors import ApiError, bad_request, unavailable
+from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, format_time, name
+from metaos.resources.scheme import LEASE
+from metaos.tunnel import MAX_DATA, SUBPROTOCOL, HeaderTooLong, Stream, StreamReset, Tunnel, TunnelError
+
+log = logging.getLogger(__name__)
+
+PATH = "/hubs/link"
+PREFIX = "nemo-hub-"
+RENEW_SECONDS = 5.0
+#: A hub whose Lease has not changed for so long is away, and after so long forgotten.
+AWAY_SECONDS, FORGET_SECONDS = 15.0, 600.0
+HEARTBEAT_SECONDS, RETRY_SECONDS, CONNECT_SECONDS = 4.0, 1.0, 3.0
+MOST_HUBS = 16
+
+
+class Peers:
+    """``url``: how the others, and agents, reach this hub. ``context`` gives the TLS context with which it dials them."""
+
+    def __init__(self, client: Client, clock: Clock, url: str, context: Callable[[], ssl.SSLContext], tunnels: Tunnels) -> None:
+        self._client, self._clock, self.url, self._context, self._tunnels = client, clock, url, context, tunnels
+        #: URL → (its Lease's spec, since when it is so).
+        self._seen: dict[str, tuple[Any, float]] = {}
+        self._names: dict[str, str] = {}
+        self._links: dict[str, Tunnel] = {}
+        self._dialling: dict[str, asyncio.Task[None]] = {}
+        self._news = asyncio.Event()
+        self._hubs: tuple[str, ...] = ()
+
+    @property
+    def _name(self) -> str:
+        return f"{PREFIX}{hashlib.sha256(self.url.encode()).hexdigest()[:10]}"
+
+    def greeting(self) -> dict[str, Any]:
+        """What agents are told: the URLs of all hubs that are there, this one first."""
+        return {"type": "hubs", "hubs": list(self._hubs)}
+
+    @property
+    def linked(self) -> list[str]:
+        return sorted(self._links)
+
+    async def run(self, leases: Informer) -> None:
+        """Until cancelled."""
+        leases.on_change(self._see)
+        try:
+            while True:
+                try:
+                    await self._renew()
+                    await self._look()
+                except ApiError as error:
+                    log.debug("the hubs cannot be looked at: %s", error)
+                self._news.clear()
+                await sleep_or(self._clock, RENEW_SECONDS, self._news)
+        finally:
+            for task in self._dialling.values():
+                task.cancel()
+            await asyncio.gather(*self._dialling.values(), return_exceptions=True)
+            with suppress(ApiError, TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._client.delete(LEASE, self._name, SYSTEM_NAMESPACE)
+
+    def _see(self, old: Obj | None, new: Obj | None) -> None:
+        lease = new or old or {}
+        if not name(lease).startswith(PREFIX):
+            return
+        spec = lease.get("spec") or {}
+        url = str(spec.get("holderIdentity") or "")
+        if new is None:
+            self._seen.pop(url, None)
+            self._news.set()
+        elif url != self.url and (url in self._seen or len(self._seen) < MOST_HUBS):
+            fresh = url not in self._seen or self._clock.monotonic() - self._seen[url][1] > AWAY_SECONDS
+            self._seen[url], self._names[url] = (spec, self._clock.monotonic()), name(lease)
+            if fresh:
+                self._news.set()
+
+    async def _renew(self) -> None:
+        spec = {
+            "holderIdentity": self.url,
+            "renewTime": format_time(self._clock.now(), micro=True),
+            "leaseDurationSeconds": round(AWAY_SECONDS),
+        }
+        try:
+            await self._client.patch(LEASE, self._name, SYSTEM_NAMESPACE, {"spec": spec})
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            await self._client.create({**LEASE.empty(self._name, SYSTEM_NAMESPACE), "spec": spec})
+
+    async def _look(self) -> None:
+        now = self._clock.monotonic()
+        for url, (_, since) in list(self._seen.items()):
+            if now - since > FORGET_SECONDS:
+                with suppress(ApiError):
+                    await self._client.delete(LEASE, self._names[url], SYSTEM_NAMESPACE)
+        there = sorted(url for url, (_, since) in self._seen.items() if now - since <= AWAY_SECONDS)
+        for url in there:
+            if url not in self._dialling or self._dialling[url].done():
+                self._dialling[url] = asyncio.create_task(self._dial(url), name=f"link to {url}")
+        hubs = (self.url, *there)
+        if hubs != self._hubs:
+            self._hubs = hubs
+            log.info("the hubs of this store: %s", ", ".join(hubs))
+            await self._tunnels.announce(self.greeting())
+
+    # -- links ---------------------------------------------------------------------------------------------
+
+    async def _dial(self, url: str) -> None:
+        """Keeps a link to one other hub as long as it is there."""
+        while url in self._seen and self._clock.monotonic() - self._seen[url][1] <= AWAY_SECONDS:
+            with suppress(aiohttp.ClientError, OSError, TimeoutError, TunnelError, ssl.SSLError):
+                timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS, sock_connect=CONNECT_SECONDS)
+                async with (
+                    aiohttp.ClientSession(timeout=timeout) as session,
+                    session.ws_connect(
+                        url + PATH,
+                        ssl=self._context(),
+                        protocols=(SUBPROTOCOL,),
+                        heartbeat=HEARTBEAT_SECONDS,
+                        max_msg_size=MAX_DATA + 1024,
+                    ) as socket,
+                ):
+                    await self._serve(url, socket, client=True)
+            await self._clock.sleep(RETRY_SECONDS)
+
+    async def _serve(self, url: str, socket: Any, *, client: bool) -> None:
+        tunnel = Tunnel(socket.send_bytes, self._relay, client=client)
+        if client:
+            self._links[url] = tunnel
+            log.info("linked to the hub %s", url)
+        try:
+            async for message in socket:
+                if message.type is WSMsgType.BINARY:
+                    await tunnel.receive(message.data)
+        finally:
+            if client and self._links.get(url) is tunnel:
+                del self._links[url]
+                log.info("the link to the hub %s ended", url)
+            await tunnel.close("the link between the hubs broke")
+
+    async def accept(self, request: web.Request) -> web.WebSocketResponse:
+        """Another hub's end. The caller has made sure that it is one."""
+        socket = web.WebSocketResponse(
+            protocols=(SUBPROTOCOL,), heartbeat=HEARTBEAT_SECONDS, max_msg_size=MAX_DATA + 1024, compress=False
+        )
+        await socket.prepare(request)
+        with suppress(TunnelError, ConnectionError):
+            await self._serve("", socket, client=False)
+        await socket.close()
+        return socket
+
+    async def _relay(self, header: dict[str, Any], stream: Stream) -> None:
+        """Another hub wants a site that may be connected here."""
+        wanted = header.get("header")
+        if header.get("type") != "site" or not isinstance(wanted, dict):
+            await stream.reset(f"a hub may open streams of type site only, not {header.get('type')!r}")
+            return
+        try:
+            far = await self._tunnels.open_here(str(header.get("cluster") or ""), wanted)
+        except ApiError as error:
+            await stream.reset(error.message)
+            return
+        await stream.accept()
+        await join(stream, far)
+
+    async def open(self, cluster: str, header: dict[str, Any]) -> Stream:
+        """A stream to a site at whichever hub it is connected to. Raises ``ApiError``."""
+        for tunnel in list(self._links.values()):
+            stream: Stream | None = None
+            try:
+                async with asyncio.timeout(ACCEPT_SECONDS):
+                    stream = await tunnel.open({"type": "site", "cluster": cluster, "header": header})
+                    await stream.accepted()
+                    return stream
+            except HeaderTooLong as error:
+                raise bad_request(f"{error}: is the command too long?") from None
+            except StreamReset as error:
+                if str(error) != ABSENT:
+                    raise ApiError(502, "BadGateway", str(error)) from None
+            except TunnelError:
+                continue
+            except BaseException as error:
+                if stream is not None:
+                    await stream.reset("the hub waited in vain for another hub's answer")
+                if isinstance(error, TimeoutError):
+                    continue
+                raise
+        raise unavailable(f"site {cluster!r} is not connected to any hub: its agent is away, or has no way to them")

@@ -1,0 +1,74 @@
+"""Several hubs on one database: how a hub opens it, and what one of them does for all.
+
+Every hub serves reads, watches and writes. The controllers, the ledger's signatures and the store's upkeep run in one of them,
+the leader (``reconcile.election``); each leader begins with a fencing token in the store, so that what a former one still has in
+hand does not count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metaos.clock import Clock
+from metaos.config import HubConfig
+from metaos.files import write_private
+from metaos.reconcile.election import Taken
+from metaos.store.file import lock_file
+from metaos.store.keyfiles import KeyFiles
+from metaos.store.log import GUARD, Conflict, Guard, Store, StoreFailed
+
+if TYPE_CHECKING:
+    from metaos.store.postgres import PostgresStore
+
+TOKEN = "terms//controllers"  # noqa: S105  (a store key)
+#: Says in a data directory where the state is that belongs to it.
+MARK = "store"
+
+
+class StoreToken:
+    """The fencing token, in the store; see :class:`~metaos.reconcile.election.Token`."""
+
+    def __init__(self, store: Store, identity: str) -> None:
+        self._store, self._identity = store, identity
+
+    async def look(self) -> int:
+        found = await self._store.get(TOKEN)
+        return found.revision if found else 0
+
+    async def take(self, seen: int) -> None:
+        value = json.dumps({"metadata": {"name": "controllers"}, "holder": self._identity}).encode()
+        try:
+            taken = await (self._store.update(TOKEN, value, expected=seen) if seen else self._store.create(TOKEN, value))
+        except Conflict:
+            raise Taken from None
+        GUARD.set(Guard(TOKEN, taken))
+
+
+def check_place(data: Path, store: str) -> None:
+    """Raises ``StoreFailed`` where a data directory belongs to another state than the one that is asked for."""
+    mark, own = data / MARK, data / "state.db"
+    if not store and mark.exists():
+        raise StoreFailed(f"the state of {data} is in {mark.read_text().strip()}: say so with --store, or choose another --data")
+    if store and own.exists():
+        raise StoreFailed(f"{data} has a state of its own: move it with 'nemo migrate-store', or choose another --data directory")
+
+
+async def open_shared(config: HubConfig, clock: Clock, stack: AsyncExitStack) -> tuple[PostgresStore, KeyFiles]:
+    """The database, and the keys of its hubs. ``stack`` closes it. Raises ``StoreFailed``, ``ValueError``."""
+    try:
+        from metaos.store.database import Database
+        from metaos.store.postgres import PostgresStore
+    except ImportError:
+        raise StoreFailed("a store in PostgreSQL needs the driver: pip install 'nemo-metaos[postgres]'") from None
+    database = Database.read(config.store)
+    lock = lock_file(config.data / "state.db")
+    stack.callback(os.close, lock)
+    store = await PostgresStore.open(database, clock)
+    stack.push_async_callback(store.close)
+    keys = await KeyFiles.open(store, config.data, config.hub_key or config.data / "hub.key")
+    write_private(config.data / MARK, database.shown + "\n")
+    return store, keys
