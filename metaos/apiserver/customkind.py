@@ -5,11 +5,15 @@ What is expensive is made when somebody needs it. One definition changed is othe
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
+from metaos.resources.definitions import walk
 from metaos.resources.scheme import Kind
 
 if TYPE_CHECKING:
@@ -86,6 +90,13 @@ class CustomKind(Kind):
         from metaos.apiserver.custom.columns import columns
 
         return columns(self.entry)
+
+    @cached_property
+    def rules_key(self) -> str:
+        """What names its schema where rules are evaluated; empty where it has none."""
+        if not any(each.get("x-kubernetes-validations") for each in walk(self.schema)):
+            return ""
+        return hashlib.sha256(orjson.dumps(self.schema)).hexdigest()
 
     @cached_property
     def validator(self) -> Validator:

@@ -56,6 +56,8 @@ class Registry(Writing):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._bookmarks
         await self.cache.close()
+        if self._judges is not None:
+            await self._judges.close()
 
     async def _tick(self) -> None:
         while True:
@@ -136,7 +138,7 @@ class Registry(Writing):
                 raise errors.not_found(kind.group, kind.plural, name)
             current = decoded(kind, version)
             self._check_author(user, stored, None, current)
-            self._admit(write, "DELETE", current, current)
+            await self._admit(write, kind, "DELETE", current, current)
             left = deletion.delete(stored, current, options, self._clock.now())
             if left == current:
                 return self._show(kind, current, "")

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random  # noqa: TID251 - the type of the source that is handed in
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -33,10 +33,14 @@ from metaos.client import PatchType
 from metaos.clock import Clock
 from metaos.plugins.points import Admission
 from metaos.resources import errors, scheme
+from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj, format_time, name, namespace
 from metaos.resources.scheme import Kind
 from metaos.security.authz import MASTERS, Attributes, UserInfo, agent_write_problem, cluster_of
 from metaos.store.log import Conflict, Store
+
+if TYPE_CHECKING:
+    from metaos.apiserver.custom.judge import Judge
 
 Mutation = Callable[[Obj], Obj]
 
@@ -94,6 +98,7 @@ class Writing(Reading):
         self._clock = clock
         self._random = random
         self._admission = tuple(admission)
+        self._judges: Judge | None = None
         #: Who answers :data:`REVIEWS`.
         self.reviews: dict[Kind, Callable[[UserInfo, Obj], Awaitable[Obj]]] = {}
 
@@ -167,8 +172,9 @@ class Writing(Reading):
         prepare_create(kind, obj, uid, now)
         if kind is scheme.CERTIFICATE_SIGNING_REQUEST:
             obj["spec"].update(username=write.user.name, groups=list(write.user.groups))
-        obj = self._admit(write, "CREATE", obj, None)
+        obj = await self._admit(write, kind, "CREATE", obj, None)
         validate(kind, obj, None)
+        await self._judge(kind, obj, None)
         self._check_default(kind, obj)
         self._check_author(write.user, kind, obj, None)
         if fields:
@@ -221,7 +227,26 @@ class Writing(Reading):
             ]
             raise refused
 
-    def _admit(self, write: Write, operation: str, obj: Obj, old: Obj | None) -> Obj:
+    @property
+    def judge(self) -> Judge:
+        """Who evaluates rules; made with the first."""
+        if self._judges is None:
+            from metaos.apiserver.custom.judge import Judge
+
+            self._judges = Judge()
+        return self._judges
+
+    async def _judge(self, kind: Kind, obj: Obj, old: Obj | None) -> None:
+        """What takes CEL to see. Raises ``ApiError`` 422."""
+        causes: list[Cause] = []
+        if isinstance(kind, CustomKind):
+            causes = await self.judge.object(kind, obj, old) if kind.rules_key else []
+        elif kind is scheme.CUSTOM_RESOURCE_DEFINITION:
+            causes = await self.judge.definition(obj, old)
+        if causes:
+            raise errors.invalid(kind.group, kind.kind, name(obj), causes)
+
+    async def _admit(self, write: Write, kind: Kind, operation: str, obj: Obj, old: Obj | None) -> Obj:
         for rule in self._admission:
             obj, said = rule.admit(operation, obj, old)
             write.warnings.extend(text for text in said if text not in write.warnings)
@@ -411,7 +436,7 @@ class Writing(Reading):
             current = decoded(kind, version)
             said: list[str] = []
             step = Write(write.user, write.manager, write.dry_run, write.field_validation, said)
-            wanted = self._changed(step, kind, current, mutate, subresource, manager)
+            wanted = await self._changed(step, kind, current, mutate, subresource, manager)
             write.warnings.extend(text for text in said if text not in write.warnings)
             done = deletion.finished(stored, wanted)
             if write.dry_run or (wanted == current and not done and as_kept(kind, version)):
@@ -429,7 +454,7 @@ class Writing(Reading):
             return self._show(kind, self._answer(wanted, revision), subresource)
         raise errors.conflict(kind.group, kind.plural, name, "too many writers at the same time; please try again")
 
-    def _changed(
+    async def _changed(
         self, write: Write, kind: Kind, current: Obj, mutate: Mutation, subresource: str, manager: Manager | None
     ) -> Obj:
         """The object to store, or to remove where its last finalizer went."""
@@ -472,10 +497,11 @@ class Writing(Reading):
         causes = prepare_update(kind, wanted, current)
         if causes:
             raise errors.invalid(kind.group, kind.kind, name(current), causes)
-        wanted = self._admit(write, "UPDATE", wanted, current)
+        wanted = await self._admit(write, kind, "UPDATE", wanted, current)
         if has_generation(kind) and changed(kind, wanted, current):
             wanted["metadata"]["generation"] = int(current["metadata"].get("generation") or 0) + 1
         validate(kind, wanted, current)
+        await self._judge(kind, wanted, current)
         self._check_default(kind, wanted)
         self._check_author(write.user, kind, wanted, current)
         if manager is None and current["metadata"].get("managedFields"):

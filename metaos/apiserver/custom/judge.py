@@ -1,0 +1,126 @@
+"""Asks the process that evaluates rules in CEL. It is started with the first rule; a rule that runs long or takes too much memory
+costs that process its life and its caller the write, and holds up nobody but others who wait for rules.
+
+Bounds: ``SECONDS`` for one request, one request at a time; requests wait in the seats that their callers have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import orjson
+
+from metaos.apiserver.customkind import CustomKind
+from metaos.apiserver.schema import quoted
+from metaos.resources import definitions
+from metaos.resources.errors import Cause
+from metaos.resources.meta import Obj
+
+log = logging.getLogger(__name__)
+
+#: Of one request; the first includes the start of the process.
+SECONDS, START_SECONDS = 2.0, 20.0
+RULES = "x-kubernetes-validations"
+
+
+class TooLong(Exception):
+    """Rules that took more time or memory than they may."""
+
+
+class Judge:
+    """One process, started when it is first needed."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+        self._turn = asyncio.Lock()
+
+    async def ask(self, request: Mapping[str, Any]) -> Any:
+        """Raises :class:`TooLong`."""
+        async with self._turn:
+            started = self._process is not None
+            try:
+                async with asyncio.timeout(SECONDS if started else START_SECONDS):
+                    return await self._ask(orjson.dumps(request))
+            except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
+                log.warning("rules took too much time or memory; their process is started again when it is needed")
+                await self._end()
+                raise TooLong(f"rules may take {SECONDS:g} s and some memory for one object") from None
+            except BaseException:
+                await self._end()  # What it would answer is for somebody who has gone.
+                raise
+
+    async def _ask(self, text: bytes) -> Any:
+        if self._process is None:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "metaos.apiserver.custom.judging"),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+        source, sink = self._process.stdout, self._process.stdin
+        if source is None or sink is None:
+            raise ConnectionError("the process has no pipes")
+        sink.write(len(text).to_bytes(4, "big") + text)
+        await sink.drain()
+        size = int.from_bytes(await source.readexactly(4), "big")
+        return orjson.loads(await source.readexactly(size))
+
+    async def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    async def close(self) -> None:
+        await self._end()
+
+    # -- what is asked -------------------------------------------------------------------------------------------
+
+    async def definition(self, obj: Obj, old: Obj | None) -> list[Cause]:
+        """What is wrong with the rules of a definition's schemas. Versions that have not changed are not looked at."""
+        found: list[Cause] = []
+        before = {each["name"]: each for each in ((old or {}).get("spec") or {}).get("versions") or ()}
+        for i, version in enumerate(obj["spec"]["versions"]):
+            schema = (version.get("schema") or {}).get("openAPIV3Schema") or {}
+            if before.get(version["name"]) == version or not has_rules(schema):
+                continue
+            path = f"spec.versions[{i}].schema.openAPIV3Schema"
+            try:
+                said = (await self.ask({"check": schema, "path": path}))["found"]
+            except TooLong as long:
+                said = [["FieldValueInvalid", path, "", str(long)]]
+            found += [_cause(*each) for each in said]
+        return found
+
+    async def object(self, kind: CustomKind, obj: Obj, old: Obj | None) -> list[Cause]:
+        """What the rules of its schema say of an object."""
+        asked = {"rules": kind.rules_key, "object": obj, "old": old}
+        try:
+            answer = await self.ask(asked)
+            if answer.get("unknown"):
+                answer = await self.ask({**asked, "schema": kind.schema})
+        except TooLong as long:
+            return [_cause("FieldValueInvalid", "", "object", f"rule evaluation error: {long}")]
+        return [_cause(*each) for each in answer["found"]]
+
+
+def has_rules(schema: Any) -> bool:
+    """Whether anything in a schema is to be evaluated."""
+    return any(each.get(RULES) for each in definitions.walk(schema))
+
+
+def _cause(reason: str, path: str, value: Any, text: str) -> Cause:
+    if reason == "FieldValueForbidden":
+        return Cause(reason, path or "<nil>", f"Forbidden: {text}")
+    if reason == "FieldValueRequired":
+        return Cause(reason, path or "<nil>", f"Required value: {text}")
+    if reason == "FieldValueDuplicate":
+        return Cause(reason, path or "<nil>", f"Duplicate value: {quoted(value)}")
+    return Cause(reason, path or "<nil>", f"Invalid value: {quoted(value)}: {text}")
