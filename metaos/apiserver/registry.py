@@ -139,6 +139,7 @@ class Registry(Writing):
             current = decoded(kind, version)
             self._check_author(user, stored, None, current)
             await self._admit(write, kind, "DELETE", current, current)
+            await self._approve(write, kind, "DELETE", None, current)
             left = deletion.delete(stored, current, options, self._clock.now())
             if left == current:
                 return self._show(kind, current, "")

@@ -407,6 +407,19 @@ def _definition(obj: Obj, old: Obj | None) -> Iterable[Cause]:
     return definition.causes(obj, old)
 
 
+def _policy(obj: Obj, old: Obj | None) -> Iterable[Cause]:
+    from metaos.apiserver.custom import policies
+
+    rules = policies.policy_causes if obj["kind"] == scheme.VALIDATING_ADMISSION_POLICY.kind else policies.binding_causes
+    return rules(obj, old)
+
+
+def _webhooks(obj: Obj, old: Obj | None) -> Iterable[Cause]:
+    from metaos.apiserver.custom import webhooks
+
+    return webhooks.causes(obj, old)
+
+
 #: Kinds and their rules. Another rule joins here.
 RULES: Mapping[str, tuple[Rule, ...]] = {
     scheme.POD.kind: (_pod,),
@@ -436,6 +449,10 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     scheme.STORAGE_CLASS.kind: (storage.storage_class,),
     scheme.PERSISTENT_VOLUME.kind: (storage.volume,),
     scheme.CUSTOM_RESOURCE_DEFINITION.kind: (_definition,),
+    scheme.VALIDATING_ADMISSION_POLICY.kind: (_policy,),
+    scheme.VALIDATING_ADMISSION_POLICY_BINDING.kind: (_policy,),
+    scheme.MUTATING_WEBHOOK_CONFIGURATION.kind: (_webhooks,),
+    scheme.VALIDATING_WEBHOOK_CONFIGURATION.kind: (_webhooks,),
     scheme.INTENT.kind: (own.intent_causes,),
     scheme.PLACEMENT_POLICY.kind: (own.policy_causes,),
     scheme.CLUSTER.kind: (own.cluster_causes,),

@@ -11,6 +11,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from random import Random  # noqa: TID251 - the type of the source that is handed in
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,9 @@ from metaos.store.log import Conflict, Store
 
 if TYPE_CHECKING:
     from metaos.apiserver.custom.judge import Judge
+    from metaos.apiserver.custom.matching import Asked
+    from metaos.apiserver.custom.policies import Policies
+    from metaos.apiserver.custom.webhooks import Webhooks
 
 Mutation = Callable[[Obj], Obj]
 
@@ -175,6 +179,7 @@ class Writing(Reading):
         obj = await self._admit(write, kind, "CREATE", obj, None)
         validate(kind, obj, None)
         await self._judge(kind, obj, None)
+        await self._approve(write, kind, "CREATE", obj, None)
         self._check_default(kind, obj)
         self._check_author(write.user, kind, obj, None)
         if fields:
@@ -243,14 +248,65 @@ class Writing(Reading):
             causes = await self.judge.object(kind, obj, old) if kind.rules_key else []
         elif kind is scheme.CUSTOM_RESOURCE_DEFINITION:
             causes = await self.judge.definition(obj, old)
+        elif kind is scheme.VALIDATING_ADMISSION_POLICY:
+            from metaos.apiserver.custom import policies
+
+            causes = await policies.compile_causes(obj["spec"], self.judge)
+        elif kind in (scheme.MUTATING_WEBHOOK_CONFIGURATION, scheme.VALIDATING_WEBHOOK_CONFIGURATION):
+            from metaos.apiserver.custom import policies, webhooks
+
+            for i, hook in enumerate(obj.get("webhooks") or ()):
+                causes += await policies.compile_causes(hook, self.judge, webhooks.VARIABLES, f"webhooks[{i}]")
         if causes:
             raise errors.invalid(kind.group, kind.kind, name(obj), causes)
 
-    async def _admit(self, write: Write, kind: Kind, operation: str, obj: Obj, old: Obj | None) -> Obj:
+    async def _admit(self, write: Write, kind: Kind, operation: str, obj: Obj, old: Obj | None, subresource: str = "") -> Obj:
+        """The object as plugins and mutating webhooks want it."""
         for rule in self._admission:
             obj, said = rule.admit(operation, obj, old)
             write.warnings.extend(text for text in said if text not in write.warnings)
-        return obj
+        if not self.cache.count(scheme.MUTATING_WEBHOOK_CONFIGURATION.resource) or subresource == "scale":
+            return obj
+
+        def reshape(changed: Obj) -> Obj:
+            return shape(kind, changed, old, write.field_validation, write.warnings)
+
+        asked = self._asked(write, kind, operation, obj, old, subresource)
+        changed = await self.webhooks.mutate(asked, reshape, write.warnings)
+        return obj if changed is None else changed
+
+    async def _approve(
+        self, write: Write, kind: Kind, operation: str, obj: Obj | None, old: Obj | None, subresource: str = ""
+    ) -> None:
+        """Asks policies and validating webhooks. Raises ``ApiError`` where one refuses."""
+        if self.cache.count(scheme.VALIDATING_ADMISSION_POLICY_BINDING.resource):
+            asked = self._asked(write, kind, operation, obj, old, subresource)
+            await self.policies.examine(asked, write.warnings)
+        if self.cache.count(scheme.VALIDATING_WEBHOOK_CONFIGURATION.resource):
+            asked = self._asked(write, kind, operation, obj, old, subresource)
+            await self.webhooks.validate(asked, write.warnings)
+
+    def _asked(self, write: Write, kind: Kind, operation: str, obj: Obj | None, old: Obj | None, subresource: str) -> Asked:
+        from metaos.apiserver.custom.matching import Asked
+
+        held = obj or old or {}
+        space = self.cache.get(key_of(scheme.NAMESPACE, "", namespace(held))) if kind.namespaced else None
+        versions = tuple(k.version for k in self.kinds.custom if k.resource == kind.resource and k is not kind)
+        shown = None if operation == "DELETE" else obj
+        where = space.object() if space else None
+        return Asked(kind, subresource, operation, shown, old, write.user, name(held), where, write.dry_run, versions)
+
+    @cached_property
+    def policies(self) -> Policies:
+        from metaos.apiserver.custom.policies import Policies
+
+        return Policies(self.cache, self.kinds, self.judge)
+
+    @cached_property
+    def webhooks(self) -> Webhooks:
+        from metaos.apiserver.custom.webhooks import Webhooks
+
+        return Webhooks(self.cache, lambda: self.judge, self._random)
 
     def _check_default(self, kind: Kind, obj: Obj) -> None:
         """As Kubernetes' admission rule ``Priority``."""
@@ -497,11 +553,12 @@ class Writing(Reading):
         causes = prepare_update(kind, wanted, current)
         if causes:
             raise errors.invalid(kind.group, kind.kind, name(current), causes)
-        wanted = await self._admit(write, kind, "UPDATE", wanted, current)
+        wanted = await self._admit(write, kind, "UPDATE", wanted, current, subresource)
         if has_generation(kind) and changed(kind, wanted, current):
             wanted["metadata"]["generation"] = int(current["metadata"].get("generation") or 0) + 1
         validate(kind, wanted, current)
         await self._judge(kind, wanted, current)
+        await self._approve(write, kind, "UPDATE", wanted, current, subresource)
         self._check_default(kind, wanted)
         self._check_author(write.user, kind, wanted, current)
         if manager is None and current["metadata"].get("managedFields"):

@@ -144,6 +144,18 @@ CUSTOM_RESOURCE_DEFINITION = Kind(
     _STATUS,
 )
 
+_ADMISSION = "admissionregistration.k8s.io"
+VALIDATING_ADMISSION_POLICY = Kind(
+    _ADMISSION, "v1", "ValidatingAdmissionPolicy", "validatingadmissionpolicies", False, subresources=_STATUS
+)
+VALIDATING_ADMISSION_POLICY_BINDING = Kind(
+    _ADMISSION, "v1", "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings", False
+)
+MUTATING_WEBHOOK_CONFIGURATION = Kind(_ADMISSION, "v1", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations", False)
+VALIDATING_WEBHOOK_CONFIGURATION = Kind(
+    _ADMISSION, "v1", "ValidatingWebhookConfiguration", "validatingwebhookconfigurations", False
+)
+
 CLUSTER = Kind(GROUP, VERSION, "Cluster", "clusters", False, ("site", "sites"), ("nemo",), ("status", "tunnel"))
 PLACEMENT_POLICY = Kind(GROUP, VERSION, "PlacementPolicy", "placementpolicies", True, ("pp",), ("nemo",))
 INTENT = Kind(GROUP, VERSION, "Intent", "intents", True, (), ("nemo",), _STATUS)
@@ -192,6 +204,10 @@ KINDS: tuple[Kind, ...] = (
     HORIZONTAL_POD_AUTOSCALER,
     HORIZONTAL_POD_AUTOSCALER_V1,
     CUSTOM_RESOURCE_DEFINITION,
+    VALIDATING_ADMISSION_POLICY,
+    VALIDATING_ADMISSION_POLICY_BINDING,
+    MUTATING_WEBHOOK_CONFIGURATION,
+    VALIDATING_WEBHOOK_CONFIGURATION,
     SELF_SUBJECT_ACCESS_REVIEW,
     SELF_SUBJECT_RULES_REVIEW,
     SELF_SUBJECT_REVIEW,
