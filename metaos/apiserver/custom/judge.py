@@ -24,7 +24,7 @@ from metaos.resources.meta import Obj
 log = logging.getLogger(__name__)
 
 #: Of one request; the first includes the start of the process.
-SECONDS, START_SECONDS = 2.0, 20.0
+SECONDS, START_SECONDS = 5.0, 30.0
 RULES = "x-kubernetes-validations"
 
 
