@@ -13,6 +13,7 @@ BENCHMARKS = (
     "continuum",
     "agent",
     "pods",
+    "images",
     "engine",
     "deferral",
     "edge",

@@ -226,6 +226,7 @@ class Agent:
             "allocatable": free.quantities(),
             "usage": inventory.usage(self.consumption.rates),
             "nodeInfo": self._machine.node_info(isolation, str((self._site.get("spec") or {}).get("runtime") or "sandbox")),
+            "runtimeClasses": list(self._runtime.runtime_classes()),
             "images": [dict(image) for image in await self._runtime.images()],
             "agentConditions": inventory.condition_list([*self._runtime.conditions(), *self._machine.conditions()]),
             "certificate": self.connection.certificate(),

@@ -25,6 +25,8 @@ _VARIABLE = re.compile(r"\$(\$|\(([-._a-zA-Z][-._a-zA-Z0-9]*)\))")
 TERMINATION_LOG = "/dev/termination-log"
 
 
+#: Annotations of pods with ``runtimeClassName: wasm``: instructions, and seconds, after which each container is ended.
+FUEL, SECONDS = "wasm.meta-os.eu/fuel", "wasm.meta-os.eu/seconds"
 #: What the kernel takes.
 HOSTNAME_LIMIT = 64
 
@@ -173,6 +175,7 @@ def container_config(pod: Obj, container: Mapping[str, Any], find: Find, volumes
         raise ConfigError(
             f"seccompProfile Localhost {profile.get('localhostProfile')!r}: this site has no profiles; use RuntimeDefault"
         )
+    fuel, seconds = wasm_limits(pod)
     said = str(container.get("terminationMessagePath") or TERMINATION_LOG)
     return ContainerConfig(
         name=str(container["name"]),
@@ -192,4 +195,18 @@ def container_config(pod: Obj, container: Mapping[str, Any], find: Find, volumes
         stdin=bool(container.get("stdin")),
         stdin_once=bool(container.get("stdinOnce")),
         tty=bool(container.get("tty")),
+        runtime_class=str(pod["spec"].get("runtimeClassName") or ""),
+        fuel=fuel,
+        seconds=seconds,
     )
+
+
+def wasm_limits(pod: Obj) -> tuple[int, int]:
+    """(fuel, seconds) of its containers, as its annotations say. Raises :class:`ConfigError`."""
+    found = []
+    for key in (FUEL, SECONDS):
+        text = annotations(pod).get(key, "0")
+        if not (text.isascii() and text.isdigit() and len(text) <= 18):
+            raise ConfigError(f"annotation {key}: {text[:80]!r} must be a whole number below 10^18")
+        found.append(int(text))
+    return found[0], found[1]

@@ -67,6 +67,11 @@ class ContainerConfig:
     stdin: bool = False
     stdin_once: bool = False
     tty: bool = False
+    #: One of :meth:`Runtime.runtime_classes`, or empty.
+    runtime_class: str = ""
+    #: Of class wasm: instructions, and seconds, after which it is ended; 0: no limit.
+    fuel: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +260,10 @@ class Runtime(Protocol):
     async def storage(self, uid: str) -> Mapping[str, int]:
         """Container → bytes on disk: what it has written outside of volumes, and its logs. Raises ``LookupError`` where there
         is no such pod, ``metaos.trees.TooDeep``."""
+        ...
+
+    def runtime_classes(self) -> Sequence[str]:
+        """What pods may say in ``runtimeClassName`` here."""
         ...
 
     def conditions(self) -> Sequence[Mapping[str, str]]:

@@ -112,6 +112,7 @@ def cluster_info(
             for d in spec.get("datasets") or ()
         },
         embodied=_embodied(power),
+        runtime_classes=None if is_kubernetes(obj) else frozenset(status.get("runtimeClasses") or ()),
         images={
             workload.image_name(str(n)): int(i.get("sizeBytes") or 0)
             for i in status.get("images") or ()
@@ -274,6 +275,7 @@ def workload_info(
         targets=tuple(t for i in wanted for t in targets_of(i)),
         policy=merged,
         traffic=tuple(traffic),
+        runtime_class=str(spec.get("runtimeClassName") or ""),
         images=tuple(sorted({workload.image_name(str(c["image"])) for c in workload.containers(spec) if c.get("image")})),
         licences=licences_of(wanted),
         near=tuple(near),

@@ -159,6 +159,8 @@ class ClusterInfo:
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
     #: gCO2eq per hour from making all of its hardware; 0 where nothing is stated.
     embodied: float = 0.0
+    #: What pods may say in ``runtimeClassName`` there; ``None``: it has its own way to know.
+    runtime_classes: frozenset[str] | None = None
     #: Bytes of the images that it holds, by full name. No decision but that about a move's cost goes by them.
     images: Mapping[str, int] = field(default_factory=dict, compare=False)
     links: Mapping[str, Link] = field(default_factory=dict)
@@ -311,6 +313,7 @@ class WorkloadInfo:
     policy: PolicyInfo = PolicyInfo()
     #: See ``metaos.resources.traffic``.
     traffic: tuple[Edge, ...] = ()
+    runtime_class: str = ""
     #: Full names of its containers' images.
     images: tuple[str, ...] = ()
     #: Where claims lie that it uses, as others had them made there; and bytes that its claims ask for (0: not stated).

@@ -17,7 +17,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any, Protocol, cast
 
 from metaos.plugins.points import ImageError
@@ -27,6 +27,10 @@ MAX_BYTES = 16 << 30
 MAX_FILES = 1_000_000
 #: A manifest, index or configuration.
 MAX_DOCUMENT = 4 << 20
+#: A WebAssembly file.
+MAX_WASM = 256 << 20
+#: The CNCF's artifact, and what was in use before it.
+_WASM_LAYERS = ("application/wasm", "application/vnd.wasm.content.layer.v1+wasm")
 _MAX_LINKS = 40
 _CHUNK = 1 << 20
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
@@ -95,6 +99,8 @@ class _Found:
     names: tuple[str, ...]
     config: bytes
     layers: tuple[_Layer, ...]
+    #: Whether its one layer is a WebAssembly file as it is, and not an archive.
+    wasm: bool = False
 
 
 def unpack(path: str, directory: str) -> Iterator[Unpacked]:
@@ -175,12 +181,14 @@ def _from_descriptor(source: _Source, descriptor: dict[str, Any], depth: int) ->
             raise _bad("its index is nested too deeply")
         nested = [image for entry in document["manifests"] for image in _from_descriptor(source, entry, depth + 1)]
     else:
-        if str(document["config"].get("mediaType", "")).endswith("empty.v1+json") or "artifactType" in document:
-            return []
         layers = tuple(_Layer(_blob(layer["digest"]), layer["digest"]) for layer in document["layers"])
-        nested = [_Found((), _document(source, document["config"]), layers)]
+        kinds = [str(layer.get("mediaType", "")) for layer in document["layers"]]
+        wasm = len(kinds) == 1 and kinds[0] in _WASM_LAYERS
+        if not wasm and (str(document["config"].get("mediaType", "")).endswith("empty.v1+json") or "artifactType" in document):
+            return []
+        nested = [_Found((), _document(source, document["config"]), layers, wasm)]
     names = _annotated(descriptor.get("annotations") or {})
-    return [_Found(names, image.config, image.layers) if names else image for image in nested]
+    return [replace(image, names=names) if names else image for image in nested]
 
 
 def _annotated(annotations: dict[str, str]) -> tuple[str, ...]:
@@ -194,8 +202,10 @@ def _annotated(annotations: dict[str, str]) -> tuple[str, ...]:
 
 def _unpack(source: _Source, image: _Found, directory: str) -> Unpacked:
     config = json.loads(image.config)
+    if image.wasm:
+        return _unpack_wasm(source, image, directory)
     machine = MACHINES.get(platform.machine(), platform.machine())
-    if config.get("architecture") not in (None, "", machine):
+    if config.get("architecture") not in (None, "", machine, "wasm"):
         raise _bad(f"it is built for {config['architecture']}, this machine is {machine}")
     expected = (config.get("rootfs") or {}).get("diff_ids") or []
     if len(expected) != len(image.layers):
@@ -213,6 +223,32 @@ def _unpack(source: _Source, image: _Found, directory: str) -> Unpacked:
         shutil.rmtree(target, ignore_errors=True)
         raise
     return Unpacked(hashlib.sha256(image.config).hexdigest(), image.names, target)
+
+
+def _unpack_wasm(source: _Source, image: _Found, directory: str) -> Unpacked:
+    """A root file system with the one file in it, which is what starts."""
+    (layer,) = image.layers
+    target = tempfile.mkdtemp(prefix="new-", dir=directory)
+    try:
+        root = os.path.join(target, "rootfs")
+        os.mkdir(root, 0o755)
+        with source.open(layer.path) as file, open(os.path.join(root, "module.wasm"), "xb") as out:
+            stored = _Hashed(file)
+            while data := stored.read(_CHUNK):
+                if out.tell() + len(data) > MAX_WASM:
+                    raise _bad(f"its WebAssembly file has more than {MAX_WASM >> 20} MiB")
+                out.write(data)
+            written, digest = out.tell(), stored.digest()
+        if digest != layer.digest:
+            raise _bad(f"{layer.path} does not have the content of its digest")
+        config = {"config": {"Entrypoint": ["/module.wasm"]}, "unpackedBytes": written}
+        with open(os.path.join(target, "config.json"), "w", encoding="utf-8") as text:
+            json.dump(config, text)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    # Configurations of artifacts need not say of what: several may have the same.
+    return Unpacked(hashlib.sha256(image.config + layer.digest.encode()).hexdigest(), image.names, target)
 
 
 class _Hashed:

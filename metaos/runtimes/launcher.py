@@ -18,12 +18,21 @@ from metaos.runtimes.mounts import Mounts
 from metaos.runtimes.output import Outputs
 from metaos.runtimes.pods import Container, Pod
 from metaos.runtimes.process import Watch
+from metaos.runtimes.wasm import CLASS, Wasm
 
 
 class Launcher:
     def __init__(
-        self, isolation: Isolation, images: ImageStore, mounts: Mounts, cgroups: Cgroups, outputs: Outputs, clock: Clock
+        self,
+        isolation: Isolation,
+        images: ImageStore,
+        mounts: Mounts,
+        cgroups: Cgroups,
+        outputs: Outputs,
+        clock: Clock,
+        wasm: Wasm,
     ) -> None:
+        self._wasm = wasm
         self._isolation, self._images, self._mounts = isolation, images, mounts
         self._cgroups, self._outputs, self._clock = cgroups, outputs, clock
 
@@ -32,10 +41,11 @@ class Launcher:
         image = self._images.find(container.image)
         if container.run_as_non_root and not (image.user if container.run_as_user is None else container.run_as_user):
             raise ValueError("container has runAsNonRoot and image will run as root: say runAsUser, or take another image")
-        argv = self._command(image, container)
+        if container.runtime_class not in ("", CLASS):
+            raise ValueError(f"runtimeClassName {container.runtime_class!r} is not one of this site's: it has {CLASS}")
         with contextlib.ExitStack() as opened:
             mounts = tuple(self._mounts.open(opened, *mount) for mount in container.mounts)
-            return await self._launch(pod, container, before, image, argv, mounts)
+            return await self._launch(pod, container, before, image, mounts, opened)
 
     async def _launch(
         self,
@@ -43,22 +53,32 @@ class Launcher:
         container: ContainerConfig,
         before: Container | None,
         image: Image,
-        argv: tuple[str, ...],
         mounts: tuple[Mount, ...],
+        opened: contextlib.ExitStack,
     ) -> Container:
+        user = image.user if container.run_as_user is None else container.run_as_user
+        env = self._environment(pod, image, container, user)
+        shown = image
+        if container.runtime_class == CLASS:
+            if self._isolation.name != "bubblewrap":
+                raise ValueError("runtimeClassName wasm needs a site with isolation bubblewrap")
+            found = await self._wasm.prepare(image, container, env, mounts, opened)
+            shown, argv, env, mounts = found.image, found.argv, found.env, found.mounts
+        else:
+            argv = self._command(image, container)
         started = self._prepare(pod, container, before, image)
         try:
             groups = self._cgroups.create(pod.uid, started.group, cpu=container.cpu_limit, memory=container.memory_limit)
             working_dir = container.working_dir or image.working_dir or "/"
             started.stdin, started.stdin_once, started.tty = container.stdin, container.stdin_once, container.tty
+            started.runtime_class = container.runtime_class
             started.record(container.image, working_dir, groups)
-            user = image.user if container.run_as_user is None else container.run_as_user
             start = Start(
                 pod=pod.uid,
                 address=pod.address,
-                image=image,
+                image=shown,
                 argv=argv,
-                env=self._environment(pod, image, container, user),
+                env=env,
                 working_dir=working_dir,
                 mounts=mounts,
                 user=user,

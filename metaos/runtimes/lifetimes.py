@@ -17,6 +17,7 @@ from metaos.runtimes.isolation import Isolation, signal_name
 from metaos.runtimes.output import Outputs
 from metaos.runtimes.pods import Container, End, Pod
 from metaos.runtimes.process import Watch
+from metaos.runtimes.wasm import REASONS, SAID
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ class Lifetimes:
             reason, message = "OOMKilled", "it used more memory than its limit, or than all pods of the site together may"
         elif code and os.path.exists(os.path.join(container.directory, watchdog.MARK)):
             reason, message = "Fenced", "the watchdog ended it: no heartbeat was confirmed in time, and it must not run twice"
+        elif code in REASONS and (complaint := logs.last_line(container.directory)).startswith(SAID):
+            reason, message = REASONS[code], complaint.removeprefix(SAID)
         elif (not told or code in (1, 126, 127)) and (complaint := logs.last_line(container.directory)).startswith(_COMPLAINTS):
             missing = "No such file" in complaint or "not found" in complaint
             reason, message, code = "ContainerCannotRun", complaint, 127 if missing else 128

@@ -58,6 +58,7 @@ class Container:
     stdin: bool = False
     stdin_once: bool = False
     tty: bool = False
+    runtime_class: str = ""
     console: Watch | None = None
     #: CPU seconds since its start, as of the last measurement.
     cpu: float = 0.0
@@ -94,6 +95,7 @@ class Container:
                 "workingDir": working_dir,
                 "cgroups": list(cgroups),
                 "input": [self.stdin, self.stdin_once, self.tty],
+                "class": self.runtime_class,
             },
         )
 
@@ -116,6 +118,7 @@ class Container:
             name, directory, known["startTime"], known["attempt"], f"{name}-{os.path.basename(directory)}", monitor=monitor
         )
         found.stdin, found.stdin_once, found.tty = known.get("input") or (False, False, False)
+        found.runtime_class = str(known.get("class") or "")
         end = read_json(os.path.join(directory, "end.json"))
         if end is not None:
             found.cpu = float(end.get("cpuSeconds") or 0.0)

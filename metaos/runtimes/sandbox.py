@@ -35,6 +35,7 @@ from metaos.runtimes.pods import Container, Pod, checked
 from metaos.runtimes.pulls import Pulls
 from metaos.runtimes.streams import Streams
 from metaos.runtimes.usage import last_known, usage
+from metaos.runtimes.wasm import CLASS, Wasm, problem
 
 #: Of ioctl_iflags(2).
 _GET_FLAGS, _SET_FLAGS, _TOP_OF_HIERARCHY = 0x80086601, 0x40086602, 0x20000
@@ -80,6 +81,7 @@ class SandboxRuntime:
         images = os.path.join(self._directory, "images")
         self._images = ImageStore(images, host_images, signatures.rules(image_policy))
         self._pulls = Pulls(images, registries, image_policy)
+        self._wasm = Wasm(os.path.join(self._directory, "compiled"))
         self._most = most
         self._holders = Holders(self._isolation, self._holder_ended)
         self._fencing = Fencing(self._directory, clock)
@@ -125,7 +127,7 @@ class SandboxRuntime:
             isolation, clock = self._isolation, self._clock
             cgroups = self._cgroups = Cgroups.here(_key(self._directory), self._most)
             outputs = self._outputs = Outputs(self._directory)
-            self._launcher = Launcher(isolation, self._images, self._mounts, cgroups, outputs, clock)
+            self._launcher = Launcher(isolation, self._images, self._mounts, cgroups, outputs, clock, self._wasm)
             self._lifetimes = Lifetimes(isolation, cgroups, outputs, clock, self._changed.set)
             self._streams = Streams(isolation, outputs, clock)
             self._pods = {}
@@ -301,8 +303,11 @@ class SandboxRuntime:
     async def exec(
         self, uid: str, container: str, command: Sequence[str], *, stdin: bool = False, tty: bool = False
     ) -> Execution:
-        """Raises ``LookupError`` where the container does not run."""
-        return self._streams.exec(uid, self._container(uid, container), command, stdin=stdin, tty=tty)
+        """Raises ``LookupError`` where the container does not run, or there is no program in it to run."""
+        found = self._container(uid, container)
+        if found.runtime_class == CLASS:
+            raise LookupError(f"container {container} is a WebAssembly module: it has no programs that could be executed in it")
+        return self._streams.exec(uid, found, command, stdin=stdin, tty=tty)
 
     # --- network ----------------------------------------------------------------------------------------------------
 
@@ -379,6 +384,9 @@ class SandboxRuntime:
         for name, place in places.items():
             result[name] = (await asyncio.to_thread(trees.measure, place)).bytes
         return result
+
+    def runtime_classes(self) -> Sequence[str]:
+        return () if self._isolation.name != "bubblewrap" or problem() else (CLASS,)
 
     def conditions(self) -> Sequence[Mapping[str, str]]:
         result = [{"type": kind, "status": "False", "message": message} for kind, message in self._isolation.conditions()]

@@ -29,7 +29,7 @@ RELAXATIONS_KEPT, SITES_TOLD, SITES_OPENED = 5, 5, 50
 #: What giving up something counts that has no amount, beside shares of amounts: 1 is "as much again as was asked".
 PLAIN_COST = 1.0
 #: Filters that judge what a workload asks for, and those that say what is the matter with a site, whatever is asked.
-ASKED = ("Residency", "LocalData", "Policy", "Selectors", "Taints", "Bounds", "Traffic", "Affinity", "Capacity")
+ASKED = ("Residency", "LocalData", "Policy", "Selectors", "RuntimeClass", "Taints", "Bounds", "Traffic", "Affinity", "Capacity")
 STATES = ("Leaving", "Health", "Cordon")
 
 
@@ -92,6 +92,7 @@ def requirements(workload: WorkloadInfo, clusters: Sequence[ClusterInfo], now: f
         devices=(),
         node_selector={},
         node_affinity=(),
+        runtime_class="",
         targets=(),
         policy=nothing,
         pinned=False,
@@ -153,6 +154,10 @@ def requirements(workload: WorkloadInfo, clusters: Sequence[ClusterInfo], now: f
     if workload.node_affinity:
         alone = replace(free, node_affinity=workload.node_affinity)
         found.append(Requirement("a site that the required node affinity matches", "the pods' affinity", "Selectors", alone))
+    if workload.runtime_class:
+        alone = replace(free, runtime_class=workload.runtime_class)
+        text = f"a site that has runtimeClassName {workload.runtime_class}"
+        found.append(Requirement(text, "the pods", "RuntimeClass", alone))
     policies = ", ".join(workload.policy.names)
     if workload.policy.allowed is not None:
         names = ", ".join(sorted(workload.policy.allowed)) or "no site"

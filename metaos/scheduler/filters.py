@@ -113,6 +113,14 @@ def selectors(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) 
     return None
 
 
+def runtime_class(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
+    """The runtime class of the pods, over those that the site has."""
+    wanted, has = workload.runtime_class, cluster.runtime_classes
+    if not wanted or has is None or wanted in has:
+        return None
+    return f"the pods want runtimeClassName {wanted}, and the site has {', '.join(sorted(has)) or 'none'}"
+
+
 def policy(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -> str | None:
     """What operators fix: allowed sites and selectors."""
     found = workload.policy
@@ -278,6 +286,7 @@ FILTERS: tuple[tuple[str, Filter], ...] = (
     ("LocalData", local_data),
     ("Policy", policy),
     ("Selectors", selectors),
+    ("RuntimeClass", runtime_class),
     ("Leaving", leaving),
     ("Displaced", displaced),
     ("Health", health),

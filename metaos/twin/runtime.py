@@ -191,6 +191,9 @@ class SimulatedRuntime:
 
     async def fetch_image(self, image: str, pull: Pull) -> None: ...
 
+    def runtime_classes(self) -> Sequence[str]:
+        return ()
+
     async def images(self) -> Sequence[Mapping[str, Any]]:
         return ()
 

@@ -96,6 +96,9 @@ class FakeRuntime:
     async def images(self) -> list[dict[str, Any]]:
         return [{"names": ["docker.io/library/python:3"], "sizeBytes": 1, "host": True}]
 
+    def runtime_classes(self) -> list[str]:
+        return []
+
     def conditions(self) -> list[dict[str, str]]:
         return [{"type": "ResourceLimits", "status": "False", "reason": "NoCgroups", "message": "no cgroups here"}]
 

@@ -38,6 +38,13 @@ REJECTED: list[tuple[Filter, WorkloadInfo, ClusterInfo, str]] = [
         site("a", labels={"disk": "hdd"}),
         "disk=ssd, and the site has hdd",
     ),
+    (
+        filters.runtime_class,
+        workload(runtime_class="wasm"),
+        site("a", runtime_classes=frozenset({"micropython"})),
+        "want runtimeClassName wasm, and the site has micropython",
+    ),
+    (filters.runtime_class, workload(runtime_class="wasm"), site("a", runtime_classes=frozenset()), "the site has none"),
     (filters.policy, workload(policy=PolicyInfo(names=("p",), allowed=frozenset({"b", "c"}))), site("a"), "allows only b, c"),
     (filters.local_data, workload(current={"b": 1}, pinned=True, local_data=True), site("a"), "its data is on b"),
     (filters.bounds, bound("latency", "IsLessThan", 40, users=Users(("x",))), site("a", latencies={"x": 55.5}), "55.5 ms"),
@@ -64,6 +71,11 @@ def test_rejects_with_its_reason(filter: Filter, what: WorkloadInfo, where: Clus
 @pytest.mark.parametrize("found", FILTERS, ids=lambda f: f[0])
 def test_an_ordinary_site_passes_every_filter(found: tuple[str, Filter]) -> None:
     assert reason(found[1], workload(), site("a")) is None
+
+
+@pytest.mark.parametrize("classes", [None, frozenset({"wasm"})])
+def test_a_kubernetes_cluster_knows_its_own_runtime_classes(classes: frozenset[str] | None) -> None:
+    assert reason(filters.runtime_class, workload(runtime_class="wasm"), site("a", runtime_classes=classes)) is None
 
 
 def test_what_runs_there_outlives_cordon_silence_and_no_schedule() -> None:
