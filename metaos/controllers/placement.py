@@ -148,7 +148,7 @@ class PlacementReconciler:
         # They are worked out at once, while the world is as it was decided upon.
         ruled = [(uid(rule), generation(rule)) for each in rules for rule in each]
         reasons = self._reasons(found, plan, placement, ruled, world, now)
-        if not plan.clusters or not plan.complete:
+        if not plan.clusters or not plan.complete or not plan.satisfies:
             reasons["conflict"] = as_data(impossible(snapshot, found, self._filters))
         if displacing is not None:
             await self._displace(found, displacing)

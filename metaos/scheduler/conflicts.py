@@ -11,75 +11,36 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from metaos.resources import quantity
 from metaos.resources.devices import extended
 from metaos.resources.measures import measure
 from metaos.resources.meta import TAINT_UNREACHABLE
-from metaos.resources.snapshot import ClusterInfo, Edge, PolicyInfo, Snapshot, Target, WorkloadInfo
+from metaos.resources.snapshot import ClusterInfo, PolicyInfo, Snapshot, WorkloadInfo
 from metaos.resources.targets import base_unit, distance, wanted_text
 from metaos.resources.traffic import worst
-from metaos.scheduler import lacking
+from metaos.scheduler import division, lacking
 from metaos.scheduler.filters import FILTERS, Filter, room, tolerated
+from metaos.scheduler.requirement import (
+    PLAIN_COST,
+    RELAXATIONS_KEPT,
+    SITES_TOLD,
+    Change,
+    Impossible,
+    Relaxation,
+    Requirement,
+    least,
+    order,
+    several,
+)
 
-#: Ways out that are told, sites that one is told by name, and sites that are thought of being opened, the cheapest first.
-RELAXATIONS_KEPT, SITES_TOLD, SITES_OPENED = 5, 5, 50
-#: What giving up something counts that has no amount, beside shares of amounts: 1 is "as much again as was asked".
-PLAIN_COST = 1.0
+#: Sites that are thought of being opened, the cheapest first.
+SITES_OPENED = 50
 #: Filters that judge what a workload asks for, and those that say what is the matter with a site, whatever is asked.
 ASKED = ("Residency", "LocalData", "Policy", "Selectors", "RuntimeClass", "Taints", "Bounds", "Traffic", "Affinity", "Capacity")
 STATES = ("Leaving", "Health", "Cordon")
-
-
-@dataclass(frozen=True, slots=True)
-class Requirement:
-    """One thing that is asked: in people's words, with where it was said, and the workload that asks for nothing else.
-
-    ``fixed``: no way out, as it is the law, not for sale, or a fact. ``target``, ``resource``, ``edge``: what has an amount."""
-
-    text: str
-    source: str
-    filter: str
-    alone: WorkloadInfo
-    fixed: bool = False
-    target: Target | None = None
-    resource: str = ""
-    edge: Edge | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What would have to be given up of a requirement for one site. ``share``: how far, as a share of what is asked."""
-
-    requirement: Requirement
-    text: str
-    share: float
-
-
-@dataclass(frozen=True, slots=True)
-class Relaxation:
-    """A way out: these changes, and the workload can run on ``cluster``; empty: on those sites that take a part of it already."""
-
-    cluster: str
-    changes: tuple[Change, ...]
-
-    @property
-    def cost(self) -> float:
-        return sum(c.share for c in self.changes)
-
-
-@dataclass(frozen=True, slots=True)
-class Impossible:
-    """``conflict`` is empty where no site could take anything at present: then ``facts`` says why, by site. ``room``: where
-    there is room for some of ``replicas`` and not for all, for how many; ``conflict`` is then what limits them."""
-
-    conflict: tuple[Requirement, ...]
-    relaxations: tuple[Relaxation, ...]
-    facts: tuple[tuple[str, str], ...]
-    replicas: int = 0
-    room: int | None = None
 
 
 def requirements(workload: WorkloadInfo, clusters: Sequence[ClusterInfo], now: float) -> list[Requirement]:
@@ -214,19 +175,18 @@ def impossible(snapshot: Snapshot, workload: WorkloadInfo, filters: Sequence[tup
     if not usable:
         return Impossible((), (), facts)
     if not all(broken.values()):
-        return _short(workload, asked, usable, broken, facts)
+        taking = [site for site in usable if not broken[site.name]]
+        if workload.mode == "Divided" and sum(_space(workload, site) for site in taking) < workload.replicas:
+            return _short(workload, asked, usable, broken, facts)
+        return division.impossible(workload, taking, _opened(workload, asked, usable, broken), facts)
     conflict = _minimal(broken.values(), len(asked))
     ways = [
         Relaxation(site.name, tuple(_change(asked[i], workload, site) for i in broken[site.name]))
         for site in usable
         if not any(asked[i].fixed for i in broken[site.name])
     ]
-    least = sorted(_least(ways), key=_order)
-    return Impossible(tuple(asked[i] for i in conflict), tuple(least[:RELAXATIONS_KEPT]), facts)
-
-
-def _order(way: Relaxation) -> tuple[float, int, str]:
-    return way.cost, len(way.changes), way.cluster
+    told = sorted(least(ways), key=order)[:RELAXATIONS_KEPT]
+    return Impossible(tuple(asked[i] for i in conflict), tuple(told), facts)
 
 
 def _short(
@@ -237,37 +197,32 @@ def _short(
     facts: tuple[tuple[str, str], ...],
 ) -> Impossible:
     """What limits a workload of which a part has a place, and the ways for all of it: fewer replicas, smaller requests, or what
-    other sites would have to be forgiven. Empty where there is room, and it is something else that keeps replicas from it."""
+    other sites would have to be forgiven."""
     wanted, taking = workload.replicas, [site for site in usable if not broken[site.name]]
     there = sum(_space(workload, site) for site in taking)
-    if workload.mode != "Divided" or there >= wanted:
-        return Impossible((), (), facts)
     ways = [Relaxation("", (_fewer(workload, there),))] if there else []
     ways += _smaller(workload, taking)
-    opened = {
-        site.name: {i: _change(asked[i], workload, site) for i in broken[site.name]}
+    opened = _opened(workload, asked, usable, broken)
+    sites = {site.name: site for site in usable}
+    for along, given in division.by_what_opens(opened)[:SITES_OPENED]:
+        total = there + sum(room(workload, sites[n]) for n in along)
+        rest = (_fewer(workload, total),) if total < wanted else ()
+        ways.append(Relaxation(several(along), (*given, *rest)))
+    ways.sort(key=order)
+    # Sites that the same opens are told once.
+    ways = list({tuple(sorted(c.text for c in way.changes)): way for way in reversed(ways)}.values())[::-1]
+    return Impossible(_binding(workload, taking), tuple(least(ways)[:RELAXATIONS_KEPT]), facts, wanted, there)
+
+
+def _opened(
+    workload: WorkloadInfo, asked: Sequence[Requirement], usable: Sequence[ClusterInfo], broken: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[ClusterInfo, dict[int, Change]]]:
+    """Sites with room that could take some, and what each would have to be forgiven."""
+    return {
+        site.name: (site, {i: _change(asked[i], workload, site) for i in broken[site.name]})
         for site in usable
         if broken[site.name] and room(workload, site) and not any(asked[i].fixed for i in broken[site.name])
     }
-    sites = {site.name: site for site in usable}
-    for name in sorted(opened, key=lambda n: (sum(c.share for c in opened[n].values()), n))[:SITES_OPENED]:
-        given = opened[name]
-        # What is given up for one site opens all that need no more than that.
-        along = [n for n, mine in opened.items() if all(i in given and c.share <= given[i].share for i, c in mine.items())]
-        along.sort(key=lambda n: (n != name, n))
-        total = there + sum(room(workload, sites[n]) for n in along)
-        rest = (_fewer(workload, total),) if total < wanted else ()
-        ways.append(Relaxation(_several(along), (*given.values(), *rest)))
-    ways.sort(key=_order)
-    # Sites that the same opens are told once.
-    ways = list({tuple(sorted(c.text for c in way.changes)): way for way in reversed(ways)}.values())[::-1]
-    return Impossible(_binding(workload, taking), tuple(_least(ways)[:RELAXATIONS_KEPT]), facts, wanted, there)
-
-
-def _least(ways: Sequence[Relaxation]) -> list[Relaxation]:
-    """Without those that give up all that another one does, and more."""
-    sets = [frozenset(c.requirement.text for c in way.changes) for way in ways]
-    return [way for way, mine in zip(ways, sets, strict=True) if not any(other < mine for other in sets)]
 
 
 def _space(workload: WorkloadInfo, site: ClusterInfo) -> int:
@@ -342,11 +297,6 @@ def _binding(workload: WorkloadInfo, taking: Sequence[ClusterInfo]) -> tuple[Req
 def _fit(asked: Requirement, site: ClusterInfo) -> int:
     free, each = _free(asked, site)
     return max(0, free) // each
-
-
-def _several(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SITES_TOLD} more" if len(names) > SITES_TOLD else ""
-    return ", ".join(names[:SITES_TOLD]) + more
 
 
 def _facts(
@@ -451,6 +401,8 @@ def as_data(found: Impossible) -> dict[str, Any]:
     }
     if found.room is not None:
         data["replicas"] = {"wanted": found.replicas, "room": found.room}
+    if found.division:
+        data["division"] = True
     if found.facts:
         data["facts"] = [{"cluster": site, "reason": reason} for site, reason in found.facts]
     return data
@@ -464,6 +416,8 @@ def lines(conflict: Mapping[str, Any]) -> list[str]:
     count = conflict.get("replicas")
     if count:
         found = [f"the sites that may take it have room for {count['room']} of {count['wanted']} replicas; each asks for"]
+    elif conflict.get("division"):
+        found = ["the sites that may take it do not meet this, however it is divided over them:"]
     else:
         found = ["no site meets these together:" if len(asked) > 1 else "no site meets this:"]
     found += [f"  - {r['text']}  ({r['source']})" for r in asked]

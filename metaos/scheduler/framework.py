@@ -13,6 +13,7 @@ from metaos.resources.targets import meets, wanted_text
 from metaos.scheduler import proximity
 from metaos.scheduler.churn import EARNED_BACK_HOURS, churn
 from metaos.scheduler.filters import FILTERS, Filter, closed, room
+from metaos.scheduler.requirement import several
 from metaos.scheduler.scores import SCORES, Score
 from metaos.scheduler.solver import Choice, Ranked, choose, distribute
 
@@ -53,6 +54,8 @@ class Plan:
     rests_on: frozenset[str] | None = None
     #: Whether it stays where it is and nothing but points was in question: the decision stands, for the reasons that it has.
     confirms: bool = False
+    #: Whether spread and availability hold, too.
+    satisfies: bool = True
 
 
 def decide(
@@ -104,6 +107,7 @@ def decide(
             again if again is not None and math.isfinite(again) else None,
             frozenset(best.clusters) if sure else None,
             points_alone,
+            choice.satisfies,
         )
 
     if not workload.current:
@@ -323,12 +327,7 @@ def _nowhere(rejected: Sequence[Rejection], workload: WorkloadInfo, feasible: Se
     reasons = list(counted.items())[:REASONS_TOLD]
     left = len(rejected) - sum(len(sites) for _, sites in reasons)
     more = f"; and {left} more sites" if left else ""
-    return "no site can take it: " + "; ".join(f"{_some(sites)}: {reason}" for reason, sites in reasons) + more
-
-
-def _some(sites: Sequence[str]) -> str:
-    left = len(sites) - SITES_TOLD
-    return ", ".join(sites[:SITES_TOLD]) + (f" and {left} more" if left > 0 else "")
+    return "no site can take it: " + "; ".join(f"{several(sites, SITES_TOLD)}: {reason}" for reason, sites in reasons) + more
 
 
 def _runner_up(workload: WorkloadInfo, feasible: Ranked, totals: Mapping[str, float], chosen: Choice) -> Choice:

@@ -15,12 +15,13 @@ from metaos.resources.snapshot import ClusterInfo, Snapshot, Taint, WorkloadInfo
 from metaos.resources.traffic import located, sending, sends
 from metaos.resources.traffic import paid as egress
 from metaos.scheduler.applications import Together, decide_among, expected, members_of
-from metaos.scheduler.conflicts import Impossible, impossible
+from metaos.scheduler.conflicts import impossible
 from metaos.scheduler.explain import costs_status, traffic_status
 from metaos.scheduler.filters import FILTERS, Filter
 from metaos.scheduler.framework import Plan
 from metaos.scheduler.preemption import Preemption, Tenant, preempt
 from metaos.scheduler.ranking import Rejections
+from metaos.scheduler.requirement import Impossible
 from metaos.scheduler.scores import SCORES, Score, users
 from metaos.scheduler.world import World, taking
 
@@ -223,7 +224,7 @@ class _Projection:
             # Of staying where it is in the same changed world: figures of two worlds cannot be compared.
             measures(earlier, workload.current, self._after),
             measures(asking, dict(plan.clusters), self._after),
-            None if plan.complete and plan.clusters else impossible(free, asking, self._filters),
+            None if plan.complete and plan.satisfies and plan.clusters else impossible(free, asking, self._filters),
             tuple(traffic_status(asking, [self._after[s] for s, _ in plan.clusters])) if asking.traffic else (),
             tuple(costs_status(asking, dict(plan.clusters), self._after.get)),
         )
