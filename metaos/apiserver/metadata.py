@@ -161,6 +161,19 @@ def metadata_causes(metadata: Mapping[str, Any]) -> list[Cause]:
     return found
 
 
+#: Kinds whose status is there from the first moment on, as Kubernetes' types have it, and what is counted in it.
+_COUNTS: Mapping[Kind, tuple[str, ...]] = {
+    scheme.DEPLOYMENT: (),
+    scheme.REPLICA_SET: ("replicas",),
+    scheme.STATEFUL_SET: ("replicas", "availableReplicas"),
+    scheme.DAEMON_SET: ("currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady"),
+    scheme.JOB: (),
+    scheme.CRON_JOB: (),
+    scheme.CERTIFICATE_SIGNING_REQUEST: (),
+    scheme.POD_DISRUPTION_BUDGET: ("disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"),
+}
+
+
 def prepare_create(kind: Kind, obj: Obj, uid: str, now: str) -> None:
     """Sets what only the server may set, in place."""
     metadata = obj["metadata"]
@@ -179,13 +192,16 @@ def prepare_create(kind: Kind, obj: Obj, uid: str, now: str) -> None:
         obj["status"].setdefault("qosClass", _quality(obj.get("spec", {})))
     elif kind in (scheme.PERSISTENT_VOLUME_CLAIM, scheme.PERSISTENT_VOLUME):
         obj["status"] = {"phase": "Pending"}
-    elif kind is scheme.JOB:
-        _select_by_uid(obj, uid)
     elif kind in (scheme.SERVICE, scheme.INGRESS):
         obj["status"] = {"loadBalancer": {}}
     elif kind is scheme.CUSTOM_RESOURCE_DEFINITION:
         stored = [v["name"] for v in obj["spec"].get("versions") or () if v.get("storage")]
         obj["status"] = {"conditions": [], "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": stored}
+    elif kind in _COUNTS:
+        # Clients read fields of it before any controller has written there (kr8s, for one).
+        obj["status"] = dict.fromkeys(_COUNTS[kind], 0)
+    if kind is scheme.JOB:
+        _select_by_uid(obj, uid)
 
 
 def _select_by_uid(job: Obj, uid: str) -> None:

@@ -177,17 +177,20 @@ async def _up(socket: web.WebSocketResponse, stream: Stream) -> None:
         await stream.write_eof()
 
 
-def _require_websocket(request: web.Request, protocols: tuple[str, ...]) -> None:
+def _require_websocket(request: web.Request, protocols: tuple[str, ...], *, bare: bool = False) -> None:
+    """``bare``: whether a client may name no protocol at all."""
     offered = [word.strip() for value in request.headers.getall("Sec-WebSocket-Protocol", ()) for word in value.split(",")]
-    if request.headers.get("Upgrade", "").lower() != "websocket" or not set(offered) & set(protocols):
+    fits = bool(set(offered) & set(protocols)) or (bare and not offered)
+    if request.headers.get("Upgrade", "").lower() != "websocket" or not fits:
         raise bad_request(f"this needs a WebSocket with one of the protocols {', '.join(protocols)}: use kubectl 1.31 or newer")
 
 
 async def port_forward(request: web.Request, streams: Streams, pod: Obj) -> web.StreamResponse:
-    """``portforward`` over a WebSocket: SPDY/3.1 inside it as kubectl does it, or two channels a port (``v4.channel.k8s.io``)."""
+    """``portforward`` over a WebSocket: SPDY/3.1 inside it as kubectl does it, or two channels a port (``v4.channel.k8s.io``,
+    also where no protocol is named, as kubelets take it)."""
     from metaos.apiserver.spdy import PORTFORWARD, SpdyForward
 
-    _require_websocket(request, (PORTFORWARD, *PORT_PROTOCOLS))
+    _require_websocket(request, (PORTFORWARD, *PORT_PROTOCOLS), bare=True)
     ports = _ports(request.query)
     site = site_of(pod)
     where, name = pod["metadata"]["namespace"], pod["metadata"]["name"]

@@ -350,3 +350,23 @@ async def test_users_streams_end_when_nothing_passes_for_hours(hub: ServedHub, m
             await asyncio.wait_for(users.read(), 10)
         await pods.write(b"still open")
         await pods.close()
+
+
+@pytest.mark.parametrize("protocols", [["v4.channel.k8s.io"], None])
+async def test_ports_are_forwarded_also_to_a_client_that_names_no_protocol(hub: ServedHub, protocols: Any) -> None:
+    """kr8s names none; kubelets take that for two channels a port."""
+    from websockets.asyncio.client import connect
+
+    async def echo(header: dict[str, Any], stream: Stream) -> None:
+        await stream.accept()
+        while data := await stream.read():
+            await stream.write(data.upper())
+
+    await hub.make(cluster("edge"), pod("web-1", nodeName="edge"))
+    url = f"{hub.url.replace('https', 'wss')}/api/v1/namespaces/default/pods/web-1/portforward?ports=80"
+    async with site(hub, "edge", echo):
+        context = hub.context("admin", "system:masters")
+        async with connect(url, ssl=context, subprotocols=protocols, compression=None) as socket:
+            assert [await socket.recv(), await socket.recv()] == [b"\0\x50\0", b"\1\x50\0"]
+            await socket.send(b"\0hello")
+            assert await socket.recv() == b"\0HELLO"

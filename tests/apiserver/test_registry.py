@@ -54,7 +54,7 @@ async def test_update_conflicts_and_generation(registry: Registry) -> None:
     changed["spec"]["replicas"] = 3
     changed["status"] = {"replicas": 9}
     updated = await registry.update(ADMIN, changed)
-    assert updated["metadata"]["generation"] == 2 and "status" not in updated
+    assert updated["metadata"]["generation"] == 2 and updated["status"] == {}
     with pytest.raises(ApiError) as stale:
         await registry.update(ADMIN, changed)
     assert (stale.value.code, stale.value.reason) == (409, "Conflict")
@@ -63,6 +63,16 @@ async def test_update_conflicts_and_generation(registry: Registry) -> None:
     assert relabelled["metadata"]["generation"] == 2
     same = await registry.update(ADMIN, relabelled)
     assert same["metadata"]["resourceVersion"] == relabelled["metadata"]["resourceVersion"]
+
+
+async def test_native_kinds_have_a_status_from_the_first_moment_on(registry: Registry) -> None:
+    """kr8s and others read fields of it before a controller has written there; Kubernetes' types always have it."""
+    made = await registry.create(ADMIN, deployment())
+    assert made["status"] == {}
+    budget = {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "b", "namespace": "default"}}
+    found = await registry.create(ADMIN, budget | {"spec": {"minAvailable": 1}})
+    assert found["status"] == dict.fromkeys(("disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"), 0)
+    assert not any("f:status" in each["fieldsV1"] for each in found["metadata"]["managedFields"])
 
 
 async def test_status_is_apart(registry: Registry) -> None:
