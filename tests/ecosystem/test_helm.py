@@ -1,0 +1,58 @@
+"""Helm 3, Helm 4 and the Helm 4 library over a chart with hooks, a test, lookups and a failing upgrade."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.ecosystem.conftest import PROGRAMS, Up
+from tests.ecosystem.tools import Tools
+
+pytestmark = [pytest.mark.slow, pytest.mark.system]
+
+CHART = Path(__file__).parent / "chart"
+
+
+@pytest.mark.parametrize("major", [3, 4])
+def test_a_release_from_installation_to_removal(up: Up, tools: Tools, namespace: str, major: int) -> None:
+    def helm(*arguments: str, check: bool = True) -> str:
+        return up.run(tools.helm(major), *arguments, "-n", namespace, check=check)
+
+    def config(key: str) -> str:
+        return up.kubectl("get", "configmap", "shop-config", "-n", namespace, "-o", f"jsonpath={{.data.{key}}}")
+
+    assert f'Version:"v{major}.' in up.run(tools.helm(major), "version")
+    assert "Dry run complete" in helm("install", "shop", str(CHART), "--dry-run=server") or major == 3
+    # Helm 3 waits for an address that NEMO's Services do not have (see the next test), unless they want none.
+    address = f"headless={'true' if major == 3 else 'false'}"
+    helm("install", "shop", str(CHART), "--set", address, "--wait", "--timeout", "60s")
+    # What templates look up at the server, and what they ask its capabilities.
+    assert config("seen") == "default" and config("batch") == "true" and config("version").startswith("v1.")
+    # A hook's Job ran before all else, and went.
+    assert up.kubectl("get", "jobs", "-n", namespace, "-o", "name") == ""
+    assert "tested" in helm("test", "shop", "--logs", "--timeout", "60s")
+    helm("upgrade", "shop", str(CHART), "--set", f"replicas=2,greeting=bye,{address}", "--wait", "--timeout", "60s")
+    assert config("greeting") == "bye"
+    assert up.kubectl("get", "deployment", "shop-web", "-n", namespace, "-o", "jsonpath={.status.readyReplicas}") == "2"
+    refused = helm("upgrade", "shop", str(CHART), "--set", f"replicas=-1,{address}", check=False)
+    assert "spec.replicas: Invalid value: -1" in refused
+    helm("rollback", "shop", "1", "--wait", "--timeout", "60s")
+    assert config("greeting") == "hello"
+    history = json.loads(helm("history", "shop", "-o", "json"))
+    assert [entry["status"] for entry in history] == ["superseded", "superseded", "failed", "deployed"]
+    assert "shop-web" in helm("get", "manifest", "shop") and "deployed" in helm("status", "shop")
+    helm("uninstall", "shop", "--wait", "--timeout", "60s")
+    assert up.kubectl("get", "deployments,services,configmaps,secrets", "-n", namespace, "-o", "name") == ""
+
+
+def test_helm_3_waits_in_vain_for_the_address_of_a_service(up: Up, tools: Tools, namespace: str) -> None:
+    said = up.run(
+        *(tools.helm(3), "install", "shop", CHART, "--wait", "--timeout", "8s", "--debug", "-n", namespace), check=False
+    )
+    assert "Service does not have cluster IP address" in said and "context deadline exceeded" in said
+    # Without Helm's own waiting, it is all there.
+    up.kubectl("rollout", "status", "deployment/shop-web", "-n", namespace, "--timeout=60s")
+
+
+def test_the_library(up: Up, tools: Tools, namespace: str) -> None:
+    assert "all passed" in up.run(tools.python, PROGRAMS / "helm_library.py", namespace, CHART)
