@@ -228,7 +228,7 @@ class Hub:
         self._metrics.parts.append(books.lines)
         app = make_app(
             registry,
-            authenticator=HubAuthenticator(clock, revoked=revocations, tokens=tokens.user_of),
+            authenticator=HubAuthenticator(clock, revoked=revocations, tokens=(tokens.user_of, registry.account_of)),
             clock=clock,
             random=ids,
             connect=Connections(registry, tunnels, proxy, clock),

@@ -30,9 +30,10 @@ PACKAGES = {
     "autoscaling.v2": "autoscaling/v2",
     "networking.v1": "networking/v1",
     "storage.v1": "storage/v1",
+    "admissionregistration.v1": "admissionregistration/v1",
 }
 #: Kinds whose bodies clients send beside those that are stored.
-EXTRA = ("meta.v1.DeleteOptions", "autoscaling.v1.Scale", "policy.v1.Eviction")
+EXTRA = ("authentication.v1.TokenRequest", "meta.v1.DeleteOptions", "autoscaling.v1.Scale", "policy.v1.Eviction")
 ALIASES = {"metav1": "meta.v1", "v1": "core.v1", "corev1": "core.v1", "apiv1": "core.v1"}
 SPECIAL = {
     "meta.v1.Time": "time",

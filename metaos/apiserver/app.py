@@ -18,7 +18,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from metaos.apiserver import discovery
+from metaos.apiserver import discovery, impersonation
 from metaos.apiserver.accounts import PATHS as ACCOUNT_PATHS
 from metaos.apiserver.accounts import Accounts
 from metaos.apiserver.audit import Audit, no_audit
@@ -280,14 +280,14 @@ class Api:
         """``kubectl --as``: another user, where the caller may be them. Raises ``ApiError`` 403."""
         name = readable(request.headers.get("Impersonate-User", ""))
         groups = tuple(map(readable, request.headers.getall("Impersonate-Group", ())))
+        uid, extra = readable(request.headers.get("Impersonate-Uid", "")), impersonation.extras(request.headers.items())
         if not name:
             if any(header.lower().startswith("impersonate-") for header in request.headers):
                 raise errors.bad_request("Impersonate-Group and others need Impersonate-User")
             return identity
-        self._registry.check(identity.user, Attributes("impersonate", "", "users", "", "", name))
-        for group in groups:
-            self._registry.check(identity.user, Attributes("impersonate", "", "groups", "", "", group))
-        exchange.impersonated = UserInfo(name, (*groups, "system:authenticated"))
+        for attributes in impersonation.rights(name, groups, uid, extra):
+            self._registry.check(identity.user, attributes)
+        exchange.impersonated = impersonation.user(name, groups, uid, extra)
         return Identity(exchange.impersonated, identity.valid, identity.credential)
 
     # -- what is no kind -----------------------------------------------------------------------------------

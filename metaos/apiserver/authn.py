@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -79,8 +79,8 @@ class Authenticator(Protocol):
         ...
 
 
-#: A bearer token's user, or ``None`` where it is not one of ours.
-Tokens = Callable[[str], Awaitable[UserInfo | None]]
+#: A bearer token's user (or their identity, where it may end), or ``None`` where it is not one of ours.
+Tokens = Callable[[str], Awaitable[UserInfo | Identity | None]]
 
 
 class HubAuthenticator:
@@ -91,12 +91,12 @@ class HubAuthenticator:
         clock: Clock,
         *,
         revoked: Callable[[Certificate], bool] = lambda certificate: False,
-        tokens: Tokens | None = None,
+        tokens: Tokens | Sequence[Tokens] = (),
         unix_user: UserInfo | None = None,
     ) -> None:
         self._clock = clock
         self._revoked = revoked
-        self._tokens = tokens
+        self._tokens = (tokens,) if callable(tokens) else tuple(tokens)
         self._unix_user = unix_user
         self._known: WeakKeyDictionary[Any, tuple[Certificate, UserInfo]] = WeakKeyDictionary()
 
@@ -136,13 +136,15 @@ class HubAuthenticator:
 
     async def _bearer(self, header: str) -> Identity:
         scheme, _, token = header.partition(" ")
-        user = None
-        if scheme.lower() == "bearer" and self._tokens is not None and 0 < len(token) <= MAX_TOKEN:
-            user = await self._tokens(token.strip())
-        if user is None:
-            raise errors.unauthorized()
-        return Identity(_authenticated(user))
+        if scheme.lower() == "bearer" and 0 < len(token) <= MAX_TOKEN:
+            for source in self._tokens:
+                found = await source(token.strip())
+                if isinstance(found, Identity):
+                    return replace(found, user=_authenticated(found.user))
+                if found is not None:
+                    return Identity(_authenticated(found))
+        raise errors.unauthorized()
 
 
 def _authenticated(user: UserInfo) -> UserInfo:
-    return UserInfo(user.name, (*user.groups, AUTHENTICATED), user.uid)
+    return replace(user, groups=(*user.groups, AUTHENTICATED))

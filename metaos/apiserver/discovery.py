@@ -31,6 +31,7 @@ _SUBRESOURCES: dict[str, tuple[tuple[str, ...], str, str, str]] = {
     PROXY: (("create", "delete", "get", "patch", "update"), "", "", ""),
     "eviction": (("create",), "policy", "v1", "Eviction"),
     "binding": (("create",), "", "v1", "Binding"),
+    "token": (("create",), "authentication.k8s.io", "v1", "TokenRequest"),
     "ephemeralcontainers": (("get", "patch", "update"), "", "", ""),
     "tunnel": (("get",), "", "", ""),
 }

@@ -35,7 +35,9 @@ class _Malformed(ValueError):
 @cache
 def _message_names() -> dict[tuple[str, str], str]:
     found = {(k.api_version, k.kind): definition_name(k).removeprefix("io.k8s.api.") for k in KINDS if k.group not in OWN}
-    return found | {("autoscaling/v1", "Scale"): "autoscaling.v1.Scale", ("policy/v1", "Eviction"): "policy.v1.Eviction"}
+    parts = ("autoscaling.v1.Scale", "policy.v1.Eviction")
+    found |= {(part.rpartition(".")[0].replace(".", "/"), part.rpartition(".")[2]): part for part in parts}
+    return found | {("authentication.k8s.io/v1", "TokenRequest"): "authentication.v1.TokenRequest"}
 
 
 def decoded(body: bytes) -> Obj:

@@ -80,8 +80,14 @@ class Registry(Writing):
         dry_run: bool = False,
         warnings: list[str] | None = None,
     ) -> Obj:
-        """POST of ``eviction`` or ``binding`` on a Pod. Answers the Status to send (201)."""
+        """POST of ``eviction`` or ``binding`` on a Pod (answers the Status to send), or of ``token`` on a ServiceAccount."""
         self.check(user, Attributes("create", kind.group, kind.plural, subresource, namespace, name))
+        if kind is scheme.SERVICE_ACCOUNT:
+            await self.cache.fresh()
+            account = self.current(kind, name, namespace)
+            if account is None:
+                raise errors.not_found("", kind.plural, name)
+            return await self.account_tokens.request(account, obj, dry_run=dry_run)
         now = format_time(self._clock.now())
         pod = await self.get(SELF, kind, name, namespace) if subresource == "eviction" else None
         # Asked once: a cordon that comes or goes meanwhile leaves no eviction that neither moves nor deletes.

@@ -13,6 +13,7 @@ import yaml
 from metaos.apiserver.addressing import key_of
 from metaos.apiserver.cache import WatchCache
 from metaos.apiserver.reading import Authorizer
+from metaos.apiserver.schema import forbidden, invalid
 from metaos.apiserver.share import Share
 from metaos.resources import errors, scheme
 from metaos.resources.meta import Obj, namespace
@@ -159,12 +160,31 @@ def missing_rules(role: Obj, default: Obj) -> list[Obj]:
     return [rule for rule in default["rules"] if Rule.of(rule) not in held]
 
 
+def _subject_of(kind: Kind, obj: Obj) -> UserInfo:
+    """Whom a SubjectAccessReview asks about. Raises ``ApiError``."""
+    spec = obj.get("spec") or {}
+    named, groups = spec.get("user") or "", spec.get("groups") or ()
+    causes = []
+    if not named and not groups:
+        causes.append(invalid("spec.user", named, "at least one of user or group must be specified"))
+    if kind is scheme.LOCAL_SUBJECT_ACCESS_REVIEW:
+        where, asked = namespace(obj), (spec.get("resourceAttributes") or {}).get("namespace") or ""
+        if spec.get("nonResourceAttributes"):
+            causes.append(forbidden("spec.nonResourceAttributes", "disallowed on this kind of request"))
+        elif asked != where:
+            causes.append(invalid("spec.resourceAttributes.namespace", asked, "must match metadata.namespace"))
+    if causes:
+        raise errors.invalid(kind.group, kind.kind, "", causes)
+    extra = tuple((str(key), tuple(map(str, values))) for key, values in (spec.get("extra") or {}).items())
+    return UserInfo(str(named), tuple(map(str, groups)), str(spec.get("uid") or ""), extra)
+
+
 def review(user: UserInfo, kind: Kind, obj: Obj, authorize: Authorizer, rules: Callable[[UserInfo, str], Obj]) -> Obj:
-    """The answer to one of the SelfSubject… reviews. Everybody may ask about themselves."""
+    """The answer to a review of what somebody may do. Everybody may ask about themselves; who may ask about others has been
+    found out by then."""
     answer: dict[str, Any] = {**obj, "metadata": {}}
     if kind is scheme.SELF_SUBJECT_REVIEW:
-        info = {"username": user.name, "groups": list(user.groups)}
-        answer["status"] = {"userInfo": info | ({"uid": user.uid} if user.uid else {})}
+        answer["status"] = {"userInfo": user.shown()}
         return answer
     spec = obj.get("spec") or {}
     if kind is scheme.SELF_SUBJECT_RULES_REVIEW:
@@ -172,6 +192,8 @@ def review(user: UserInfo, kind: Kind, obj: Obj, authorize: Authorizer, rules: C
             raise errors.bad_request("no namespace on request")
         answer["status"] = rules(user, str(spec["namespace"]))
         return answer
+    if kind in (scheme.SUBJECT_ACCESS_REVIEW, scheme.LOCAL_SUBJECT_ACCESS_REVIEW):
+        user = _subject_of(kind, obj)
     asked, path = spec.get("resourceAttributes"), spec.get("nonResourceAttributes")
     if (asked is None) == (path is None):
         raise errors.bad_request("spec: exactly one of resourceAttributes and nonResourceAttributes must be given")

@@ -93,7 +93,7 @@ class Verbs:
 
     def _answer(self, call: Call, obj: Obj, status: int = 200) -> web.Response:
         form = accepted(call.request.headers.get("Accept", ""))
-        if form.form is not Form.OBJECT and obj.get("kind") not in ("Status", "Scale"):
+        if form.form is not Form.OBJECT and obj.get("kind") not in ("Status", "Scale", "TokenRequest"):
             obj = self._shown(call, form, obj)
         else:
             form = Accepted(form.media)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from random import Random  # noqa: TID251 - the type of the source that is handed in
 from typing import TYPE_CHECKING, Any
@@ -37,10 +37,12 @@ from metaos.resources import errors, scheme
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj, format_time, name, namespace
 from metaos.resources.scheme import Kind
-from metaos.security.authz import MASTERS, Attributes, UserInfo, agent_write_problem, cluster_of
+from metaos.security.authz import AUTHENTICATED, MASTERS, Attributes, UserInfo, agent_write_problem, cluster_of
 from metaos.store.log import Conflict, Store
 
 if TYPE_CHECKING:
+    from metaos.apiserver.accounttokens import AccountTokens
+    from metaos.apiserver.authn import Identity
     from metaos.apiserver.custom.judge import Judge
     from metaos.apiserver.custom.matching import Asked
     from metaos.apiserver.custom.policies import Policies
@@ -71,6 +73,9 @@ class Write:
 
 #: Kinds of NEMO's own that are answered and never stored.
 REVIEWS = frozenset({scheme.PLACEMENT_REVIEW, scheme.BOOKING, scheme.STATEMENT})
+
+#: Reviews of others than their caller, who needs a right to ask.
+OTHERS = frozenset({scheme.SUBJECT_ACCESS_REVIEW, scheme.LOCAL_SUBJECT_ACCESS_REVIEW, scheme.TOKEN_REVIEW})
 
 SCALE_VERSION = "autoscaling/v1"
 _NOT_STRATEGIC = (
@@ -130,6 +135,10 @@ class Writing(Reading):
                 # Beside the loop, as it may bring a thousand objects.
                 shaped = await asyncio.to_thread(supposed, shaped)
             return await self.reviews[kind](user, shaped)
+        if kind in OTHERS:
+            self.check(user, Attributes("create", kind.group, kind.plural, "", str(obj["metadata"].get("namespace") or "")))
+        if kind is scheme.TOKEN_REVIEW:
+            return await self._token_review(obj)
         if "list" not in kind.verbs:
             return reviews.review(user, kind, obj, self.authorize, self._roles.rules)
         where = str(obj["metadata"].get("namespace") or "")
@@ -143,6 +152,42 @@ class Writing(Reading):
             raise view.refuse_create()
         shaped = shape(kind, obj, None, write.field_validation, write.warnings)
         return view.show(await self._create(write, view.stored, view.write_back(shaped, {})))
+
+    @cached_property
+    def account_tokens(self) -> AccountTokens:
+        from metaos.apiserver.accounttokens import AccountTokens
+
+        return AccountTokens(self, self._clock, self._random)
+
+    def current(self, kind: Kind, name: str, namespace: str = "") -> Obj | None:
+        """An object as the watch cache has it, for the API server itself."""
+        version = self.cache.get(key_of(kind, namespace, name))
+        return version.object() if version else None
+
+    async def make(self, obj: Obj) -> Obj:
+        """Creates an object of the API server's own; reads see it when this returns."""
+        made = await self.create(SELF, obj)
+        await self.cache.fresh()
+        return made
+
+    async def account_of(self, bearer: str) -> Identity | None:
+        """Whose ServiceAccount's token this is."""
+        found = self.account_tokens.identity(bearer)
+        return found[0] if found else None
+
+    async def _token_review(self, obj: Obj) -> Obj:
+        from metaos.apiserver.accounttokens import ISSUER
+
+        spec = obj.get("spec") or {}
+        if not spec.get("token"):
+            raise errors.invalid("authentication.k8s.io", "TokenReview", "", [invalid("spec.token", "", "must be given")])
+        answer = {**obj, "metadata": {}, "spec": spec}
+        found = self.account_tokens.identity(str(spec["token"]), tuple(spec.get("audiences") or (ISSUER,)))
+        if found is None:
+            return answer | {"status": {"authenticated": False, "user": {}, "error": "the token is not one that counts here"}}
+        identity, audiences = found
+        user = replace(identity.user, groups=(*identity.user.groups, AUTHENTICATED))
+        return answer | {"status": {"authenticated": True, "user": user.shown(), "audiences": list(audiences)}}
 
     async def _create(self, write: Write, kind: Kind, obj: Obj, fields: list[dict[str, Any]] | None = None) -> Obj:
         obj = shape(kind, obj, None, write.field_validation, write.warnings)

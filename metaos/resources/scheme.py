@@ -75,7 +75,7 @@ POD = Kind(
 SERVICE = Kind("", "v1", "Service", "services", True, ("svc",), ("all",), ("status", "proxy"))
 CONFIG_MAP = Kind("", "v1", "ConfigMap", "configmaps", True, ("cm",))
 SECRET = Kind("", "v1", "Secret", "secrets")
-SERVICE_ACCOUNT = Kind("", "v1", "ServiceAccount", "serviceaccounts", True, ("sa",))
+SERVICE_ACCOUNT = Kind("", "v1", "ServiceAccount", "serviceaccounts", True, ("sa",), subresources=("token",))
 PERSISTENT_VOLUME_CLAIM = Kind("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims", True, ("pvc",), (), _STATUS)
 EVENT = Kind("", "v1", "Event", "events", True, ("ev",))
 #: A view: every Cluster is shown as a Node too, so that ``kubectl cordon|drain|taint`` work on sites.
@@ -128,6 +128,13 @@ SELF_SUBJECT_ACCESS_REVIEW = Kind(
 SELF_SUBJECT_RULES_REVIEW = Kind(
     "authorization.k8s.io", "v1", "SelfSubjectRulesReview", "selfsubjectrulesreviews", False, verbs=("create",)
 )
+SUBJECT_ACCESS_REVIEW = Kind(
+    "authorization.k8s.io", "v1", "SubjectAccessReview", "subjectaccessreviews", False, verbs=("create",)
+)
+LOCAL_SUBJECT_ACCESS_REVIEW = Kind(
+    "authorization.k8s.io", "v1", "LocalSubjectAccessReview", "localsubjectaccessreviews", verbs=("create",)
+)
+TOKEN_REVIEW = Kind("authentication.k8s.io", "v1", "TokenReview", "tokenreviews", False, verbs=("create",))
 SELF_SUBJECT_REVIEW = Kind("authentication.k8s.io", "v1", "SelfSubjectReview", "selfsubjectreviews", False, verbs=("create",))
 #: What pods and sites use, measured by the agents and asked for when somebody looks; never stored.
 POD_METRICS = Kind("metrics.k8s.io", "v1beta1", "PodMetrics", "pods", verbs=("get", "list"))
@@ -211,6 +218,9 @@ KINDS: tuple[Kind, ...] = (
     SELF_SUBJECT_ACCESS_REVIEW,
     SELF_SUBJECT_RULES_REVIEW,
     SELF_SUBJECT_REVIEW,
+    SUBJECT_ACCESS_REVIEW,
+    LOCAL_SUBJECT_ACCESS_REVIEW,
+    TOKEN_REVIEW,
     POD_METRICS,
     NODE_METRICS,
     CLUSTER,

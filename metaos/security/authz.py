@@ -31,6 +31,17 @@ class UserInfo:
     name: str
     groups: tuple[str, ...] = ()
     uid: str = ""
+    #: What else is known of them: keys and their values.
+    extra: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def shown(self) -> dict[str, Any]:
+        """As the API writes it (``authentication.k8s.io/v1`` UserInfo)."""
+        found: dict[str, Any] = {"username": self.name, "groups": list(self.groups)}
+        if self.uid:
+            found["uid"] = self.uid
+        if self.extra:
+            found["extra"] = {key: list(values) for key, values in self.extra}
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ async def served(folder: Path, clock: Clock) -> AsyncIterator[ServedHub]:
 
     app = make_app(
         registry,
-        authenticator=HubAuthenticator(clock, revoked=revoked, tokens=tokens.user_of),
+        authenticator=HubAuthenticator(clock, revoked=revoked, tokens=(tokens.user_of, registry.account_of)),
         clock=clock,
         random=Random(3),
         connect=Connections(registry, tunnels, proxy, clock),

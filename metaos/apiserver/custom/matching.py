@@ -75,9 +75,6 @@ class Asked:
         if self.subresource == "scale":
             kind = {"group": "autoscaling", "version": "v1", "kind": "Scale"}
         resource = {"group": self.kind.group, "version": self.kind.version, "resource": self.kind.plural}
-        user: Obj = {"username": self.user.name, "groups": list(self.user.groups)}
-        if self.user.uid:
-            user["uid"] = self.user.uid
         return {
             "uid": uid,
             "kind": kind,
@@ -89,7 +86,7 @@ class Asked:
             "name": self.name,
             "namespace": self.namespace,
             "operation": self.operation,
-            "userInfo": user,
+            "userInfo": self.user.shown(),
             "dryRun": self.dry_run,
         }
 
