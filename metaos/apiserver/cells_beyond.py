@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from metaos.apiserver.cells import NONE, Cell, spec
+from metaos.apiserver.cells import NONE, UNKNOWN, Cell, spec
 from metaos.resources import quantity
 from metaos.resources.meta import Obj
 
@@ -98,7 +98,37 @@ def pod_memory(measurement: Obj, now: float) -> str:
     return f"{round(_used(measurement, 'memory') / 2**20)}Mi"
 
 
+# -- quotas, definitions and admission -------------------------------------------------------------------------
+
+
+def _quota(quota: Obj, limits: bool) -> str:
+    status = quota.get("status") or {}
+    hard, used = status.get("hard") or {}, status.get("used") or {}
+    names = sorted(name for name in hard if name.startswith("limits") == limits)
+    return ", ".join(f"{name}: {used.get(name, '0')}/{hard[name]}" for name in names)
+
+
+def param_kind(policy: Obj, now: float) -> str:
+    found = (policy.get("spec") or {}).get("paramKind") or {}
+    return f"{found.get('apiVersion')}/{found.get('kind')}" if found else "<unset>"
+
+
+def param_ref(binding: Obj, now: float) -> str:
+    found = (binding.get("spec") or {}).get("paramRef") or {}
+    if not found:
+        return "<unset>"
+    named = found.get("name") or "*"
+    return f"{found['namespace']}/{named}" if found.get("namespace") else str(named)
+
+
 CELLS: Mapping[str, Cell] = {
+    "created": lambda obj, now: str(obj["metadata"].get("creationTimestamp") or UNKNOWN),
+    "quota_requests": lambda obj, now: _quota(obj, limits=False),
+    "quota_limits": lambda obj, now: _quota(obj, limits=True),
+    "validation_count": lambda obj, now: len((obj.get("spec") or {}).get("validations") or ()),
+    "webhook_count": lambda obj, now: len(obj.get("webhooks") or ()),
+    "param_kind": param_kind,
+    "param_ref": param_ref,
     "ingress_hosts": ingress_hosts,
     "ingress_ports": ingress_ports,
     "load_balancer": load_balancer,

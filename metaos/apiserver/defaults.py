@@ -212,7 +212,20 @@ def _definition_spec(value: Obj) -> None:
 
 
 _DEFINITION = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinitionSpec"
+
+
+def _limit_range(value: Obj) -> None:
+    """``SetDefaults_LimitRangeItem``."""
+    if value.get("type") != "Container":
+        return
+    for field, sources in (("default", ("max",)), ("defaultRequest", ("default", "min"))):
+        for source in sources:
+            for key, amount in (value.get(source) or {}).items():
+                value.setdefault(field, {}).setdefault(key, amount)
+
+
 _SPECIAL = {
+    "io.k8s.api.core.v1.LimitRangeItem": _limit_range,
     _DEFINITION: _definition_spec,
     "io.k8s.api.core.v1.Volume": _volume,
     "io.k8s.api.rbac.v1.RoleRef": _role_ref,

@@ -57,7 +57,7 @@ def columns(kind: Kind) -> tuple[Column, ...]:
 def _native_columns(kind: Kind) -> tuple[Column, ...]:
     found = _tables().get(kind.resource, [])
     listed = [_NAME, *found] if not any(c["name"] == "Name" for c in found) else found
-    if not any(c.get("fn") in ("age", "last_seen") for c in listed):
+    if not any(c.get("fn") in ("age", "last_seen", "created") for c in listed):
         listed = [*listed, _AGE]
     return tuple(_column(each) for each in listed)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from random import Random  # noqa: TID251 - the type of the source that is handed in
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from metaos.apiserver.custom.matching import Asked
     from metaos.apiserver.custom.policies import Policies
     from metaos.apiserver.custom.webhooks import Webhooks
+    from metaos.apiserver.quota import Quotas
 
 Mutation = Callable[[Obj], Obj]
 
@@ -230,9 +232,12 @@ class Writing(Reading):
         if fields:
             obj["metadata"]["managedFields"] = fields
         if write.dry_run:
-            return obj
+            async with self._charged(write, kind, obj, None):
+                return obj
         try:
-            revision = await self._store.create(key, encode(kept(kind, obj)))
+            async with self._charged(write, kind, obj, None):
+                revision = await self._store.create(key, encode(kept(kind, obj)))
+                self.cache.written(revision)
         except Conflict:
             raise errors.already_exists(kind.group, kind.plural, metadata["name"]) from None
         return self._answer(obj, revision)
@@ -306,7 +311,9 @@ class Writing(Reading):
             raise errors.invalid(kind.group, kind.kind, name(obj), causes)
 
     async def _admit(self, write: Write, kind: Kind, operation: str, obj: Obj, old: Obj | None, subresource: str = "") -> Obj:
-        """The object as plugins and mutating webhooks want it."""
+        """The object as LimitRanges, plugins and mutating webhooks want it."""
+        if operation != "DELETE" and not subresource and self.cache.count(scheme.LIMIT_RANGE.resource):
+            obj = self.quotas.ranged(kind, obj)
         for rule in self._admission:
             obj, said = rule.admit(operation, obj, old)
             write.warnings.extend(text for text in said if text not in write.warnings)
@@ -340,6 +347,21 @@ class Writing(Reading):
         shown = None if operation == "DELETE" else obj
         where = space.object() if space else None
         return Asked(kind, subresource, operation, shown, old, write.user, name(held), where, write.dry_run, versions)
+
+    @asynccontextmanager
+    async def _charged(self, write: Write, kind: Kind, obj: Obj, old: Obj | None) -> AsyncIterator[None]:
+        """The time in which an object is written: not more than quotas allow."""
+        if not kind.namespaced or not self.cache.count(scheme.RESOURCE_QUOTA.resource, namespace(obj)):
+            yield
+            return
+        async with self.quotas.charged(kind, obj, old, dry_run=write.dry_run):
+            yield
+
+    @cached_property
+    def quotas(self) -> Quotas:
+        from metaos.apiserver.quota import Quotas
+
+        return Quotas(self.cache, self.kinds)
 
     @cached_property
     def policies(self) -> Policies:
@@ -546,7 +568,9 @@ class Writing(Reading):
                 if done:
                     revision = await self._store.delete(key, expected=version.revision)
                     return self._show(kind, self._answer(wanted, revision), subresource)
-                revision = await self._store.update(key, encode(kept(kind, wanted)), expected=version.revision)
+                async with self._charged(write, kind, wanted, current):
+                    revision = await self._store.update(key, encode(kept(kind, wanted)), expected=version.revision)
+                    self.cache.written(revision)
             except Conflict as met:
                 if pinned and met.current is not None:
                     raise errors.conflict(kind.group, kind.plural, name) from None

@@ -77,6 +77,8 @@ CONFIG_MAP = Kind("", "v1", "ConfigMap", "configmaps", True, ("cm",))
 SECRET = Kind("", "v1", "Secret", "secrets")
 SERVICE_ACCOUNT = Kind("", "v1", "ServiceAccount", "serviceaccounts", True, ("sa",), subresources=("token",))
 PERSISTENT_VOLUME_CLAIM = Kind("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims", True, ("pvc",), (), _STATUS)
+RESOURCE_QUOTA = Kind("", "v1", "ResourceQuota", "resourcequotas", True, ("quota",), (), _STATUS)
+LIMIT_RANGE = Kind("", "v1", "LimitRange", "limitranges", True, ("limits",))
 EVENT = Kind("", "v1", "Event", "events", True, ("ev",))
 #: A view: every Cluster is shown as a Node too, so that ``kubectl cordon|drain|taint`` work on sites.
 NODE = Kind("", "v1", "Node", "nodes", False, ("no",), subresources=("status", "proxy"))
@@ -184,6 +186,8 @@ KINDS: tuple[Kind, ...] = (
     SERVICE_ACCOUNT,
     PERSISTENT_VOLUME_CLAIM,
     PERSISTENT_VOLUME,
+    RESOURCE_QUOTA,
+    LIMIT_RANGE,
     EVENT,
     ENDPOINTS,
     REPLICATION_CONTROLLER,

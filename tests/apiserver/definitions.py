@@ -10,7 +10,7 @@ from typing import Any
 
 from metaos.apiserver.registry import Registry
 from metaos.clock import Clock
-from metaos.controllers import definition, garbage, namespace
+from metaos.controllers import definition, garbage, namespace, quota
 from metaos.reconcile.manager import Manager
 from metaos.resources.meta import Obj
 from metaos.security.authz import UserInfo
@@ -120,8 +120,8 @@ async def controllers(registry: Registry, clock: Clock) -> AsyncIterator[Manager
     """Runs what definitions, garbage and namespaces need."""
     client = registry.client(CONTROLLERS)
     manager = Manager(client, clock, Random(4))
-    for module in (definition, garbage, namespace):
-        module.setup(manager, client, clock, None)  # type: ignore[arg-type]  # None of the three has settings.
+    for module in (definition, garbage, namespace, quota):
+        module.setup(manager, client, clock, None)  # type: ignore[arg-type]  # None of them has settings.
     await manager.start()
     try:
         yield manager

@@ -42,9 +42,9 @@ def test_every_kind_has_a_name_and_a_time_and_bears_emptiness(kind: scheme.Kind)
     found = table(kind, [obj], NOW, metadata={})
     cells_ = found["rows"][0]["cells"]
     assert len(cells_) == len(found["columnDefinitions"]) and "a" in cells_
-    assert {c["name"] for c in found["columnDefinitions"]} & {"Age", "Last Seen"}
+    assert {c["name"] for c in found["columnDefinitions"]} & {"Age", "Created At", "Last Seen"}
     for value, column in zip(cells_, found["columnDefinitions"], strict=True):
-        assert type(value) is {"integer": int, "boolean": bool, "string": str}[column["type"]], column["name"]
+        assert type(value) is {"integer": int, "boolean": bool, "string": str, "date": str}[column["type"]], column["name"]
 
 
 def running(**state: Any) -> Obj:

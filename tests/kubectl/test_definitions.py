@@ -91,3 +91,22 @@ async def test_what_goes_with_a_definition(hub: ServedHub, kubectl: Kubectl) -> 
         await kubectl("delete", "crd", "crontabs.stable.example.com", "--timeout=20s")
         code, _, err = await kubectl.run("get", "ct")
         assert code and "could not find the requested resource" in err
+
+
+async def test_quotas_as_kubectl_makes_and_shows_them(hub: ServedHub, kubectl: Kubectl) -> None:
+    async with controllers(hub.registry, hub.clock):
+        await kubectl("create", "quota", "few", "--hard=pods=2,count/crontabs.stable.example.com=1,limits.cpu=4")
+        await kubectl("apply", "-f", "-", text=text(definition_of()))
+        await kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=10s")
+        await kubectl("apply", "-f", "-", text=text(crontab()))
+        other = crontab("two")
+        code, _, err = await kubectl.run("apply", "-f", "-", text=text(other))
+        assert code and "exceeded quota: few, requested: count/crontabs.stable.example.com=1" in err
+        await kubectl(
+            "wait", "--for=jsonpath={.status.used.count/crontabs\\.stable\\.example\\.com}=1", "quota/few", "--timeout=10s"
+        )
+        lines = (await kubectl("get", "quota")).splitlines()
+        assert "count/crontabs.stable.example.com: 1/1, pods: 0/2" in lines[1] and "limits.cpu: 0/4" in lines[1]
+        assert "pods" in await kubectl("describe", "quota", "few")
+        code, _, err = await kubectl.run("create", "deployment", "web", "--image=x", "--replicas=3")
+        assert code and "failed quota: few: must specify limits.cpu for: x" in err
