@@ -141,6 +141,7 @@ def limits_page() -> str:
         app,
         bodies,
         cache,
+        catalogue,
         fairness,
         gates,
         listening,
@@ -151,6 +152,7 @@ def limits_page() -> str:
         upkeep,
         watch,
     )
+    from metaos.apiserver.custom import definition, judge, judging, webhooks
     from metaos.resources import meta
 
     rows = [
@@ -214,6 +216,14 @@ def limits_page() -> str:
             f"{cache.WINDOW_EVENTS:,} or {amount(cache.WINDOW_BYTES)}; {upkeep.HISTORY_SECONDS:g} s",
             "410, list again",
         ),
+        ("CustomResourceDefinitions; versions of one", f"{catalogue.MAX_DEFINITIONS}; {definition.MAX_VERSIONS}", "403; 422"),
+        ("Levels and parts of a schema", f"{definition.MAX_DEPTH}; {definition.MAX_NODES}", "422"),
+        (
+            "Characters of an expression in CEL; time of all for one write; their memory",
+            f"{judging.MOST_EXPRESSION}; {judge.SECONDS:g} s; {amount(judging.MEMORY_BYTES)}",
+            "422; it fails; it fails",
+        ),
+        ("Answer of a webhook; its time", f"{amount(webhooks.MOST_BYTES)}; 30 s", "as its failurePolicy says"),
         (
             "Disk space set aside for deletes and heartbeats",
             amount(server.RESERVE_BYTES),
