@@ -215,6 +215,8 @@ class Writing(Reading):
         self._check_room(kind)
         if "status" in kind.subresources and cluster_of(write.user) is None:
             obj.pop("status", None)
+        if isinstance(kind, CustomKind):
+            validate(kind, obj, None)  # Who owns what can be told of objects that are as their schema wants them.
         if fields is None and not write.user.name.startswith(UNTRACKED):
             by = Manager(write.manager or write.user.name, "Update", "", kind.api_version)
             fields = created_fields(node_of(kind), obj, by, format_time(self._clock.now()))

@@ -59,6 +59,7 @@ def parts_of(definition: Obj, version: Obj) -> dict[str, Any]:
         "short_names": tuple(accepted.get("shortNames") or ()),
         "categories": tuple(accepted.get("categories") or ()),
         "subresources": subresources_of(version),
+        "verbs": ("delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"),
     }
 
 
@@ -71,6 +72,9 @@ def followed(definitions: Iterable[Obj]) -> list[Kind]:
     """The kinds whose objects can be listed, one for each definition."""
     return [kind_of(each) for each in definitions if established(each) and served_versions(each)]
 
+
+#: In the order in which they come about.
+_CONDITIONS = ("NamesAccepted", "Established", "Terminating")
 
 # -- names ---------------------------------------------------------------------------------------------------
 
@@ -123,6 +127,7 @@ def status(definition: Obj, definitions: Iterable[Obj], now: float) -> Obj:
     conditions = with_condition(conditions, "NamesAccepted", *accepted, now)
     if not is_true(definition, "Established"):  # Once served, always served: later names that clash are only not granted.
         conditions = with_condition(conditions, "Established", *serving, now)
+    conditions.sort(key=lambda each: _CONDITIONS.index(each["type"]) if each["type"] in _CONDITIONS else len(_CONDITIONS))
     granted.setdefault("plural", "")
     granted.setdefault("kind", "")
     return {**old, "acceptedNames": granted, "conditions": conditions}

@@ -109,7 +109,7 @@ async def test_rules_of_a_definition(registry: Registry) -> None:
     with pytest.raises(ApiError) as error:
         await registry.create(ADMIN, with_rules({"rule": "self.replicas +"}, {"rule": "1"}, {"rule": "nobody == 1"}))
     found = said(error.value)
-    path = "spec.versions[0].schema.openAPIV3Schema.properties[spec].x-kubernetes-validations"
+    path = "spec.validation.openAPIV3Schema.properties[spec].x-kubernetes-validations"
     assert "compilation failed: ERROR: <input>:1:16: Syntax error" in found[f"{path}[0].rule"]
     assert found[f"{path}[1].rule"].endswith("must evaluate to bool")
     assert "undeclared reference to 'nobody'" in found[f"{path}[2].rule"]

@@ -9,7 +9,7 @@ import os
 import re
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import aiohttp
 import yaml
 
 from metaos.clock import SystemClock
+from tests.apiserver.definitions import controllers
 from tests.apiserver.serving import served
 
 #: What an older server calls a group and version that NEMO serves: of which resources, and the name.
@@ -128,9 +129,11 @@ async def kubernetes(config: Path) -> AsyncIterator[Peer]:
 
 
 @asynccontextmanager
-async def nemo(folder: Path) -> AsyncIterator[Peer]:
+async def nemo(folder: Path, *, define: bool = False) -> AsyncIterator[Peer]:
+    """``define``: with the controllers that CustomResourceDefinitions need."""
     async with (
         served(folder, SystemClock()) as hub,
+        controllers(hub.registry, hub.clock) if define else nullcontext(),
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=hub.context("admin", "system:masters"))) as session,
     ):
         yield Peer("nemo", hub.url, session)

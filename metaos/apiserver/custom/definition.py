@@ -39,6 +39,8 @@ def causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
         yield unsupported("spec.scope", spec.get("scope") or "", ["Cluster", "Namespaced"])
     yield from _names(names)
     if spec.get("preserveUnknownFields"):
+        text = "cannot set to true, set x-preserve-unknown-fields to true in spec.versions[*].schema instead"
+        yield invalid("spec.preserveUnknownFields", True, text)
         yield invalid("spec.preserveUnknownFields", True, "must be false in order to use defaults in the schema")
     strategy = (spec.get("conversion") or {}).get("strategy", "None")
     if strategy != "None":
@@ -103,6 +105,8 @@ def _versions(spec: Obj, obj: Obj, old: Obj | None) -> Iterator[Cause]:
     stored = [each.get("name") for each in versions if each.get("storage")]
     if versions and len(stored) != 1:
         yield invalid("spec.versions", known, "must have exactly one version marked as storage version")
+    if not (obj.get("status") or {}).get("storedVersions"):
+        yield invalid("status.storedVersions", [], "must have at least one stored version")
     before = {each["name"]: each for each in ((old or {}).get("spec") or {}).get("versions") or ()}
     for i, version in enumerate(versions):
         path = f"spec.versions[{i}]"
@@ -110,23 +114,37 @@ def _versions(spec: Obj, obj: Obj, old: Obj | None) -> Iterator[Cause]:
             yield invalid(f"{path}.name", known[i], DNS_1035)
         if version.get("deprecationWarning") and not version.get("deprecated"):
             yield invalid(f"{path}.deprecationWarning", version["deprecationWarning"], "can only be set for deprecated versions")
-        if before.get(known[i]) == version:
+        if before.get(known[i]) == version or (i and all(_same(versions, part) for part in _ALIKE)):
             continue
         schema = (version.get("schema") or {}).get("openAPIV3Schema")
         if schema is None:
             yield required(f"{path}.schema.openAPIV3Schema", "schemas are required")
         else:
-            yield from schema_causes(schema, f"{path}.schema.openAPIV3Schema")
-        yield from _parts(version, path, schema or {})
+            yield from schema_causes(schema, schema_path(versions, i))
+        yield from _parts(version, {part: "spec" if _same(versions, part) else path for part in _ALIKE}, schema or {})
     for i, name in enumerate((obj.get("status") or {}).get("storedVersions") or ()):
         if name not in known:
             yield invalid(f"status.storedVersions[{i}]", name, "missing from spec.versions; " + _STORED)
 
 
+#: What Kubernetes tells of all versions at once where it is alike in all.
+_ALIKE = ("schema", "subresources", "additionalPrinterColumns", "selectableFields")
+
+
+def _same(versions: list[Obj], part: str) -> bool:
+    return all(each.get(part) == versions[0].get(part) for each in versions)
+
+
+def schema_path(versions: list[Obj], place: int) -> str:
+    """Where Kubernetes says that a version's schema stands."""
+    alike = _same(versions, "schema")
+    return "spec.validation.openAPIV3Schema" if alike else f"spec.versions[{place}].schema.openAPIV3Schema"
+
+
 _STORED = "kept objects may be in this version: serve it, write them all once, and take it out of status.storedVersions first"
 
 
-def _parts(version: Obj, path: str, schema: Schema) -> Iterator[Cause]:
+def _parts(version: Obj, paths: Mapping[str, str], schema: Schema) -> Iterator[Cause]:
     """Subresources, columns and selectable fields of one version."""
     scale = (version.get("subresources") or {}).get("scale")
     if scale is not None:
@@ -135,7 +153,7 @@ def _parts(version: Obj, path: str, schema: Schema) -> Iterator[Cause]:
             ("statusReplicasPath", (".status.",)),
             ("labelSelectorPath", (".spec.", ".status.")),
         ):
-            value, where = str(scale.get(field) or ""), f"{path}.subresources.scale.{field}"
+            value, where = str(scale.get(field) or ""), f"{paths['subresources']}.subresources.scale.{field}"
             if not value and field != "labelSelectorPath":
                 yield required(where)
             elif value and not value.startswith(roots):
@@ -144,7 +162,7 @@ def _parts(version: Obj, path: str, schema: Schema) -> Iterator[Cause]:
             elif value and "[" in value:
                 yield invalid(where, value, "is not a valid json path without array notation")
     for i, column in enumerate(version.get("additionalPrinterColumns") or ()):
-        where = f"{path}.additionalPrinterColumns[{i}]"
+        where = f"{paths['additionalPrinterColumns']}.additionalPrinterColumns[{i}]"
         for field in ("name", "type", "jsonPath"):
             if not column.get(field):
                 yield required(f"{where}.{field}")
@@ -157,7 +175,7 @@ def _parts(version: Obj, path: str, schema: Schema) -> Iterator[Cause]:
                 json_path(column["jsonPath"])
             except ValueError as wrong:
                 yield invalid(f"{where}.jsonPath", column["jsonPath"], str(wrong))
-    yield from _selectable(version, path, schema)
+    yield from _selectable(version, paths["selectableFields"], schema)
 
 
 def _selectable(version: Obj, path: str, schema: Schema) -> Iterator[Cause]:
@@ -233,7 +251,9 @@ def _schema(schema: Any, path: str, counted: list[int], depth: int, *, root: boo
         yield forbidden(f"{path}.uniqueItems", "uniqueItems cannot be set to true since the runtime complexity becomes quadratic")
     if properties and additional is not None:
         yield forbidden(f"{path}.additionalProperties", "additionalProperties and properties are mutual exclusive")
-    if additional is False:
+    if root and additional is not None:
+        yield forbidden(f"{path}.additionalProperties", "must not be used at the root")
+    elif additional is False:
         yield forbidden(f"{path}.additionalProperties", "additionalProperties cannot be set to false")
     yield from _extensions(schema, path)
     for key, child in (properties or {}).items():
@@ -380,7 +400,8 @@ def _defaults(schema: Schema, path: str, validator: Validator, *, root: bool = F
         prune(value, schema, unknown)
         if unknown:
             yield invalid(f"{path}.default", schema["default"], f"must not have unknown fields: {', '.join(unknown)}")
-        yield from validator.of(schema["default"], schema, f"{path}.default")
+        for cause in validator.of(schema["default"], schema):
+            yield Cause(cause.reason, f"{path}.default{cause.field.removeprefix('<nil>')}", cause.message)
     children: Mapping[str, Any] = schema.get("properties") or {}
     for key, child in children.items():
         if not (root and key == "metadata"):

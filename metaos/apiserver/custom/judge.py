@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from metaos.apiserver.custom.definition import schema_path
 from metaos.apiserver.customkind import CustomKind
 from metaos.apiserver.schema import quoted
 from metaos.resources import definitions
@@ -89,9 +90,10 @@ class Judge:
         before = {each["name"]: each for each in ((old or {}).get("spec") or {}).get("versions") or ()}
         for i, version in enumerate(obj["spec"]["versions"]):
             schema = (version.get("schema") or {}).get("openAPIV3Schema") or {}
-            if before.get(version["name"]) == version or not has_rules(schema):
+            alike = i and all(each.get("schema") == version.get("schema") for each in obj["spec"]["versions"])
+            if before.get(version["name"]) == version or alike or not has_rules(schema):
                 continue
-            path = f"spec.versions[{i}].schema.openAPIV3Schema"
+            path = schema_path(obj["spec"]["versions"], i)
             try:
                 said = (await self.ask({"check": schema, "path": path}))["found"]
             except TooLong as long:

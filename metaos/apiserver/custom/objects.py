@@ -13,10 +13,13 @@ from metaos.apiserver.custom.structural import EMBEDDED, Schema, child_of, defau
 from metaos.apiserver.custom.validators import ABSENT
 from metaos.apiserver.customkind import CustomKind
 from metaos.apiserver.metadata import metadata_causes, name_causes
-from metaos.apiserver.schema import Findings, conform_metadata
+from metaos.apiserver.schema import Findings, conform_metadata, invalid
 from metaos.resources import errors
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj, name
+
+#: What Go calls types.
+_GO = {str: "string", bool: "bool", list: "[]interface {}", dict: "map[string]interface {}"}
 
 
 def shape(kind: CustomKind, obj: Obj, *, defaults: bool) -> tuple[Obj, Findings]:
@@ -54,6 +57,12 @@ def validate(kind: CustomKind, obj: Obj, old: Obj | None) -> None:
     if old is None or metadata != old["metadata"]:
         causes += metadata_causes(metadata)
     causes += kind.validator.causes(obj, ABSENT if old is None else old)
+    for key in ("specReplicasPath", "statusReplicasPath"):
+        where = kind.scale_paths.get(key, "")
+        value = _at(obj, where) if where else None
+        if value is not None and type(value) is not int:
+            detail = f"{where} accessor error: {value} is of the type {_GO.get(type(value), 'float64')}, expected int64"
+            causes.append(invalid(where, 0, detail))
     if causes:
         raise errors.invalid(kind.group, kind.kind, name(obj), causes)
 

@@ -62,9 +62,9 @@ class Validator:
                 break
         return found
 
-    def of(self, value: Any, schema: Schema, path: str) -> list[Cause]:
-        """Of a value within, such as a default."""
-        return list(self._check(value, schema, path, ABSENT))
+    def of(self, value: Any, schema: Schema) -> list[Cause]:
+        """Of a value by itself, such as a default."""
+        return list(self._check(value, schema, "", ABSENT))
 
     def _check(self, value: Any, schema: Schema, path: str, old: Any, *, root: bool = False) -> Iterator[Cause]:
         if old is not ABSENT and old == value and not root:
@@ -192,6 +192,7 @@ def _doubles(value: list[Any], schema: Schema, path: str) -> Iterator[Cause]:
         identity = item
         if kind == "map":
             if not isinstance(item, dict):
+                yield invalid(f"{path}[{i}]", item, "must be an object for an array of list-type map")
                 continue
             identity = {key: item.get(key, defaults[key]) for key in keys if item.get(key, defaults[key]) is not None}
         encoded = orjson.dumps(identity, option=orjson.OPT_SORT_KEYS)
@@ -226,13 +227,11 @@ def _multiple(value: float, step: float) -> bool:
 
 
 def _invalid(path: str, value: Any, text: str) -> Cause:
-    return invalid(path or "<nil>", value, f"{path} in body {text}" if path else text)
+    return invalid(path or "<nil>", value, f"{path} in body {text}")
 
 
 def _type(path: str, wanted: str, actual: str) -> Cause:
-    shown = invalid(
-        path or "<nil>", actual, f'{path} in body must be of type {wanted}: "{actual}"' if path else f"must be of type {wanted}"
-    )
+    shown = invalid(path or "<nil>", actual, f'{path} in body must be of type {wanted}: "{actual}"')
     return Cause("FieldValueTypeInvalid", shown.field, shown.message)
 
 
@@ -246,7 +245,8 @@ def compile_pattern(pattern: str) -> Any:
     try:
         return re2.compile(pattern, options=options)
     except re2.error as wrong:
-        raise ValueError(str(wrong)) from None
+        text = wrong.args[0] if wrong.args else ""
+        raise ValueError(text.decode() if isinstance(text, bytes) else str(text)) from None
 
 
 # -- formats -------------------------------------------------------------------------------------------------
