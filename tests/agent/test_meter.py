@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from metaos.accounting.booking import POD_FIGURES, problems
@@ -57,7 +57,6 @@ def waiting(cache: Cache) -> list[dict[str, Any]]:
 
 
 @given(st.lists(st.tuples(st.integers(1, 200), st.floats(0, 50), st.booleans(), st.booleans()), min_size=1, max_size=30))
-@settings(max_examples=60, deadline=None)
 def test_no_cpu_second_is_lost_or_counted_twice_however_often_the_agent_is_killed(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, float, bool, bool]]
 ) -> None:
@@ -419,13 +418,13 @@ while True:
 
 @pytest.mark.system
 def test_a_killed_process_loses_no_cpu_second_and_counts_none_twice(tmp_path: Path) -> None:
-    """SIGKILL wherever it is, twelve times, often in the middle of a transaction; the counters go on meanwhile."""
+    """SIGKILL wherever it is, six times, often in the middle of a transaction; the counters go on meanwhile."""
     now = START
-    for turn in range(12):
+    for turn in range(6):
         arguments = [sys.executable, "-c", _METERING, str(tmp_path), str(now)]
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            said = [process.stdout.readline() for _ in range(20 + turn * 7)]
+            said = [process.stdout.readline() for _ in range(20 + turn * 14)]
             process.kill()
             said += process.stdout.read().splitlines()
         now = max(int(line) for line in said if len(line.strip()) == 10) + 20
@@ -435,5 +434,5 @@ def test_a_killed_process_loses_no_cpu_second_and_counts_none_twice(tmp_path: Pa
     periods = waiting(cache)
     cache.close()
     assert sum(pod["cpuMicroseconds"] for p in periods for pod in p["pods"]) == (end - START) * 750_000
-    assert [p["sequence"] for p in periods] == list(range(1, len(periods) + 1)) and len(periods) > 12
+    assert [p["sequence"] for p in periods] == list(range(1, len(periods) + 1)) and len(periods) > 6
     assert all(a["end"] == b["start"] for a, b in pairwise(periods))

@@ -218,7 +218,7 @@ asyncio.run(main())
 
 
 async def test_agents_are_killed_while_pods_start_roll_and_end(folder: Path) -> None:
-    await killed(folder, 5, completions=6)
+    await killed(folder, 3, completions=4)
 
 
 @pytest.mark.slow

@@ -119,7 +119,7 @@ values = st.recursive(
 fields = ["tier", "location", "electricity", "jurisdictions", "capacity", "power", "price", "latencies", "taints", "hostImages"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from([*fields, "hostPaths", "x"]), values, max_size=4), values)
 def test_any_value_is_taken_as_the_schema_says_or_refused(tmp_path: Path, spec: dict[str, Any], rest: Any) -> None:
     for whole in (
@@ -136,7 +136,7 @@ def test_any_value_is_taken_as_the_schema_says_or_refused(tmp_path: Path, spec: 
         assert all(k in [*fields, "hostPaths"] for k in site.get("spec") or {})
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_bytes_in_a_good_file_are_refused_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
     good = EXAMPLES[0].read_bytes()

@@ -29,7 +29,7 @@ from tests.apiserver.objects import deployment, pod
 from tests.apiserver.test_protobuf import envelope
 
 #: More of them by FUZZ=20000.
-MANY = settings(max_examples=int(os.environ.get("FUZZ", "150")), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(max_examples=int(os.environ.get("FUZZ", "60")), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 WORDS = st.sampled_from(
     ["metadata", "spec", "status", "name", "labels", "annotations", "template", "containers", "web", "ports", "containerPort",
      "replicas", "selector", "matchLabels", "app", "$patch", "replace", "delete", "merge", "$retainKeys", "finalizers", "volumes",

@@ -14,7 +14,7 @@ from tests.apiserver.threaded import Running, running
 __all__ = ["running"]
 
 MANY = settings(
-    max_examples=int(os.environ.get("FUZZ", "120")),
+    max_examples=int(os.environ.get("FUZZ", "60")),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

@@ -31,7 +31,10 @@ exec setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set -all --in
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else (these suites then run as you anyway)")
-@pytest.mark.parametrize("suite", ["test_escape.py", "test_exhaustion.py", "test_gateway.py"])
+@pytest.mark.parametrize(
+    "suite",
+    ["test_gateway.py", *(pytest.param(suite, marks=pytest.mark.slow) for suite in ("test_escape.py", "test_exhaustion.py"))],
+)
 def test_a_plain_user(suite: str) -> None:
     packages = Path(pytest.__file__).parents[1]
     if not packages.is_relative_to(REPOSITORY) or not shutil.which("setpriv"):

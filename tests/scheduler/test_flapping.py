@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from metaos.resources.snapshot import ClusterInfo, Move, PolicyInfo, Snapshot, Spread, Taint, Target, Users, WorkloadInfo
@@ -128,7 +128,6 @@ def noisy(random: Random, name: str, now: float) -> ClusterInfo:
     )
 
 
-@settings(max_examples=120, deadline=None)
 @given(st.integers(0, 2**32), kinds, st.integers(0, 4), targets, rules)
 def test_noise_moves_no_more_than_the_policy_allows(
     seed: int, kind: str, replicas: int, wanted: list[Target], rule: PolicyInfo
@@ -142,7 +141,6 @@ def test_noise_moves_no_more_than_the_policy_allows(
     check(carried_out(worlds, what), rule)
 
 
-@settings(max_examples=60, deadline=None)
 @given(kinds, st.integers(1, 3), targets, rules, st.booleans())
 def test_an_adversary_moves_no_more_either(
     kind: str, replicas: int, wanted: list[Target], rule: PolicyInfo, breaks_bounds: bool
@@ -177,7 +175,6 @@ def test_an_adversary_moves_no_more_either(
         assert sum(1 for s in steps if s.move) <= 2 * rule.budget_per_hour, "ninety minutes hold two budgets at most"
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32), st.integers(2, 5), rules)
 def test_noise_does_not_shift_replicas_between_the_same_sites(seed: int, replicas: int, rule: PolicyInfo) -> None:
     random = Random(seed)

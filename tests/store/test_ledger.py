@@ -127,7 +127,9 @@ def realistic(site: str, sequence: int, pods: int, random: Random) -> Booking:
     return Booking.of(header, lines)
 
 
-@pytest.mark.parametrize(("pods", "least", "most"), [(1, 400, 800), (10, 100, 200), (100, 60, 150)])
+@pytest.mark.parametrize(
+    ("pods", "least", "most"), [(1, 400, 800), (10, 100, 200), pytest.param(100, 60, 150, marks=pytest.mark.slow)]
+)
 async def test_it_grows_by_so_many_bytes_for_a_pod_and_period(tmp_path: Path, pods: int, least: int, most: int) -> None:
     path, random, count = tmp_path / "state.db", Random(1), 200
     store = await SqliteStore.open(path)

@@ -162,7 +162,7 @@ def test_power_loss_at_hundreds_of_steps(tmp_path: Path) -> None:
     "weakened",
     [
         lambda patch: patch.setattr(file, "SYNCHRONOUS", "NORMAL"),
-        lambda patch: patch.setattr(files, "sync_directory", lambda directory: None),
+        pytest.param(lambda patch: patch.setattr(files, "sync_directory", lambda directory: None), marks=pytest.mark.slow),
     ],
     ids=["commits-not-synced", "keys-not-synced"],
 )

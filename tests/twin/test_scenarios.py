@@ -64,7 +64,7 @@ def test_scenario(path: Path) -> None:
     assert report["passed"], summary(report)
 
 
-@pytest.mark.system
+@pytest.mark.slow
 def test_the_log_is_the_same_byte_for_byte_whatever_the_hash_seed(tmp_path: Path) -> None:
     logs, told = [], []
     for seed in ("0", "1", "4242"):
