@@ -3,21 +3,23 @@ PLACE COUNT``): it says when it is ready, starts them all at a line of its input
 
 Each has what a pod's container has: network, uts and ipc namespaces with a network card, a gateway and sockets, a copy of
 bubblewrap, cgroups, and bubblewrap with a pod's whole view. But one process makes all of them, which neither forks, waits,
-records nor supervises. Those that are made run while it makes the others, as a pod's do.
+records nor supervises, and has found out before what each one's view is. Those that are made run while it makes the others.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
+import resource
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from bench import podfloor
 from metaos.runtimes import zygote
-from metaos.runtimes.bubblewrap import find_bwrap
+from metaos.runtimes.bubblewrap import find_bwrap, packed
 from metaos.runtimes.cgroups import Cgroups
 
 COMMAND = ("/bin/sh", "-c", ": >/v/started; exec sleep 3600")
@@ -50,46 +52,54 @@ def _network(number: int) -> int:
     return gateway
 
 
-def _start(place: Path, number: int, groups: Sequence[str], homes: Sequence[str]) -> subprocess.Popen[bytes]:
-    copy = zygote._copy(os.fsencode(find_bwrap()), os.fsencode(place))
-    libraries = os.path.dirname(os.path.dirname(find_bwrap())) + ".libs"
+def _prepared(place: Path, stack: ExitStack) -> list[int]:
+    """Descriptors of what one's bubblewrap shows: first its arguments, then what these name."""
+    view, fds = stack.enter_context(podfloor.view(place))
+    arguments = packed(["--die-with-parent", *view])
+    stack.callback(os.close, arguments)
+    return [arguments, *fds]
 
-    def begin() -> subprocess.Popen[bytes]:
-        with podfloor.view(place / str(number)) as (view, fds):
-            return subprocess.Popen(
-                ["bwrap", "--die-with-parent", *view, "--", *COMMAND],
-                executable=f"/proc/self/fd/{copy}",
-                env={"LD_LIBRARY_PATH": libraries, "PATH": "/usr/bin:/bin"},
-                stdin=subprocess.DEVNULL,
-                pass_fds=[*fds, copy],
-            )
+
+def _start(place: Path, fds: Sequence[int], groups: Sequence[str], homes: Sequence[str]) -> int:
+    program = find_bwrap()
+    copy = zygote._copy(os.fsencode(program), os.fsencode(place))
+    libraries = os.path.dirname(os.path.dirname(program)) + ".libs"
+    env = {"LD_LIBRARY_PATH": libraries, "PATH": "/usr/bin:/bin"}
+    argv = ["bwrap", "--args", str(fds[0]), "--", *COMMAND]
+    passed = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in fds]
+
+    def begin() -> int:
+        return os.posix_spawn(f"/proc/self/fd/{copy}", argv, env, file_actions=passed)
 
     try:
-        started: subprocess.Popen[bytes] = zygote._inside(os.fsencode(":".join(groups)), os.fsencode(":".join(homes)), begin)
+        started: int = zygote._inside(os.fsencode(":".join(groups)), os.fsencode(":".join(homes)), begin)
         return started
     finally:
         os.close(copy)
 
 
 def main(place: Path, count: int) -> None:
-    cgroups = Cgroups.here("bench-isolated")
+    cgroups, started, gateways = Cgroups.here("bench-isolated"), list[int](), list[int]()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     _owned()
-    processes, gateways = list[subprocess.Popen[bytes]](), list[int]()
-    print("ready", flush=True)
-    sys.stdin.readline()
-    try:
-        for number in range(count):
-            gateways.append(_network(number))
-            groups = cgroups.create(str(number), "main", cpu=0, memory=0)
-            processes.append(_start(place, number, groups, cgroups.homes))
+    with ExitStack() as stack:
+        prepared = [_prepared(place / str(number), stack) for number in range(count)]
+        print("ready", flush=True)
         sys.stdin.readline()
-    finally:
-        for each in processes:
-            each.kill()
-            each.wait()
-        ends = time.monotonic() + END_SECONDS
-        while not all([cgroups.remove(str(number), "main") for number in range(count)]) and time.monotonic() < ends:
-            time.sleep(0.01)
+        try:
+            for number in range(count):
+                gateways.append(_network(number))
+                groups = cgroups.create(str(number), "main", cpu=0, memory=0)
+                started.append(_start(place, prepared[number], groups, cgroups.homes))
+            sys.stdin.readline()
+        finally:
+            for pid in started:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            ends = time.monotonic() + END_SECONDS
+            while not all([cgroups.remove(str(number), "main") for number in range(count)]) and time.monotonic() < ends:
+                time.sleep(0.01)
 
 
 if __name__ == "__main__":
