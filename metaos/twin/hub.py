@@ -11,6 +11,7 @@ from metaos.apiserver.addressing import key_of
 from metaos.apiserver.books import Books
 from metaos.apiserver.registry import Registry
 from metaos.client import Client
+from metaos.clock import Clock
 from metaos.controllers import all_setups
 from metaos.controllers.restored import hold
 from metaos.controllers.settings import Settings
@@ -20,7 +21,6 @@ from metaos.resources import scheme
 from metaos.resources.meta import Obj
 from metaos.resources.scheme import Kind
 from metaos.security.authz import MASTERS, UserInfo
-from metaos.twin.clock import VirtualClock
 from metaos.twin.disk import Disk, Mounted
 
 CONTROLLERS = UserInfo("system:controller-manager", (MASTERS,))
@@ -35,7 +35,7 @@ def unsigned(*request: Any, **subject: Any) -> bytes:
 class Hub:
     """``start``, then ``kill``; any number of times. ``downed`` is set while it is not there."""
 
-    def __init__(self, clock: VirtualClock, random: Random, settings: Settings, history: int) -> None:
+    def __init__(self, clock: Clock, random: Random, settings: Settings, history: int) -> None:
         self.clock, self.settings, self._random = clock, settings, random
         self.disk = Disk(clock, history)
         self.store: Mounted | None = None
@@ -52,11 +52,16 @@ class Hub:
         """Whether it answers."""
         return self.store is not None and self.manager is not None and not self.store.dead.is_set()
 
-    async def start(self) -> None:
+    async def mount(self) -> Mounted:
+        """The disk, for the next life."""
+        return self.disk.mount()
+
+    async def start(self, kill_after: int = -1) -> None:
+        """``kill_after``: after so many writes of its controllers and clients it dies; -1: it lives."""
         self.lives += 1
         # Another life has other ids, whatever the life before has used up.
         random = Random(f"{self._random.random()} {self.lives}")  # noqa: S311
-        self.store = self.disk.mount()
+        self.store = await self.mount()
         admission = [provision("metaos.admission", name) for name in names("metaos.admission")]
         self.registry = Registry(self.store, self.clock, Random(random.getrandbits(64)), admission=admission)  # noqa: S311
         books = Books(self.store.ledger, self.clock, CONTROLLERS.name)
@@ -67,6 +72,7 @@ class Hub:
         for setup in all_setups():
             setup(self.manager, self.manager.client, self.clock, self.settings)
         self.downed = asyncio.Event()
+        self.store.kill_after = kill_after
         await self.manager.start()
 
     async def kill(self) -> None:

@@ -1,43 +1,33 @@
-"""A hub that can be killed at any write: the real store on a file, the real registry and all controllers, in virtual time.
+"""The twin's hub, which can be killed at any write, on the real store on a file; time is virtual all the same.
 
-Writes go through one at a time, so that "after write N" is one definite state of the file. A killed hub loses everything
-that it held in memory; the next one is started from the file.
+A killed hub loses everything that it held in memory; the next one is started from the file.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from metaos.apiserver.addressing import key_of
-from metaos.apiserver.registry import Registry
-from metaos.client import Client
-from metaos.controllers import all_setups
+from metaos.clock import Clock
 from metaos.controllers.settings import Settings
-from metaos.reconcile.manager import Manager
 from metaos.resources import errors
-from metaos.resources.meta import Obj
-from metaos.resources.scheme import Kind
-from metaos.security.authz import CLUSTER_USER_PREFIX, CLUSTERS, MASTERS, UserInfo
-from metaos.store.log import Entry, Listing, LogEvent
+from metaos.security.authz import CLUSTER_USER_PREFIX, CLUSTERS, UserInfo
 from metaos.store.sqlite import SqliteStore
+from metaos.twin.disk import Mounted
+from metaos.twin.hub import ADMIN, unsigned
+from metaos.twin.hub import Hub as TwinHub
 from tests.clock import FakeClock
 
-CONTROLLERS = UserInfo("system:controller-manager", (MASTERS,))
-ADMIN = UserInfo("admin", (MASTERS,))
 #: Rounds of the event loop in which nothing happens before the hub counts as settled.
 QUIET_ROUNDS = 25
 
 
-def _unsigned(*arguments: Any, **more: Any) -> bytes:
-    raise AssertionError("nothing is signed here")
-
-
-SETTINGS = Settings(sign=_unsigned, lease_duration=4.0, drain=2.0, fencing_after=6.0, fencing_margin=2.0)
+SETTINGS = Settings(sign=unsigned, lease_duration=4.0, drain=2.0, fencing_after=6.0, fencing_margin=2.0)
 
 
 class WorldClock(FakeClock):
@@ -83,135 +73,63 @@ class Skewed:
         await self._clock.sleep(seconds)
 
 
-class KilledStore:
-    """The store as one life of a hub sees it. After ``kill_after`` writes (-1: never) the next answers never come."""
+class Counted(SqliteStore):
+    """``under_way``: calls that are not answered yet."""
 
-    def __init__(self, store: SqliteStore, kill_after: int) -> None:
-        self._store, self.kill_after = store, kill_after
-        self.writes = 0
-        self.pending = 0
-        self.dead = asyncio.Event()
-        self._turn = asyncio.Lock()
-        if kill_after == 0:
-            self.dead.set()
+    under_way = 0
 
-    async def _write(self, write: Callable[[], Any]) -> int:
-        async with self._turn:
-            if not self.dead.is_set():
-                self.pending += 1
-                try:
-                    revision: int = await write()
-                finally:
-                    self.pending -= 1
-                self.writes += 1
-                if self.writes != self.kill_after:
-                    return revision
-                self.dead.set()
-        await asyncio.get_running_loop().create_future()
-        raise AssertionError("the dead do not answer")
+    def _call(self, queue: Any, work: Any) -> asyncio.Future[Any]:
+        self.under_way += 1
+        answer = super()._call(queue, work)
+        answer.add_done_callback(self._answered)
+        return answer
 
-    async def create(self, key: str, value: bytes) -> int:
-        return await self._write(lambda: self._store.create(key, value))
-
-    async def update(self, key: str, value: bytes, *, expected: int) -> int:
-        return await self._write(lambda: self._store.update(key, value, expected=expected))
-
-    async def delete(self, key: str, *, expected: int) -> int:
-        return await self._write(lambda: self._store.delete(key, expected=expected))
-
-    async def revision(self) -> int:
-        return await self._store.revision()
-
-    async def get(self, key: str) -> Entry | None:
-        return await self._store.get(key)
-
-    async def list(self, prefix: str, *, revision: int = 0, limit: int = 0, after: str = "") -> Listing:
-        self.pending += 1
-        try:
-            return await self._store.list(prefix, revision=revision, limit=limit, after=after)
-        finally:
-            self.pending -= 1
-
-    def watch(self, prefix: str, *, after: int) -> AsyncIterator[LogEvent]:
-        return self._store.watch(prefix, after=after)
-
-    async def compact(self, revision: int) -> None:
-        raise AssertionError("history is kept: the tests read it")
-
-    async def close(self) -> None:
-        await self._store.close()
+    def _answered(self, _: object) -> None:
+        self.under_way -= 1
 
 
-class Hub:
-    """``start``, then ``kill`` or ``stop``; any number of times."""
+@dataclass
+class FileDisk:
+    """What the twin's hub mounts, with the real store on a real file."""
+
+    clock: Clock
+    store: Any = None
+    ledger: Any = None
+    write_seconds: float = 0.0
+    writes: int = 0
+
+
+class Hub(TwinHub):
+    """The twin's, on a file. Its history is kept, as the tests read it."""
 
     def __init__(self, file: Path, clock: WorldClock, settings: Settings = SETTINGS) -> None:
-        self._file, self._clock, self._settings = file, clock, settings
-        self.store: KilledStore | None = None
-        self.registry: Registry | None = None
-        self.manager: Manager | None = None
-        self.down = asyncio.Event()
-        self.down.set()
+        super().__init__(clock, Random(1), settings, 0)
+        self._file = file
+        self.disk: Any = FileDisk(clock)
         clock.busy = self._busy
 
-    def _busy(self) -> bool:
-        store, registry = self.store, self.registry
-        if store is None or registry is None or store.dead.is_set():
-            return False
-        return store.pending > 0 or registry.cache.revision < store._store._revision
+    async def mount(self) -> Mounted:
+        self.disk.store = await Counted.open(self._file)
+        self.disk.ledger = self.disk.store.ledger
+        return Mounted(self.disk)
 
-    async def start(self, kill_after: int = -1) -> None:
-        self.store = KilledStore(await SqliteStore.open(self._file), -1)
-        self.registry = Registry(self.store, self._clock, Random(1))
-        await self.registry.start()
-        self.manager = Manager(self.registry.client(CONTROLLERS), self._clock, Random(1))
-        for setup in all_setups():
-            setup(self.manager, self.manager.client, self._clock, self._settings)
-        self.arm(kill_after)
-        await self.manager.start()
-        self.down = asyncio.Event()
+    def _busy(self) -> bool:
+        store, registry = self.disk.store, self.registry
+        if self.store is None or registry is None or self.dead:
+            return False
+        return bool(store.under_way > 0 or registry.cache.revision < store._revision)
 
     def arm(self, kill_after: int) -> None:
         """Dies after so many more writes."""
         assert self.store is not None
-        self.store.kill_after = self.store.writes + kill_after if kill_after >= 0 else -1
+        self.store.kill_after = kill_after
         if kill_after == 0:
             self.store.dead.set()
-
-    @property
-    def up(self) -> bool:
-        return not self.down.is_set()
 
     @property
     def dead(self) -> bool:
         """Whether it has died and nobody has noticed yet."""
         return self.store is not None and self.store.dead.is_set()
-
-    async def kill(self) -> None:
-        """Nothing in memory survives; nothing more is written."""
-        self.down.set()
-        assert self.store is not None and self.registry is not None and self.manager is not None
-        self.store.dead.set()
-        await self.manager.stop()
-        await self.registry.stop()
-        await self.store.close()
-        self.store = self.registry = self.manager = None
-
-    @property
-    def client(self) -> Client:
-        """As its administrator."""
-        assert self.registry is not None
-        return self.registry.client(ADMIN)
-
-    def objects(self, kind: Kind, namespace: str = "") -> list[Obj]:
-        """What the API shows now."""
-        assert self.registry is not None
-        return [version.object() for version in self.registry.cache.range(kind.resource, namespace)]
-
-    def find(self, kind: Kind, name: str, namespace: str = "") -> Obj | None:
-        assert self.registry is not None
-        version = self.registry.cache.get(key_of(kind, namespace, name))
-        return None if version is None else version.object()
 
 
 class Line:
@@ -225,9 +143,9 @@ class Line:
 
     async def call(self, verb: str, *arguments: Any, **more: Any) -> Any:
         hub = self._hub
-        if self.cut or not hub.up or hub.dead or hub.registry is None:
+        if self.cut or not hub.up or hub.registry is None:
             raise errors.unavailable("the hub cannot be reached")
-        down = asyncio.ensure_future(hub.down.wait())
+        down = asyncio.ensure_future(hub.downed.wait())
         asked = asyncio.ensure_future(getattr(hub.registry.client(self._user), verb)(*arguments, **more))
         try:
             await asyncio.wait({asked, down}, return_when=asyncio.FIRST_COMPLETED)

@@ -99,8 +99,7 @@ async def play(scenario: Scenario, folder: Path, kills: list[int], downtime: flo
     world = await scenario.start(folder)
     try:
         world.downtime_seconds = downtime
-        assert world.hub.store is not None
-        before = world.hub.store.writes
+        before = world.hub.disk.writes
         if kills:
             world.hub.arm(kills[0])
             world.kills = kills[1:]
@@ -108,8 +107,7 @@ async def play(scenario: Scenario, folder: Path, kills: list[int], downtime: flo
             await world.run(0.5)
         await scenario.begin(world)
         await scenario.finish(world)
-        assert world.hub.store is not None
-        return (world.deaths if kills else world.hub.store.writes - before), world
+        return (world.deaths if kills else world.hub.disk.writes - before), world
     finally:
         await world.close()
 

@@ -130,8 +130,7 @@ async def test_a_thousand_sites_vanish_and_return(tmp_path: Path) -> None:
     world = await _world(tmp_path, 1000, 50, replace(SETTINGS, lease_duration=40.0))
     try:
         started, memory = time.process_time(), _resident_mebibytes()
-        assert world.hub.store is not None
-        before, writes = await _placed(world), world.hub.store.writes
+        before, writes = await _placed(world), world.hub.disk.writes
         for site in world.sites.values():
             site.line.cut = True
         await world.until(lambda: _lost(world, "NoSchedule") == 1000, "a thousand sites are missed", 120)
@@ -146,7 +145,7 @@ async def test_a_thousand_sites_vanish_and_return(tmp_path: Path) -> None:
         more = _resident_mebibytes() - memory
         print(
             f"joined and placed in {started - began:.1f} s, missed in {vanished - started:.1f} s, back and quiet in "
-            f"{time.process_time() - vanished:.1f} s of CPU, stand-ins included; {world.hub.store.writes - writes} writes, "
+            f"{time.process_time() - vanished:.1f} s of CPU, stand-ins included; {world.hub.disk.writes - writes} writes, "
             f"{more:.0f} MiB more"
         )
         assert more < 150

@@ -82,7 +82,7 @@ class World:
     async def close(self) -> None:
         for site in self.sites.values():
             await site.stop()
-        if self.hub.up:
+        if self.hub.store is not None:
             await self.hub.kill()
 
     async def join(self, obj: Obj, offset: float = 0.0) -> Site:
@@ -103,7 +103,7 @@ class World:
 
     async def until(self, holds: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
         for _ in range(round(seconds / STEP_SECONDS)):
-            if self.hub.up and not self.hub.dead and holds():
+            if self.hub.up and holds():
                 return
             await self._step()
         raise AssertionError(f"waited {seconds:g} s in vain until {what}")
@@ -210,7 +210,7 @@ class World:
 
     def served(self) -> str:
         """Requests have somewhere to go: an endpoint whose pod truly is ready, on a site that can be reached."""
-        if not self.hub.up or self.hub.dead:
+        if not self.hub.up:
             return ""
         now = self.clock.monotonic()
         for site, pod in self.endpoints():
