@@ -272,10 +272,11 @@ class HttpClient:
         content_type: str = "application/json",
         accept: str = "application/json",
         timeout_seconds: float = REQUEST_SECONDS,
+        headers: Iterable[tuple[str, str]] = (),
     ) -> Response:
         """One exchange, whatever its status. Raises ``ApiError`` 503 where the server cannot be reached or is too slow."""
         token = await self._present_token()
-        request = self._request(method, path, body, query or {}, content_type, accept, token)
+        request = self._request(method, path, body, query or {}, content_type, accept, token, headers)
         async with self._requests:
             try:
                 async with asyncio.timeout(timeout_seconds):
@@ -328,10 +329,18 @@ class HttpClient:
         return self._token if self._bearer is None else await self._bearer()
 
     def _request(
-        self, method: str, path: str, body: bytes, query: dict[str, str], content_type: str, accept: str, token: str
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        query: dict[str, str],
+        content_type: str,
+        accept: str,
+        token: str,
+        more: Iterable[tuple[str, str]],
     ) -> h11.Request:
         target = self._prefix + path + ("?" + urlencode(query) if query else "")
-        headers = [("Host", self._authority), ("User-Agent", f"nemo/{__version__}"), ("Accept", accept)]
+        headers = [("Host", self._authority), ("User-Agent", f"nemo/{__version__}"), ("Accept", accept), *more]
         if token:
             headers.append(("Authorization", f"Bearer {token}"))
         if body:
@@ -440,11 +449,12 @@ class HttpClient:
         *,
         query: dict[str, str] | None = None,
         begin_seconds: float = REQUEST_SECONDS,
+        headers: Iterable[tuple[str, str]] = (),
     ) -> AsyncGenerator[bytes, None]:
         """A long answer as it comes, on a connection of its own; it must begin within ``begin_seconds``. Raises ``ApiError``,
         also where it breaks off."""
         token = await self._present_token()
-        request = self._request(method, path, body, query or {}, "application/json", "application/json", token)
+        request = self._request(method, path, body, query or {}, "application/json", "application/json", token, headers)
         async with self._watches:
             connection: _Connection | None = None
             try:

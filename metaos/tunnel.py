@@ -32,6 +32,8 @@ MAX_UNREAD = 8 * 1024 * 1024
 #: Control frames that may wait for the transport; a peer that makes more without reading is cut off.
 MAX_CONTROL = 4 * MAX_STREAMS
 SUBPROTOCOL = "tunnel.meta-os.eu"
+#: How the reason of a reset begins where the site does not let the caller, rather than that something failed.
+FORBIDDEN = "Forbidden: "
 
 
 class Frame(IntEnum):

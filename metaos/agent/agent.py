@@ -29,6 +29,7 @@ from metaos.agent.meter import Meter
 from metaos.agent.mirror import PodMirrors
 from metaos.agent.network import ServiceNetwork
 from metaos.agent.presence import Presence, Removed
+from metaos.agent.remote import PodAccess
 from metaos.agent.report import WorkReports, local
 from metaos.agent.site import Attached, Pods, make_meter, make_runtime, read_site
 from metaos.agent.supervisor import Supervisor
@@ -107,19 +108,11 @@ class Agent:
         self.pods.on_change(self._changed.set)
         self.pods.on_change(self.deadlines.refresh)
 
-    # ``PodAccess`` for the tunnel, which is made before the pods are.
+    # ``SiteAccess`` for the tunnel, which is made before the pods are.
 
-    def logs(self, *arguments: Any, **more: Any) -> Any:
-        return self.pods.logs(*arguments, **more)
-
-    async def exec(self, *arguments: Any, **more: Any) -> Any:
-        return await self.pods.exec(*arguments, **more)
-
-    async def attach(self, *arguments: Any) -> Any:
-        return await self.pods.attach(*arguments)
-
-    async def connect(self, namespace: str, pod: str, port: int) -> Any:
-        return await self.pods.connect(namespace, pod, port)
+    async def acting_for(self, header: dict[str, Any]) -> PodAccess:
+        """The hub alone says who may do what here."""
+        return self.pods
 
     def refusal(self, *arguments: Any) -> str | None:
         return self.network.refusal(*arguments)

@@ -28,7 +28,7 @@ from metaos.http import path_of
 from metaos.plugins.points import Exec
 from metaos.resources.errors import ApiError, unavailable
 from metaos.resources.scheme import CLUSTER
-from metaos.tunnel import MAX_DATA, SUBPROTOCOL, Stream, Tunnel, TunnelError
+from metaos.tunnel import FORBIDDEN, MAX_DATA, SUBPROTOCOL, Stream, Tunnel, TunnelError
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ DOUBT_SECONDS = 5.0
 
 
 class PodAccess(Protocol):
-    """What the tunnel may do at this site. Raises ``ApiError``, or ``OSError`` where a connection fails."""
+    """What a stream may do with the pods of this site. Raises ``ApiError``, or ``OSError`` where a connection fails."""
 
     def logs(
         self,
@@ -69,8 +69,13 @@ class PodAccess(Protocol):
     async def connect(self, namespace: str, pod: str, port: int) -> socket.socket: ...
 
 
-class SiteAccess(PodAccess, Protocol):
-    """The same, and what concerns the site as a whole."""
+class SiteAccess(Protocol):
+    """What the tunnel may do that concerns the site as a whole."""
+
+    async def acting_for(self, header: dict[str, Any]) -> PodAccess:
+        """What a stream may do that was opened with this header: ``user`` says in whose name the hub asks, where it is not its
+        own business. Raises ``ApiError``."""
+        ...
 
     def renew(self) -> None:
         """The hub asks for another certificate: the authority that made the present one is about to go."""
@@ -213,12 +218,13 @@ class Remote:
         kind = header.get("type")
         where, pod, container = (str(header.get(k) or "") for k in ("namespace", "pod", "container"))
         try:
+            pods = await self._pods.acting_for(header)
             if kind == "log":
-                await self._log(header, stream, where, pod, container)
+                await self._log(pods, header, stream, where, pod, container)
             elif kind == "exec":
-                await self._exec(header, stream, where, pod, container)
+                await self._exec(pods, header, stream, where, pod, container)
             elif kind == "attach":
-                await self._attach(stream, where, pod, container)
+                await self._attach(pods, stream, where, pod, container)
             elif kind == "usage":
                 await self._usage(stream)
             elif kind == "renew":
@@ -226,17 +232,17 @@ class Remote:
             elif kind == "hubs":
                 self._hubs.learn(header.get("hubs"))
             elif kind == "dial":
-                await self._dial(header, stream, where, pod, _number(header, "port") or 0)
+                await self._dial(pods, header, stream, where, pod, _number(header, "port") or 0)
             elif kind == "datagrams":
                 await self._datagrams(header, stream, where, pod, _number(header, "port") or 0)
             else:
                 raise ApiError(400, "BadRequest", f"this agent knows no stream of type {kind!r}; is it older than the hub?")
         except ApiError as error:
-            await stream.reset(error.message)
+            await stream.reset((FORBIDDEN if error.code == 403 else "") + error.message)
 
-    async def _log(self, header: dict[str, Any], stream: Stream, where: str, pod: str, container: str) -> None:
+    async def _log(self, pods: PodAccess, header: dict[str, Any], stream: Stream, where: str, pod: str, container: str) -> None:
         tail, newest = _number(header, "tail"), _number(header, "newestSeconds", whole=False)
-        lines = self._pods.logs(
+        lines = pods.logs(
             where,
             pod,
             container,
@@ -248,8 +254,8 @@ class Remote:
         await stream.accept()
         await _until_closed(stream, _write_all(stream, lines))
 
-    async def _attach(self, stream: Stream, where: str, pod: str, container: str) -> None:
-        await self._talk(stream, await self._pods.attach(where, pod, container))
+    async def _attach(self, pods: PodAccess, stream: Stream, where: str, pod: str, container: str) -> None:
+        await self._talk(stream, await pods.attach(where, pod, container))
 
     async def _usage(self, stream: Stream) -> None:
         data = json.dumps(await self._pods.usage()).encode()
@@ -257,12 +263,12 @@ class Remote:
         for start in range(0, len(data), MAX_DATA):
             await stream.write(data[start : start + MAX_DATA])
 
-    async def _dial(self, header: dict[str, Any], stream: Stream, where: str, pod: str, port: int) -> None:
+    async def _dial(self, pods: PodAccess, header: dict[str, Any], stream: Stream, where: str, pod: str, port: int) -> None:
         """For a pod of another site (``source``), or for the hub itself: port-forward and the proxy, which are node traffic."""
         if "source" in header and (why := self._pods.refusal(header["source"], where, pod, port)) is not None:
             raise ApiError(403, "Forbidden", why)
         async with asyncio.timeout(CONNECT_SECONDS):
-            target = await self._pods.connect(where, pod, port)
+            target = await pods.connect(where, pod, port)
         try:
             await stream.accept()
             if "source" in header:
@@ -282,11 +288,9 @@ class Remote:
             raise ApiError(403, "Forbidden", why)
         await deliver(stream, lambda: self._pods.datagrams(where, pod, port), refusal, self._pods.counts, (where, pod))
 
-    async def _exec(self, header: dict[str, Any], stream: Stream, where: str, pod: str, container: str) -> None:
+    async def _exec(self, pods: PodAccess, header: dict[str, Any], stream: Stream, where: str, pod: str, container: str) -> None:
         command = [str(part) for part in header.get("command") or ()]
-        process = await self._pods.exec(
-            where, pod, container, command, stdin=bool(header.get("stdin")), tty=bool(header.get("tty"))
-        )
+        process = await pods.exec(where, pod, container, command, stdin=bool(header.get("stdin")), tty=bool(header.get("tty")))
         await self._talk(stream, process)
 
     async def _talk(self, stream: Stream, process: Exec) -> None:

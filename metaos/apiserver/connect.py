@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aiohttp import web
 
 from metaos.apiserver import streams
 from metaos.apiserver.proxy import ServiceProxy
 from metaos.apiserver.registry import Registry
 from metaos.apiserver.routing import proxied_name
-from metaos.apiserver.tunnels import Tunnels
+from metaos.apiserver.tunnels import Streams, Tunnels
 from metaos.apiserver.verbs import Call
 from metaos.apiserver.writing import SELF
 from metaos.clock import Clock
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError, bad_request
 from metaos.resources.meta import Obj
+from metaos.security.authz import UserInfo
+from metaos.tunnel import Stream
 
 DEFAULT_PORT = 80
+
+
+class _InNameOf:
+    """Streams whose sites are told who asks: a site may have rules of its own about that."""
+
+    def __init__(self, sites: Streams, user: UserInfo) -> None:
+        self._sites, self._user = sites, user
+
+    async def open(self, cluster: str, header: dict[str, Any]) -> Stream:
+        return await self._sites.open(cluster, header | {"user": {"name": self._user.name, "groups": list(self._user.groups)}})
 
 
 class Connections:
@@ -39,12 +53,13 @@ class Connections:
                 return await self._proxy.serve(request, obj, port, path)
             if target.kind is scheme.POD:
                 return await self._proxy.serve_pod(request, obj, _pod_port(obj, port), path)
-        elif target.kind is scheme.POD and target.subresource == "log":
-            return await streams.log(request, self._tunnels, obj, self._clock.now())
-        elif target.kind is scheme.POD and target.subresource in ("exec", "attach"):
-            return await streams.execute(request, self._tunnels, obj, target.subresource)
-        elif target.kind is scheme.POD and target.subresource == "portforward":
-            return await streams.port_forward(request, self._tunnels, obj)
+        sites = _InNameOf(self._tunnels, call.user)
+        if target.kind is scheme.POD and target.subresource == "log":
+            return await streams.log(request, sites, obj, self._clock.now())
+        if target.kind is scheme.POD and target.subresource in ("exec", "attach"):
+            return await streams.execute(request, sites, obj, target.subresource)
+        if target.kind is scheme.POD and target.subresource == "portforward":
+            return await streams.port_forward(request, sites, obj)
         raise ApiError(404, "NotFound", f"{target.kind.plural} have no {target.subresource} here")
 
 

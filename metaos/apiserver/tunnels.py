@@ -12,7 +12,7 @@ from aiohttp import WSMsgType, web
 
 from metaos.apiserver.dialling import PROTOCOLS, Refused
 from metaos.resources.errors import ApiError, bad_request, unavailable
-from metaos.tunnel import MAX_DATA, SUBPROTOCOL, HeaderTooLong, Stream, StreamReset, Tunnel, TunnelError
+from metaos.tunnel import FORBIDDEN, MAX_DATA, SUBPROTOCOL, HeaderTooLong, Stream, StreamReset, Tunnel, TunnelError
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,9 @@ class Tunnels:
         except TunnelError as error:
             raise unavailable(f"site {cluster!r}: {error}") from None
         except StreamReset as error:
+            if str(error).startswith(FORBIDDEN):
+                why = str(error).removeprefix(FORBIDDEN)
+                raise ApiError(403, "Forbidden", f"site {cluster!r} does not let you: {why}") from None
             raise ApiError(502, "BadGateway", f"site {cluster!r}: {error}") from None
         except BaseException as error:  # the caller may have gone, too
             if stream is not None:

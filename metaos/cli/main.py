@@ -227,6 +227,12 @@ def up(
     help="Of the Kubernetes cluster; without it, the service account of the pod that the agent runs in.",
 )
 @click.option("--context", default="", help="Context of the kubeconfig; its current one by default.")
+@click.option(
+    "--identities",
+    type=click.Choice(["prefixed", "same", "agent"]),
+    help="Who the hub's users are at the Kubernetes cluster in logs, exec, attach and port-forward: nemo:NAME (prefixed, the "
+    "default), NAME (same), or the agent itself.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def agent(
     hub: str,
@@ -238,6 +244,7 @@ def agent(
     runtime: str,
     kubeconfig: Path | None,
     context: str,
+    identities: str | None,
     verbose: bool,
 ) -> None:
     """Join this machine, or a Kubernetes cluster, to a hub as a site, and run its share. It only ever dials out.
@@ -250,8 +257,9 @@ def agent(
     from metaos.agent.entry import AgentConfig
     from metaos.config import allow_files, forbid_core_files, set_up_logging
 
-    if runtime != "kubernetes" and (kubeconfig or context):
-        raise click.UsageError("--kubeconfig and --context are of a Kubernetes cluster: say --runtime kubernetes with them")
+    if runtime != "kubernetes" and (kubeconfig or context or identities):
+        words = "--kubeconfig, --context and --identities"
+        raise click.UsageError(f"{words} are of a Kubernetes cluster: say --runtime kubernetes with them")
 
     set_up_logging(verbose=verbose)
     forbid_core_files()
@@ -267,8 +275,9 @@ def agent(
     if runtime == "kubernetes":
         from metaos.members.agent import MemberConfig
         from metaos.members.agent import main as run_member
+        from metaos.members.callers import Identities
 
-        sys.exit(run_member(MemberConfig(config, kubeconfig, context)))
+        sys.exit(run_member(MemberConfig(config, kubeconfig, context, Identities(identities or "prefixed"))))
     from metaos.agent.agent import main
 
     sys.exit(main(config))

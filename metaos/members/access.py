@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
@@ -9,26 +11,43 @@ from typing import Any, NoReturn
 from urllib.parse import urlencode
 
 from metaos.agent.flows import Counts
-from metaos.http import path_of
+from metaos.agent.remote import PodAccess
+from metaos.http import json_of, path_of
+from metaos.members.callers import Headers, Identities, acting_as, shown
 from metaos.members.execution import RemoteExec
+from metaos.members.forwarding import Forwards
 from metaos.members.member import MAX_LOGS, Member
+from metaos.members.metrics import usage_of
 from metaos.plugins.points import Exec
 from metaos.resources.errors import ApiError, not_found
-from metaos.resources.meta import Obj
+from metaos.resources.meta import Obj, uid
 from metaos.resources.scheme import POD
+
+_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+
+#: A pod of ours by namespace and name, as the hub shows it.
+Ours = Callable[[str, str], Obj | None]
 
 
 def not_offered(what: str) -> NoReturn:
-    raise ApiError(501, "NotImplemented", f"{what} is not offered yet at Kubernetes members: ask the cluster itself")
+    raise ApiError(501, "NotImplemented", f"{what} is not offered at Kubernetes members: ask the cluster itself")
 
 
 class MemberAccess:
-    """``SiteAccess``: logs and commands go to the cluster's own API, for pods that are ours alone (``ours`` gives such a pod).
-    ``renewed`` asks for another certificate."""
+    """``SiteAccess``: streams go to the cluster's own API, for pods that are ours alone (``ours`` gives such a pod, ``pods``
+    all), in the name of whoever asks at the hub (``identities``). ``renewed`` asks for another certificate."""
 
-    def __init__(self, member: Member, renewed: Callable[[], None], ours: Callable[[str, str], Obj | None]) -> None:
-        self._member, self._renewed, self._ours = member, renewed, ours
-        self._counts, self._logs = Counts(), 0
+    def __init__(
+        self,
+        member: Member,
+        renewed: Callable[[], None],
+        ours: Ours,
+        pods: Callable[[], Sequence[Obj]] = tuple,
+        identities: Identities = Identities.PREFIXED,
+    ) -> None:
+        self._member, self._renewed, self._ours, self._pods, self._identities = member, renewed, ours, pods, identities
+        self._counts, self._reading = Counts(), asyncio.Semaphore(MAX_LOGS)
+        self._forwards = Forwards(member.client)
 
     def renew(self) -> None:
         self._renewed()
@@ -36,6 +55,55 @@ class MemberAccess:
     @property
     def counts(self) -> Counts:
         return self._counts
+
+    async def acting_for(self, header: dict[str, Any]) -> PodAccess:
+        """A connection without a user is the hub's own (its Services' proxy), or another site's pod's."""
+        kind = header.get("type")
+        if kind not in ("log", "exec", "attach") and "user" not in header:
+            return self._caller(())
+        caller = acting_as(header.get("user"), self._identities)
+        if kind == "log" and caller:
+            # A log has begun for the hub before it does here; whether it may is asked before.
+            await self._may_read(caller, str(header.get("namespace") or ""), str(header.get("pod") or ""))
+        return self._caller(caller)
+
+    def _caller(self, headers: Headers) -> PodAccess:
+        return _Caller(self._member, self._ours, self._reading, self._forwards, headers)
+
+    async def _may_read(self, caller: Headers, namespace: str, pod: str) -> None:
+        asked = {"namespace": namespace, "verb": "get", "resource": "pods", "subresource": "log", "name": pod}
+        review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview"}
+        body = json.dumps(review | {"spec": {"resourceAttributes": asked}}).encode()
+        answer = await self._member.client.request("POST", _REVIEWS, body, headers=caller)
+        status = json_of(answer, f"POST {_REVIEWS}").get("status") or {}
+        if not status.get("allowed"):
+            why = f": {status['reason']}" if status.get("reason") else ""
+            text = f'User "{shown(caller)}" cannot get resource "pods/log" in the namespace "{namespace}"'
+            raise ApiError(403, "Forbidden", text + why)
+
+    async def datagrams(self, namespace: str, pod: str, port: int) -> socket.socket:
+        not_offered("UDP to a pod")
+
+    def refusal(self, source: Any, namespace: str, pod: str, port: int, protocol: str = "TCP") -> str | None:
+        """The hub has asked its own NetworkPolicies. Those of the cluster alone do not see such a connection: it comes from the
+        pod's node, as a probe does."""
+        if protocol != "TCP":
+            return "pods of Kubernetes members are reached by TCP only"
+        return None if self._ours(namespace, pod) is not None else f"there is no pod {pod} of the federation in {namespace}"
+
+    async def usage(self) -> dict[str, Any]:
+        return await usage_of(self._member.client, {uid(pod): pod for pod in self._pods()})
+
+    async def close(self) -> None:
+        await self._forwards.close()
+
+
+class _Caller:
+    """``PodAccess`` in somebody's name: ``headers`` say whose."""
+
+    def __init__(self, member: Member, ours: Ours, reading: asyncio.Semaphore, forwards: Forwards, headers: Headers) -> None:
+        self._member, self._ours, self._headers = member, ours, headers
+        self._reading, self._forwards = reading, forwards
 
     def logs(
         self,
@@ -61,15 +129,11 @@ class MemberAccess:
 
     async def _read(self, path: str, query: dict[str, str]) -> AsyncIterator[bytes]:
         """However many read logs, what is followed at the cluster finds its connection."""
-        if self._logs >= MAX_LOGS:
+        if self._reading.locked():
             raise ApiError(429, "TooManyRequests", f"{MAX_LOGS} logs are read at this site already: end one of them first")
-        self._logs += 1
-        try:
-            async with aclosing(self._member.client.chunks("GET", path, query=query)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-        finally:
-            self._logs -= 1
+        async with self._reading, aclosing(self._member.client.chunks("GET", path, query=query, headers=self._headers)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def exec(
         self, namespace: str, pod: str, container: str, command: Sequence[str], *, stdin: bool = False, tty: bool = False
@@ -88,25 +152,17 @@ class MemberAccess:
         if container:
             query = [*query, ("container", container)]
         path = f"{path_of(POD, namespace, pod, what)}?{urlencode(query)}"
-        return await RemoteExec.open(self._member.client, path, self._member.minor)
+        return await RemoteExec.open(self._member.client, path, self._member.minor, self._headers)
+
+    async def connect(self, namespace: str, pod: str, port: int) -> socket.socket:
+        self._pod(namespace, pod)
+        return await self._forwards.open(path_of(POD, namespace, pod, "portforward"), port, self._headers)
 
     def _pod(self, namespace: str, pod: str) -> Obj:
         found = self._ours(namespace, pod)
         if found is None:
             raise not_found("", POD.plural, pod)
         return found
-
-    async def connect(self, namespace: str, pod: str, port: int) -> socket.socket:
-        not_offered("a connection to a pod")
-
-    async def datagrams(self, namespace: str, pod: str, port: int) -> socket.socket:
-        not_offered("UDP to a pod")
-
-    def refusal(self, source: Any, namespace: str, pod: str, port: int, protocol: str = "TCP") -> str | None:
-        return "pods of Kubernetes members are not reached from other sites yet"
-
-    async def usage(self) -> dict[str, Any]:
-        return {"age": 0.0, "window": 0.0, "pods": []}
 
 
 def _outputs(tty: bool) -> list[tuple[str, str]]:

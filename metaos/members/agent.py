@@ -33,11 +33,14 @@ from metaos.files import write_private
 from metaos.http import HttpClient, spare_memory
 from metaos.members.access import MemberAccess
 from metaos.members.applier import Applier
+from metaos.members.callers import Identities
 from metaos.members.claim import Membership, claim, release
 from metaos.members.kubeconfig import KubeconfigError
 from metaos.members.manifests import MEMBER_LABEL
 from metaos.members.member import Member, read_access
+from metaos.members.news import MemberNews
 from metaos.members.nodes import architecture, totals
+from metaos.members.others import OtherPods
 from metaos.members.pods import MemberPods
 from metaos.members.status import about as described
 from metaos.resources.errors import ApiError
@@ -63,6 +66,7 @@ class MemberConfig:
     agent: AgentConfig
     kubeconfig: Path | None = None
     context: str = ""
+    identities: Identities = Identities.PREFIXED
 
 
 class KubernetesAgent:
@@ -81,8 +85,14 @@ class KubernetesAgent:
         self._config, self._site, self._membership, self._clock = config, site, membership, clock
         self._name, self.member = name(site), member
         self.contact = Contact(clock, random)
-        access = MemberAccess(member, lambda: self.connection.renew(), lambda where, pod: self.pods.ours(where, pod))
-        self.connection = connect(self.contact, access)
+        self.access = MemberAccess(
+            member,
+            lambda: self.connection.renew(),
+            lambda where, pod: self.pods.ours(where, pod),
+            lambda: self.pods.pods(),
+            config.identities,
+        )
+        self.connection = connect(self.contact, self.access)
         client = self.connection.client
         self.works = Works(client, self.contact, clock, WorkFiles(config.agent.data / "works"), self._name)
         self.events = SiteEvents(
@@ -99,7 +109,9 @@ class KubernetesAgent:
             lambda: self.pods.refresh(),
         )
         self._changed = asyncio.Event()
-        self.pods = MemberPods(member, self.applier, clock, self._changed.set)
+        news = MemberNews(member, clock, lambda involved: self.pods.known(involved), self.events.record)
+        self.pods = MemberPods(member, self.applier, clock, self._changed.set, news)
+        self.others = OtherPods(member, clock)
         self.mirrors = PodMirrors(client, self.contact, clock, random, self._name, self.pods.delete_pod)
         self.reports = WorkReports(
             client, self.contact, clock, random, self.works, self.applier.judge, self._show, cluster_namespace(self._name)
@@ -138,6 +150,7 @@ class KubernetesAgent:
             self.member.run(),
             self._keep_claim(),
             self._node_follower.run(),
+            self.others.follower.run(),
             self.works.follower.run(),
             self.applier.run(),
             self.pods.run(),
@@ -164,6 +177,7 @@ class KubernetesAgent:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.mirrors.close()
+            await self.access.close()
             await self.connection.close()
             await self.member.client.close()
 
@@ -214,7 +228,7 @@ class KubernetesAgent:
         kept = {key: status[key] for key in ("capacity", "allocatable", "conditions", "nodeInfo") if key in status}
         self._nodes[name(node)] = {
             "metadata": {"name": name(node)},
-            "spec": {"unschedulable": bool(spec.get("unschedulable"))},
+            "spec": {"unschedulable": bool(spec.get("unschedulable")), "taints": spec.get("taints") or []},
             "status": kept,
         }
 
@@ -224,7 +238,8 @@ class KubernetesAgent:
     async def measure(self) -> dict[str, Any]:
         """The agent's part of ``Cluster.status``."""
         nodes = [self._nodes[key] for key in sorted(self._nodes)]
-        has, free = totals(nodes, (self._site.get("spec") or {}).get("capacity") or {})
+        stated, taken = self._site.get("spec") or {}, self.others.by_node(self.pods.uids())
+        has, free = totals(nodes, stated.get("capacity") or {}, taken, stated.get("taints") or ())
         return {
             "capacity": has,
             "allocatable": free,
@@ -249,6 +264,7 @@ class KubernetesAgent:
             _condition("ClusterReachable", self.member.problem, "Reachable", "Unreachable"),
             _condition("LeftoversGone", f"{len(left)} objects are still to go: {shown}" if left else "", "Gone", "Waiting"),
             _condition("NodesKnown", self._nodes_problem, "Listed", "Unknown"),
+            _condition("PodsKnown", self.others.problem, "Listed", "Unknown"),
         ]
 
     async def _farewell(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Self
 from metaos.agent.remote import CLOSE, ERROR, RESIZE, STDERR, STDIN, STDOUT
 from metaos.agent.websocket import Refused, WebSocket
 from metaos.http import HttpClient, Response, error_of
+from metaos.members.callers import Headers
 from metaos.resources.errors import ApiError, unavailable
 
 OPEN_SECONDS = 20.0
@@ -22,6 +23,23 @@ OPEN_SECONDS = 20.0
 MAX_MESSAGE = 1024 * 1024
 #: The first minor version of Kubernetes 1 that speaks ``v5``.
 V5_MINOR = 30
+V4, V5 = "v4.channel.k8s.io", "v5.channel.k8s.io"
+
+
+async def opened(client: HttpClient, path: str, subprotocol: str, more: Headers) -> WebSocket:
+    """A WebSocket of the cluster's API server, with these headers ``more``. Raises ``ApiError``: what the server said."""
+    context, server_name, token = await client.upgrade()
+    headers = [(b"Authorization", f"Bearer {token}".encode())] if token else []
+    headers += [(key.encode(), value.encode()) for key, value in more]
+    try:
+        async with asyncio.timeout(OPEN_SECONDS):
+            return await WebSocket.open(
+                client.url + path, context, subprotocol, MAX_MESSAGE, headers=headers, server_name=server_name
+            )
+    except Refused as error:
+        raise error_of(Response(error.status, (), error.body)) from error
+    except (OSError, TimeoutError) as error:
+        raise unavailable(f"the cluster's API server does not open the stream: {error or 'no answer in time'}") from error
 
 
 class RemoteExec:
@@ -33,26 +51,10 @@ class RemoteExec:
         self._status: dict[str, Any] | None = None
 
     @classmethod
-    async def open(cls, client: HttpClient, path: str, minor: int) -> Self:
+    async def open(cls, client: HttpClient, path: str, minor: int, headers: Headers = ()) -> Self:
         """``path`` with its query. Raises ``ApiError``."""
         closes = minor >= V5_MINOR
-        context, server_name, token = await client.upgrade()
-        headers = [(b"Authorization", f"Bearer {token}".encode())] if token else []
-        try:
-            async with asyncio.timeout(OPEN_SECONDS):
-                socket = await WebSocket.open(
-                    client.url + path,
-                    context,
-                    "v5.channel.k8s.io" if closes else "v4.channel.k8s.io",
-                    MAX_MESSAGE,
-                    headers=headers,
-                    server_name=server_name,
-                )
-        except Refused as error:
-            raise error_of(Response(error.status, (), error.body)) from error
-        except (OSError, TimeoutError) as error:
-            raise unavailable(f"the cluster's API server does not open the stream: {error or 'no answer in time'}") from error
-        return cls(socket, closes=closes)
+        return cls(await opened(client, path, V5 if closes else V4, headers), closes=closes)
 
     async def write(self, data: bytes) -> None:
         """To its stdin; empty bytes close it."""

@@ -30,7 +30,7 @@ LOOK_SECONDS = 10.0
 PATIENCE_SECONDS = 30.0
 #: Changes of objects that are under way at the same time.
 WORKERS = 8
-#: Kinds that are followed at the same time, and namespaces whose pods are; each takes a connection.
+#: Kinds that are followed at the same time, and namespaces whose pods and events are; each takes a connection.
 MAX_KINDS, MAX_NAMESPACES = 256, 200
 #: Logs that are read at the same time, each on a connection too.
 MAX_LOGS = 64
@@ -72,7 +72,7 @@ class Member:
             peer="the cluster's API server",
             server_name=access.server_name,
             bearer=self._token,
-            watches=MAX_KINDS + MAX_NAMESPACES + MAX_LOGS + 1,  # and the nodes
+            watches=MAX_KINDS + 2 * MAX_NAMESPACES + MAX_LOGS + 2,  # and the nodes, and all pods
             idle=WORKERS,
             clock=clock,
             random=random,

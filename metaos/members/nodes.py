@@ -4,29 +4,50 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from metaos.resources import quantity
+from metaos.resources import meta, quantity
 from metaos.resources.meta import Obj, is_true
 
-
-def usable(node: Obj) -> bool:
-    """Whether a node takes new pods: it is ready and not cordoned."""
-    return is_true(node, "Ready") and not (node.get("spec") or {}).get("unschedulable")
+#: Taints that keep pods away.
+_KEEPING = ("NoSchedule", "NoExecute")
 
 
-def totals(nodes: Iterable[Obj], limits: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """(capacity, allocatable) by resource: of all nodes, and of those that take pods. ``limits``: what the owner gives at most
-    (``Cluster.spec.capacity``). Volumes and huge pages are left out: they are no resource of a site."""
+def usable(node: Obj, known: Iterable[Mapping[str, Any]] = ()) -> bool:
+    """Whether a node takes new pods: it is ready, not cordoned, and not tainted. ``known``: taints of the site as a whole; who
+    comes to it tolerates them, so at a node they keep nobody away."""
+    spec = node.get("spec") or {}
+    tolerated = {_taint(each) for each in known}
+    kept = any(t.get("effect") in _KEEPING and _taint(t) not in tolerated for t in spec.get("taints") or ())
+    return is_true(node, "Ready") and not spec.get("unschedulable") and not kept
+
+
+def _taint(taint: Mapping[str, Any]) -> tuple[str, str, str]:
+    return str(taint.get("key") or ""), str(taint.get("value") or ""), str(taint.get("effect") or "")
+
+
+def totals(
+    nodes: Iterable[Obj],
+    limits: Mapping[str, Any],
+    taken: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+    taints: Iterable[Mapping[str, Any]] = (),
+) -> tuple[dict[str, str], dict[str, str]]:
+    """(capacity, allocatable) by resource: of all nodes, and of those that take pods, without what others take there (``taken``,
+    by the node's name). ``limits``: what the owner gives at most (``Cluster.spec.capacity``); ``taints``: those of the site
+    (``Cluster.spec.taints``). Volumes and huge pages are left out: they are no resource of a site."""
+    taints = tuple(taints)
     has: Counter[str] = Counter()
     free: Counter[str] = Counter()
     for node in nodes:
         status = node.get("status") or {}
+        gone = taken.get(meta.name(node), {}) if taken else {}
         for total, key in ((has, "capacity"), (free, "allocatable")):
-            if total is has or usable(node):
+            if total is has or usable(node, taints):
                 for resource, amount in (status.get(key) or {}).items():
                     if not resource.startswith(("hugepages-", "ephemeral-storage", "attachable-volumes-")):
-                        total[resource] += _amount(resource, amount)
+                        there = _amount(resource, amount)
+                        total[resource] += there if total is has else max(0, there - gone.get(resource, 0))
     for resource in ("cpu", "memory", "pods"):
         has.setdefault(resource, 0)
         free.setdefault(resource, 0)

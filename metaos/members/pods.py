@@ -16,6 +16,7 @@ from metaos.client import ObjList, WatchEvent
 from metaos.clock import Clock
 from metaos.members.applier import Applier
 from metaos.members.member import MAX_NAMESPACES, Member
+from metaos.members.news import MemberNews
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, ObjectRef, controller_of, labels, name, namespace, owner_reference, uid
 from metaos.resources.scheme import JOB, POD, REPLICA_SET, WORKLOADS, Kind
@@ -48,21 +49,24 @@ _ADDED = frozenset(
 class MemberPods:
     """``changed`` is called when there may be other pods, or others of them may be ours."""
 
-    def __init__(self, member: Member, applier: Applier, clock: Clock, changed: Callable[[], None]) -> None:
-        self._member, self._applier, self._clock, self._changed = member, applier, clock, changed
+    def __init__(
+        self, member: Member, applier: Applier, clock: Clock, changed: Callable[[], None], news: MemberNews | None = None
+    ) -> None:
+        self._member, self._applier, self._clock, self._changed, self._news = member, applier, clock, changed, news
         self._pods: dict[tuple[str, str], Obj] = {}
         #: uid of what stands between → its own controller, ``None`` where it has none or is gone.
         self._chains: dict[str, dict[str, Any] | None] = {}
         self._most = MAX_CHAINS
         self._unknown: dict[str, tuple[Kind, str, str]] = {}
         self._asked = asyncio.Event()
-        self._followed: dict[str, asyncio.Task[None]] = {}
+        self._followed: dict[str, list[asyncio.Task[None]]] = {}
 
     def refresh(self) -> None:
         """Works may name other namespaces now."""
         wanted = {r.namespace for r in self._applier.refs() if r.kind in _WORKLOADS and r.namespace}
         for where in sorted(self._followed.keys() - wanted):
-            self._followed.pop(where).cancel()
+            for task in self._followed.pop(where):
+                task.cancel()
             self._pods = {key: pod for key, pod in self._pods.items() if key[0] != where}
         free, waiting = MAX_NAMESPACES - len(self._followed), sorted(wanted - self._followed.keys())
         if len(waiting) > free:
@@ -72,7 +76,8 @@ class MemberPods:
                 ", ".join(waiting[free:])[:200],
             )
         for where in waiting[:free]:
-            self._followed[where] = asyncio.create_task(self._follower(where).run())
+            followers = [self._follower(where), *([self._news.follower(where)] if self._news else [])]
+            self._followed[where] = [asyncio.create_task(follower.run()) for follower in followers]
         self._changed()
 
     def __len__(self) -> int:
@@ -106,6 +111,21 @@ class MemberPods:
         known = self._pods.get((where, pod))
         return None if known is None else self._local(known)
 
+    def uids(self) -> set[str]:
+        """Of those that are ours, at the cluster."""
+        return {uid(pod) for pod in self._pods.values() if self._local(pod) is not None}
+
+    def known(self, involved: Obj) -> Obj | None:
+        """What an event of the cluster is about, as the hub knows it: a pod of ours, or a workload; ``None``: others'. Of what
+        stands between a workload and its pods (a ReplicaSet), it is the workload."""
+        where, called = str(involved.get("namespace") or ""), str(involved.get("name") or "")
+        if involved.get("kind") == "Pod":
+            pod = self._pods.get((where, called))
+            if pod is None or uid(pod) != involved.get("uid") or self._local(pod) is None:
+                return None
+            return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": called, "namespace": where, "uid": uid(pod)}}
+        return self._workload(where, involved)
+
     async def run(self) -> None:
         """Never returns. Asks whose the ReplicaSets and Jobs between are. One that cannot be asked for holds up no other."""
         said = ""
@@ -132,9 +152,10 @@ class MemberPods:
                             log.warning("whose some pods are cannot be found out, so they are not shown at the hub: %s", said)
                         await self._clock.sleep(RETRY_SECONDS)
         finally:
-            for task in self._followed.values():
+            tasks = [task for tasks in self._followed.values() for task in tasks]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._followed.values(), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _remember(self, key: str, owner: dict[str, Any] | None) -> None:
         self._chains[key] = owner

@@ -13,6 +13,7 @@ import pytest
 from metaos.agent.contact import Contact
 from metaos.members.access import MemberAccess
 from metaos.members.applier import Applier
+from metaos.members.callers import Identities
 from metaos.members.execution import exit_code
 from metaos.members.pods import MemberPods, shown
 from metaos.resources import scheme
@@ -84,7 +85,7 @@ class OneKind:
         owner = {"apiVersion": "batch/v1", "kind": "CronJob", "name": "nightly", "uid": "cron", "controller": True}
         return {"metadata": {"name": called, "ownerReferences": [owner]}}
 
-    def chunks(self, method: str, path: str, *, query: dict[str, str]) -> AsyncGenerator[bytes, None]:
+    def chunks(self, method: str, path: str, *, query: dict[str, str], headers: Any) -> AsyncGenerator[bytes, None]:
         async def found() -> AsyncGenerator[bytes, None]:
             yield b"line"
 
@@ -135,7 +136,8 @@ def test_controllers_are_remembered_as_long_as_a_pod_has_them(monkeypatch: pytes
 async def test_so_many_logs_at_a_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metaos.members.access.MAX_LOGS", 1)
     member, _ = one_kind(FakeClock())
-    access = MemberAccess(member, lambda: None, lambda where, pod: {})
+    site = MemberAccess(member, lambda: None, lambda where, pod: {}, identities=Identities.AGENT)
+    access = await site.acting_for({"type": "log"})
     first, second = access.logs("shop", "a", "main"), access.logs("shop", "a", "main")
     assert await anext(first) == b"line"
     with pytest.raises(ApiError, match="read at this site already"):
