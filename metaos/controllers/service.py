@@ -32,7 +32,6 @@ from metaos.resources.meta import (
     ref,
     uid,
 )
-from metaos.resources.reading import is_kubernetes
 from metaos.resources.workload import service_selects, usable
 
 NAME = "service"
@@ -147,8 +146,6 @@ class ServiceReconciler:
         cluster = self._clusters.get(site)
         if cluster is None or not is_true(cluster, "Ready"):
             return _LOST
-        if is_kubernetes(cluster):
-            return _LOST  # Its pods serve their own cluster; other sites do not reach them.
         owner = controller_of(pod)
         for found in self._works.by_index("workloadUid", str((owner or {}).get("uid") or uid(pod))):
             if cluster_of(found) == site:

@@ -48,6 +48,8 @@ class MemberAccess:
         self._member, self._renewed, self._ours, self._pods, self._identities = member, renewed, ours, pods, identities
         self._counts, self._reading = Counts(), asyncio.Semaphore(MAX_LOGS)
         self._forwards = Forwards(member.client)
+        #: Why the hub got no figures when it asked last.
+        self.unmeasured = ""
 
     def renew(self) -> None:
         self._renewed()
@@ -92,7 +94,13 @@ class MemberAccess:
         return None if self._ours(namespace, pod) is not None else f"there is no pod {pod} of the federation in {namespace}"
 
     async def usage(self) -> dict[str, Any]:
-        return await usage_of(self._member.client, {uid(pod): pod for pod in self._pods()})
+        try:
+            found = await usage_of(self._member.client, {uid(pod): pod for pod in self._pods()})
+        except ApiError as error:
+            self.unmeasured = error.message
+            raise
+        self.unmeasured = ""
+        return found
 
     async def close(self) -> None:
         await self._forwards.close()

@@ -264,6 +264,7 @@ class KubernetesAgent:
             _condition("ClusterReachable", self.member.problem, "Reachable", "Unreachable"),
             _condition("LeftoversGone", f"{len(left)} objects are still to go: {shown}" if left else "", "Gone", "Waiting"),
             _condition("NodesKnown", self._nodes_problem, "Listed", "Unknown"),
+            _condition("MetricsServed", self.access.unmeasured, "Served", "NotServed"),
             _condition("PodsKnown", self.others.problem, "Listed", "Unknown"),
         ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -24,7 +25,9 @@ from metaos.members.manifests import (
     refusal,
     tracking,
 )
+from metaos.members.metrics import measured
 from metaos.members.nodes import totals
+from metaos.members.others import taken_by
 from metaos.members.ownership import (
     Action,
     Applied,
@@ -39,6 +42,7 @@ from metaos.members.ownership import (
 )
 from metaos.members.refusals import refusal_of
 from metaos.members.status import Outcome, Seen, work_status
+from metaos.resources import quantity
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import ADOPT, Obj, labels, ref
 
@@ -342,6 +346,48 @@ def test_capacity_is_the_sum_over_nodes_and_what_takes_pods_is_allocatable(found
     taking = [n for n in found if n["status"]["conditions"][0]["status"] == "True" and not n["spec"]["unschedulable"]]
     assert int(free["pods"]) == min(most, 110 * len(taking))
     assert totals(taking, {})[1] == totals(found, {})[1]
+
+
+@settings(max_examples=30)
+@given(nodes, st.integers(0, 9000), st.booleans())
+def test_what_others_take_and_what_is_tainted_is_no_room(found: list[Obj], cpu: int, known: bool) -> None:
+    taint = {"key": "dedicated", "value": "db", "effect": "NoSchedule"}
+    for number, each in enumerate(found):
+        each["metadata"] = {"name": f"n-{number}"}
+    found_free = totals(found, {})[1]
+    taken = {"n-0": Counter({"cpu": cpu, "pods": 1})}
+    free = totals(found, {}, taken)[1]
+    gone = quantity.milli(found_free["cpu"]) - quantity.milli(free["cpu"])
+    usable_cpu = quantity.milli(totals(found[:1], {})[1]["cpu"])
+    assert gone == min(cpu, usable_cpu), "no more than there is, and of no other node"
+    for each in found:
+        each["spec"]["taints"] = [taint]
+    tainted = totals(found, {}, {}, [taint] if known else [])[1]
+    assert tainted == (found_free if known else {"cpu": "0", "memory": "0", "pods": "0"})
+
+
+def test_a_pod_takes_its_requests_until_it_ends() -> None:
+    spec: Obj = {
+        "nodeName": "n",
+        "containers": [{"name": "a", "resources": {"requests": {"cpu": "250m", "nvidia.com/gpu": "1"}}}],
+    }
+    assert taken_by({"spec": spec}) == ("n", Counter({"cpu": 250, "memory": 0, "pods": 1, "nvidia.com/gpu": 1}))
+    assert taken_by({"spec": spec, "status": {"phase": "Succeeded"}}) is None
+    assert taken_by({"spec": spec | {"nodeName": ""}}) is None
+    spec["containers"][0]["resources"]["requests"]["cpu"] = "many"
+    assert taken_by({"spec": spec}) == ("n", Counter({"pods": 1}))
+
+
+def test_use_is_told_of_our_pods_alone_and_what_cannot_be_read_is_left_out() -> None:
+    def used(called: str, cpu: str) -> Obj:
+        return {
+            "metadata": {"name": called, "namespace": "shop"},
+            "containers": [{"name": "c", "usage": {"cpu": cpu, "memory": "1Mi"}}],
+        }
+
+    found = measured([used("ours", "250m"), used("theirs", "1"), used("odd", "?")], {("shop", "ours"), ("shop", "odd")})
+    assert found[0] == {"namespace": "shop", "name": "ours", "containers": {"c": {"cpu": 0.25, "memory": float(1 << 20)}}}
+    assert found[1]["containers"] == {}
 
 
 # -- what is said ------------------------------------------------------------------------------------------------
