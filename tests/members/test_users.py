@@ -18,6 +18,7 @@ from examples.demo.continuum import Continuum, wait_for
 from metaos.members.execution import V5_MINOR
 from metaos.twin.processes import free_port
 from tests.differential.peers import kubeconfig
+from tests.members.test_deploy import manifest
 from tests.members.test_whole import Agent, Cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
@@ -56,7 +57,7 @@ def joined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Agent, Cl
     agent = None
     try:
         continuum.start_hub()
-        agent = Agent(continuum, config, SITE)
+        agent = Agent(continuum, as_in_the_cluster(cluster, config, continuum.directory), SITE)
         agent.start()
         wait_for("the cluster to be known", lambda: continuum.get("cluster", "users"), 30)
         continuum.kubectl("wait", "--for=condition=Ready", "cluster/users", "--timeout=60s")
@@ -66,8 +67,23 @@ def joined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Agent, Cl
         if agent is not None:
             agent.kill()
         continuum.stop()
-        cluster.kubectl("delete", "clusterrolebinding", "nemo-test-users", "--ignore-not-found")
-        cluster.kubectl("delete", "namespace", NAMESPACE, "nemo-system", "--ignore-not-found", "--wait=false")
+        cluster.kubectl("delete", "clusterrolebinding", "nemo-test-users", "nemo-agent", "--ignore-not-found")
+        cluster.kubectl("delete", "clusterrole", "nemo-agent", "--ignore-not-found")
+        cluster.kubectl("delete", "namespace", NAMESPACE, "nemo-agent", "nemo-system", "--ignore-not-found", "--wait=false")
+
+
+def as_in_the_cluster(cluster: Cluster, admin: Path, folder: Path) -> Path:
+    """A kubeconfig with the rights, and no others, that the manifest gives the agent."""
+    rights = [
+        found for found in manifest() if found["kind"] in ("Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding")
+    ]
+    cluster.kubectl("apply", "-f", "-", text=yaml.safe_dump_all(rights))
+    config = yaml.safe_load(admin.read_text())
+    config["users"][0]["user"] = {"token": cluster.kubectl("create", "token", "nemo-agent", "-n", "nemo-agent").strip()}
+    found = folder / "agent.kubeconfig"
+    found.touch(0o600)
+    found.write_text(yaml.safe_dump(config))
+    return found
 
 
 def apply(continuum: Continuum) -> None:
