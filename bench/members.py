@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ from examples.demo.continuum import ROOT, Continuum
 from metaos.resources.meta import format_time
 from metaos.twin.processes import wait_for
 
-MEMBERS, MANY, MORE, ALONE = 3, 300, 1000, 60
+MEMBERS, MANY, MORE, ALONE, FEW = 3, 300, 1000, 60, 12
+#: After a member is back, the others are watched for so long.
+HEALED_SECONDS = 10.0
 #: Statuses that somebody else writes at every member while many are applied, per second.
 CHURN_RATE = 20
 NODE = "nemo-bench-node"
@@ -53,15 +55,15 @@ def deployment(name: str, namespace: str, replicas: int) -> dict[str, Any]:
     }
 
 
-def intent(namespace: str) -> list[dict[str, Any]]:
-    """One replica at each member, and an intent that holds there."""
+def intent(namespace: str, groups: int) -> list[dict[str, Any]]:
+    """One replica at each of so many members, and an intent that holds there."""
     residency = {"name": "residency", "condition": "IsOneOf", "value": ["EU"]}
     return [
         {
             "apiVersion": "meta-os.eu/v1alpha1",
             "kind": "PlacementPolicy",
             "metadata": {"name": "everywhere", "namespace": namespace},
-            "spec": {"spread": [{"by": "site", "minGroups": MEMBERS, "maxSkew": 1}]},
+            "spec": {"spread": [{"by": "site", "minGroups": groups, "maxSkew": 1}]},
         },
         {
             "apiVersion": "meta-os.eu/v1alpha1",
@@ -117,7 +119,7 @@ class Arrivals:
     def __init__(self, clusters: list[Cluster], namespace: str) -> None:
         self._clusters, self._namespace = clusters, namespace
         self.seen: dict[str, dict[str, float]] = {c.name: {} for c in clusters}
-        self.deleted = 0
+        self.deleted: dict[str, int] = {c.name: 0 for c in clusters}
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Arrivals:
@@ -138,7 +140,7 @@ class Arrivals:
             event = json.loads(line)
             if event["type"] == "ADDED":
                 self.seen[cluster.name].setdefault(event["object"]["metadata"]["name"], time.monotonic())
-            self.deleted += event["type"] == "DELETED"
+            self.deleted[cluster.name] += event["type"] == "DELETED"
 
     def count(self) -> int:
         return min(len(found) for found in self.seen.values())
@@ -204,6 +206,12 @@ class Run:
             self.start_agent(cluster, heartbeat)
         wait_for("the members to be ready", self.ready, 60)
 
+    def pause(self) -> None:
+        for process in self.agents.values():
+            process.kill()
+            process.wait()
+        self.continuum.kill_hub()
+
     def end(self) -> None:
         for process in self.agents.values():
             process.kill()
@@ -218,8 +226,9 @@ class Run:
         assert self.continuum.hub is not None
         return {"hub": cpu_seconds(self.continuum.hub.pid)} | {n: cpu_seconds(p.pid) for n, p in self.agents.items()}
 
-    def write(self, namespace: str, names: list[str], replicas: int, *, governed: bool) -> Path:
-        items = [space(namespace), *(intent(namespace) if governed else []), *(deployment(n, namespace, replicas) for n in names)]
+    def write(self, namespace: str, names: list[str], replicas: int, *, governed: bool, groups: int = MEMBERS) -> Path:
+        rules = intent(namespace, groups) if governed else []
+        items = [space(namespace), *rules, *(deployment(n, namespace, replicas) for n in names)]
         file = self.directory / f"{namespace}-{'hub' if governed else 'floor'}.json"
         file.write_text("\n".join(json.dumps(item) for item in items))
         return file
@@ -310,6 +319,36 @@ async def churn(run: Run, namespace: str, count: int) -> AsyncIterator[list[int]
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def failover(run: Run, namespace: str, heartbeat: float) -> tuple[float, int]:
+    """Seconds from the SIGKILL of a member's agent until all that it had is at another member, and how many Deployments the
+    others lost after it was back."""
+    names = prefixed(FEW)
+    file = run.write(namespace, names, MEMBERS - 1, governed=True, groups=MEMBERS - 1)
+    async with Arrivals(run.clusters, namespace) as arrivals:
+        await kubectl_apply(run.continuum.kubeconfig, file, run.directory / "cache-hub")
+
+        async def until(what: str, test: Callable[[], bool]) -> None:
+            deadline = time.monotonic() + 120
+            while not test():
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"waited in vain for {what}: { {n: len(f) for n, f in arrivals.seen.items()} }")
+                await asyncio.sleep(0.01)
+
+        await until("all to be at two members", lambda: sum(map(len, arrivals.seen.values())) == FEW * (MEMBERS - 1))
+        victim = max(run.clusters, key=lambda c: len(arrivals.seen[c.name]))
+        others = [c.name for c in run.clusters if c is not victim]
+        await asyncio.sleep(2 * heartbeat)
+        killed = time.monotonic()
+        run.agents[victim.name].kill()
+        run.agents[victim.name].wait()
+        await until("the replacements", lambda: all(len(arrivals.seen[n]) == FEW for n in others))
+        replaced = max(max(arrivals.seen[n].values()) for n in others) - killed
+        run.start_agent(victim, heartbeat)
+        await asyncio.to_thread(wait_for, "the member to be back", run.ready, 60)
+        await asyncio.sleep(HEALED_SECONDS)
+        return replaced, sum(arrivals.deleted[n] for n in others)
+
+
 def kubeconfigs() -> Iterator[Path]:
     for part in os.environ.get("KUBECONFIG", "").split(os.pathsep):
         if part and Path(part).is_file():
@@ -348,6 +387,15 @@ async def measure(clusters: list[Cluster], directory: Path, only: str) -> list[F
             figures.append(figure(f"members: {MORE} Deployments, statuses churn", [present], "s", baseline=[base], aim=10))
             await asyncio.sleep(10)
             figures.append(figure(f"members: hub memory, {MORE} propagated", [run.hub_mb()], "MB", baseline=[idle], aim=300))
+        if wants("failover"):
+            for word, (lease, heartbeat), limit in (("default settings", DEFAULT, 45.0), ("tuned", TUNED, 5.0)):
+                if word == "tuned":
+                    run.pause()
+                    await asyncio.to_thread(run.begin, lease, heartbeat)
+                replaced, lost = await failover(run, f"fail-{word[:2]}-{mark}", heartbeat)
+                name = f"members: failure of one to replaced, {word} (lease {lease:g} s)"
+                figures.append(figure(name, [replaced], "s", baseline=[lease], aim=limit))
+                figures.append(figure("    deleted elsewhere after the heal", [float(lost)], "", aim=0))
     finally:
         await asyncio.to_thread(run.end)
         for task in nodes:

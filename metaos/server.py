@@ -68,6 +68,7 @@ from metaos.controllers.worker import WorkerProcess
 from metaos.files import write_private
 from metaos.http import spare_memory, tls_context
 from metaos.hubs import StoreToken, check_place, open_shared
+from metaos.members.hosted import Hosted
 from metaos.pki import ADMIN, Pki
 from metaos.plugins.points import CarbonSource, PriceSource
 from metaos.plugins.registry import names, provision
@@ -260,7 +261,7 @@ class Hub:
             ("sessions", sessions.run(clock)),
         ]
         if peers is None or keys is None:
-            works += [("upkeep", upkeep.run()), ("books", books.run())]
+            works += [("upkeep", upkeep.run()), ("books", books.run()), ("hosted", self._hosted(manager, client).run())]
         else:
 
             def learned() -> None:
@@ -289,7 +290,7 @@ class Hub:
             for setup in all_setups():
                 setup(manager, client, self._clock, settings)
             await manager.start()
-            await asyncio.gather(upkeep.run(), books.run())
+            await asyncio.gather(upkeep.run(), books.run(), self._hosted(manager, client).run())
         finally:
             self._working = before
             await manager.stop()
@@ -368,8 +369,11 @@ class Hub:
                 raise
             await self.client.create({**scheme.CONFIG_MAP.empty(AUTHORITY, SYSTEM_NAMESPACE), "data": record})
 
+    def _hosted(self, manager: Manager, client: Client) -> Hosted:
+        return Hosted(manager, client, self._clock, self.config.data / "hosted", lambda: self.url, self.join_token)
+
     async def join_token(self, site: str) -> str:
-        """A token for the local site, made without the network."""
+        """A token for a site whose agent this hub runs, made without the network."""
         assert self.client is not None
         token = JoinToken.create(self._random, self._pki.authority.fingerprint)
         secret: Obj = dict(scheme.SECRET.empty(token.secret_name, SYSTEM_NAMESPACE))

@@ -353,6 +353,73 @@ def revoke(name: str, site: bool, kubeconfig: Path | None, data: Path | None) ->
     click.echo(act(name, site=site, kubeconfig=kubeconfig, data=data or default_data("hub")))
 
 
+@nemo.group("cluster")
+def cluster_group() -> None:
+    """Kubernetes clusters that the hub reaches by itself.
+
+    \b
+    Example: nemo cluster add madrid --kubeconfig madrid.kubeconfig
+    """
+
+
+@cluster_group.command("add")
+@click.argument("name")
+@click.option(
+    "--kubeconfig",
+    "given",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="The cluster's, with a token or certificate; the hub keeps it, encrypted.",
+)
+@click.option("--context", default="", help="Context of the kubeconfig; its current one by default.")
+@click.option("--site", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The site file: a Cluster manifest.")
+@click.option(
+    "--identities",
+    type=click.Choice(["prefixed", "same", "agent"]),
+    default="prefixed",
+    show_default=True,
+    help="Who the hub's users are at the cluster: nemo:NAME (prefixed), NAME (same), or the agent itself.",
+)
+@click.option(
+    "--hub-kubeconfig", type=click.Path(path_type=Path), envvar="KUBECONFIG", help="Which hub [default: that of --data]."
+)
+@click.option("--data", type=click.Path(path_type=Path), help="The hub's data directory [default: that of 'nemo up'].")
+def cluster_add(
+    name: str, given: Path, context: str, site: Path | None, identities: str, hub_kubeconfig: Path | None, data: Path | None
+) -> None:
+    """Have the hub run the agent of cluster NAME, which it must reach.
+
+    Where the hub cannot reach the cluster, the agent runs there and dials out: see 'nemo agent --runtime kubernetes'.
+
+    \b
+    Example: nemo cluster add madrid --kubeconfig madrid.kubeconfig --site madrid.yaml
+    """
+    from metaos.cli.clusters import add
+    from metaos.cli.operations import checked_site
+    from metaos.members.callers import Identities
+
+    try:
+        checked_site(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'NAME'") from None
+    add(name, given, context, site, Identities(identities), hub_kubeconfig, data or default_data("hub"))
+    click.echo(f"cluster {name} is being joined: see 'kubectl get cluster {name}'")
+
+
+@cluster_group.command("remove")
+@click.argument("name")
+@hub_options
+def cluster_remove(name: str, kubeconfig: Path | None, data: Path | None) -> None:
+    """Take back a cluster that the hub hosts: its work goes elsewhere, what was applied there is taken away.
+
+    \b
+    Example: nemo cluster remove madrid
+    """
+    from metaos.cli.clusters import remove
+
+    click.echo(remove(name, kubeconfig, data or default_data("hub")))
+
+
 @nemo.group()
 def ca() -> None:
     """The hub's certificate authority: see it, replace it.

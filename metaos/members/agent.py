@@ -193,7 +193,7 @@ class KubernetesAgent:
             self.mirrors.refresh(self.pods.pods())
 
     async def _show(self, work: Obj) -> None:
-        await self.mirrors.show(work, self.pods.pods())
+        await self.mirrors.show(work, self.pods.of(work))
 
     async def _keep_claim(self) -> None:
         said = ""

@@ -149,6 +149,11 @@ class Applier:
         wanted, live = self._wanted.get(each), self._live.get(each)
         return wanted.manifest if wanted is not None and live is not None and live.uid == live_uid else None
 
+    def live_uid(self, each: ObjectRef) -> str:
+        """Of an object of ours at the cluster; empty while there is none."""
+        live = self._live.get(each)
+        return live.uid if live is not None else ""
+
     def refresh(self) -> None:
         """Look at everything again."""
         for each in self._ordered(self._wanted.keys() | self._live.keys()):

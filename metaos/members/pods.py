@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from metaos.members.applier import Applier
 from metaos.members.member import MAX_NAMESPACES, Member
 from metaos.members.news import MemberNews
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import Obj, ObjectRef, controller_of, labels, name, namespace, owner_reference, uid
+from metaos.resources.meta import Obj, ObjectRef, controller_of, labels, name, namespace, owner_reference, ref, uid
 from metaos.resources.scheme import JOB, POD, REPLICA_SET, WORKLOADS, Kind
 from metaos.resources.workload import pod_template
 
@@ -54,6 +55,9 @@ class MemberPods:
     ) -> None:
         self._member, self._applier, self._clock, self._changed, self._news = member, applier, clock, changed, news
         self._pods: dict[tuple[str, str], Obj] = {}
+        #: uid of a controller → its pods; uid of a workload → the ReplicaSets and Jobs between. As many as the pods and chains.
+        self._under: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
+        self._below: defaultdict[str, set[str]] = defaultdict(set)
         #: uid of what stands between → its own controller, ``None`` where it has none or is gone.
         self._chains: dict[str, dict[str, Any] | None] = {}
         self._most = MAX_CHAINS
@@ -67,7 +71,7 @@ class MemberPods:
         for where in sorted(self._followed.keys() - wanted):
             for task in self._followed.pop(where):
                 task.cancel()
-            self._pods = {key: pod for key, pod in self._pods.items() if key[0] != where}
+            self._drop(where)
         free, waiting = MAX_NAMESPACES - len(self._followed), sorted(wanted - self._followed.keys())
         if len(waiting) > free:
             log.warning(
@@ -92,6 +96,20 @@ class MemberPods:
             if local is not None:
                 found.append(local)
         return found
+
+    def of(self, work: Obj) -> list[Obj]:
+        """Those of a Work's objects, as :meth:`pods` has them."""
+        keys: set[tuple[str, str]] = set()
+        for manifest in (work.get("spec") or {}).get("manifests") or ():
+            about = ref(manifest)
+            live = self._applier.live_uid(about)
+            if about.kind == "Pod":
+                keys.add((about.namespace, about.name))
+            elif live:
+                for owner in (live, *self._below.get(live, ())):
+                    keys |= self._under.get(owner, set())
+        found = (self._local(self._pods[key]) for key in sorted(keys) if key in self._pods)
+        return [pod for pod in found if pod is not None]
 
     async def delete_pod(self, where: str, pod: str, grace_seconds: float | None = None, evicted: bool = False) -> None:
         """Its controller makes another one. Raises ``ApiError``. ``evicted``: it is deleted all the same, as the rules of the
@@ -159,21 +177,26 @@ class MemberPods:
 
     def _remember(self, key: str, owner: dict[str, Any] | None) -> None:
         self._chains[key] = owner
+        if owner is not None:
+            self._below[str(owner.get("uid"))].add(key)
         if len(self._chains) > self._most:
-            used = {(controller_of(pod) or {}).get("uid") for pod in self._pods.values()}
-            self._chains = {each: above for each, above in self._chains.items() if each in used}
+            self._chains = {each: above for each, above in self._chains.items() if each in self._under}
             self._most = max(MAX_CHAINS, 2 * len(self._chains))
+            self._below.clear()
+            for each, above in self._chains.items():
+                if above is not None:
+                    self._below[str(above.get("uid"))].add(each)
 
     def _follower(self, where: str) -> Follower:
         def on_list(found: ObjList) -> None:
-            self._pods = {key: pod for key, pod in self._pods.items() if key[0] != where}
+            self._drop(where)
             for pod in found.items:
                 self._keep(pod)
             self._changed()
 
         def on_event(event: WatchEvent) -> None:
             if event.type == "DELETED":
-                self._pods.pop((where, name(event.object)), None)
+                self._forget((where, name(event.object)))
             else:
                 self._keep(event.object)
             self._changed()
@@ -182,10 +205,27 @@ class MemberPods:
 
     def _keep(self, pod: Obj) -> None:
         metadata, status = pod["metadata"], pod.get("status") or {}
-        self._pods[namespace(pod), name(pod)] = {
+        key = namespace(pod), name(pod)
+        self._forget(key)
+        if (owner := controller_of(pod)) is not None:
+            self._under[str(owner.get("uid"))].add(key)
+        self._pods[key] = {
             "metadata": {key: metadata[key] for key in _METADATA if key in metadata},
             "status": {key: status[key] for key in _STATUS if key in status},
         }
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        known = self._pods.pop(key, None)
+        owner = None if known is None else controller_of(known)
+        if owner is not None:
+            above = str(owner.get("uid"))
+            self._under[above].discard(key)
+            if not self._under[above]:
+                del self._under[above]
+
+    def _drop(self, where: str) -> None:
+        for key in [key for key in self._pods if key[0] == where]:
+            self._forget(key)
 
     def _local(self, pod: Obj) -> Obj | None:
         owner = controller_of(pod)

@@ -21,6 +21,8 @@ from tests.apiserver.serving import ServedHub, served
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "agent": ("--hub", "https://127.0.0.1:1", "--site", "{folder}/site.yaml"),
     "backup": ("{folder}/backup",),
+    "cluster add": ("edge", "--kubeconfig", "{folder}/away"),
+    "cluster remove": ("edge",),
     "image import": ("{folder}/text.yaml",),
     "image remove": ("none:1",),
     "intent export": ("fast",),
@@ -38,7 +40,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 }
 #: Those that print for people only, or one format of their own.
 ONE_FORM = {"agent", "up", "backup", "restore", "revoke", "kubeconfig", "intent export", "intent import", "twin from-live"}
-ONE_FORM |= {"ledger receipts"}
+ONE_FORM |= {"ledger receipts", "cluster add", "cluster remove"}
 
 CONFIG = """
 apiVersion: v1
@@ -59,8 +61,9 @@ def leaves(command: click.Command, path: str = "") -> Iterator[tuple[str, click.
 
 
 COMMANDS = dict(leaves(nemo))
-#: Those that ask a hub. The agent's kubeconfig is of another cluster.
-ASKING = sorted(path for path, c in COMMANDS.items() if path != "agent" and any("--kubeconfig" in p.opts for p in c.params))
+#: Those that ask a hub. These commands' kubeconfigs are of another cluster.
+_OTHERS = ("agent", "cluster add")
+ASKING = sorted(path for path, c in COMMANDS.items() if path not in _OTHERS and any("--kubeconfig" in p.opts for p in c.params))
 
 
 @pytest.fixture
@@ -119,7 +122,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     return go
 
 
-@pytest.mark.parametrize("path", [*COMMANDS, "intent", "image", "keys", "ca", "ledger"])
+@pytest.mark.parametrize("path", [*COMMANDS, "intent", "image", "keys", "ca", "ledger", "cluster"])
 def test_help_has_an_example(path: str, run: Any) -> None:
     said = run(path, "--help", needs=False)
     assert said.code == 0 and "Example" in said.out and f"nemo {path.split()[0]}" in said.out.partition("Example")[2]

@@ -1,0 +1,157 @@
+"""Clusters that the hub reaches by itself: it keeps an agent process for each that ``nemo cluster add`` named.
+
+What was given is a Secret in ``nemo-system`` (encrypted at rest, as all are), so it outlives the hub's process and machine. The
+agent is the same as elsewhere, with a folder of its own in the hub's data; only who starts it differs. Level-triggered: the
+Secrets say which agents run. Bound: ``MAX_HOSTED`` agents, each a process of about 43 MB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import shutil
+import signal
+import sys
+from base64 import b64decode
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+from metaos.agent.entry import REMOVED
+from metaos.client import Client
+from metaos.clock import Clock
+from metaos.files import make_private, write_private
+from metaos.members.callers import Identities
+from metaos.reconcile.manager import Manager
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, name
+from metaos.resources.scheme import SECRET
+
+log = logging.getLogger(__name__)
+
+TYPE = "meta-os.eu/cluster"
+LABEL = "meta-os.eu/hosted"
+PREFIX = "cluster."
+MAX_HOSTED = 64
+_PR_SET_PDEATHSIG = 1
+#: Between two starts of an agent that ended: at least, at most, and how long one must have run to count as well.
+AGAIN_SECONDS, LATEST_SECONDS, STEADY_SECONDS = 1.0, 60.0, 60.0
+
+
+def secret(site: str, kubeconfig: str, manifest: str, identities: Identities) -> Obj:
+    """What the hub is given of a cluster. ``kubeconfig`` and ``manifest`` (the site) are YAML."""
+    found: Obj = dict(SECRET.empty(PREFIX + site, SYSTEM_NAMESPACE))
+    found["metadata"]["labels"] = {LABEL: "true"}
+    data = {"kubeconfig": kubeconfig, "site": manifest, "identities": identities.value}
+    return found | {"type": TYPE, "stringData": data}
+
+
+class Hosted:
+    """``url``: where the hub is found from here; ``token`` makes a join token for a site."""
+
+    def __init__(
+        self,
+        manager: Manager,
+        client: Client,
+        clock: Clock,
+        folder: Path,
+        url: Callable[[], str],
+        token: Callable[[str], Awaitable[str]],
+    ) -> None:
+        self._client, self._clock, self._folder, self._url, self._token = client, clock, folder, url, token
+        self._secrets = manager.informer(SECRET, SYSTEM_NAMESPACE, f"{LABEL}=true")
+        self._news = asyncio.Event()
+        self._secrets.on_change(lambda old, new: self._news.set())
+        self._running: dict[str, tuple[object, asyncio.Task[None]]] = {}
+
+    async def run(self) -> None:
+        """Never returns."""
+        await self._secrets.synced()
+        try:
+            while True:
+                self._news.clear()
+                await self._settle()
+                await self._news.wait()
+        finally:
+            await self._end(list(self._running))
+
+    async def _settle(self) -> None:
+        wanted = {name(s).removeprefix(PREFIX): s for s in self._secrets.list() if s.get("type") == TYPE}
+        for site in sorted(wanted)[MAX_HOSTED:]:
+            log.error("cluster %s is not hosted: this hub hosts %d already; run its agent elsewhere", site, MAX_HOSTED)
+            del wanted[site]
+        await self._end(
+            [site for site, (data, _) in self._running.items() if site not in wanted or wanted[site].get("data") != data]
+        )
+        for site, found in sorted(wanted.items()):
+            if site not in self._running:
+                self._running[site] = found.get("data"), asyncio.create_task(self._keep(site, found), name=f"agent of {site}")
+
+    async def _end(self, sites: list[str]) -> None:
+        tasks = [self._running.pop(site)[1] for site in sites]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _keep(self, site: str, given: Obj) -> None:
+        folder = self._folder / site
+        try:
+            arguments = await self._prepare(site, folder, given)
+        except (OSError, KeyError, ValueError, ApiError) as error:
+            log.error("cluster %s is not hosted: its Secret %s cannot be used: %s", site, name(given), error)
+            return
+        wait = AGAIN_SECONDS
+        while True:
+            started = self._clock.monotonic()
+            process = await asyncio.create_subprocess_exec(sys.executable, "-m", "metaos.members.hosted", *arguments)
+            try:
+                code = await process.wait()
+            except asyncio.CancelledError:
+                with suppress(ProcessLookupError):
+                    process.terminate()
+                await process.wait()
+                raise
+            if code == REMOVED:
+                await self._forget(site, folder, given)
+                return
+            wait = AGAIN_SECONDS if self._clock.monotonic() - started > STEADY_SECONDS else min(wait * 2, LATEST_SECONDS)
+            log.error("the agent of cluster %s ended with %d; it is started again in %g s", site, code, wait)
+            await self._clock.sleep(wait)
+
+    async def _prepare(self, site: str, folder: Path, given: Obj) -> list[str]:
+        """Raises ``KeyError`` and ``ValueError`` where the Secret is not as :func:`secret` makes it."""
+        data = {key: b64decode(value, validate=True).decode() for key, value in (given.get("data") or {}).items()}
+        identities = Identities(data["identities"])
+        make_private(self._folder)
+        make_private(folder)
+        for file in ("kubeconfig", "site"):
+            write_private(folder / f"{file}.yaml", data[file])
+        token = folder / "token"
+        if not token.exists():
+            write_private(token, await self._token(site))
+        arguments = ["--runtime", "kubernetes", "--kubeconfig", str(folder / "kubeconfig.yaml"), "--hub", self._url()]
+        arguments += ["--site", str(folder / "site.yaml"), "--token-file", str(token), "--data", str(folder / "agent")]
+        return [*arguments, "--identities", identities.value]
+
+    async def _forget(self, site: str, folder: Path, given: Obj) -> None:
+        """The Cluster was removed at the hub, and the agent has taken away what it had applied."""
+        log.info("cluster %s was removed: its kubeconfig is forgotten", site)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            await self._client.delete(SECRET, name(given), SYSTEM_NAMESPACE)
+        except ApiError as error:
+            if error.code != 404:
+                log.error("the Secret %s of a removed cluster is still there: delete it (%s)", name(given), error.message)
+
+
+def main(arguments: list[str]) -> None:
+    """Becomes an agent that ends with this hub's process, however that ends: the next hub starts its own."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != 1:  # else the hub has gone before it was said
+        os.execv(sys.executable, [sys.executable, "-m", "metaos", "agent", *arguments])  # noqa: S606  (itself)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
