@@ -206,12 +206,6 @@ class Run:
             self.start_agent(cluster, heartbeat)
         wait_for("the members to be ready", self.ready, 60)
 
-    def pause(self) -> None:
-        for process in self.agents.values():
-            process.kill()
-            process.wait()
-        self.continuum.kill_hub()
-
     def end(self) -> None:
         for process in self.agents.values():
             process.kill()
@@ -358,52 +352,68 @@ def kubeconfigs() -> Iterator[Path]:
 async def measure(clusters: list[Cluster], directory: Path, only: str) -> list[Figure]:
     mark, figures = f"{time.time_ns() // 1_000_000:x}"[-6:], []
     nodes = [asyncio.create_task(c.keep_node()) for c in clusters]
-    run = Run(clusters, directory)
 
     def wants(word: str) -> bool:
         return not only or word in only.split(",")
 
     try:
-        await asyncio.to_thread(run.begin, *DEFAULT)
-        idle = run.hub_mb()
-        figures.append(figure("members: hub memory, three members, idle", [idle], "MB", aim=150))
-        if wants("many"):
-            base = await floor(run, f"floor-{mark}", MANY)
-            present, ended = await applied(run, f"many-{mark}", MANY)
-            figures.append(figure(f"members: {MANY} Deployments to three members", [present], "s", baseline=[base], aim=2.8))
-            figures.append(figure("    of it kubectl at the hub", [ended], "s", baseline=[base]))
-        if wants("alone"):
-            base_ms, ours = await alone_floor(run, f"alonef-{mark}"), await alone(run, f"alone-{mark}")
-            for share in (0.5, 0.99):
-                label = f"members: one Deployment alone, p{share:.0%}".rstrip("%")
-                aim = 150 if share == 0.99 else None
-                one, other = percentile(ours, share), percentile(base_ms, share)
-                figures.append(figure(label, [one], "ms", baseline=[other], aim=aim))
-        if wants("more"):
-            base = await floor(run, f"floor2-{mark}", MORE)
-            async with churn(run, f"many-{mark}", MANY) as written:
-                present, ended = await applied(run, f"more-{mark}", MORE)
-                print(f"    {written[0]} statuses were written meanwhile")
-            figures.append(figure(f"members: {MORE} Deployments, statuses churn", [present], "s", baseline=[base], aim=10))
-            await asyncio.sleep(10)
-            figures.append(figure(f"members: hub memory, {MORE} propagated", [run.hub_mb()], "MB", baseline=[idle], aim=300))
-        if wants("failover"):
-            for word, (lease, heartbeat), limit in (("default settings", DEFAULT, 45.0), ("tuned", TUNED, 5.0)):
-                if word == "tuned":
-                    run.pause()
-                    await asyncio.to_thread(run.begin, lease, heartbeat)
-                replaced, lost = await failover(run, f"fail-{word[:2]}-{mark}", heartbeat)
-                name = f"members: failure of one to replaced, {word} (lease {lease:g} s)"
-                figures.append(figure(name, [replaced], "s", baseline=[lease], aim=limit))
-                figures.append(figure("    deleted elsewhere after the heal", [float(lost)], "", aim=0))
+        if wants("tuned"):
+            async with running(clusters, directory / "tuned", *TUNED) as run:
+                figures += await failure(run, f"tuned-{mark}", "tuned", TUNED, 5.0)
+        async with running(clusters, directory / "default", *DEFAULT) as run:
+            idle = run.hub_mb()
+            figures.append(figure("members: hub memory, three members, idle", [idle], "MB", aim=150))
+            if wants("failover"):
+                figures += await failure(run, f"fail-{mark}", "default settings", DEFAULT, 45.0)
+            if wants("alone"):
+                base_ms, ours = await alone_floor(run, f"alonef-{mark}"), await alone(run, f"alone-{mark}")
+                for share in (0.5, 0.99):
+                    label = f"members: one Deployment alone, p{share:.0%}".rstrip("%")
+                    one, other = percentile(ours, share), percentile(base_ms, share)
+                    figures.append(figure(label, [one], "ms", baseline=[other], aim=150 if share == 0.99 else None))
+            if wants("many"):
+                base = await floor(run, f"floor-{mark}", MANY)
+                present, ended = await applied(run, f"many-{mark}", MANY)
+                figures.append(figure(f"members: {MANY} Deployments to three members", [present], "s", baseline=[base], aim=2.8))
+                figures.append(figure("    of it kubectl at the hub", [ended], "s", baseline=[base]))
+            if wants("more"):
+                base = await floor(run, f"floor2-{mark}", MORE)
+                async with churn(run, f"many-{mark}", MANY) as written:
+                    present, ended = await applied(run, f"more-{mark}", MORE)
+                    print(f"    {written[0]} statuses were written meanwhile")
+                figures.append(figure(f"members: {MORE} Deployments, statuses churn", [present], "s", baseline=[base], aim=10))
+                await asyncio.sleep(10)
+                figures.append(figure(f"members: hub memory, {MORE} propagated", [run.hub_mb()], "MB", baseline=[idle], aim=300))
     finally:
-        await asyncio.to_thread(run.end)
         for task in nodes:
             task.cancel()
         await asyncio.gather(*nodes, return_exceptions=True)
         for cluster in clusters:
             await cluster.clear()
     return figures
+
+
+async def failure(run: Run, namespace: str, word: str, settings: tuple[float, float], limit: float) -> list[Figure]:
+    replaced, lost = await failover(run, namespace, settings[1])
+    name = f"members: failure of one to replaced, {word} (lease {settings[0]:g} s)"
+    return [
+        figure(name, [replaced], "s", baseline=[settings[0]], aim=limit),
+        figure("    deleted elsewhere after the heal", [float(lost)], "", aim=0),
+    ]
+
+
+@contextlib.asynccontextmanager
+async def running(clusters: list[Cluster], directory: Path, lease: float, heartbeat: float) -> AsyncIterator[Run]:
+    """A hub whose members the clusters are, while it lasts."""
+    directory.mkdir()
+    run = Run(clusters, directory)
+    try:
+        await asyncio.to_thread(run.begin, lease, heartbeat)
+        yield run
+    finally:
+        await asyncio.to_thread(run.end)
+        for cluster in clusters:  # for another hub
+            await cluster.call("DELETE", "/api/v1/namespaces/nemo-system/configmaps/nemo-member")
 
 
 def main() -> int:

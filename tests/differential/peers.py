@@ -104,10 +104,14 @@ async def _older(peer: Peer) -> dict[str, str]:
     return found
 
 
+def kubeconfigs() -> list[Path]:
+    """The files of ``KUBECONFIG`` that are there, one for each cluster."""
+    return [Path(p) for p in os.environ.get("KUBECONFIG", "").split(os.pathsep) if p and Path(p).is_file()]
+
+
 def kubeconfig() -> Path | None:
-    """The first file of ``KUBECONFIG``."""
-    first = next((p for p in os.environ.get("KUBECONFIG", "").split(os.pathsep) if p), "")
-    return Path(first) if first and Path(first).is_file() else None
+    """The first of them."""
+    return next(iter(kubeconfigs()), None)
 
 
 @asynccontextmanager

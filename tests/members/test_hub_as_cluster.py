@@ -23,6 +23,7 @@ def upper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Continuum]:
     try:
         below.start_hub()
         below.add_sites("edge-paris")
+        below.kubectl("create", "clusterrolebinding", "uppers", "--clusterrole=cluster-admin", "--user=nemo:admin")
         above.start_hub()
         agent = Agent(above, below.kubeconfig)
         agent.start()
