@@ -79,8 +79,9 @@ class PodMirrors:
         found = self._hub.get((where, pod))
         return uid(found) if found else ""
 
-    def refresh(self, pods: Iterable[Obj] | None = None) -> None:
-        """``pods``: all local pods (with ``uid``, ``spec``, ``status`` and hub-side ``ownerReferences``), where they changed."""
+    def refresh(self, pods: Iterable[Obj] | None = None, *, immutable: bool = False) -> None:
+        """``pods``: all local pods (with ``uid``, ``spec``, ``status`` and hub-side ``ownerReferences``), where they changed.
+        ``immutable``: what changes is another object each time, so those that are as they were need no look."""
         keys = self._local.keys() | self._hub.keys()
         if pods is not None:
             # Of two with one name the older is on its way out.
@@ -88,7 +89,9 @@ class PodMirrors:
             self._local = {(namespace(pod), name(pod)): pod for pod in sorted(pods, key=meta.deleting, reverse=True)}
             here = {uid(pod) for pod in self._local.values()}
             self._stopping = {pod: grace for pod, grace in self._stopping.items() if pod in here}
-            keys = {key for key in before.keys() | self._local.keys() if before.get(key) != self._local.get(key)}
+            keys = before.keys() | self._local.keys() | keys
+            if immutable:
+                keys = {key for key in keys if before.get(key) != self._local.get(key)}
         for key in sorted(keys):
             self._turns.add(key, COALESCE_SECONDS)
 

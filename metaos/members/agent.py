@@ -190,7 +190,7 @@ class KubernetesAgent:
             await self._changed.wait()
             await self._clock.sleep(max(COALESCE_SECONDS, COALESCE_SECONDS_EACH * len(self.pods)))
             self._changed.clear()
-            self.mirrors.refresh(self.pods.pods())
+            self.mirrors.refresh(self.pods.pods(), immutable=True)
 
     async def _show(self, work: Obj) -> None:
         await self.mirrors.show(work, self.pods.of(work))
