@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from random import Random
 
 import aiohttp
 import pytest
@@ -13,6 +14,7 @@ from aiohttp import web
 from metaos.clock import SystemClock
 from metaos.members.claim import Membership, claim, release
 from metaos.members.kubeconfig import Access
+from metaos.members.member import Member, read_access
 from metaos.resources import scheme
 from tests.agent.hub import until
 from tests.apiserver.serving import served
@@ -123,3 +125,19 @@ async def test_a_held_applier_does_nothing_and_says_why(applying: Applying) -> N
     assert await applying.get(scheme.CONFIG_MAP, "one") is None
     applying.applier.begin()
     await applying.applied("a")
+
+
+class Ahead(SystemClock):
+    """The clock of a machine that is a month ahead."""
+
+    def now(self) -> float:
+        return super().now() + 30 * 86400.0
+
+
+async def test_a_clock_that_is_wrong_is_asked_about(tmp_path: Path) -> None:
+    async with served(tmp_path, Ahead()) as hub:
+        config = hub.kubeconfig(tmp_path)
+        member = Member(await read_access(config, ""), config, "", tmp_path, SystemClock(), Random(1))
+        await member.look()
+        assert "not yet valid, by this machine's clock: is it right?" in member.problem and not member.able
+        await member.client.close()
