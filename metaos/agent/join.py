@@ -317,10 +317,16 @@ def _differences(field: str, mine: object, theirs: object) -> Iterator[str]:
 
 async def identity_process(*arguments: str, stdin: bytes = b"") -> bytes:
     """Runs ``metaos.agent.identity``; its standard output. Raises ``JoinError``."""
+    return await module_process("metaos.agent.identity", *arguments, stdin=stdin)
+
+
+async def module_process(module: str, *arguments: str, stdin: bytes = b"") -> bytes:
+    """Runs a module in a process of its own, so that what it loads stays out of this one; its standard output. Raises
+    ``JoinError`` with the last line that it says."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "metaos.agent.identity",
+        module,
         *arguments,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -329,5 +335,5 @@ async def identity_process(*arguments: str, stdin: bytes = b"") -> bytes:
     out, err = await process.communicate(stdin)
     if process.returncode:
         lines = err.decode(errors="replace").strip().splitlines()
-        raise JoinError(lines[-1] if lines else f"{arguments[0]}: the process ended with {process.returncode}")
+        raise JoinError(lines[-1] if lines else f"{module}: the process ended with {process.returncode}")
     return out

@@ -34,17 +34,17 @@ from metaos.members.manifests import (
     phase,
     prepared,
     refusal,
-    tracking,
 )
 from metaos.members.member import MAX_KINDS, WORKERS, Member
 from metaos.members.names import Names
 from metaos.members.ownership import Action, Applied, Live, closed, desired_step, found_step, is_ours, taken, unwanted_step
 from metaos.members.refusals import INVALID_SECONDS, refusal_of
+from metaos.members.spaces import Spaces
 from metaos.members.status import Outcome, Seen, about, work_status
 from metaos.reconcile.workqueue import backoff_seconds
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, ObjectRef, generation, name, ref, uid
-from metaos.resources.scheme import NAMESPACE, Kind
+from metaos.resources.scheme import Kind
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,6 @@ CORRECT_SECONDS = 0.5
 QUIET_SECONDS = 180.0
 #: A custom resource whose definition is on its way is tried again so soon.
 KIND_SECONDS = 0.5
-#: So long a namespace counts as open after it was looked at.
-OPEN_SECONDS = 15.0
 #: What waits for something else at the cluster is looked at so often, if no event comes before.
 WAIT_SECONDS = 5.0
 
@@ -107,8 +105,7 @@ class Applier:
         self._followed: dict[tuple[str, str], Kind] = {}
         self._listed: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        #: When each namespace was found open. Bounded by what the Works have named.
-        self._open: dict[str, float] = {}
+        self._spaces = Spaces(member.client, clock, membership, lambda about: about in self._wanted)
         self._quiet_until = float("-inf")
         self._news, self._swept = asyncio.Event(), False
         #: Why nothing is done; empty once it is.
@@ -316,7 +313,7 @@ class Applier:
                 self._turns.add(each, 0.0)
 
     async def _sweep(self) -> None:
-        """What an agent before this one has left, of kinds that no Work names any more, is found once at the start."""
+        """Ends once it is done: what an agent before this one has left, of kinds that no Work names any more, is found."""
         while True:
             if not self.held and self._works.listed:
                 try:
@@ -324,7 +321,7 @@ class Applier:
                         if await self._has_ours(kind):
                             self._follow(kind)
                     self._swept = True
-                    return await _forever()
+                    return
                 except ApiError as error:
                     self._contact.missed(error)
                     log.debug("what was left is looked for again: %s", error.message)
@@ -358,7 +355,7 @@ class Applier:
             if error.code == 429:
                 self._quiet_until = max(self._quiet_until, self._clock.monotonic() + max(1.0, error.retry_after_seconds))
             if error.code == 404 and error.details.get("kind") == "namespaces":
-                self._open.pop(each.namespace, None)
+                self._spaces.doubt(each.namespace)
             elif error.code == 404:
                 self.discovery.forget(each.group)
             if wanted is None:
@@ -426,7 +423,7 @@ class Applier:
         live = self._live.get(each)
         action = desired_step(live, self._applied.get(each), wanted.digest)
         found_uid = live.uid if live is not None else ""
-        if action in (Action.LOOK, Action.APPLY) and (why := await self._closed(each.namespace)):
+        if action in (Action.LOOK, Action.APPLY) and (why := await self._spaces.closed(each.namespace)):
             self._refuse(each, wanted, "NamespaceTaken", why)
             return
         if action is Action.LOOK:
@@ -538,31 +535,6 @@ class Applier:
                 return None
             raise
 
-    async def _closed(self, where: str) -> str:
-        """Why nothing may be written in a namespace; empty where it may. Makes the namespace where it is not there and no Work
-        does. It stays when its objects go: others may have put things there."""
-        now = self._clock.monotonic()
-        if not where or now - self._open.get(where, float("-inf")) < OPEN_SECONDS:
-            return ""
-        about = ObjectRef("", "Namespace", "", where)
-        space = await self._get(NAMESPACE, about)
-        if space is None and about in self._wanted:
-            return ""
-        if space is None:
-            space = {**NAMESPACE.empty(where)}
-            space["metadata"]["labels"] = {MEMBER_LABEL: self._id}
-            space["metadata"]["annotations"] = {TRACKING: tracking(self._id, about)}
-            try:
-                await self._client.create(space, field_manager=FIELD_MANAGER)
-            except ApiError as error:
-                if error.reason != "AlreadyExists":
-                    raise
-                space = await self._client.get(NAMESPACE, where)  # Somebody was faster, perhaps another worker.
-        why = closed(space, self._id)
-        if not why:
-            self._open = {k: v for k, v in self._open.items() if now - v < OPEN_SECONDS} | {where: now}
-        return why
-
     # -- what is told of it ------------------------------------------------------------------------------------
 
     def judge(self, work: Obj, old: dict[str, Any], fenced: bool, now: float) -> dict[str, Any]:
@@ -593,7 +565,3 @@ _FOUNDATIONS = 4
 
 def _identity(each: ObjectRef) -> dict[str, str]:
     return {"name": each.name} | ({"namespace": each.namespace} if each.namespace else {})
-
-
-async def _forever() -> None:
-    await asyncio.Event().wait()

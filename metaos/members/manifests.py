@@ -40,6 +40,7 @@ _LAST: tuple[frozenset[str], ...] = (
     frozenset({"APIService"}),
     frozenset({"ValidatingWebhookConfiguration", "MutatingWebhookConfiguration"}),
 )
+_PHASES = {kind: n for n, kinds in enumerate((*_ORDER, frozenset[str](), *_LAST)) for kind in kinds}
 #: Namespaces that belong to a cluster itself.
 PROTECTED = frozenset({"kube-system", "kube-public", "kube-node-lease", "nemo-system"})
 #: Capabilities that the "Baseline" lets a container add.
@@ -59,13 +60,8 @@ OLDER: dict[tuple[str, str], tuple[str, ...]] = {
 
 def phase(group: str, kind: str) -> int:
     """When a kind is applied: lower numbers first; removal goes the other way."""
-    for number, kinds in enumerate(_ORDER):
-        if kind in kinds and (group == "" or "." not in group or group.endswith(".k8s.io")):
-            return number
-    for number, kinds in enumerate(_LAST):
-        if kind in kinds and (group == "" or "." not in group or group.endswith(".k8s.io")):
-            return len(_ORDER) + 1 + number
-    return len(_ORDER)
+    native = "." not in group or group.endswith(".k8s.io")
+    return _PHASES.get(kind, len(_ORDER)) if native else len(_ORDER)
 
 
 def refusal(manifest: Obj) -> tuple[str, str]:

@@ -10,11 +10,11 @@ import asyncio
 import json
 import logging
 import ssl
-import sys
 from pathlib import Path
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 
 from metaos.agent.contact import Contact
+from metaos.agent.join import JoinError, module_process
 from metaos.clock import Clock, sleep_or
 from metaos.http import HttpClient, json_of
 from metaos.members.credentials import Credentials, context_of, make
@@ -39,19 +39,10 @@ MAX_LOGS = 64
 async def read_access(kubeconfig: Path | None, context: str) -> Access:
     """``None``: the pod's own service account. Raises ``KubeconfigError``."""
     arguments = [] if kubeconfig is None else [str(kubeconfig), context]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "metaos.members.kubeconfig",
-        *arguments,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    if process.returncode:
-        lines = err.decode(errors="replace").strip().splitlines()
-        raise KubeconfigError(lines[-1] if lines else f"the kubeconfig cannot be read ({process.returncode})")
-    return Access(**json.loads(out))
+    try:
+        return Access(**json.loads(await module_process("metaos.members.kubeconfig", *arguments)))
+    except JoinError as error:
+        raise KubeconfigError(str(error)) from None
 
 
 class Member:

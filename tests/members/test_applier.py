@@ -100,7 +100,7 @@ async def test_in_a_namespace_of_the_clusters_owner_nothing_is_written_before_th
         applying.applier.refresh()
         if said:
             await applying.applied("a", "b")
-    applying.applier._open.clear()  # the time has passed
+    applying.applier._spaces.doubt(applying.namespace)  # the time has passed
     applying.give(applying.work("a", applying.deployment("web", 3, generation=4), generation=2))
     await applying.refused("a", "NamespaceTaken")
     found = await applying.get(scheme.DEPLOYMENT, "web")
