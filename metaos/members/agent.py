@@ -54,7 +54,7 @@ RUNTIME = "kubernetes"
 CLAIM_SECONDS = 30.0
 CLAIM_RETRY_SECONDS = 5.0
 #: Changes of pods within this time are shown together; longer where there are many, as all of them are looked through.
-COALESCE_SECONDS, COALESCE_SECONDS_EACH = 0.05, 0.0005
+COALESCE_SECONDS, COALESCE_SECONDS_EACH = 0.05, 0.001
 #: How long a removed member waits for what it had applied to be gone.
 FAREWELL_SECONDS = 90.0
 
