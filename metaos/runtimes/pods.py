@@ -64,9 +64,11 @@ class Container:
     cpu: float = 0.0
     #: What the start before this one used.
     before: ContainerUsage | None = None
+    #: What runs it.
+    runtime: str = "sandbox"
 
     def id(self, uid: str) -> str:
-        return f"sandbox://{uid}/{self.name}/{os.path.basename(self.directory)}"
+        return f"{self.runtime}://{uid}/{self.name}/{os.path.basename(self.directory)}"
 
     def usage(self, uid: str, memory: float = 0.0) -> ContainerUsage:
         return ContainerUsage(self.name, self.id(uid), self.cpu, memory, self.start_time, self.end is None)

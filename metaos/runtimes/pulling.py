@@ -17,6 +17,7 @@ import platform
 import shutil
 import signal
 import sys
+import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,10 @@ def fetch(asked: Mapping[str, Any]) -> dict[str, Any]:
     result = {"digest": digest, "keys": keys}
     if not asked["pulls"]:
         return result
+    if not asked["directory"]:
+        with _place(asked["pulls"], image) as place:
+            _download(source, data, place, image)
+            return result | {"archive": _packed(place)}
     store = ImageStore(asked["directory"])
     origin = Origin(digest, tuple(keys))
     if store.confirm(image, origin):
@@ -114,7 +119,17 @@ def chosen(source: Repository, data: bytes) -> bytes:
     raise failed("its index is nested too deeply")
 
 
-def _download(source: Repository, data: bytes, place: str) -> None:
+def _packed(place: str) -> str:
+    """The layout as one file, for who takes nothing else; the layout itself goes."""
+    path = place + ".tar"
+    with tarfile.open(path, "w") as archive:
+        for name in ("oci-layout", "index.json", "blobs"):
+            archive.add(os.path.join(place, name), name)
+    shutil.rmtree(place, ignore_errors=True)
+    return path
+
+
+def _download(source: Repository, data: bytes, place: str, name: str = "") -> None:
     """As an OCI layout."""
     manifest = chosen(source, data)
     found = document(manifest, "its manifest")
@@ -145,7 +160,13 @@ def _download(source: Repository, data: bytes, place: str) -> None:
     with open(os.path.join(blobs, identity), "wb") as file:
         file.write(manifest)
     with open(os.path.join(place, "index.json"), "w", encoding="utf-8") as text:
-        json.dump({"schemaVersion": 2, "manifests": [{"digest": f"sha256:{identity}", "size": len(manifest)}]}, text)
+        kind = found.get("mediaType") or "application/vnd.oci.image.manifest.v1+json"
+        row: dict[str, Any] = {"mediaType": kind, "digest": f"sha256:{identity}", "size": len(manifest)}
+        if name:
+            row["annotations"] = {"org.opencontainers.image.ref.name": name}
+        json.dump({"schemaVersion": 2, "manifests": [row]}, text)
+    with open(os.path.join(place, "oci-layout"), "w", encoding="utf-8") as text:
+        text.write('{"imageLayoutVersion": "1.0.0"}')
 
 
 @contextlib.contextmanager
@@ -168,7 +189,8 @@ def _place(pulls: str, image: str) -> Iterator[str]:
 
 def main() -> int:
     """Input: ``{"image", "credentials": [[user, password]], "registry": {…}, "policy": […], "directory", "pulls"}``; without
-    ``pulls`` nothing is fetched, and only the digest is found and the signature looked at. Output: ``{"digest", "keys"}``, or
+    ``pulls`` nothing is fetched, and only the digest is found and the signature looked at; without ``directory`` the image is not
+    unpacked, and ``archive`` in the answer is a file with its OCI layout. Output: ``{"digest", "keys"}``, or
     ``{"reason", "message"}``."""
     signal.alarm(PULL_SECONDS)
     asked = json.load(sys.stdin)

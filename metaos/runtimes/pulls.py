@@ -44,16 +44,21 @@ class Pulls:
         """Into the image store. Raises ``ImageError``."""
         await self._shared(image, pull, os.path.join(os.path.dirname(self._images), "pulls"))
 
+    async def archive(self, image: str, pull: Pull) -> dict[str, Any]:
+        """As a file with its OCI layout, which is the caller's: ``{"archive", "digest", "keys"}``. Raises ``ImageError``."""
+        return await self._shared(image, pull, os.path.join(os.path.dirname(self._images), "pulls"), "")
+
     async def resolve(self, image: str, pull: Pull) -> str:
         """The digest that the name has now, with the policy's signature where it asks for one. Raises ``ImageError``."""
         return str((await self._shared(image, pull, ""))["digest"])
 
-    async def _shared(self, image: str, pull: Pull, pulls: str) -> dict[str, Any]:
+    async def _shared(self, image: str, pull: Pull, pulls: str, directory: str | None = None) -> dict[str, Any]:
         full = normalise(image)
         known = credentials.for_image(full, pull.credentials)
-        key = (full, pulls, tuple(known))
+        directory = self._images if directory is None else directory
+        key = (full, pulls, directory, tuple(known))
         if key not in self._running:
-            self._running[key] = asyncio.create_task(self._run(full, known, pulls)), [0]
+            self._running[key] = asyncio.create_task(self._run(full, known, pulls, directory)), [0]
         task, waiting = self._running[key]
         waiting[0] += 1
         try:
@@ -64,14 +69,14 @@ class Pulls:
                 self._running.pop(key, None)
                 task.cancel()  # nobody waits for it any more; one that has ended takes no notice
 
-    async def _run(self, image: str, known: Sequence[tuple[str, str]], pulls: str) -> dict[str, Any]:
+    async def _run(self, image: str, known: Sequence[tuple[str, str]], pulls: str, directory: str) -> dict[str, Any]:
         registry = split(image)[0]
         asked = {
             "image": image,
             "credentials": [list(each) for each in known],
             "registry": self._registries.get(registry, {}),
             "policy": self._policy,
-            "directory": self._images,
+            "directory": directory,
             "pulls": pulls,
         }
         async with self._turns:
