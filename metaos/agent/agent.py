@@ -245,7 +245,7 @@ async def run_agent(config: AgentConfig) -> int:
     clock, random = SystemClock(suspended=True), SystemRandom()
     with ExitStack() as stack:
         try:
-            site, plugins = await read_site(config.site_file)
+            site, plugins = await read_site(config.site_file, config.runtime)
             open_data(config.data)
             lock(config.data, stack)
             cache = Cache(config.data / "records.db")

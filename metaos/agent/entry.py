@@ -43,6 +43,8 @@ class AgentConfig:
     token_file: Path | None = None
     heartbeat_seconds: float = 10.0
     metering_seconds: int = PERIOD_SECONDS
+    #: What runs pods; empty: what the site file says.
+    runtime: str = ""
 
 
 async def enter(config: AgentConfig, site: Obj, clock: Clock, random: Random) -> Identity:

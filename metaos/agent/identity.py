@@ -102,6 +102,16 @@ def attest(name: str, now: float, certificate: str, key: str) -> dict[str, str]:
     return {"statement": statement, "signature": signature, "certificate": certificate.partition(end)[0] + end + "\n"}
 
 
+def with_runtime(site: dict[str, Any], runtime: str = "") -> dict[str, Any]:
+    """The site with the runtime that was named on the command line. Raises ``ValueError`` where its file names another."""
+    spec = site.get("spec") or {}
+    if not runtime:
+        return site
+    if spec.get("runtime") not in (None, runtime):
+        raise ValueError(f"spec.runtime is {spec['runtime']!r} in the site file, and --runtime is {runtime}: make them agree")
+    return {**site, "spec": {**spec, "runtime": runtime}}
+
+
 def runtime_of(site: dict[str, Any]) -> str:
     """``module:Class`` of the runtime plugin that a site file names. Raises ``LookupError`` listing those installed."""
     from metaos.plugins import registry
@@ -146,11 +156,11 @@ def main(arguments: list[str]) -> int:
         case ["attest", name, now]:
             said = json.load(sys.stdin)
             json.dump(attest(name, float(now), said["certificate"], said["key"]), sys.stdout)
-        case ["site" | "member" as what, path]:
+        case ["site" | "member" as what, path, *rest]:
             try:
                 from metaos.agent.sitefile import read_site
 
-                site = read_site(Path(path))
+                site = with_runtime(read_site(Path(path)), *rest)
                 if what == "member":
                     found = member_site(site)
                 else:
@@ -162,7 +172,7 @@ def main(arguments: list[str]) -> int:
         case _:
             sys.stderr.write(
                 "usage: python -m metaos.agent.identity request KEY_FILE NAME | describe | measure | attest NAME TIME | "
-                "site FILE | member FILE\n"
+                "site FILE [RUNTIME] | member FILE\n"
             )
             return 2
     return 0

@@ -86,9 +86,9 @@ class Plugins:
     meters: Mapping[str, str]
 
 
-async def read_site(path: Path) -> tuple[Obj, Plugins]:
-    """The site file, and the plugins that it needs. Raises ``JoinError`` saying what is wrong."""
-    found = json.loads(await identity_process("site", str(path)))
+async def read_site(path: Path, runtime: str = "") -> tuple[Obj, Plugins]:
+    """The site file, with this runtime if one is given, and the plugins that it needs. Raises ``JoinError``."""
+    found = json.loads(await identity_process("site", str(path), runtime))
     return found["site"], Plugins(found["runtime"], found["meters"])
 
 

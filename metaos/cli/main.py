@@ -216,10 +216,10 @@ def up(
 )
 @click.option(
     "--runtime",
-    type=click.Choice(["machine", "kubernetes"]),
+    type=click.Choice(["machine", "sandbox", "podman", "kubernetes"]),
     default="machine",
     show_default=True,
-    help="What is joined: this machine, with the runtime of its site file, or a Kubernetes cluster.",
+    help="What is joined: this machine, with the runtime of its site file or the one named here, or a Kubernetes cluster.",
 )
 @click.option(
     "--kubeconfig",
@@ -271,6 +271,7 @@ def agent(
         token_file=token_file,
         heartbeat_seconds=heartbeat,
         metering_seconds=metering,
+        runtime="" if runtime == "machine" else runtime,
     )
     if runtime == "kubernetes":
         from metaos.members.agent import MemberConfig

@@ -83,6 +83,8 @@ class PodmanRuntime:
         self._gone: dict[str, list[ContainerUsage]] = {}
         self._changed = asyncio.Event()
         self._locks: dict[str, asyncio.Lock] = {}
+        #: Directories of containers that we are ending.
+        self._killed: set[str] = set()
         self._loading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -376,6 +378,7 @@ class PodmanRuntime:
                     files=self._files,
                 )
                 started.record(config.image, config.working_dir, groups)
+                _say(directory, memory=config.memory_limit)
                 await self._delete(name)
                 try:
                     await self._podman.call("POST", "/containers/create", spec)
@@ -399,7 +402,7 @@ class PodmanRuntime:
         """Its conmon, which is written down: who outlives us, and what the watchdog looks at."""
         state = (await self._podman.call("GET", f"/containers/{name}/json"))["State"]
         found = process.identity(int(state.get("ConmonPid") or 0)) or Identity(int(state.get("ConmonPid") or 1 << 22), 0)
-        _say(directory, found)
+        _say(directory, monitor=[found.pid, found.start])  # as a monitor of the sandbox says itself who it is
         return found
 
     def _watch(self, pod: Pod, container: Container) -> None:
@@ -423,7 +426,9 @@ class PodmanRuntime:
         finished = _seconds(str(state.get("FinishedAt") or "")) or self._clock.now()
         cpu = max(container.cpu, 0.0 if measured is None else measured.cpu)
         code, message, reason = int(state.get("ExitCode") or 0), str(state.get("Error") or ""), ""
-        if code and state.get("OOMKilled"):
+        if code and (
+            state.get("OOMKilled") or (measured is not None and measured.oom_kills) or self._starved(pod, container, code)
+        ):
             reason, message = "OOMKilled", "it used more memory than its limit"
         elif code and os.path.exists(os.path.join(container.directory, watchdog.MARK)):
             reason, message = "Fenced", "the watchdog ended it: no heartbeat was confirmed in time, and it must not run twice"
@@ -433,9 +438,21 @@ class PodmanRuntime:
             code = 127 if any(text in complaint.lower() for text in _MISSING) else 128
         elif not message and (name := signal_name(code)):
             message = f"ended by {name}"
+        self._killed.discard(container.directory)
         container.finish(End(code, finished, reason or ("Error" if code else "Completed"), message, cpu))
         self._cgroups.remove(pod.uid, container.group)
         self._changed.set()
+
+    def _starved(self, pod: Pod, container: Container, code: int) -> bool:
+        """With cgroups of version 1 podman does not always hear of it, and the kernel counts it where podman has cleaned up. So:
+        killed, not by us, and having reached its limit."""
+        limit = int(records.read(container.directory).get("memory") or 0)
+        if code != 137 or not limit or container.directory in self._killed:
+            return False
+        for place in self._cgroups.directories(pod.uid, container.group):
+            with contextlib.suppress(OSError, ValueError), open(f"{place}/memory.max_usage_in_bytes", encoding="ascii") as file:
+                return int(file.read()) >= limit
+        return False
 
     async def _complaint(self, pod: Pod, container: Container) -> str:
         """What podman's init said of a program that it could not start."""
@@ -452,6 +469,7 @@ class PodmanRuntime:
         for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, KILL_SECONDS)):
             if container.end is not None or (number == signal.SIGTERM and grace <= 0):
                 continue
+            self._killed.add(container.directory)
             with contextlib.suppress(PodmanError):
                 await self._podman.call("POST", f"/containers/{self._of(pod, container)}/kill", signal=number.name)
             with contextlib.suppress(TimeoutError):
@@ -607,10 +625,10 @@ class PodmanRuntime:
         return result
 
 
-def _say(directory: str, monitor: Identity) -> None:
-    """As a monitor of the sandbox says itself who it is."""
+def _say(directory: str, **known: Any) -> None:
+    """One more line of a container's record."""
     with open(records.path(directory), "a", encoding="utf-8") as file:
-        file.write(json.dumps({"monitor": [monitor.pid, monitor.start]}) + "\n")
+        file.write(json.dumps(known) + "\n")
 
 
 def _cannot_run(message: str, now: float) -> End:

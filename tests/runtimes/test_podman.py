@@ -10,12 +10,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from metaos.clock import SystemClock
+from metaos.plugins.points import ContainerConfig, ImageError, Pull, RuntimeUnavailable
 from metaos.runtimes.podman import PodmanRuntime
-from tests.runtimes.conformance import RuntimeConformance
+from tests.runtimes.conformance import RuntimeConformance, container, pod, run
+from tests.runtimes.registries import Registry, pem, running
+from tests.runtimes.test_images import config_of, layer, shell_layer
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 Make = Callable[[], PodmanRuntime]
@@ -71,3 +76,106 @@ class TestPodman(RuntimeConformance):
     def make(self, service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         monkeypatch.setenv("CONTAINER_HOST", f"unix://{service}")
         return lambda: PodmanRuntime(str(tmp_path / "runtime"), clock=SystemClock(suspended=True))
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with running(tmp_path_factory.mktemp("registry")) as found:
+        yield found
+
+
+@pytest.fixture
+def signed(service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: Registry) -> tuple[PodmanRuntime, Any]:
+    """With a policy, and its key."""
+    monkeypatch.setenv("CONTAINER_HOST", f"unix://{service}")
+    key = ec.generate_private_key(ec.SECP256R1())
+    policy = [
+        {"images": f"{registry.host}/signed/*", "action": "Signed", "keys": [pem(key)]},
+        {"images": f"{registry.host}/*", "action": "Accept"},
+    ]
+    place = str(tmp_path / "runtime")
+    return PodmanRuntime(place, clock=SystemClock(), registries=[registry.settings], image_policy=policy), key
+
+
+async def test_images_come_from_registries_and_start_only_as_the_owner_says(
+    signed: tuple[PodmanRuntime, Any], registry: Registry
+) -> None:
+    runtime, key = signed
+    layers = [shell_layer()]
+    config = config_of(layers, Entrypoint=["/bin/sh", "-c"], Cmd=["echo by itself"], Env=["COLOUR=red"])
+    digest = registry.push("signed/app", "1", layers, config)
+    pull, image = Pull(credentials=registry.credentials), f"{registry.host}/signed/app:1"
+    assert not await runtime.image_ready(image, pull)
+    with pytest.raises(ImageError, match="is not signed") as caught:
+        await runtime.fetch_image(image, pull)
+    assert caught.value.reason == "SignatureValidationFailed"
+    registry.sign("signed/app", digest, key)
+    with pytest.raises(ImageError, match="imagePullSecrets"):
+        await runtime.fetch_image(image, Pull())
+    await runtime.fetch_image(image, pull)
+    assert await runtime.image_ready(image, pull) and not await runtime.image_ready(image, Pull("Always"))
+    await runtime.fetch_image(image, pull)  # only asks
+    await runtime.start_pod(pod())
+    try:
+        ended, said = await run(runtime, pod().uid, ContainerConfig("main", image, (), (), (), "", ()))
+        assert (ended.exit_code, said) == (0, "by itself\n")
+        again = ContainerConfig("main", image, (), ("echo $COLOUR",), (), "", (), attempt=1)
+        assert (await run(runtime, pod().uid, again))[1] == "red\n"
+        # Somebody gives another image that name: it does not start, as nobody has signed it.
+        unsigned = f"{registry.host}/team/other:1"
+        other = [layer({"etc/other": b"x"}), *layers]
+        registry.push("team/other", "1", other, config_of(other, Cmd=["/bin/sh"]))
+        await runtime.fetch_image(unsigned, pull)
+        await runtime._podman.call("POST", f"/images/{unsigned}/tag", repo=f"{registry.host}/signed/app", tag="1")
+        with pytest.raises(ImageError, match="was not fetched with such a signature"):
+            await runtime.start_container(pod().uid, ContainerConfig("main", image, (), (), (), "", (), attempt=2))
+        pinned = f"{registry.host}/signed/app@{digest}"
+        await runtime.fetch_image(pinned, pull)
+        ended, said = await run(runtime, pod().uid, ContainerConfig("main", pinned, (), (), (), "", (), attempt=2))
+        assert (ended.exit_code, said) == (0, "by itself\n")
+    finally:
+        await runtime.stop_pod(pod().uid)
+        await runtime.close()
+
+
+async def test_who_uses_too_much_memory_is_told(make: Make) -> None:
+    runtime = make()
+    await runtime.check()
+    await runtime.start_pod(pod())
+    try:
+        eats = container("python3", "-c", "x = bytearray(200 << 20); print(len(x))", memory_limit=64 << 20)
+        ended, _ = await run(runtime, pod().uid, eats)
+        assert (ended.exit_code, ended.reason) == (137, "OOMKilled")
+    finally:
+        await runtime.stop_pod(pod().uid)
+        await runtime.close()
+
+
+async def test_volumes_are_mounted_and_nothing_else(make: Make, tmp_path: Path) -> None:
+    runtime = make()
+    await runtime.check()
+    volume = tmp_path / "runtime/volumes/a"
+    volume.mkdir(parents=True)
+    (volume / "file").write_text("here\n")
+    await runtime.start_pod(pod())
+    try:
+        mounts = ((str(volume), "/data", False), (str(volume), "/fixed", True))
+        script = "cat /data/file; echo x > /data/new; echo y > /fixed/new; ls /work /root/.ssh; id -u"
+        config = container("sh", "-c", script, mounts=mounts, run_as_user=7000)
+        volume.chmod(0o777)
+        _, said = await run(runtime, pod().uid, config)
+        assert said.startswith("here\n") or "here\n" in said
+        assert (volume / "new").read_text() == "x\n" and "7000\n" in said and "Read-only" in said
+        with pytest.raises(ValueError, match="may not be mounted"):
+            await runtime.start_container(pod().uid, container("true", mounts=(("/etc", "/e", True),), attempt=1))
+    finally:
+        await runtime.stop_pod(pod().uid)
+        await runtime.close()
+
+
+async def test_where_no_podman_is_it_says_how_to_start_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTAINER_HOST", f"unix://{tmp_path}/none.sock")
+    runtime = PodmanRuntime(str(tmp_path / "runtime"), clock=SystemClock())
+    with pytest.raises(RuntimeUnavailable, match="podman system service"):
+        await runtime.check()
+    await runtime.close()
