@@ -33,7 +33,8 @@ def service() -> Iterator[str]:
         pytest.skip("podman is not installed, or we are not root: 'apt-get install podman runc catatonit'")
     place = Path(tempfile.mkdtemp(prefix="nemo-podman-"))
     # crun does not run where cgroups of both versions are mounted.
-    (place / "containers.conf").write_text(f'[engine]\nruntime = "{"runc" if shutil.which("runc") else "crun"}"\n')
+    engine = f'[engine]\nruntime = "{"runc" if shutil.which("runc") else "crun"}"\nexit_command_delay = 1\n'
+    (place / "containers.conf").write_text(engine)
     argv = ["podman", "--root", str(place / "root"), "--runroot", str(place / "run"), "--cgroup-manager", "cgroupfs"]
     env = {**os.environ, "CONTAINERS_CONF": str(place / "containers.conf")}
     path = str(place / "api.sock")
