@@ -128,8 +128,10 @@ class Registry(Writing):
         grace_period_seconds: int | None = None,
         dry_run: bool = False,
         warnings: list[str] | None = None,
+        author: UserInfo | None = None,
     ) -> Obj:
-        """The object where it remains for now (finalizers, grace period), otherwise a Status of success."""
+        """The object where it remains for now (finalizers, grace period), otherwise a Status of success. ``author``: who wants
+        it, where the right to it was asked for already."""
         self.check(user, Attributes("delete", kind.group, kind.plural, "", namespace, name))
         stored = stored_kind(kind)
         options = deletion.DeleteOptions(uid, resource_version, propagation, grace_period_seconds)
@@ -138,7 +140,7 @@ class Registry(Writing):
         key = key_of(stored, namespace, name)
         await self.cache.fresh()
         version = self.cache.get(key)
-        write = Write(user, dry_run=dry_run, warnings=warnings if warnings is not None else [])
+        write = Write(author or user, dry_run=dry_run, warnings=warnings if warnings is not None else [])
         for _ in range(ATTEMPTS):
             if version is None:
                 raise errors.not_found(kind.group, kind.plural, name)
@@ -189,6 +191,7 @@ class Registry(Writing):
                     propagation=propagation,
                     grace_period_seconds=grace_period_seconds,
                     dry_run=dry_run,
+                    author=user,
                 )
             except errors.ApiError as refused:
                 if refused.code != 404:  # Gone meanwhile: as wanted.

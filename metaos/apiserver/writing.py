@@ -323,7 +323,7 @@ class Writing(Reading):
             return obj
 
         def reshape(changed: Obj) -> Obj:
-            return shape(kind, changed, old, write.field_validation, write.warnings)
+            return shape(kind, changed, old, "Ignore", [])
 
         asked = self._asked(write, kind, operation, obj, old, subresource)
         changed = await self.webhooks.mutate(asked, reshape, write.warnings)
@@ -519,16 +519,21 @@ class Writing(Reading):
             raise errors.bad_request("spec of a Scale must be an object")
         said = addressed({"metadata": patch.get("metadata")}, kind, name, namespace)[1]["metadata"]
         manager, now = Manager(write.manager, "Apply", "scale", kind.api_version), format_time(self._clock.now())
-        config = {
+        config: Obj = {
             "apiVersion": kind.api_version,
             "kind": kind.kind,
             "metadata": {k: said[k] for k in ("resourceVersion", "uid") if k in said},
             "spec": {k: spec[k] for k in ("replicas",) if k in spec},
         }
+        asked = {"metadata": config["metadata"], "spec": config["spec"]} if config["spec"] else None
+        if isinstance(kind, CustomKind) and asked is not None:
+            from metaos.apiserver.custom import objects
+
+            objects.rescale(kind, config, config.pop("spec")["replicas"])
 
         def mutate(current: Obj) -> Obj:
-            if config["spec"]:
-                subresources.rescaled(kind, current, config)  # Finds what is no number of replicas.
+            if asked is not None:
+                subresources.rescaled(kind, current, asked)  # Finds what is no number of replicas.
             return applied(node_of(kind), current, config, manager, now, force, shown_as=SCALE_VERSION)
 
         changed = await self._modify(

@@ -170,8 +170,8 @@ def missing(quota: Obj, kind: Kind, obj: Obj) -> list[str]:
                 else resources.get("limits") or {}
             )
             if key not in said:
-                found.setdefault(container["name"], []).append(name)
-    return [f"{','.join(names)} for: {container}" for container, names in found.items()]
+                found.setdefault(name, []).append(container["name"])
+    return [f"{name} for: {','.join(containers)}" for name, containers in found.items()]
 
 
 def shown(name: str, value: Fraction) -> str:

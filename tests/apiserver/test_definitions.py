@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -188,6 +190,13 @@ def test_cells_of_columns() -> None:
     assert [column.cell(obj, 90.0) for column in columns(entry)] == ["x", 3, "3", None, "90s", '{"a":[1]}']
 
 
+def test_a_hub_without_definitions_loads_nothing_for_them() -> None:
+    unwanted = "('re2', 'cel_expr_python', 'metaos.apiserver.custom', 'metaos.apiserver.quota', 'metaos.apiserver.accounttokens')"
+    code = f"import sys, metaos.apiserver.app; print(*(each for each in {unwanted} if each in sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert out == "\n"
+
+
 # -- definitions ---------------------------------------------------------------------------------------------
 
 
@@ -275,3 +284,31 @@ async def test_generation_patches_and_bounds(registry: Registry, monkeypatch: py
     other = definition_of(group="b.example.com")
     other["metadata"]["name"] = "crontabs.b.example.com"
     assert "at most 1 definitions" in (await refused(registry, other)).message
+
+
+async def test_a_scale_that_lies_elsewhere(registry: Registry) -> None:
+    properties = {"pool": {"type": "object", "properties": {"size": {"type": "integer"}}}}
+    whole = {"type": "object", "properties": {"spec": {"type": "object", "properties": properties}}}
+    paths = {"specReplicasPath": ".spec.pool.size", "statusReplicasPath": ".status.size"}
+    version = {
+        "name": "v1",
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": whole},
+        "subresources": {"scale": paths},
+    }
+    await establish(registry, definition_of(versions=[version]))
+    kind = registry.kinds.kind_of(crontab())
+    await registry.create(ADMIN, {**crontab(), "spec": {"pool": {"size": 2}}})
+    assert (await registry.get(ADMIN, kind, "one", "default", subresource="scale"))["spec"] == {"replicas": 2}
+    config = {"apiVersion": "autoscaling/v1", "kind": "Scale", "spec": {"replicas": 3}}
+    applied = await registry.patch(
+        ADMIN, kind, "one", "default", config, type=PatchType.APPLY, subresource="scale", field_manager="me", force=True
+    )
+    assert applied["spec"] == {"replicas": 3}
+    found = await registry.get(ADMIN, kind, "one", "default")
+    assert found["spec"] == {"pool": {"size": 3}}
+    mine = next(each for each in found["metadata"]["managedFields"] if each["manager"] == "me")
+    assert mine["fieldsV1"] == {"f:spec": {"f:pool": {"f:size": {}}}}
+    with pytest.raises(ApiError):
+        await registry.patch(ADMIN, kind, "one", "default", {"spec": {"replicas": -1}}, subresource="scale")

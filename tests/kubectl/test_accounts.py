@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from metaos.resources import scheme
 from tests.apiserver.serving import ServedHub
 from tests.kubectl.conftest import Kubectl
 
+pytestmark = pytest.mark.system
 READER = ["--verb=get,list", "--resource=configmaps"]
 
 
@@ -33,6 +36,7 @@ async def test_a_token_does_what_its_account_may(hub: ServedHub, kubectl: Kubect
     assert code and "logged in" in err
 
 
+@pytest.mark.slow
 async def test_acting_as_somebody_else(hub: ServedHub, kubectl: Kubectl, tmp_path: Path) -> None:
     await kubectl("create", "role", "reader", *READER)
     await kubectl("create", "rolebinding", "reader", "--role=reader", "--user=jane", "--group=readers")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.apiserver.definitions import controllers, crontab, definition_of
 from tests.apiserver.serving import ServedHub
 from tests.kubectl.conftest import Kubectl
+
+pytestmark = pytest.mark.system
 
 
 def text(*objects: object) -> str:
@@ -65,6 +69,7 @@ async def test_server_side_apply_and_edit(hub: ServedHub, kubectl: Kubectl) -> N
         assert await kubectl("get", "ct", "one", "-o", "jsonpath={.spec.image}") == "nginx"
 
 
+@pytest.mark.slow
 async def test_what_goes_with_a_definition(hub: ServedHub, kubectl: Kubectl) -> None:
     async with controllers(hub.registry, hub.clock):
         await kubectl("apply", "-f", "-", text=text(definition_of()))
@@ -93,6 +98,7 @@ async def test_what_goes_with_a_definition(hub: ServedHub, kubectl: Kubectl) -> 
         assert code and "could not find the requested resource" in err
 
 
+@pytest.mark.slow
 async def test_quotas_as_kubectl_makes_and_shows_them(hub: ServedHub, kubectl: Kubectl) -> None:
     async with controllers(hub.registry, hub.clock):
         await kubectl("create", "quota", "few", "--hard=pods=2,count/crontabs.stable.example.com=1,limits.cpu=4")

@@ -6,10 +6,13 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from tests.apiserver.definitions import controllers
 from tests.apiserver.serving import ServedHub
 from tests.kubectl.conftest import Kubectl
 
+pytestmark = [pytest.mark.system, pytest.mark.slow]
 PAGE = Path(__file__).parents[2] / "docs/how-to/extend-the-api.md"
 
 
