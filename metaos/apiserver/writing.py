@@ -314,7 +314,8 @@ class Writing(Reading):
 
     async def _admit(self, write: Write, kind: Kind, operation: str, obj: Obj, old: Obj | None, subresource: str = "") -> Obj:
         """The object as LimitRanges, plugins and mutating webhooks want it."""
-        if operation != "DELETE" and not subresource and self.cache.count(scheme.LIMIT_RANGE.resource):
+        written = operation != "DELETE" and not subresource and (old is None or obj.get("spec") != old.get("spec"))
+        if written and self.cache.count(scheme.LIMIT_RANGE.resource):
             obj = self.quotas.ranged(kind, obj)
         for rule in self._admission:
             obj, said = rule.admit(operation, obj, old)
@@ -351,9 +352,10 @@ class Writing(Reading):
         return Asked(kind, subresource, operation, shown, old, write.user, name(held), where, write.dry_run, versions)
 
     @asynccontextmanager
-    async def _charged(self, write: Write, kind: Kind, obj: Obj, old: Obj | None) -> AsyncIterator[None]:
-        """The time in which an object is written: not more than quotas allow."""
-        if not kind.namespaced or not self.cache.count(scheme.RESOURCE_QUOTA.resource, namespace(obj)):
+    async def _charged(self, write: Write, kind: Kind, obj: Obj, old: Obj | None, subresource: str = "") -> AsyncIterator[None]:
+        """The time in which an object is written: not more than quotas allow. Who reports a status asks for nothing."""
+        asks = kind.namespaced and subresource in ("", "scale")
+        if not asks or not self.cache.count(scheme.RESOURCE_QUOTA.resource, namespace(obj)):
             yield
             return
         async with self.quotas.charged(kind, obj, old, dry_run=write.dry_run):
@@ -575,7 +577,7 @@ class Writing(Reading):
                 if done:
                     revision = await self._store.delete(key, expected=version.revision)
                     return self._show(kind, self._answer(wanted, revision), subresource)
-                async with self._charged(write, kind, wanted, current):
+                async with self._charged(write, kind, wanted, current, subresource):
                     revision = await self._store.update(key, encode(kept(kind, wanted)), expected=version.revision)
                     self.cache.written(revision)
             except Conflict as met:

@@ -286,6 +286,19 @@ async def test_generation_patches_and_bounds(registry: Registry, monkeypatch: py
     assert "at most 1 definitions" in (await refused(registry, other)).message
 
 
+async def test_a_streamed_list(registry: Registry) -> None:
+    await establish(registry, definition_of())
+    await registry.create(ADMIN, crontab())
+    kind = registry.kinds.kind_of(crontab() | {"apiVersion": "stable.example.com/v1beta1"})
+    seen = []
+    async for event in registry.watch(ADMIN, kind, initial_events=True, bookmarks=True):
+        seen.append(event)
+        if event.type == "BOOKMARK":
+            break
+    assert [event.object["apiVersion"] for event in seen] == ["stable.example.com/v1beta1"] * 2
+    assert seen[-1].object["metadata"]["annotations"] == {"k8s.io/initial-events-end": "true"}
+
+
 async def test_a_scale_that_lies_elsewhere(registry: Registry) -> None:
     properties = {"pool": {"type": "object", "properties": {"size": {"type": "integer"}}}}
     whole = {"type": "object", "properties": {"spec": {"type": "object", "properties": properties}}}

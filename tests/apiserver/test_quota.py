@@ -119,6 +119,16 @@ async def test_what_a_quota_refuses(registry: Registry) -> None:
     await registry.patch(ADMIN, scheme.DEPLOYMENT, "other", "default", {"spec": {"replicas": 1}})
 
 
+async def test_who_reports_or_changes_no_pods_is_let_be(registry: Registry) -> None:
+    daemon = await registry.create(ADMIN, workload(scheme.DAEMON_SET, pod={"containers": [{"name": "c", "image": "x"}]}))
+    await registry.create(ADMIN, quota(pods="2"))
+    await registry.create(ADMIN, limits(defaultRequest={"cpu": "1"}))
+    status = {"desiredNumberScheduled": 5, "currentNumberScheduled": 5, "numberMisscheduled": 0, "numberReady": 5}
+    await registry.update(ADMIN, {**daemon, "status": status}, subresource="status")
+    changed = await registry.patch(ADMIN, scheme.DAEMON_SET, "web", "default", {"metadata": {"labels": {"a": "b"}}})
+    assert changed["spec"] == daemon["spec"]
+
+
 async def test_those_who_write_at_once_share_what_is_there(registry: Registry) -> None:
     await registry.create(ADMIN, quota(pods="5"))
     made = await asyncio.gather(
