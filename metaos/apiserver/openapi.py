@@ -345,6 +345,9 @@ def _operation(
     sent = {"patch": _META + "Patch", "delete": _META + "DeleteOptions", "deletecollection": _META + "DeleteOptions"}
     if action in ("create", "update", *sent):
         media: list[str] = [*PatchType] if action == "patch" else ["application/json", "application/yaml"]
+        if isinstance(kind, CustomKind):
+            # By this kubectl sees how it may patch: nobody says how lists of users' kinds are merged in a strategic patch.
+            media = [each for each in media if each != PatchType.STRATEGIC]
         schema = {"$ref": prefix + sent.get(action, subject)}
         if v3:
             operation["requestBody"] = {"content": {str(each): {"schema": schema} for each in media}}

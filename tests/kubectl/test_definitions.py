@@ -25,12 +25,16 @@ async def test_a_kind_of_ones_own(hub: ServedHub, kubectl: Kubectl) -> None:
         assert await kubectl("apply", "-f", "-", text=text(crontab(tags=["a"]))) == "crontab.stable.example.com/one created\n"
         found = json.loads(await kubectl("get", "ct", "one", "-o", "json"))
         assert found["spec"] == {"cronSpec": "* * * * */5", "image": "busybox", "replicas": 1, "tags": ["a"]}
+        assert await kubectl("apply", "-f", "-", text=text(crontab(tags=["a"]))) == "crontab.stable.example.com/one unchanged\n"
+        assert await kubectl("apply", "-f", "-", text=text(crontab(port=80))) == "crontab.stable.example.com/one configured\n"
+        found = json.loads(await kubectl("get", "ct", "one", "-o", "json"))
+        assert found["spec"] == {"cronSpec": "* * * * */5", "image": "busybox", "replicas": 1, "port": 80}
         lines = (await kubectl("get", "crontabs")).splitlines()
         assert lines[0].split() == ["NAME", "SPEC", "REPLICAS", "AGE"] and lines[1].startswith("one    * * * * */5   1")
         assert "one" in await kubectl("get", "all")
         assert "When it runs." in await kubectl("explain", "crontab.spec.cronSpec")
         await kubectl("scale", "crontab/one", "--replicas=3")
-        assert await kubectl("get", "ct", "one", "-o", "jsonpath={.spec.replicas} {.metadata.generation}") == "3 2"
+        assert await kubectl("get", "ct", "one", "-o", "jsonpath={.spec.replicas} {.metadata.generation}") == "3 3"
         await kubectl("patch", "ct", "one", "--type=merge", "--subresource=status", "-p", '{"status":{"phase":"Ready"}}')
         await kubectl("wait", "--for=jsonpath={.status.phase}=Ready", "ct/one", "--timeout=5s")
         assert "one" in await kubectl("get", "ct", "--field-selector", "spec.image=busybox")
