@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from metaos.apiserver.custom import judging
-from metaos.apiserver.custom.judge import Judge
+from metaos.apiserver.custom.judge import Judge, Unjudged
 from metaos.apiserver.registry import Registry
 from metaos.resources.errors import ApiError
 from tests.apiserver.conftest import ADMIN
@@ -136,7 +136,7 @@ async def test_a_rule_that_takes_all_there_is_holds_up_nobody() -> None:
             await asyncio.sleep(0.01)
             ticks += 1
         outcome = (await asyncio.gather(asking, return_exceptions=True))[0]
-        assert type(outcome).__name__ == "TooLong" or "error" in outcome["found"]["x"]
+        assert type(outcome).__name__ == "Unjudged" or "error" in outcome["found"]["x"]
         assert ticks >= 1
         assert (await judge.ask({"evaluate": [["x", "2 + 2"]], "data": {}}))["found"]["x"]["value"] == 4
     finally:
@@ -145,3 +145,13 @@ async def test_a_rule_that_takes_all_there_is_holds_up_nobody() -> None:
 
 def test_loops_end() -> None:
     assert "budget" in evaluate("self.n.all(a, self.n.all(b, self.n.all(c, true)))", n=list(range(500)))
+
+
+async def test_a_fault_of_ours_ends_nothing() -> None:
+    judge = Judge()
+    try:
+        with pytest.raises(Unjudged, match="the hub's log says why"):
+            await judge.ask({"rules": "k", "schema": 5, "object": {}})
+        assert (await judge.ask({"evaluate": [["x", "1"]], "data": {}}))["found"]["x"]["value"] == 1
+    finally:
+        await judge.close()

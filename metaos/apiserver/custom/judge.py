@@ -29,8 +29,8 @@ SECONDS, START_SECONDS = 5.0, 30.0
 RULES = "x-kubernetes-validations"
 
 
-class TooLong(Exception):
-    """Rules that took more time or memory than they may."""
+class Unjudged(Exception):
+    """Rules that took more time or memory than they may, or met a fault of ours."""
 
 
 class Judge:
@@ -41,19 +41,23 @@ class Judge:
         self._turn = asyncio.Lock()
 
     async def ask(self, request: Mapping[str, Any]) -> Any:
-        """Raises :class:`TooLong`."""
+        """Raises :class:`Unjudged`."""
         async with self._turn:
             started = self._process is not None
             try:
                 async with asyncio.timeout(SECONDS if started else START_SECONDS):
-                    return await self._ask(orjson.dumps(request))
+                    found = await self._ask(orjson.dumps(request))
             except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
                 log.warning("rules took too much time or memory; their process is started again when it is needed")
                 await self._end()
-                raise TooLong(f"rules may take {SECONDS:g} s and some memory for one object") from None
+                raise Unjudged(f"rules may take {SECONDS:g} s and some memory for one object") from None
             except BaseException:
                 await self._end()  # What it would answer is for somebody who has gone.
                 raise
+        if "fault" in found:
+            log.error("the process that evaluates rules: %s", found["fault"])
+            raise Unjudged("the rules could not be evaluated; the hub's log says why")
+        return found
 
     async def _ask(self, text: bytes) -> Any:
         if self._process is None:
@@ -96,8 +100,8 @@ class Judge:
             path = schema_path(obj["spec"]["versions"], i)
             try:
                 said = (await self.ask({"check": schema, "path": path}))["found"]
-            except TooLong as long:
-                said = [["FieldValueInvalid", path, "", str(long)]]
+            except Unjudged as failed:
+                said = [["FieldValueInvalid", path, "", str(failed)]]
             found += [_cause(*each) for each in said]
         return found
 
@@ -108,8 +112,8 @@ class Judge:
             answer = await self.ask(asked)
             if answer.get("unknown"):
                 answer = await self.ask({**asked, "schema": kind.schema})
-        except TooLong as long:
-            return [_cause("FieldValueInvalid", "", "object", f"rule evaluation error: {long}")]
+        except Unjudged as failed:
+            return [_cause("FieldValueInvalid", "", "object", f"rule evaluation error: {failed}")]
         return [_cause(*each) for each in answer["found"]]
 
 

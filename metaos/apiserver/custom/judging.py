@@ -326,7 +326,13 @@ def main() -> None:
     os.nice(5)
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while head := source.read(4):
-        said = orjson.dumps(answer(orjson.loads(source.read(int.from_bytes(head, "big")))), default=str)
+        asked = orjson.loads(source.read(int.from_bytes(head, "big")))
+        try:
+            said = orjson.dumps(answer(asked), default=str)
+        except MemoryError:
+            os._exit(1)  # Whoever asked is told by the end of the process, and the next has a fresh one.
+        except Exception as fault:
+            said = orjson.dumps({"fault": repr(fault)})
         sink.write(len(said).to_bytes(4, "big") + said)
         sink.flush()
 

@@ -12,7 +12,7 @@ from typing import Any
 from metaos.apiserver.addressing import key_of
 from metaos.apiserver.cache import WatchCache
 from metaos.apiserver.catalogue import Catalogue
-from metaos.apiserver.custom.judge import Judge, TooLong
+from metaos.apiserver.custom.judge import Judge, Unjudged
 from metaos.apiserver.custom.matching import Asked, concerns
 from metaos.apiserver.schema import invalid, required, unsupported
 from metaos.resources import errors, scheme
@@ -98,8 +98,8 @@ class Policies:
         }
         try:
             said = (await self._judge.ask({"evaluate": asks, "data": data}))["found"]
-        except TooLong as long:
-            return [_Verdict(str(long))] if fails else []
+        except Unjudged as failed:
+            return [_Verdict(str(failed))] if fails else []
         for i, condition in enumerate(spec.get("matchConditions") or ()):
             value = said[f"match.{i}"]
             if "error" in value:
@@ -208,6 +208,6 @@ async def compile_causes(spec: Obj, judge: Judge, variables: Sequence[str] = VAR
         return []
     try:
         said = (await judge.ask({"compile": asks}))["found"]
-    except TooLong as long:
-        return [invalid(places[0][0], places[0][1], str(long))]
+    except Unjudged as failed:
+        return [invalid(places[0][0], places[0][1], str(failed))]
     return [invalid(path, text, problem) for (path, text), problem in zip(places, said, strict=True) if problem]

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from metaos.apiserver.cache import WatchCache
-from metaos.apiserver.custom.judge import Judge, TooLong
+from metaos.apiserver.custom.judge import Judge, Unjudged
 from metaos.apiserver.custom.matching import Asked, concerns
 from metaos.apiserver.patch import apply_patch
 from metaos.apiserver.schema import ANY, forbidden, invalid, required, unsupported
@@ -103,8 +103,8 @@ class Webhooks:
         try:
             said = (await self._judge().ask({"evaluate": asks, "data": data}))["found"]
             problem = next((each["error"] for each in said.values() if "error" in each), "")
-        except TooLong as long:
-            said, problem = {}, str(long)
+        except Unjudged as failed:
+            said, problem = {}, str(failed)
         if problem and hook.get("failurePolicy") == "Ignore":
             return None
         if any(each.get("value") is False for each in said.values()):
