@@ -6,9 +6,10 @@ Bounds: ``MAX_DEFINITIONS`` definitions, each at most as large as any object.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from metaos.apiserver.cache import WatchCache
+from metaos.apiserver.cache import Version, WatchCache
 from metaos.resources import errors, scheme
 from metaos.resources.meta import Obj
 from metaos.resources.scheme import Kind
@@ -26,7 +27,7 @@ class Catalogue:
     def __init__(self, cache: WatchCache) -> None:
         self._definitions = cache.resource(_RESOURCE)
         self._seen = 0
-        self._schemas: dict[str, tuple[object, int]] = {}
+        self._made: dict[str, _Made] = {}
         self._by_plural: dict[tuple[str, str, str], CustomKind] = {}
         self._by_kind: dict[tuple[str, str, str], CustomKind] = {}
         self._custom: tuple[CustomKind, ...] = ()
@@ -70,37 +71,53 @@ class Catalogue:
         return found
 
     def _follow(self) -> None:
-        from metaos.apiserver.customkind import CustomKind
+        """Only what has changed is made anew: a hundred definitions come one after another."""
         from metaos.resources import definitions
 
-        before = {(kind.resource, kind.version): kind for kind in self._custom}
-        found: list[CustomKind] = []
-        schemas: dict[str, tuple[object, int]] = {}
+        made: dict[str, _Made] = {}
         for version in self._definitions.objects.values():
-            definition = version.object()
-            if not definitions.established(definition):
-                continue
-            spec = definition["spec"]
-            # Objects written since the definition last changed are as its schemas want them. Its status does not matter.
-            said, since = self._schemas.get(version.name, (None, 0))
-            if said != spec:
-                said, since = spec, version.revision
-            schemas[version.name] = said, since
-            names = (definition.get("status") or {}).get("acceptedNames") or spec["names"]
-            for entry in definitions.served_versions(definition):
-                made = CustomKind(
-                    **definitions.parts_of(definition, entry),
-                    entry=entry,
-                    singular_name=names.get("singular") or names["kind"].lower(),
-                    list_kind_name=names.get("listKind") or f"{names['kind']}List",
-                    storage=definitions.storage_version(definition),
-                    since=since,
-                    terminating=bool(definition["metadata"].get("deletionTimestamp")),
-                )
-                held = before.get((made.resource, made.version))
-                found.append(held if held is not None and held.same(made) else made)
-        self._schemas = schemas
+            held = self._made.get(version.name)
+            made[version.name] = held if held is not None and held.revision == version.revision else _kinds_of(version, held)
+        found = [kind for each in made.values() for kind in each.kinds]
+        self._made = made
         self._custom = tuple(sorted(found, key=lambda kind: (kind.group, definitions.priority(kind.version), kind.plural)))
         self._by_plural = {(kind.group, kind.version, kind.plural): kind for kind in found}
         self._by_kind = {(kind.group, kind.version, kind.kind): kind for kind in found}
         self._seen = self._definitions.revision
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What one definition serves. ``since``: objects of a later revision are as its schemas, ``spec``, want them."""
+
+    revision: int
+    spec: Obj
+    since: int
+    kinds: tuple[CustomKind, ...]
+
+
+def _kinds_of(version: Version, before: _Made | None) -> _Made:
+    from metaos.apiserver.customkind import CustomKind
+    from metaos.resources import definitions
+
+    definition = version.object()
+    spec = definition["spec"]
+    if not definitions.established(definition):
+        return _Made(version.revision, {}, 0, ())
+    # Its status, which changes too, does not matter to objects.
+    since = before.since if before is not None and before.spec == spec else version.revision
+    names = (definition.get("status") or {}).get("acceptedNames") or spec["names"]
+    found = []
+    for entry in definitions.served_versions(definition):
+        made = CustomKind(
+            **definitions.parts_of(definition, entry),
+            entry=entry,
+            singular_name=names.get("singular") or names["kind"].lower(),
+            list_kind_name=names.get("listKind") or f"{names['kind']}List",
+            storage=definitions.storage_version(definition),
+            since=since,
+            terminating=bool(definition["metadata"].get("deletionTimestamp")),
+        )
+        held = next((kind for kind in before.kinds if kind.same(made)), None) if before is not None else None
+        found.append(held or made)
+    return _Made(version.revision, spec, since, tuple(found))

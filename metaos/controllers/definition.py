@@ -24,9 +24,12 @@ class DefinitionReconciler:
     def __init__(self, manager: Manager, client: Client, clock: Clock) -> None:
         self._client, self._clock = client, clock
         self._definitions = manager.informer(_KIND)
+        #: What was said of a definition and the informer has not seen yet.
+        self._said: dict[str, Obj] = {}
 
     async def reconcile(self, about: ObjectRef) -> Result:
         if self._definitions.get(about.name) is None:
+            self._said.pop(about.name, None)
             return DONE
         try:
             found = await self._client.get(_KIND, about.name)
@@ -37,10 +40,18 @@ class DefinitionReconciler:
         if definitions.waiting(found):
             return await self._clear(found)
         if not deleting(found):
-            # From the server: two that want one name must not both be granted it by an informer that is behind.
-            everything = (await self._client.list(_KIND)).items
-            await self._say(found, definitions.status(found, everything, self._clock.now()))
+            await self._say(found, definitions.status(found, self._others(found), self._clock.now()))
         return DONE
+
+    def _others(self, found: Obj) -> list[Obj]:
+        """The others of its group. What was just said of them counts, also where the informer is behind: two that want one name
+        must not both be granted it."""
+        group = found["spec"]["group"]
+        others = [each for each in self._definitions.list() if each["spec"]["group"] == group]
+        for each in others:
+            if (held := self._said.get(name(each))) and not _later(held, each):
+                del self._said[name(each)]
+        return [self._said.get(name(each), each) for each in others]
 
     async def _clear(self, found: Obj) -> Result:
         for kind in definitions.followed([found]):
@@ -57,7 +68,11 @@ class DefinitionReconciler:
 
     async def _say(self, found: Obj, status: Obj) -> None:
         if status != found.get("status"):
-            await self._client.update({**found, "status": status}, subresource="status")
+            self._said[name(found)] = await self._client.update({**found, "status": status}, subresource="status")
+
+
+def _later(one: Obj, other: Obj) -> bool:
+    return int(one["metadata"]["resourceVersion"]) > int(other["metadata"]["resourceVersion"])
 
 
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:

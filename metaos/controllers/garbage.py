@@ -39,13 +39,13 @@ class GarbageReconciler:
         informer.add_index("owner", _owner_uids)
         return informer
 
-    def define(self, kinds: Iterable[scheme.Kind]) -> list[Informer]:
-        """Follows exactly these kinds beside the native ones. The informers that are new."""
-        wanted = {(kind.group, kind.kind): kind for kind in kinds}
-        for key, informer in list(self._informers.items()):
-            if informer.kind not in WATCHED and wanted.get(key) != informer.kind:
-                self._manager.forget(self._informers.pop(key))
-        return [self.follow(kind) for key, kind in wanted.items() if key not in self._informers]
+    def define(self, old: Obj | None, new: Obj | None) -> Informer | None:
+        """Follows the kind of a definition as it has become. Its informer, where that is new."""
+        before, after = (definitions.followed([each] if each is not None else []) for each in (old, new))
+        for kind in before:
+            if kind not in after and (held := self._informers.pop((kind.group, kind.kind), None)) is not None:
+                self._manager.forget(held)
+        return next((self.follow(kind) for kind in after if (kind.group, kind.kind) not in self._informers), None)
 
     async def reconcile(self, about: ObjectRef) -> Result:
         informer = self._informers[(about.group, about.kind)]
@@ -188,10 +188,10 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
 
     for kind in WATCHED:
         watch(manager.informer(kind))
-    definitions_of = manager.informer(scheme.CUSTOM_RESOURCE_DEFINITION)
 
     def defined(old: Obj | None, new: Obj | None) -> None:
-        for informer in reconciler.define(definitions.followed(definitions_of.list())):
+        informer = reconciler.define(old, new)
+        if informer is not None:
             watch(informer)
 
-    definitions_of.on_change(defined)
+    manager.informer(scheme.CUSTOM_RESOURCE_DEFINITION).on_change(defined)

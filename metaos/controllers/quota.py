@@ -89,14 +89,13 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
     for kind in _COUNTED:
         if kind is not _KIND:
             manager.informer(kind).on_change(changed)
-    of_definitions = manager.informer(scheme.CUSTOM_RESOURCE_DEFINITION)
     followed: WeakSet[Informer] = WeakSet()
 
     def defined(old: Obj | None, new: Obj | None) -> None:
-        for kind in definitions.followed(of_definitions.list()):
+        for kind in definitions.followed([new] if new is not None else []):
             informer = manager.informer(kind)
             if informer not in followed:
                 followed.add(informer)
                 informer.on_change(changed)
 
-    of_definitions.on_change(defined)
+    manager.informer(scheme.CUSTOM_RESOURCE_DEFINITION).on_change(defined)

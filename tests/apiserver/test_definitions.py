@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import subprocess
 import sys
@@ -17,11 +18,12 @@ from metaos.apiserver.custom.structural import default, prune
 from metaos.apiserver.custom.validators import Validator
 from metaos.apiserver.registry import Registry
 from metaos.client import PatchType
+from metaos.clock import SystemClock
 from metaos.resources import definitions, scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj
 from tests.apiserver.conftest import ADMIN
-from tests.apiserver.definitions import SCHEMA, crontab, definition_of
+from tests.apiserver.definitions import SCHEMA, controllers, crontab, definition_of
 from tests.clock import FakeClock
 
 CRD = scheme.CUSTOM_RESOURCE_DEFINITION
@@ -325,3 +327,26 @@ async def test_a_scale_that_lies_elsewhere(registry: Registry) -> None:
     assert mine["fieldsV1"] == {"f:spec": {"f:pool": {"f:size": {}}}}
     with pytest.raises(ApiError):
         await registry.patch(ADMIN, kind, "one", "default", {"spec": {"replicas": -1}}, subresource="scale")
+
+
+async def test_of_many_that_want_one_name_one_is_granted_it(registry: Registry) -> None:
+    async with controllers(registry, SystemClock()):
+        for i in range(12):
+            names = {"plural": f"tabs{i}", "kind": "CronTab", "singular": f"tab{i}"}
+            obj = definition_of(names=names)
+            obj["metadata"]["name"] = f"tabs{i}.stable.example.com"
+            await registry.create(ADMIN, obj)
+
+        async def conditions() -> list[str]:
+            found = (await registry.list(ADMIN, CRD)).items
+            return [c["status"] for each in found for c in each["status"]["conditions"] if c["type"] == "Established"]
+
+        async def until(count: int) -> None:
+            while len(found := await conditions()) < count or found.count("True") != 1:
+                await asyncio.sleep(0.01)
+
+        await asyncio.wait_for(until(12), 20)
+        assert len({kind.resource for kind in registry.kinds.custom}) == 1
+        # Who holds the name goes: another gets it.
+        await registry.delete(ADMIN, CRD, registry.kinds.custom[0].resource)
+        await asyncio.wait_for(until(11), 20)
