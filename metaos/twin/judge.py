@@ -21,7 +21,7 @@ Bounds: ``MOST`` violations are kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 import orjson
@@ -72,6 +72,8 @@ class Judge:
         #: Sites that have more than they have room for, with what that comes to; those that lied; those without an agent now.
         self._full: dict[str, str] = {}
         self._liars: set[str] = set()
+        #: Of each site: milli-CPU and bytes of memory that pods may have.
+        self._sizes: dict[str, tuple[int, int]] = {}
         self.stopped: set[str] = set()
         self._looked = 0.0
         self._last: dict[str, int] = {}
@@ -187,15 +189,14 @@ class Judge:
     # -- what runs -------------------------------------------------------------------------------------------
 
     def site_changed(self, site: str) -> None:
-        copies = self._world.sites[site].copies()
-        for copy in copies:
-            self._check_allowed(_key(copy), site)
-        for key, what in self._strays(site):
+        counted = _counts(self._world.sites[site].copies())
+        for key in counted:
+            self._check_allowed(key, site)
+        for key, what in self._strays(site, counted):
             if self._law.since(key, site) == -math.inf:
                 self._check_home(key, site, what)
-        self._room(site, copies)
+        self._room(site, counted)
         self._look()
-        counted = _counts(copies)
         for key, by_site in self._once.items():
             before, found = by_site.get(site, 0), counted.get(key, 0)
             by_site[site] = found
@@ -215,16 +216,15 @@ class Judge:
                     )
                     kept[key] = counted.get(key, 0)
 
-    def _strays(self, site: str) -> list[tuple[Key, str]]:
+    def _strays(self, site: str, counted: Mapping[Key, int]) -> list[tuple[Key, str]]:
         """What is there and may not be."""
-        here = self._world.sites[site]
-        found = [(_key(copy), "a pod of it ran on") for copy in here.copies()]
-        found += [((about.kind, about.namespace, about.name), "its agent keeps") for about in here.holds()]
+        found = [(key, "a pod of it ran on") for key in counted]
+        found += [((about.kind, about.namespace, about.name), "its agent keeps") for about in self._world.sites[site].holds()]
         return [(key, what) for key, what in found if self._law.since(key, site) is not None]
 
-    def _room(self, site: str, copies: Iterable[Copy]) -> None:
+    def _room(self, site: str, counted: Mapping[Key, int]) -> None:
         self._full.pop(site, None)
-        cpu, memory = self._free(site, copies)
+        cpu, memory = self._free(site, counted)
         if site not in self._liars and (cpu < 0 or memory < 0):
             self._full[site] = f"{max(0, -cpu)} m CPU and {max(0, -memory) >> 20} MiB more than there is"
 
@@ -234,14 +234,20 @@ class Judge:
         return any(
             self._law.since(key, site) is None and free >= cpu and left >= memory
             for site in self._world.sites
-            for free, left in [self._free(site, self._world.sites[site].copies())]
+            for free, left in [self._free(site, _counts(self._world.sites[site].copies()))]
         )
 
-    def _free(self, site: str, copies: Iterable[Copy]) -> tuple[int, int]:
+    def _free(self, site: str, counted: Mapping[Key, int]) -> tuple[int, int]:
         """Milli-CPU and bytes of memory that nothing asks for; below 0 where too much is there."""
-        free = capacity(self._world.sites[site].obj, Machine(self._world.sites[site].obj).measure())[1]
-        asked = [self._law.asks(_key(copy)) for copy in copies]
-        return free.cpu - sum(cpu for cpu, _ in asked), free.memory - sum(memory for _, memory in asked)
+        if site not in self._sizes:
+            obj = self._world.sites[site].obj
+            size = capacity(obj, Machine(obj).measure())[1]
+            self._sizes[site] = size.cpu, size.memory
+        cpu, memory = self._sizes[site]
+        for key, count in counted.items():
+            asked = self._law.asks(key)
+            cpu, memory = cpu - asked[0] * count, memory - asked[1] * count
+        return cpu, memory
 
     def lied(self, site: str) -> None:
         """About its room: what is too much there from now on is not the hub's fault."""
@@ -257,7 +263,8 @@ class Judge:
         leaving = self._law.leaving()
         for site, here in self._world.sites.items() if leaving or self._full else ():
             reached = self._world.hub.up and not here.line.cut and site not in self.stopped
-            for stray in self._stray.look(site, self._strays(site) if leaving else (), passed, reached=reached):
+            strays = self._strays(site, _counts(here.copies())) if leaving else ()
+            for stray in self._stray.look(site, strays, passed, reached=reached):
                 (kind, where, word), what = cast(tuple[Key, str], stray)
                 self.wrong(f"{kind} {where}/{word} may not be on site {site} for {LEAVE_SECONDS:g} s by now, and {what} it")
             full = [self._full[site]] if site in self._full and not self._restoring else []
@@ -308,7 +315,7 @@ class Judge:
         """What was acknowledged after the backup is lost, as a backup's age says."""
         store = self._world.hub.disk.store
         self._last = dict(store.revisions())
-        self._law.read({key: value for key in self._last if (value := store.peek(key)) is not None})
+        self._law = self._law.restored({key: value for key in self._last if (value := store.peek(key)) is not None})
         self._decided.clear()
         self._restoring = True
         self._unknown = {key: found for key, found in self._unknown.items() if _store_key(key) not in self._last}

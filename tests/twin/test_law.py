@@ -46,6 +46,30 @@ FULL: dict[str, Any] = {
     ],
     "expect": [{"at": "4m", "ready": {"hi": 1, "low": 0}, "unplaced": ["low"]}],
 }
+#: What reads the data fits only where it is not.
+DATA: dict[str, Any] = {
+    "title": "The data says later where it may be read",
+    "duration": "14m",
+    "agents": "light",
+    "sites": [
+        {"name": "eu", "spec": {"jurisdictions": ["EU"], "capacity": {"cpu": "100m"}, "datasets": [{"name": "patients"}]}},
+        {"name": "us", "spec": {"jurisdictions": ["US"], "capacity": {"cpu": "4"}}},
+    ],
+    "objects": [
+        {
+            "apiVersion": "meta-os.eu/v1alpha1",
+            "kind": "Intent",
+            "metadata": {"name": "reads", "namespace": "default"},
+            "spec": {"traffic": [{"from": {"name": "web"}, "to": {"dataset": "patients"}, "bytesPerSecond": 10}]},
+        }
+    ],
+    "workloads": [{"name": "web", "cpu": "500m", "secret": True}, {"name": "other", "cpu": "500m"}],
+    "faults": [{"at": "5m", "change": {"eu": {"datasets": [{"name": "patients", "residency": ["EU"]}]}}}],
+    "expect": [
+        {"at": "4m", "ready": {"web": 1, "other": 1}},
+        {"at": "8m", "neverOn": {"web": ["us"]}, "unplaced": ["web"], "ready": {"other": 1}},
+    ],
+}
 
 
 def of(text: dict[str, Any], **changed: Any) -> Scenario:
@@ -55,6 +79,14 @@ def of(text: dict[str, Any], **changed: Any) -> Scenario:
 def test_what_may_be_nowhere_any_more_is_nowhere_and_nothing_of_it_stays() -> None:
     report = play(of(LATER))
     assert report["passed"], summary(report)
+
+
+def test_who_reads_data_leaves_where_it_may_not_be_read_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = play(of(DATA))
+    assert report["passed"], summary(report)
+    monkeypatch.setattr(Barred, "why", lambda self, obj, placement, site: None)
+    told = " ".join(v["what"] for v in play(of(DATA, expect=[]))["violations"])
+    assert "Deployment default/web" in told and "Secret default/web-key" in told and "default/other" not in told, told
 
 
 def test_a_site_that_is_away_when_the_law_comes_obeys_when_it_is_back() -> None:
