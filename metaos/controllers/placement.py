@@ -50,7 +50,7 @@ from metaos.scheduler.explain import REASONS, costs_status, kept, placement_stat
 from metaos.scheduler.filters import FILTERS
 from metaos.scheduler.framework import Plan, decide
 from metaos.scheduler.scores import SCORES
-from metaos.scheduler.standing import Firm, firm, standing_alone
+from metaos.scheduler.standing import Firm, firm, renewed, standing_alone
 
 if TYPE_CHECKING:
     from metaos.scheduler.preemption import Preemption
@@ -210,12 +210,18 @@ class PlacementReconciler:
         now = self._clock.now()
         # With numpy, which a hub loads with its first decision.
         sites = None if stood is None or not self._firm else [self._occupancy.sites(SITES).site(site) for site in stood]
+        stands: dict[ObjectRef, Firm] = {}
+        if sites is None and self._firm:
+            stands = renewed(Snapshot(now, self._occupancy.sites(SITES)), self._firm, self._scores)
+            self._firm |= stands
         for informer in self._workloads.values():
             for candidate in informer.list():
                 if placeable(candidate) or takes_room(candidate):
                     about = ref(candidate)
                     sure = self._firm.get(about)
-                    if sites is None or sure is None or any(s is None or sure.concerned(s, now) for s in sites):
+                    if sure is None or (
+                        about not in stands if sites is None else any(s is None or sure.concerned(s, now) for s in sites)
+                    ):
                         self._manager.enqueue(NAME, about)
 
     # -- what is not decided again --------------------------------------------------------------------------

@@ -3,13 +3,18 @@
 A site's *standing* is whether it is ready, cordoned, tainted or about to leave. When nothing else about it changed, a decision
 stays what it is unless the site is one of those that it was chosen from, or can be had now and earns as many points as the last
 of them. Where more plays a part than points and room, every site counts.
+
+When figures of many sites changed, as carbon does every hour, workloads that ask for the same are ranked once (:func:`renewed`):
+a decision stands where no other site has become better by as much as a move is worth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from sys import intern
 
+from metaos.resources.meta import ObjectRef
 from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo
 from metaos.scheduler.filters import FILTERS, Filter
 from metaos.scheduler.framework import Plan
@@ -28,6 +33,8 @@ class Firm:
     points: float
     filters: Sequence[tuple[str, Filter]]
     counting: Sequence[tuple[Score, float]]
+    #: The same for all who ask for the same; empty where more would have to be looked at than the sites' figures.
+    asks: str
 
     def concerned(self, site: ClusterInfo, now: float) -> bool:
         """Whether the standing that ``site`` has now may change the decision."""
@@ -58,5 +65,44 @@ def firm(
         return None
     if plan.rests_on is None or not (set(filters) <= set(FILTERS) and set(scores) <= set(SCORES)):
         return None
-    named = plan.rests_on | workload.current.keys()
-    return Firm(workload, named, min(plan.totals[site] for site in plan.rests_on), filters, weighted(workload, scores))
+    named, counting = plan.rests_on | workload.current.keys(), weighted(workload, scores)
+    return Firm(workload, named, min(plan.totals[site] for site in plan.rests_on), filters, counting, _asks(workload))
+
+
+def renewed(snapshot: Snapshot, firms: Mapping[ObjectRef, Firm], scores: Sequence[Score] = SCORES) -> dict[ObjectRef, Firm]:
+    """Of these decisions those that stand whatever has changed about sites, with what keeps each of them from now on. In
+    ``snapshot`` everything takes its room, also what is looked at: without its own, its site would only be better."""
+    # With numpy, which a hub loads with its first decision.
+    from metaos.scheduler.ranking import Ranking
+
+    ranked: dict[str, Ranking] = {}
+    found: dict[ObjectRef, Firm] = {}
+    for about, sure in firms.items():
+        if not sure.asks:
+            continue
+        if (ranking := ranked.get(sure.asks)) is None:
+            anybody = replace(sure.workload, current={}, moves=())
+            ranking = ranked[sure.asks] = Ranking(snapshot, anybody, sure.filters, scores, (), endures=False)
+        (here,) = sure.workload.current
+        points = ranking.totals.get(here)
+        if points is None:
+            continue
+        best = next((site.name for site in ranking.feasible[:2] if site.name != here), None)
+        least = sure.workload.policy.minimum_improvement
+        if best is None or ranking.totals[best] - points < least - _LITTLE:
+            found[about] = replace(sure, sites=frozenset((here,)), points=points)
+    return found
+
+
+def _asks(workload: WorkloadInfo) -> str:
+    """What a decision follows from beside the sites and where it is now, of one that is on one site as a whole."""
+    odd = workload.local_data or workload.homes or workload.devices or workload.displaced or workload.waits
+    costs = workload.licences or workload.interruptible
+    if odd or costs or list(workload.current.values()) != [workload.replicas]:
+        return ""
+    targets = tuple(replace(target, intent="") for target in workload.targets)
+    plain = replace(workload, ref=_ANYBODY, uid="", generation=0, labels={}, current={}, moves=(), mix=(), targets=targets)
+    return intern(repr(plain))
+
+
+_ANYBODY = ObjectRef("", "", "", "")

@@ -10,10 +10,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from metaos.resources.affinity import SpreadTerm
+from metaos.resources.meta import ObjectRef
 from metaos.resources.snapshot import ClusterInfo, Snapshot, Taint, WorkloadInfo
 from metaos.scheduler.framework import Plan, decide
 from metaos.scheduler.scores import SCORES, Score
-from metaos.scheduler.standing import firm, standing_alone
+from metaos.scheduler.standing import firm, renewed, standing_alone
 from tests.scheduler.worlds import NOW, residency, site, workload, workloads, world
 
 HERE = [f"s{number:02}" for number in range(27)] + ["a", "b", "c"]
@@ -72,6 +73,51 @@ def test_who_is_not_concerned_would_decide_the_same(
         there = there | {name: changed}
         after = decide(Snapshot(NOW, tuple(there.values())), what)
         assert (after.clusters, _said(after)) == (before.clusters, _said(before))
+
+
+changes = st.sampled_from([LOST, BACK, {"carbon": 1.0}, {"carbon": 900.0}, {"cpu_hour": 9.0}, {"cpu": 150}, {"pods": 0}])
+
+
+@given(many(), simple() | workloads(), st.lists(st.tuples(st.sampled_from(HERE), changes), max_size=12), st.booleans())
+def test_a_decision_that_stands_would_be_the_same(
+    there: dict[str, ClusterInfo], what: WorkloadInfo, steps: list[tuple[str, dict[str, Any]]], dirty: bool
+) -> None:
+    what = dataclasses.replace(what, current=dict(decide(Snapshot(NOW, tuple(there.values())), what).clusters))
+    sure = firm(what, decide(Snapshot(NOW, tuple(there.values())), what))
+    assume(sure is not None and sure.asks)
+    assert sure is not None
+    for name, figures in steps:
+        there[name] = dataclasses.replace(there[name], **figures)
+    (here,) = what.current
+    if dirty:
+        there[here] = dataclasses.replace(there[here], carbon=500.0)
+    taken = there[here]
+    taken = dataclasses.replace(
+        taken,
+        cpu_requested=taken.cpu_requested + what.cpu * what.replicas,
+        memory_requested=taken.memory_requested + what.memory * what.replicas,
+        pods_requested=taken.pods_requested + what.replicas,
+    )
+    stands = renewed(Snapshot(NOW, tuple((there | {here: taken}).values())), {what.ref: sure})
+    after = decide(Snapshot(NOW, tuple(there.values())), what)
+    if stands:
+        assert after.clusters == tuple(what.current.items()) and (after.confirms or what.settled)
+        # Who comes back and is not concerned by what is known now changes nothing either.
+        for name in HERE:
+            back = dataclasses.replace(there[name], **BACK)
+            if not stands[what.ref].concerned(back, NOW):
+                assert decide(Snapshot(NOW, tuple((there | {name: back}).values())), what).clusters == after.clusters
+
+
+def test_who_asks_for_the_same_is_looked_at_once_and_only_where_a_move_may_be_worth_it() -> None:
+    sites = [site(name, carbon=100.0) for name in ("a", "b", "c")]
+    firms = {}
+    for number, here in enumerate(("a", "b", "c")):
+        what = dataclasses.replace(workload(current={here: 1}), ref=ObjectRef("apps", "Deployment", "shop", f"w{number}"))
+        firms[what.ref] = firm(what, decide(world(*sites), what))
+    assert len({id(sure.asks) for sure in firms.values() if sure is not None}) == 1
+    left = renewed(world(*sites[:2], site("c", carbon=900.0)), {about: sure for about, sure in firms.items() if sure is not None})
+    assert {about.name for about in left} == {"w0", "w1"}
 
 
 def test_a_site_that_nobody_thinks_of_concerns_nobody() -> None:
