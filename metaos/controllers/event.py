@@ -22,14 +22,18 @@ PERIOD_SECONDS = 60.0
 SWEEP = ObjectRef("", "Event", "", "sweep")
 
 
-def event_time(event: Obj, now: float) -> float:
-    """When it last happened: what its author says, unless that is no time or lies in the future."""
-    metadata = event["metadata"]
-    for stated in (event.get("lastTimestamp"), event.get("eventTime"), metadata.get("creationTimestamp")):
-        found = _time(stated)
-        if found is not None:
-            return min(found, now)
-    return 0.0
+def brief(event: Obj) -> Obj:
+    """As much of an event as the sweep asks for. ``time``: when it last happened, by what its author says, unless that is no
+    time."""
+    metadata = {key: event["metadata"].get(key) for key in ("name", "namespace", "resourceVersion")}
+    times = event.get("lastTimestamp"), event.get("eventTime"), event["metadata"].get("creationTimestamp")
+    stated = next((found for text in times if (found := _time(text)) is not None), 0.0)
+    return {"metadata": metadata, "time": stated, "source": {"host": source_of(event)}}
+
+
+def event_time(kept: Obj, now: float) -> float:
+    """Of what :func:`brief` keeps of an event: no time lies in the future."""
+    return float(min(kept["time"], now))
 
 
 def _time(stated: Any) -> float | None:
@@ -68,10 +72,12 @@ class EventReconciler:
     def __init__(self, manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
         self._client, self._clock, self._settings = client, clock, settings
         self._requests = manager.informer(scheme.CERTIFICATE_SIGNING_REQUEST)
+        # Bounded by the limit and what comes within a period.
+        self._events = manager.informer(scheme.EVENT, keep=brief)
 
     async def reconcile(self, about: ObjectRef) -> Result:
         now = self._clock.now()
-        events = sorted((await self._client.list(scheme.EVENT)).items, key=lambda event: event_time(event, now))
+        events = sorted(self._events.list(), key=lambda event: event_time(event, now))
         beyond = {id(event) for event in surplus(events, self._settings.event_limit)}
         for event in events:
             if id(event) in beyond or event_time(event, now) < now - self._settings.event_lifetime:

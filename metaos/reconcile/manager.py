@@ -10,7 +10,7 @@ from random import Random  # noqa: TID251  (the type of the seeded source that i
 
 from metaos.client import Client
 from metaos.clock import Clock
-from metaos.reconcile.informer import Informer, metadata_only
+from metaos.reconcile.informer import Informer, Keep, metadata_only
 from metaos.reconcile.reconciler import Reconciler, TerminalError
 from metaos.reconcile.workqueue import Closed, WorkQueue
 from metaos.resources.errors import ApiError
@@ -46,7 +46,7 @@ class Manager:
         self.client = client
         self.clock = clock
         self._random = random
-        self._informers: dict[tuple[str, str, str, str], Informer] = {}
+        self._informers: dict[tuple[str, str, str, str, Keep | None], Informer] = {}
         self._controllers: dict[str, _Controller] = {}
         #: In the order in which they began, so that they end in one order.
         self._tasks: list[asyncio.Task[None]] = []
@@ -54,14 +54,15 @@ class Manager:
         self._started = False
         self._counts: dict[str, dict[str, int]] = {}
 
-    def informer(self, kind: Kind, namespace: str = "", labels: str = "", fields: str = "") -> Informer:
-        """The shared informer for exactly these arguments. Asked for after ``start``, await its ``synced()``."""
-        key = (kind.resource, namespace, labels, fields)
+    def informer(self, kind: Kind, namespace: str = "", labels: str = "", fields: str = "", keep: Keep | None = None) -> Informer:
+        """The shared informer for exactly these arguments. Asked for after ``start``, await its ``synced()``. ``keep``: what is
+        kept of each object, where not all of it is needed."""
+        key = (kind.resource, namespace, labels, fields, keep)
         found = self._informers.get(key)
         if found is None:
             left_out = kind in CONTENT_LEFT_OUT or by_kind(kind.api_version, kind.kind) is None
-            keep = metadata_only if left_out and not namespace else None
-            found = Informer(self.client, self.clock, self._random, kind, namespace, labels, fields, keep)
+            kept = keep or (metadata_only if left_out and not namespace else None)
+            found = Informer(self.client, self.clock, self._random, kind, namespace, labels, fields, kept)
             self._informers[key] = found
             if self._started:
                 self._run_informer(found)
