@@ -32,7 +32,8 @@ import yaml
 from bench.results import Figure, figure, write
 from metaos.twin.play import play
 from metaos.twin.report import summary
-from metaos.twin.scenario import Scenario, scenario
+from metaos.twin.scenario import scenario
+from metaos.twin.story import Scenario
 from metaos.twin.text import parse
 
 ROOT = Path(__file__).parents[1]

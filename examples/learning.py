@@ -22,7 +22,8 @@ from onnx import TensorProto, helper
 from metaos.scheduler.features import FEATURES
 from metaos.twin.bill import Prices
 from metaos.twin.decisions import Arrivals, shuffled, site_names
-from metaos.twin.scenario import Scenario, load
+from metaos.twin.scenario import load
+from metaos.twin.story import Scenario
 
 SCENARIO = Path(__file__).parent / "scenarios" / "learning.yaml"
 Floats = NDArray[np.float64]

@@ -30,7 +30,8 @@ from metaos.resources.snapshot import Target, Users
 from metaos.scheduler.framework import decide
 from metaos.twin.play import play
 from metaos.twin.report import summary
-from metaos.twin.scenario import Scenario, scenario
+from metaos.twin.scenario import scenario
+from metaos.twin.story import Scenario
 from metaos.twin.text import parse
 from tests.accounting.test_feeds import NOW, answer
 from tests.controllers.continuum import cluster, deployment

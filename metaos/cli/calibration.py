@@ -20,7 +20,8 @@ from metaos.twin.calibration import calibrated as compare
 from metaos.twin.observed import Observed, observed
 from metaos.twin.processes import Processes, ProcessesFailed
 from metaos.twin.real import RealPlay, playable
-from metaos.twin.scenario import Scenario, load
+from metaos.twin.scenario import load
+from metaos.twin.story import Scenario
 from metaos.twin.text import read
 
 

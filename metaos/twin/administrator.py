@@ -33,6 +33,9 @@ class Administrator:
         """What is gone by then stays gone."""
         await self._insist("patch", kind, what, where, patch, missing=True)
 
+    async def scale(self, kind: Kind, what: str, where: str, replicas: int) -> None:
+        await self.change(kind, what, where, {"spec": {"replicas": replicas}})
+
     async def remove(self, kind: Kind, what: str, where: str) -> None:
         await self._insist("delete", kind, what, where, missing=True)
 

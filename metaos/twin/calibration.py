@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from metaos.twin.observed import Metered, Observed
-from metaos.twin.scenario import Scenario
+from metaos.twin.story import Scenario
 from metaos.twin.timeline import LEGS, Timeline
 from metaos.twin.timing import Timing
 

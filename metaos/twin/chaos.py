@@ -6,7 +6,7 @@ from random import Random  # noqa: TID251  (seeded by the scenario)
 from typing import Any
 
 from metaos.resources.meta import name
-from metaos.twin.scenario import Fault, Scenario
+from metaos.twin.story import Fault, Scenario
 
 _WEIGHTS = {
     "cut": 6,

@@ -5,7 +5,7 @@ the replay of NEMO's own policy. How far that one is from what was booked is tol
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -21,11 +21,11 @@ from metaos.agent.energy import Modelled
 from metaos.controllers.accounting import site_of
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, name
-from metaos.twin.clock import VirtualLoop, run
+from metaos.twin.clock import Stalled, VirtualLoop
 from metaos.twin.past import ASSUMED, HOUR, LEAD_SECONDS, NEMO, POLICIES, Deed, Key, Past, Ran, past
-from metaos.twin.play import Play, scratch
-from metaos.twin.scenario import KINDS
+from metaos.twin.play import Play, perform
 from metaos.twin.site import Machine
+from metaos.twin.story import KINDS
 
 #: Wanted of a line: whether it is in the sums.
 Wanted = Callable[[Line], bool]
@@ -66,7 +66,7 @@ class Replay(Play):
         if deed.replicas is None:
             await self._spawn(self.world.remove(kind, what, where))
         else:
-            await self._spawn(self.world.change(kind, what, where, {"spec": {"replicas": deed.replicas}}))
+            await self._spawn(self.world.scale(kind, what, where, deed.replicas))
 
     def _look(self, site: str) -> None:
         now = self.world.clock.now()
@@ -81,6 +81,10 @@ class Replay(Play):
         for pod, key in found.items():
             there.setdefault(pod, (key, now))
 
+    def stalled(self, why: str) -> dict[str, Any]:
+        """What was not replayed to its end can be held against nothing."""
+        raise Stalled(why)
+
     async def _over(self) -> None:
         end = self._since + self.scenario.duration
         for site, there in self._there.items():
@@ -90,15 +94,7 @@ class Replay(Play):
 
 def replayed(found: Past) -> list[Stay]:
     """Plays it."""
-    plays: list[Replay] = []
-
-    def begin(loop: VirtualLoop) -> Coroutine[Any, Any, dict[str, Any]]:
-        plays.append(Replay(loop, found, folder))
-        return plays[0].run()
-
-    with scratch() as folder:
-        run(begin)
-    return plays[0].stays
+    return perform(lambda loop, folder: Replay(loop, found, folder))[0].stays
 
 
 # -- booking -----------------------------------------------------------------------------------------------

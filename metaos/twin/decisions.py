@@ -25,9 +25,10 @@ from metaos.twin.bill import Bill
 from metaos.twin.clock import VirtualLoop
 from metaos.twin.metered import Metered
 from metaos.twin.play import Play, with_chaos
-from metaos.twin.scenario import Scenario, WorkloadText, load
+from metaos.twin.scenario import load
 from metaos.twin.session import Ask, Session
 from metaos.twin.steering import WEIGHT, Steering
+from metaos.twin.story import Scenario, WorkloadText
 
 #: Another scenario for each episode, from chance that the environment was seeded with.
 Vary: TypeAlias = Callable[[Scenario, np.random.Generator], Scenario]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from metaos.scheduler.features import FEATURES, MOST, UNKNOWN, Rows
 from metaos.twin.bill import Prices
 from metaos.twin.decisions import Arrival, Arrivals, Vary, opened, shuffled, site_names
-from metaos.twin.scenario import Scenario
+from metaos.twin.story import Scenario
 
 
 class PlacementEnv(gymnasium.Env[Rows, np.int64]):

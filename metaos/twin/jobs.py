@@ -16,7 +16,7 @@ import orjson
 from metaos.resources import scheme
 from metaos.resources.meta import is_true
 from metaos.store.log import EventType, LogEvent
-from metaos.twin.scenario import Scenario, WorkloadText
+from metaos.twin.story import Scenario, WorkloadText
 from metaos.twin.world import World
 
 _JOBS = f"{scheme.JOB.resource}/"

@@ -33,8 +33,8 @@ from metaos.resources.meta import CLUSTER_NAMESPACE_PREFIX, Obj, name, namespace
 from metaos.store.log import EventType, LogEvent
 from metaos.twin.law import LEAVE_SECONDS, PREFIXES, Key, Law
 from metaos.twin.overdue import Overdue
-from metaos.twin.scenario import Scenario, WorkloadText
 from metaos.twin.site import Copy, Machine
+from metaos.twin.story import Scenario, WorkloadText
 from metaos.twin.world import World
 
 MOST = 100

@@ -17,7 +17,7 @@ from pettingzoo import ParallelEnv  # type: ignore[import-untyped]
 from metaos.scheduler.features import FEATURES, MOST, UNKNOWN
 from metaos.twin.bill import Prices
 from metaos.twin.decisions import Arrival, Arrivals, Vary, opened, shuffled, site_names
-from metaos.twin.scenario import Scenario
+from metaos.twin.story import Scenario
 
 #: From 0, no offer, to this one.
 HIGHEST_BID = 10

@@ -11,7 +11,7 @@ import yaml
 from metaos.twin.chaos import drawn
 from metaos.twin.play import play
 from metaos.twin.report import again, summary
-from metaos.twin.scenario import Hope, Scenario
+from metaos.twin.story import Hope, Scenario
 
 MOST_TRIES = 80
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,10 @@ from metaos.clock import Clock
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, format_time, name, parse_time
-from metaos.twin.clock import VirtualLoop, run
-from metaos.twin.play import Play, scratch
-from metaos.twin.scenario import Scenario, WorkloadText
+from metaos.twin.clock import Stalled
+from metaos.twin.play import Play, perform
 from metaos.twin.site import watts
+from metaos.twin.story import Scenario, WorkloadText
 from metaos.twin.timeline import Observer, Timeline, samples
 
 
@@ -137,6 +137,10 @@ class ObservedPlay(Play):
         await super()._restart()
         self._observer.did("hubAnswered", "hub")
 
+    def stalled(self, why: str) -> dict[str, Any]:
+        """What was not played to its end was not observed."""
+        raise Stalled(why)
+
     async def _over(self) -> None:
         story, observer = self.scenario, self._observer
         await observer.stop()
@@ -147,12 +151,4 @@ class ObservedPlay(Play):
 
 def observed(story: Scenario) -> Observed:
     """What was seen of a play in the twin."""
-    plays: list[ObservedPlay] = []
-
-    def begin(loop: VirtualLoop) -> Coroutine[Any, Any, dict[str, Any]]:
-        plays.append(ObservedPlay(loop, story, folder))
-        return plays[0].run()
-
-    with scratch() as folder:
-        run(begin)
-    return plays[0].found
+    return perform(lambda loop, folder: ObservedPlay(loop, story, folder))[0].found

@@ -19,7 +19,7 @@ from metaos.resources.meta import Obj, name, namespace
 from metaos.scheduler.scores import COST, LATENCY, Score
 from metaos.scheduler.slack import CONTEXT, WAITING
 from metaos.twin.network import Quality
-from metaos.twin.scenario import KINDS, Scenario, SiteText, WorkloadText
+from metaos.twin.story import KINDS, Scenario, SiteText, WorkloadText
 from metaos.twin.text import ScenarioError
 from metaos.twin.timing import Timing
 

@@ -10,21 +10,24 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
-from metaos.accounting.carbon import StaticCarbonSource, TraceCarbonSource, grams
+from metaos.accounting.carbon import StaticCarbonSource, TraceCarbonSource
 from metaos.clock import sleep_or
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import RESTORED, SYSTEM_NAMESPACE, Obj, is_true, name
+from metaos.resources.meta import RESTORED, SYSTEM_NAMESPACE, Obj, name
 from metaos.scheduler.scores import Score
 from metaos.twin.chaos import drawn
 from metaos.twin.clock import Stalled, VirtualLoop, run
+from metaos.twin.figures import Figures
+from metaos.twin.hopes import Hopes
 from metaos.twin.jobs import JobCourses
 from metaos.twin.judge import Judge
 from metaos.twin.network import Quality
-from metaos.twin.scenario import ALWAYS, Fault, Hope, Scenario, WorkloadText, quality_of
-from metaos.twin.site import Site, states_power, watts
+from metaos.twin.scenario import quality_of
+from metaos.twin.site import Site
+from metaos.twin.story import Fault, Scenario, WorkloadText
 from metaos.twin.text import Part
 from metaos.twin.world import World
 
@@ -41,21 +44,28 @@ FIDELITY = {
 
 Progress = Callable[[float, str], None]
 Deed = Callable[[], Awaitable[None]]
+P = TypeVar("P", bound="Play")
 
 
 def play(scenario: Scenario, *, progress: Progress | None = None, log: TextIO | None = None) -> dict[str, Any]:
     """The report. ``progress(share, text)`` is called now and then."""
-    plays: list[Play] = []
+    return perform(lambda loop, folder: Play(loop, with_chaos(scenario), folder, progress, log))[1]
+
+
+def perform(make: Callable[[VirtualLoop, Path], P]) -> tuple[P, dict[str, Any]]:
+    """A play from its beginning to its end, with its report. ``make`` is told where its sites may keep their data."""
+    made: list[P] = []
 
     def begin(loop: VirtualLoop) -> Coroutine[Any, Any, dict[str, Any]]:
-        plays.append(Play(loop, with_chaos(scenario), folder, progress, log))
-        return plays[0].run()
+        made.append(make(loop, folder))
+        return made[0].run()
 
     with scratch() as folder:
         try:
-            return run(begin)
+            report = run(begin)
         except Stalled as error:
-            return plays[0].stalled(str(error))
+            report = made[0].stalled(str(error))
+    return made[0], report
 
 
 def with_chaos(scenario: Scenario) -> Scenario:
@@ -102,7 +112,8 @@ class Play:
             scores=scores,
         )
         self.judge = Judge(self.world, scenario)
-        self._jobs = JobCourses(self.world, scenario, self._reason)
+        self._hopes = Hopes(self.world, scenario, self.seconds, lambda at, deed: self._at(at, "", deed))
+        self._jobs = JobCourses(self.world, scenario, self._hopes.reason)
         self._progress = progress or (lambda share, text: None)
         self._todo: list[tuple[float, int, str, Deed]] = []
         self._begun = 0.0
@@ -117,14 +128,13 @@ class Play:
         self._away: dict[str, float] = {}
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._open = 0
-        self._answers: list[dict[str, Any]] = []
-        self._series: list[dict[str, float]] = []
-        self._joules = self._grams = 0.0
         self._deleted: set[str] = set()
-        #: Of each site (watts, copies, copies that serve), until something there changes.
-        self._figures: dict[str, tuple[float, int, int]] = {}
-        self.world.on_site.append(self._changed)
+        self._figures = Figures(self.world, self._carbon, self.seconds, lambda site: bool(self._stopped.get(site)))
         self.world.on_crash.append(self._crashed)
+
+    def seconds(self) -> float:
+        """Of the story."""
+        return self.world.now - self._begun
 
     # -- the whole -------------------------------------------------------------------------------------------
 
@@ -203,16 +213,15 @@ class Play:
                 self._at(fault.at - fault.value, "", partial(self._back_up, fault))
             self._at(fault.at, str(fault.text()), partial(self._do, fault))
         for hope in scenario.hopes:
-            self._at(hope.at, "", partial(self._expect, hope))
+            self._at(hope.at, "", partial(self._hopes.expect, hope))
 
     async def _begin(self, text: WorkloadText) -> None:
         await self._spawn(self.world.apply(*text.objects))
 
     async def _delete(self, workload: str) -> None:
         self._deleted.add(workload)
-        for text in self.scenario.workloads:
-            if text.name == workload:
-                await self._spawn(self.world.remove(text.kind, text.name, text.namespace))
+        for text in self.scenario.named([workload]):
+            await self._spawn(self.world.remove(text.kind, text.name, text.namespace))
 
     async def _spawn(self, work: Any) -> None:
         """Beside the story: a hub that is away must not stop its time."""
@@ -308,7 +317,7 @@ class Play:
         if not self._down:
             self._down = True
             await self.world.hub.kill()
-            self._at(self.world.now - self._begun + seconds, "the hub starts", self._revive)
+            self._at(self.seconds() + seconds, "the hub starts", self._revive)
 
     async def _revive(self) -> None:
         await self._spawn(self._restart())
@@ -372,9 +381,9 @@ class Play:
 
         async def over() -> None:
             await self._stop([site], power=False)
-            self._at(self.world.now - self._begun + self._away[site], f"the agent of {site} starts", partial(self._start, [site]))
+            self._at(self.seconds() + self._away[site], f"the agent of {site} starts", partial(self._start, [site]))
 
-        self._at(self.world.now - self._begun, f"the agent of {site} dies at a write", over)
+        self._at(self.seconds(), f"the agent of {site} dies at a write", over)
 
     async def _stop(self, sites: list[str], *, power: bool) -> None:
         for site in sites:
@@ -394,7 +403,7 @@ class Play:
                 self._order += 1
                 self._boots[site] = self._order
                 boot = partial(self._boot, site, self._order)
-                self._at(self.world.now - self._begun + self.scenario.timing.agent_start, "", boot)
+                self._at(self.seconds() + self.scenario.timing.agent_start, "", boot)
 
     async def _boot(self, site: str, number: int) -> None:
         """Unless it was stopped again meanwhile."""
@@ -404,7 +413,7 @@ class Play:
             self.world.sites[site].start()
 
     async def _flap(self, sites: list[str], every: float, end: float) -> None:
-        now = self.world.now - self._begun
+        now = self.seconds()
         await self._cut(sites, (1, 1), 1)
 
         async def mend() -> None:
@@ -439,17 +448,13 @@ class Play:
             await self._delete(workload)
 
     async def _scale(self, workloads: dict[str, int]) -> None:
-        for text in self.scenario.workloads:
-            if text.name in workloads:
-                self.judge.asked(text.name, workloads[text.name])
-                patch = {"spec": {"replicas": workloads[text.name]}}
-                await self._spawn(self.world.change(text.kind, text.name, text.namespace, patch))
+        for text in self.scenario.named(workloads):
+            self.judge.asked(text.name, workloads[text.name])
+            await self._spawn(self.world.scale(text.kind, text.name, text.namespace, workloads[text.name]))
 
     async def _residency(self, workloads: dict[str, list[str]]) -> None:
         """An Intent of its own, beside what a workload was given at first; taken back where nothing is named."""
-        for text in self.scenario.workloads:
-            if text.name not in workloads:
-                continue
+        for text in self.scenario.named(workloads):
             intent, said = scheme.INTENT.empty(f"{text.name}-law", text.namespace), workloads[text.name]
             target = {"name": "residency", "condition": "IsOneOf", "value": said, "hard": True}
             about = {"refs": [{"kind": text.kind.kind, "name": text.name}]}
@@ -459,137 +464,15 @@ class Play:
             else:
                 await self._spawn(self.world.remove(scheme.INTENT, name(intent), text.namespace))
 
-    # -- expectations ----------------------------------------------------------------------------------------
-
-    async def _expect(self, hope: Hope) -> None:
-        if hope.what in ALWAYS:
-            answer: dict[str, Any] = {"expected": str(hope), "held": True, "found": ""}
-            self._answers.append(answer)
-
-            def look(site: str) -> None:
-                if answer["held"] and (wrong := self._breach(hope)):
-                    answer.update(held=False, found=f"{wrong} at {self.world.now - self._begun:g} s")
-
-            self.world.on_site.append(look)
-            look("")
-            return
-        end = hope.at + hope.within
-
-        async def again() -> None:
-            held, found = self._holds(hope)
-            now = self.world.now - self._begun
-            if held or now >= end:
-                self._answers.append({"expected": str(hope), "held": held, "found": found, "seconds": round(now - hope.at, 3)})
-            else:
-                self._at(now + 1.0, "", again)
-
-        await again()
-
-    def _breach(self, hope: Hope) -> str:
-        copies = self.world.copies()
-        for workload, value in hope.value.items():
-            mine = [c for c in copies if c.owner.name == workload]
-            if hope.what == "neverOn":
-                there = sorted({c.site for c in mine} & set(value))
-                if there:
-                    return f"{workload} ran on {', '.join(there)}"
-            elif hope.what == "copiesAtMost" and len(mine) > value:
-                return f"{len(mine)} copies of {workload} existed"
-            elif hope.what == "readyAtLeast" and sum(c.ready for c in mine) < value:
-                return f"only {sum(c.ready for c in mine)} copies of {workload} served"
-        return ""
-
-    def _holds(self, hope: Hope) -> tuple[bool, str]:
-        world, what, value = self.world, hope.what, hope.value
-        if not world.hub.up:
-            return False, "the hub is not there"
-        copies = world.copies()
-        found: Any
-        if what == "ready":
-            reached = [c for c in copies if c.ready and not world.sites[c.site].line.cut]
-            found = {w: sum(c.owner.name == w for c in reached) for w in value}
-        elif what == "runsOn":
-            found = {w: sorted({c.site for c in copies if c.owner.name == w and c.ready}) for w in value}
-            stray = {w: sorted({c.site for c in copies if c.owner.name == w}) for w in value}
-            if stray != found:
-                return False, str(stray)
-        elif what == "placed":
-            found = {t.name: world.placed(t.kind.kind, t.namespace, t.name) for t in self.scenario.workloads if t.name in value}
-        elif what == "lost":
-            found = sorted(s for s in world.sites if not world.is_ready(s))
-        elif what == "unplaced":
-            found = [
-                t.name for t in self.scenario.workloads if t.name in value and not world.placed(t.kind.kind, t.namespace, t.name)
-            ]
-            value = [t.name for t in self.scenario.workloads if t.name in value]
-        elif what == "done":
-            found = [
-                t.name
-                for t in self.scenario.workloads
-                if t.name in value and is_true(world.hub.find(t.kind, t.name, t.namespace) or {}, "Complete")
-            ]
-            value = [t.name for t in self.scenario.workloads if t.name in value]
-        else:
-            found = {t.name: self._reason(t) for t in self.scenario.workloads if t.name in value}
-            return all(value[w] in found[w] for w in value), str(found)
-        return found == value, str(found)
-
-    def _reason(self, text: WorkloadText) -> str:
-        placement = self.world.hub.find(scheme.PLACEMENT, f"{text.kind.kind.lower()}-{text.name}", text.namespace) or {}
-        return str((placement.get("spec") or {}).get("reason") or "")
-
-    # -- figures ---------------------------------------------------------------------------------------------
+    # -- what is told ----------------------------------------------------------------------------------------
 
     async def _sample(self, every: float) -> None:
-        world = self.world
-        power = emitted = 0.0
-        busy = ready = total = 0
-        now, clean = world.clock.now(), dict[tuple[str, float], float]()
-        for site in world.sites.values():
-            figures = self._figures.get(site.name) or self._figures_of(site)
-            used = 0.0 if self._stopped.get(site.name) and not figures[1] else figures[0]
-            power += used
-            electricity = (site.obj.get("spec") or {}).get("electricity") or {}
-            where = str(electricity.get("zone") or ""), float(electricity.get("carbonIntensity") or 0.0)
-            if where not in clean:
-                # Many sites are in one zone.
-                clean[where] = self.intensity(site, now)
-            emitted += grams(used, clean[where], 3600.0)
-            total += figures[1]
-            ready += figures[2]
-            busy += not site.line.cut
-        if self._series:
-            passed = world.now - self._begun - self._series[-1]["seconds"]
-            self._joules += self._series[-1]["watts"] * passed
-            self._grams += self._series[-1]["gramsPerHour"] * passed / 3600
-        self._series.append(
-            {
-                "seconds": round(world.now - self._begun, 3),
-                "sitesReached": busy,
-                "sitesReady": sum(map(world.is_ready, world.sites)) if world.hub.up else 0,
-                "copies": total,
-                "copiesReady": ready,
-                "watts": round(power, 3),
-                "gramsPerHour": round(emitted, 3),
-                "writes": world.hub.disk.writes,
-            }
-        )
-        self._at(world.now - self._begun + every, "", partial(self._sample, every))
-
-    def _changed(self, site: str) -> None:
-        self._figures.pop(site, None)
-
-    def _figures_of(self, site: Site) -> tuple[float, int, int]:
-        copies = site.copies()
-        found = watts(site.obj, site.busy_milli()), len(copies), sum(copy.ready for copy in copies)
-        self._figures[site.name] = found
-        return found
+        self._figures.sample()
+        self._at(self.seconds() + every, "", partial(self._sample, every))
 
     def intensity(self, site: Site, now: float | None = None) -> float:
         """gCO2eq/kWh, now unless said otherwise."""
-        electricity = (site.obj.get("spec") or {}).get("electricity") or {}
-        found = self._carbon.intensity(str(electricity.get("zone") or ""), self.world.clock.now() if now is None else now)
-        return float(found[0] if found else electricity.get("carbonIntensity") or 0.0)
+        return self._figures.intensity(site, now)
 
     def _unfinished(self) -> list[str]:
         if not self.world.hub.up:
@@ -606,7 +489,6 @@ class Play:
     def _report(self, *, joined: bool, healed: bool, unfinished: list[str]) -> dict[str, Any]:
         scenario, world = self.scenario, self.world
         kinds = [s.fidelity for s in world.sites.values()]
-        powered = sum(states_power(s.obj) for s in world.sites.values())
         reasons: dict[str, int] = {}
         placed: dict[str, dict[str, int]] = {}
         if world.hub.up:
@@ -619,18 +501,18 @@ class Play:
                 }
         if not joined:
             self.judge.wrong("not all sites became ready before the beginning")
-        passed = not self.judge.violations and not unfinished and all(a["held"] for a in self._answers)
+        passed = not self.judge.violations and not unfinished and all(a["held"] for a in self._hopes.answers)
         return {
             "title": scenario.title,
             "scenario": scenario.file,
             "seed": scenario.seed,
             "passed": passed,
-            "expectations": self._answers,
+            "expectations": self._hopes.answers,
             "violations": [{"seconds": round(t - self._begun, 3), "what": what} for t, what in self.judge.violations],
             "unfinished": unfinished,
             "healed": healed,
             "simulated": {
-                "seconds": round(world.now - self._begun, 3),
+                "seconds": round(self.seconds(), 3),
                 "sites": {k: kinds.count(k) for k in FIDELITY if k in kinds},
                 "meaning": {k: text for k, text in FIDELITY.items() if k in kinds},
                 "workloads": len(scenario.workloads),
@@ -640,16 +522,10 @@ class Play:
             },
             "jobs": self._jobs.report(self._begun),
             "carbon": self._carbon_said(),
-            "energy": {
-                "kilowattHours": round(self._joules / 3.6e6, 6),
-                "gramsCO2e": round(self._grams, 3),
-                "model": "the sites'",
-                "sitesWithPower": powered,
-                "sitesWithoutPower": len(kinds) - powered,
-            },
+            "energy": self._figures.energy(),
             "events": dict(sorted(reasons.items())),
             "placements": placed,
             "faults": [fault.text() for fault in scenario.faults],
             "log": {"lines": world.lines, "sha256": world.digest},
-            "series": self._series,
+            "series": self._figures.series,
         }

@@ -23,8 +23,8 @@ from metaos.resources.meta import is_true, name
 from metaos.twin.administrator import Administrator
 from metaos.twin.observed import Observed, metered
 from metaos.twin.processes import Processes, ProcessesFailed
-from metaos.twin.scenario import DEEDS, Fault, Scenario, WorkloadText
 from metaos.twin.site import Machine
+from metaos.twin.story import DEEDS, Fault, Scenario, WorkloadText
 from metaos.twin.text import Part
 from metaos.twin.timeline import Observer, samples
 
@@ -181,16 +181,14 @@ class RealPlay(Administrator):
         await self.apply(*text.objects)
 
     async def _delete(self, workloads: list[str]) -> None:
-        for text in self._story.workloads:
-            if text.name in workloads:
-                self._observer.did("deleted", text.name)
-                await self.remove(text.kind, text.name, text.namespace)
+        for text in self._story.named(workloads):
+            self._observer.did("deleted", text.name)
+            await self.remove(text.kind, text.name, text.namespace)
 
     async def _scale(self, workloads: dict[str, int]) -> None:
-        for text in self._story.workloads:
-            if text.name in workloads:
-                self._observer.did("scaled", text.name, workloads[text.name])
-                await self.change(text.kind, text.name, text.namespace, {"spec": {"replicas": workloads[text.name]}})
+        for text in self._story.named(workloads):
+            self._observer.did("scaled", text.name, workloads[text.name])
+            await self.scale(text.kind, text.name, text.namespace, workloads[text.name])
 
     async def _change(self, specs: dict[str, Any]) -> None:
         for site, spec in specs.items():

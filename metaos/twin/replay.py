@@ -9,7 +9,8 @@ from pathlib import Path
 
 from metaos.resources import scheme
 from metaos.resources.meta import Obj
-from metaos.twin.scenario import MAX_WORKLOADS, Scenario, WorkloadText
+from metaos.twin.scenario import MAX_WORKLOADS
+from metaos.twin.story import Scenario, WorkloadText
 from metaos.twin.text import ScenarioError
 
 COLUMNS = ("arrival_time", "length", "cpus")

@@ -25,8 +25,8 @@ from metaos.twin.clock import VirtualLoop
 from metaos.twin.decisions import Vary, as_it_is, opened
 from metaos.twin.metered import Metered
 from metaos.twin.play import with_chaos
-from metaos.twin.scenario import Scenario, WorkloadText
 from metaos.twin.session import Ask, Session
+from metaos.twin.story import Scenario, WorkloadText
 
 Floats32 = NDArray[np.float32]
 #: Requests a second at each of so many times, from chance.

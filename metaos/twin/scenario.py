@@ -1,31 +1,23 @@
-"""What a scenario says: sites, workloads, faults with their times, and what is expected. Read from a text file, checked whole.
+"""Reads a scenario (:mod:`metaos.twin.story`) from a text file, and checks it whole.
 
 The fields are described in ``docs/how-to/try-before.md``. A mistake is a ``ScenarioError`` with file, line, field and remedy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from metaos.agent.sitefile import read_site, spec_problems
 from metaos.resources import quantity, scheme, workload
-from metaos.resources.meta import Obj, ObjectRef, name, namespace, parse_time
-from metaos.resources.scheme import Kind
+from metaos.resources.meta import Obj, name, namespace, parse_time
 from metaos.twin.clock import EPOCH
 from metaos.twin.network import Quality
+from metaos.twin.story import ALWAYS, DEEDS, KINDS, Fault, Hope, Scenario, SiteText, WorkloadText
 from metaos.twin.text import Part, ScenarioError, one_of, read
 from metaos.twin.timing import Timing
 
 MAX_SITES, MAX_WORKLOADS, MAX_FAULTS = 10_000, 100_000, 100_000
-KINDS: dict[str, Kind] = {
-    "Deployment": scheme.DEPLOYMENT,
-    "StatefulSet": scheme.STATEFUL_SET,
-    "DaemonSet": scheme.DAEMON_SET,
-    "Job": scheme.JOB,
-}
 FIELDS = (
     "title", "seed", "duration", "settle", "start", "timing", "agents", "carbon", "link", "sites", "workloads", "objects",
     "faults", "chaos", "expect",
@@ -40,11 +32,6 @@ WORKLOAD_FIELDS = (
     "name", "namespace", "kind", "count", "replicas", "cpu", "memory", "run", "at", "until", "residency", "intents", "policy",
     "secret", "volume", "labels", "priorityClass",
 )  # fmt: skip
-#: What a fault does: exactly one of these beside ``at`` and ``for``.
-DEEDS = (
-    "cut", "link", "killHub", "killHubAfterWrites", "restoreHub", "hubClock", "siteClock", "slowDisk", "stopAgent",
-    "stopAgentAfterWrites", "powerOff", "flap", "lie", "change", "apply", "delete", "scale", "residency",
-)  # fmt: skip
 #: These end by themselves after ``for``.
 LASTING = (
     "cut", "link", "killHub", "killHubAfterWrites", "restoreHub", "slowDisk", "stopAgent", "stopAgentAfterWrites", "powerOff",
@@ -53,100 +40,6 @@ LASTING = (
 #: How long what has died stays away, where it is not said.
 AWAY_SECONDS = 5.0
 HOPES = ("ready", "runsOn", "placed", "lost", "unplaced", "done", "reason", "neverOn", "copiesAtMost", "readyAtLeast")
-ALWAYS = ("neverOn", "copiesAtMost", "readyAtLeast")
-
-
-@dataclass(frozen=True, slots=True)
-class SiteText:
-    """One site (``count`` of them are many of these)."""
-
-    obj: Obj
-    agent: str
-    clock: float
-    quality: Quality
-
-
-@dataclass(frozen=True, slots=True)
-class WorkloadText:
-    """One workload with what belongs to it. ``until``: when it is deleted."""
-
-    kind: Kind
-    namespace: str
-    name: str
-    replicas: int
-    at: float
-    until: float | None
-    residency: tuple[str, ...]
-    objects: tuple[Obj, ...]
-    #: (kind, name) in its namespace, of what follows it.
-    referents: tuple[tuple[str, str], ...]
-
-    @property
-    def ref(self) -> ObjectRef:
-        return ObjectRef(self.kind.group, self.kind.kind, self.namespace, self.name)
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """``what`` from ``DEEDS``, for so many seconds where it ends."""
-
-    at: float
-    what: str
-    value: Any
-    seconds: float | None = None
-    more: Mapping[str, Any] = field(default_factory=dict)
-
-    def text(self) -> dict[str, Any]:
-        """As in a scenario file."""
-        found: dict[str, Any] = {"at": f"{self.at:g}s", self.what: self.value, **self.more}
-        return found if self.seconds is None else found | {"for": f"{self.seconds:g}s"}
-
-
-@dataclass(frozen=True, slots=True)
-class Hope:
-    """What must hold at ``at``, or come about ``within`` so many seconds of it; from ``at`` on, for those of ``ALWAYS``."""
-
-    at: float
-    within: float
-    what: str
-    value: Any
-    line: int
-
-    def __str__(self) -> str:
-        when = (
-            f"from {self.at:g} s on"
-            if self.what in ALWAYS
-            else f"at {self.at:g} s" + (f" or within {self.within:g} s" if self.within else "")
-        )
-        return f"{self.what} {self.value} {when} (line {self.line})"
-
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """Everything, read and checked."""
-
-    file: str
-    title: str
-    seed: int
-    duration: float
-    settle: float
-    start: float
-    timing: Timing
-    sites: tuple[SiteText, ...]
-    workloads: tuple[WorkloadText, ...]
-    objects: tuple[Obj, ...]
-    faults: tuple[Fault, ...]
-    hopes: tuple[Hope, ...]
-    #: How many faults are drawn from the seed, and until when they are over.
-    chaos: int = 0
-    chaos_until: float = 0.0
-    carbon: str = ""
-    carbon_start_hour: float = 0.0
-    #: The text as it was, for scenarios that are made from this one.
-    raw: Mapping[str, Any] = field(default_factory=dict)
-
-    def with_seed(self, seed: int | None) -> Scenario:
-        return self if seed is None else replace(self, seed=seed)
 
 
 def load(path: Path) -> Scenario:

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from metaos.twin.play import play
-from metaos.twin.scenario import Scenario
+from metaos.twin.story import Scenario
 
 #: Seeds that one process plays in one go. It ends after ``SHARDS`` of them, so that what libraries keep does not add up.
 SHARD, SHARDS = 20, 50

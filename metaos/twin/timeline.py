@@ -14,7 +14,7 @@ from metaos.clock import Clock
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, ObjectRef, controller_of, is_true, name, namespace, ref, uid
-from metaos.twin.scenario import WorkloadText
+from metaos.twin.story import WorkloadText
 
 V = TypeVar("V")
 #: (seconds, what was so from then on), in the order of time.

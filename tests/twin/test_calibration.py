@@ -18,8 +18,9 @@ from metaos.cli.main import nemo
 from metaos.twin.calibration import Tolerance, Tried, as_text, calibrated, compared, fitted, with_settings
 from metaos.twin.observed import Metered, Observed, observed
 from metaos.twin.real import playable
-from metaos.twin.scenario import Scenario, load, scenario
+from metaos.twin.scenario import load, scenario
 from metaos.twin.sidebyside import summary, write_html
+from metaos.twin.story import Scenario
 from metaos.twin.text import ScenarioError, parse
 from metaos.twin.timeline import LEGS, Timeline, first, samples
 from metaos.twin.timing import Timing

@@ -19,7 +19,8 @@ from metaos.twin.decisions import as_it_is
 from metaos.twin.environment import PlacementEnv
 from metaos.twin.market import SiteMarket
 from metaos.twin.scaling import ScalingEnv
-from metaos.twin.scenario import Scenario, scenario
+from metaos.twin.scenario import scenario
+from metaos.twin.story import Scenario
 from metaos.twin.text import read
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,8 @@ from metaos.controllers.barred import Barred
 from metaos.twin.overdue import Overdue
 from metaos.twin.play import play
 from metaos.twin.report import summary
-from metaos.twin.scenario import Scenario, scenario
+from metaos.twin.scenario import scenario
+from metaos.twin.story import Scenario
 from metaos.twin.text import parse
 
 AWAY = {word: ["gb", "us"] for word in ("web", "db", "disk")}

@@ -28,8 +28,9 @@ from metaos.twin.minimise import explained, minimise, text_of
 from metaos.twin.play import play
 from metaos.twin.replay import replayed
 from metaos.twin.report import summary
-from metaos.twin.scenario import DEEDS, Hope, Scenario, load, scenario
+from metaos.twin.scenario import load, scenario
 from metaos.twin.seeds import failing
+from metaos.twin.story import DEEDS, Hope, Scenario
 from metaos.twin.text import ScenarioError, parse
 from metaos.twin.timing import Timing
 from metaos.twin.watchdog import SimulatedWatchdog
