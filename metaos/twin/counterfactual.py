@@ -22,7 +22,7 @@ from metaos.controllers.accounting import site_of
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, name
 from metaos.twin.clock import Stalled, VirtualLoop
-from metaos.twin.past import ASSUMED, HOUR, LEAD_SECONDS, NEMO, POLICIES, Deed, Key, Past, Ran, past
+from metaos.twin.past import ASSUMED, HOUR, LEAD_SECONDS, NEMO, POLICIES, Deed, Key, Past, Ran, past, ran
 from metaos.twin.play import Play, perform
 from metaos.twin.site import Machine
 from metaos.twin.story import KINDS
@@ -246,8 +246,9 @@ def against(
     then = Then(entries, clusters, tariffs)
     sides: dict[str, dict[str, Decimal | None]] = {}
     left_out: tuple[str, ...] = ()
+    summed = ran(entries)
     for each in dict.fromkeys((NEMO, policy)):
-        found = past(entries, copied, created, each, since, until)
+        found = past(entries, copied, created, each, since, until, summed)
         sides[each] = figures(booked(replayed(found), found.runs, then, since, until), wanted)
         left_out = found.left_out
     real = figures(entries, wanted)

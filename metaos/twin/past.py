@@ -168,13 +168,15 @@ def past(
     policy: str,
     since: float,
     until: float,
+    summed: Sequence[Ran] | None = None,
 ) -> Past:
     """``copied``: the continuum of now, as ``twin.live.copy_of`` gives it; ``created``: when those Jobs came that the hub still
-    has. Raises ``ScenarioError`` saying what is too much and what to do."""
+    has; ``summed``: what :func:`ran` says of the entries, where that is known already. Raises ``ScenarioError`` saying what is
+    too much and what to do."""
     if policy not in POLICIES:
         raise ScenarioError(f"there is no policy {policy!r} to replay: write twin: and one of {', '.join(POLICIES)}")
     hours = (until - since) / HOUR
-    runs = {found.key: found for found in ran(entries)}
+    runs = {found.key: found for found in (ran(entries) if summed is None else summed)}
     if hours > MAX_HOURS or len(runs) > MAX_WORKLOADS:
         most = f"{MAX_HOURS} h and {MAX_WORKLOADS} workloads"
         raise ScenarioError(f"{hours:.0f} h with {len(runs)} workloads are too much, {most} can be replayed: say a later --since")
