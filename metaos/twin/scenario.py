@@ -5,11 +5,15 @@ The fields are described in ``docs/how-to/try-before.md``. A mistake is a ``Scen
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 from metaos.agent.sitefile import read_site, spec_problems
+from metaos.apiserver.metadata import name_causes
+from metaos.apiserver.shaping import shape, validate
 from metaos.resources import quantity, scheme, workload
+from metaos.resources.errors import ApiError, invalid
 from metaos.resources.meta import Obj, name, namespace, parse_time
 from metaos.twin.clock import EPOCH
 from metaos.twin.network import Quality
@@ -234,6 +238,8 @@ def _workloads(text: Part, duration: float) -> tuple[WorkloadText, ...]:
         for number in range(count):
             each = word.replace("{n}", f"{number:05}") if "{n}" in word else word if count == 1 else f"{word}-{number:05}"
             one = _workload(part, each, duration)
+            for obj in one.objects if not number else ():
+                _check(part, obj)
             key = (one.kind.kind, one.namespace, one.name)
             if key in seen:
                 part.wrong(f"there is a {one.kind.kind} {one.name!r} in {one.namespace!r} already", "choose another name")
@@ -328,7 +334,21 @@ def _object(part: Part) -> Obj:
         part.wrong(f"this is no object: {error}", "write a manifest with apiVersion, kind and metadata.name")
     except Exception as error:  # an ApiError: the kind is not known
         part.wrong(str(error), "write a kind that 'kubectl api-resources' lists")
+    _check(part, obj)
     return obj
+
+
+def _check(part: Part, obj: Obj) -> None:
+    """What the hub would refuse or pass over is told before anything is played."""
+    kind = scheme.kind_of(obj)
+    try:
+        if causes := name_causes(kind, name(obj)):
+            raise invalid(kind.group, kind.kind, name(obj), causes)
+        validate(kind, shape(kind, copy.deepcopy(obj), None, "Strict", []), None)
+    except ApiError as error:
+        where = {scheme.INTENT: "intents", scheme.PLACEMENT_POLICY: "policy"}.get(kind, "")
+        found = part[where] if where and where in part else part
+        found.wrong(f"the hub would refuse it: {error.message}", "mend that: docs/reference tells the fields")
 
 
 # -- faults and expectations -------------------------------------------------------------------------------
