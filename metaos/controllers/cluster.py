@@ -240,14 +240,13 @@ class ClusterReconciler:
         if self._clock.monotonic() - self._counted[0] < COUNT_SECONDS:
             return self._counted[1:]
         lost = known = 0
-        for cluster in self._clusters.list():
-            beat = self._heartbeats.get(name(cluster))
-            if deleting(cluster) or beat is None or not beat.content:
-                continue
-            known += 1
-            # Sites whose last heartbeat is nearly as old may be vanishing in the same moment.
-            if name(cluster) == judged or self._clock.monotonic() - beat.seen >= self._settings.lease_duration * 0.75:
-                lost += 1
+        # Sites whose last heartbeat is nearly as old may be vanishing in the same moment.
+        late = self._clock.monotonic() - self._settings.lease_duration * 0.75
+        for site, beat in self._heartbeats.items():
+            cluster = self._clusters.get(site) if beat.content else None
+            if cluster is not None and not deleting(cluster):
+                known += 1
+                lost += site == judged or beat.seen <= late
         self._counted = self._clock.monotonic(), lost, known
         return lost, known
 
