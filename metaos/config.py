@@ -61,6 +61,8 @@ class HubConfig:
     #: A carbon and a price source by name, and what it is made of; they go before the settings above.
     carbon_source: tuple[str, str] | None = None
     price_source: tuple[str, str] | None = None
+    #: Authenticators of bearer tokens by name, and what each is made of.
+    authenticators: tuple[tuple[str, str], ...] = ()
     #: Learned policies: name, weight, ONNX file.
     scores: tuple[tuple[str, float, Path], ...] = ()
     #: Longest time that entries of the ledger wait to be signed.

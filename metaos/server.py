@@ -29,7 +29,7 @@ from metaos.apiserver.accounts import Accounts, Statements
 from metaos.apiserver.addressing import sealed
 from metaos.apiserver.app import make_app
 from metaos.apiserver.audit import AuditLog
-from metaos.apiserver.authn import Certificate, HubAuthenticator
+from metaos.apiserver.authn import Certificate, HubAuthenticator, Tokens, people
 from metaos.apiserver.books import Books
 from metaos.apiserver.connect import Connections
 from metaos.apiserver.credentials import CHECK_SECONDS, Credentials
@@ -227,9 +227,10 @@ class Hub:
         full = "Whether the store's disk is full, so that only deletes and heartbeats are accepted."
         self._metrics.gauges["nemo_store_full"] = (full, lambda: float(state.full))
         self._metrics.parts.append(books.lines)
+        bearers = (tokens.user_of, registry.account_of, *_authenticators(self.config, clock))
         app = make_app(
             registry,
-            authenticator=HubAuthenticator(clock, revoked=revocations, tokens=(tokens.user_of, registry.account_of)),
+            authenticator=HubAuthenticator(clock, revoked=revocations, tokens=bearers),
             clock=clock,
             random=ids,
             connect=Connections(registry, tunnels, proxy, clock),
@@ -494,6 +495,19 @@ def _price_source(config: HubConfig, now: float) -> PriceSource | None:
         found: PriceSource = source(PRICE_SOURCES, *config.price_source, now)
         return found
     return None if config.price_trace is None else trace_price(str(config.price_trace), now=now)
+
+
+def _authenticators(config: HubConfig, clock: Clock) -> list[Tokens]:
+    """Raises ``ValueError`` saying which is wrong, and in what."""
+
+    async def fetch(url: str, authorities: str) -> tuple[int, bytes]:
+        return await fetching.get(url, {}, authorities)
+
+    made = []
+    for name, text in config.authenticators:
+        authenticator = provision("metaos.authenticator", name, text, now=clock.now, fetch=fetch)
+        made.append(people(name, authenticator, clock))
+    return made
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:

@@ -6,6 +6,8 @@ validity only once per connection, so it is looked at again for every request an
 
 from __future__ import annotations
 
+import logging
+import math
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,12 +18,16 @@ from weakref import WeakKeyDictionary
 from aiohttp import web
 
 from metaos.clock import Clock
+from metaos.plugins.points import TokenAuthenticator
 from metaos.resources import errors
 from metaos.resources.errors import ApiError
 from metaos.security.authz import AUTHENTICATED, UNAUTHENTICATED, UserInfo
 
+log = logging.getLogger(__name__)
+
 ANONYMOUS = UserInfo("system:anonymous", (UNAUTHENTICATED,))
-MAX_TOKEN = 4096
+#: ID tokens list groups.
+MAX_TOKEN = 12 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,3 +154,21 @@ class HubAuthenticator:
 
 def _authenticated(user: UserInfo) -> UserInfo:
     return replace(user, groups=(*user.groups, AUTHENTICATED))
+
+
+def people(name: str, authenticator: TokenAuthenticator, clock: Clock) -> Tokens:
+    """The tokens of a plugin. What it says of the system's own users and groups does not count, nor does its failing."""
+
+    async def identity(token: str) -> Identity | None:
+        try:
+            found = await authenticator.person(token)
+        except Exception:
+            log.exception("authenticator %s failed", name)
+            return None
+        if found is None or any(each.startswith("system:") for each in (found.name, *found.groups)):
+            return None
+        until = found.until if found.until is not None else math.inf
+        user = UserInfo(found.name, found.groups, found.uid, found.extra)
+        return Identity(user, lambda: clock.now() < until)
+
+    return identity

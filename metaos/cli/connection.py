@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from metaos.clock import SystemClock
 from metaos.http import HttpClient
+from metaos.members.credentials import ExecPlugin
 from metaos.resources.errors import ApiError
 
 T = TypeVar("T")
@@ -81,10 +82,10 @@ def with_client(kubeconfig: Path | None, data: Path, action: Callable[[HttpClien
     config = load_kubeconfig(path)
     cluster, user = config["cluster"], config["user"]
 
-    unknown = sorted({"exec", "auth-provider", "username"} & user.keys())
+    unknown = sorted({"auth-provider", "username"} & user.keys())
     if unknown:
         raise ValueError(
-            f"kubeconfig {path}: its user comes by {unknown[0]}, which is kubectl's alone: use a certificate or token"
+            f"kubeconfig {path}: its user comes by {unknown[0]}, which is kubectl's alone: use a certificate, a token or exec"
         )
     # Passed over, the user behind it would act, with all that they may.
     if user.get("as"):
@@ -103,6 +104,7 @@ def with_client(kubeconfig: Path | None, data: Path, action: Callable[[HttpClien
                 certificate=texts[1],
                 key=texts[2],
                 token=user.get("token", ""),
+                bearer=ExecPlugin(user["exec"], SystemClock(), lambda certificate, key: None).token if user.get("exec") else None,
                 clock=SystemClock(),
                 random=SystemRandom(),
             )

@@ -15,8 +15,9 @@ import click
 from metaos import __version__
 from metaos.cli.accounting import carbon, cost, ledger
 from metaos.cli.options import NAMESPACE, OUTPUT, PERIOD, SECONDS, default_data, hub_options
+from metaos.cli.people import login, token
 from metaos.cli.scores import SCORE
-from metaos.cli.sources import CARBON_SOURCE, PRICE_SOURCE
+from metaos.cli.sources import AUTHENTICATOR, CARBON_SOURCE, PRICE_SOURCE
 from metaos.cli.twin import twin
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -158,6 +159,14 @@ def version(output: str) -> None:
     help="The key that all hubs of a database have [default: DATA/hub.key, which the first one makes].",
 )
 @click.option("--advertise", default="", metavar="URL", help="How other hubs and agents reach this one [default: as it listens].")
+@click.option(
+    "--authenticator",
+    "authenticators",
+    multiple=True,
+    type=AUTHENTICATOR,
+    metavar="NAME=TEXT",
+    help="Take bearer tokens that this authenticator knows: openid=FILE with an AuthenticationConfiguration, or a plugin.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def up(
     data: Path | None, listen: str, names: tuple[str, ...], no_local: bool, lease_duration: float, drain: float, **more: Any
@@ -772,7 +781,7 @@ def doctor(output: str) -> None:
     sys.exit(examine(output))
 
 
-for part in (twin, carbon, cost, ledger):
+for part in (twin, carbon, cost, ledger, login, token):
     nemo.add_command(part)
 
 

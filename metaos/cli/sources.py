@@ -1,4 +1,4 @@
-"""The form of ``--carbon-source`` and ``--price-source``."""
+"""The form of ``--carbon-source``, ``--price-source`` and ``--authenticator``."""
 
 from __future__ import annotations
 
@@ -27,3 +27,4 @@ class Source(click.ParamType):  # type: ignore[type-arg]  # (generic in stubs on
 
 
 CARBON_SOURCE, PRICE_SOURCE = Source("metaos.carbon_source"), Source("metaos.price_source")
+AUTHENTICATOR = Source("metaos.authenticator")

@@ -6,7 +6,7 @@ Life: the registry loads the class, calls ``cls(**settings)`` (provision), ``val
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -410,6 +410,32 @@ class AttestationVerifier(Protocol):
     ) -> Verdict:
         """``evidence``: ``Cluster.status.attestation``, as the site sent it: anything. ``expected``: measurements of which one
         has to be shown. ``max_age``: seconds. ``roots``: the certificates of the hub's authorities, PEM. Never raises."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Who shows a bearer token, as an authenticator found out. From ``until`` on (seconds since the epoch) it counts no more."""
+
+    name: str
+    groups: tuple[str, ...] = ()
+    uid: str = ""
+    extra: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    until: float | None = None
+
+
+#: A GET that is bounded in time and size: URL and PEM of the authorities that count besides (empty: the machine's) → status
+#: (0: no answer) and body.
+Fetch = Callable[[str, str], Awaitable[tuple[int, bytes]]]
+
+
+class TokenAuthenticator(Protocol):
+    """Says whose bearer token it is. Entry-point group ``metaos.authenticator``; ``nemo up --authenticator NAME=TEXT`` calls the
+    class as ``cls(TEXT, now=…, fetch=…)``; it raises ``ValueError`` where TEXT is wrong. Names and groups of the system are the
+    caller's to refuse."""
+
+    async def person(self, token: str) -> Person | None:
+        """``None`` where the token is not this authenticator's, or does not count; never raises for what a caller may send."""
         ...
 
 

@@ -32,15 +32,18 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "ledger export": ("{folder}/export",),
     "ledger verify": ("{folder}/text.yaml",),
     "kubeconfig": ("--user", "ann"),
+    "login": ("--issuer", "https://127.0.0.1:1", "--client-id", "nemo", "--out", "{folder}/out"),
     "plan": ("--drain", "edge"),
     "restore": ("{folder}/text.yaml",),
     "revoke": ("ann",),
+    "token get": ("--session", "{folder}/text.yaml"),
     "twin from-live": ("{folder}/scenario.yaml",),
     "why": ("deployment/web",),
 }
 #: Those that print for people only, or one format of their own.
 ONE_FORM = {"agent", "up", "backup", "restore", "revoke", "kubeconfig", "intent export", "intent import", "twin from-live"}
 ONE_FORM |= {"ledger receipts", "cluster add", "cluster remove"}
+ONE_FORM |= {"login", "token get"}
 
 CONFIG = """
 apiVersion: v1
@@ -180,7 +183,8 @@ def test_a_kubeconfig_with_a_mistake(run: Any, folder: Path) -> None:
     refused("client-key /nowhere cannot be read", user="{client-key: /nowhere}")
     refused("its certificates cannot be used", user=f"{{client-certificate: {folder}/text.yaml, client-key: {folder}/text.yaml}}")
     refused("its user acts as 'ann', which is kubectl's alone", user="{as: ann, token: t}")
-    refused("its user comes by exec, which is kubectl's alone", user="{exec: {command: x}}")
+    refused("its user comes by auth-provider, which is kubectl's alone", user="{auth-provider: {name: oidc}}")
+    refused("exec plugin /nowhere cannot be run", user="{exec: {command: /nowhere}}")
 
 
 def test_values_that_make_no_sense(run: Any, folder: Path) -> None:

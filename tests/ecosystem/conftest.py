@@ -61,7 +61,11 @@ class Up:
         return self.run(Path(sys.executable).with_name("kubectl"), *arguments, text=text, check=check)
 
     def ready(self) -> None:
-        wait_for("the hub", lambda: self.kubeconfig.exists() and "ok" in self.kubectl("get", "--raw", "/readyz", check=False), 60)
+        def answers() -> bool:
+            assert self.process.poll() is None, (self.folder / "hub.log").read_text()[-2000:]
+            return self.kubeconfig.exists() and "ok" in self.kubectl("get", "--raw", "/readyz", check=False)
+
+        wait_for("the hub", answers, 60)
 
     def stop(self) -> None:
         self.process.terminate()
