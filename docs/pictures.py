@@ -32,7 +32,7 @@ ROLES = {
         *("ledger export", "ledger keys", "ledger sign", "ledger rotate", "ledger archive"),
     ),
     "Owner of a site": ("agent", "image import", "image list", "image remove"),
-    "Everybody": ("doctor", "version", "login", "token get"),
+    "Everybody": ("doctor", "version", "login", "token get", "token create", "token list", "token revoke"),
 }
 _PURE = {"scheduler", "network", "data", "ai", "accounting", "security", "plugins", "resources"}
 

@@ -41,6 +41,7 @@ from metaos.apiserver.listening import Room, Site, listeners
 from metaos.apiserver.measured import Sites, sources
 from metaos.apiserver.metrics import Metrics
 from metaos.apiserver.peers import Peers
+from metaos.apiserver.personaltokens import PersonalTokens
 from metaos.apiserver.proxy import ServiceProxy, service_slices
 from metaos.apiserver.registry import Registry
 from metaos.apiserver.sessions import Sessions
@@ -227,7 +228,14 @@ class Hub:
         full = "Whether the store's disk is full, so that only deletes and heartbeats are accepted."
         self._metrics.gauges["nemo_store_full"] = (full, lambda: float(state.full))
         self._metrics.parts.append(books.lines)
-        bearers = (tokens.user_of, registry.account_of, *_authenticators(self.config, clock))
+        personal = PersonalTokens(
+            client,
+            clock,
+            self._random,
+            held=lambda name: secrets.get(name, SYSTEM_NAMESPACE),
+            withdrawn=lambda user, made: revocation.withdrawn_time(revocations.record, user) >= made,
+        )
+        bearers = (tokens.user_of, personal.identity, registry.account_of, *_authenticators(self.config, clock))
         app = make_app(
             registry,
             authenticator=HubAuthenticator(clock, revoked=revocations, tokens=bearers),
@@ -239,6 +247,7 @@ class Hub:
             join_tokens=tokens,
             upkeep=upkeep,
             accounts=Accounts(books),
+            personal=personal,
             ca=lambda: pki.bundle,
             sessions=sessions,
             peers=peers,

@@ -43,6 +43,8 @@ from metaos.apiserver.negotiation import JSON, encoded, not_acceptable, ranges
 from metaos.apiserver.openapi import OpenApi, v2_media
 from metaos.apiserver.peers import PATH as HUB_LINK
 from metaos.apiserver.peers import Peers
+from metaos.apiserver.personaltokens import PATH as TOKENS_PATH
+from metaos.apiserver.personaltokens import PersonalTokens
 from metaos.apiserver.registry import Registry
 from metaos.apiserver.routing import Target, parse
 from metaos.apiserver.sessions import Sessions
@@ -89,6 +91,7 @@ class Api:
         join_tokens: JoinTokens | None,
         upkeep: Upkeep | None,
         accounts: Accounts | None,
+        personal: PersonalTokens | None,
         ca: Callable[[], bytes],
         ready: Callable[[], str],
         sessions: Sessions,
@@ -100,7 +103,7 @@ class Api:
         self._clock, self._random = clock, random
         self._audit, self._metrics = audit, metrics
         self._join_tokens = join_tokens
-        self._upkeep, self._accounts = upkeep, accounts
+        self._upkeep, self._accounts, self._personal = upkeep, accounts, personal
         self._ca = ca
         self._ready = ready
         self._sessions = sessions
@@ -318,6 +321,10 @@ class Api:
             verb = "get" if request.method in ("GET", "HEAD") else "create"
             self._admit(identity, exchange, Attributes(verb, path=path))
             return await self._accounts.serve(request, path, exchange.headers)
+        if self._personal is not None and (path == TOKENS_PATH or path.startswith(f"{TOKENS_PATH}/")):
+            verbs = {"GET": "get", "HEAD": "get", "DELETE": "delete"}
+            self._admit(identity, exchange, Attributes(verbs.get(request.method, "create"), path=path))
+            return await self._personal.serve(request, path, exchange.user, exchange.headers)
         if request.method not in ("GET", "HEAD"):
             raise errors.method_not_allowed("the server does not allow this method on the requested resource")
         if path not in PUBLIC:
@@ -495,6 +502,7 @@ def make_app(
     join_tokens: JoinTokens | None = None,
     upkeep: Upkeep | None = None,
     accounts: Accounts | None = None,
+    personal: PersonalTokens | None = None,
     ca: Callable[[], bytes] = bytes,
     ready: Callable[[], str] = lambda: "",
     sessions: Sessions | None = None,
@@ -517,6 +525,7 @@ def make_app(
         join_tokens=join_tokens,
         upkeep=upkeep,
         accounts=accounts,
+        personal=personal,
         ca=ca,
         ready=ready,
         sessions=sessions or Sessions(),

@@ -31,6 +31,7 @@ from metaos.security.authz import (
     decide_bootstrap,
     is_bootstrap,
 )
+from metaos.security.personal import out_of_scope, scoped
 
 _RBAC = (scheme.ROLE, scheme.CLUSTER_ROLE, scheme.ROLE_BINDING, scheme.CLUSTER_ROLE_BINDING)
 
@@ -81,9 +82,14 @@ class StoredAuthorizer:
         if cluster_of(user) is not None or is_bootstrap(user):
             why = "what a site's agent may do depends on the object: ask with 'kubectl auth can-i VERB RESOURCE'"
             status |= {"incomplete": True, "evaluationError": why}
+        elif scoped(user):
+            why = "a personal token's scopes narrow this further: ask with 'kubectl auth can-i VERB RESOURCE'"
+            status |= {"incomplete": True, "evaluationError": why}
         return status
 
     def decide(self, user: UserInfo, asked: Attributes) -> Decision:
+        if narrow := out_of_scope(user, asked):
+            return Decision(False, narrow)
         if MASTERS in user.groups:
             return Decision(True, "member of system:masters")
         member = cluster_of(user)
@@ -103,7 +109,7 @@ def signing(authorizer: StoredAuthorizer, user: UserInfo, obj: Obj, old: Obj | N
         if now.get(part) == before.get(part):
             continue
         for named in (signer, f"{signer.partition('/')[0]}/*"):
-            if authorizer.roles().decide(user, Attributes(verb, "certificates.k8s.io", "signers", "", "", named)).allowed:
+            if authorizer.decide(user, Attributes(verb, "certificates.k8s.io", "signers", "", "", named)).allowed:
                 break
         else:
             return f'user not permitted to {verb} requests with signerName "{signer}"'
@@ -117,14 +123,14 @@ def escalation(authorizer: StoredAuthorizer, user: UserInfo, kind: Kind, obj: Ob
     roles = authorizer.roles()
     where = namespace(obj)
     if kind in (scheme.ROLE, scheme.CLUSTER_ROLE):
-        if roles.decide(user, Attributes("escalate", kind.group, kind.plural, "", where, obj["metadata"]["name"])).allowed:
+        if authorizer.decide(user, Attributes("escalate", kind.group, kind.plural, "", where, obj["metadata"]["name"])).allowed:
             return ""
         granted = [Rule.of(rule) for rule in obj.get("rules") or ()]
     else:
         to = obj.get("roleRef") or {}
         plural = "roles" if to.get("kind") == "Role" else "clusterroles"
         named = str(to.get("name") or "")
-        if roles.decide(user, Attributes("bind", kind.group, plural, "", where, named)).allowed:
+        if authorizer.decide(user, Attributes("bind", kind.group, plural, "", where, named)).allowed:
             return ""
         found = authorizer.role(str(to.get("kind")), where, named)
         if found is None:

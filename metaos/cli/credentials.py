@@ -25,12 +25,12 @@ WAIT_SECONDS = 30.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def seconds_of(text: str) -> int:
+def seconds_of(text: str, option: str = "--ttl") -> int:
     """A duration such as ``12h``. Raises ``ValueError``."""
     found = re.fullmatch(r"([0-9]{1,8})([smhd])", text)
     seconds = int(found[1]) * _UNITS[found[2]] if found else 0
     if not LEAST_SECONDS <= seconds <= SERVER_LIFETIME_SECONDS:
-        raise ValueError(f"--ttl {text!r} must be from 10m to 365d: a number and one of s, m, h, d, for example 30d")
+        raise ValueError(f"{option} {text!r} must be from 10m to 365d: a number and one of s, m, h, d, for example 30d")
     return seconds
 
 

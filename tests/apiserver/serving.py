@@ -22,6 +22,7 @@ from metaos.apiserver.jointokens import JoinTokens
 from metaos.apiserver.listening import Room, Site, listeners
 from metaos.apiserver.measured import Sites, sources
 from metaos.apiserver.metrics import Metrics
+from metaos.apiserver.personaltokens import PersonalTokens
 from metaos.apiserver.proxy import ServiceProxy, service_slices
 from metaos.apiserver.registry import Registry
 from metaos.apiserver.sessions import Sessions
@@ -30,7 +31,7 @@ from metaos.clock import Clock
 from metaos.http import HttpClient, tls_context
 from metaos.pki import render_kubeconfig
 from metaos.resources import scheme
-from metaos.resources.meta import Obj
+from metaos.resources.meta import SYSTEM_NAMESPACE, Obj
 from metaos.security.authz import UserInfo
 from metaos.security.identity import Authority, KeyPair
 from metaos.store.sqlite import SqliteStore
@@ -105,18 +106,27 @@ async def served(folder: Path, clock: Clock) -> AsyncIterator[ServedHub]:
     proxy = ServiceProxy(tunnels, lambda where, name: service_slices(hub.slices(where), name), clock)
     tokens = JoinTokens(registry.client(ADMIN), clock)
 
+    personal = PersonalTokens(
+        registry.client(ADMIN),
+        clock,
+        Random(4),
+        held=lambda name: registry.current(scheme.SECRET, name, SYSTEM_NAMESPACE),
+        withdrawn=lambda user, made: user in hub.revoked,
+    )
+
     def revoked(certificate: Certificate) -> bool:
         return certificate.name in hub.revoked
 
     app = make_app(
         registry,
-        authenticator=HubAuthenticator(clock, revoked=revoked, tokens=(tokens.user_of, registry.account_of)),
+        authenticator=HubAuthenticator(clock, revoked=revoked, tokens=(tokens.user_of, personal.identity, registry.account_of)),
         clock=clock,
         random=Random(3),
         connect=Connections(registry, tunnels, proxy, clock),
         audit=hub.audit.append,
         metrics=Metrics(),
         join_tokens=tokens,
+        personal=personal,
         ca=lambda: authority.pair.certificate,
         sessions=hub.sessions,
     )

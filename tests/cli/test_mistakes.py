@@ -36,6 +36,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "plan": ("--drain", "edge"),
     "restore": ("{folder}/text.yaml",),
     "revoke": ("ann",),
+    "token create": ("--name", "ci", "--scopes", "read"),
+    "token revoke": ("0123456789ab",),
     "token get": ("--session", "{folder}/text.yaml"),
     "twin from-live": ("{folder}/scenario.yaml",),
     "why": ("deployment/web",),
@@ -43,7 +45,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 #: Those that print for people only, or one format of their own.
 ONE_FORM = {"agent", "up", "backup", "restore", "revoke", "kubeconfig", "intent export", "intent import", "twin from-live"}
 ONE_FORM |= {"ledger receipts", "cluster add", "cluster remove"}
-ONE_FORM |= {"login", "token get"}
+ONE_FORM |= {"login", "token get", "token revoke"}
 
 CONFIG = """
 apiVersion: v1
