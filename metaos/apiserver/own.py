@@ -150,3 +150,9 @@ def tariff_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     start, end = spec.get("validFrom"), spec.get("validUntil")
     if start and end and parse_time(end) <= parse_time(start):
         yield invalid("spec.validUntil", end, f"must be after validFrom ({start})")
+
+
+def budget_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    spec = obj.get("spec") or {}
+    if spec.get("grams") is None and not spec.get("cost"):
+        yield required("spec.grams", "a budget limits something: grams of CO2eq, cost, or both, in a month")

@@ -458,4 +458,5 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     scheme.CLUSTER.kind: (own.cluster_causes,),
     scheme.USAGE.kind: (own.usage_causes,),
     scheme.TARIFF.kind: (own.tariff_causes,),
+    scheme.BUDGET.kind: (own.budget_causes,),
 }

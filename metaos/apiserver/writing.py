@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from metaos.apiserver import deletion, reviews, subresources, views
+from metaos.apiserver import budgets, deletion, reviews, subresources, views
 from metaos.apiserver.addressing import addressed, as_kept, encode, kept, key_of, same_identity, stored_kind
 from metaos.apiserver.apply import Manager, applied, created_fields, first_fields, tracked
 from metaos.apiserver.cache import Version, WatchCache
@@ -333,7 +333,9 @@ class Writing(Reading):
     async def _approve(
         self, write: Write, kind: Kind, operation: str, obj: Obj | None, old: Obj | None, subresource: str = ""
     ) -> None:
-        """Asks policies and validating webhooks. Raises ``ApiError`` where one refuses."""
+        """Asks budgets, policies and validating webhooks. Raises ``ApiError`` where one refuses."""
+        if obj is not None and subresource in ("", "scale"):
+            write.warnings.extend(budgets.admit(self.cache, kind, obj, old))
         if self.cache.count(scheme.VALIDATING_ADMISSION_POLICY_BINDING.resource):
             asked = self._asked(write, kind, operation, obj, old, subresource)
             await self.policies.examine(asked, write.warnings)

@@ -16,6 +16,7 @@ def all_setups() -> list[Setup]:
         accounting,
         attestation,
         autoscaling,
+        budget,
         carbon,
         certificate,
         cluster,
@@ -69,6 +70,7 @@ def all_setups() -> list[Setup]:
         deferral,
         shifting,
         accounting,
+        budget,
         attestation,
     )
     return [module.setup for module in modules]

@@ -175,6 +175,7 @@ USAGE = Kind(GROUP, VERSION, "Usage", "usages", False, (), ("nemo",), _STATUS)
 #: The hub's ledger: what enters it, and what is asked of it; never stored as objects.
 BOOKING = Kind(GROUP, VERSION, "Booking", "bookings", False, verbs=("create",))
 STATEMENT = Kind(GROUP, VERSION, "Statement", "statements", False, verbs=("create",))
+BUDGET = Kind(GROUP, VERSION, "Budget", "budgets", True, (), ("nemo",), _STATUS)
 TARIFF = Kind(GROUP, VERSION, "Tariff", "tariffs", False, (), ("nemo",))
 
 KINDS: tuple[Kind, ...] = (
@@ -235,6 +236,7 @@ KINDS: tuple[Kind, ...] = (
     WORK,
     USAGE,
     TARIFF,
+    BUDGET,
     BOOKING,
     STATEMENT,
 )

@@ -12,7 +12,7 @@ from metaos.apiserver.accounts import Statements
 from metaos.apiserver.books import Books
 from metaos.apiserver.ledgerkeys import LedgerKeys
 from metaos.apiserver.registry import Registry
-from metaos.controllers import accounting, carbon
+from metaos.controllers import accounting, budget, carbon
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
@@ -104,7 +104,7 @@ async def running(
     await registry.start()
     manager = Manager(registry.client(WRITER), clock, Random(2))
     settings = Settings(sign=lambda *_: b"", carbon=StaticCarbonSource())
-    for setup in (carbon.setup, accounting.setup):
+    for setup in (carbon.setup, accounting.setup, budget.setup):
         setup(manager, manager.client, clock, settings)
     await manager.start()
     hub = Hub(registry, books, clock, manager)
