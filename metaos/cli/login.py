@@ -88,7 +88,7 @@ async def _ask(url: str, ca: str, form: Mapping[str, str] | None = None) -> tupl
         kind = "application/x-www-form-urlencoded"
         answer = await client.request("GET" if form is None else "POST", "", body, content_type=kind)
     except ApiError as error:
-        raise ValueError(f"{url} cannot be reached: {error.message}") from None
+        raise ValueError(error.message) from None
     finally:
         await client.close()
     try:

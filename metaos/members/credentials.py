@@ -148,7 +148,7 @@ class ExecPlugin:
             )
         except OSError as error:
             hint = str(self._stated.get("installHint") or "").strip()
-            raise refused_because(f"exec plugin {command} cannot be run: {error}. {hint}".rstrip()) from error
+            raise refused_because(f"exec plugin {command} cannot be run: {error.strerror}. {hint}".rstrip()) from error
         try:
             async with asyncio.timeout(EXEC_SECONDS):
                 out, err = await process.communicate()

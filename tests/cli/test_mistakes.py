@@ -171,7 +171,9 @@ def test_a_hub_that_is_not_there(path: str, run: Any, folder: Path) -> None:
         .replace('"}}]', f'", certificate-authority: {folder}/ca.pem}}}}]')
     )
     (folder / "ca").write_text(with_ca)
-    run(path, "--kubeconfig", str(folder / "ca")).refused("cannot reach the hub at https://127.0.0.1:1")
+    run(path, "--kubeconfig", str(folder / "ca")).refused(
+        f"cannot reach the {'provider' if path == 'login' else 'hub'} at https://127.0.0.1:1"
+    )
 
 
 def test_a_kubeconfig_with_a_mistake(run: Any, folder: Path) -> None:

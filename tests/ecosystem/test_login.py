@@ -149,4 +149,4 @@ def test_a_person_logs_in_and_acts_by_kubectl_and_nemo(hub: Up, provider: Provid
     assert "people:ann" in (hub.data / "audit.log").read_text()
     assert yaml.safe_load(before)["id_token"] not in (tmp_path / "hub.log").read_text()
     provider.stop()
-    assert "cannot be reached" in kubectl("get", "configmap", "of-ann", "-n", "default", check=False)
+    assert "cannot reach the provider" in kubectl("get", "configmap", "of-ann", "-n", "default", check=False)
