@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from metaos.plugins.points import ContainerConfig
 from metaos.runtimes import process, wasmworker
@@ -159,6 +158,8 @@ def _digest(path: str) -> str:
 
 
 def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # 1.5 MB, and few sites run such containers
+
     try:
         return version("wasmtime")
     except PackageNotFoundError:
