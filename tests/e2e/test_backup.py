@@ -36,7 +36,7 @@ async def call(endpoint: Endpoint, method: str, path: str, body: bytes = b"") ->
     return status, json.loads(answer)
 
 
-@pytest.mark.system
+@pytest.mark.slow
 async def test_a_backup_under_load_is_restored_elsewhere(tmp_path: Path) -> None:
     hub, record, stop = Hub(tmp_path, free_port()), Record(), asyncio.Event()
     phrase, backup, data = tmp_path / "phrase", tmp_path / "backup", tmp_path / "restored" / "hub"

@@ -98,6 +98,7 @@ async def test_when_most_come_back_the_others_have_a_lease_to_do_so_too(tmp_path
         await world.close()
 
 
+@pytest.mark.slow
 async def test_a_minority_that_vanishes_is_replaced_in_turn(tmp_path: Path) -> None:
     world = await _world(tmp_path, 15, 15)
     try:
