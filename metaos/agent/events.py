@@ -1,7 +1,7 @@
 """Events of this site at the hub: the same news counts up, instead of being told again.
 
-Source: client-go ``tools/record`` (aggregation by object, reason and message). At most ``MAX_KNOWN`` different ones are
-remembered; what is older is forgotten, told or not.
+Source: client-go ``tools/record`` (aggregation by object, reason and message). At most ``MAX_KNOWN`` different ones wait to be
+told, and of as many that were told it is remembered how often; what is older is forgotten.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ class SiteEvents:
         mirror_uid: Callable[[str, str], str],
     ) -> None:
         self._client, self._clock, self._site, self._mirror_uid = client, clock, site, mirror_uid
-        self._known: OrderedDict[str, Obj] = OrderedDict()
-        self._told: dict[str, int] = {}
+        #: Those with news that the hub has not.
+        self._waiting: OrderedDict[str, Obj] = OrderedDict()
+        #: Of those that were told: how often, and since when. Not whole: a day's would be a megabyte.
+        self._told: OrderedDict[str, tuple[int, str]] = OrderedDict()
         self._turns: Turns[str] = Turns(contact, clock, random, self._tell, "event", workers=1)
         contact.on_return(self._retry)
 
@@ -54,16 +56,13 @@ class SiteEvents:
             (self._site, str(regarding.get("kind")), namespace(regarding), name(regarding), uid(regarding), reason, message)
         )
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        event = self._known.get(key)
+        event = self._waiting.get(key)
         if event is None:
-            event = self._known[key] = self._new(key, regarding, kind, reason, message, now)
-            while len(self._known) > MAX_KNOWN:
-                old, _ = self._known.popitem(last=False)
-                self._told.pop(old, None)
-        else:
-            event["count"] += 1
-            event["lastTimestamp"] = now
-            self._known.move_to_end(key)
+            event = self._waiting[key] = self._new(key, regarding, kind, reason, message, now)
+            event["count"], event["firstTimestamp"] = self._told.get(key, (0, now))
+        event["count"] += 1
+        event["lastTimestamp"] = now
+        _keep(self._waiting, key)
         self._turns.add(key, COALESCE_SECONDS)
 
     async def run(self) -> None:
@@ -95,8 +94,8 @@ class SiteEvents:
         }
 
     async def _tell(self, key: str) -> None:
-        event = self._known.get(key)
-        if event is None or self._told.get(key) == event["count"]:
+        event = self._waiting.get(key)
+        if event is None:
             return
         involved: dict[str, Any] = event["involvedObject"]
         if involved["kind"] == "Pod":
@@ -117,20 +116,32 @@ class SiteEvents:
                 await self._client.create(body, field_manager="nemo-agent")
         except ApiError as error:
             if error.reason == "AlreadyExists":  # told before this agent was restarted
-                self._told[key] = 0
+                self._remember(key, 0, event)
                 self._turns.add(key, COALESCE_SECONDS)
                 return
             if error.code == 404:  # aged out at the hub, or its namespace is gone
                 if self._told.pop(key, None) is not None:
                     self._turns.add(key, COALESCE_SECONDS)
+                else:
+                    self._waiting.pop(key, None)
                 return
-            if error.code in (400, 403, 422):
-                self._told[key] = count  # telling it again would not help
-                return
-            raise
-        self._told[key] = count
+            if error.code not in (400, 403, 422):  # telling it again would not help
+                raise
+        self._remember(key, count, event)
+
+    def _remember(self, key: str, count: int, event: Obj) -> None:
+        self._told[key] = count, event["firstTimestamp"]
+        _keep(self._told, key)
+        if event["count"] == count and self._waiting.get(key) is event:
+            del self._waiting[key]
 
     def _retry(self) -> None:
-        for key, event in self._known.items():
-            if self._told.get(key) != event["count"]:
-                self._turns.add(key, COALESCE_SECONDS)
+        for key in self._waiting:
+            self._turns.add(key, COALESCE_SECONDS)
+
+
+def _keep(known: OrderedDict[str, Any], key: str) -> None:
+    """As the newest; of more than ``MAX_KNOWN`` the oldest goes."""
+    known.move_to_end(key)
+    while len(known) > MAX_KNOWN:
+        known.popitem(last=False)
