@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -118,13 +117,3 @@ def test_a_name_that_is_taken_at_one_holds_up_no_other(three: tuple[Continuum, l
     wait_for("the others to have it", lambda: has(clusters[0], "taken") and has(clusters[2], "taken"), 30)
     wait_for("the refusal", lambda: applied(continuum, "two", "taken").get("reason") == "NameTaken", 30)
     assert clusters[1].get("deployment", "taken", "-n", NAMESPACE)["spec"]["replicas"] == 0, "it is as its owner made it"
-
-
-def test_clusters_that_are_taken_away_leave_the_others_theirs(three: tuple[Continuum, list[Cluster]]) -> None:
-    continuum, clusters = three
-    try:
-        continuum.kubectl("delete", "cluster", "three", "--timeout=60s")
-    except subprocess.TimeoutExpired as error:
-        raise AssertionError("the cluster does not go") from error
-    wait_for("what was there to go", lambda: not has(clusters[2], "spread"), 40)
-    assert has(clusters[0], "spread") and has(clusters[1], "spread")

@@ -26,7 +26,13 @@ SITE = {
     "apiVersion": "meta-os.eu/v1alpha1",
     "kind": "Cluster",
     "metadata": {"name": "kube"},
-    "spec": {"tier": "cloud", "location": {"country": "ES"}, "jurisdictions": ["EU", "ES"], "owner": "example"},
+    "spec": {
+        "tier": "cloud",
+        "location": {"country": "ES"},
+        "jurisdictions": ["EU", "ES"],
+        "owner": "example",
+        "taints": [TAINT],  # who comes here tolerates it, so the node that has it counts
+    },
 }
 NAMESPACE = "members-whole"
 
