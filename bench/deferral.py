@@ -24,6 +24,7 @@ import numpy as np
 
 from bench.results import Figure, figure, write
 from metaos.accounting.forecast import believed
+from metaos.scheduler.along import cautious
 from metaos.scheduler.deferral import RESERVED, WAITS, Prices, Weights, assign
 from metaos.scheduler.survival import Survival, averages, stop
 
@@ -462,10 +463,14 @@ def compare(jobs: Trace, carbon: Carbon, reserved: int, step: float) -> list[Fig
     return figures
 
 
+AS_IT_IS, CORRECTED, CAUTIOUS = "taken as it is", "corrected by its past errors", "at the 60 % quantile of its past errors"
+HOWS = AS_IT_IS, CORRECTED, CAUTIOUS
+
+
 def with_errors(place: Path, jobs: Trace) -> list[Figure]:
     """Emissions with wrong forecasts, over zones and start hours: against perfect ones, and against starting at once."""
     figures = []
-    kept: dict[tuple[str, bool], list[tuple[float, float]]] = {}
+    kept: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for path in sorted((place / "carbon").glob("forecast-2022-*.csv.gz")):
         header, values = table(path)
         policy = Policy(0, False, Weights(), True, 1 / 6, False)
@@ -473,22 +478,23 @@ def with_errors(place: Path, jobs: Trace) -> list[Figure]:
             carbon = Carbon(values[:, 0], 400, start)
             perfect = ours(jobs, carbon, policy).carbon
             for column in range(1, len(header)):
-                for corrected in (False, True):
+                for how in HOWS:
 
                     def view(
-                        hour: int, at: int = start, which: int = column, corrected: bool = corrected, all_of: np.ndarray = values
+                        hour: int, at: int = start, which: int = column, how: str = how, all_of: np.ndarray = values
                     ) -> np.ndarray:
                         said = np.take(all_of[:, which], np.arange(at + hour, at + hour + 121), mode="wrap")
-                        if corrected:
-                            past = np.arange(at + hour - 671, at + hour + 1)
-                            true = np.take(all_of[:, 0], past, mode="wrap")
-                            said[1:] = believed(true, np.take(all_of[:, which], past, mode="wrap"), said[1:])
+                        past = np.arange(at + hour - 671, at + hour + 1)
+                        true, told = (np.take(all_of[:, of], past, mode="wrap") for of in (0, which))
+                        if how == CORRECTED:
+                            said[1:] = believed(true, told, said[1:])
+                        if how == CAUTIOUS:
+                            said = cautious(said, float(np.abs(true - told).mean() / true.mean()))
                         return said
 
                     got = ours(jobs, carbon, policy, view).carbon
-                    kept.setdefault((header[column], corrected), []).append((got, perfect))
-    for (error, corrected), found in kept.items():
-        how = "corrected by its past errors" if corrected else "taken as it is"
+                    kept.setdefault((header[column], how), []).append((got, perfect))
+    for (error, how), found in kept.items():
         over = [(got / perfect - 1) * 100 for got, perfect in found]
         mean = [float(np.mean(over))]
         figures.append(

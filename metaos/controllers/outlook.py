@@ -10,7 +10,7 @@ from typing import Any
 from metaos.resources.meta import Obj, parse_time
 from metaos.resources.reading import cluster_info
 from metaos.resources.snapshot import ClusterInfo
-from metaos.scheduler.capacity import blended
+from metaos.scheduler.capacity import blended, margin
 from metaos.scheduler.slack import CARBON, COST
 
 HOUR_SECONDS = 3600.0
@@ -43,6 +43,7 @@ class Ahead:
             found["step"] = self.step
         if self.error is not None:
             found["errorPercent"] = round(self.error * 100, 1)
+            found["countsPercent"] = round(margin(self.error) * 100, 1)
         return found
 
 
@@ -100,5 +101,9 @@ def unit_of(known: list[Ahead]) -> str:
 
 
 def index(known: list[Ahead]) -> list[float]:
-    """The series that is to be low, of on-demand capacity."""
-    return known[0].values if len(known) == 1 else blended(known[0].values, known[1].values)
+    """The series that is to be low, of on-demand capacity; later hours count as more, by how wrong such forecasts were."""
+    # With numpy, which a hub loads with its first decision.
+    from metaos.scheduler.along import cautious, extended
+
+    each = [cautious(extended(found.values, len(found.values)), found.error).tolist() for found in known]
+    return each[0] if len(each) == 1 else blended(*each)

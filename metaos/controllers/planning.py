@@ -143,8 +143,8 @@ class Planner:
         if len(everything) * len(snapshot.clusters) > MOST_PAIRS:
             pairs = f"{len(everything)} workloads x {len(snapshot.clusters)} sites"
             raise _refused("spec.reoptimise", f"{pairs} are too many at once, at most {MOST_PAIRS} pairs are possible")
-        decide = self._beside if len(everything) * len(snapshot.clusters) >= MANY_PAIRS else at_once
-        return snapshot, await decide(optimise, snapshot, everything, self._filters, self._scores)
+        # Beside the loop, however few they are: small ones are solved exactly, which takes its time.
+        return snapshot, await self._beside(optimise, snapshot, everything, self._filters, self._scores)
 
     async def _optimised(self, visible: Callable[[str], bool]) -> dict[str, Any]:
         _, found = await self.optimum()

@@ -144,7 +144,7 @@ def _series(figures: Mapping[str, Any], worth: float | None = 1.0) -> Series:
         return Series()
     if not all(math.isfinite(v) for v in (*values, hour)) or hour <= 0:
         return Series()
-    return Series(tuple(max(0.0, v) * worth for v in values), parse_time(figures["time"]), hour)
+    return Series(tuple(max(0.0, v) * worth for v in values), parse_time(figures["time"]), hour, _optional(figures.get("error")))
 
 
 def _rate(stated: Mapping[str, Any]) -> float | None:

@@ -76,11 +76,12 @@ class Interruptible:
 @dataclass(frozen=True, slots=True)
 class Series:
     """Figures of the hours to come, the first one of the hour that begins at ``time`` (seconds since the epoch). ``hour``:
-    seconds that one takes."""
+    seconds that one takes. ``error``: measured mean absolute error a day ahead, as a share of the mean."""
 
     values: tuple[float, ...] = ()
     time: float = 0.0
     hour: float = 3600.0
+    error: float | None = None
 
     def after(self, now: float) -> tuple[tuple[float, ...], float]:
         """The figures from ``now`` on, and the share of the first hour that is over. A clock that was set back makes none younger

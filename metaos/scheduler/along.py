@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from metaos.scheduler.capacity import margin
 from metaos.scheduler.survival import Survival, stop, upto
 
 if TYPE_CHECKING:
@@ -33,6 +34,14 @@ def extended(values: Sequence[float] | Floats, count: int) -> Floats:
     if len(found) < count:
         tail = found[-24:] if len(found) >= 24 else np.full(24, found.mean())
         found = np.concatenate([found, np.resize(tail, count - len(found))])
+    return found
+
+
+def cautious(values: Floats, error: float | None) -> Floats:
+    """A forecast as decisions take it, see :func:`metaos.scheduler.capacity.margin`. Errors are taken to be normal and without
+    bias."""
+    found: Floats = values + margin(error) * values.mean()
+    found[0] = values[0]
     return found
 
 

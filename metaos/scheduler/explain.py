@@ -13,6 +13,7 @@ from metaos.resources.meta import Obj, condition, name, namespace
 from metaos.resources.snapshot import ClusterInfo, WorkloadInfo
 from metaos.resources.traffic import Haul, daily, egress, haul, known_by, shares, worst
 from metaos.scheduler import conflicts
+from metaos.scheduler.capacity import RISK
 from metaos.scheduler.filters import haul_text
 from metaos.scheduler.framework import Plan
 
@@ -228,6 +229,8 @@ def wrapped(line: str, width: int) -> list[str]:
 
 def _forecast(found: Mapping[str, Any]) -> str:
     error = f", wrong by {found['errorPercent']:g} % a day ahead so far" if "errorPercent" in found else ""
+    if found.get("countsPercent"):
+        error += f", so later hours count as {found['countsPercent']:g} % of the mean more (their {RISK * 100:.0f} % quantile)"
     step = f"{found['step'].lower()}{error}" if found.get("step") else error.removeprefix(", ")
     return f"  forecast  {found['of']}: {step}; {found.get('hours', 0)} h were left of it"
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from metaos.resources.snapshot import Edge, Snapshot, WorkloadInfo
 from metaos.resources.traffic import located
-from metaos.scheduler import columns
+from metaos.scheduler import columns, exact
 from metaos.scheduler import scores as scoring
 from metaos.scheduler.applications import BEST, CANDIDATES, MOST_MEMBERS, Search, edge_points, trips_between
-from metaos.scheduler.assignment import NOWHERE, Floats, Ints, assign
+from metaos.scheduler.assignment import CLOSE, NOWHERE, Assignment, Floats, Ints, assign
 from metaos.scheduler.filters import FILTERS, Filter, room
 from metaos.scheduler.scores import SCORES, Score
 from metaos.scheduler.world import World, taking
@@ -115,6 +115,9 @@ def optimise(
         sites = _together(talk, table, demand, free, found.sites, now, rounds)
         if _cost(talk, table, now) <= _cost(talk, table, sites):
             sites = now
+        found = replace(found, sites=sites, cost=_cost(talk, table, sites))
+    found = _exactly(found, table, demand, free, talk)
+    sites = found.sites
     moves, before, after, counted = [], 0.0, 0.0, 0
     for row, workload in enumerate(asked):
         new, old = int(sites[row]), int(now[row])
@@ -132,8 +135,24 @@ def optimise(
         if new != old:
             moves.append(Move(workload, world.names[new], better - points))
     moves.sort(key=lambda m: (-m.gain, m.workload.ref))
-    gap = found.gap if talk is None else replace(found, sites=sites, cost=_cost(talk, table, sites)).gap
-    return Optimum(tuple(moves), counted, before / counted if counted else 0.0, after / counted if counted else 0.0, gap)
+    return Optimum(tuple(moves), counted, before / counted if counted else 0.0, after / counted if counted else 0.0, found.gap)
+
+
+def _exactly(found: Assignment, table: Floats, demand: Floats, free: Floats, talk: Talk | None) -> Assignment:
+    """Of a small problem the best there is, or nearer to it, and a bound with what there is between those that talk."""
+    pairs = {} if talk is None else talk.all_pairs()
+    if not len(table) or found.gap <= CLOSE or not 0 < exact.variables(table, pairs) <= exact.MOST_VARIABLES:
+        return found
+    known = found.sites if found.complete and np.isfinite(found.cost) else None
+    best = exact.solve(table, demand, free, pairs, known)
+    bound = max(found.bound, best.bound) if np.isfinite(best.bound) else found.bound
+    if best.sites is None:
+        return replace(found, bound=bound)
+    alone = float(table[np.arange(len(table)), best.sites].sum())
+    cost = alone if talk is None else _cost(talk, table, best.sites)
+    if found.complete and cost >= found.cost:
+        return replace(found, bound=bound)
+    return Assignment(best.sites, cost, bound)
 
 
 def in_turn(snapshot: Snapshot, moves: Sequence[Move]) -> tuple[Move, ...]:
@@ -224,6 +243,13 @@ class Talk:
                 earned = edge_points(edge, trips, self._world.floats["egress_gib"][rows])
                 lost -= max(0.0, float(earned[0, len(rows) - 1]))
             found += lost / self.weight[row]
+        return found
+
+    def all_pairs(self) -> dict[tuple[int, int], Floats]:
+        """By two workloads: points that both lose together, by all sites; infinite where they may not be there at once."""
+        rows, found = np.arange(len(self._world)), dict[tuple[int, int], Floats]()
+        for group in self.groups:
+            found |= {(group[a], group[b]): -lost for (a, b), lost in self.pairs(group, rows).items()}
         return found
 
     def pairs(self, group: Sequence[int], rows: Ints) -> dict[tuple[int, int], Floats]:

@@ -2,7 +2,8 @@
 
 For every site and each capacity that it offers the start is planned along its own forecast, as
 :mod:`metaos.scheduler.deferral` does for one site. Scores then compare what the work would emit and cost in its own hours, so a
-site that is dirty now and clean at noon may be the best one. Sites with the same forecasts and prices are worked out once.
+site that is dirty now and clean at noon may be the best one. What a forecast says of later hours counts as more, by how wrong
+such forecasts were (:func:`metaos.scheduler.along.cautious`). Sites with the same forecasts and prices are worked out once.
 
 Units: gCO2eq/kWh; money per core and hour, in EUR where several sites are compared; hours of a site's forecast, from now.
 """
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from metaos.resources.measures import embodied_intensity, grams_each, licensed, stretch
-from metaos.resources.snapshot import GIB, ClusterInfo, Waits, WorkloadInfo
-from metaos.scheduler.along import LEAST_HOURS, MOST_HOURS, Work, extended, plans
+from metaos.resources.snapshot import GIB, ClusterInfo, Series, Waits, WorkloadInfo
+from metaos.scheduler.along import LEAST_HOURS, MOST_HOURS, Work, cautious, extended, plans
 from metaos.scheduler.capacity import ON_DEMAND, RESERVED, SPOT
 from metaos.scheduler.slack import CARBON, COST, HOUR_SECONDS
 
@@ -71,8 +72,13 @@ def _options(site: ClusterInfo, workload: WorkloadInfo, hours: int) -> list[Opti
         found.append(Option(SPOT, np.full(hours, site.spot.cpu_hour), times))
     ahead, _ = site.prices.after(waits.now)
     if ahead or site.cpu_hour is not None:
-        found.append(Option(ON_DEMAND, extended(ahead, hours) if ahead else np.full(hours, site.cpu_hour)))
+        found.append(Option(ON_DEMAND, _ahead(site.prices, ahead, hours) if ahead else np.full(hours, site.cpu_hour)))
     return found or [Option("", None)]
+
+
+def _ahead(series: Series, values: Sequence[float], hours: int) -> Floats:
+    """As a decision takes a forecast: later hours at a quantile of how wrong such ones were."""
+    return cautious(extended(values, hours), series.error)
 
 
 def options(workload: WorkloadInfo, site: ClusterInfo) -> list[Timed]:
@@ -128,7 +134,7 @@ def _alike(sites: Sequence[ClusterInfo], workload: WorkloadInfo, hour: float) ->
     for number, site in enumerate(sites):
         ahead, over = site.intensities.after(waits.now)
         coming, since = site.prices.after(waits.now)
-        carbon = extended(ahead, count) if ahead else None
+        carbon = _ahead(site.intensities, ahead, count) if ahead else None
         usual = float(extended(coming, count).mean()) if coming else None
         for option in _options(site, workload, count):
             of.append((number, option))

@@ -48,6 +48,14 @@ def test_who_talks_to_what_stays_goes_to_it() -> None:
     assert [(m.workload.ref.name, m.site) for m in found.moves] == [("web", "b")]
 
 
+def test_the_bound_of_a_small_problem_holds_with_what_cannot_be_avoided_between_sites() -> None:
+    # Each has to be where the other one may not.
+    at = [replace(c, labels={"at": c.name}) for c in FAR]
+    web, db = talking(work("web", node_selector={"at": "a"}), work("db", node_selector={"at": "b"}), weight=8.0)
+    found = optimise(counted(at, [web, db]), [web, db])
+    assert found.considered == 2 and abs(found.gap) <= 1e-3
+
+
 def test_an_application_that_is_too_large_stays_where_it_is() -> None:
     hub = work("hub", current={"a": 1}, cpu=1)
     spokes = []
