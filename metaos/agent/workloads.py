@@ -12,7 +12,7 @@ from typing import Any
 
 from metaos.resources.meta import Obj, format_time, generation, name, parse_time, with_condition
 from metaos.resources.workload import replicas as wanted_replicas
-from metaos.resources.workload import resolve
+from metaos.resources.workload import resolve, rolling_limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +96,7 @@ def deployment_limits(workload: Obj) -> tuple[int, int]:
     spec = workload.get("spec") or {}
     if (spec.get("strategy") or {}).get("type") == "Recreate":
         return 0, 0
-    replicas, rolling = wanted_replicas(workload), (spec.get("strategy") or {}).get("rollingUpdate") or {}
-    surge = resolve(rolling.get("maxSurge", "25%"), replicas, up=True)
-    unavailable = resolve(rolling.get("maxUnavailable", "25%"), replicas, up=False)
-    if not surge and not unavailable and (rolling.get("maxSurge"), rolling.get("maxUnavailable")) != (0, 0):
-        unavailable = 1  # percentages that come to nothing
-    return surge, min(replicas, unavailable)
+    return rolling_limits((spec.get("strategy") or {}).get("rollingUpdate") or {}, wanted_replicas(workload))
 
 
 def deployment(workload: Obj, pods: Sequence[PodView], revisions: Revisions, now: float) -> Actions:

@@ -282,7 +282,7 @@ def draw(status: dict[str, Any], file: Path, *, money: bool) -> None:
                 linewidth=0.3,
             )
             bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
-        what = f"{f'Cost in {unit}' if unit else 'Carbon'} by {status['by']}"
+        what = f"Cost in {unit}" if unit else "Carbon"
         axes.set_title(
             f"{what} by {status['by']}; steps of {widths[0] * 60:.0f} minutes; what is not known is left out", fontsize=10
         )

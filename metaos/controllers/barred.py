@@ -1,5 +1,6 @@
 """Why what a workload has left on a site may not wait there for its replacement: it is stopped at once."""
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 from metaos.controllers.facts import concerning, ruling
@@ -36,12 +37,17 @@ class Barred:
     def __init__(self, manager: Manager) -> None:
         self._intents, self._clusters = ruling(manager, scheme.INTENT), manager.informer(scheme.CLUSTER)
 
-    def why(self, obj: Obj, placement: Obj, site: str) -> Bar | None:
-        """Of a workload on a site that is not chosen for it; ``None``: it may stay until the others are ready."""
-        where = frozenset(((self._clusters.get(site) or {}).get("spec") or {}).get("jurisdictions") or ())
-        if not all(lawful(target, where) for target in self._laws(obj)):
-            return Bar.RESIDENCY
-        return Bar.DISPLACED if site in displaced(placement) else None
+    def why(self, obj: Obj, placement: Obj, sites: Iterable[str]) -> dict[str, Bar]:
+        """Of a workload on sites that are not chosen for it, by site; of others it may stay there until its replacements are
+        ready."""
+        laws, found = self._laws(obj), {}
+        for site in sites:
+            where = frozenset(((self._clusters.get(site) or {}).get("spec") or {}).get("jurisdictions") or ())
+            if not all(lawful(target, where) for target in laws):
+                found[site] = Bar.RESIDENCY
+            elif site in displaced(placement):
+                found[site] = Bar.DISPLACED
+        return found
 
     def _laws(self, obj: Obj) -> list[Target]:
         intents = concerning(self._intents, obj)

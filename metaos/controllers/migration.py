@@ -129,8 +129,9 @@ class MigrationReconciler:
         healthy = {c: (c in works and self._ready(c) and available(works[c])) for c in chosen}
         drain = self._drain(obj)
         now, waits, phase = self._clock.now(), [], "Starting"
+        bars = self._barred.why(obj, placement, leftovers)
         for site, found in sorted(leftovers.items()):
-            barred = self._barred.why(obj, placement, site)
+            barred = bars.get(site)
             once = "fencing" in found["spec"] or (barred is not None and self._fenced(obj))
             since = self._draining.get(uid(found))
             left = Leftover(site, self._ready(site), since, barred is not None, stopped(found) if once else None)

@@ -54,7 +54,6 @@ from metaos.scheduler.standing import Firm, firm, renewed, standing_alone
 
 if TYPE_CHECKING:
     from metaos.scheduler.preemption import Preemption
-    from metaos.scheduler.world import World
 
 NAME = "placement"
 #: One key for changes of sites: however many there are at once, every workload is looked at once.
@@ -146,10 +145,7 @@ class PlacementReconciler:
         if displacing is not None:
             plan = displacing.plan
         # They are worked out at once, while the world is as it was decided upon.
-        ruled = [(uid(rule), generation(rule)) for each in rules for rule in each]
-        reasons = self._reasons(found, plan, placement, ruled, world, now)
-        if not plan.clusters or not plan.complete or not plan.satisfies:
-            reasons["conflict"] = as_data(impossible(snapshot, found, self._filters))
+        reasons = self._reasons(found, plan, placement, rules, snapshot)
         if displacing is not None:
             await self._displace(found, displacing)
         await self._write(obj, placement, found, plan, reasons, now)
@@ -162,12 +158,13 @@ class PlacementReconciler:
         return self._again(found, plan, now)
 
     def _reasons(
-        self, found: WorkloadInfo, plan: Plan, placement: Obj | None, rules: list[tuple[str, int]], world: "World", now: float
+        self, found: WorkloadInfo, plan: Plan, placement: Obj | None, rules: tuple[list[Obj], list[Obj]], snapshot: Snapshot
     ) -> dict[str, Any]:
         """What the Placement's status tells of them. Those of a decision that stands are kept, as they were when it was made."""
-        told = (placement or {}).get("status") or {}
-        before, self._ruled[found.ref] = self._ruled.get(found.ref, rules), rules
-        stands = dict(plan.clusters) == decided(placement) and before == rules
+        told, ruled = (placement or {}).get("status") or {}, [(uid(rule), generation(rule)) for each in rules for rule in each]
+        world, now = self._occupancy.sites(found.ref), snapshot.now
+        before, self._ruled[found.ref] = self._ruled.get(found.ref, ruled), ruled
+        stands = dict(plan.clusters) == decided(placement) and before == ruled
         if stands and told.get("observedGeneration") == found.generation and tells(told, plan):
             reasons = {key: told[key] for key in REASONS if key in told}
         else:
@@ -180,6 +177,8 @@ class PlacementReconciler:
         for key in ("traffic", "costs"):
             if key in reasons and kept(told.get(key) or (), reasons[key]):
                 reasons[key] = told[key]
+        if not plan.clusters or not plan.complete or not plan.satisfies:
+            reasons["conflict"] = as_data(impossible(snapshot, found, self._filters))
         return reasons
 
     # -- sites ----------------------------------------------------------------------------------------------
@@ -230,7 +229,8 @@ class PlacementReconciler:
         """Sites that it was decided to be on, and where it may not be any more."""
         if not decides(placement, obj):
             return set()
-        return {site for site in decided(placement) if self._barred.why(obj, placement, site) is Bar.RESIDENCY}
+        bars = self._barred.why(obj, placement, decided(placement))
+        return {site for site, bar in bars.items() if bar is Bar.RESIDENCY}
 
     async def _forget(self, placement: Obj, sites: Set[str]) -> None:
         """Of a Job that has ended nothing stays where it may not be: neither its manifest nor what it refers to."""
@@ -283,15 +283,13 @@ class PlacementReconciler:
             return
         placement = self._placements.get(placement_name(about), about.namespace)
         now, world = self._clock.now(), self._occupancy.sites(about)
-        there = self._facts.workload(obj, placement, self._current(about, placement), now)
+        rules = self._facts.rules_of(obj)
+        there = self._facts.workload(obj, placement, self._current(about, placement), now, rules)
         found = replace(located(there, self._places, world.site, world.holding), displaced=claimed)
         snapshot = Snapshot(now, world, self._flows.others(about))
         plan = decide(snapshot, found, self._filters, self._scores)
-        reasons = {**placement_status(plan), "scoredTime": format_time(now)}
         self._note(found, plan)
-        if not plan.complete:
-            reasons["conflict"] = as_data(impossible(snapshot, found, self._filters))
-        await self._write(obj, placement, found, plan, reasons, now)
+        await self._write(obj, placement, found, plan, self._reasons(found, plan, placement, rules, snapshot), now)
 
     # -- the snapshot ---------------------------------------------------------------------------------------
 

@@ -145,7 +145,7 @@ class WorkReconciler:
         choices = {c["name"]: int(c.get("replicas", 1)) for c in spec.get("clusters") or ()}
         wait = 0.0
         leaving = {site: w for site, w in existing.items() if site not in choices}
-        barred = {site for site in leaving if self._barred.why(obj, placement, site) is not None}
+        barred = set(self._barred.why(obj, placement, leaving))
         if fence is not None or any(agreed(w) is not None for w in leaving.values()):
             wait = await self._halt(obj, leaving if choices else {site: leaving[site] for site in barred}, barred)
         if fence is not None and self._hold.holds:

@@ -203,6 +203,16 @@ def resolve(value: Any, total: int, *, up: bool) -> int:
     return int(value or 0)
 
 
+def rolling_limits(rolling: Mapping[str, Any], total: int) -> tuple[int, int]:
+    """(surge, unavailable) of a Deployment of so many pods, as its ``rollingUpdate`` says or, where it does not, as Kubernetes
+    has it; percentages that both come to nothing let one be unavailable. Both are zero where that is said."""
+    surge = resolve(rolling.get("maxSurge", "25%"), total, up=True)
+    unavailable = resolve(rolling.get("maxUnavailable", "25%"), total, up=False)
+    if not surge and not unavailable and (rolling.get("maxSurge"), rolling.get("maxUnavailable")) != (0, 0):
+        unavailable = 1
+    return surge, min(total, unavailable)
+
+
 def template_hash(obj: Obj) -> str:
     """Ten characters that change when the pod template does (``pod-template-hash``)."""
     text = json.dumps(pod_template(obj), sort_keys=True, separators=(",", ":"))

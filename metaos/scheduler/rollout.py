@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from metaos.resources.meta import Obj
-from metaos.resources.workload import resolve
+from metaos.resources.workload import resolve, rolling_limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +67,7 @@ def bounds_of(workload: Obj, total: int) -> Bounds | None:
     if kind == "DaemonSet":
         surge = resolve(rolling.get("maxSurge", 0), total, up=True)
         return Bounds(surge, resolve(rolling.get("maxUnavailable", 0 if surge else 1), total, up=True))
-    surge = resolve(rolling.get("maxSurge", "25%"), total, up=True)
-    unavailable = resolve(rolling.get("maxUnavailable", "25%"), total, up=False)
-    if not surge and not unavailable and (rolling.get("maxSurge"), rolling.get("maxUnavailable")) != (0, 0):
-        unavailable = 1
-    return Bounds(surge, min(total, unavailable))
+    return Bounds(*rolling_limits(rolling, total))
 
 
 def turns(sites: Mapping[str, Progress], bounds: Bounds) -> dict[str, Turn]:

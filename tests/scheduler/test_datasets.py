@@ -205,3 +205,12 @@ def test_a_world_that_followed_changes_knows_where_data_lies(held: list[bool]) -
         followed.put(site("a", datasets=HELD if has else {}))
         assert [c.name for c in followed.holding("images")] == (["a"] if has else [])
     assert np.array_equal(followed.stated(("x",), lambda c: None), [np.nan, np.nan], equal_nan=True)
+
+
+def test_copies_that_lie_under_different_laws_ask_for_all_of_these() -> None:
+    paris = site("paris", jurisdictions=frozenset({"FR", "EU"}), datasets={"images": Dataset(0, ("EU",))})
+    zurich = site("zurich", jurisdictions=frozenset({"CH"}), datasets={"images": Dataset(0, ("FR", "CH"))})
+    what = located(reads(), paris, zurich)
+    assert [t.values for t in what.targets if t.name == "residency"] == [("EU",), ("FR", "CH")]
+    # Zurich is under the law of its own copy and not of the other one; Paris is under both.
+    assert dict(decide(world(paris, zurich), what).clusters) == {"paris": 1}

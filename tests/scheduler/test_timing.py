@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from metaos.resources.snapshot import ClusterInfo, Interruptible, Series, Snapshot, Spot, Target, Waits, WorkloadInfo
 from metaos.scheduler.along import extended
-from metaos.scheduler.capacity import ON_DEMAND, RESERVED, SPOT
+from metaos.scheduler.capacity import ON_DEMAND, RESERVED, SPOT, margin
 from metaos.scheduler.deferral import Deferrable, schedule
 from metaos.scheduler.framework import decide
 from metaos.scheduler.timing import at_sites, options, told
@@ -151,3 +151,20 @@ def test_a_forecast_that_ends_early_repeats_its_days_and_one_that_is_too_old_cou
     found = at_sites(job(20, (1.0,)), [old])[0]
     assert (found.start, found.carbon) == (0.0, 77.0), "it starts at once, with what is known of the present"
     assert at_sites(job(3), [site("a", carbon=None)])[0].carbon is None
+
+
+def test_a_forecast_that_was_wrong_before_is_not_waited_for_on_its_word_alone() -> None:
+    said = forecast(100.0, 95.0, 90.0, 95.0)
+    trusted, doubted = site("a", intensities=said), site("b", intensities=replace(said, error=0.5))
+    good, bad = at_sites(job(3), [trusted, doubted])
+    assert (good.start, good.carbon) == (2.0, 90.0) and (bad.start, bad.carbon) == (0.0, 100.0)
+    # What is said to be much better is waited for all the same, and counts as it is doubted.
+    clear = at_sites(job(3), [site("c", intensities=Series((300.0, 300.0, 10.0, 300.0), NOW, error=0.2))])[0]
+    assert clear.start == 2.0 and clear.carbon == pytest.approx(10.0 + margin(0.2) * clear_mean(300.0, 10.0))
+    assert margin(None) == margin(math.nan) == 0.0 and margin(9.0) == margin(1.0)
+
+
+def clear_mean(usual: float, low: float) -> float:
+    """Of four hours as they are extended to the six that are looked at: the rest is like the mean."""
+    four = (3 * usual + low) / 4
+    return (3 * usual + low + 3 * four) / 7
