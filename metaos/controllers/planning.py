@@ -136,6 +136,7 @@ class Planner:
 
     async def optimum(self) -> tuple[Snapshot, Optimum]:
         """The world as it is, and all workloads placed in it at once. Raises ``ApiError`` 422 where these are too many."""
+        from metaos.scheduler import exact
         from metaos.scheduler.optimise import optimise
 
         as_it_is = await self.supposed((), None)
@@ -144,7 +145,9 @@ class Planner:
             pairs = f"{len(everything)} workloads x {len(snapshot.clusters)} sites"
             raise _refused("spec.reoptimise", f"{pairs} are too many at once, at most {MOST_PAIRS} pairs are possible")
         # Beside the loop, however few they are: small ones are solved exactly, which takes its time.
-        return snapshot, await self._beside(optimise, snapshot, everything, self._filters, self._scores)
+        # In the twin, where nothing is beside it, not at all.
+        seconds = 0.0 if self._beside is at_once else exact.SECONDS
+        return snapshot, await self._beside(optimise, snapshot, everything, self._filters, self._scores, seconds=seconds)
 
     async def _optimised(self, visible: Callable[[str], bool]) -> dict[str, Any]:
         _, found = await self.optimum()

@@ -4,8 +4,8 @@ Each item is at one site; of two that talk there is a share for each pair of the
 first level of Sherali and Adams, "A hierarchy of relaxations", 1990: tight where few talk to each other). So the bound holds with
 what there is between sites, which the Lagrangian one in :mod:`metaos.scheduler.assignment` takes for nothing.
 
-The library is loaded with the first problem, takes 30 MB, and belongs in the worker process. Effort is counted in nodes of the
-search, one thread, so equal inputs give equal outputs; the seconds are for a machine that is slower than any.
+The library is loaded with the first problem, takes 30 MB, and belongs in the worker process. What is hard ends after ``SECONDS``,
+with what was found and proven so far, which may be more on a quicker machine: the twin does without.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 #: Variables of a problem that is solved: above that others are as good and quicker.
 MOST_VARIABLES = 6_000
-#: Nodes of the search, and seconds at most.
+#: Nodes of the search and seconds at most.
 NODES, SECONDS = 200, 10.0
 #: What rounding in the solver may cost the bound, as a share.
 _LITTLE = 1e-7

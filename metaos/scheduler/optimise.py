@@ -84,12 +84,14 @@ def optimise(
     scores: Sequence[Score] = SCORES,
     *,
     rounds: int = 200,
+    seconds: float = exact.SECONDS,
 ) -> Optimum:
     """``snapshot`` counts everything that is decided, these workloads too. Those that have no place are placed as well.
 
     Components that talk are placed together, near each other: first as if every round trip between them were nothing, which
     bounds what any placement could have, then application by application with what there is between the sites. Of an
-    application with more than ``MOST_MEMBERS`` components each stays where it is."""
+    application with more than ``MOST_MEMBERS`` components each stays where it is. ``seconds``: for the exact solution of a small
+    problem; 0: none is looked for, and equal inputs give equal outputs on every machine."""
     world = World.of(snapshot.clusters)
     places = {w.ref: w.current for w in workloads}
     asked = [located(w, lambda about: places.get(about, {}), world.site, world.holding) for w in workloads if movable(w)]
@@ -116,7 +118,7 @@ def optimise(
         if _cost(talk, table, now) <= _cost(talk, table, sites):
             sites = now
         found = replace(found, sites=sites, cost=_cost(talk, table, sites))
-    found = _exactly(found, table, demand, free, talk)
+    found = _exactly(found, table, demand, free, talk, seconds)
     sites = found.sites
     moves, before, after, counted = [], 0.0, 0.0, 0
     for row, workload in enumerate(asked):
@@ -138,13 +140,13 @@ def optimise(
     return Optimum(tuple(moves), counted, before / counted if counted else 0.0, after / counted if counted else 0.0, found.gap)
 
 
-def _exactly(found: Assignment, table: Floats, demand: Floats, free: Floats, talk: Talk | None) -> Assignment:
+def _exactly(found: Assignment, table: Floats, demand: Floats, free: Floats, talk: Talk | None, seconds: float) -> Assignment:
     """Of a small problem the best there is, or nearer to it, and a bound with what there is between those that talk."""
     pairs = {} if talk is None else talk.all_pairs()
-    if not len(table) or found.gap <= CLOSE or not 0 < exact.variables(table, pairs) <= exact.MOST_VARIABLES:
+    if not seconds or not len(table) or found.gap <= CLOSE or not 0 < exact.variables(table, pairs) <= exact.MOST_VARIABLES:
         return found
     known = found.sites if found.complete and np.isfinite(found.cost) else None
-    best = exact.solve(table, demand, free, pairs, known)
+    best = exact.solve(table, demand, free, pairs, known, seconds=seconds)
     bound = max(found.bound, best.bound) if np.isfinite(best.bound) else found.bound
     if best.sites is None:
         return replace(found, bound=bound)
