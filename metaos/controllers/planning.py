@@ -309,7 +309,7 @@ def _timing(asked: Asked, found: Outcome) -> str:
     when = f"in {best.hours:.3g} h" if best.hours > 0 else "at once"
     what = "" if best.carbon is None else f", at {best.carbon:.3g} gCO2eq/kWh"
     what += "" if best.price is None else f", on {best.option.kind} capacity"
-    return f"{said}; by the forecasts of now it starts {when} on {here.name}{what}"
+    return f"{said}; by the forecasts of now it starts {when} on {here.name}{what}; the figures are of a start at once"
 
 
 def _measures(found: Measures) -> dict[str, Any]:

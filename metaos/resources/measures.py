@@ -58,13 +58,14 @@ def embodied_intensity(cluster: ClusterInfo) -> float:
 @dataclass(frozen=True, slots=True)
 class Costs:
     """Money per hour; ``None``: not known. ``lost``: the part of ``computing`` that spot capacity is expected to have done again;
-    ``spot``: whether it runs on such. ``egress``: for what leaves the site, or comes to it from a site that it reads."""
+    ``capacity``: ``spot`` where it runs on
+    such. ``egress``: for what leaves the site, or comes to it from a site that it reads."""
 
     computing: float | None
     licences: float | None
     egress: float | None
     lost: float = 0.0
-    spot: bool = False
+    capacity: str = ""
     #: The currency that the site's prices are in, where it does not state what that is worth in EUR.
     foreign: str = ""
 
@@ -135,7 +136,7 @@ def costs(cluster: ClusterInfo, workload: WorkloadInfo, count: int) -> Costs:
     paid = computing(cluster, workload.cpu * count, workload.memory * count, workload.interruptible)
     _, _, lost, spot = rates(cluster, workload.interruptible)
     licences, left = licensed(cluster, workload, count), traffic.paid(workload, cluster)
-    return Costs(paid, licences, left, (paid or 0.0) * lost, spot, cluster.foreign)
+    return Costs(paid, licences, left, (paid or 0.0) * lost, "spot" if spot else "", cluster.foreign)
 
 
 # -- of a target -------------------------------------------------------------------------------------------

@@ -6,14 +6,15 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from metaos.resources.measures import costs
+from metaos.resources.measures import Costs, costs
 from metaos.resources.meta import Obj, condition, name, namespace
 from metaos.resources.snapshot import ClusterInfo, WorkloadInfo
 from metaos.resources.traffic import Haul, daily, egress, haul, known_by, shares, worst
 from metaos.scheduler import conflicts
-from metaos.scheduler.capacity import RISK
+from metaos.scheduler.capacity import RESERVED, RISK, SPOT
 from metaos.scheduler.filters import haul_text
 from metaos.scheduler.framework import Plan
 
@@ -143,18 +144,29 @@ def traffic_status(workload: WorkloadInfo, places: Iterable[ClusterInfo]) -> lis
 def costs_status(
     workload: WorkloadInfo, places: Mapping[str, int], site: Callable[[str], ClusterInfo | None]
 ) -> list[dict[str, Any]]:
-    """What a workload costs by site and in parts: ``Placement.status.costs``. Empty where it is for computing alone."""
+    """What a workload costs by site and in parts: ``Placement.status.costs``. Empty where it is for computing alone. Of work that
+    may wait it is what its own hours cost, on the capacity that is best then."""
     if not (workload.licences or workload.interruptible or any(e.sent or e.answered for e in workload.traffic)):
         return []
     found, total = [], max(1, sum(places.values()))
     for where, count in sorted(places.items()):
         if (cluster := site(where)) is not None:
-            paid = costs(cluster, workload, count)
+            paid = costs(cluster, workload, count) if workload.waits is None else _costs_then(cluster, workload)
             egress = None if paid.egress is None else paid.egress * count / total
             parts = {"computing": paid.computing, "licences": paid.licences, "egress": egress, "lost": paid.lost}
             row: dict[str, Any] = {"cluster": where, **{k: round(v, 6) for k, v in parts.items() if v is not None}}
-            found.append(row | ({"capacity": "spot"} if paid.spot else {}))
+            found.append(row | ({"capacity": paid.capacity} if paid.capacity else {}))
     return found
+
+
+def _costs_then(cluster: ClusterInfo, workload: WorkloadInfo) -> Costs:
+    from metaos.scheduler import timing  # with numpy
+
+    best = timing.options(workload, cluster)[0]
+    whole, now = timing.cost(workload, cluster, best), costs(cluster, workload, workload.replicas)
+    computing = None if whole is None else whole - (now.licences or 0.0)
+    special = best.option.kind if best.option.kind in (SPOT, RESERVED) else ""
+    return replace(now, computing=computing, lost=(computing or 0.0) * (1 - 1 / best.option.times), capacity=special)
 
 
 def explain(
@@ -331,7 +343,8 @@ def talk_line(found: dict[str, Any]) -> str:
 def costs_line(found: Mapping[str, Any]) -> str:
     """``costs     a: computing 0.02, licences 0.1, egress 0 EUR an hour``."""
     again = f"{found.get('lost', 0.0):.3g} of it for what is done again"
-    spot = f" on spot capacity ({again})" if found.get("capacity") == "spot" else ""
+    spot = f" on {found['capacity']} capacity" if found.get("capacity") else ""
+    spot += f" ({again})" if found.get("capacity") == SPOT else ""
     parts = [f"{word} {found[word]:.4g}" if word in found else f"{word} unknown" for word in ("computing", "licences", "egress")]
     return f"{'costs':<9} {found['cluster']}: {parts[0]}{spot}, {parts[1]}, {parts[2]} EUR an hour"
 

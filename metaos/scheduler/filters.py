@@ -200,7 +200,7 @@ def _broken_cost(found: Costs, wanted: str) -> str:
 
 def costs_text(found: Costs) -> str:
     """Money per hour in its parts; empty where it is for computing alone."""
-    spot = f" on spot capacity ({found.lost:.3g} of it for what is done again)" if found.spot else ""
+    spot = f" on spot capacity ({found.lost:.3g} of it for what is done again)" if found.capacity else ""
     parts = [f"computing {found.computing or 0:.4g}{spot}"]
     parts += [f"{word} {paid:.4g}" for word, paid in (("licences", found.licences), ("egress", found.egress)) if paid]
     return ", ".join(parts) if spot or len(parts) > 1 else ""

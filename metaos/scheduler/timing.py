@@ -164,7 +164,7 @@ def _alike(sites: Sequence[ClusterInfo], workload: WorkloadInfo, hour: float) ->
 def _series(aims: Sequence[str], carbon: Floats | None, option: Option, usual: float | None, count: int) -> Floats:
     """What is to be low. ``usual``: the mean price of on-demand capacity, where its hours are known. Without any forecast of what
     is waited for every hour is alike, so it starts at once."""
-    priced = option.prices if usual is not None or option.kind == RESERVED else None
+    priced = option.prices if usual is not None else None
     wanted = {CARBON: carbon, COST: priced}
     known = [found for aim in aims if (found := wanted[aim]) is not None]
     if len(known) == 2 and carbon is not None and priced is not None:

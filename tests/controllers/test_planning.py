@@ -175,7 +175,7 @@ async def test_what_may_wait_and_what_runs_by_a_schedule_is_said_to() -> None:
     told = {row["name"]: row.get("timing", "") for row in status["workloads"]}
     assert told["a"] == (
         "may wait up to 6 h; when it starts is decided once it is there; "
-        "by the forecasts of now it starts at once on a, at 200 gCO2eq/kWh"
+        "by the forecasts of now it starts at once on a, at 200 gCO2eq/kWh; the figures are of a start at once"
     )
     assert told["b"].startswith("starts at once: how long it runs is not known: state") and told["c"] == ""
     assert told["d"].endswith("running all the time, and it runs by its schedule; each run may start up to 1.5 h later")

@@ -63,8 +63,8 @@ def test_who_may_use_spot_capacity_never_pays_more_for_it(price: float, spot: fl
     paid, plain = computing(where, 1000, 0, work), computing(where, 1000, 0)
     assert paid is not None and plain is not None and paid <= plain + 1e-12
     found = costs(where, workload(cpu=1000, interruptible=work), 1)
-    assert found.spot == (spot * stretch(rate, 0.0, work) <= price)
-    assert found.lost == pytest.approx(paid - (spot if found.spot else paid), abs=1e-9), (
+    assert (found.capacity == "spot") == (spot * stretch(rate, 0.0, work) <= price)
+    assert found.lost == pytest.approx(paid - (spot if found.capacity else paid), abs=1e-9), (
         "what is lost is what is paid above the price"
     )
 
@@ -76,7 +76,7 @@ def test_what_does_not_stand_interruptions_pays_on_demand() -> None:
             "metadata": {"name": "a"},
             "spec": {"price": {"spot": {"cpuHour": 0.01, "interruptionsPerHour": 0.5, "restartSeconds": 1800}}},
         }
-    ).spot
+    ).capacity
     assert spot == Spot(0.01, 0.5, 0.5)
     assert stretch(0.5, 0.5, Interruptible(2.0, False)) == pytest.approx(math.expm1(1.0) * math.exp(0.25))
 

@@ -144,6 +144,12 @@ def test_where_both_count_waiting_costs_no_more_of_both_together(
     assert both <= float(found.values[:2].mean()) + 1e-6
 
 
+def test_where_nothing_is_known_of_prices_to_come_carbon_counts_alone_also_on_reserved_capacity() -> None:
+    here = site("a", intensities=forecast(300, 100, 300), cpu_hour=1.0, reserved=4.0)
+    best = options(job(3, aims=("carbonIntensity", "cost")), here)[0]
+    assert (best.option.kind, best.start, best.values[:3].tolist()) == (RESERVED, 1.0, [300, 100, 300])
+
+
 def test_a_forecast_that_ends_early_repeats_its_days_and_one_that_is_too_old_counts_no_more() -> None:
     two = site("a", carbon=77.0, intensities=Series((300.0, 100.0), NOW))
     assert at_sites(job(20, (1.0,)), [two])[0].carbon == 100.0
