@@ -76,7 +76,7 @@ def test_what_does_not_stand_interruptions_pays_on_demand() -> None:
             "metadata": {"name": "a"},
             "spec": {"price": {"spot": {"cpuHour": 0.01, "interruptionsPerHour": 0.5, "restartSeconds": 1800}}},
         }
-    ).capacity
+    ).spot
     assert spot == Spot(0.01, 0.5, 0.5)
     assert stretch(0.5, 0.5, Interruptible(2.0, False)) == pytest.approx(math.expm1(1.0) * math.exp(0.25))
 
