@@ -90,6 +90,11 @@ class Occupancy:
                 self._world.put(_with(info, self._totals.get(site, (0, 0, 0)), self._devices.get(site) or {}))
         return before is not None and _frees(before, share)
 
+    def places(self, about: ObjectRef) -> tuple[str, ...]:
+        """The sites where a workload takes something."""
+        share = self._shares.get(about)
+        return tuple(share.replicas) if share is not None else ()
+
     def cluster_changed(self, old: Obj | None, new: Obj | None) -> None:
         """A site came, changed or went."""
         if self._world is None:

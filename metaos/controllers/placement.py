@@ -13,6 +13,7 @@ from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.barred import Bar, Barred, displaced
 from metaos.controllers.concern import workload_of
+from metaos.controllers.crowded import Crowded
 from metaos.controllers.facts import Facts, basis, concerned, decided, decides, finished, placeable, placement_name, takes_room
 from metaos.controllers.flows import Flows
 from metaos.controllers.occupancy import Occupancy, Share
@@ -88,6 +89,7 @@ class PlacementReconciler:
         # Those that want more room than there is, with their priority: they are looked at again when some becomes free. Bounded
         # by the workloads.
         self._waiting: dict[ObjectRef, int] = {}
+        self._crowded = Crowded()
         # Those of them that wait for others' pods, or for these to be elsewhere.
         self._seeking: set[ObjectRef] = set()
         # Decisions that few sites can change. Bounded by the workloads.
@@ -121,6 +123,7 @@ class PlacementReconciler:
             self._decided.pop(about, None)
             self._ruled.pop(about, None)
             self._settle(about)
+            self._crowded.note(about, ())
             if obj is not None and placement is not None and takes_room(obj) and self._outlawed(obj, placement):
                 await self._remove(obj, placement)
             return DONE
@@ -130,6 +133,7 @@ class PlacementReconciler:
             self.take_account(about)
         if placement is not None and finished(obj):
             self._settle(about)
+            self._crowded.note(about, ())
             if sites := self._outlawed(obj, placement):
                 await self._forget(placement, sites)
             return DONE
@@ -337,9 +341,10 @@ class PlacementReconciler:
     def take_account(self, about: ObjectRef) -> None:
         """What a workload takes at which sites, and sends where, may have changed."""
         self._flows.changed(about)
+        before = self._occupancy.places(about)
         obj = self._workloads[about.kind].get(about.name, about.namespace)
         if obj is None or not takes_room(obj):
-            self._room(self._occupancy.set(about, None))
+            self._room(self._occupancy.set(about, None), before)
             return
         spec = workload.pod_spec(obj)
         asked = workload.requests(spec)
@@ -348,15 +353,18 @@ class PlacementReconciler:
         fixed = about.kind == "Pod" or workload.has_local_data(obj)
         priority, _ = self._facts.priority(obj)
         devices = workload.device_requests(spec)
-        self._room(self._occupancy.set(about, Share(asked["cpu"], asked["memory"], current, devices, priority, fixed)))
+        self._room(self._occupancy.set(about, Share(asked["cpu"], asked["memory"], current, devices, priority, fixed)), before)
 
-    def _room(self, freed: bool) -> None:
-        """Who waits for room is looked at again where there is more."""
+    def _room(self, freed: bool, sites: Collection[str]) -> None:
+        """Who waits for room, or would be better off at one of these sites, is looked at again where there is more."""
         if freed and self._waiting:
             self._manager.enqueue(NAME, WAITING, SETTLE_SECONDS)
+        for about in self._crowded.at(sites) if freed else ():
+            self._manager.enqueue(NAME, about, SETTLE_SECONDS)
 
     def _note(self, found: WorkloadInfo, plan: Plan) -> None:
         """Whether it waits for room. What is to be everywhere waits for that of each site."""
+        self._crowded.note(found.ref, plan.crowded)
         if plan.complete and not (found.mode == "Everywhere" and {"Capacity", "Displaced"} & set(plan.rejected.filters.values())):
             self._settle(found.ref)
             return

@@ -25,6 +25,8 @@ STILL_BEST = "still the best choice"
 #: Filters whose word makes a site be left whatever the budget says: the site is gone, or somebody said so. What other filters
 #: reject (measured values above all) may change from minute to minute, so leaving for it is within the budget.
 MUST_LEAVE = frozenset({"Residency", "LocalData", "Policy", "Selectors", "Leaving", "Displaced", "Health", "Taints", "Cordon"})
+#: Sites that are kept in mind as better ones without room.
+CROWDED_KEPT = 4
 #: In one sentence about why there is no place.
 REASONS_LOOKED_AT, REASONS_TOLD, SITES_TOLD = 200, 6, 6
 
@@ -56,6 +58,8 @@ class Plan:
     confirms: bool = False
     #: Whether spread and availability hold, too.
     satisfies: bool = True
+    #: The best sites that would be worth a move, were there room.
+    crowded: tuple[str, ...] = ()
 
 
 def decide(
@@ -92,6 +96,7 @@ def decide(
     ) -> Plan:
         runner_up = _runner_up(workload, feasible, totals, choice)
         sure = points_alone and together is None and _plain(workload) and all(c.complete and c.satisfies for c in (choice, best))
+        rests = not choice.clusters or workload.mode == "Everywhere" or workload.settled or workload.pinned
         difference = choice.mean(totals) - runner_up.mean(totals) if runner_up.clusters else 0.0
         return Plan(
             tuple(sorted(choice.clusters.items())),
@@ -108,6 +113,7 @@ def decide(
             frozenset(best.clusters) if sure else None,
             points_alone,
             choice.satisfies,
+            () if rests else ranking.crowded(choice.mean(totals) + workload.policy.minimum_improvement, CROWDED_KEPT),
         )
 
     if not workload.current:

@@ -194,6 +194,14 @@ class Ranking:
         )
         return Rejections(filters, lambda at: self._rejection(rows[at]))
 
+    def crowded(self, least: float, most: int) -> tuple[str, ...]:
+        """Sites that earn so many points at least and are rejected for want of room alone, the best first."""
+        number = next((n for n, (word, _) in enumerate(self._filters) if word == "Capacity"), None)
+        if number is None:
+            return ()
+        rows = np.flatnonzero((self._first == number) & (self._totals >= least))
+        return tuple(self.world.names[row] for row in rows[np.argsort(-self._totals[rows], kind="stable")][:most].tolist())
+
     def rejection(self, cluster: str) -> Rejection | None:
         """Why a site is rejected; ``None`` where it is not, or not there."""
         row = self.world.row_of.get(cluster)

@@ -393,3 +393,24 @@ async def test_a_status_that_cannot_be_written_gives_no_room_away_twice() -> Non
         client.seed(sized("one", "700m"), sized("two", "700m"))
         await clock.advance(5)
         assert sorted([*places(client, "deployment-one"), *places(client, "deployment-two")]) == ["a"]
+
+
+async def test_who_would_be_better_off_where_there_was_no_room_goes_there_once_there_is() -> None:
+    # Clean, and large enough for one of them.
+    clean, dirty = cluster("clean", electricity={"carbonIntensity": 10}), cluster("dirty", electricity={"carbonIntensity": 900})
+    clean["spec"]["capacity"] = {"cpu": "1", "memory": "8Gi", "pods": "40"}
+    async with running(placement.setup, objects=(clean, dirty, deployment("first", cpu="800m"))) as (client, clock):
+        await until(clock, lambda: client.find(scheme.PLACEMENT, "deployment-first", "shop"))
+        client.seed(deployment("second", cpu="800m"))
+        await until(clock, lambda: client.find(scheme.PLACEMENT, "deployment-second", "shop"))
+
+        def where() -> list[str]:
+            found = client.find(scheme.PLACEMENT, "deployment-second", "shop") or {}
+            return [c["name"] for c in found["spec"]["clusters"]]
+
+        assert where() == ["dirty"]
+        await clock.advance(600)
+        assert where() == ["dirty"]
+        # Nothing changes but the room.
+        await client.delete(scheme.DEPLOYMENT, "first", "shop")
+        await until(clock, lambda: where() == ["clean"])
