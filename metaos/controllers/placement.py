@@ -62,6 +62,9 @@ SITES = ObjectRef(scheme.CLUSTER.group, scheme.CLUSTER.kind, "", "")
 #: One key for those that wait for room: however much ends at once, each is looked at once.
 WAITING = ObjectRef(scheme.PLACEMENT.group, scheme.PLACEMENT.kind, "", "")
 SETTLE_SECONDS = 0.2
+#: Between looks at all workloads, however many sites have other figures one after another, as with an hour's carbon. A site that
+#: is lost or comes back is never waited with.
+FULL_SECONDS = 2.0
 #: Migrations that are remembered: enough for the largest budget.
 MOVES_KEPT = 100
 
@@ -96,6 +99,8 @@ class PlacementReconciler:
         self._firm: dict[ObjectRef, Firm] = {}
         # Sites that came or went since workloads were last looked at for that, in this order; ``None``: more has changed.
         self._stood: dict[str, None] | None = {}
+        #: When all workloads were last looked at, by the monotonic clock.
+        self._looked = float("-inf")
         self._other_classes = False
         #: The generations of the Intents and policies that each workload's reasons are of. Bounded by the workloads.
         self._ruled: dict[ObjectRef, list[tuple[str, int]]] = {}
@@ -196,12 +201,16 @@ class PlacementReconciler:
             self._stood = None
         elif self._stood is not None:
             self._stood[after.name] = None
-        self._manager.enqueue(NAME, SITES, SETTLE_SECONDS)
+        # The first of many is looked at soon.
+        wait = self._looked + FULL_SECONDS - self._clock.monotonic() if self._stood is None else 0.0
+        self._manager.enqueue(NAME, SITES, max(SETTLE_SECONDS, wait))
 
     def _look_around(self) -> None:
         """Workloads are looked at whose decisions may be others by now. Others are not: where there are a thousand sites, some
         come or go at any time, and looking at everything each time would be most of what a hub does."""
         stood, self._stood = self._stood, {}
+        if stood is None:
+            self._looked = self._clock.monotonic()
         try:
             self._look_at(stood)
         except Exception:

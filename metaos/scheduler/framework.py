@@ -93,6 +93,7 @@ def decide(
         forced: bool = False,
         again: float | None = None,
         points_alone: bool = False,
+        confirms: bool = False,
     ) -> Plan:
         runner_up = _runner_up(workload, feasible, totals, choice)
         sure = points_alone and together is None and _plain(workload) and all(c.complete and c.satisfies for c in (choice, best))
@@ -111,7 +112,7 @@ def decide(
             migrates and forced,
             again if again is not None and math.isfinite(again) else None,
             frozenset(best.clusters) if sure else None,
-            points_alone,
+            confirms,
             choice.satisfies,
             () if rests else ranking.crowded(choice.mean(totals) + workload.policy.minimum_improvement, CROWDED_KEPT),
         )
@@ -223,7 +224,7 @@ def _improve(
         if not best.complete or best.mean(totals) - stay.mean(totals) < workload.policy.minimum_improvement:
             return make(stay, f"stays: it had to leave {barred}, and the policy says never to move back")
     if set(best.clusters) == set(stay.clusters):
-        return make(stay, STILL_BEST, points_alone=True)
+        return make(stay, STILL_BEST, points_alone=True, confirms=True)
     gain = best.mean(totals) - stay.mean(totals)
     names = ", ".join(sorted(best.clusters))
     if workload.settled:
@@ -231,7 +232,7 @@ def _improve(
     if gain < workload.policy.minimum_improvement and not agreed:
         least = workload.policy.minimum_improvement
         why = f"stays: {names} would be only {gain:.1f} points better, a move is worth it from {least:g}"
-        return make(stay, why, points_alone=True)
+        return make(stay, why, points_alone=True, confirms=True)
     if (until := _cooled(workload)) > snapshot.now:
         return make(stay, f"stays: {names} would be {gain:.1f} points better, but {_moved(workload)}", again=until)
     if _spent(snapshot, workload):
@@ -239,7 +240,7 @@ def _improve(
     # Looked at last, as it looks at all sites.
     costs = churn(snapshot.clusters, workload, best.clusters)
     if costs.earned_back is not None and costs.earned_back > EARNED_BACK_HOURS:
-        return make(stay, f"stays: {names} would be {gain:.1f} points better, but {costs.text}")
+        return make(stay, f"stays: {names} would be {gain:.1f} points better, but {costs.text}", points_alone=True)
     if agreed:
         why = f"all workloads together are better with it on {names} ({gain:+.1f} points for itself)"
         return make(best, f"{why}; {costs.text}", migrates=True)
