@@ -150,3 +150,29 @@ def test_a_person_logs_in_and_acts_by_kubectl_and_nemo(hub: Up, provider: Provid
     assert yaml.safe_load(before)["id_token"] not in (tmp_path / "hub.log").read_text()
     provider.stop()
     assert "cannot reach the provider" in kubectl("get", "configmap", "of-ann", "-n", "default", check=False)
+
+
+def test_a_personal_token_of_a_person_acts_with_less_and_is_revoked(hub: Up, provider: Provider, tmp_path: Path) -> None:
+    hub.kubectl("create", "rolebinding", "dev", "--clusterrole=edit", "--group=people:dev", "-n", "default")
+    out, nemo = tmp_path / "ann.kubeconfig", Path(sys.executable).with_name("nemo")
+    process = log_in(hub, provider, "ann", out)
+    assert process.communicate(timeout=60) and process.returncode == 0
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    made = hub.run(nemo, "token", "create", "--name", "ci", "--scopes", "read", "--kubeconfig", out, PATH=path).strip()
+    (tmp_path / "ci.token").write_text(made)
+    config = yaml.safe_load(out.read_text())
+    config["users"][0]["user"] = {"tokenFile": str(tmp_path / "ci.token")}
+    (tmp_path / "ci.kubeconfig").write_text(yaml.safe_dump(config))
+
+    def kubectl(*arguments: str) -> str:
+        binary = Path(sys.executable).with_name("kubectl")
+        return hub.run(binary, *arguments, check=False, KUBECONFIG=str(tmp_path / "ci.kubeconfig"))
+
+    assert '"people:ann"' in kubectl("auth", "whoami", "-o", "json")
+    assert "No resources found" in kubectl("get", "pods", "-n", "default")
+    assert "the personal token is for read only" in kubectl("create", "configmap", "a", "-n", "default")
+    listed = hub.run(nemo, "token", "list", "--kubeconfig", out, PATH=path).splitlines()
+    assert listed[1].split()[1:3] == ["ci", "read"] and "never" not in listed[1]
+    hub.run(nemo, "token", "revoke", listed[1].split()[0], "--kubeconfig", out, PATH=path)
+    assert "You must be logged in" in kubectl("get", "pods", "-n", "default") or "nauthorized" in kubectl("get", "pods")
+    assert made not in (tmp_path / "hub.log").read_text() + (hub.data / "audit.log").read_text()
