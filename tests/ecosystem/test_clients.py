@@ -1,6 +1,7 @@
 """Client libraries for the API of Kubernetes, unmodified: each runs a program of its own make against a real hub and site."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,8 @@ def test_javascript(up: Up, tools: Tools, namespace: str) -> None:
 
 def test_kopf(up: Up, tools: Tools, namespace: str) -> None:
     """An operator with handlers, a timer, children and a finalizer; what its users see of that."""
+    up.kubectl("apply", "-f", str(Path(__file__).parent / "chart/crds"))
+    up.kubectl("wait", "--for=condition=Established", "crd/visits.ecosystem.example", "--timeout=30s")
     with (up.folder / "kopf.log").open("wb") as log:
         command = [str(tools.kopf), "run", "-n", namespace, str(PROGRAMS / "visits.py")]
         operator = subprocess.Popen(command, stdout=log, stderr=log, env=up.environment, cwd=up.folder)

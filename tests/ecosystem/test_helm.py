@@ -28,6 +28,8 @@ def test_a_release_from_installation_to_removal(up: Up, tools: Tools, namespace:
     helm("install", "shop", str(CHART), "--set", address, "--wait", "--timeout", "60s")
     # What templates look up at the server, and what they ask its capabilities.
     assert config("seen") == "default" and config("batch") == "true" and config("version").startswith("v1.")
+    # The chart's definition came first, and its object has the schema's default.
+    assert up.kubectl("get", "visits", "shop", "-n", namespace, "-o", "jsonpath={.spec.wish}") == "water"
     # A hook's Job ran before all else, and went.
     assert up.kubectl("get", "jobs", "-n", namespace, "-o", "name") == ""
     assert "tested" in helm("test", "shop", "--logs", "--timeout", "60s")

@@ -40,4 +40,20 @@ core.delete_namespaced_config_map("first", NAMESPACE)
 until("the farewell", lambda: [m for m in core.list_namespaced_config_map(NAMESPACE).items if m.metadata.name == "first-gone"])
 until("the end", lambda: not [m for m in core.list_namespaced_config_map(NAMESPACE).items if m.metadata.name == "first"])
 until("the end of what it owned", lambda: not core.list_namespaced_secret(NAMESPACE).items)
+
+# -- a kind of its own, with defaults and a status apart -------------------------------------------------------
+custom = client.CustomObjectsApi()
+kind = ("ecosystem.example", "v1", NAMESPACE, "visits")
+custom.create_namespaced_custom_object(
+    *kind, {"apiVersion": "ecosystem.example/v1", "kind": "Visit", "metadata": {"name": "a"}, "spec": {}}
+)
+
+
+def seen() -> str:
+    return (custom.get_namespaced_custom_object(*kind, "a").get("status") or {}).get("served", "")
+
+
+until("the default to be served", lambda: seen() == "water")
+custom.patch_namespaced_custom_object(*kind, "a", {"spec": {"wish": "tea"}})
+until("the wish to be served", lambda: seen() == "tea")
 print("kopf: all passed")

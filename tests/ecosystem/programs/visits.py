@@ -1,4 +1,5 @@
-"""A Kopf operator over ConfigMaps with the label kind=visit: it greets, counts, waits with a timer, and cleans up at the end."""
+"""A Kopf operator over ConfigMaps with the label kind=visit (it greets, counts with a timer, and cleans up at the end), and over
+Visits, a kind of its own, whose status it writes."""
 
 from typing import Any
 
@@ -37,3 +38,9 @@ def ticked(patch: kopf.Patch, annotations: kopf.Annotations, **_: Any) -> None:
 def deleted(namespace: str, name: str, **_: Any) -> None:
     body = {"metadata": {"name": f"{name}-gone"}}
     kubernetes.client.CoreV1Api().create_namespaced_config_map(namespace, body)
+
+
+@kopf.on.create("ecosystem.example", "v1", "visits")
+@kopf.on.update("ecosystem.example", "v1", "visits")
+def served(spec: kopf.Spec, patch: kopf.Patch, **_: Any) -> None:
+    patch.status["served"] = spec["wish"]
