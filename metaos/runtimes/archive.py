@@ -291,10 +291,10 @@ class _Root:
     """A root file system in the making. Paths are resolved inside it: ``..`` is refused, links lead nowhere else."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        os.mkdir(path, 0o755)
+        self._path = os.path.realpath(path)
         self.written = 0
         self._files = 0
-        os.mkdir(path, 0o755)
 
     def apply(self, archive: tarfile.TarFile) -> None:
         made: set[str] = set()
@@ -327,7 +327,8 @@ class _Root:
                 if member.isdir():
                     modes.append((os.path.join(parent, name), member.mode))
         for path, mode in reversed(modes):
-            if os.path.isdir(path) and not os.path.islink(path):
+            # A later entry may have made one of its parents a link, perhaps to outside.
+            if os.path.isdir(path) and os.path.realpath(path) == path:
                 os.chmod(path, 0o700 | mode & 0o777)
 
     def mount_points(self) -> None:

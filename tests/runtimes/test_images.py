@@ -276,6 +276,15 @@ def test_hostile_layers_are_refused(store: ImageStore, tmp_path: Path, entries: 
     assert (tmp_path / "outside").read_text() == "kept" and not (tmp_path / "evil").exists()
 
 
+def test_a_directory_that_a_link_replaces_changes_no_mode_outside(store: ImageStore, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (outside / "keys").mkdir(parents=True)
+    (outside / "keys").chmod(0o700)
+    path = docker_archive(tmp_path, [layer({"a": None, "a/keys": None, "./a": str(outside)})], ["team/links:1"])
+    store.import_archive(str(path))
+    assert (outside / "keys").stat().st_mode & 0o777 == 0o700
+
+
 def test_links_lead_nowhere_else(store: ImageStore, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
