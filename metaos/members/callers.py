@@ -48,8 +48,9 @@ def acting_as(user: Any, how: Identities) -> Headers:
     if len(groups) > MAX_GROUPS:
         raise _refused(f"{name} is in {len(groups)} groups, at most {MAX_GROUPS} are carried to a cluster")
     for word in (name, *groups):
-        if len(word) > MAX_NAME or not word.isascii() or not word.isprintable():
-            what = f"at most {MAX_NAME} printable ASCII characters"
+        # HTTP drops blanks around a header's value: " system:masters" would arrive as another name.
+        if len(word) > MAX_NAME or not word.isascii() or not word.isprintable() or word != word.strip():
+            what = f"at most {MAX_NAME} printable ASCII characters, no blank first or last"
             raise _refused(f"{word[:80]!r} is no name that can be carried to a cluster: {what}")
     return (("Impersonate-User", name), *(("Impersonate-Group", group) for group in groups))
 
