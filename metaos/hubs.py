@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from metaos.clock import Clock
 from metaos.config import HubConfig
@@ -55,6 +56,34 @@ def check_place(data: Path, store: str) -> None:
         raise StoreFailed(f"the state of {data} is in {mark.read_text().strip()}: say so with --store, or choose another --data")
     if store and own.exists():
         raise StoreFailed(f"{data} has a state of its own: move it with 'nemo migrate-store', or choose another --data directory")
+
+
+async def move_store(data: Path, store: str, clock: Clock, tell: Callable[[str], None], *, back: bool) -> dict[str, Any]:
+    """Moves the state of a data directory into a database, or ``back``; see ``store.migration``. Raises ``ValueError``."""
+    from metaos.store.database import Database
+    from metaos.store.migration import PostgresSide, Side, SqliteSide, move
+
+    try:
+        database = Database.read(store)
+        file = SqliteSide(data / "state.db", target=back)
+        try:
+            shared: Side = await PostgresSide.open(database, target=not back)
+            try:
+                source, target = (shared, file) if back else (file, shared)
+                told = await move(source, target, clock, tell)
+            finally:
+                await shared.close()
+        finally:
+            await file.close()
+        if back:
+            (data / MARK).unlink(missing_ok=True)
+        else:
+            write_private(data / MARK, database.shown + "\n")
+        return told
+    except StoreFailed as failed:
+        raise ValueError(str(failed)) from failed
+    except OSError as error:
+        raise ValueError(f"the database cannot be reached: {error.strerror or error}") from error
 
 
 async def open_shared(config: HubConfig, clock: Clock, stack: AsyncExitStack) -> tuple[PostgresStore, KeyFiles]:

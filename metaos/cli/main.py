@@ -629,6 +629,27 @@ PASSPHRASE = click.option(
 )
 
 
+@nemo.command("migrate-store")
+@click.option("--data", type=click.Path(path_type=Path), help="The hub's data directory.")
+@click.option(
+    "--store", required=True, metavar="URL|FILE", help="The database: a URL without a password, or a file that holds it."
+)
+@click.option("--back", is_flag=True, help="From the database into the data directory.")
+@OUTPUT
+def migrate_store(data: Path | None, store: str, back: bool, output: str) -> None:
+    """Move a hub's state into PostgreSQL, or back, while it serves.
+
+    All is copied first; then this says that the hub is to be stopped, and completes the move. Nobody can write from the hub's
+    stop until its start on the other store. It may be interrupted, and begun again.
+
+    \b
+    Example: nemo migrate-store --data ./hub --store ./store; nemo up --data ./hub --store ./store
+    """
+    from metaos.cli.upkeep import migrate_store as act
+
+    act(data or default_data("hub"), store, output, back=back)
+
+
 @nemo.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @PASSPHRASE

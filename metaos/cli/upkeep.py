@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,23 @@ from metaos.resources.meta import RESTORED, SYSTEM_NAMESPACE
 
 #: A hub copies its state before it sends the first byte.
 BEGIN_SECONDS = 600.0
+
+
+def migrate_store(data: Path, store: str, output: str, *, back: bool) -> None:
+    """Moves a state between SQLite and PostgreSQL, saying on standard error how far it is."""
+
+    async def work() -> dict[str, Any]:
+        from metaos.hubs import move_store
+
+        return await move_store(data, store, SystemClock(), lambda text: print(text, file=sys.stderr, flush=True), back=back)
+
+    found = asyncio.run(work())
+    count, entries, same = found["log"]["count"], found["ledger"]["count"], found["current"]["sha256"][:16]
+    text = (
+        f"moved {count} revisions, up to {found['revision']}, and {entries} entries of the ledger; what is current is the same "
+    )
+    text += f"on both sides (SHA-256 {same}…). From the hub's end on it took {found['freezeSeconds']} s"
+    emit(found, output, text=text)
 
 
 def passphrase_in(file: Path | None) -> str | None:

@@ -45,7 +45,7 @@ from metaos.store.log import (
     prefix_end,
 )
 from metaos.store.postgresledger import PostgresLedger
-from metaos.store.postgresschema import CHANNEL, IN_USE, prepare
+from metaos.store.postgresschema import CHANNEL, IN_USE, MOVED, prepare
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +126,8 @@ class PostgresStore:
         store = cls(database, clock, watch_buffer)
         try:
             await store._writer.call(lambda db: prepare(db, database.shown))
+            if moved := await store._writer.call(lambda db: db.fetchval(MOVED)):
+                raise StoreFailed(f"the database {database.shown} {moved}")
             store._seen = await store._feed.call(lambda db: db.fetchval("SELECT revision FROM nemo.state"))
         except BaseException:
             await store._disconnect()

@@ -12,6 +12,8 @@ from metaos.store.log import StoreFailed
 #: Says who waits for what (``pg_locks``): hubs hold it shared, whoever moves the state elsewhere alone.
 IN_USE = 0x4E454D4F
 CHANNEL = "nemo_log"
+#: Why no hub may open a database: it is being filled, or was moved elsewhere; else nothing.
+MOVED = "SELECT max(why) FROM nemo.moved"
 
 _TABLES = """
 CREATE TABLE nemo.state (oldest bigint NOT NULL, revision bigint NOT NULL) WITH (fillfactor = 20);
@@ -36,6 +38,7 @@ CREATE TABLE nemo.writer (
     outcome bigint[] NOT NULL,
     time timestamptz NOT NULL
 ) WITH (fillfactor = 20);
+CREATE TABLE nemo.moved (why text NOT NULL);
 CREATE TABLE nemo.ledger (
     position bigint PRIMARY KEY,
     "end" bigint NOT NULL,

@@ -33,6 +33,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "ledger verify": ("{folder}/text.yaml",),
     "kubeconfig": ("--user", "ann"),
     "login": ("--issuer", "https://127.0.0.1:1", "--client-id", "nemo", "--out", "{folder}/out"),
+    "migrate-store": ("--store", "{folder}/text.yaml"),
     "plan": ("--drain", "edge"),
     "restore": ("{folder}/text.yaml",),
     "revoke": ("ann",),
