@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import time
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from random import Random
@@ -18,10 +19,13 @@ import pytest
 
 from bench.postgres import Postgres, programs
 from bench.wire import Connection, Endpoint
+from examples.demo.continuum import Continuum
+from metaos.cli.doctor import isolation
 from metaos.reconcile.election import LEASE_SECONDS
-from metaos.twin.processes import free_port
+from metaos.twin.processes import free_port, namespaces_work
 from tests.crashing import Hub
 from tests.e2e.clients import Record, Roaming, Watching, check, conclude, lister
+from tests.e2e.test_certificates import POD
 from tests.e2e.test_hub_kill import latest
 from tests.linearizability import Verb
 
@@ -212,3 +216,51 @@ async def test_how_long_a_fail_over_takes(tmp_path: Path) -> None:
         hubs.hubs[number].killed()
         print(f"a write at another hub: {written:.3f} s; its controllers at work: {took:.2f} s; the lease: {LEASE_SECONDS:g} s")
         assert took < MOST_SECONDS
+
+
+@pytest.mark.skipif(isolation().level != "ok" or not namespaces_work(), reason="this kernel refuses user namespaces")
+async def test_a_site_is_reached_through_any_hub_and_finds_another(tmp_path: Path) -> None:
+    """Its agent has one tunnel, to one hub. Another hub reaches it over the first one; when that is killed, the agent dials the
+    other, of which it knows from the first."""
+    database = await asyncio.to_thread(Postgres, durable=True)
+    await asyncio.to_thread(database.start)
+    url, key = database.database(), tmp_path / "hub.key"
+    continuum = Continuum(tmp_path / "c", isolated=True)
+    continuum.directory.mkdir()
+    other = Hub(tmp_path, free_port(), name="other", store=url, hub_key=key)
+    try:
+        await asyncio.to_thread(continuum.start_hub, "--store", url, "--hub-key", str(key))
+        assert await other.start()
+        first = Endpoint.of(continuum.kubeconfig)
+        connection = Connection(first)
+        async with asyncio.timeout(20):
+            while b"\nnemo_hub_links 1" not in (await connection.call("GET", "/metrics"))[1]:
+                await asyncio.sleep(0.1)
+        connection.close()
+        await asyncio.to_thread(continuum.add_sites, "edge-paris")
+        manifest = tmp_path / "pod.yaml"
+        manifest.write_text(POD)
+        kubectl = ("kubectl", "--kubeconfig", str(other.kubeconfig))
+
+        async def at_other(*arguments: str) -> str:
+            process = await asyncio.create_subprocess_exec(*kubectl, *arguments, stdout=PIPE, stderr=PIPE)
+            out, err = await process.communicate()
+            return out.decode() if process.returncode == 0 else f"failed: {err.decode()}"
+
+        assert "created" in await at_other("apply", "-f", str(manifest))
+        assert "condition met" in await at_other("wait", "--for=condition=Ready", "pod/ticking", "--timeout=40s")
+        assert await at_other("exec", "ticking", "--", "echo", "over two hubs") == "over two hubs\n"
+        assert "tick" in await at_other("logs", "ticking", "--tail=3")
+        assert continuum.hub is not None
+        continuum.hub.kill()
+        continuum.hub.wait()
+        began = time.monotonic()
+        while (said := await at_other("exec", "ticking", "--", "echo", "over one")) != "over one\n":
+            assert time.monotonic() - began < 30, said
+            await asyncio.sleep(0.1)
+        print(f"the site is connected to the other hub after {time.monotonic() - began:.1f} s")
+        assert "edge-paris" in await at_other("get", "clusters", "-o", "name")
+    finally:
+        await asyncio.to_thread(continuum.stop)
+        other.stop()
+        await asyncio.to_thread(database.stop)

@@ -1,0 +1,109 @@
+"""The keys that hubs share: sealed in the store, the same files at every hub, and one change at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from pathlib import Path
+
+import pytest
+
+from metaos.store.keyfiles import KEY, KeyFiles
+from metaos.store.log import StoreFailed
+from metaos.store.memory import MemoryStore
+from metaos.store.seal import Keyring, SealedStore
+
+
+def hub(folder: Path, name: str, **files: bytes) -> Path:
+    data = folder / name
+    (data / "pki").mkdir(parents=True)
+    for file, content in files.items():
+        (data / "pki" / f"{file.replace('_', '-')}.pem").write_bytes(content)
+    return data
+
+
+async def joined(store: MemoryStore, data: Path) -> KeyFiles:
+    return await KeyFiles.open(store, data, data.parent / "hub.key")
+
+
+async def test_a_second_hub_has_the_firsts_keys_and_not_its_own(tmp_path: Path) -> None:
+    store, one, two = MemoryStore(), hub(tmp_path, "1", ca_1=b"one", server=b"own"), hub(tmp_path, "2", ca_1=b"two", ca_2=b"x")
+    await (await joined(store, one)).push()
+    entry = await store.get(KEY)
+    assert entry is not None and b"one" not in base64.b64decode(entry.value.partition(b'"sealed": "')[2][:-2])
+    await joined(store, two)
+    assert {path.name: path.read_bytes() for path in (two / "pki").iterdir()} == {"ca-1.pem": b"one"}
+    assert (two / "pki" / "ca-1.pem").stat().st_mode & 0o077 == 0 and (tmp_path / "hub.key").stat().st_mode & 0o077 == 0
+
+
+async def test_of_two_changes_at_a_time_one_counts(tmp_path: Path) -> None:
+    store, one, two = MemoryStore(), hub(tmp_path, "1", ca_1=b"one"), hub(tmp_path, "2")
+    first = await joined(store, one)
+    await first.push()
+    second = await joined(store, two)
+    (one / "pki" / "ca-2.pem").write_bytes(b"first")
+    (two / "pki" / "ca-2.pem").write_bytes(b"second")
+    await first.push()
+    with pytest.raises(StoreFailed, match="at the same time"):
+        await second.push()
+    assert (two / "pki" / "ca-2.pem").read_bytes() == b"first"
+    (two / "pki" / "ca-1.pem").unlink()
+    await second.push()
+    changed: list[bool] = []
+    first.on_change(lambda: changed.append(True))
+    async for event in store.watch("", after=0):
+        first.follow(event)
+        if event.revision == await store.revision():
+            break
+    assert changed == [True] and not (one / "pki" / "ca-1.pem").exists()
+
+
+async def test_a_key_is_known_before_what_it_sealed(tmp_path: Path) -> None:
+    """Both hubs follow the log; one rotates, and writes at once."""
+    store = MemoryStore()
+
+    async def opened(name: str) -> SealedStore:
+        data = hub(tmp_path, name)
+        keys = await joined(store, data)
+        ring = Keyring.open(data / "keys.json")
+        await keys.push()
+        ring.reload()
+        return SealedStore(store, ring, lambda key: key.startswith("secrets/"), keys)
+
+    one, two = await opened("1"), await opened("2")
+    assert one.keys == two.keys
+    await one.create("secrets/a", b"a")
+    assert await one.rotate() == "2"
+    await one.create("secrets/b", b"b")
+    found = await two.get("secrets/b")
+    assert found is not None and found.value == b"b", "also where it has not yet followed so far"
+    three = await opened("3")
+    assert await three.rotate() == "3"
+    await three.create("secrets/c", b"c")
+    values = {}
+    async with asyncio.timeout(5):
+        async for event in one.watch("", after=0):
+            values[event.key] = event.value
+            if event.key == "secrets/c":
+                break
+    assert values["secrets/a"] == b"a" and values["secrets/c"] == b"c" and one.current_key == "3"
+    assert await one.drop_unused_keys() == () and set(one.keys) == {"1", "2", "3"}
+
+
+async def test_what_is_wrong_with_the_hubs_key_is_said(tmp_path: Path) -> None:
+    store, one = MemoryStore(), hub(tmp_path, "1", ca_1=b"one")
+    key = tmp_path / "hub.key"
+    await (await joined(store, one)).push()
+    with pytest.raises(StoreFailed, match=r"this store has hubs already; copy hub\.key"):
+        await KeyFiles.open(store, one, tmp_path / "other.key")
+    (tmp_path / "other.key").write_text(base64.b64encode(bytes(32)).decode())
+    (tmp_path / "other.key").chmod(0o600)
+    with pytest.raises(StoreFailed, match=r"have another hub\.key"):
+        await KeyFiles.open(store, one, tmp_path / "other.key")
+    key.chmod(0o604)
+    with pytest.raises(StoreFailed, match="chmod 600"):
+        await joined(store, one)
+    key.write_text("short")
+    key.chmod(0o600)
+    with pytest.raises(StoreFailed, match="holds no hub key"):
+        await joined(store, one)
