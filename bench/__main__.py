@@ -8,6 +8,7 @@ import time
 
 BENCHMARKS = (
     "store",
+    "hubs",
     "start",
     "api",
     "continuum",

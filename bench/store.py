@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from metaos.store.log import Store
 from metaos.store.sqlite import SqliteStore
 
 CLIENTS = 16
@@ -38,8 +39,8 @@ async def share(count: int, one: Callable[[int], Any]) -> float:
     return count / (time.perf_counter() - start)
 
 
-async def measure(directory: str, count: int) -> Figures:
-    store = await SqliteStore.open(Path(directory) / "store.db")
+async def measure(store: Store, count: int) -> Figures:
+    """Closes the store."""
     found: Figures = {}
     revisions = [0] * count
 
@@ -81,6 +82,10 @@ async def measure(directory: str, count: int) -> Figures:
     found["lag p50"], found["lag p99"] = statistics.median(lags), lags[int(len(lags) * 0.99)]
     await store.close()
     return found
+
+
+async def opened(directory: str, count: int) -> Figures:
+    return await measure(await SqliteStore.open(Path(directory) / "store.db"), count)
 
 
 def bare(directory: str, count: int) -> Figures:
@@ -142,7 +147,7 @@ def main() -> None:
     rounds: list[tuple[Figures, Figures]] = []
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory(dir=options.directory, prefix="nemo-bench-") as directory:
-            rounds.append((asyncio.run(measure(directory, options.count)), bare(directory, options.count)))
+            rounds.append((asyncio.run(opened(directory, options.count)), bare(directory, options.count)))
             fsync = fsync_milliseconds(directory)
     machine = (
         f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}, SQLite "
