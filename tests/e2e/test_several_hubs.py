@@ -32,7 +32,7 @@ from tests.linearizability import Verb
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(programs() is None, reason="PostgreSQL is not installed: apt-get install postgresql"),
+    pytest.mark.skipif(programs() is None, reason="PostgreSQL is not installed: run python -m bench.postgres"),
 ]
 CLIENTS, OBJECTS = 4, 3
 #: The aim for a fail-over.
