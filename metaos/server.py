@@ -282,7 +282,7 @@ class Hub:
                 await self._work(client, settings, upkeep, books)
 
             keys.on_change(learned)
-            election = self.election = Election(client, clock, self.url, StoreToken(store, self.url))
+            election = self.election = Election(client, clock, self.url, StoreToken(store, self.url), peers.gone)
             leases = manager.informer(scheme.LEASE, SYSTEM_NAMESPACE)
             works += [("peers", peers.run(leases)), ("election", election.run(term))]
             self._metrics.gauges["nemo_leader"] = ("Whether this hub runs the controllers.", lambda: float(election.leading))

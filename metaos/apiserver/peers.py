@@ -37,6 +37,8 @@ RENEW_SECONDS = 5.0
 #: A hub whose Lease has not changed for so long is away, and after so long forgotten.
 AWAY_SECONDS, FORGET_SECONDS = 15.0, 600.0
 HEARTBEAT_SECONDS, RETRY_SECONDS, CONNECT_SECONDS = 4.0, 1.0, 3.0
+#: A link that has just broken is made again so soon: only where its hub has ended that fails at once.
+SOON_SECONDS = 0.05
 MOST_HUBS = 16
 
 
@@ -49,6 +51,8 @@ class Peers:
         self._seen: dict[str, tuple[Any, float]] = {}
         self._names: dict[str, str] = {}
         self._links: dict[str, Tunnel] = {}
+        #: Where nothing listens any more: the hub's process has ended, and not only its answers.
+        self._refused: set[str] = set()
         self._dialling: dict[str, asyncio.Task[None]] = {}
         self._news = asyncio.Event()
         self._hubs: tuple[str, ...] = ()
@@ -60,6 +64,10 @@ class Peers:
     def greeting(self) -> dict[str, Any]:
         """What agents are told: the URLs of all hubs that are there, this one first."""
         return {"type": "hubs", "hubs": list(self._hubs)}
+
+    def gone(self, url: str) -> bool:
+        """Whether a hub's process has ended, as its machine says."""
+        return url in self._refused
 
     @property
     def linked(self) -> list[str]:
@@ -134,7 +142,8 @@ class Peers:
     async def _dial(self, url: str) -> None:
         """Keeps a link to one other hub as long as it is there."""
         while url in self._seen and self._clock.monotonic() - self._seen[url][1] <= AWAY_SECONDS:
-            with suppress(aiohttp.ClientError, OSError, TimeoutError, TunnelError, ssl.SSLError):
+            pause = RETRY_SECONDS
+            try:
                 timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS, sock_connect=CONNECT_SECONDS)
                 async with (
                     aiohttp.ClientSession(timeout=timeout) as session,
@@ -146,8 +155,16 @@ class Peers:
                         max_msg_size=MAX_DATA + 1024,
                     ) as socket,
                 ):
+                    self._refused.discard(url)
+                    pause = SOON_SECONDS
                     await self._serve(url, socket, client=True)
-            await self._clock.sleep(RETRY_SECONDS)
+            except aiohttp.ClientConnectorError as error:
+                if isinstance(error.os_error, ConnectionRefusedError):
+                    self._refused.add(url)
+            except (aiohttp.ClientError, OSError, TimeoutError, TunnelError):
+                pass
+            await self._clock.sleep(pause)
+        self._refused.discard(url)
 
     async def _serve(self, url: str, socket: Any, *, client: bool) -> None:
         tunnel = Tunnel(socket.send_bytes, self._relay, client=client)

@@ -3,7 +3,8 @@
 The record is a Lease of coordination.k8s.io. Whoever holds it renews it every ``RETRY_SECONDS``; others take it once they have
 seen it unchanged for ``LEASE_SECONDS`` by their own monotonic clock, so clocks need not agree. A leader that could not renew for
 ``DEADLINE_SECONDS`` stops by itself before anybody else begins, if it runs; one that was suspended does not know better. So a
-lease alone proves nothing: each leader's writes carry a fencing token (``store.log.Guard``) that ends with its term.
+lease alone proves nothing: each leader's writes carry a fencing token (``store.log.Guard``) that ends with its term. Therefore
+nobody need wait for the lease of one whose process has ended.
 Source: client-go, tools/leaderelection.
 """
 
@@ -45,9 +46,13 @@ class Taken(Exception):
 
 
 class Election:
-    """``identity``: this hub's, as the Lease names it. ``leading`` says whether its controllers run."""
+    """``identity``: this hub's, as the Lease names it. ``gone`` says whether another's process has ended, as far as is known.
+    ``leading`` says whether this one's controllers run."""
 
-    def __init__(self, client: Client, clock: Clock, identity: str, token: Token) -> None:
+    def __init__(
+        self, client: Client, clock: Clock, identity: str, token: Token, gone: Callable[[str], bool] = lambda identity: False
+    ) -> None:
+        self._gone = gone
         self._client, self._clock, self.identity, self._token = client, clock, identity, token
         self.leading = False
         #: Who leads, as far as is known here.
@@ -115,9 +120,9 @@ class Election:
         now = self._clock.monotonic()
         spec = lease.get("spec") or {}
         self.leader = str(spec.get("holderIdentity") or "")
-        if (spec, now)[0] != self._seen[0]:
+        if spec != self._seen[0]:
             self._seen = spec, now
-        if not may_hold(spec, self.identity, now - self._seen[1]):
+        if not may_hold(spec, self.identity, now - self._seen[1], self._gone(self.leader)):
             return False
         wanted = {**lease, "spec": record(spec, self.identity, self._clock.now())}
         try:
@@ -140,10 +145,10 @@ class Election:
                     )
 
 
-def may_hold(spec: Obj, identity: str, unchanged: float) -> bool:
-    """Whether a hub may take or keep a lease that it has seen unchanged for so many seconds."""
+def may_hold(spec: Obj, identity: str, unchanged: float, gone: bool = False) -> bool:
+    """Whether a hub may take or keep a lease, seen unchanged for so many seconds; ``gone``: its holder's process has ended."""
     holder = str(spec.get("holderIdentity") or "")
-    return holder in ("", identity) or unchanged >= float(spec.get("leaseDurationSeconds") or LEASE_SECONDS)
+    return holder in ("", identity) or gone or unchanged >= float(spec.get("leaseDurationSeconds") or LEASE_SECONDS)
 
 
 def record(spec: Obj, identity: str, now: float) -> Obj:

@@ -19,10 +19,10 @@ from tests.clock import FakeClock
 names = st.sampled_from(["", "a", "b", "c"])
 
 
-@given(names, names, st.floats(0, 100), st.integers(1, 30))
-def test_who_may_hold(holder: str, identity: str, unchanged: float, seconds: int) -> None:
-    may = may_hold({"holderIdentity": holder, "leaseDurationSeconds": seconds}, identity, unchanged)
-    assert may == (holder in ("", identity) or unchanged >= seconds)
+@given(names, names, st.floats(0, 100), st.integers(1, 30), st.booleans())
+def test_who_may_hold(holder: str, identity: str, unchanged: float, seconds: int, gone: bool) -> None:
+    may = may_hold({"holderIdentity": holder, "leaseDurationSeconds": seconds}, identity, unchanged, gone)
+    assert may == (holder in ("", identity) or gone or unchanged >= seconds)
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=20))
@@ -41,6 +41,7 @@ class Shared:
 
     def __init__(self) -> None:
         self.clock, self.token = FakeClock(), 0
+        self.gone: set[str] = set()
 
     async def start(self) -> Client:
         self.registry = Registry(MemoryStore(), self.clock, Random(1))
@@ -64,7 +65,7 @@ class Shared:
 
 class Candidate:
     def __init__(self, shared: Shared, client: Client, name: str) -> None:
-        self.election = Election(client, shared.clock, name, shared)
+        self.election = Election(client, shared.clock, name, shared, shared.gone.__contains__)
         self.terms, self.working = 0, False
         self.task = asyncio.create_task(self.election.run(self.term))
 
@@ -129,6 +130,24 @@ async def test_one_that_is_cut_off_stops_before_another_begins() -> None:
     await shared.pass_time(2)
     assert other.working and not first.working
     await first.end()
+    await other.end()
+    await shared.registry.stop()
+
+
+async def test_nobody_waits_for_one_whose_process_has_ended() -> None:
+    shared = Shared()
+    client = await shared.start()
+    way = Breaking(client)
+    first = Candidate(shared, way, "a")  # type: ignore[arg-type]
+    await shared.pass_time(1)
+    other = Candidate(shared, client, "b")
+    await shared.pass_time(1)
+    assert first.working and not other.working
+    way.cut = True
+    await first.end()
+    shared.gone.add("a")
+    await shared.pass_time(2 * RETRY_SECONDS)
+    assert other.working and shared.token == 2
     await other.end()
     await shared.registry.stop()
 
