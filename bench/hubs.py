@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from bench.postgres import Postgres
+from bench.postgres import Postgres, cpu_seconds
 from bench.results import Figure, figure, write
 from bench.store import measure
 from bench.wire import Connection, Endpoint, config_map
@@ -116,12 +116,24 @@ async def rate(hubs: list[Hub], one: Callable[[int], tuple[str, str, bytes]]) ->
     return CALLS / took
 
 
-async def served(hubs: list[Hub], mark: str) -> dict[str, float]:
-    return {
-        "create": await rate(hubs, lambda n: ("POST", PATH, config_map(f"{mark}-{n}", VALUE))),
-        "get": await rate(hubs, lambda n: ("GET", f"{PATH}/{mark}-{n}", b"")),
-        "update": await rate(hubs, lambda n: ("PUT", f"{PATH}/{mark}-{n}", config_map(f"{mark}-{n}", VALUE + "y"))),
-    }
+async def served(hubs: list[Hub], database: Postgres | None, mark: str) -> dict[str, float]:
+    """Calls a second, and what each cost in milliseconds of processor time, of all hubs and of the database: that does not depend
+    on what else the machine does."""
+    found: dict[str, float] = {}
+    for name, one in (
+        ("create", lambda n: ("POST", PATH, config_map(f"{mark}-{n}", VALUE))),
+        ("get", lambda n: ("GET", f"{PATH}/{mark}-{n}", b"")),
+        ("update", lambda n: ("PUT", f"{PATH}/{mark}-{n}", config_map(f"{mark}-{n}", VALUE + "y"))),
+    ):
+        before = _cpu(hubs), database.cpu() if database else 0.0
+        found[f"{name}s over HTTPS, 16 clients"] = await rate(hubs, one)
+        found[f"CPU of the hubs for a {name}"] = 1000 * (_cpu(hubs) - before[0]) / CALLS
+        found[f"CPU of the database for a {name}"] = 1000 * ((database.cpu() if database else 0.0) - before[1]) / CALLS
+    return found
+
+
+def _cpu(hubs: list[Hub]) -> float:
+    return sum(cpu_seconds(hub.process.pid) for hub in hubs)
 
 
 async def fail_over(hubs: list[Hub]) -> tuple[float, float]:
@@ -172,20 +184,19 @@ async def main() -> None:
         base: dict[str, list[float]] = {}
         async with running(1, None) as hubs:
             for turn in range(ROUNDS):
-                for name, value in (await served(hubs, f"r{turn}")).items():
+                for name, value in (await served(hubs, None, f"r{turn}")).items():
                     base.setdefault(name, []).append(value)
             memory = hubs[0].megabytes()
         for count in COUNTS:
             found: dict[str, list[float]] = {}
             async with running(count, database) as hubs:
                 for turn in range(ROUNDS):
-                    for name, value in (await served(hubs, f"r{turn}")).items():
+                    for name, value in (await served(hubs, database, f"r{turn}")).items():
                         found.setdefault(name, []).append(value)
                 used = [hub.megabytes() for hub in hubs]
             for name, values in found.items():
-                figures.append(
-                    figure(f"{count} hubs on PostgreSQL: {name}s over HTTPS, 16 clients", values, "1/s", baseline=base[name])
-                )
+                unit = "ms" if name.startswith("CPU") else "1/s"
+                figures.append(figure(f"{count} hubs on PostgreSQL: {name}", values, unit, baseline=base[name]))
             figures.append(figure(f"{count} hubs on PostgreSQL: memory of each", used, "MB", baseline=[memory]))
         times = []
         for _ in range(FAIL_OVERS):
