@@ -83,7 +83,7 @@ class Postgres:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         quick = {} if durable else {"fsync": "off", "full_page_writes": "off"}
-        self._settings = SETTINGS | quick | {"unix_socket_directories": str(self.directory), "port": str(self.port)} | settings
+        self.settings = SETTINGS | quick | {"unix_socket_directories": str(self.directory), "port": str(self.port)} | settings
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
         self._run("initdb", "-D", str(self.data), "-U", "nemo", "--auth=trust", "-E", "UTF8", "--locale=C", "-N")
@@ -102,7 +102,7 @@ class Postgres:
 
     def start(self) -> None:
         """Returns when it answers."""
-        options = [part for key, value in self._settings.items() for part in ("-c", f"{key}={value}")]
+        options = [part for key, value in self.settings.items() for part in ("-c", f"{key}={value}")]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [self._bin / "postgres", "-D", self.data, *options],

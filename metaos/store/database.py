@@ -9,6 +9,7 @@ import asyncio
 import ipaddress
 import logging
 import os
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,18 +129,20 @@ def _here(host: str) -> bool:
 
 def failure(error: Exception, database: Database) -> Exception:
     """What an error of the driver means to whoever uses a store."""
-    if isinstance(error, _LOST):
+    if isinstance(error, _LOST) and not isinstance(error, ssl.SSLCertVerificationError):
         return StoreUnreachable(f"the database {database.shown} cannot be reached: {said(error)}")
     if isinstance(error, asyncpg.DiskFullError):
         return StoreFull("no space is left for the database: nothing was changed; free some on its disk, or delete something")
-    if isinstance(error, asyncpg.PostgresError | asyncpg.ClientConfigurationError):
+    if isinstance(error, asyncpg.PostgresError | asyncpg.ClientConfigurationError | ssl.SSLError):
         return StoreFailed(f"the database {database.shown}: {said(error)}")
     return error
 
 
 def said(error: BaseException) -> str:
     """An error's first line."""
-    if isinstance(error, OSError) and error.errno:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
         return os.strerror(error.errno)
     return (str(error) or type(error).__name__).partition("\n")[0]
 
@@ -176,7 +179,7 @@ class Link:
                     self._drop()
                     if self._closed:
                         raise StoreClosed("the store was closed") from None
-                    if self._clock.monotonic() + pause > until:
+                    if self._clock.monotonic() + pause > until or isinstance(error, ssl.SSLCertVerificationError):
                         raise failure(error, self._database) from None
                 except (asyncpg.PostgresError, asyncpg.ClientConfigurationError) as error:
                     raise failure(error, self._database) from None

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from random import Random
 
 import asyncpg
 import pytest
 
 from bench.postgres import Postgres
 from metaos.clock import SystemClock
+from metaos.security.identity import Authority
 from metaos.store import postgres as module
 from metaos.store.database import Database
 from metaos.store.log import (
@@ -231,6 +234,46 @@ async def test_a_database_of_a_newer_release_or_encoding_is_refused(database: Da
     with pytest.raises(StoreFailed, match="UTF8"):
         await PostgresStore.open(Database.parse(database.url.rpartition("/")[0] + "/latin"), CLOCK)
     await admin.close()
+
+
+async def test_the_database_is_verified_and_a_password_comes_from_its_file(tmp_path: Path) -> None:
+    """Over TLS, with a password, as on another machine."""
+    authority, other = Authority.create(Random(1), CLOCK.now()), Authority.create(Random(2), CLOCK.now())
+    pair = authority.issue_server(("127.0.0.1",), CLOCK.now())
+    own = Postgres()
+    try:
+        files = {"server.crt": pair.certificate, "server.key": pair.key}
+        for name, content in files.items():
+            (own.directory / name).write_bytes(content)
+            (own.directory / name).chmod(0o600)
+            shutil.chown(own.directory / name, own.directory.owner())
+        (own.data / "pg_hba.conf").write_text(
+            "host postgres nemo 127.0.0.1/32 trust\nhostssl all nemo 127.0.0.1/32 scram-sha-256\n"
+        )
+        own.settings |= {"ssl": "on"} | {
+            f"ssl_{name[-3:].replace('crt', 'cert')}_file": str(own.directory / name) for name in files
+        }
+        own.start()
+        admin = await asyncpg.connect(f"postgresql://nemo@127.0.0.1:{own.port}/postgres")
+        await admin.execute("ALTER USER nemo PASSWORD 'secret'")
+        await admin.close()
+        for name, each in (("ca", authority), ("other", other)):
+            (tmp_path / f"{name}.pem").write_bytes(each.pair.certificate)
+        (tmp_path / "passfile").touch(0o600)
+        (tmp_path / "passfile").write_text(f"127.0.0.1:{own.port}:*:nemo:secret\n")
+        where = f"postgresql://nemo@127.0.0.1:{own.port}/template1?passfile={tmp_path}/passfile"
+        where += f"&sslmode=verify-full&sslrootcert={tmp_path}"
+        store = await PostgresStore.open(Database.read(f"{where}/ca.pem"), CLOCK)
+        assert await store.create("a", b"1") == 1
+        await store.close()
+        with pytest.raises(StoreFailed, match="certificate is not trusted: ") as told:
+            await asyncio.wait_for(PostgresStore.open(Database.read(f"{where}/other.pem"), CLOCK), 30)
+        assert "secret" not in str(told.value)
+        (tmp_path / "passfile").write_text(f"127.0.0.1:{own.port}:*:nemo:wrong\n")
+        with pytest.raises(StoreFailed, match="password authentication failed"):
+            await PostgresStore.open(Database.read(f"{where}/ca.pem"), CLOCK)
+    finally:
+        own.stop()
 
 
 @pytest.mark.parametrize(
