@@ -28,7 +28,7 @@ ROLES = {
     ),
     "Operator of the continuum": (
         *("up", "kubeconfig", "revoke", "join-token", "ca status", "ca rotate", "ca retire"),
-        *("keys list", "keys rotate", "backup", "restore", "cluster add", "cluster remove"),
+        *("keys list", "keys rotate", "backup", "restore", "migrate-store", "cluster add", "cluster remove"),
         *("ledger export", "ledger keys", "ledger sign", "ledger rotate", "ledger archive"),
     ),
     "Owner of a site": ("agent", "image import", "image list", "image remove"),
