@@ -17,18 +17,13 @@ from weakref import WeakValueDictionary
 from metaos.apiserver.cache import WatchCache
 from metaos.apiserver.catalogue import Catalogue
 from metaos.resources import errors, quotas, scheme
-from metaos.resources.meta import CLUSTER_LABEL, Obj, labels, name, namespace
-from metaos.resources.quotas import Amounts
+from metaos.resources.meta import Obj, name, namespace
+from metaos.resources.quotas import Amounts, mirrored
 from metaos.resources.scheme import Kind
 
 #: Quotas of which it is remembered what each object counts for: those that were asked last.
 MOST_KNOWN = 256
 _QUOTA, _RANGE = scheme.RESOURCE_QUOTA, scheme.LIMIT_RANGE
-
-
-def mirrored(kind: Kind, obj: Obj) -> bool:
-    """Whether a Pod is the mirror of what runs on a site, of which its workload was admitted."""
-    return kind is scheme.POD and CLUSTER_LABEL in labels(obj)
 
 
 class Quotas:
@@ -60,6 +55,8 @@ class Quotas:
     async def charged(self, kind: Kind, obj: Obj, old: Obj | None, *, dry_run: bool = False) -> AsyncIterator[None]:
         """The time in which ``obj`` is written. Raises ``ApiError`` 403 where that is more than a quota allows."""
         where = namespace(obj)
+        if old is not None and mirrored(kind, old):
+            old = None  # It was not counted: whoever takes the label away adds all of it.
         found = [version.object() for version in self._cache.range(_QUOTA.resource, where)] if where else []
         added = [quota for quota in found if not mirrored(kind, obj) and _adds(quota, kind, obj, old)]
         if not added:

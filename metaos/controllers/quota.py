@@ -14,7 +14,7 @@ from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import definitions, quotas, scheme
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import CLUSTER_LABEL, Obj, ObjectRef, labels, name, namespace, ref
+from metaos.resources.meta import Obj, ObjectRef, name, namespace, ref
 from metaos.resources.scheme import Kind
 
 NAME = "quota"
@@ -56,7 +56,7 @@ class QuotaReconciler:
         total = dict.fromkeys(names, Fraction(0))
         for kind in self._kinds(names):
             for obj in self._manager.informer(kind).list(namespace(quota)):
-                if kind is scheme.POD and CLUSTER_LABEL in labels(obj):
+                if quotas.mirrored(kind, obj):
                     continue
                 for key, value in quotas.counted(quota, kind, obj).items():
                     total[key] += value

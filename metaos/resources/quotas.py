@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from metaos.resources import quantity, scheme
-from metaos.resources.meta import Obj, controller_of, is_true
+from metaos.resources.meta import CLUSTER_LABEL, Obj, controller_of, is_true, labels
 from metaos.resources.scheme import Kind
 from metaos.resources.workload import pod_template, replicas
 
@@ -25,6 +25,15 @@ WORKLOADS = (scheme.DEPLOYMENT, scheme.STATEFUL_SET, scheme.DAEMON_SET, scheme.R
 #: Kinds that have a name of their own among what is counted.
 _PLAIN = ("configmaps", "secrets", "services", "persistentvolumeclaims", "resourcequotas", "replicationcontrollers")
 _POD_RESOURCES = ("cpu", "memory", "ephemeral-storage")
+
+
+def mirrored(kind: Kind, obj: Obj) -> bool:
+    """Whether a Pod is the mirror of what runs on a site, of which its workload was admitted. A label alone, which everybody may
+    write, makes none of it."""
+    if kind is not scheme.POD:
+        return False
+    site = (obj.get("spec") or {}).get("nodeName")
+    return bool(site) and labels(obj).get(CLUSTER_LABEL) == site and controller_of(obj) is not None
 
 
 def _amount(value: Any) -> Fraction:

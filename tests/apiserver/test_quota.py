@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from metaos.apiserver.registry import Registry
 from metaos.resources import quotas, scheme
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import Obj
+from metaos.resources.meta import CLUSTER_LABEL, Obj
 from tests.apiserver.conftest import ADMIN
 from tests.apiserver.definitions import controllers
 
@@ -127,6 +127,24 @@ async def test_who_reports_or_changes_no_pods_is_let_be(registry: Registry) -> N
     await registry.update(ADMIN, {**daemon, "status": status}, subresource="status")
     changed = await registry.patch(ADMIN, scheme.DAEMON_SET, "web", "default", {"metadata": {"labels": {"a": "b"}}})
     assert changed["spec"] == daemon["spec"]
+
+
+async def test_no_label_makes_a_pod_count_for_nothing(registry: Registry) -> None:
+    await registry.create(ADMIN, quota(pods="1"))
+    pod = scheme.POD.empty("p", "default") | {"spec": POD}
+    pod["metadata"]["labels"] = {CLUSTER_LABEL: "madrid"}
+    await registry.create(ADMIN, pod)
+    assert "exceeded quota" in await refused(registry, {**pod, "metadata": {**pod["metadata"], "name": "other"}})
+
+
+async def test_a_mirror_counts_for_nothing_until_it_is_none(registry: Registry) -> None:
+    await registry.create(ADMIN, quota(count__pods="0"))
+    owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "u", "controller": True}
+    pod = scheme.POD.empty("p", "default") | {"spec": {**POD, "nodeName": "madrid"}}
+    pod["metadata"] |= {"labels": {CLUSTER_LABEL: "madrid"}, "ownerReferences": [owner]}
+    await registry.create(ADMIN, pod)
+    with pytest.raises(ApiError, match="exceeded quota"):
+        await registry.patch(ADMIN, scheme.POD, "p", "default", {"metadata": {"labels": {CLUSTER_LABEL: None}}})
 
 
 async def test_those_who_write_at_once_share_what_is_there(registry: Registry) -> None:
