@@ -57,6 +57,7 @@ from metaos.resources import errors, scheme
 from metaos.resources.errors import ApiError
 from metaos.security import audit
 from metaos.security.authz import Attributes, UserInfo, cluster_of
+from metaos.security.personal import narrowing
 from metaos.store.log import StoreFailed, StoreFull, StoreUnknown, StoreUnreachable
 
 log = logging.getLogger(__name__)
@@ -290,7 +291,7 @@ class Api:
             return identity
         for attributes in impersonation.rights(name, groups, uid, extra):
             self._registry.check(identity.user, attributes)
-        exchange.impersonated = impersonation.user(name, groups, uid, extra)
+        exchange.impersonated = impersonation.user(name, groups, uid, extra + narrowing(identity.user))
         return Identity(exchange.impersonated, identity.valid, identity.credential)
 
     # -- what is no kind -----------------------------------------------------------------------------------

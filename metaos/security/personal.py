@@ -35,8 +35,9 @@ _READ = frozenset({"get", "list", "watch"})
 _WRITE = _READ | {"create", "update", "patch", "delete", "deletecollection"}
 _CONNECT = frozenset({"exec", "attach", "portforward", "proxy"})
 #: What a scope without a RESOURCE leaves out: by these one comes to more than the scope says.
-_APART = frozenset({("", "secrets"), ("", "serviceaccounts/token")})
-_APART_GROUPS = frozenset({"rbac.authorization.k8s.io", "certificates.k8s.io"})
+#: Works carry the Secrets of their sites, and webhooks are shown every Secret that is written.
+_APART = frozenset({("", "secrets"), ("", "serviceaccounts/token"), ("meta-os.eu", "works")})
+_APART_GROUPS = frozenset({"rbac.authorization.k8s.io", "certificates.k8s.io", "admissionregistration.k8s.io"})
 _SELF = frozenset({"authorization.k8s.io", "authentication.k8s.io"})
 _DISCOVERY = ("/api", "/apis", "/openapi", "/version", "/healthz", "/livez", "/readyz")
 
@@ -108,6 +109,11 @@ def scope_problem(scopes: Sequence[str]) -> str:
 def scoped(user: UserInfo) -> bool:
     """Whether they came by a personal token."""
     return any(key == SCOPES for key, _ in user.extra)
+
+
+def narrowing(user: UserInfo) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """What of a user's ``extra`` narrows whomever they act as: a token's scopes hold there as well."""
+    return tuple(each for each in user.extra if each[0] in (SCOPES, TOKEN_ID))
 
 
 def out_of_scope(user: UserInfo, asked: Attributes) -> str:

@@ -89,6 +89,21 @@ async def test_a_token_of_an_administrator_is_narrowed_too(hub: ServedHub) -> No
     await admin.close()
 
 
+async def test_scopes_narrow_also_whom_one_acts_as(hub: ServedHub) -> None:
+    role = {"kind": "ClusterRole", "name": "view", "apiGroup": "rbac.authorization.k8s.io"}
+    subjects = [{"kind": "ServiceAccount", "name": "bot", "namespace": "default"}]
+    binding = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "roleRef": role, "subjects": subjects}
+    await hub.make(binding | {"metadata": {"name": "bot"}})
+    admin = hub.client()
+    _, made = await new(admin, "all@default")
+    bearer = Bearer(hub, made["token"])
+    bot = [("Impersonate-User", "system:serviceaccount:default:bot")]
+    for path, status in ((PODS, 200), ("/api/v1/namespaces/nemo-system/pods", 403)):
+        assert (await bearer.client.request("GET", path, headers=bot)).status == status, path
+    await bearer.client.close()
+    await admin.close()
+
+
 async def test_only_a_salted_hash_is_kept(hub: ServedHub, ann: HttpClient) -> None:
     _, made = await new(ann, "read")
     client = hub.client()

@@ -60,6 +60,8 @@ def may(scopes: str, verb: str, resource: str, namespace: str = "shop", group: s
         ("write:serviceaccounts/token", ("create", "serviceaccounts/token"), True),
         ("write", ("create", "roles", "shop", "rbac.authorization.k8s.io"), False),
         ("write", ("create", "certificatesigningrequests", "", "certificates.k8s.io"), False),
+        ("read", ("list", "works", "shop", "meta-os.eu"), False),
+        ("write", ("create", "mutatingwebhookconfigurations", "", "admissionregistration.k8s.io"), False),
         ("write", ("impersonate", "users", ""), False),
         ("write:deployments.apps", ("update", "deployments", "shop", "apps"), True),
         ("write:deployments.apps", ("update", "deployments/scale", "shop", "apps"), True),
