@@ -85,10 +85,12 @@ async def test_one_that_is_killed_is_started_again(place: str, running: SandboxR
     first = await until_watched(place)
     os.kill(first, signal.SIGKILL)
     await until_watched(place, other_than=first)
-    # The second time it may be the same one, which was told before it had found that nothing is left to do.
     for attempt in (1, 2):
         await running.fence(uptime(), {"once": 0.0})
         assert (await until_ended(running, "once")).reason == "Fenced"
+        async with asyncio.timeout(DEADLINE):
+            while watchdogs(place):  # until then it ends whatever is started in that pod
+                await asyncio.sleep(0.02)
         await running.fence(uptime(), {"once": 60.0})
         await running.start_container("once", container("sleep", "1000", attempt=attempt))
 
