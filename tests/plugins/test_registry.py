@@ -13,6 +13,6 @@ def test_every_built_in_filter_and_score_is_registered_in_its_order() -> None:
 
 
 def test_an_unknown_plugin_is_named_with_those_that_are_known() -> None:
-    with pytest.raises(UnknownPlugin, match=r"no plugin 'docker' in metaos.runtime: installed are sandbox"):
+    with pytest.raises(UnknownPlugin, match=r"no plugin 'docker' in metaos.runtime: installed are podman, sandbox"):
         load("metaos.runtime", "docker")
     assert names("metaos.nothing") == []

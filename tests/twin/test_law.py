@@ -85,7 +85,7 @@ def test_what_may_be_nowhere_any_more_is_nowhere_and_nothing_of_it_stays() -> No
 def test_who_reads_data_leaves_where_it_may_not_be_read_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     report = play(of(DATA))
     assert report["passed"], summary(report)
-    monkeypatch.setattr(Barred, "why", lambda self, obj, placement, site: None)
+    monkeypatch.setattr(Barred, "why", lambda self, obj, placement, sites: {})
     told = " ".join(v["what"] for v in play(of(DATA, expect=[]))["violations"])
     assert "Deployment default/web" in told and "Secret default/web-key" in told and "default/other" not in told, told
 
@@ -98,7 +98,7 @@ def test_a_site_that_is_away_when_the_law_comes_obeys_when_it_is_back() -> None:
 
 
 def test_without_the_controllers_part_the_judge_sees_pods_secrets_and_claims_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Barred, "why", lambda self, obj, placement, site: None)
+    monkeypatch.setattr(Barred, "why", lambda self, obj, placement, sites: {})
     told = " ".join(v["what"] for v in play(of(LATER, expect=[]))["violations"])
     for what in ("Deployment default/web", "StatefulSet default/db", "Secret default/web-key", "PersistentVolumeClaim", "Job"):
         assert f"{what}" in told, told
@@ -110,7 +110,7 @@ def test_who_is_displaced_is_gone_and_the_site_is_never_too_full_for_long() -> N
 
 
 def test_a_site_that_stays_too_full_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Barred, "why", lambda self, obj, placement, site: None)
+    monkeypatch.setattr(Barred, "why", lambda self, obj, placement, sites: {})
     monkeypatch.setattr("metaos.controllers.work.WorkReconciler._is_given_up", lambda self, about, site: False)
     found = [v["what"] for v in play(of(FULL))["violations"]]
     assert any("what has run on site be for 180 s asks for 860 m CPU" in what for what in found), found
