@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 from collections.abc import Sequence
 
 from metaos.runtimes.isolation import Mount
+
+#: Of ``openat2(2)``; the number is the same on all machines.
+_OPENAT2, _IN_ROOT = 437, 0x10
 
 
 class Mounts:
@@ -41,3 +45,27 @@ class Mounts:
     def _permit(self, source: str, real: str) -> None:
         if not any(real == allowed or real.startswith(allowed.rstrip("/") + "/") for allowed in self._allowed):
             raise ValueError(f"host path {source} may not be mounted: list it under hostPaths in the site file")
+
+
+def misplaced(pid: int, mounts: Sequence[Mount]) -> str:
+    """The target of the first mount that, as process ``pid`` sees it, is not what was opened and looked at; empty where all are.
+    For who mounts by paths: a container may have put a link there since. Raises ``OSError``."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
+    try:
+        for mount in mounts:
+            # Links are followed as the process would; absolute ones lead to its root, not to ours.
+            how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _IN_ROOT)
+            fd = libc.syscall(_OPENAT2, root, os.fsencode(mount.target), how, len(how))
+            if fd < 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), mount.target)
+            try:
+                if not os.path.samestat(os.fstat(fd), os.fstat(mount.fd)):
+                    return mount.target
+            finally:
+                os.close(fd)
+    finally:
+        os.close(root)
+    return ""

@@ -37,9 +37,9 @@ from metaos.runtimes.cgroups import Cgroups, locate
 from metaos.runtimes.fencing import Fencing
 from metaos.runtimes.forks import Forks
 from metaos.runtimes.images import Image
-from metaos.runtimes.isolation import signal_name
+from metaos.runtimes.isolation import Mount, signal_name
 from metaos.runtimes.libpod import Libpod, PodmanError
-from metaos.runtimes.mounts import Mounts
+from metaos.runtimes.mounts import Mounts, misplaced
 from metaos.runtimes.podmanexec import Session, Talk
 from metaos.runtimes.podmanimages import PodmanImages
 from metaos.runtimes.pods import Container, End, Pod, checked
@@ -385,6 +385,8 @@ class PodmanRuntime:
                 except PodmanError as error:
                     raise ValueError(f"podman refuses container {config.name}: {error.message}") from error
                 try:
+                    if mounts:
+                        await self._look(name, mounts)
                     await self._podman.call("POST", f"/containers/{name}/start")
                 except PodmanError as error:
                     started.finish(_cannot_run(error.message, self._clock.now()))
@@ -397,6 +399,14 @@ class PodmanRuntime:
             raise
         self._watch(pod, started)
         return started
+
+    async def _look(self, name: str, mounts: Sequence[Mount]) -> None:
+        """Podman mounts by paths, which containers that write above them can change after we have looked: so once more, when all
+        is mounted and nothing runs yet. Raises ``ValueError``, ``PodmanError``."""
+        await self._podman.call("POST", f"/containers/{name}/init")
+        state = (await self._podman.call("GET", f"/containers/{name}/json"))["State"]
+        if target := misplaced(int(state["Pid"]), mounts):
+            raise ValueError(f"what is mounted at {target} was changed meanwhile, perhaps to a link: it is not used")
 
     async def _started(self, directory: str, name: str) -> Identity | None:
         """Its conmon, which is written down: who outlives us, and what the watchdog looks at."""

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from metaos.clock import SystemClock
 from metaos.plugins.points import ContainerConfig, ImageError, Pull, RuntimeUnavailable
+from metaos.runtimes.mounts import Mounts
 from metaos.runtimes.podman import PodmanRuntime
 from tests.runtimes.conformance import RuntimeConformance, container, pod, run
 from tests.runtimes.registries import Registry, pem, running
@@ -169,6 +170,34 @@ async def test_volumes_are_mounted_and_nothing_else(make: Make, tmp_path: Path) 
         assert (volume / "new").read_text() == "x\n" and "7000\n" in said and "Read-only" in said
         with pytest.raises(ValueError, match="may not be mounted"):
             await runtime.start_container(pod().uid, container("true", mounts=(("/etc", "/e", True),), attempt=1))
+    finally:
+        await runtime.stop_pod(pod().uid)
+        await runtime.close()
+
+
+async def test_a_link_that_comes_after_the_look_is_not_followed(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A volume that another container writes to, and a subPath below it."""
+    runtime = make()
+    await runtime.check()
+    volume, outside = tmp_path / "runtime/volumes/a/sub", tmp_path / "outside"
+    for each in (volume, outside):
+        each.mkdir(parents=True)
+        (each / "file").write_text(f"{each.name}\n")
+    look = Mounts.open
+
+    def looked(*arguments: Any) -> Any:
+        found = look(*arguments)
+        volume.rename(volume.with_name("moved"))
+        volume.symlink_to(outside)
+        return found
+
+    monkeypatch.setattr(Mounts, "open", looked)
+    await runtime.start_pod(pod())
+    try:
+        with pytest.raises(ValueError, match="at /data was changed meanwhile"):
+            await runtime.start_container(pod().uid, container("cat", "/data/file", mounts=((str(volume), "/data", True),)))
     finally:
         await runtime.stop_pod(pod().uid)
         await runtime.close()
