@@ -18,8 +18,9 @@ from metaos.resources.meta import SYSTEM_NAMESPACE, Obj
 
 def portable(access: Access, cluster: str) -> dict[str, Any]:
     """A kubeconfig that needs no file beside it. Raises ``ValueError`` where the hub would have to run or read something."""
-    for field, what in (("exec", "run a program"), ("token_file", "read a file of yours")):
-        if getattr(access, field):
+    file = access.token_file or access.oidc.get("idp-certificate-authority")
+    for there, what in ((access.exec, "run a program"), (file, "read a file of yours")):
+        if there:
             raise ValueError(
                 f"the kubeconfig has the hub {what} to say who it is: use a token or a certificate, or run the agent where that "
                 "works ('nemo agent --runtime kubernetes')"

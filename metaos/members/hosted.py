@@ -19,15 +19,17 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
-from metaos.agent.entry import REMOVED
+from metaos.agent.entry import REFUSED, REMOVED
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.files import make_private, write_private
 from metaos.members.callers import Identities
+from metaos.members.kubeconfig import outside
 from metaos.reconcile.manager import Manager
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, name
 from metaos.resources.scheme import SECRET
+from metaos.store.log import StoreFailed
 
 log = logging.getLogger(__name__)
 
@@ -96,34 +98,46 @@ class Hosted:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _keep(self, site: str, given: Obj) -> None:
-        folder = self._folder / site
-        try:
-            arguments = await self._prepare(site, folder, given)
-        except (OSError, KeyError, ValueError, ApiError) as error:
-            log.error("cluster %s is not hosted: its Secret %s cannot be used: %s", site, name(given), error)
-            return
-        wait = AGAIN_SECONDS
+        folder, wait = self._folder / site, AGAIN_SECONDS
         while True:
             started = self._clock.monotonic()
-            process = await asyncio.create_subprocess_exec(sys.executable, "-m", "metaos.members.hosted", *arguments)
             try:
-                code = await process.wait()
-            except asyncio.CancelledError:
-                with suppress(ProcessLookupError):
-                    process.terminate()
-                await process.wait()
-                raise
-            if code == REMOVED:
-                await self._forget(site, folder, given)
+                code = await self._agent(await self._prepare(site, folder, given))
+            except (KeyError, ValueError) as error:
+                log.error("cluster %s is not hosted: its Secret %s cannot be used: %s", site, name(given), error)
                 return
+            except (OSError, ApiError, StoreFailed) as error:
+                said = str(error)
+            else:
+                if code == REMOVED:
+                    await self._forget(site, folder, given)
+                    return
+                if code == REFUSED:
+                    # Its token had been used, or its time had passed, before it came to join: the next start has a new one.
+                    (folder / "token").unlink(missing_ok=True)
+                said = f"it ended with {code}"
             wait = AGAIN_SECONDS if self._clock.monotonic() - started > STEADY_SECONDS else min(wait * 2, LATEST_SECONDS)
-            log.error("the agent of cluster %s ended with %d; it is started again in %g s", site, code, wait)
+            log.error("the agent of cluster %s does not run: %s; it is started again in %g s", site, said, wait)
             await self._clock.sleep(wait)
 
+    async def _agent(self, arguments: list[str]) -> int:
+        """The exit code of an agent; it ends when this is cancelled."""
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "metaos.members.hosted", *arguments)
+        try:
+            return await process.wait()
+        except asyncio.CancelledError:
+            with suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
+            raise
+
     async def _prepare(self, site: str, folder: Path, given: Obj) -> list[str]:
-        """Raises ``KeyError`` and ``ValueError`` where the Secret is not as :func:`secret` makes it."""
+        """Raises ``KeyError`` and ``ValueError`` where the Secret is not as :func:`secret` makes it: whoever may write Secrets of
+        ``nemo-system`` is not therefore to run programs at the hub, or to have it read its files."""
         data = {key: b64decode(value, validate=True).decode() for key, value in (given.get("data") or {}).items()}
         identities = Identities(data["identities"])
+        if field := await asyncio.to_thread(_outside, data["kubeconfig"]):
+            raise ValueError(f"{field} of its kubeconfig would have the hub run a program or read a file: add it anew")
         make_private(self._folder)
         make_private(folder)
         for file in ("kubeconfig", "site"):
@@ -141,9 +155,18 @@ class Hosted:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         try:
             await self._client.delete(SECRET, name(given), SYSTEM_NAMESPACE)
-        except ApiError as error:
-            if error.code != 404:
-                log.error("the Secret %s of a removed cluster is still there: delete it (%s)", name(given), error.message)
+        except (ApiError, StoreFailed) as error:
+            if not isinstance(error, ApiError) or error.code != 404:
+                log.error("the Secret %s of a removed cluster is still there: delete it (%s)", name(given), error)
+
+
+def _outside(kubeconfig: str) -> str:
+    import yaml
+
+    try:
+        return outside(yaml.safe_load(kubeconfig))
+    except yaml.YAMLError:
+        raise ValueError("its kubeconfig is not YAML") from None
 
 
 def main(arguments: list[str]) -> None:

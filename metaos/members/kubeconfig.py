@@ -104,6 +104,24 @@ def read(document: Any, context: str, folder: Path) -> Access:
     return found
 
 
+def outside(document: Any) -> str:
+    """The field by which whoever reads a kubeconfig would run a program or read a file beside it; empty where there is none."""
+    for listed, word, keys in (
+        ("clusters", "cluster", ("certificate-authority",)),
+        ("users", "user", ("exec", "tokenFile", "client-certificate", "client-key")),
+    ):
+        for each in (document.get(listed) or ()) if isinstance(document, dict) else ():
+            part = each.get(word) if isinstance(each, dict) else None
+            if isinstance(part, dict):
+                if key := next((key for key in keys if part.get(key)), ""):
+                    return f"{listed}[].{word}.{key}"
+                provider = part.get("auth-provider")
+                config = provider.get("config") if isinstance(provider, dict) else None
+                if isinstance(config, dict) and config.get("idp-certificate-authority"):
+                    return f"{listed}[].{word}.auth-provider.config.idp-certificate-authority"
+    return ""
+
+
 def in_cluster(environment: Mapping[str, str], folder: Path = IN_CLUSTER) -> Access:
     """The service account of the pod that this runs in. Raises ``KubeconfigError``."""
     host, port = environment.get("KUBERNETES_SERVICE_HOST", ""), environment.get("KUBERNETES_SERVICE_PORT", "443")

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 import yaml
 
 from examples.demo.continuum import Continuum, wait_for
+from metaos.agent.entry import REFUSED, REMOVED
 from metaos.cli.clusters import portable
+from metaos.members.callers import Identities
+from metaos.members.hosted import Hosted, secret
 from metaos.members.kubeconfig import Access, read
+from metaos.reconcile.manager import Manager
+from metaos.resources.errors import unavailable
+from metaos.resources.meta import Obj
+from metaos.resources.scheme import SECRET
+from metaos.store.log import StoreFailed
+from tests.clock import FakeClock
+from tests.fake_client import FakeClient
 
 
 def test_what_the_hub_keeps_of_a_kubeconfig_needs_no_file_and_says_the_same() -> None:
@@ -20,10 +34,80 @@ def test_what_the_hub_keeps_of_a_kubeconfig_needs_no_file_and_says_the_same() ->
         assert read(yaml.safe_load(yaml.safe_dump(portable(each, "madrid"))), "", Path("/nowhere")) == each
 
 
-@pytest.mark.parametrize("access", [Access("https://h", exec={"command": "login"}), Access("https://h", token_file="/tmp/t")])
+@pytest.mark.parametrize(
+    "access",
+    [
+        Access("https://h", exec={"command": "login"}),
+        Access("https://h", token_file="/tmp/t"),
+        Access("https://h", oidc={"idp-certificate-authority": "/tmp/ca"}),
+    ],
+)
 def test_the_hub_runs_no_program_and_reads_no_file_for_a_kubeconfig(access: Access) -> None:
     with pytest.raises(ValueError, match="use a token or a certificate, or run the agent"):
         portable(access, "madrid")
+
+
+def given(kubeconfig: Any) -> Obj:
+    """The Secret of a cluster, as it is read."""
+    made = secret("madrid", yaml.safe_dump(kubeconfig), "{}", Identities.PREFIXED)
+    return made | {"data": {key: base64.b64encode(text.encode()).decode() for key, text in made["stringData"].items()}}
+
+
+PLAIN = portable(Access("https://h", token="t"), "madrid")
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("user", "exec", {"command": "sh"}),
+        ("user", "tokenFile", "/etc/hosts"),
+        ("user", "client-key", "pki/ca-key.pem"),
+        ("user", "auth-provider", {"name": "oidc", "config": {"idp-certificate-authority": "/x"}}),
+        ("cluster", "certificate-authority", "/x"),
+    ],
+)
+async def test_the_hub_itself_looks_at_what_stands_in_the_secret(tmp_path: Path, part: str, field: str, value: Any) -> None:
+    """Whoever may write Secrets there need not come by ``nemo cluster add``."""
+    listed = {"user": "users", "cluster": "clusters"}[part]
+    bent = {**PLAIN, listed: [{"name": "madrid", part: PLAIN[listed][0][part] | {field: value}}]}
+    hosted = Hosted(Manager(FakeClient(), FakeClock(), Random(1)), FakeClient(), FakeClock(), tmp_path, str, token_of([]))
+    with pytest.raises(ValueError, match=rf"{listed}\[\]\.{part}\.{field}"):
+        await hosted._prepare("madrid", tmp_path / "madrid", given(bent))
+    assert not (tmp_path / "madrid").exists()
+
+
+def token_of(answers: list[Any]) -> Any:
+    async def token(site: str) -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    return token
+
+
+async def test_what_fails_for_now_is_tried_again_and_a_token_that_is_refused_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, client = FakeClock(), FakeClient()
+    made = given(PLAIN)
+    client.seed({key: value for key, value in made.items() if key != "stringData"})
+    answers = [unavailable("no leader"), StoreFailed("away"), "one", "two"]
+    hosted = Hosted(Manager(client, clock, Random(1)), client, clock, tmp_path, str, token_of(answers))
+    codes, tokens = [1, REFUSED, REMOVED], []
+
+    async def agent(arguments: list[str]) -> int:
+        tokens.append((tmp_path / "madrid/token").read_text())
+        return codes.pop(0)
+
+    monkeypatch.setattr(hosted, "_agent", agent)
+    work = asyncio.create_task(hosted._keep("madrid", made))
+    while not work.done():
+        await asyncio.to_thread(int)  # It reads the kubeconfig in a thread.
+        await clock.advance(60)
+    await work
+    assert tokens == ["one", "one", "two"]
+    assert not client.objects(SECRET) and not (tmp_path / "madrid").exists()
 
 
 def add(above: Continuum, below: Continuum) -> str:
