@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import shutil
 import signal
 import sys
@@ -29,6 +30,8 @@ from metaos.runtimes.registry import Repository, document, failed
 
 #: All of one pull. It ends by itself, whatever becomes of who asked.
 PULL_SECONDS = 1800
+#: Of this process: what archives say of themselves may be long, and compressed to nothing.
+MEMORY_BYTES = 1 << 30
 MAX_LAYERS, MAX_DEPTH = 256, 4
 #: What is left of pulls that were broken off: of so many, the oldest go first.
 MAX_BEGUN = 8
@@ -193,6 +196,7 @@ def main() -> int:
     unpacked, and ``archive`` in the answer is a file with its OCI layout. Output: ``{"digest", "keys"}``, or
     ``{"reason", "message"}``."""
     signal.alarm(PULL_SECONDS)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     asked = json.load(sys.stdin)
     try:
         said = fetch(asked)
@@ -201,6 +205,9 @@ def main() -> int:
         said = {"reason": error.reason, "message": text}
     except (OSError, ValueError) as error:
         said = {"reason": "ErrImagePull", "message": f"image {asked['image']} cannot be fetched: {error}"}
+    except MemoryError:
+        why = f"it takes more than {MEMORY_BYTES >> 20} MiB of memory to read, as an image made to do harm does"
+        said = {"reason": "ErrImagePull", "message": f"image {asked['image']} cannot be fetched: {why}"}
     json.dump(said, sys.stdout)
     return 0
 

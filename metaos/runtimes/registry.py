@@ -15,7 +15,7 @@ import ssl
 import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
 
 import urllib3
 from urllib3.util import Retry, Timeout, make_headers
@@ -210,6 +210,10 @@ class Repository:
             elif self._authorization:
                 return answer
             answer.release_conn()
+            if asker := self._elsewhere(url, answer):
+                raise failed(
+                    f"registry {self.registry} led to {asker}, which wants credentials: those of a registry go nowhere else"
+                )
             self._authorization = self._sign_in(answer.headers.get("WWW-Authenticate", ""))
             if not self._authorization:
                 return answer
@@ -223,6 +227,14 @@ class Repository:
                 f"registry {self.registry} cannot be reached, {TRIES} times: {_said(error)}. Where that is so for good, bring "
                 "the image with 'nemo image import FILE'"
             ) from error
+
+    def _elsewhere(self, url: str, answer: urllib3.BaseHTTPResponse) -> str:
+        """The other host that a redirect led to; empty where there was none."""
+        where = url
+        for step in answer.retries.history if answer.retries else ():
+            where = urljoin(where, step.redirect_location or "")
+        there = urlsplit(where)
+        return "" if where.startswith(f"{self._base.partition('/v2/')[0]}/") else f"{there.scheme}://{there.netloc}"
 
     def _sign_in(self, challenge: str) -> str:
         scheme, _, rest = challenge.partition(" ")

@@ -9,6 +9,8 @@ import gzip
 import hashlib
 import http.server
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -457,6 +459,23 @@ def test_a_token_is_fetched_and_credentials_follow_no_redirect(liar: Liar, tmp_p
         elsewhere.server.server_close()
 
 
+def test_who_a_redirect_leads_to_is_given_no_credentials(liar: Liar, tmp_path: Path) -> None:
+    _, (blob,) = liar.image([BASE])
+    elsewhere = Liar()
+    try:
+        path = f"/v2/app/blobs/{blob}"
+        liar.trouble[path] = [-307]
+        liar.headers[path] = {"Location": f"http://{elsewhere.host}/stored", "Content-Length": "0"}
+        elsewhere.trouble["/stored"] = [-401]
+        elsewhere.headers["/stored"] = {"WWW-Authenticate": f'Bearer realm="http://{elsewhere.host}/token"'}
+        with pytest.raises(ImageError, match=f"led to http://{elsewhere.host}, which wants credentials"):
+            fetch(liar, tmp_path, credentials=[["maria", "secret"]])
+        assert elsewhere.asked == [("/stored", "", "")]
+    finally:
+        elsewhere.server.shutdown()
+        elsewhere.server.server_close()
+
+
 def test_credentials_are_not_sent_in_the_clear(liar: Liar, tmp_path: Path) -> None:
     liar.image([BASE])
     repository = pulling.Repository(liar.host, "app", credentials=[("maria", "secret")])
@@ -489,6 +508,13 @@ async def test_who_gives_up_ends_the_process(tmp_path: Path, monkeypatch: pytest
     await asyncio.gather(second, return_exceptions=True)
     await asyncio.wait_for(ended.wait(), 10)
     assert not made._running
+
+
+def test_an_image_cannot_take_the_memory_of_the_machine() -> None:
+    script = "import metaos.runtimes.pulling as p; p.fetch = lambda asked: bytearray(p.MEMORY_BYTES); p.main()"
+    done = subprocess.run([sys.executable, "-c", script], input='{"image": "a:1"}', capture_output=True, text=True, check=True)
+    said = json.loads(done.stdout)
+    assert said["reason"] == "ErrImagePull" and "takes more than 1024 MiB of memory" in said["message"]
 
 
 def test_what_is_here_is_not_swept_while_another_unpacks(tmp_path: Path) -> None:
