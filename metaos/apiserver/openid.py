@@ -94,7 +94,8 @@ class _Keys:
 
     async def _fitting(self, algorithm: str, kid: Any) -> list[Any]:
         found = self._known(algorithm, kid)
-        if not found or self._now() - self._got > KEEP_SECONDS:
+        # Where a key is known but old, one caller brings the new ones, and the others do not wait for an issuer that hangs.
+        if not found or (self._now() - self._got > KEEP_SECONDS and not self._turn.locked()):
             async with self._turn:
                 # Whoever waited finds what the one before has brought.
                 if self._now() - self._asked >= AGAIN_SECONDS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from functools import cache
@@ -181,6 +182,24 @@ async def test_keys_are_replaced_and_asked_for_no_more_often_than_that(
     assert await openid.person(provider.token("rsa")) is None
     await clock.advance(KEEP_SECONDS + 1)
     assert await openid.person(provider.token("rsa-next")) is not None and provider.asked == 6
+
+
+async def test_who_has_a_known_key_waits_for_no_issuer_that_hangs(openid: OpenId, provider: Provider, clock: FakeClock) -> None:
+    assert await openid.person(provider.token()) is not None
+    await clock.advance(KEEP_SECONDS + 1)
+    held, answer = asyncio.Event(), provider.fetch
+
+    async def hanging(url: str, authorities: str) -> tuple[int, bytes]:
+        await held.wait()
+        return await answer(url, authorities)
+
+    next(iter(openid._issuers.values()))._fetch = hanging
+    first = asyncio.create_task(openid.person(provider.token()))
+    await clock.settle()
+    async with asyncio.timeout(5):
+        assert await openid.person(provider.token()) is not None and not first.done()
+    held.set()
+    assert await first is not None
 
 
 async def test_a_dead_issuer_leaves_its_keys_good_for_a_day(openid: OpenId, provider: Provider, clock: FakeClock) -> None:
