@@ -235,6 +235,27 @@ async def test_a_webhook_changes(registry: Registry, tmp_path: Path) -> None:
         assert len(seen) == 2  # The second left nothing to be seen anew.
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (
+            patching({"op": "replace", "path": "/metadata/namespace", "value": "kube-system"}),
+            "its patch changes metadata.namespace",
+        ),
+        (patching({"op": "replace", "path": "/metadata/name", "value": "other"}), "its patch changes metadata.name"),
+        ({"allowed": True, "warnings": 7}, "object is not iterable"),
+        ({"allowed": False, "status": [7]}, "has no attribute"),
+    ],
+)
+async def test_a_webhook_moves_nothing_and_what_it_gets_wrong_is_its_own(
+    registry: Registry, tmp_path: Path, answer: Obj, said: str
+) -> None:
+    async with listening(tmp_path, lambda asked: answer) as (url, bundle, _):
+        await registry.create(ADMIN, hooks(scheme.MUTATING_WEBHOOK_CONFIGURATION, url, bundle))
+        error = await refused(registry, config_map())
+        assert error.code == 500 and 'failed calling webhook "check.example.com"' in error.message and said in error.message
+
+
 async def test_a_webhook_that_cannot_be_asked(registry: Registry, tmp_path: Path) -> None:
     kind = scheme.VALIDATING_WEBHOOK_CONFIGURATION
     async with listening(tmp_path, lambda asked: {"allowed": True, "uid": "other"}) as (url, bundle, _):

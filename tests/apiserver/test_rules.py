@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from metaos.apiserver.custom import judging
-from metaos.apiserver.custom.judge import Judge, Unjudged
+from metaos.apiserver.custom.judge import MOST_BYTES, Judge, Unjudged
 from metaos.apiserver.registry import Registry
 from metaos.resources.errors import ApiError
 from tests.apiserver.conftest import ADMIN
@@ -145,6 +145,17 @@ async def test_a_rule_that_takes_all_there_is_holds_up_nobody() -> None:
 
 def test_loops_end() -> None:
     assert "budget" in evaluate("self.n.all(a, self.n.all(b, self.n.all(c, true)))", n=list(range(500)))
+
+
+async def test_an_answer_has_an_end() -> None:
+    judge = Judge()
+    try:
+        asks = [[str(i), "object"] for i in range(MOST_BYTES // (1 << 20) + 1)]
+        with pytest.raises(Unjudged):
+            await judge.ask({"evaluate": asks, "data": {"object": "x" * (1 << 20)}})
+        assert (await judge.ask({"evaluate": asks[:1], "data": {"object": "x"}}))["found"]["0"] == {"value": "x"}
+    finally:
+        await judge.close()
 
 
 async def test_a_fault_of_ours_ends_nothing() -> None:

@@ -1,7 +1,8 @@
 """Asks the process that evaluates rules in CEL. It is started with the first rule; a rule that runs long or takes too much memory
 costs that process its life and its caller the write, and holds up nobody but others who wait for rules.
 
-Bounds: ``SECONDS`` for one request, one request at a time; requests wait in the seats that their callers have.
+Bounds: ``SECONDS`` for one request, ``MOST_BYTES`` for an answer, one request at a time; requests wait in the seats that their
+callers have.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: Of one request; the first includes the start of the process.
 SECONDS, START_SECONDS = 5.0, 30.0
+#: Of an answer.
+MOST_BYTES = 16 << 20
 RULES = "x-kubernetes-validations"
 
 
@@ -74,6 +77,8 @@ class Judge:
         sink.write(len(text).to_bytes(4, "big") + text)
         await sink.drain()
         size = int.from_bytes(await source.readexactly(4), "big")
+        if size > MOST_BYTES:
+            raise ConnectionError("the answer is too long")
         return orjson.loads(await source.readexactly(size))
 
     async def _end(self) -> None:

@@ -130,7 +130,7 @@ class Webhooks:
             if response.get("allowed") is not True:
                 raise _refusal(hook, response, asked)
             return _patched(response, asked)
-        except _Unanswered as failed:
+        except (_Unanswered, AttributeError, TypeError) as failed:  # The latter: parts of its answer are of another type.
             text = f'failed calling webhook "{hook["name"]}": {failed}'
             if hook.get("failurePolicy", "Fail") == "Fail":
                 raise ApiError(500, "InternalError", f"Internal error occurred: {text}") from None
@@ -140,7 +140,8 @@ class Webhooks:
 
 def _refusal(hook: Obj, response: Obj, asked: Asked) -> ApiError:
     status = response.get("status") or {}
-    code = int(status.get("code") or 403)
+    code = status.get("code")
+    code = code if isinstance(code, int) else 403
     reason = str(status.get("reason") or ("Forbidden" if code == 403 else ""))
     said = status.get("message") or status.get("reason")
     text = f'admission webhook "{hook["name"]}" denied the request' + (f": {said}" if said else " without explanation")
@@ -155,9 +156,14 @@ def _patched(response: Obj, asked: Asked) -> Obj | None:
         raise _Unanswered(f"patchType {response.get('patchType')!r} must be JSONPatch")
     try:
         patch = orjson.loads(base64.b64decode(encoded, validate=True))
-        return apply_patch(PatchType.JSON, copy.deepcopy(asked.obj), patch, ANY)
+        found: Obj = apply_patch(PatchType.JSON, copy.deepcopy(asked.obj), patch, ANY)
     except (ValueError, binascii.Error, ApiError) as wrong:
         raise _Unanswered(f"its patch cannot be applied: {wrong}") from None
+    # Where an object is kept, and whose it is, has been settled by then.
+    before, after = asked.obj["metadata"], found.get("metadata") or {}
+    if moved := next((key for key in ("name", "namespace", "uid") if after.get(key) != before.get(key)), ""):
+        raise _Unanswered(f"its patch changes metadata.{moved}")
+    return found
 
 
 async def _posted(hook: Obj, body: bytes) -> Obj:
