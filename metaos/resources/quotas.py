@@ -2,8 +2,8 @@
 
 Pods are mirrors of what runs on sites, so it is workloads that are counted, when they are written: a workload is its pod template
 times its replicas. A DaemonSet is counted by the sites that it runs on, at least once; a Job by its parallelism until it has
-ended or while it is not suspended; a CronJob by the Jobs that it makes; a Pod of one's own by itself. What a workload owns, and
-mirrors of it, are not counted again. Every kind can be counted by ``count/PLURAL.GROUP``.
+ended or while it is not suspended; a CronJob by the Jobs that it makes; a Pod of one's own by itself. The history of a workload,
+and mirrors of it, are not counted again. Every kind can be counted by ``count/PLURAL.GROUP``.
 Source: ``k8s.io/kubernetes/pkg/quota/v1/evaluator/core`` and ``plugin/pkg/admission/limitranger``.
 """
 
@@ -22,6 +22,8 @@ from metaos.resources.workload import pod_template, replicas
 Amounts = dict[str, Fraction]
 
 WORKLOADS = (scheme.DEPLOYMENT, scheme.STATEFUL_SET, scheme.DAEMON_SET, scheme.REPLICA_SET, scheme.JOB, scheme.POD)
+#: Of these, what has a controller is not run for itself.
+_PARTS = (scheme.REPLICA_SET, scheme.POD)
 #: Kinds that have a name of their own among what is counted.
 _PLAIN = ("configmaps", "secrets", "services", "persistentvolumeclaims", "resourcequotas", "replicationcontrollers")
 _POD_RESOURCES = ("cpu", "memory", "ephemeral-storage")
@@ -66,8 +68,9 @@ def resources_of(spec: Obj, part: str) -> Amounts:
 
 
 def pods_of(kind: Kind, obj: Obj) -> int:
-    """How many pods an object stands for; 0 for what is no workload, is owned by one, or has ended."""
-    if kind not in WORKLOADS or (controller_of(obj) is not None and kind is not scheme.JOB):
+    """How many pods an object stands for; 0 for what is no workload, is a part of one, or has ended. Whoever owns something else
+    (an operator's object, or any that its author has named) does not take it from the namespace's account."""
+    if kind not in WORKLOADS or (kind in _PARTS and controller_of(obj) is not None):
         return 0
     status, spec = obj.get("status") or {}, obj.get("spec") or {}
     if kind is scheme.POD:

@@ -57,6 +57,8 @@ async def refused(registry: Registry, obj: Obj) -> str:
         (scheme.CRON_JOB, workload(scheme.CRON_JOB), 0),
         (scheme.POD, scheme.POD.empty("p", "default") | {"spec": POD, "status": {"phase": "Succeeded"}}, 0),
         (scheme.REPLICA_SET, workload(scheme.REPLICA_SET) | {"metadata": {"ownerReferences": [{"controller": True}]}}, 0),
+        (scheme.DEPLOYMENT, workload(replicas=3) | {"metadata": {"ownerReferences": [{"controller": True}]}}, 3),
+        (scheme.STATEFUL_SET, workload(scheme.STATEFUL_SET) | {"metadata": {"ownerReferences": [{"controller": True}]}}, 1),
     ],
 )  # fmt: skip
 def test_how_many_pods_an_object_stands_for(kind: scheme.Kind, obj: Obj, pods: int) -> None:
