@@ -402,8 +402,23 @@ class Writing(Reading):
             problem = reviews.escalation(self._roles, user, kind, obj) if obj is not None else ""
             if kind is scheme.CERTIFICATE_SIGNING_REQUEST and obj is not None:
                 problem = reviews.signing(self._roles, user, obj, old)
+            elif kind in (scheme.VALIDATING_ADMISSION_POLICY, scheme.VALIDATING_ADMISSION_POLICY_BINDING) and obj is not None:
+                problem = self._params_problem(user, kind, obj, old)
         if problem:
             raise errors.forbidden(kind.group, kind.plural, name(held), problem)
+
+    def _params_problem(self, user: UserInfo, kind: Kind, obj: Obj, old: Obj | None) -> str:
+        from metaos.apiserver.custom import policies
+
+        if old is not None and old.get("spec") == obj.get("spec"):
+            return ""
+        named = str((obj.get("spec") or {}).get("policyName") or "")
+        policy = self.current(scheme.VALIDATING_ADMISSION_POLICY, named) if kind is policies.BINDING else None
+        asked = policies.right(obj, policy, self.kinds)
+        if asked is None or self.authorize(user, asked).allowed:
+            return ""
+        where = "" if not asked.namespace else f" in namespace {asked.namespace}"
+        return f"it would show what its parameters hold, and user {user.name!r} may not get {asked.resource} {asked.name}{where}"
 
     def _answer(self, obj: Obj, revision: int) -> Obj:
         self.cache.written(revision)

@@ -82,6 +82,31 @@ async def test_what_a_policy_denies(registry: Registry) -> None:
     assert "no params found" in (await refused(registry, config_map("d"))).message
 
 
+async def test_nobody_reads_by_a_policy_what_they_may_not(registry: Registry) -> None:
+    rules = [
+        {"apiGroups": ["admissionregistration.k8s.io"], "resources": ["*"], "verbs": ["*"]},
+        {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"]},
+    ]
+    await registry.create(ADMIN, scheme.CLUSTER_ROLE.empty("author") | {"rules": rules})
+    ref = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "author"}
+    subjects = [{"kind": "User", "name": "ann", "apiGroup": "rbac.authorization.k8s.io"}]
+    await registry.create(ADMIN, scheme.CLUSTER_ROLE_BINDING.empty("author") | {"roleRef": ref, "subjects": subjects})
+    ann, shows = UserInfo("ann"), {"expression": "false", "messageExpression": "string(params.data.key)"}
+    chosen = {"name": "a", "namespace": "default", "parameterNotFoundAction": "Deny"}
+    with pytest.raises(ApiError, match="may not get secrets") as error:
+        await registry.create(ann, policy(shows, paramKind={"apiVersion": "v1", "kind": "Secret"}))
+    assert error.value.code == 403
+    with pytest.raises(ApiError, match=r"may not get \* \* in namespace \*"):
+        await registry.create(ann, binding(paramRef=chosen))
+    await registry.create(ADMIN, policy(shows, paramKind={"apiVersion": "v1", "kind": "Secret"}))
+    with pytest.raises(ApiError, match="may not get secrets a in namespace default"):
+        await registry.create(ann, binding(paramRef=chosen))
+    await registry.create(ann, binding())
+    await registry.patch(ann, BINDING, "everywhere", "", {"metadata": {"labels": {"a": "b"}}})
+    await registry.update(ann, policy(shows, paramKind={"apiVersion": "v1", "kind": "ConfigMap"}))
+    await registry.update(ann, binding(paramRef=chosen))
+
+
 async def test_warnings_failures_and_what_is_ignored(registry: Registry) -> None:
     await registry.create(ADMIN, policy({"expression": "object.data.x == 'y'", "message": "x must be y"}))
     await registry.create(ADMIN, binding("Warn"))

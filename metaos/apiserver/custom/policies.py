@@ -18,6 +18,7 @@ from metaos.apiserver.schema import invalid, required, unsupported
 from metaos.resources import errors, scheme
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj, label_selector, labels, name
+from metaos.security.authz import Attributes
 
 POLICY, BINDING = scheme.VALIDATING_ADMISSION_POLICY, scheme.VALIDATING_ADMISSION_POLICY_BINDING
 VARIABLES = ["object", "oldObject", "request", "params", "namespaceObject", "variables"]
@@ -139,6 +140,24 @@ class Policies:
                 "failed to configure binding: no params found for policy binding with `Deny` parameterNotFoundAction"
             )
         return found
+
+
+def right(obj: Obj, policy: Obj | None, kinds: Catalogue) -> Attributes | None:
+    """Which right it takes to write a policy or a binding, as its messages can show what parameters hold; ``None``: no further
+    one. ``policy``: of a binding, where there is one. Source: ``k8s.io/kubernetes/pkg/registry/admissionregistration``."""
+    spec = obj.get("spec") or {}
+    chosen = spec.get("paramRef")
+    stated = spec.get("paramKind") if obj["kind"] == POLICY.kind else ((policy or {}).get("spec") or {}).get("paramKind")
+    if obj["kind"] == BINDING.kind and not chosen:
+        return None
+    if not stated:
+        # A binding may come before its policy: then it could be for parameters of any kind.
+        return Attributes("get", "*", "*", "", "*", "*") if chosen and policy is None else None
+    kind = kinds.by_kind(str(stated.get("apiVersion")), str(stated.get("kind")))
+    if kind is None:
+        return Attributes("get", "*", "*", "", "*", "*")
+    where = str((chosen or {}).get("namespace") or "*") if kind.namespaced else ""
+    return Attributes("get", kind.group, kind.plural, "", where, str((chosen or {}).get("name") or "*"))
 
 
 _ALL = [{"apiGroups": ["*"], "apiVersions": ["*"], "operations": ["*"], "resources": ["*", "*/*"]}]
