@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 from base64 import b64decode
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -80,16 +80,25 @@ class Hosted:
             await self._end(list(self._running))
 
     async def _settle(self) -> None:
-        wanted = {name(s).removeprefix(PREFIX): s for s in self._secrets.list() if s.get("type") == TYPE}
+        given = (s for s in self._secrets.list() if s.get("type") == TYPE and name(s).startswith(PREFIX))
+        wanted = {name(s).removeprefix(PREFIX): s for s in given}
+        known = set(wanted)
         for site in sorted(wanted)[MAX_HOSTED:]:
             log.error("cluster %s is not hosted: this hub hosts %d already; run its agent elsewhere", site, MAX_HOSTED)
             del wanted[site]
         await self._end(
             [site for site, (data, _) in self._running.items() if site not in wanted or wanted[site].get("data") != data]
         )
+        await asyncio.to_thread(self._sweep, known)
         for site, found in sorted(wanted.items()):
             if site not in self._running:
                 self._running[site] = found.get("data"), asyncio.create_task(self._keep(site, found), name=f"agent of {site}")
+
+    def _sweep(self, known: Set[str]) -> None:
+        """No kubeconfig stays here of a cluster whose Secret has gone, be it while another hub led."""
+        for entry in os.scandir(self._folder) if self._folder.is_dir() else ():
+            if entry.name not in known:
+                shutil.rmtree(entry.path, ignore_errors=True)
 
     async def _end(self, sites: list[str]) -> None:
         tasks = [self._running.pop(site)[1] for site in sites]
@@ -98,7 +107,15 @@ class Hosted:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _keep(self, site: str, given: Obj) -> None:
-        folder, wait = self._folder / site, AGAIN_SECONDS
+        folder = self._folder / site
+        try:
+            await self._repeat(site, folder, given)
+        finally:
+            # It lies there only as long as an agent is to read it: another hub may lead when the cluster is removed.
+            (folder / "kubeconfig.yaml").unlink(missing_ok=True)
+
+    async def _repeat(self, site: str, folder: Path, given: Obj) -> None:
+        wait = AGAIN_SECONDS
         while True:
             started = self._clock.monotonic()
             try:

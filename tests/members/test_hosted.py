@@ -76,6 +76,14 @@ async def test_the_hub_itself_looks_at_what_stands_in_the_secret(tmp_path: Path,
     assert not (tmp_path / "madrid").exists()
 
 
+async def test_no_kubeconfig_stays_of_a_cluster_whose_secret_has_gone(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone/kubeconfig.yaml").write_text("secret")
+    hosted = Hosted(Manager(FakeClient(), FakeClock(), Random(1)), FakeClient(), FakeClock(), tmp_path, str, token_of([]))
+    await hosted._settle()
+    assert not list(tmp_path.iterdir())
+
+
 def token_of(answers: list[Any]) -> Any:
     async def token(site: str) -> str:
         answer = answers.pop(0)
@@ -84,6 +92,23 @@ def token_of(answers: list[Any]) -> Any:
         return str(answer)
 
     return token
+
+
+async def test_a_kubeconfig_lies_there_while_an_agent_runs_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, client, runs = FakeClock(), FakeClient(), asyncio.Event()
+    hosted = Hosted(Manager(client, clock, Random(1)), client, clock, tmp_path, str, token_of(["one"]))
+
+    async def agent(arguments: list[str]) -> int:
+        runs.set()
+        return await asyncio.Future()
+
+    monkeypatch.setattr(hosted, "_agent", agent)
+    work = asyncio.create_task(hosted._keep("madrid", given(PLAIN)))
+    await runs.wait()
+    assert (tmp_path / "madrid/kubeconfig.yaml").exists()
+    work.cancel()
+    await asyncio.wait([work])
+    assert {path.name for path in (tmp_path / "madrid").iterdir()} == {"site.yaml", "token"}
 
 
 async def test_what_fails_for_now_is_tried_again_and_a_token_that_is_refused_is_made_anew(
