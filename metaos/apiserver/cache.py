@@ -223,6 +223,7 @@ class Resource:
         self.changes: deque[Change] = deque()
         #: Events up to this revision may have left the window.
         self.floor = 0
+        #: Above this revision nothing has changed.
         self.revision = 0
         #: Watchers that have seen all, by the namespace or node that they watch ("": all); each is told up to where that still
         #: holds.
@@ -275,6 +276,8 @@ class WatchCache:
         self._reached: list[tuple[int, asyncio.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
         self._ticks = 0
+        #: How often all was loaded.
+        self._loads = 0
         self.closed = False
         self.failure: BaseException | None = None
 
@@ -302,29 +305,26 @@ class WatchCache:
         self._order.clear()
         self._bytes = 0
         self._floor = self.revision = revision
+        self._loads += 1
         for entry in listing.entries if listing else ():
             resource = self.resource(entry.key.partition("/")[0])
             resource.objects[entry.key] = Version(entry.key, entry.value, entry.revision)
-            resource.revision = max(resource.revision, entry.revision)
         for resource in self._resources.values():
             resource.keys = sorted(resource.objects)
-            resource.floor = revision
+            # What was deleted until then is not seen: any of them may have changed.
+            resource.floor = resource.revision = revision
 
     async def _follow(self) -> None:
         try:
             while not self.closed:
-                with contextlib.suppress(Compacted):
-                    async for event in self._store.watch("", after=self.revision):
-                        self._apply(event)
-                    return
-                # Fallen behind the store's own bound: start over; watchers see the new floor and are told 410.
-                while True:
-                    # The store itself waits for a database that is away.
-                    with contextlib.suppress(StoreUnreachable):
-                        await self._load(await self._store.revision())
-                        break
-                self._wake_all(seen=0)
-                self._release()
+                # The store itself waits for a database that is away.
+                with contextlib.suppress(StoreUnreachable):
+                    try:
+                        async for event in self._store.watch("", after=self.revision):
+                            self._apply(event)
+                        return
+                    except Compacted:
+                        await self._start_over()
         except asyncio.CancelledError:
             raise
         except BaseException as failure:
@@ -333,6 +333,22 @@ class WatchCache:
         finally:
             self.closed = True
             self._wake_all()
+            self._release()
+
+    async def _start_over(self) -> None:
+        """Fallen behind the store's own bound, or the store is an older copy of itself: watchers are told 410."""
+        promised = self._written
+        latest = await self._store.revision()
+        with contextlib.suppress(Compacted):  # Twice in a row: the next watch says so, and it is tried again.
+            await self._load(latest)
+            if latest < promised:
+                # What was acknowledged is gone. Nobody waits for it.
+                self._written = latest
+                lost, self._reached = self._reached, []
+                for _, future in lost:
+                    if not future.done():
+                        future.set_result(None)
+            self._wake_all(seen=0)
             self._release()
 
     def _apply(self, event: LogEvent) -> None:
@@ -407,13 +423,14 @@ class WatchCache:
             self._reached.append((revision, future))
             await future
         if self.revision < revision:
-            raise errors.unavailable("the API server is stopping; try again")
+            why = "the API server is stopping" if self.closed else "the store is an older copy of itself by now"
+            raise errors.unavailable(f"{why}; try again")
 
     def resource(self, name: str) -> Resource:
         found = self._resources.get(name)
         if found is None:
             found = self._resources[name] = Resource()
-            found.floor = self._floor
+            found.floor = found.revision = self._floor
         return found
 
     def get(self, key: str) -> Version | None:
@@ -464,10 +481,10 @@ class WatchCache:
         change. Ends when the cache closes. Raises ``ApiError`` 410 when the window has gone on."""
         held = self.resource(resource)
         held.by_node = held.by_node or bool(node)
-        ticks, topic = self._ticks, f"{NODE}{node}" if node else namespace
+        ticks, loads, topic = self._ticks, self._loads, f"{NODE}{node}" if node else namespace
         while True:
             # Taken again on every round: nothing is awaited between the check of the floor and the copy.
-            if after < held.floor:
+            if after < held.floor or loads != self._loads:
                 raise errors.expired(f"too old resource version: {after} ({held.floor})")
             change = held.next(after)
             if change is not None:

@@ -11,6 +11,8 @@ import pytest
 
 from metaos.apiserver.cache import WatchCache, field_values
 from metaos.resources.errors import ApiError
+from metaos.store.log import Compacted, Listing, LogEvent, StoreUnreachable
+from metaos.store.memory import MemoryStore
 from metaos.store.sqlite import SqliteStore
 
 WINDOW = 20
@@ -145,3 +147,113 @@ def test_counts_that_are_absent_are_zero_to_field_selectors() -> None:
     assert field_values("jobs.batch", {})["status.successful"] == "0"
     assert field_values("jobs.batch", {"status": {"succeeded": 1}})["status.successful"] == "1"
     assert field_values("replicationcontrollers", {"status": {"replicas": 2}})["status.replicas"] == "2"
+
+
+class Replaced(MemoryStore):
+    """A store that another takes the place of, as after a restore, or whose watch falls behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = 0
+        self._fall: asyncio.Event = asyncio.Event()
+        self.instead: MemoryStore | None = None
+
+    def _now(self) -> MemoryStore:
+        return self.instead or super()  # type: ignore[return-value]
+
+    def fall_behind(self) -> None:
+        self._fall.set()
+
+    async def revision(self) -> int:
+        return await self._now().revision()
+
+    async def list(self, prefix: str, *, revision: int = 0, limit: int = 0, after: str = "") -> Listing:
+        return await self._now().list(prefix, revision=revision, limit=limit, after=after)
+
+    async def watch(self, prefix: str, *, after: int) -> AsyncIterator[LogEvent]:
+        if self.away:
+            self.away -= 1
+            raise StoreUnreachable("the database is away")
+        behind = asyncio.ensure_future(self._fall.wait())
+        events = self._now().watch(prefix, after=after)
+        try:
+            while True:
+                event = asyncio.ensure_future(anext(events))
+                await asyncio.wait((event, behind), return_when="FIRST_COMPLETED")
+                if behind.done():
+                    event.cancel()
+                    await asyncio.wait([event])
+                    self._fall.clear()
+                    raise Compacted(after, after)
+                yield event.result()
+        finally:
+            behind.cancel()
+
+
+VALUE = b'{"metadata":{"name":"x"}}'
+
+
+async def settled(cache: WatchCache) -> None:
+    """Until what is under way has been done."""
+    loads = cache._loads
+    async with asyncio.timeout(5):
+        while cache._loads == loads:
+            await asyncio.sleep(0)
+
+
+async def test_a_delete_that_was_missed_is_a_change_to_who_remembers_what_was_there() -> None:
+    store = Replaced()
+    revision = await store.create("rolebindings/a/b", VALUE)
+    cache = WatchCache(store)
+    await cache.start()
+    seen = cache.resource("rolebindings").revision
+    changes = cache.changes("rolebindings", cache.revision, "a")
+    waiting = asyncio.ensure_future(take(changes))
+    await asyncio.sleep(0)
+    store.fall_behind()
+    await store.delete("rolebindings/a/b", expected=revision)
+    await settled(cache)
+    assert cache.get("rolebindings/a/b") is None and cache.resource("rolebindings").revision > seen
+    with pytest.raises(ApiError) as gone:
+        await waiting
+    assert gone.value.code == 410
+    await cache.close()
+
+
+async def test_nobody_waits_for_what_an_older_copy_of_the_store_has_lost() -> None:
+    store, older = Replaced(), MemoryStore()
+    cache = WatchCache(store)
+    await cache.start()
+    for number in range(5):
+        cache.written(await store.create(f"pods/a/{number}", VALUE))
+    await cache.fresh()
+    await older.create("pods/a/0", VALUE)
+    changes = cache.changes("pods", cache.revision, "a")
+    waiting = asyncio.ensure_future(take(changes))
+    await asyncio.sleep(0)
+    store.instead = older
+    store.fall_behind()
+    await settled(cache)
+    with pytest.raises(ApiError) as gone:
+        await waiting
+    assert gone.value.code == 410, "and does not wait for revisions that come a second time"
+    async with asyncio.timeout(5):
+        await cache.fresh()
+        cache.written(await older.create("pods/a/new", VALUE))
+        await cache.fresh()
+    assert [version.name for version in cache.range("pods", "a")] == ["0", "new"]
+    await cache.close()
+
+
+async def test_a_database_that_is_away_when_a_watch_begins_ends_nothing() -> None:
+    store = Replaced()
+    cache = WatchCache(store)
+    await cache.start()
+    store.away = 2
+    store.fall_behind()
+    await settled(cache)
+    async with asyncio.timeout(5):
+        cache.written(await store.create("pods/a/0", VALUE))
+        await cache.fresh()
+    assert cache.get("pods/a/0") is not None and cache.failure is None
+    await cache.close()
