@@ -27,6 +27,7 @@ from metaos.reconcile.informer import Informer
 from metaos.resources.errors import ApiError, bad_request, unavailable
 from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, format_time, name
 from metaos.resources.scheme import LEASE
+from metaos.store.log import StoreFailed
 from metaos.tunnel import MAX_DATA, SUBPROTOCOL, HeaderTooLong, Stream, StreamReset, Tunnel, TunnelError
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class Peers:
                 try:
                     await self._renew()
                     await self._look()
-                except ApiError as error:
+                except (ApiError, StoreFailed) as error:
                     log.debug("the hubs cannot be looked at: %s", error)
                 self._news.clear()
                 await sleep_or(self._clock, RENEW_SECONDS, self._news)
@@ -89,7 +90,7 @@ class Peers:
             for task in self._dialling.values():
                 task.cancel()
             await asyncio.gather(*self._dialling.values(), return_exceptions=True)
-            with suppress(ApiError, TimeoutError):
+            with suppress(ApiError, StoreFailed, TimeoutError):
                 async with asyncio.timeout(1):
                     await self._client.delete(LEASE, self._name, SYSTEM_NAMESPACE)
 
@@ -125,7 +126,7 @@ class Peers:
         now = self._clock.monotonic()
         for url, (_, since) in list(self._seen.items()):
             if now - since > FORGET_SECONDS:
-                with suppress(ApiError):
+                with suppress(ApiError, StoreFailed):
                     await self._client.delete(LEASE, self._names[url], SYSTEM_NAMESPACE)
         there = sorted(url for url, (_, since) in self._seen.items() if now - since <= AWAY_SECONDS)
         for url in there:
@@ -141,6 +142,7 @@ class Peers:
 
     async def _dial(self, url: str) -> None:
         """Keeps a link to one other hub as long as it is there."""
+        reached = False
         while url in self._seen and self._clock.monotonic() - self._seen[url][1] <= AWAY_SECONDS:
             pause = RETRY_SECONDS
             try:
@@ -156,10 +158,11 @@ class Peers:
                     ) as socket,
                 ):
                     self._refused.discard(url)
-                    pause = SOON_SECONDS
+                    pause, reached = SOON_SECONDS, True
                     await self._serve(url, socket, client=True)
             except aiohttp.ClientConnectorError as error:
-                if isinstance(error.os_error, ConnectionRefusedError):
+                # An address that never was the right one says nothing: two hubs would take each other's lease for ever.
+                if reached and isinstance(error.os_error, ConnectionRefusedError):
                     self._refused.add(url)
             except (aiohttp.ClientError, OSError, TimeoutError, TunnelError):
                 pass

@@ -100,10 +100,10 @@ class Upkeep:
             if now < due and not full:
                 continue
             due = now + COMPACT_SECONDS
-            seen.append((now, await self._store.revision()))
-            while len(seen) > 1 and seen[1][0] <= now - HISTORY_SECONDS:
-                seen.popleft()
             try:
+                seen.append((now, await self._store.revision()))
+                while len(seen) > 1 and seen[1][0] <= now - HISTORY_SECONDS:
+                    seen.popleft()
                 if full or seen[0][0] <= now - HISTORY_SECONDS:
                     await self._store.compact(seen[-1 if full else 0][1])
                 await self.freshen()

@@ -136,7 +136,7 @@ class Election:
 
     async def _release(self) -> None:
         """So that another hub need not wait."""
-        with suppress(ApiError, TimeoutError):
+        with suppress(Exception):
             async with asyncio.timeout(1):
                 lease = await self._client.get(LEASE, NAME, SYSTEM_NAMESPACE)
                 if (lease.get("spec") or {}).get("holderIdentity") == self.identity:

@@ -1,0 +1,114 @@
+"""Hubs of one store: what a database that was away does to them, and whose end they believe."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+import ssl
+from pathlib import Path
+from random import Random
+
+from aiohttp import web
+
+from metaos.apiserver import peers as module
+from metaos.apiserver.dialling import DialRule
+from metaos.apiserver.peers import RENEW_SECONDS, Peers
+from metaos.apiserver.registry import Registry
+from metaos.apiserver.tunnels import Tunnels
+from metaos.apiserver.upkeep import COMPACT_SECONDS, FULL_SECONDS, Upkeep
+from metaos.reconcile.informer import Informer
+from metaos.reconcile.manager import Manager
+from metaos.resources.meta import SYSTEM_NAMESPACE
+from metaos.resources.scheme import LEASE
+from metaos.security.authz import MASTERS, UserInfo
+from metaos.store.log import StoreUnreachable
+from metaos.store.memory import MemoryStore
+from metaos.store.seal import Keyring, SealedStore
+from tests.clock import FakeClock
+
+
+class Away(MemoryStore):
+    """A database that is away whenever ``away`` says so."""
+
+    away = False
+
+    async def revision(self) -> int:
+        if self.away:
+            raise StoreUnreachable("the database is away")
+        return await super().revision()
+
+    async def create(self, key: str, value: bytes) -> int:
+        if self.away:
+            raise StoreUnreachable("the database is away")
+        return await super().create(key, value)
+
+
+def context() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+async def test_a_hub_is_announced_as_soon_as_its_database_is_there() -> None:
+    store, clock = Away(), FakeClock()
+    registry = Registry(store, clock, Random(1))
+    await registry.start()
+    client = registry.client(UserInfo("hub", (MASTERS,)))
+    tunnels = Tunnels(DialRule(Manager(client, clock, Random(1))))
+    peers = Peers(client, clock, "https://here:6443", context, tunnels)
+    store.away = True
+    leases = Informer(client, clock, Random(1), LEASE, SYSTEM_NAMESPACE)
+    running = asyncio.create_task(peers.run(leases))
+    await clock.settle()
+    assert not running.done() and peers.greeting()["hubs"] == []
+    store.away = False
+    await clock.advance(RENEW_SECONDS)
+    assert peers.greeting()["hubs"] == ["https://here:6443"]
+    assert (await client.get(LEASE, peers._name, SYSTEM_NAMESPACE))["spec"]["holderIdentity"] == "https://here:6443"
+    running.cancel()
+    await asyncio.wait([running])
+    await tunnels.close()
+    await registry.stop()
+
+
+async def test_upkeep_outlives_a_database_that_is_away(tmp_path: Path) -> None:
+    store, clock = Away(), FakeClock()
+    sealed = SealedStore(store, Keyring.open(tmp_path / "keys.json"), lambda key: False)
+    running = asyncio.create_task(Upkeep(tmp_path, sealed, clock, shared=True).run())
+    store.away = True
+    await clock.settle()
+    await clock.advance(COMPACT_SECONDS + FULL_SECONDS)
+    assert not running.done()
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def test_only_a_hub_that_was_reached_there_has_ended_where_nothing_listens() -> None:
+    clock = FakeClock()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    peers = Peers(None, clock, "https://here:6443", context, None)  # type: ignore[arg-type]  # It dials, and nothing else.
+    peers._seen[url] = ({}, math.inf)
+    dialling = asyncio.create_task(peers._dial(url))
+    async with asyncio.timeout(5):
+        while not clock.sleepers:  # It was refused, and waits for the next time.
+            await asyncio.sleep(0.001)
+    assert not peers.gone(url)
+    app = web.Application()
+    app.router.add_get(module.PATH, peers.accept)
+    runner = web.AppRunner(app, shutdown_timeout=0.01)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await clock.advance(module.RETRY_SECONDS)
+    async with asyncio.timeout(5):
+        while peers.linked != [url]:
+            await asyncio.sleep(0.001)
+    await runner.cleanup()
+    async with asyncio.timeout(5):
+        while not peers.gone(url):
+            if clock.sleepers:
+                await clock.advance(module.RETRY_SECONDS)
+            await asyncio.sleep(0.001)
+    dialling.cancel()
+    await asyncio.wait([dialling])
