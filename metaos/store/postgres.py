@@ -106,9 +106,9 @@ class PostgresStore:
         self._fan_out = FanOut(watch_buffer)
         self._pending: deque[_Write] = deque()
         self._wanted, self._news = asyncio.Event(), asyncio.Event()
-        self._feed, self._writer = Link(database, clock, self._listen), Link(database, clock)
+        self._feed, self._writer = Link(database, clock, self._listen), Link(database, clock, self._enter)
         self._free: asyncio.Queue[Link] = asyncio.Queue()
-        self._readers = [Link(database, clock) for _ in range(READERS)]
+        self._readers = [Link(database, clock, self._enter) for _ in range(READERS)]
         for reader in self._readers:
             self._free.put_nowait(reader)
         self._asking: asyncio.Task[int] | None = None
@@ -123,11 +123,12 @@ class PostgresStore:
     @classmethod
     async def open(cls, database: Database, clock: Clock, *, watch_buffer: int = BUFFER) -> PostgresStore:
         """Open, and make or migrate the tables. Raises ``StoreFailed`` where the database cannot be reached or used."""
-        store = cls(database, clock, watch_buffer)
+        store, first = cls(database, clock, watch_buffer), Link(database, clock)
         try:
-            await store._writer.call(lambda db: prepare(db, database.shown))
-            if moved := await store._writer.call(lambda db: db.fetchval(MOVED)):
-                raise StoreFailed(f"the database {database.shown} {moved}")
+            try:
+                await first.call(lambda db: prepare(db, database.shown))
+            finally:
+                await first.close()
             store._seen = await store._feed.call(lambda db: db.fetchval("SELECT revision FROM nemo.state"))
         except BaseException:
             await store._disconnect()
@@ -349,11 +350,18 @@ class PostgresStore:
 
     # -- following the log ---------------------------------------------------------------------------------
 
-    async def _listen(self, db: Connection) -> None:
+    async def _enter(self, db: Connection) -> None:
+        """Each connection holds the lock: whoever moves the state has it alone once no hub can write any more, also none whose
+        connections broke and are made again."""
         if not await db.fetchval("SELECT pg_try_advisory_lock_shared($1)", IN_USE):
             raise StoreFailed(
                 f"the database {self.database.shown} is being moved elsewhere (nemo migrate-store): wait until it is"
             )
+        if moved := await db.fetchval(MOVED):
+            raise StoreFailed(f"the database {self.database.shown} {moved}")
+
+    async def _listen(self, db: Connection) -> None:
+        await self._enter(db)
         await db.add_listener(CHANNEL, lambda *_: self._news.set())
         db.add_termination_listener(lambda _: self._news.set())
         self._news.set()

@@ -64,8 +64,10 @@ CREATE INDEX ledger_checkpoint_by_last ON nemo.ledger_checkpoint (last);
 
 #: One call is one transaction and one batch of writes. Whoever has locked the row of ``state`` gives the next revisions, and the
 #: lock goes when the commit can be seen: revisions have no gaps, and none can be seen before a smaller one. A batch that is known
-#: is not done again, its outcome is told. ``outcome`` is the revision, 0 where the revision was another, -1 where its guard has
-#: gone; ``revision`` and ``value`` are what was there before (of a known batch: what is there now).
+#: is not done again, its outcome is told; one that comes after a later one of its hub is not done, as nobody waits for it: its
+#: connection had broken, and the hub has said that its outcome is not known. ``outcome`` is the revision, 0 where the revision
+#: was another, -1 where its guard has gone; ``revision`` and ``value`` are what was there before (of a known batch: what is there
+#: now).
 _WRITE = """
 CREATE FUNCTION nemo.write(
     writer_name text, writer_batch bigint,
@@ -88,6 +90,9 @@ BEGIN
             SELECT c.n, told[c.n], p.revision, p.create_revision, l.value, true
             FROM unnest(keys) WITH ORDINALITY AS c (key, n)
             LEFT JOIN nemo.current p ON p.key = c.key LEFT JOIN nemo.log l ON l.revision = p.revision ORDER BY c.n;
+        RETURN;
+    END IF;
+    IF EXISTS (SELECT FROM nemo.writer w WHERE w.name = writer_name AND w.batch > writer_batch) THEN
         RETURN;
     END IF;
     next := start;

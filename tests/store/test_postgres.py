@@ -30,7 +30,7 @@ from metaos.store.log import (
     StoreUnreachable,
 )
 from metaos.store.postgres import PostgresStore
-from metaos.store.postgresschema import MIGRATIONS
+from metaos.store.postgresschema import IN_USE, MIGRATIONS
 from metaos.store.seal import Keyring, SealedStore
 from tests.store.conformance import *  # noqa: F403
 from tests.store.conformance import close, take
@@ -157,6 +157,42 @@ async def test_a_batch_is_done_once_however_often_it_is_asked_for(database: Data
     events = store.watch("", after=0)
     assert [event.revision for event in await take(events, 3)] == [1, 2, 3]
     await close(events)
+    await store.close()
+
+
+async def test_a_batch_that_comes_too_late_is_not_done(database: Database) -> None:
+    """A call may wait in the server after its connection broke, and be overtaken by the next one on another."""
+    await (await PostgresStore.open(database, CLOCK)).close()
+    db = await asyncpg.connect(database.url)
+
+    async def write(batch: int, type: str, key: str, expected: int) -> list[int]:
+        values = ("hub", batch, [type], [key], [b"x"], [expected], [""], [0])
+        return [row["outcome"] for row in await db.fetch(module._WRITE, *values)]
+
+    assert await write(1, "CREATE", "a", 0) == [1]
+    assert await write(3, "DELETE", "a", 1) == [2]
+    assert await write(1, "CREATE", "a", 0) == [], "it was done, and is not done a second time"
+    assert await write(2, "CREATE", "b", 0) == [] and await write(3, "DELETE", "a", 1) == [2]
+    assert await db.fetchval("SELECT count(*) FROM nemo.log") == 2
+    await db.close()
+
+
+async def test_a_hub_that_was_cut_off_writes_nothing_to_a_state_that_is_moved(database: Database) -> None:
+    store, mover = await PostgresStore.open(database, CLOCK), await asyncpg.connect(database.url)
+    await store.create("a", b"1")
+    assert not await mover.fetchval("SELECT pg_try_advisory_lock($1)", IN_USE)
+    others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND application_name = 'nemo'"
+    async with asyncio.timeout(10):
+        while not await mover.fetchval("SELECT pg_try_advisory_lock($1)", IN_USE):
+            await mover.execute(others)
+    with pytest.raises(StoreFailed, match="being moved"):
+        await store.create("b", b"2")
+    await mover.execute("INSERT INTO nemo.moved VALUES ('was moved to a file'); SELECT pg_advisory_unlock_all()")
+    for attempt in (store.create("c", b"3"), store.ledger.extent()):
+        with pytest.raises(StoreFailed, match="was moved to a file"):
+            await attempt
+    assert await mover.fetchval("SELECT revision FROM nemo.state") == 1
+    await mover.close()
     await store.close()
 
 
