@@ -32,7 +32,7 @@ class Quotas:
     def __init__(self, cache: WatchCache, kinds: Catalogue) -> None:
         self._cache, self._kinds = cache, kinds
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        #: Quota → its objects' keys → revision, and what that counts for.
+        #: Quota and generation → its objects' keys → revision, and what that counts for.
         self._known: dict[str, dict[str, tuple[int, Amounts]]] = {}
 
     # -- limit ranges ------------------------------------------------------------------------------------------
@@ -96,7 +96,8 @@ class Quotas:
         """What a quota's namespace uses of what it limits."""
         names = (quota.get("spec") or {}).get("hard") or {}
         total = dict.fromkeys(names, Fraction(0))
-        place = f"{namespace(quota)}/{name(quota)}/{quota['metadata'].get('generation')}"
+        # One of the same name that is made anew is another.
+        place = f"{quota['metadata']['uid']}/{quota['metadata'].get('generation')}"
         before = self._known.pop(place, {})
         known: dict[str, tuple[int, Amounts]] = {}
         for kind in self._counted(names):

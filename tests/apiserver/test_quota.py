@@ -229,3 +229,18 @@ def test_of_pods_claims_and_ratios() -> None:
         "minimum storage usage per PersistentVolumeClaim is 2Gi, but request is 1Gi"
     ]
     assert said(scheme.SERVICE, {}, type="Container", max={"cpu": "1"}) == []
+
+
+async def test_a_quota_that_is_made_anew_counts_anew(registry: Registry) -> None:
+    def notes(name: str) -> Obj:
+        return scheme.CONFIG_MAP.empty(name, "default")
+
+    await registry.create(ADMIN, quota(count__configmaps="2"))
+    await registry.create(ADMIN, notes("a"))
+    await registry.delete(ADMIN, scheme.RESOURCE_QUOTA, "q", "default")
+    await registry.create(ADMIN, quota(count__configmaps="2", configmaps="1"))
+    assert "used: configmaps=1" in await refused(registry, notes("b"))
+    await registry.delete(ADMIN, scheme.RESOURCE_QUOTA, "q", "default")
+    await registry.create(ADMIN, quota(count__configmaps="2"))
+    await registry.create(ADMIN, notes("b"))
+    assert "count/configmaps=2" in await refused(registry, notes("c"))
