@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from metaos.resources.meta import ObjectRef
 
-#: Of those that want to be at a site, so many are looked at when room becomes free there: those that have wanted it longest.
+#: Of those that want to be at a site, so many are looked at when room becomes free there: in turn, as what is enough for one may
+#: not do for another.
 LOOKED_AT = 8
 
 
@@ -33,4 +34,9 @@ class Crowded:
 
     def at(self, sites: Iterable[str]) -> list[ObjectRef]:
         """Who is to be looked at, as room has become free there."""
-        return list(dict.fromkeys(about for site in sites for about in list(self._at.get(site, ()))[:LOOKED_AT]))
+        found: dict[ObjectRef, None] = {}
+        for site in sites:
+            here = self._at.get(site, {})
+            for about in list(here)[:LOOKED_AT]:
+                found[about] = here[about] = here.pop(about)
+        return list(found)

@@ -224,7 +224,7 @@ class PlacementReconciler:
         sites = None if stood is None or not self._firm else [self._occupancy.sites(SITES).site(site) for site in stood]
         stands: dict[ObjectRef, Firm] = {}
         if sites is None and self._firm:
-            stands = renewed(Snapshot(now, self._occupancy.sites(SITES)), self._firm, self._scores)
+            stands = renewed(Snapshot(now, self._occupancy.sites(SITES)), self._firm, self._scores, self._occupancy.mix())
             self._firm |= stands
         for informer in self._workloads.values():
             for candidate in informer.list():

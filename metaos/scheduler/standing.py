@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from sys import intern
 
+from metaos.resources.devices import Mix
 from metaos.resources.meta import ObjectRef
 from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo
 from metaos.scheduler.filters import FILTERS, Filter
@@ -69,9 +70,12 @@ def firm(
     return Firm(workload, named, min(plan.totals[site] for site in plan.rests_on), filters, counting, _asks(workload))
 
 
-def renewed(snapshot: Snapshot, firms: Mapping[ObjectRef, Firm], scores: Sequence[Score] = SCORES) -> dict[ObjectRef, Firm]:
+def renewed(
+    snapshot: Snapshot, firms: Mapping[ObjectRef, Firm], scores: Sequence[Score] = SCORES, mix: Mix = ()
+) -> dict[ObjectRef, Firm]:
     """Of these decisions those that stand whatever has changed about sites, with what keeps each of them from now on. In
-    ``snapshot`` everything takes its room, also what is looked at: without its own, its site would only be better."""
+    ``snapshot`` everything takes its room, also what is looked at: without its own, its site would only be better. ``mix``: what
+    all who have GPUs ask for by now."""
     # With numpy, which a hub loads with its first decision.
     from metaos.scheduler.ranking import Ranking
 
@@ -81,7 +85,7 @@ def renewed(snapshot: Snapshot, firms: Mapping[ObjectRef, Firm], scores: Sequenc
         if not sure.asks:
             continue
         if (ranking := ranked.get(sure.asks)) is None:
-            anybody = replace(sure.workload, current={}, moves=())
+            anybody = replace(sure.workload, current={}, moves=(), mix=mix)
             ranking = ranked[sure.asks] = Ranking(snapshot, anybody, sure.filters, scores, (), endures=False)
         (here,) = sure.workload.current
         points = ranking.totals.get(here)
@@ -90,7 +94,9 @@ def renewed(snapshot: Snapshot, firms: Mapping[ObjectRef, Firm], scores: Sequenc
         best = next((site.name for site in ranking.feasible[:2] if site.name != here), None)
         least = sure.workload.policy.minimum_improvement
         if best is None or ranking.totals[best] - points < least - _LITTLE:
-            found[about] = replace(sure, sites=frozenset((here,)), points=points)
+            workload = replace(sure.workload, mix=mix)
+            counting = sure.counting if mix == sure.workload.mix else weighted(workload, scores)
+            found[about] = replace(sure, workload=workload, sites=frozenset((here,)), points=points, counting=counting)
     return found
 
 

@@ -10,16 +10,18 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from metaos.resources.affinity import SpreadTerm
+from metaos.resources.devices import GPU, Mix
 from metaos.resources.meta import ObjectRef
 from metaos.resources.snapshot import ClusterInfo, Snapshot, Taint, WorkloadInfo
 from metaos.scheduler.framework import Plan, decide
 from metaos.scheduler.scores import SCORES, Score
-from metaos.scheduler.standing import firm, renewed, standing_alone
-from tests.scheduler.worlds import NOW, residency, site, workload, workloads, world
+from metaos.scheduler.standing import Firm, firm, renewed, standing_alone
+from tests.scheduler.worlds import GIB, NOW, mix, residency, site, workload, workloads, world
 
 HERE = [f"s{number:02}" for number in range(27)] + ["a", "b", "c"]
 LOST = {"ready": False, "taints": (Taint("meta-os.eu/unreachable", "", "NoSchedule", NOW - 5),)}
 BACK = {"ready": True, "taints": (), "unschedulable": False, "deleting": False}
+GPUS: dict[str, Any] = {"devices": {GPU: 4}, "cpu": 2500}
 standings = st.sampled_from([LOST, BACK, {"unschedulable": True}, {"ready": False}, {"deleting": True}])
 
 
@@ -30,7 +32,7 @@ def many(draw: st.DrawFn) -> dict[str, ClusterInfo]:
     odd: dict[int, dict[str, Any]] = draw(
         st.dictionaries(
             st.integers(0, len(HERE) - 1),
-            st.sampled_from([LOST, {"pods": 0}, {"cpu": 150}, {"cpu_hour": 0.001}, {"jurisdictions": frozenset({"US"})}]),
+            st.sampled_from([LOST, {"pods": 0}, {"cpu": 150}, {"cpu_hour": 0.001}, {"jurisdictions": frozenset({"US"})}, GPUS]),
             max_size=8,
         )
     )
@@ -78,9 +80,15 @@ def test_who_is_not_concerned_would_decide_the_same(
 changes = st.sampled_from([LOST, BACK, {"carbon": 1.0}, {"carbon": 900.0}, {"cpu_hour": 9.0}, {"cpu": 150}, {"pods": 0}])
 
 
-@given(many(), simple() | workloads(), st.lists(st.tuples(st.sampled_from(HERE), changes), max_size=12), st.booleans())
+@given(
+    many(),
+    simple() | workloads(),
+    st.lists(st.tuples(st.sampled_from(HERE), changes), max_size=12),
+    st.booleans(),
+    st.sampled_from([(), mix]),
+)
 def test_a_decision_that_stands_would_be_the_same(
-    there: dict[str, ClusterInfo], what: WorkloadInfo, steps: list[tuple[str, dict[str, Any]]], dirty: bool
+    there: dict[str, ClusterInfo], what: WorkloadInfo, steps: list[tuple[str, dict[str, Any]]], dirty: bool, asked: Mix
 ) -> None:
     what = dataclasses.replace(what, current=dict(decide(Snapshot(NOW, tuple(there.values())), what).clusters))
     sure = firm(what, decide(Snapshot(NOW, tuple(there.values())), what))
@@ -98,7 +106,8 @@ def test_a_decision_that_stands_would_be_the_same(
         memory_requested=taken.memory_requested + what.memory * what.replicas,
         pods_requested=taken.pods_requested + what.replicas,
     )
-    stands = renewed(Snapshot(NOW, tuple((there | {here: taken}).values())), {what.ref: sure})
+    stands = renewed(Snapshot(NOW, tuple((there | {here: taken}).values())), {what.ref: sure}, mix=asked)
+    what = dataclasses.replace(what, mix=asked)
     after = decide(Snapshot(NOW, tuple(there.values())), what)
     if stands:
         assert after.clusters == tuple(what.current.items()) and (after.confirms or what.settled)
@@ -118,6 +127,23 @@ def test_who_asks_for_the_same_is_looked_at_once_and_only_where_a_move_may_be_wo
     assert len({id(sure.asks) for sure in firms.values() if sure is not None}) == 1
     left = renewed(world(*sites[:2], site("c", carbon=900.0)), {about: sure for about, sure in firms.items() if sure is not None})
     assert {about.name for about in left} == {"w0", "w1"}
+
+
+def test_what_others_ask_gpus_for_by_now_counts_whoever_is_looked_at_first() -> None:
+    """A GPU site that is greener takes what needs none, until somebody comes who needs its GPUs."""
+    here, gpus = site("a", carbon=150.0), site("b", carbon=60.0, devices={GPU: 4})
+    new = (((1000, GIB, ((GPU, 1),)), 4),)
+    before, now = workload(cpu=1000, current={"a": 1}), workload(cpu=1000, current={"a": 1}, mix=new)
+    firms: dict[ObjectRef, Firm] = {}
+    for number, what in enumerate((before, now)):
+        ours = dataclasses.replace(what, ref=ObjectRef("apps", "Deployment", "shop", f"w{number}"))
+        sure = firm(ours, decide(world(here, site("b", carbon=150.0, devices={GPU: 4})), ours))
+        assert sure is not None and sure.asks
+        firms[ours.ref] = sure
+    for usual in ((), new):
+        would = decide(world(here, gpus), dataclasses.replace(before, mix=usual)).clusters == (("a", 1),)
+        for some in (firms, dict(reversed(firms.items()))):
+            assert len(renewed(world(here, gpus), some, mix=usual)) == (2 if would else 0)
 
 
 def test_a_site_that_nobody_thinks_of_concerns_nobody() -> None:
