@@ -1,8 +1,9 @@
 """ResourceQuotas and LimitRanges at admission: what is missing is filled in, what is too much is refused.
 
 What a namespace uses is counted from what the watch cache holds, and whoever adds to it does so alone: from the count until the
-write can be seen, other writes that add to the same namespace wait. So nothing slips through between two writes at one hub;
-hubs that share a store may each admit one at the same moment. ``status.used`` is kept by the controller ``quota``.
+write can be seen, other writes that add to the same namespace wait. Hubs that share a store claim the namespace with the write
+(``store.log.CLAIM``): where another hub has added to it since the count, nothing is written, and who asked counts again. So
+nothing slips through between two writes. ``status.used`` is kept by the controller ``quota``.
 Bounds: what objects count for is remembered for ``MOST_KNOWN`` quotas, for each object once.
 """
 
@@ -20,6 +21,7 @@ from metaos.resources import errors, quotas, scheme
 from metaos.resources.meta import Obj, name, namespace
 from metaos.resources.quotas import Amounts, mirrored
 from metaos.resources.scheme import Kind
+from metaos.store.log import CLAIM, Claim
 
 #: Quotas of which it is remembered what each object counts for: those that were asked last.
 MOST_KNOWN = 256
@@ -53,7 +55,8 @@ class Quotas:
 
     @asynccontextmanager
     async def charged(self, kind: Kind, obj: Obj, old: Obj | None, *, dry_run: bool = False) -> AsyncIterator[None]:
-        """The time in which ``obj`` is written. Raises ``ApiError`` 403 where that is more than a quota allows."""
+        """The time in which ``obj`` is written. Raises ``ApiError`` 403 where that is more than a quota allows. The write raises
+        ``Overtaken`` where another hub has added to the namespace meanwhile: begin again."""
         where = namespace(obj)
         if old is not None and mirrored(kind, old):
             old = None  # It was not counted: whoever takes the label away adds all of it.
@@ -67,7 +70,11 @@ class Quotas:
             await self._cache.fresh()
             for quota in added:
                 self._check(quota, kind, obj, old)
-            yield
+            claimed = CLAIM.set(Claim(f"quota/{where}", self._cache.revision))
+            try:
+                yield
+            finally:
+                CLAIM.reset(claimed)
             if not dry_run:
                 await self._cache.fresh()
 

@@ -16,7 +16,7 @@ from metaos.apiserver.cache import EncodedEvent, Version
 from metaos.apiserver.eviction import permitted
 from metaos.apiserver.local import RegistryClient
 from metaos.apiserver.reading import Authorizer, decoded
-from metaos.apiserver.writing import ATTEMPTS, SELF, Mutation, Write, Writing
+from metaos.apiserver.writing import ATTEMPTS, SELF, TOO_MANY, Mutation, Write, Writing
 from metaos.client import Client
 from metaos.resources import errors, scheme
 from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, deleting, format_time, name, namespace, uid
@@ -162,7 +162,7 @@ class Registry(Writing):
                 version = Version(key, met.current.value, met.current.revision) if met.current else None
                 continue
             return self._show(kind, left, "") if left is not None else gone(kind, current)
-        raise errors.conflict(kind.group, kind.plural, name, "too many writers at the same time; please try again")
+        raise errors.conflict(kind.group, kind.plural, name, TOO_MANY)
 
     async def delete_collection(
         self,

@@ -39,7 +39,7 @@ from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj, format_time, name, namespace
 from metaos.resources.scheme import Kind
 from metaos.security.authz import AUTHENTICATED, MASTERS, Attributes, UserInfo, agent_write_problem, cluster_of
-from metaos.store.log import Conflict, Store
+from metaos.store.log import Conflict, Overtaken, Store
 
 if TYPE_CHECKING:
     from metaos.apiserver.accounttokens import AccountTokens
@@ -54,6 +54,7 @@ Mutation = Callable[[Obj], Obj]
 
 #: How often a write that named no revision is tried again when others came between.
 ATTEMPTS = 20
+TOO_MANY = "too many writers at the same time; please try again"
 #: Namespaces that begin so are NEMO's own.
 RESERVED_PREFIX = "nemo-"
 #: Who makes objects whose fields nobody else will claim: ownership of these is recorded from their first apply on.
@@ -236,13 +237,17 @@ class Writing(Reading):
         if write.dry_run:
             async with self._charged(write, kind, obj, None):
                 return obj
-        try:
-            async with self._charged(write, kind, obj, None):
-                revision = await self._store.create(key, encode(kept(kind, obj)))
-                self.cache.written(revision)
-        except Conflict:
-            raise errors.already_exists(kind.group, kind.plural, metadata["name"]) from None
-        return self._answer(obj, revision)
+        for _ in range(ATTEMPTS):
+            try:
+                async with self._charged(write, kind, obj, None):
+                    revision = await self._store.create(key, encode(kept(kind, obj)))
+                    self.cache.written(revision)
+            except Conflict:
+                raise errors.already_exists(kind.group, kind.plural, metadata["name"]) from None
+            except Overtaken:
+                continue
+            return self._answer(obj, revision)
+        raise errors.conflict(kind.group, kind.plural, metadata["name"], TOO_MANY)
 
     def _check_room(self, kind: Kind) -> None:
         """Whether another object of this kind may be made at all."""
@@ -602,8 +607,10 @@ class Writing(Reading):
                     raise errors.conflict(kind.group, kind.plural, name) from None
                 version = Version(key, met.current.value, met.current.revision) if met.current else None
                 continue
+            except Overtaken:
+                continue
             return self._show(kind, self._answer(wanted, revision), subresource)
-        raise errors.conflict(kind.group, kind.plural, name, "too many writers at the same time; please try again")
+        raise errors.conflict(kind.group, kind.plural, name, TOO_MANY)
 
     async def _changed(
         self, write: Write, kind: Kind, current: Obj, mutate: Mutation, subresource: str, manager: Manager | None

@@ -97,6 +97,10 @@ class Fenced(StoreFailed):
     """Whoever wrote this was relieved meanwhile (:data:`GUARD`): nothing was changed."""
 
 
+class Overtaken(StoreFailed):
+    """Another hub has written what this write had to know of (:data:`CLAIM`): nothing was changed. Look again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Guard:
     """Writes count only as long as ``key`` is at ``revision``: a fencing token. Where several hubs share a store, each that
@@ -108,6 +112,19 @@ class Guard:
 
 #: What guards the writes of a task and of those that it begins; stores that several hubs share obey it.
 GUARD: ContextVar[Guard | None] = ContextVar("GUARD", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A write counts only if none with a claim of the same ``name`` was done above revision ``seen``: so what was decided by the
+    sum of many objects still holds when it is written, whoever writes beside."""
+
+    name: str
+    seen: int
+
+
+#: What the writes of a task claim; stores that several hubs share obey it.
+CLAIM: ContextVar[Claim | None] = ContextVar("CLAIM", default=None)
 
 
 class Store(Protocol):

@@ -28,7 +28,9 @@ from metaos.clock import Clock, sleep_or
 from metaos.store.database import PATIENCE_SECONDS, Connection, Database, Link
 from metaos.store.fanout import BUFFER, FanOut, Watcher
 from metaos.store.log import (
+    CLAIM,
     GUARD,
+    Claim,
     Compacted,
     Conflict,
     Entry,
@@ -37,6 +39,7 @@ from metaos.store.log import (
     Guard,
     Listing,
     LogEvent,
+    Overtaken,
     StoreClosed,
     StoreFailed,
     StoreFull,
@@ -72,7 +75,7 @@ _HISTORY = """
 SELECT c.type, c.revision, c.key, c.value, p.value AS previous FROM nemo.log c
 LEFT JOIN nemo.log p ON p.revision = c.previous_revision
 WHERE c.revision > $1 AND c.key >= $2 {end} ORDER BY c.revision LIMIT $3"""
-_WRITE = "SELECT * FROM nemo.write($1, $2, $3, $4, $5, $6, $7, $8)"
+_WRITE = "SELECT * FROM nemo.write($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 _HEADS = "SELECT DISTINCT substring(value FROM 1 FOR $1) FROM nemo.log WHERE substring(value FROM 1 FOR $2) = $3"
 _COMPACT = "UPDATE nemo.state SET oldest = $1 WHERE oldest < $1 AND revision >= $1"
 _STEP = """
@@ -91,6 +94,7 @@ class _Write:
     value: bytes
     expected: int
     guard: Guard | None
+    claim: Claim | None
     #: When (monotonic) its caller is told that the database is away.
     until: float
     future: asyncio.Future[int]
@@ -279,7 +283,7 @@ class PostgresStore:
             raise StoreClosed("the store was closed")
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         until = self._clock.monotonic() + PATIENCE_SECONDS
-        self._pending.append(_Write(type, key, value, expected, GUARD.get(), until, future))
+        self._pending.append(_Write(type, key, value, expected, GUARD.get(), CLAIM.get(), until, future))
         self._wanted.set()
         return await future
 
@@ -326,6 +330,8 @@ class PostgresStore:
             [write.expected for write in batch],
             [write.guard.key if write.guard else "" for write in batch],
             [write.guard.revision if write.guard else 0 for write in batch],
+            [write.claim.name if write.claim else "" for write in batch],
+            [write.claim.seen if write.claim else 0 for write in batch],
         )
         sent = False
 
@@ -409,6 +415,8 @@ def _resolve(write: _Write, row: Any) -> None:
     outcome = row["outcome"]
     if outcome > 0:
         write.future.set_result(outcome)
+    elif outcome == -2:
+        write.future.set_exception(Overtaken("another hub wrote at the same time: too many writers; try again"))
     elif outcome < 0:
         write.future.set_exception(Fenced("another hub leads by now: this write of a former leader does not count"))
     else:

@@ -38,6 +38,7 @@ CREATE TABLE nemo.writer (
     outcome bigint[] NOT NULL,
     time timestamptz NOT NULL
 ) WITH (fillfactor = 20);
+CREATE TABLE nemo.claim (name text COLLATE "C" PRIMARY KEY, revision bigint NOT NULL) WITH (fillfactor = 50);
 CREATE TABLE nemo.moved (why text NOT NULL);
 CREATE TABLE nemo.ledger (
     position bigint PRIMARY KEY,
@@ -66,24 +67,26 @@ CREATE INDEX ledger_checkpoint_by_last ON nemo.ledger_checkpoint (last);
 #: lock goes when the commit can be seen: revisions have no gaps, and none can be seen before a smaller one. A batch that is known
 #: is not done again, its outcome is told; one that comes after a later one of its hub is not done, as nobody waits for it: its
 #: connection had broken, and the hub has said that its outcome is not known. ``outcome`` is the revision, 0 where the revision
-#: was another, -1 where its guard has gone; ``revision`` and ``value`` are what was there before (of a known batch: what is there
-#: now).
+#: was another, -1 where its guard has gone, -2 where another of its claim came between; ``revision`` and ``value`` are what was
+#: there before (of a known batch: what is there now).
 _WRITE = """
 CREATE FUNCTION nemo.write(
     writer_name text, writer_batch bigint,
-    types text[], keys text[], vals bytea[], expected bigint[], guards text[], guard_revisions bigint[]
+    types text[], keys text[], vals bytea[], expected bigint[],
+    guards text[], guard_revisions bigint[], claims text[], seen bigint[]
 ) RETURNS TABLE (n bigint, outcome bigint, revision bigint, create_revision bigint, value bytea, known boolean)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     start bigint;
+    forgotten bigint;
     next bigint;
     call record;
     present record;
     told bigint[];
     outcomes bigint[] := '{}';
 BEGIN
-    SELECT s.revision INTO start FROM nemo.state s FOR UPDATE;
+    SELECT s.revision, s.oldest INTO start, forgotten FROM nemo.state s FOR UPDATE;
     SELECT w.outcome INTO told FROM nemo.writer w WHERE w.name = writer_name AND w.batch = writer_batch;
     IF told IS NOT NULL THEN
         RETURN QUERY
@@ -97,8 +100,8 @@ BEGIN
     END IF;
     next := start;
     FOR call IN
-        SELECT * FROM unnest(types, keys, vals, expected, guards, guard_revisions)
-        WITH ORDINALITY AS c (type, key, value, expected, guard, guard_revision, n) ORDER BY c.n
+        SELECT * FROM unnest(types, keys, vals, expected, guards, guard_revisions, claims, seen)
+        WITH ORDINALITY AS c (type, key, value, expected, guard, guard_revision, claim, seen, n) ORDER BY c.n
     LOOP
         n := call.n;
         known := false;
@@ -109,6 +112,10 @@ BEGIN
             SELECT 1 FROM nemo.current c WHERE c.key = call.guard AND c.revision = call.guard_revision
         ) THEN
             outcome := -1;
+        ELSIF call.claim <> '' AND (
+            call.seen < forgotten OR EXISTS (SELECT 1 FROM nemo.claim c WHERE c.name = call.claim AND c.revision > call.seen)
+        ) THEN
+            outcome := -2;
         ELSE
             SELECT c.revision, c.create_revision, l.value INTO present
             FROM nemo.current c JOIN nemo.log l ON l.revision = c.revision WHERE c.key = call.key;
@@ -128,6 +135,10 @@ BEGIN
                 ELSE
                     UPDATE nemo.current c SET revision = next WHERE c.key = call.key;
                 END IF;
+                IF call.claim <> '' THEN
+                    INSERT INTO nemo.claim VALUES (call.claim, next)
+                        ON CONFLICT (name) DO UPDATE SET revision = EXCLUDED.revision;
+                END IF;
             END IF;
         END IF;
         outcomes := outcomes || outcome;
@@ -143,8 +154,10 @@ END $$;
 """
 #: One script per schema version, applied in order; ``nemo.version`` says how many have been.
 MIGRATIONS: tuple[str, ...] = (_TABLES + _WRITE,)
-#: Outcomes of batches are kept so long for hubs that come back for them.
-_TIDY = "DELETE FROM nemo.writer WHERE time < now() - interval '1 day'"
+#: Outcomes of batches are kept so long for hubs that come back for them; claims as long as history, as nobody may know less.
+_TIDY = """
+DELETE FROM nemo.writer WHERE time < now() - interval '1 day';
+DELETE FROM nemo.claim c USING nemo.state s WHERE c.revision < s.oldest"""
 
 
 async def prepare(connection: Any, shown: str) -> None:

@@ -13,17 +13,23 @@ import asyncpg
 import pytest
 
 from bench.postgres import Postgres
+from metaos.apiserver.registry import Registry
 from metaos.clock import SystemClock
+from metaos.resources import scheme
+from metaos.security.authz import MASTERS, UserInfo
 from metaos.security.identity import Authority
 from metaos.store import postgres as module
 from metaos.store.database import Database
 from metaos.store.log import (
+    CLAIM,
     GUARD,
+    Claim,
     Compacted,
     Conflict,
     Entry,
     Fenced,
     Guard,
+    Overtaken,
     Store,
     StoreFailed,
     StoreUnknown,
@@ -126,6 +132,47 @@ async def test_a_former_leaders_writes_do_not_count(pair: tuple[PostgresStore, P
     assert await one.create("b", b"anybody") == second + 2
 
 
+async def test_a_write_that_was_decided_by_less_than_there_is_does_not_count(
+    pair: tuple[PostgresStore, PostgresStore],
+) -> None:
+    one, other = pair
+
+    async def claimed(store: PostgresStore, key: str, seen: int, name: str = "quota/a") -> int:
+        CLAIM.set(Claim(name, seen))
+        return await store.create(key, b"x")
+
+    await asyncio.create_task(claimed(one, "a", 0))
+    for store in pair:
+        with pytest.raises(Overtaken):
+            await asyncio.create_task(claimed(store, "b", 0))
+    assert await asyncio.create_task(claimed(other, "b", 0, "quota/b")) == 2
+    assert await other.create("c", b"x") == 3, "who claims nothing keeps nobody from anything"
+    assert await asyncio.create_task(claimed(other, "d", 1)) == 4
+    with pytest.raises(Conflict):
+        await asyncio.create_task(claimed(one, "d", 4))
+    await one.compact(4)
+    with pytest.raises(Overtaken):
+        await asyncio.create_task(claimed(one, "e", 3, "quota/new"))
+    assert await asyncio.create_task(claimed(one, "e", 4)) == 5
+
+
+async def test_hubs_together_let_in_what_a_quota_allows(pair: tuple[PostgresStore, PostgresStore]) -> None:
+    hubs = [Registry(store, CLOCK, Random(n), shared=True) for n, store in enumerate(pair)]
+    for hub in hubs:
+        await hub.start()
+    admin = UserInfo("admin", (MASTERS,))
+    await hubs[0].create(admin, scheme.NAMESPACE.empty("shop"))
+    limit = scheme.RESOURCE_QUOTA.empty("q", "shop") | {"spec": {"hard": {"count/configmaps": "7"}}}
+    await hubs[0].create(admin, limit)
+    made = await asyncio.gather(
+        *(hubs[n % 2].create(admin, scheme.CONFIG_MAP.empty(f"c{n}", "shop")) for n in range(20)), return_exceptions=True
+    )
+    assert sum(isinstance(each, dict) for each in made) == 7
+    assert all(isinstance(each, dict) or "exceeded quota" in str(each) for each in made)
+    for hub in hubs:
+        await hub.stop()
+
+
 async def test_a_batch_is_done_once_however_often_it_is_asked_for(database: Database) -> None:
     """The answer to each call is lost, and the call repeated: as when the connection breaks at the worst moment."""
     store = await PostgresStore.open(database, CLOCK)
@@ -166,7 +213,7 @@ async def test_a_batch_that_comes_too_late_is_not_done(database: Database) -> No
     db = await asyncpg.connect(database.url)
 
     async def write(batch: int, type: str, key: str, expected: int) -> list[int]:
-        values = ("hub", batch, [type], [key], [b"x"], [expected], [""], [0])
+        values = ("hub", batch, [type], [key], [b"x"], [expected], [""], [0], [""], [0])
         return [row["outcome"] for row in await db.fetch(module._WRITE, *values)]
 
     assert await write(1, "CREATE", "a", 0) == [1]
