@@ -58,7 +58,7 @@ class KeyFiles:
         """Makes the files here those of the store, where it has any. Raises ``StoreFailed``."""
         entry = await self._store.get(KEY)
         if entry is not None:
-            self._take(entry.revision, self._opened(entry.value))
+            self._learn(entry.revision, entry.value)
 
     async def push(self) -> None:
         """Makes the store's files those here. Raises ``StoreFailed`` where another hub has changed them: its are here
@@ -85,14 +85,21 @@ class KeyFiles:
 
     def follow(self, event: LogEvent) -> None:
         """An event of the log, in its turn."""
-        if event.revision <= self._revision or event.type is EventType.DELETE:
+        if event.type is not EventType.DELETE:
+            self.see(event.revision, event.value)
+
+    def see(self, revision: int, value: bytes) -> None:
+        """What the store has at a revision."""
+        if revision <= self._revision:
             return
         try:
-            changed = self._take(event.revision, self._opened(event.value))
+            self._learn(revision, value)
         except (StoreFailed, OSError):
             log.exception("the keys that another hub has changed could not be taken")
-            return
-        if changed:
+
+    def _learn(self, revision: int, value: bytes) -> None:
+        """However it is learned, whoever uses the files is told: no event of the log will say it again."""
+        if self._take(revision, self._opened(value)):
             for listener in self._listeners:
                 listener()
 

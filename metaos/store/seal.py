@@ -167,6 +167,11 @@ class SealedStore:
 
     async def list(self, prefix: str, *, revision: int = 0, limit: int = 0, after: str = "") -> Listing:
         found = await self._inner.list(prefix, revision=revision, limit=limit, after=after)
+        if self._shared is not None and KEY_FILES.startswith(prefix):
+            # Who lists instead of following the log must not miss them.
+            for entry in found.entries:
+                if entry.key == KEY_FILES:
+                    self._shared.see(entry.revision, entry.value)
         if not any(entry.value.startswith(MAGIC) for entry in found.entries):
             return found
         await self._know(*(entry.value for entry in found.entries))

@@ -90,6 +90,32 @@ async def test_a_key_is_known_before_what_it_sealed(tmp_path: Path) -> None:
     assert await one.drop_unused_keys() == () and set(one.keys) == {"1", "2", "3"}
 
 
+async def test_who_uses_the_files_is_told_of_new_ones_however_they_are_learned(tmp_path: Path) -> None:
+    store = MemoryStore()
+    data = hub(tmp_path, "1", ca_1=b"one")
+    first = await joined(store, data)
+    ring = Keyring.open(data / "keys.json")
+    await first.push()
+    one = SealedStore(store, ring, lambda key: key.startswith("secrets/"), first)
+
+    async def learns(name: str) -> tuple[SealedStore, list[list[str]]]:
+        there = hub(tmp_path, name)
+        keys, told = await joined(store, there), list[list[str]]()
+        keys.on_change(lambda: told.append(sorted(path.name for path in (there / "pki").iterdir())))
+        return SealedStore(store, Keyring.open(there / "keys.json"), lambda key: key.startswith("secrets/"), keys), told
+
+    lists, listed = await learns("2")
+    reads, read = await learns("3")
+    (data / "pki" / "ca-2.pem").write_bytes(b"two")
+    await first.push()
+    await lists.list("")
+    assert listed == [["ca-1.pem", "ca-2.pem"]]
+    await one.rotate()
+    await one.create("secrets/a", b"a")
+    found = await reads.get("secrets/a")
+    assert found is not None and found.value == b"a" and read == [["ca-1.pem", "ca-2.pem"]]
+
+
 async def test_what_is_wrong_with_the_hubs_key_is_said(tmp_path: Path) -> None:
     store, one = MemoryStore(), hub(tmp_path, "1", ca_1=b"one")
     key = tmp_path / "hub.key"
