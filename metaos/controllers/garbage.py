@@ -48,9 +48,9 @@ class GarbageReconciler:
         return next((self.follow(kind) for kind in after if (kind.group, kind.kind) not in self._informers), None)
 
     async def reconcile(self, about: ObjectRef) -> Result:
-        informer = self._informers[(about.group, about.kind)]
-        obj = informer.get(about.name, about.namespace)
-        if obj is None:
+        informer = self._informers.get((about.group, about.kind))
+        obj = informer.get(about.name, about.namespace) if informer is not None else None
+        if obj is None:  # or its kind is served no more
             return DONE
         if about.kind == "Pod" and not about.group and (obj.get("spec") or {}).get("nodeName"):
             return await self._mirror(obj)
