@@ -84,7 +84,7 @@ from metaos.scheduler.scores import Score
 from metaos.security import revocation
 from metaos.security.authz import MASTERS, Attributes, UserInfo
 from metaos.security.identity import TOKEN_TYPE, JoinToken, token_hash
-from metaos.store.keyfiles import KeyFiles
+from metaos.store.keyfiles import Changed, KeyFiles
 from metaos.store.log import StoreFailed
 from metaos.store.seal import Keyring, SealedStore
 from metaos.store.sqlite import SqliteStore
@@ -146,7 +146,7 @@ class Hub:
         store = SealedStore(state, ring, sealed, keys)
         ledger_keys = LedgerKeys(data / "pki", self._random.randbytes)
         if keys is not None:
-            with suppress(StoreFailed):  # Another hub was first, and its files are here now.
+            with suppress(Changed):  # Another hub was first.
                 await keys.push()
             pki.reload()
             ring.reload()

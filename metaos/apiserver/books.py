@@ -92,8 +92,11 @@ class Books:
                 made = make_checkpoint(
                     hashes, first, extent.checkpoint, now=self.clock.now(), key=key, sign=sign, next_key=following
                 )
+                if following != key:
+                    # No other hub may be without the key that signs next, whatever becomes of this one.
+                    await self._share()
                 if await self.ledger.sign(made):
-                    self._keys.signed()
+                    self._keys.signed(following)
                     await self._share()
 
     async def rotate(self) -> str:

@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from metaos.accounting.ledger import Checkpoint, key_text
 from metaos.files import make_private, sync_directory, write_private
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 Entropy = Callable[[int], bytes]
 
@@ -44,18 +48,7 @@ class LedgerKeys:
     def signer(self, latest: Checkpoint | None) -> tuple[str, Callable[[bytes], bytes], str]:
         """(Public key, how it signs, the public key that signs after it) for the checkpoint behind ``latest``. Raises
         ``LookupError`` where the key that ``latest`` announced is not there."""
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-        keys: dict[str, Ed25519PrivateKey] = {}
-        for file in self._files():
-            try:
-                key = load_pem_private_key(file.read_bytes(), None)
-            except ValueError:
-                raise LookupError(f"{file} holds no key: restore it from a backup") from None
-            if not isinstance(key, Ed25519PrivateKey):
-                raise LookupError(f"{file} holds no Ed25519 key")
-            keys[key_text(key.public_key().public_bytes_raw())] = key
+        keys = {word: key for _, word, key in self._read()}
         if not keys:
             raise LookupError(f"there is no key ledger-N.pem in {self._directory}: restore it from a backup")
         newest = list(keys)[-1]
@@ -64,8 +57,27 @@ class LedgerKeys:
             raise LookupError(f"the key {wanted} that signs the ledger is not in {self._directory}: restore it from a backup")
         return wanted, keys[wanted].sign, newest
 
-    def signed(self) -> None:
-        """A checkpoint that announces the newest key is durable: the older ones go."""
-        for file in self._files()[:-1]:
+    def signed(self, following: str) -> None:
+        """A checkpoint that announces the public key ``following`` is durable: older keys go. Another hub may have added a newer
+        one meanwhile. Raises ``LookupError``."""
+        files = [(file, word) for file, word, _ in self._read()]
+        kept = next((place for place, (_, word) in enumerate(files) if word == following), 0)
+        for file, _ in files[:kept]:
             file.unlink()
             sync_directory(self._directory)
+
+    def _read(self) -> list[tuple[Path, str, Ed25519PrivateKey]]:
+        """(File, public key, key), the newest last. Raises ``LookupError``."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        found = []
+        for file in self._files():
+            try:
+                key = load_pem_private_key(file.read_bytes(), None)
+            except ValueError:
+                raise LookupError(f"{file} holds no key: restore it from a backup") from None
+            if not isinstance(key, Ed25519PrivateKey):
+                raise LookupError(f"{file} holds no Ed25519 key")
+            found.append((file, key_text(key.public_key().public_bytes_raw()), key))
+        return found

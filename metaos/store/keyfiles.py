@@ -29,6 +29,10 @@ _KEY_BYTES, _NONCE_BYTES = 32, 12
 Entropy = Callable[[int], bytes]
 
 
+class Changed(StoreFailed):
+    """Another hub has changed the key files at the same time: its are here now."""
+
+
 class KeyFiles:
     """Those of one data directory. Made by :meth:`open`."""
 
@@ -61,12 +65,11 @@ class KeyFiles:
             self._learn(entry.revision, entry.value)
 
     async def push(self) -> None:
-        """Makes the store's files those here. Raises ``StoreFailed`` where another hub has changed them: its are here
-        then."""
+        """Makes the store's files those here. Raises ``Changed``, ``StoreFailed``."""
         await self._write(self._local())
 
     async def replace(self, name: str, content: bytes) -> None:
-        """One file, in the store first. Raises ``StoreFailed`` as :meth:`push`."""
+        """One file, in the store first. Raises as :meth:`push`."""
         await self._write({**self._local(), name: content})
 
     async def _write(self, files: Mapping[str, bytes]) -> None:
@@ -80,7 +83,7 @@ class KeyFiles:
                 revision = await self._store.create(KEY, value)
         except Conflict:
             await self.pull()
-            raise StoreFailed("another hub has changed the keys at the same time: look how they are now, and try again") from None
+            raise Changed("another hub has changed the keys at the same time: look how they are now, and try again") from None
         self._take(revision, files)
 
     def follow(self, event: LogEvent) -> None:

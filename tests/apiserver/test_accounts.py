@@ -15,7 +15,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from metaos.accounting.booking import book
 from metaos.accounting.export import Verified, verify
-from metaos.accounting.ledger import Tampered, verify_receipt
+from metaos.accounting.ledger import Checkpoint, Tampered, verify_receipt
 from metaos.apiserver.accounts import Accounts
 from metaos.apiserver.app import make_app
 from metaos.apiserver.authn import Identity
@@ -373,3 +373,30 @@ async def test_who_may_do_what_over_http_and_that_it_is_written_down(tmp_path: P
     noted = [(line["path"], line["code"]) for line in audit if line["verb"] == "create"]
     assert noted.count(("/ledger/cut", 403)) == 2
     assert [each for each in noted if each[1] == 200] == [("/ledger/rotate", 200), ("/ledger/cut", 200)]
+
+
+async def test_a_key_that_another_hub_adds_while_this_one_signs_costs_no_other(tmp_path: Path) -> None:
+    """Of two hubs with the same files: one signs a checkpoint while the other's new key arrives."""
+    keys = LedgerKeys(tmp_path, Random(1).randbytes)
+
+    class Meanwhile(MemoryLedger):
+        async def sign(self, checkpoint: Checkpoint) -> bool:
+            if checkpoint.body["number"] == 1:
+                LedgerKeys(tmp_path, Random(2).randbytes).add()
+            return await super().sign(checkpoint)
+
+    ledger, shared = Meanwhile(), list[list[str]]()
+    books = Books(ledger, FakeClock(), WRITER.name, keys)
+
+    async def share() -> None:
+        shared.append(sorted(file.name for file in tmp_path.iterdir()))
+
+    books.share = share
+    for n in (1, 2, 3):
+        await ledger.append(booking("paris", n))
+        await books.checkpoint()
+        if n == 1:
+            assert sorted(file.name for file in tmp_path.iterdir()) == ["ledger-1.pem", "ledger-2.pem"]
+    assert (await ledger.extent()).signed == 3 and [file.name for file in tmp_path.iterdir()] == ["ledger-2.pem"]
+    both, one = ["ledger-1.pem", "ledger-2.pem"], ["ledger-2.pem"]
+    assert shared == [both, both, one, one], "before what is new is relied on, and when the old has gone"
