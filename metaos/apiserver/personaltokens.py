@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,9 @@ from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, format_time, parse_time
 from metaos.security.authz import UserInfo
 from metaos.security.identity import Random
 from metaos.security.personal import SCOPES, TOKEN_ID, Token, salt, scope_problem, scoped
+from metaos.store.log import StoreFailed
+
+log = logging.getLogger(__name__)
 
 PATH = "/tokens"
 TYPE = "meta-os.eu/personal-token"
@@ -85,8 +89,11 @@ class PersonalTokens:
         try:
             data = _data({**about, "used": format_time(now)})
             await self._client.patch(scheme.SECRET, secret["metadata"]["name"], SYSTEM_NAMESPACE, {"data": data})
+        except StoreFailed as failed:
+            # A full disk, or a database that is away: nobody's log-in fails.
+            log.debug("the last use of a token is not noted: %s", failed)
         except ApiError as error:
-            if error.code not in (404, 409, 507):  # Revoked meanwhile, somebody else's note, a full disk: nobody's log-in fails.
+            if error.code not in (404, 409):  # Revoked meanwhile, or somebody else's note.
                 raise
 
     # -- the interface --------------------------------------------------------------------------------------------

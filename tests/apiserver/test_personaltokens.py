@@ -15,6 +15,7 @@ from metaos.http import HttpClient
 from metaos.resources import scheme
 from metaos.resources.meta import SYSTEM_NAMESPACE
 from metaos.security.personal import Token
+from metaos.store.log import StoreFull
 from tests.apiserver.serving import ServedHub, served
 from tests.clock import FakeClock
 
@@ -129,6 +130,23 @@ async def test_it_ends_in_time_and_its_last_use_is_noted(hub: ServedHub, ann: Ht
     assert (await ask(ann, "GET", "/tokens"))[1]["items"][0]["used"] > first["used"]
     await clock.advance(3600)
     assert await bearer("GET", PODS) == 401
+    await bearer.client.close()
+
+
+async def test_who_cannot_be_noted_may_read_all_the_same(
+    hub: ServedHub, ann: HttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, made = await new(ann, "read", "write:configmaps")
+    bearer = Bearer(hub, made["token"])
+
+    async def full(*_: Any, **__: Any) -> int:
+        raise StoreFull("no space is left")
+
+    for word in ("create", "update"):
+        monkeypatch.setattr(hub.registry._store, word, full)
+    assert await bearer("GET", PODS) == 200
+    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}
+    assert await bearer("POST", CONFIG_MAPS, config) == 507
     await bearer.client.close()
 
 
