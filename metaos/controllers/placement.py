@@ -284,7 +284,7 @@ class PlacementReconciler:
         try:
             for victim in chosen.victims:
                 await self._leave(victim.ref, {chosen.site: by})
-        except ApiError:
+        except Exception:
             self._decided.pop(about, None)
             self.take_account(about)
             raise
@@ -413,7 +413,7 @@ class PlacementReconciler:
         self.take_account(about)
         try:
             placement = await self._write_spec(obj, placement, spec, found, plan, now)
-        except ApiError:
+        except Exception:
             # The next look begins from what is stored.
             self._decided.pop(about, None)
             self.take_account(about)

@@ -7,6 +7,7 @@ import pytest
 from metaos.controllers import placement
 from metaos.resources import errors, scheme
 from metaos.resources.meta import EVICTED, Obj, ObjectRef, condition, format_time
+from metaos.store.log import StoreUnreachable
 from tests.controllers.continuum import cluster, deployment, events, intent, places, running, traffic, until
 
 CLEAN = {"name": "carbonIntensity", "condition": "Minimize"}
@@ -61,6 +62,19 @@ async def test_carbon_that_turns_moves_it_and_the_budget_remembers() -> None:
         await until(clock, lambda: "Moved" in events(client))
         found = client.find(scheme.PLACEMENT, "deployment-web", "shop") or {}
         assert len(found["spec"]["moves"]) == 1 and "points better" in found["spec"]["reason"]
+
+
+async def test_a_move_that_the_store_did_not_take_is_one_when_it_does() -> None:
+    sites = cluster("a", electricity={"carbonIntensity": 50}), cluster("b", electricity={"carbonIntensity": 400})
+    async with running(placement.setup, objects=(*sites, intent(CLEAN), deployment())) as (client, clock):
+        await until(clock, lambda: events(client) == ["Placed"])
+        await clock.advance(1)
+        client.fail("update", StoreUnreachable("the database is away"))
+        client.seed(cluster("a", electricity={"carbonIntensity": 500}), cluster("b", electricity={"carbonIntensity": 40}))
+        await until(clock, lambda: places(client) == {"b": 1})
+        await until(clock, lambda: "Moved" in events(client))
+        found = client.find(scheme.PLACEMENT, "deployment-web", "shop") or {}
+        assert len(found["spec"]["moves"]) == 1
 
 
 async def test_an_edited_intent_is_followed() -> None:
