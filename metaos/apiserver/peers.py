@@ -28,7 +28,7 @@ from metaos.resources.errors import ApiError, bad_request, unavailable
 from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, format_time, name
 from metaos.resources.scheme import LEASE
 from metaos.store.log import StoreFailed
-from metaos.tunnel import MAX_DATA, SUBPROTOCOL, HeaderTooLong, Stream, StreamReset, Tunnel, TunnelError
+from metaos.tunnel import FORBIDDEN, MAX_DATA, SUBPROTOCOL, HeaderTooLong, Stream, StreamReset, Tunnel, TunnelError
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ class Peers:
         try:
             far = await self._tunnels.open_here(str(header.get("cluster") or ""), wanted)
         except ApiError as error:
-            await stream.reset(error.message)
+            await stream.reset((FORBIDDEN if error.code == 403 else "") + error.message)
             return
         await stream.accept()
         await join(stream, far)
@@ -221,8 +221,11 @@ class Peers:
             except HeaderTooLong as error:
                 raise bad_request(f"{error}: is the command too long?") from None
             except StreamReset as error:
-                if str(error) != ABSENT:
-                    raise ApiError(502, "BadGateway", str(error)) from None
+                why = str(error)
+                if why.startswith(FORBIDDEN):
+                    raise ApiError(403, "Forbidden", why.removeprefix(FORBIDDEN)) from None
+                if why != ABSENT:
+                    raise ApiError(502, "BadGateway", why) from None
             except TunnelError:
                 continue
             except BaseException as error:

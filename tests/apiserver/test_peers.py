@@ -8,7 +8,9 @@ import socket
 import ssl
 from pathlib import Path
 from random import Random
+from typing import Any
 
+import pytest
 from aiohttp import web
 
 from metaos.apiserver import peers as module
@@ -19,12 +21,14 @@ from metaos.apiserver.tunnels import Tunnels
 from metaos.apiserver.upkeep import COMPACT_SECONDS, FULL_SECONDS, Upkeep
 from metaos.reconcile.informer import Informer
 from metaos.reconcile.manager import Manager
+from metaos.resources.errors import ApiError
 from metaos.resources.meta import SYSTEM_NAMESPACE
 from metaos.resources.scheme import LEASE
 from metaos.security.authz import MASTERS, UserInfo
 from metaos.store.log import StoreUnreachable
 from metaos.store.memory import MemoryStore
 from metaos.store.seal import Keyring, SealedStore
+from metaos.tunnel import Stream, Tunnel
 from tests.clock import FakeClock
 
 
@@ -112,3 +116,27 @@ async def test_only_a_hub_that_was_reached_there_has_ended_where_nothing_listens
             await asyncio.sleep(0.001)
     dialling.cancel()
     await asyncio.wait([dialling])
+
+
+@pytest.mark.parametrize("code", [403, 502, 503])
+async def test_what_a_site_does_not_allow_is_said_at_every_hub(code: int) -> None:
+    class Site:
+        async def open_here(self, cluster: str, header: dict[str, Any]) -> Stream:
+            raise ApiError(code, "No", f"site {cluster!r} says no")
+
+    clock = FakeClock()
+    near, far = (Peers(None, clock, url, context, Site()) for url in ("https://a", "https://b"))  # type: ignore[arg-type]
+
+    async def to_far(data: bytes) -> None:
+        await there.receive(data)
+
+    async def to_near(data: bytes) -> None:
+        await here.receive(data)
+
+    here, there = Tunnel(to_far, near._relay, client=True), Tunnel(to_near, far._relay, client=False)
+    near._links["https://b"] = here
+    with pytest.raises(ApiError, match="site 'paris' says no") as told:
+        await near.open("paris", {"type": "exec"})
+    assert told.value.code == (403 if code == 403 else 502)
+    await here.close("the end")
+    await there.close("the end")
