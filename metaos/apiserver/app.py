@@ -179,7 +179,14 @@ class Api:
             raise
         if identity is None:
             self._gates.connected(f"{request.remote} unknown", request.transport, CONNECTIONS_UNKNOWN)
-        target = self._target(request, path)
+        try:
+            target = self._target(request, path)
+        except ApiError as error:
+            if error.code != 404 or identity is None:
+                raise
+            # A definition that another hub has acknowledged may be about to come here.
+            await self._registry.cache.fresh()
+            target = self._target(request, path)
         if target is None:
             return await self._serve_document(request, path.rstrip("/") or "/", identity, exchange)
         exchange.target = target

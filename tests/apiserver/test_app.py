@@ -7,13 +7,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import orjson
 import pytest
 
 from metaos.apiserver.bodies import duplicates
 from metaos.clock import SystemClock
 from metaos.http import HttpClient, Response
-from metaos.resources import scheme
+from metaos.resources import definitions, scheme
 from metaos.resources.errors import ApiError
+from tests.apiserver.definitions import definition_of
 from tests.apiserver.objects import cluster, config_map, deployment, pod
 from tests.apiserver.serving import ServedHub, join_token, served
 
@@ -368,3 +370,26 @@ async def test_doubles_in_bodies_and_patches_are_named(hub: ServedHub, client: H
             assert answer.status == code or (not code and answer.status in (200, 201)), answer.body
             said = answer.json()["message"] if code else answer.header("warning")
             assert ("k" in said and ("duplicate" in said or "already set" in said)) == (validation != "Ignore"), (media, said)
+
+
+async def test_a_kind_that_another_hub_has_just_said_to_serve_is_served(
+    hub: ServedHub, client: HttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other's write comes here while it is asked how far all have come."""
+    cache, fresh, defined = hub.registry.cache, hub.registry.cache.fresh, definition_of()
+    defined["metadata"]["uid"] = "u"
+    defined["status"] = definitions.status(defined, [], hub.clock.now())
+    asked: list[int] = []
+
+    async def later() -> None:
+        asked.append(1)
+        if len(asked) == 1:
+            key = f"{scheme.CUSTOM_RESOURCE_DEFINITION.resource}//crontabs.stable.example.com"
+            cache.written(await hub.registry._store.create(key, orjson.dumps(defined)))
+        await fresh()
+
+    monkeypatch.setattr(cache, "fresh", later)
+    path = "/apis/stable.example.com/v1/namespaces/default/crontabs"
+    assert (await client.request("GET", path)).status == 200
+    asked[:] = [1]
+    assert (await client.request("GET", path.replace("crontabs", "others"))).status == 404 and asked == [1, 1]
