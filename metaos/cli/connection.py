@@ -76,6 +76,22 @@ def _text(section: dict[str, Any], key: str, path: Path) -> str:
         raise ValueError(f"kubeconfig {path}: {key} is not PEM text in base64: print a new one with 'nemo kubeconfig'") from None
 
 
+def _token(user: dict[str, Any], path: Path) -> str:
+    """A user's bearer token. As in client-go, a file goes before a token that stands there, too."""
+    if not user.get("tokenFile"):
+        return str(user.get("token") or "")
+    file = path.parent / user["tokenFile"]
+    try:
+        found = file.read_text().strip()
+    except OSError as error:
+        raise ValueError(f"kubeconfig {path}: tokenFile {file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        found = ""
+    if not found.isascii() or not found.isprintable() or not found:
+        raise ValueError(f"kubeconfig {path}: tokenFile {file} must hold one token, as 'nemo token create' prints it")
+    return found
+
+
 def with_client(kubeconfig: Path | None, data: Path, action: Callable[[HttpClient], Awaitable[T]]) -> T:
     """Runs ``action`` with a connected client and closes it."""
     path = kubeconfig_path(kubeconfig, data)
@@ -95,6 +111,7 @@ def with_client(kubeconfig: Path | None, data: Path, action: Callable[[HttpClien
         _text(cluster, "certificate-authority", path),
         *(_text(user, f"client-{part}", path) for part in ("certificate", "key")),
     ]
+    token = _token(user, path)
 
     async def run() -> T:
         try:
@@ -103,7 +120,7 @@ def with_client(kubeconfig: Path | None, data: Path, action: Callable[[HttpClien
                 ca=texts[0],
                 certificate=texts[1],
                 key=texts[2],
-                token=user.get("token", ""),
+                token=token,
                 bearer=ExecPlugin(user["exec"], SystemClock(), lambda certificate, key: None).token if user.get("exec") else None,
                 clock=SystemClock(),
                 random=SystemRandom(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -190,6 +191,8 @@ def test_a_kubeconfig_with_a_mistake(run: Any, folder: Path) -> None:
     refused("its user acts as 'ann', which is kubectl's alone", user="{as: ann, token: t}")
     refused("its user comes by auth-provider, which is kubectl's alone", user="{auth-provider: {name: oidc}}")
     refused("exec plugin /nowhere cannot be run", user="{exec: {command: /nowhere}}")
+    refused("tokenFile /nowhere cannot be read: No such file", user="{tokenFile: /nowhere}")
+    refused("binary must hold one token, as 'nemo token create' prints it", user="{tokenFile: binary}")
 
 
 def test_values_that_make_no_sense(run: Any, folder: Path) -> None:
@@ -306,3 +309,12 @@ async def test_a_hub_that_refuses(hub: ServedHub, run: Any, folder: Path) -> Non
     anonymous = folder / "anonymous"
     anonymous.write_text("\n".join(line for line in text.splitlines() if "client-" not in line).replace("user:", "user: {}", 1))
     (await said("status", "--kubeconfig", str(anonymous))).refused()
+    # A personal token in a file beside the kubeconfig.
+    made = json.loads(
+        (await said("token", "create", "--name", "ci", "--scopes", "read", "-o", "json", "--kubeconfig", str(admin))).out
+    )
+    (folder / "ci.token").write_text(made["token"] + "\n")
+    script = folder / "script"
+    script.write_text(anonymous.read_text().replace("user: {}", "user: {tokenFile: ci.token}", 1))
+    assert (await said("status", "--kubeconfig", str(script))).code == 0
+    (await said("join-token", "--kubeconfig", str(script))).refused("the personal token is for read only")
