@@ -19,7 +19,7 @@ import yaml
 
 from metaos.apiserver import own
 from metaos.apiserver.metadata import DNS_SUBDOMAIN, SUBDOMAIN, dns_label_causes, label_causes
-from metaos.apiserver.rules import access, jobs, network, scaling, scheduling, storage
+from metaos.apiserver.rules import access, jobs, network, quotas, scaling, scheduling, storage
 from metaos.apiserver.rules.pods import pod_causes, port_name_causes
 from metaos.apiserver.rules.selecting import selector_causes
 from metaos.apiserver.schema import Node, duplicate, forbidden, invalid, node_of, required, unsupported
@@ -437,6 +437,8 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     scheme.CLUSTER_ROLE_BINDING.kind: (access.binding,),
     scheme.ROLE.kind: (access.role,),
     scheme.CLUSTER_ROLE.kind: (access.role,),
+    scheme.RESOURCE_QUOTA.kind: (quotas.quota,),
+    scheme.LIMIT_RANGE.kind: (quotas.limit_range,),
     scheme.LEASE.kind: (_lease,),
     scheme.EVENT.kind: (_event,),
     scheme.CONTROLLER_REVISION.kind: (_controller_revision,),

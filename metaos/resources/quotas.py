@@ -27,6 +27,8 @@ _PARTS = (scheme.REPLICA_SET, scheme.POD)
 #: Kinds that have a name of their own among what is counted.
 _PLAIN = ("configmaps", "secrets", "services", "persistentvolumeclaims", "resourcequotas", "replicationcontrollers")
 _POD_RESOURCES = ("cpu", "memory", "ephemeral-storage")
+_COUNTED = {"pods", "requests.storage", "services.loadbalancers", "services.nodeports", *_PLAIN}
+_COUNTED |= {f"{part}{key}" for part in ("", "requests.", "limits.") for key in _POD_RESOURCES}
 
 
 def mirrored(kind: Kind, obj: Obj) -> bool:
@@ -114,6 +116,11 @@ def usage(kind: Kind, obj: Obj) -> Amounts:
             if key in _POD_RESOURCES:
                 found[f"limits.{key}"] = value * count
     return found
+
+
+def countable(name: str) -> bool:
+    """Whether a quota may name it. What has a domain, or ``count/``, may be of a kind or resource that is yet to come."""
+    return "/" in name or name in _COUNTED or name.removeprefix("requests.").startswith("hugepages-")
 
 
 # -- scopes ----------------------------------------------------------------------------------------------------

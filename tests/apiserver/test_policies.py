@@ -133,6 +133,9 @@ async def test_what_is_no_policy(registry: Registry) -> None:
         "spec.validations",
         "spec.matchConstraints.resourceRules",
     }
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["MAKE"], "resources": ["configmaps"], "scope": "Galaxy"}
+    never = said(await refused(registry, policy({"expression": "true"}, matchConstraints={"resourceRules": [rule]})))
+    assert never.keys() == {f"spec.matchConstraints.resourceRules[0].{field}" for field in ("operations[0]", "scope")}
     both = said(await refused(registry, binding("Deny", "Warn", "Else")))
     assert both.keys() == {"spec.validationActions", "spec.validationActions[2]"}
 
@@ -302,3 +305,5 @@ async def test_what_is_no_webhook(registry: Registry) -> None:
     assert found.keys() == {"webhooks[0].name", "webhooks[0].sideEffects", "webhooks[0].clientConfig.service"}
     found = said(await refused(registry, hooks(kind, "http://a", "YWJj", timeoutSeconds=60)))
     assert found.keys() == {"webhooks[0].clientConfig.url", "webhooks[0].clientConfig.caBundle", "webhooks[0].timeoutSeconds"}
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["MAKE"], "resources": ["configmaps"]}
+    assert said(await refused(registry, hooks(kind, "https://a", "", rules=[rule]))).keys() == {"webhooks[0].rules[0].operations[0]"}

@@ -244,3 +244,26 @@ async def test_a_quota_that_is_made_anew_counts_anew(registry: Registry) -> None
     await registry.create(ADMIN, quota(count__configmaps="2"))
     await registry.create(ADMIN, notes("b"))
     assert "count/configmaps=2" in await refused(registry, notes("c"))
+
+
+@pytest.mark.parametrize(
+    ("obj", "said"),
+    [
+        (quota(podz="3"), r"spec.hard\[podz\].*is nothing that is counted: for example pods"),
+        (quota(pods="-3"), r"spec.hard\[pods\].*must be greater than or equal to 0"),
+        (quota(spec={"scopes": ["Galaxy"]}, pods="3"), r"spec.scopes\[0\].*supported values: \"BestEffort\""),
+        (limits(type="Contain"), r"spec.limits\[0\].type.*supported values: \"Container\""),
+        (limits(type="Pod", default={"cpu": "1"}), r"spec.limits\[0\].default: Forbidden"),
+        (limits(defaultRequest={"cpu": "2"}, max={"cpu": "1"}), r"defaultRequest\[cpu\].*must be at most max, which is 1"),
+        (limits(min={"cpu": "2"}, max={"cpu": "1500m"}), r"min\[cpu\].*must be at most max, which is 1500m"),
+    ],
+)
+async def test_what_would_count_nothing_or_admit_nothing_is_refused(registry: Registry, obj: Obj, said: str) -> None:
+    with pytest.raises(ApiError, match=said):
+        await registry.create(ADMIN, obj)
+
+
+async def test_what_is_yet_to_come_may_be_counted(registry: Registry) -> None:
+    hard = {"count/sensors.example.com": "1", "requests.nvidia.com/gpu": "0", "services.nodeports": "2", "requests.cpu": 2}
+    made = await registry.create(ADMIN, quota(spec={"hard": hard, "scopes": ["BestEffort"]}))
+    assert set(made["spec"]["hard"]) == set(hard)
