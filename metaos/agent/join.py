@@ -301,10 +301,15 @@ async def register(client: Client, site: Obj) -> Obj:
         return await client.get(CLUSTER, name(site))
 
 
-def differences(site: Obj, cluster: Obj) -> list[str]:
+#: What an agent takes from its site file at each start, as it is of its machine and for its owner alone to say.
+OF_THE_MACHINE = frozenset({"hostImages", "hostPaths", "imagePolicy", "isolation", "registries", "runtime"})
+
+
+def differences(site: Obj, cluster: Obj, *, machine: bool = False) -> list[str]:
     """Where the site file's spec says something else than the hub's Cluster holds: ``FIELD is VALUE, and the hub has VALUE``.
-    What the file does not name may be anything: operators edit the Cluster."""
-    return list(_differences("spec", site.get("spec") or {}, cluster.get("spec") or {}))
+    What the file does not name may be anything: operators edit the Cluster. ``machine``: of ``OF_THE_MACHINE``, or of the others."""
+    mine = {key: value for key, value in (site.get("spec") or {}).items() if (key in OF_THE_MACHINE) == machine}
+    return list(_differences("spec", mine, cluster.get("spec") or {}))
 
 
 def _differences(field: str, mine: object, theirs: object) -> Iterator[str]:

@@ -30,6 +30,14 @@ LEAST_TIMEOUT_SECONDS = 3.0
 MOST_TIMEOUT_SECONDS = 10.0
 #: Fields of a site file that are named where they differ.
 DIFFERENCES_TOLD = 8
+_THE_HUB_COUNTS = (
+    "the site file does not count any more once a site has joined, and it says something else: %s%s; "
+    "change the Cluster at the hub: kubectl edit cluster %s"
+)
+_THE_FILE_COUNTS = (
+    "what the machine allows is for the site file to say, and the hub shows something else: %s%s; "
+    "show the same there: kubectl edit cluster %s"
+)
 
 
 class Removed(Exception):
@@ -129,20 +137,16 @@ class Presence:
                 await self._contact.pause(failures)
 
     async def _compare(self) -> None:
-        """The hub's Cluster is what holds: operators edit it. Says where the site file has something else."""
+        """The hub's Cluster is what holds, as operators edit it, but for what the machine allows. Says where the two differ."""
         if self._declared is None:
             return
-        found = differences(self._declared, await self._client.get(CLUSTER, self._site))
+        declared, cluster = self._declared, await self._client.get(CLUSTER, self._site)
         self._declared = None
-        more = f", and {len(found) - DIFFERENCES_TOLD} more" if len(found) > DIFFERENCES_TOLD else ""
-        if found:
-            log.warning(
-                "the site file does not count any more once a site has joined, and it says something else: %s%s; "
-                "change the Cluster at the hub: kubectl edit cluster %s",
-                "; ".join(found[:DIFFERENCES_TOLD]),
-                more,
-                self._site,
-            )
+        for machine, text in ((False, _THE_HUB_COUNTS), (True, _THE_FILE_COUNTS)):
+            found = differences(declared, cluster, machine=machine)
+            more = f", and {len(found) - DIFFERENCES_TOLD} more" if len(found) > DIFFERENCES_TOLD else ""
+            if found:
+                log.warning(text, "; ".join(found[:DIFFERENCES_TOLD]), more, self._site)
 
     async def _report(self) -> None:
         status = await self._measure()

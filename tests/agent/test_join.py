@@ -49,6 +49,13 @@ def test_a_site_file_differs_where_it_says_something_else_and_nowhere_else(spec:
         other = spec | {key: "otherwise"}
         (first, *more) = differences({"spec": spec}, {"spec": other})
         assert first == f'spec.{key} is {json.dumps(value)}, and the hub has "otherwise"' and not more
+        assert not differences({"spec": spec}, {"spec": other}, machine=True)
+
+
+def test_what_the_machine_allows_is_for_the_site_file_to_say() -> None:
+    site, cluster = {"spec": {"tier": "edge", "imagePolicy": [{"images": "*"}]}}, {"spec": {"tier": "cloud"}}
+    assert differences(site, cluster) == ['spec.tier is "edge", and the hub has "cloud"']
+    assert differences(site, cluster, machine=True) == ['spec.imagePolicy is [{"images": "*"}], and the hub has nothing']
 
 
 async def test_a_token_becomes_an_identity_that_the_hub_accepts_and_that_survives(hub: Hub, tmp_path: Path) -> None:

@@ -306,4 +306,6 @@ async def test_what_is_no_webhook(registry: Registry) -> None:
     found = said(await refused(registry, hooks(kind, "http://a", "YWJj", timeoutSeconds=60)))
     assert found.keys() == {"webhooks[0].clientConfig.url", "webhooks[0].clientConfig.caBundle", "webhooks[0].timeoutSeconds"}
     rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["MAKE"], "resources": ["configmaps"]}
-    assert said(await refused(registry, hooks(kind, "https://a", "", rules=[rule]))).keys() == {"webhooks[0].rules[0].operations[0]"}
+    assert said(await refused(registry, hooks(kind, "https://a", "", rules=[rule]))).keys() == {
+        "webhooks[0].rules[0].operations[0]"
+    }
