@@ -307,7 +307,7 @@ OF_THE_MACHINE = frozenset({"hostImages", "hostPaths", "imagePolicy", "isolation
 
 def differences(site: Obj, cluster: Obj, *, machine: bool = False) -> list[str]:
     """Where the site file's spec says something else than the hub's Cluster holds: ``FIELD is VALUE, and the hub has VALUE``.
-    What the file does not name may be anything: operators edit the Cluster. ``machine``: of ``OF_THE_MACHINE``, or of the others."""
+    What the file does not name may be anything: operators edit the Cluster. ``machine``: of ``OF_THE_MACHINE`` only."""
     mine = {key: value for key, value in (site.get("spec") or {}).items() if (key in OF_THE_MACHINE) == machine}
     return list(_differences("spec", mine, cluster.get("spec") or {}))
 

@@ -80,7 +80,15 @@ def add(
                 raise
         else:
             raise ValueError(f"there is a site {site!r} already: choose another name, or remove it first")
-        await client.create(wanted)
+        try:
+            await client.create(wanted)
+        except ApiError as error:
+            if error.reason != "AlreadyExists":
+                raise
+            raise ValueError(
+                f"the hub has a kubeconfig of cluster {site!r} already, which is joining or being removed: wait, or have it "
+                f"forgotten with 'nemo cluster remove {site}'"
+            ) from None
 
     with_client(kubeconfig, data, give)
 
@@ -105,14 +113,23 @@ def remove(site: str, kubeconfig: Path | None, data: Path) -> str:
     """Has a cluster removed that the hub hosts; what happens now. Raises ``ApiError``."""
 
     async def go(client: HttpClient) -> str:
-        await client.get(scheme.SECRET, PREFIX + site, SYSTEM_NAMESPACE)
+        try:
+            await client.get(scheme.SECRET, PREFIX + site, SYSTEM_NAMESPACE)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            text = f"the hub hosts no cluster {site!r}: a site whose agent runs elsewhere is removed by 'kubectl delete cluster {site}'"
+            raise ApiError(404, "NotFound", text) from None
         try:
             await client.delete(scheme.CLUSTER, site)
         except ApiError as error:
             if error.code != 404:
                 raise
             await client.delete(scheme.SECRET, PREFIX + site, SYSTEM_NAMESPACE)
-            return f"cluster {site} had not joined yet: its kubeconfig is forgotten"
-        return f"cluster {site} hands over its work, and is forgotten then"
+            return f"cluster {site} is no site: its kubeconfig is forgotten; what was applied there, if anything, stays"
+        return (
+            f"cluster {site} hands over its work, and is forgotten when what was applied there is gone; where it cannot be "
+            "reached any more, the same command once again forgets it at once"
+        )
 
     return with_client(kubeconfig, data, go)

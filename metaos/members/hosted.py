@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 from base64 import b64decode
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,6 +48,11 @@ def secret(site: str, kubeconfig: str, manifest: str, identities: Identities) ->
     found["metadata"]["labels"] = {LABEL: "true"}
     data = {"kubeconfig": kubeconfig, "site": manifest, "identities": identities.value}
     return found | {"type": TYPE, "stringData": data}
+
+
+def _given(found: Obj) -> object:
+    """What an agent was started with: when it changes, another one is."""
+    return found["metadata"].get("uid"), found.get("data")
 
 
 class Hosted:
@@ -87,18 +92,19 @@ class Hosted:
             log.error("cluster %s is not hosted: this hub hosts %d already; run its agent elsewhere", site, MAX_HOSTED)
             del wanted[site]
         await self._end(
-            [site for site, (data, _) in self._running.items() if site not in wanted or wanted[site].get("data") != data]
+            [site for site, (given, _) in self._running.items() if site not in wanted or _given(wanted[site]) != given]
         )
-        await asyncio.to_thread(self._sweep, known)
+        await asyncio.to_thread(self._clear, known)
         for site, found in sorted(wanted.items()):
             if site not in self._running:
-                self._running[site] = found.get("data"), asyncio.create_task(self._keep(site, found), name=f"agent of {site}")
+                self._running[site] = _given(found), asyncio.create_task(self._keep(site, found), name=f"agent of {site}")
 
-    def _sweep(self, known: Set[str]) -> None:
-        """No kubeconfig stays here of a cluster whose Secret has gone, be it while another hub led."""
-        for entry in os.scandir(self._folder) if self._folder.is_dir() else ():
-            if entry.name not in known:
-                shutil.rmtree(entry.path, ignore_errors=True)
+    def _clear(self, known: set[str]) -> None:
+        """Forgets what is kept of clusters whose Secret is gone: a kubeconfig, and an identity that counts no more."""
+        for folder in self._folder.iterdir() if self._folder.is_dir() else ():
+            if folder.name not in known:
+                log.info("cluster %s is not hosted any more: what was kept of it is removed", folder.name)
+                shutil.rmtree(folder, ignore_errors=True)
 
     async def _end(self, sites: list[str]) -> None:
         tasks = [self._running.pop(site)[1] for site in sites]
@@ -156,7 +162,12 @@ class Hosted:
         if field := await asyncio.to_thread(_outside, data["kubeconfig"]):
             raise ValueError(f"{field} of its kubeconfig would have the hub run a program or read a file: add it anew")
         make_private(self._folder)
+        # A cluster that was removed and added again is another site, with an identity of its own.
+        mark, uid = folder / "secret", str(given["metadata"]["uid"])
+        if mark.exists() and mark.read_text() != uid:
+            await asyncio.to_thread(shutil.rmtree, folder)
         make_private(folder)
+        write_private(mark, uid)
         for file in ("kubeconfig", "site"):
             write_private(folder / f"{file}.yaml", data[file])
         token = folder / "token"

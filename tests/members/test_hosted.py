@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,15 +17,17 @@ import yaml
 from examples.demo.continuum import Continuum, wait_for
 from metaos.agent.entry import REFUSED, REMOVED
 from metaos.cli.clusters import portable
+from metaos.members import hosted
 from metaos.members.callers import Identities
 from metaos.members.hosted import Hosted, secret
 from metaos.members.kubeconfig import Access, read
 from metaos.reconcile.manager import Manager
+from metaos.resources import scheme
 from metaos.resources.errors import unavailable
 from metaos.resources.meta import Obj
-from metaos.resources.scheme import SECRET
 from metaos.store.log import StoreFailed
 from tests.clock import FakeClock
+from tests.controllers.continuum import until
 from tests.fake_client import FakeClient
 
 
@@ -132,7 +135,7 @@ async def test_what_fails_for_now_is_tried_again_and_a_token_that_is_refused_is_
         await clock.advance(60)
     await work
     assert tokens == ["one", "one", "two"]
-    assert not client.objects(SECRET) and not (tmp_path / "madrid").exists()
+    assert not client.objects(scheme.SECRET) and not (tmp_path / "madrid").exists()
 
 
 def add(above: Continuum, below: Continuum) -> str:
@@ -146,6 +149,49 @@ def add(above: Continuum, below: Continuum) -> str:
 def ready(hub: Continuum) -> bool:
     found = hub.get("cluster", "kube") or {}
     return any(c["type"] == "Ready" and c["status"] == "True" for c in found.get("status", {}).get("conditions") or ())
+
+
+async def test_a_cluster_that_is_added_again_is_another_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of a removed one, its kubeconfig and an identity that counts no more, goes with its Secret."""
+    monkeypatch.setattr(hosted, "sys", SimpleNamespace(executable="/bin/false"))
+    clock = FakeClock()
+    client = FakeClient(clock)
+    tokens: list[str] = []
+
+    async def token(site: str) -> str:
+        tokens.append(f"{site} {len(tokens)}")
+        return tokens[-1]
+
+    def kept() -> Obj:
+        found = dict(hosted.secret("madrid", "k", "s", Identities.SAME))
+        text = found.pop("stringData")
+        return found | {"data": {key: base64.b64encode(value.encode()).decode() for key, value in text.items()}}
+
+    def file(name: str) -> str:
+        path = tmp_path / "hosted/madrid" / name
+        return path.read_text() if path.exists() else ""
+
+    (tmp_path / "hosted/paris/agent").mkdir(parents=True)
+    manager = Manager(client, clock, Random(1))
+    runs = hosted.Hosted(manager, client, clock, tmp_path / "hosted", lambda: "https://hub", token)
+    await manager.start()
+    task = asyncio.create_task(runs.run())
+    try:
+        await client.create(kept())
+        await until(clock, lambda: file("token") == "madrid 0")
+        assert not (tmp_path / "hosted/paris").exists(), "it was removed while this hub did not run"
+        (tmp_path / "hosted/madrid/agent").mkdir()
+        # Another with the same content, before anybody has seen the first one go.
+        await client.delete(scheme.SECRET, "cluster.madrid", "nemo-system")
+        await client.create(kept())
+        await until(clock, lambda: file("token") == "madrid 1")
+        assert not (tmp_path / "hosted/madrid/agent").exists()
+        await client.delete(scheme.SECRET, "cluster.madrid", "nemo-system")
+        await until(clock, lambda: not (tmp_path / "hosted/madrid").exists())
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await manager.stop()
 
 
 @pytest.mark.slow
