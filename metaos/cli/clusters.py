@@ -118,7 +118,7 @@ def remove(site: str, kubeconfig: Path | None, data: Path) -> str:
         except ApiError as error:
             if error.code != 404:
                 raise
-            text = f"the hub hosts no cluster {site!r}: a site whose agent runs elsewhere is removed by 'kubectl delete cluster {site}'"
+            text = f"the hub hosts no cluster {site!r}: if its agent runs elsewhere, 'kubectl delete cluster {site}' removes it"
             raise ApiError(404, "NotFound", text) from None
         try:
             await client.delete(scheme.CLUSTER, site)

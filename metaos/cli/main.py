@@ -14,7 +14,7 @@ import click
 
 from metaos import __version__
 from metaos.cli.accounting import carbon, cost, ledger
-from metaos.cli.options import NAMESPACE, OUTPUT, PERIOD, SECONDS, default_data, hub_options
+from metaos.cli.options import NAMESPACE, OUTPUT, PERIOD, SECONDS, default_data, hub_options, kubeconfig_option
 from metaos.cli.people import login, token
 from metaos.cli.scores import SCORE
 from metaos.cli.sources import AUTHENTICATOR, CARBON_SOURCE, PRICE_SOURCE
@@ -390,9 +390,7 @@ def cluster_group() -> None:
     show_default=True,
     help="Who the hub's users are at the cluster: nemo:NAME (prefixed), NAME (same), or the agent itself.",
 )
-@click.option(
-    "--hub-kubeconfig", type=click.Path(path_type=Path), envvar="KUBECONFIG", help="Which hub [default: that of --data]."
-)
+@kubeconfig_option("--hub-kubeconfig")
 @click.option("--data", type=click.Path(path_type=Path), help="The hub's data directory [default: that of 'nemo up'].")
 def cluster_add(
     name: str, given: Path, context: str, site: Path | None, identities: str, hub_kubeconfig: Path | None, data: Path | None

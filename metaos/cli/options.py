@@ -36,11 +36,28 @@ OUTPUT = click.option("-o", "--output", type=click.Choice(["text", "json", "yaml
 NAMESPACE = click.option("-n", "--namespace", default="", help="The namespace (default: the kubeconfig's, or 'default').")
 
 
+def _kubeconfig(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """The environment's counts less than a ``--data`` that is typed: its hub is meant. Options that are typed come here first."""
+    by = click.core.ParameterSource
+    if ctx.get_parameter_source("data") is by.COMMANDLINE and ctx.get_parameter_source(str(param.name)) is by.ENVIRONMENT:
+        return None
+    return value
+
+
+def kubeconfig_option(flag: str = "--kubeconfig") -> Any:
+    """Which hub a command asks, by a kubeconfig."""
+    return click.option(
+        flag,
+        type=click.Path(path_type=Path),
+        envvar="KUBECONFIG",
+        callback=_kubeconfig,
+        help="Which hub, as whom [default: $KUBECONFIG, unless --data is given; else that of --data].",
+    )
+
+
 def hub_options(command: Any) -> Any:
     """``--kubeconfig`` and ``--data``: how a command finds its hub."""
-    command = click.option(
-        "--kubeconfig", type=click.Path(path_type=Path), envvar="KUBECONFIG", help="Which hub, as whom [default: that of --data]."
-    )(command)
+    command = kubeconfig_option()(command)
     return click.option("--data", type=click.Path(path_type=Path), help="The hub's data directory [default: that of 'nemo up'].")(
         command
     )

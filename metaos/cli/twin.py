@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from metaos.cli.options import OUTPUT, default_data
+from metaos.cli.options import OUTPUT, default_data, hub_options
 
 SCENARIO = click.argument("scenario", type=click.Path(path_type=Path))
 
@@ -89,10 +89,7 @@ def run(
 @twin.command("from-live")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--hours", type=click.FloatRange(min=0.1, max=8760), default=24.0, show_default=True, help="How long it lasts.")
-@click.option(
-    "--kubeconfig", type=click.Path(path_type=Path), envvar="KUBECONFIG", help="Which hub, as whom [default: that of --data]."
-)
-@click.option("--data", type=click.Path(path_type=Path), help="The hub's data directory [default: that of 'nemo up'].")
+@hub_options
 def from_live(file: Path, hours: float, kubeconfig: Path | None, data: Path | None) -> None:
     """Write the running continuum to FILE, as a scenario.
 

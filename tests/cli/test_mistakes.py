@@ -162,6 +162,15 @@ def test_a_kubeconfig_that_is_none(path: str, run: Any, folder: Path) -> None:
     run(path, "--data", str(folder / "directory")).refused(f"no hub found at {folder / 'directory'}: start one with 'nemo up")
 
 
+def test_a_data_directory_that_is_named_is_meant_whatever_the_environment_says(
+    run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(folder / "broken.yaml"))
+    run("status").refused("broken.yaml is not YAML")
+    run("status", "--data", str(folder / "directory")).refused(f"no hub found at {folder / 'directory'}")
+    run("status", "--data", str(folder), "--kubeconfig", str(folder / "text.yaml")).refused("text.yaml is no kubeconfig")
+
+
 @pytest.mark.parametrize("path", ASKING)
 def test_a_hub_that_is_not_there(path: str, run: Any, folder: Path) -> None:
     # Some pin the authority, or read a file, before they ask.
