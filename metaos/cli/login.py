@@ -88,7 +88,8 @@ async def _ask(url: str, ca: str, form: Mapping[str, str] | None = None) -> tupl
         kind = "application/x-www-form-urlencoded"
         answer = await client.request("GET" if form is None else "POST", "", body, content_type=kind)
     except ApiError as error:
-        raise ValueError(error.message) from None
+        remedy = "is that its address, and the authority of its certificate known to this machine, or named by --issuer-ca?"
+        raise ValueError(f"{error.message}; {remedy}") from None
     finally:
         await client.close()
     try:
@@ -151,6 +152,11 @@ def login(
     cluster = load_kubeconfig(path)["cluster"]
     authority = authority_text(kubeconfig, data)
     ca = _pem(issuer_ca)
+    if not issuer.startswith("https://"):
+        raise ValueError(f"--issuer {issuer[:200]!r} must begin with https://, as the hub's configuration names it")
+    if not client_id:
+        raise ValueError("--client-id is empty: name the client that the provider has for the hub")
+    _placeable(out)
     session = asyncio.run(_device(issuer, client_id, scope, ca, show))
     kept = out.with_suffix(".session").absolute()
     session.write(kept)
@@ -180,13 +186,34 @@ def login(
     write_private(out, yaml.safe_dump(written, sort_keys=False))
 
 
+def _placeable(out: Path) -> None:
+    """Whether a kubeconfig can be written there is found out before a person has logged in. Raises ``ValueError``."""
+    if out.suffix == ".session":
+        raise ValueError(f"--out {out} is where the session would lie: let it end with something else, for example .kubeconfig")
+    if out.exists():
+        try:
+            plugin = load_kubeconfig(out)["user"].get("exec") or {}
+        except ValueError:
+            plugin = {}
+        if (plugin.get("args") or [])[:2] != ["token", "get"]:
+            raise ValueError(f"--out {out} is there and not of 'nemo login', so it is left alone: name another file")
+    try:
+        out.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {out} cannot be written: {error.strerror}") from None
+    if not os.access(out.parent, os.W_OK):
+        raise ValueError(f"--out {out} cannot be written: its directory is not yours to write")
+
+
 def _pem(file: Path | None) -> str:
     if file is None:
         return ""
     try:
         text = file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--issuer-ca {file} cannot be read: {error}") from None
+    except OSError as error:
+        raise ValueError(f"--issuer-ca {file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        text = ""
     if "BEGIN CERTIFICATE" not in text:  # Without an authority all those of the machine would be trusted.
         raise ValueError(f"--issuer-ca {file} holds no PEM certificate")
     return text

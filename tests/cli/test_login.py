@@ -62,3 +62,43 @@ def test_a_session_that_cannot_be_renewed_says_what_to_do(tmp_path: Path) -> Non
         asyncio.run(login._renewed(Session("https://i", "c", "", "", "")))
     with pytest.raises(ValueError, match="must begin with https"):
         asyncio.run(login._ask("http://i", ""))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"issuer": "id.example.org"}, "--issuer 'id.example.org' must begin with https://"),
+        ({"client_id": ""}, "--client-id is empty"),
+        ({"issuer_ca": "nowhere"}, "nowhere cannot be read: No such file or directory"),
+        ({"issuer_ca": "binary"}, "binary holds no PEM certificate"),
+        ({"out": "hub.kubeconfig"}, "hub.kubeconfig is there and not of 'nemo login', so it is left alone"),
+        ({"out": "binary"}, "binary is there and not of 'nemo login'"),
+        ({"out": "ann.session"}, "is where the session would lie"),
+        ({"out": "binary/ann.kubeconfig"}, "cannot be written: "),
+        ({"out": "ann.kubeconfig"}, "cannot reach the provider .* Connection refused; .* --issuer-ca"),
+    ],
+)
+def test_what_cannot_end_well_is_refused_before_anybody_logs_in(tmp_path: Path, changed: dict[str, str], said: str) -> None:
+    hub = tmp_path / "hub.kubeconfig"
+    admin = hub_config()
+    hub.write_text(admin)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    asked: dict[str, Any] = {"issuer": "https://127.0.0.1:1", "client_id": "nemo", "issuer_ca": None, "out": "ann.kubeconfig"}
+    asked |= changed
+    for name in ("issuer_ca", "out"):
+        asked[name] = asked[name] and tmp_path / asked[name]
+    with pytest.raises(ValueError, match=said):
+        login.login(**asked, scope="openid", kubeconfig=hub, data=tmp_path, show=print)
+    assert hub.read_text() == admin
+
+
+def hub_config() -> str:
+    ca = base64.b64encode(b"-----BEGIN CERTIFICATE-----").decode()
+    named = {"name": "nemo"}
+    config = {
+        "current-context": "nemo",
+        "clusters": [named | {"cluster": {"server": "https://hub", "certificate-authority-data": ca}}],
+        "users": [named | {"user": {"token": "t"}}],
+        "contexts": [named | {"context": {"cluster": "nemo", "user": "nemo"}}],
+    }
+    return json.dumps(config)
