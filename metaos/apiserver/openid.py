@@ -42,7 +42,9 @@ class OpenId:
             if file.stat().st_size > MOST_FILE:
                 raise ValueError(f"it has more than {MOST_FILE} bytes")
             found = issuers(yaml.safe_load(file.read_text()))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
+        except yaml.YAMLError as error:
+            raise ValueError(f"authenticator openid={text}: it is not YAML: {' '.join(str(error).split())[:300]}") from None
+        except (OSError, ValueError) as error:
             raise ValueError(f"authenticator openid={text}: {error}") from None
         self._now = now
         self._issuers = {issuer.url: _Keys(issuer, now, fetch) for issuer in found}

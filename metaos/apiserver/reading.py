@@ -85,7 +85,8 @@ class Reading:
             return
         a = attributes
         if a.path:
-            raise errors.ApiError(403, "Forbidden", f'forbidden: User "{user.name}" cannot {a.verb} path "{a.path}"')
+            why = f'forbidden: User "{user.name}" cannot {a.verb} path "{a.path}"'
+            raise errors.ApiError(403, "Forbidden", f"{why}: {decision.reason}" if decision.reason else why)
         what = f"{a.resource}/{a.subresource}" if a.subresource else a.resource
         where = f' in the namespace "{a.namespace}"' if a.namespace else " at the cluster scope"
         why = f'User "{user.name}" cannot {a.verb} resource "{what}" in API group "{a.group}"{where}'

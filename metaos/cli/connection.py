@@ -80,9 +80,9 @@ def _token(user: dict[str, Any], path: Path) -> str:
     """A user's bearer token. As in client-go, a file goes before a token that stands there, too."""
     if not user.get("tokenFile"):
         return str(user.get("token") or "")
-    file = path.parent / user["tokenFile"]
+    file = path.parent / str(user["tokenFile"])
     try:
-        found = file.read_text().strip()
+        found: str = file.read_text().strip()
     except OSError as error:
         raise ValueError(f"kubeconfig {path}: tokenFile {file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 MOST_SECONDS = 1e9
 
@@ -44,7 +47,7 @@ def _kubeconfig(ctx: click.Context, param: click.Parameter, value: Path | None) 
     return value
 
 
-def kubeconfig_option(flag: str = "--kubeconfig") -> Any:
+def kubeconfig_option(flag: str = "--kubeconfig") -> Callable[[Command], Command]:
     """Which hub a command asks, by a kubeconfig."""
     return click.option(
         flag,

@@ -48,7 +48,11 @@ def login(
 
 @click.group()
 def token() -> None:
-    """Tokens of people."""
+    """Tokens of people.
+
+    \b
+    Example: nemo token create --name ci --scopes read > ci.token
+    """
 
 
 @token.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 
@@ -46,8 +47,16 @@ def listed(kubeconfig: Path | None, data: Path) -> list[dict[str, Any]]:
 
 
 def revoke(id: str, kubeconfig: Path | None, data: Path) -> None:
+    if not id:
+        raise ValueError("ID is empty: 'nemo token list' shows those that you have")
+
     async def act(client: HttpClient) -> dict[str, Any]:
-        return await _ask(client, "DELETE", f"{PATH}/{id}")
+        try:
+            return await _ask(client, "DELETE", f"{PATH}/{quote(id, safe='')}")
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            raise ApiError(404, error.reason, f"you have no personal token {id!r}: 'nemo token list' shows yours") from None
 
     with_client(kubeconfig, data, act)
 

@@ -302,3 +302,19 @@ async def test_no_authenticator_makes_a_user_of_the_system(clock: FakeClock) -> 
     assert isinstance(held, Identity) and held.user.name == "ann" and held.valid()
     await clock.advance(6)
     assert not held.valid()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a: 1\n---\nb: 2", "it is not YAML: expected a single document"),
+        ("a: [", "it is not YAML"),
+        ("7", "AuthenticationConfiguration"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_told_in_one_line(tmp_path: Path, content: str, said: str) -> None:
+    file = tmp_path / "authentication.yaml"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=said) as wrong:
+        OpenId(str(file), now=lambda: 0.0, fetch=None)  # type: ignore[arg-type]
+    assert "authentication.yaml: " in str(wrong.value) and "\n" not in str(wrong.value)

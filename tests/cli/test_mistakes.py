@@ -129,7 +129,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     return go
 
 
-@pytest.mark.parametrize("path", [*COMMANDS, "intent", "image", "keys", "ca", "ledger", "cluster"])
+@pytest.mark.parametrize("path", [*COMMANDS, "intent", "image", "keys", "ca", "ledger", "cluster", "token"])
 def test_help_has_an_example(path: str, run: Any) -> None:
     said = run(path, "--help", needs=False)
     assert said.code == 0 and "Example" in said.out and f"nemo {path.split()[0]}" in said.out.partition("Example")[2]
@@ -319,11 +319,11 @@ async def test_a_hub_that_refuses(hub: ServedHub, run: Any, folder: Path) -> Non
     anonymous.write_text("\n".join(line for line in text.splitlines() if "client-" not in line).replace("user:", "user: {}", 1))
     (await said("status", "--kubeconfig", str(anonymous))).refused()
     # A personal token in a file beside the kubeconfig.
-    made = json.loads(
-        (await said("token", "create", "--name", "ci", "--scopes", "read", "-o", "json", "--kubeconfig", str(admin))).out
-    )
+    made = json.loads((await said("token create", "-o", "json", "--kubeconfig", str(admin))).out)
     (folder / "ci.token").write_text(made["token"] + "\n")
     script = folder / "script"
     script.write_text(anonymous.read_text().replace("user: {}", "user: {tokenFile: ci.token}", 1))
     assert (await said("status", "--kubeconfig", str(script))).code == 0
     (await said("join-token", "--kubeconfig", str(script))).refused("the personal token is for read only")
+    (await said("token list", "--kubeconfig", str(script))).refused("/tokens", "the personal token is for read only")
+    (await said("token revoke", "--kubeconfig", str(admin))).refused("you have no personal token", "'nemo token list'", code=3)

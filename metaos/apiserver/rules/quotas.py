@@ -11,8 +11,14 @@ from metaos.resources.meta import Obj
 from metaos.resources.quotas import countable
 
 #: Of a LimitRange, what may not be above what. Kubernetes fills in nothing before it looks.
-_ORDER = (("min", "max"), ("min", "default"), ("default", "max"), ("min", "defaultRequest"), ("defaultRequest", "max"))
-_ORDER += (("defaultRequest", "default"),)
+_ORDER = (
+    ("min", "max"),
+    ("min", "default"),
+    ("default", "max"),
+    ("min", "defaultRequest"),
+    ("defaultRequest", "max"),
+    ("defaultRequest", "default"),
+)
 
 
 def quota(obj: Obj, old: Obj | None) -> Iterator[Cause]:
