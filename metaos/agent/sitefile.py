@@ -157,6 +157,8 @@ def _unlike(value: Any, schema: dict[str, Any], path: str) -> Iterator[str]:
         yield f"{path}: {_shown(value)} must be one of {', '.join(map(str, schema['enum']))}"
     elif wanted in ("integer", "number"):
         yield from _out_of_range(value, schema, path)
+    elif wanted == "string" and len(value) < schema.get("minLength", 0):
+        yield f"{path}: it is empty; {schema.get('description', '')}"
     elif schema.get("pattern") and not re.search(schema["pattern"], value):
         yield f"{path}: {_shown(value)} must be of the form {schema['pattern']}; {schema.get('description', '')}"
 

@@ -107,6 +107,11 @@ def cluster_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     for i, path in enumerate(spec.get("hostPaths") or ()):
         if not path.startswith("/") or ".." in path.split("/"):
             yield invalid(f"spec.hostPaths[{i}]", path, "must be an absolute path without '..', for example /srv/data")
+    for i, rule in enumerate(spec.get("imagePolicy") or ()):
+        if rule.get("action") == "Signed" and not rule.get("keys"):
+            yield required(f"spec.imagePolicy[{i}].keys", "give the public keys (cosign.pub) of which one must have signed")
+        elif rule.get("action") != "Signed" and rule.get("keys"):
+            yield forbidden(f"spec.imagePolicy[{i}].keys", "only action Signed looks at keys: leave them out, or say Signed")
     seen: set[tuple[Any, Any]] = set()
     for i, taint in enumerate(spec.get("taints") or ()):
         yield from label_causes({taint.get("key") or "": taint.get("value") or ""}, f"spec.taints[{i}]")

@@ -53,6 +53,8 @@ class Node:
     item: Node | None = None
     enum: tuple[Any, ...] = ()
     pattern: re.Pattern[str] | None = None
+    #: Of a text, how many characters at least.
+    least: int = 0
     minimum: float | None = None
     maximum: float | None = None
     #: Of an array, how many items.
@@ -223,12 +225,13 @@ class _Compiler:
         values = document.get("enum")
         node.enum = tuple(values) if values else ()
         node.pattern = re.compile(document["pattern"]) if "pattern" in document else None
+        node.least = document.get("minLength") or 0
         node.minimum, node.maximum = document.get("minimum"), document.get("maximum")
         node.most = document.get("maxItems")
         if document.get("x-kubernetes-int-or-string"):
             node.kind = "quantity" if form == "quantity" else "intOrString"
         self._extensions(node, document)
-        if not (node.enum or node.pattern or node.minimum is not None or node.maximum is not None):
+        if not (node.enum or node.pattern or node.least or node.minimum is not None or node.maximum is not None):
             node.free = {"string": str, "boolean": bool, "number": float}.get(node.kind)
         message = message_of(node.name) if node.kind == "object" else {}
         node.structs = frozenset(
@@ -442,6 +445,8 @@ def _value(node: Node, value: Any, place: Place, findings: Findings, strict: boo
         findings.causes.append(unsupported(_path(place), value, node.enum))
     elif node.pattern is not None and not node.pattern.search(value):
         findings.causes.append(invalid(_path(place), value, f"must match {node.pattern.pattern}"))
+    elif node.least and len(value) < node.least:
+        findings.causes.append(invalid(_path(place), value, f"should be at least {node.least} chars long"))
     elif node.minimum is not None and value < node.minimum:
         findings.causes.append(invalid(_path(place), value, f"must be greater than or equal to {node.minimum}"))
     elif node.maximum is not None and value > node.maximum:

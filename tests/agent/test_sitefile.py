@@ -52,6 +52,11 @@ def test_the_examples_are_taken(file: Path) -> None:
         ("{unschedulable: 1}", "spec.unschedulable: 1 must be true or false"),
         ("{owner: 2020-01-01}", "must be text; put it in quotes"),
         ("{hostPaths: [/srv, 7]}", "spec.hostPaths[1]: 7 must be text"),
+        (
+            "{registries: [{host: 'https://registry.example/x'}]}",
+            "spec.registries[0].host: 'https://registry.example/x' must be of",
+        ),
+        ("{imagePolicy: [{images: '', action: Accept}]}", "spec.imagePolicy[0].images: it is empty; A pattern for full names"),
         ("[]", "spec: [] must be a map of fields"),
         ("{tier: edge, tier: cloud}", "the field 'tier' is there twice: keep one of them (line 4"),
         ("{1: 2}", "the field name 1 must be text"),
