@@ -225,7 +225,7 @@ class Repository:
         except urllib3.exceptions.HTTPError as error:
             raise failed(
                 f"registry {self.registry} cannot be reached, {TRIES} times: {_said(error)}. Where that is so for good, bring "
-                "the image with 'nemo image import FILE'"
+                "the image with 'nemo image import FILE', at sites that run podman with 'podman load'"
             ) from error
 
     def _elsewhere(self, url: str, answer: urllib3.BaseHTTPResponse) -> str:
