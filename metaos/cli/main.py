@@ -187,6 +187,8 @@ def up(
         raise click.UsageError("say one of --carbon-feed, --carbon-trace and --carbon-source: a site has one source")
     if more["price_trace"] and more["price_source"]:
         raise click.UsageError("say either --price-trace or --price-source: a site has one source")
+    if more["hub_key"] and not more["store"]:
+        raise click.UsageError("--hub-key is of hubs that share a database: say --store with it, or leave it out")
     set_up_logging(verbose=bool(more.pop("verbose")))
     forbid_core_files()
     config = HubConfig(

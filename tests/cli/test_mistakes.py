@@ -230,6 +230,9 @@ def test_a_hub_that_cannot_start(run: Any, folder: Path) -> None:
     run("up", "--carbon-source", "tea=1", *alone).refused("'tea' in 'tea=1' is not installed", "static", code=2)
     run("up", "--carbon-source", "static", "--carbon-feed", "watttime", *alone).refused("a site has one source", code=2)
     run("up", "--price-source", "static=1", "--listen", "127.0.0.1:0", *alone).refused("it takes nothing")
+    run("up", "--hub-key", str(folder / "binary"), *alone).refused(
+        "--hub-key is of hubs that share a database: say --store", code=2
+    )
     run("up", "--no-local", "--data", str(folder / "text.yaml")).refused(
         "cannot be used: File exists; choose another with --data"
     )
