@@ -25,8 +25,6 @@ _VARIABLE = re.compile(r"\$(\$|\(([-._a-zA-Z][-._a-zA-Z0-9]*)\))")
 TERMINATION_LOG = "/dev/termination-log"
 
 
-#: Annotations of pods with ``runtimeClassName: wasm``: instructions, and seconds, after which each container is ended.
-FUEL, SECONDS = "wasm.meta-os.eu/fuel", "wasm.meta-os.eu/seconds"
 #: What the kernel takes.
 HOSTNAME_LIMIT = 64
 
@@ -203,10 +201,8 @@ def container_config(pod: Obj, container: Mapping[str, Any], find: Find, volumes
 
 def wasm_limits(pod: Obj) -> tuple[int, int]:
     """(fuel, seconds) of its containers, as its annotations say. Raises :class:`ConfigError`."""
-    found = []
-    for key in (FUEL, SECONDS):
-        text = annotations(pod).get(key, "0")
-        if not (text.isascii() and text.isdigit() and len(text) <= 18):
-            raise ConfigError(f"annotation {key}: {text[:80]!r} must be a whole number below 10^18")
-        found.append(int(text))
+    try:
+        found = [workload.guest_limit(annotations(pod), key) for key in workload.GUEST_LIMITS]
+    except ValueError as error:
+        raise ConfigError(f"annotation {error}") from None
     return found[0], found[1]

@@ -13,7 +13,7 @@ import yaml
 from metaos.apiserver.schema import Node, node_of
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, annotations, controller_of
-from metaos.resources.workload import REPLICA_SET_NOT_RUN
+from metaos.resources.workload import GUEST_CLASS, GUEST_LIMITS, REPLICA_SET_NOT_RUN, guest_limit, pod_template
 from metaos.scheduler import slack
 from metaos.scheduler.slack import LEAST, SUSPENDABLE, WAITING
 
@@ -54,12 +54,29 @@ class UnsupportedFields:
             return obj, said
         if kind is scheme.POD and spec.get("nodeName"):
             return obj, ()  # A mirror of what runs already.
-        return obj, [*_found(node_of(kind), written, "", table()), *_unheard(obj), *_not_run(obj), *said]
+        return obj, [*_found(node_of(kind), written, "", table()), *_unheard(obj), *_not_run(obj), *_guest(obj), *said]
 
 
 def _not_run(obj: Obj) -> Iterator[str]:
     if obj.get("kind") == "ReplicaSet" and controller_of(obj) is None:
         yield REPLICA_SET_NOT_RUN
+
+
+def _guest(obj: Obj) -> Iterator[str]:
+    """Limits of WebAssembly that are none, or not looked at."""
+    template = pod_template(obj)
+    told = annotations(template)
+    for key in sorted(each for each in told if each.startswith("wasm.meta-os.eu/")):
+        where = f"annotation {key} of the pods"
+        if key not in GUEST_LIMITS:
+            yield f"{where}: there is no such limit: known are {' and '.join(GUEST_LIMITS)}"
+            continue
+        if (template.get("spec") or {}).get("runtimeClassName") != GUEST_CLASS:
+            yield f"{where}: it limits pods with runtimeClassName: {GUEST_CLASS} only"
+        try:
+            guest_limit(told, key)
+        except ValueError as wrong:
+            yield f"{where}: their containers will not start: {wrong}"
 
 
 def _unheard(obj: Obj) -> Iterator[str]:

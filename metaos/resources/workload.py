@@ -14,6 +14,9 @@ from metaos.resources.meta import Obj, ObjectRef, label_selector, namespace
 DEFAULT_GRACE_SECONDS = 30.0
 #: What is said of a ReplicaSet that no Deployment made.
 REPLICA_SET_NOT_RUN = "ReplicaSets are the history of Deployments and are not run by themselves: make a Deployment of it"
+#: The class of pods that run WebAssembly, and their annotations: instructions, and seconds, after which each container is ended.
+GUEST_CLASS = "wasm"
+GUEST_LIMITS = ("wasm.meta-os.eu/fuel", "wasm.meta-os.eu/seconds")
 #: How Kubernetes writes "no template": what is not a workload has none.
 _NESTED = {
     "Deployment": ("spec", "template"),
@@ -38,6 +41,14 @@ def pod_template(obj: Obj) -> Obj:
     for part in _NESTED.get(str(obj.get("kind")), ("",)):
         found = (found or {}).get(part)
     return found or {}
+
+
+def guest_limit(annotations: Mapping[str, str], key: str) -> int:
+    """What a pod's annotation ``key``, one of ``GUEST_LIMITS``, says; 0 for no limit. Raises ``ValueError``."""
+    text = annotations.get(key, "0")
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise ValueError(f"{key}: {text[:80]!r} must be a whole number below 10^18")
+    return int(text)
 
 
 def pod_spec(obj: Obj) -> dict[str, Any]:

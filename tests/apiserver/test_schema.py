@@ -258,3 +258,23 @@ def test_a_replica_set_of_ones_own_is_said_not_to_run() -> None:
     owner = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d", "uid": "u", "controller": True}
     _, said = UnsupportedFields().admit("CREATE", {**obj, "metadata": {"name": "r", "ownerReferences": [owner]}}, None)
     assert not said
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "runtime", "told"),
+    [
+        ("fuel", "5000", "wasm", ""),
+        ("fuel", "0", "wasm", ""),
+        ("fuel", "abc", "wasm", "their containers will not start: wasm.meta-os.eu/fuel: 'abc' must be a whole number"),
+        ("seconds", "-5", "wasm", "'-5' must be a whole number"),
+        ("fuell", "5", "wasm", "there is no such limit: known are wasm.meta-os.eu/fuel and"),
+        ("seconds", "5", "", "it limits pods with runtimeClassName: wasm only"),
+    ],
+)
+def test_limits_of_webassembly_that_are_none_are_warned_of(key: str, value: str, runtime: str, told: str) -> None:
+    obj = deployment()
+    template = obj["spec"]["template"]
+    template["metadata"]["annotations"] = {f"wasm.meta-os.eu/{key}": value}
+    template["spec"] |= {"runtimeClassName": runtime} if runtime else {}
+    _, said = UnsupportedFields().admit("CREATE", shaped(scheme.DEPLOYMENT, obj), None)
+    assert len(said) == bool(told) and all(told in text for text in said), said
