@@ -197,12 +197,13 @@ class PlacementReconciler:
         before, after = (None if obj is None else cluster_info(obj) for obj in (old, new))
         if before is not None and before == after:
             return
+        wait = 0.0
         if before is None or after is None or not standing_alone(before, after):
             self._stood = None
+            # The first of many is looked at soon.
+            wait = self._looked + FULL_SECONDS - self._clock.monotonic()
         elif self._stood is not None:
             self._stood[after.name] = None
-        # The first of many is looked at soon.
-        wait = self._looked + FULL_SECONDS - self._clock.monotonic() if self._stood is None else 0.0
         self._manager.enqueue(NAME, SITES, max(SETTLE_SECONDS, wait))
 
     def _look_around(self) -> None:
