@@ -414,6 +414,10 @@ class WatchCache:
                 self.written(await self._store.revision())
             except StoreUnreachable as away:
                 raise errors.unavailable(f"{away}; try again") from None
+        await self.settled()
+
+    async def settled(self) -> None:
+        """Returns when this hub's own acknowledged writes can be seen, whatever the store does."""
         if self.revision < self._written:
             await self._reach(self._written)
 

@@ -76,7 +76,8 @@ class Quotas:
             finally:
                 CLAIM.reset(claimed)
             if not dry_run:
-                await self._cache.fresh()
+                # It is done: nothing that happens to the store now may say otherwise.
+                await self._cache.settled()
 
     def _check(self, quota: Obj, kind: Kind, obj: Obj, old: Obj | None) -> None:
         lacking = quotas.missing(quota, kind, obj)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from fractions import Fraction
+from random import Random
 from typing import Any
 
 import pytest
@@ -14,8 +15,11 @@ from metaos.apiserver.registry import Registry
 from metaos.resources import quotas, scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import CLUSTER_LABEL, Obj
+from metaos.store.log import StoreUnreachable
+from metaos.store.memory import MemoryStore
 from tests.apiserver.conftest import ADMIN
 from tests.apiserver.definitions import controllers
+from tests.clock import FakeClock
 
 POD = {
     "containers": [
@@ -267,3 +271,27 @@ async def test_what_is_yet_to_come_may_be_counted(registry: Registry) -> None:
     hard = {"count/sensors.example.com": "1", "requests.nvidia.com/gpu": "0", "services.nodeports": "2", "requests.cpu": 2}
     made = await registry.create(ADMIN, quota(spec={"hard": hard, "scopes": ["BestEffort"]}))
     assert set(made["spec"]["hard"]) == set(hard)
+
+
+async def test_what_is_written_is_acknowledged_though_the_database_is_lost_right_after() -> None:
+    class Lost(MemoryStore):
+        lost = False
+
+        async def revision(self) -> int:
+            if self.lost:
+                raise StoreUnreachable("the database is away")
+            return await super().revision()
+
+        async def create(self, key: str, value: bytes) -> int:
+            found = await super().create(key, value)
+            self.lost = "/last" in key
+            return found
+
+    store = Lost()
+    registry = Registry(store, FakeClock(), Random(1), shared=True)
+    await registry.start()
+    await registry.create(ADMIN, quota(count__configmaps="2"))
+    assert (await registry.create(ADMIN, scheme.CONFIG_MAP.empty("last", "default")))["metadata"]["uid"]
+    store.lost = False
+    assert await registry.get(ADMIN, scheme.CONFIG_MAP, "last", "default")
+    await registry.stop()
