@@ -92,6 +92,12 @@ class Reading:
         why = f'User "{user.name}" cannot {a.verb} resource "{what}" in API group "{a.group}"{where}'
         raise errors.forbidden(a.group, a.resource, a.name, f"{why}: {decision.reason}" if decision.reason else why)
 
+    async def check_now(self, user: UserInfo, attributes: Attributes) -> None:
+        """:meth:`check` with the rights that every acknowledged write has left, also another hub's; what is read after it is as
+        new. Raises ``ApiError``."""
+        await self.cache.fresh()
+        self.check(user, attributes)
+
     # -- get -----------------------------------------------------------------------------------------------
 
     async def get(self, user: UserInfo, kind: Kind, name: str, namespace: str = "", *, subresource: str = "") -> Obj:
@@ -109,8 +115,7 @@ class Reading:
         return _encoded(kind, version)
 
     async def _get(self, user: UserInfo, kind: Kind, name: str, namespace: str, subresource: str) -> Version:
-        self.check(user, Attributes("get", kind.group, kind.plural, subresource, namespace, name))
-        await self.cache.fresh()
+        await self.check_now(user, Attributes("get", kind.group, kind.plural, subresource, namespace, name))
         version = self.cache.get(key_of(stored_kind(kind), namespace, name))
         source = self.sources.get(kind)
         if source is not None and (obj := await source.get(name, namespace)):
@@ -149,8 +154,7 @@ class Reading:
         resource_version_match: str,
     ) -> tuple[list[bytes], int, str, int]:
         """Encoded items, their revision, the token of the next page, and how many are left (-1: not counted)."""
-        self.check(user, Attributes("list", kind.group, kind.plural, "", namespace, fields=fields))
-        await self.cache.fresh()
+        await self.check_now(user, Attributes("list", kind.group, kind.plural, "", namespace, fields=fields))
         source = self.sources.get(kind)
         if source is not None:
             matches, revision = selector(kind, labels, fields), self.cache.revision
@@ -265,11 +269,10 @@ class Reading:
         """Events after ``resource_version``; with none (or ``0``) the current objects come first, as ``ADDED``.
         ``initial_events`` (``sendInitialEvents=true``, a streamed list): current objects, the annotated bookmark, then
         events. ``bookmarks``: one a minute. ``begun`` is called when only news are still to come."""
-        self.check(user, Attributes("watch", kind.group, kind.plural, "", namespace, fields=fields))
+        await self.check_now(user, Attributes("watch", kind.group, kind.plural, "", namespace, fields=fields))
         matches = selector(kind, labels, fields)
         where = namespace if kind.namespaced else ""
         resource = stored_kind(kind).resource
-        await self.cache.fresh()
         after = revision_number(resource_version)
         if after > self.cache.revision:
             raise errors.expired(f"resource version {after} lies ahead of this server's {self.cache.revision}; list again")

@@ -81,9 +81,8 @@ class Registry(Writing):
         warnings: list[str] | None = None,
     ) -> Obj:
         """POST of ``eviction`` or ``binding`` on a Pod (answers the Status to send), or of ``token`` on a ServiceAccount."""
-        self.check(user, Attributes("create", kind.group, kind.plural, subresource, namespace, name))
+        await self.check_now(user, Attributes("create", kind.group, kind.plural, subresource, namespace, name))
         if kind is scheme.SERVICE_ACCOUNT:
-            await self.cache.fresh()
             account = self.current(kind, name, namespace)
             if account is None:
                 raise errors.not_found("", kind.plural, name)
@@ -132,13 +131,12 @@ class Registry(Writing):
     ) -> Obj:
         """The object where it remains for now (finalizers, grace period), otherwise a Status of success. ``author``: who wants
         it, where the right to it was asked for already."""
-        self.check(user, Attributes("delete", kind.group, kind.plural, "", namespace, name))
+        await self.check_now(user, Attributes("delete", kind.group, kind.plural, "", namespace, name))
         stored = stored_kind(kind)
         options = deletion.DeleteOptions(uid, resource_version, propagation, grace_period_seconds)
         if stored is scheme.NAMESPACE and name in ("default", SYSTEM_NAMESPACE):
             raise errors.forbidden("", "namespaces", name, "this namespace may not be deleted")
         key = key_of(stored, namespace, name)
-        await self.cache.fresh()
         version = self.cache.get(key)
         write = Write(author or user, dry_run=dry_run, warnings=warnings if warnings is not None else [])
         for _ in range(ATTEMPTS):
@@ -177,8 +175,7 @@ class Registry(Writing):
         dry_run: bool = False,
     ) -> list[Obj]:
         """The objects as they were."""
-        self.check(user, Attributes("deletecollection", kind.group, kind.plural, "", namespace, fields=fields))
-        await self.cache.fresh()
+        await self.check_now(user, Attributes("deletecollection", kind.group, kind.plural, "", namespace, fields=fields))
         found = [(version, version.object()) for version in self.selected(kind, namespace, labels, fields)]
         for version, obj in found:
             self._check_author(user, kind, None, obj)

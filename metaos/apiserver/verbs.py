@@ -119,7 +119,7 @@ class Verbs:
         form = accepted(call.request.headers.get("Accept", ""))
         if form == Accepted() and t.subresource in ("", "status") and not bodies.flag(call.query, "pretty"):
             if t.subresource:
-                self._registry.check(call.user, t.attributes)
+                await self._registry.check_now(call.user, t.attributes)
             return self._raw(call, await self._registry.get_encoded(call.user, t.kind, t.name, t.namespace))
         return self._answer(call, await self._registry.get(call.user, t.kind, t.name, t.namespace, subresource=t.subresource))
 
@@ -175,7 +175,7 @@ class Verbs:
             fields = f"metadata.name={t.name}" + (f",{fields}" if fields else "")
         labels = query.get("labelSelector", "")
         # Refusals that are known now are answers, not events.
-        self._registry.check(call.user, replace(t.attributes, fields=fields))
+        await self._registry.check_now(call.user, replace(t.attributes, fields=fields))
         selector(t.kind, labels, fields)
         bodies.check_list_options(query, watch=True)
         revision_number(query.get("resourceVersion", ""))

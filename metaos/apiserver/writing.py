@@ -146,8 +146,7 @@ class Writing(Reading):
             return reviews.review(user, kind, obj, self.authorize, self._roles.rules)
         where = str(obj["metadata"].get("namespace") or "")
         named = str(obj["metadata"].get("name") or "")
-        self.check(user, Attributes("create", kind.group, kind.plural, "", where, named))
-        await self.cache.fresh()
+        await self.check_now(user, Attributes("create", kind.group, kind.plural, "", where, named))
         view = views.of(kind)
         if view is None:
             return await self._create(write, kind, obj)
@@ -455,7 +454,7 @@ class Writing(Reading):
             named, where = str(obj["metadata"].get("name") or ""), str(obj["metadata"].get("namespace") or "")
             if not named:
                 raise errors.bad_request("metadata.name: Required value: an update names the object")
-        self.check(user, Attributes("update", kind.group, kind.plural, subresource, where, named))
+        await self.check_now(user, Attributes("update", kind.group, kind.plural, subresource, where, named))
         return await self._modify(write, kind, named, where, lambda current: obj, subresource, pinned=_names_revision(obj))
 
     async def patch(
@@ -476,7 +475,7 @@ class Writing(Reading):
     ) -> Obj:
         """A server-side apply creates what does not exist (the caller answers 201 where ``resourceVersion`` was unknown)."""
         write = Write(user, field_manager, dry_run, field_validation, warnings if warnings is not None else [])
-        self.check(user, Attributes("patch", kind.group, kind.plural, subresource, namespace, name))
+        await self.check_now(user, Attributes("patch", kind.group, kind.plural, subresource, namespace, name))
         if type is PatchType.APPLY:
             return await self._apply(write, kind, name, namespace, patch, subresource, force)
         if type is PatchType.STRATEGIC and isinstance(kind, CustomKind):
@@ -516,7 +515,6 @@ class Writing(Reading):
             raise errors.invalid(kind.group, kind.kind, name, [invalid("metadata.uid", named, "field is immutable")])
         now = format_time(self._clock.now())
         shaped = shape(kind, wanted, None, write.field_validation, write.warnings, defaults=False)
-        await self.cache.fresh()
         unknown = self.cache.get(key_of(stored_kind(kind), namespace, name)) is None
         if unknown and not subresource and view is None:
             self.check(write.user, Attributes("create", kind.group, kind.plural, "", namespace, name))
@@ -525,6 +523,7 @@ class Writing(Reading):
             except errors.ApiError as refused:
                 if refused.reason != "AlreadyExists":
                     raise
+                await self.cache.fresh()
 
         def mutate(current: Obj) -> Obj:
             return applied(node_of(kind), current, shaped, manager, now, force)
@@ -577,12 +576,11 @@ class Writing(Reading):
         pinned: bool = False,
         manager: Manager | None = None,
     ) -> Obj:
-        """Read, change, compare and swap. ``mutate`` gets the current object in the form the caller sees and returns the
-        wanted one; where that names a ``resourceVersion``, it must be the current one. ``pinned``: the caller named a
-        revision, so a write that comes between is a conflict and not a reason to try again."""
+        """Read, change, compare and swap; the caller has made sure that the cache is fresh. ``mutate`` gets the current object in
+        the form the caller sees and returns the wanted one; where that names a ``resourceVersion``, it must be the current one.
+        ``pinned``: the caller named a revision, so a write that comes between is a conflict and not a reason to try again."""
         stored = stored_kind(kind)
         key = key_of(stored, namespace, name)
-        await self.cache.fresh()
         version = self.cache.get(key)
         for _ in range(ATTEMPTS):
             if version is None:

@@ -1,5 +1,7 @@
 """Who may do what, through the registry."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from random import Random
 from typing import Any
 
@@ -12,6 +14,8 @@ from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj
 from metaos.security.authz import Attributes, UserInfo
+from metaos.store.log import Listing, LogEvent
+from metaos.store.memory import MemoryStore
 from metaos.store.sqlite import SqliteStore
 from tests.apiserver.conftest import ADMIN
 from tests.apiserver.objects import cluster, config_map, deployment, pod, take
@@ -241,3 +245,45 @@ async def test_placement_reviews_are_for_whom_may_see_sites_and_answered_where_c
     await refused(registry.create(UserInfo("bob", ("system:authenticated",)), review))
     wrong = {**review, "spec": {"objects": [{**deployment(), "spec": {}}]}}
     assert "spec.objects[0]" in (await refused(registry.create(ANN, wrong), 422)).message
+
+
+class Late(MemoryStore):
+    """What another hub writes to ``there`` comes here when it is asked how far that is, and not before."""
+
+    def __init__(self, there: MemoryStore) -> None:
+        super().__init__()
+        self._there, self._known, self._news = there, 0, asyncio.Event()
+
+    async def revision(self) -> int:
+        self._known = await self._there.revision()
+        self._news.set()
+        return self._known
+
+    async def list(self, prefix: str, *, revision: int = 0, limit: int = 0, after: str = "") -> Listing:
+        return await self._there.list(prefix, revision=revision, limit=limit, after=after)
+
+    async def watch(self, prefix: str, *, after: int) -> AsyncIterator[LogEvent]:
+        async for event in self._there.watch(prefix, after=after):
+            while event.revision > self._known:
+                self._news.clear()
+                await self._news.wait()
+            yield event
+
+
+async def test_rights_are_those_that_another_hub_has_acknowledged() -> None:
+    store = MemoryStore()
+    one, other = (Registry(each, FakeClock(), Random(1), shared=True) for each in (store, Late(store)))
+    for each in (one, other):
+        await each.start()
+    await one.create(ADMIN, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}})
+    for _ in range(2):
+        await one.create(ADMIN, binding("view", "ann", "shop"))
+        assert (await other.list(ANN, scheme.POD, "shop")).items == []
+        await one.delete(ADMIN, scheme.ROLE_BINDING, "ann-view", "shop")
+        await refused(other.list(ANN, scheme.POD, "shop"))
+        await one.create(ADMIN, binding("edit", "ann", "shop"))
+        await refused(other.patch(ANN, scheme.POD, "x", "shop", {"metadata": {"labels": {"a": "b"}}}), 404)
+        await one.delete(ADMIN, scheme.ROLE_BINDING, "ann-edit", "shop")
+        await refused(other.patch(ANN, scheme.POD, "x", "shop", {"metadata": {"labels": {"a": "b"}}}))
+    for each in (one, other):
+        await each.stop()
