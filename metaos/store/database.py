@@ -75,7 +75,9 @@ class Database:
         except ValueError:
             raise ValueError("the database's address must be a URL such as postgresql://nemo@db.example.org/nemo") from None
         if parts.scheme not in ("postgresql", "postgres"):
-            raise ValueError(f"the database's address must begin with postgresql://, not {parts.scheme or text.split('/')[0]!r}")
+            # What has no scheme may be a password alone: it is not told again.
+            said = f", not {parts.scheme}://" if "://" in text else ""
+            raise ValueError(f"the database's address must begin with postgresql://{said}")
         spot, _, hosts = parts.netloc.rpartition("@")
         user, _, password = spot.partition(":")
         if (password or "password" in query) and not secret:

@@ -377,6 +377,10 @@ def test_what_is_wrong_with_an_address_is_said(text: str, problem: str) -> None:
 
 def test_an_address_in_a_file_may_hold_a_password_and_never_shows_it(tmp_path: Path) -> None:
     file = tmp_path / "store"
+    file.write_text("secret\n")
+    file.chmod(0o600)
+    with pytest.raises(ValueError, match=r"must begin with postgresql://$"):
+        Database.read(str(file))
     file.write_text("postgresql://nemo:secret@[::1]:5432/nemo\n")
     file.chmod(0o604)
     with pytest.raises(ValueError, match="chmod 600"):
