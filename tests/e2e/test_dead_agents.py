@@ -160,7 +160,7 @@ def test_agents_and_watchdogs_that_come_and_go_at_random(continuum: Sites) -> No
         site = continuum.sites[where]
         if how == "watchdog":
             before = continuum.runs()
-            os.kill(watchdog(site), signal.SIGKILL)
+            os.kill(wait_for("a watchdog", lambda site=site: watchdog(site), 20), signal.SIGKILL)
             wait_for("another watchdog", lambda site=site: watchdog(site), 20)
             assert continuum.runs().keys() == before.keys()
             continue

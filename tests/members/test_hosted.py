@@ -53,6 +53,7 @@ def test_the_hub_runs_no_program_and_reads_no_file_for_a_kubeconfig(access: Acce
 def given(kubeconfig: Any) -> Obj:
     """The Secret of a cluster, as it is read."""
     made = secret("madrid", yaml.safe_dump(kubeconfig), "{}", Identities.PREFIXED)
+    made["metadata"]["uid"] = "1"
     return made | {"data": {key: base64.b64encode(text.encode()).decode() for key, text in made["stringData"].items()}}
 
 
@@ -111,7 +112,7 @@ async def test_a_kubeconfig_lies_there_while_an_agent_runs_and_no_longer(tmp_pat
     assert (tmp_path / "madrid/kubeconfig.yaml").exists()
     work.cancel()
     await asyncio.wait([work])
-    assert {path.name for path in (tmp_path / "madrid").iterdir()} == {"site.yaml", "token"}
+    assert {path.name for path in (tmp_path / "madrid").iterdir()} == {"secret", "site.yaml", "token"}
 
 
 async def test_what_fails_for_now_is_tried_again_and_a_token_that_is_refused_is_made_anew(
