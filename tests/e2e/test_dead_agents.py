@@ -159,8 +159,9 @@ def test_agents_and_watchdogs_that_come_and_go_at_random(continuum: Sites) -> No
         (where,) = placed(continuum, "statefulset-once")
         site = continuum.sites[where]
         if how == "watchdog":
+            living = wait_for("a watchdog", lambda site=site: watchdog(site), 20)
             before = continuum.runs()
-            os.kill(wait_for("a watchdog", lambda site=site: watchdog(site), 20), signal.SIGKILL)
+            os.kill(living, signal.SIGKILL)
             wait_for("another watchdog", lambda site=site: watchdog(site), 20)
             assert continuum.runs().keys() == before.keys()
             continue

@@ -118,7 +118,7 @@ def test_a_rollout_that_fails_says_so(real: Real) -> None:
     code, out, err = real.run("rollout", "status", "deploy/wrong", "--timeout=30s")
     assert code == 1 and "exceeded its progress deadline" in out + err
     assert "ErrImagePull" in (pods := real("get", "pods", "-l", "app=wrong")) or "ImagePullBackOff" in pods
-    assert "no-such-image:1" in real("events", "--types=Warning")
+    until("what is wrong, as an event", lambda: "no-such-image:1" in real("events", "--types=Warning"))
 
 
 def test_cordon_drain_and_uncordon(real: Real) -> None:
