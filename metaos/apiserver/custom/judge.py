@@ -86,7 +86,8 @@ class Judge:
         if process is not None:
             with suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+            # With what is left in its pipe: as long as that is full and unread, asyncio does not see the end.
+            await process.communicate()
 
     async def close(self) -> None:
         await self._end()
