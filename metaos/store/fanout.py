@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
 from metaos.store.log import Compacted, LogEvent
 
 #: Events that a watcher may be behind before it is told to list again.
 BUFFER = 1024
+#: Events of history that are read at a time.
+PAGE = 500
 
 
 class Watcher:
@@ -86,6 +88,37 @@ class FanOut:
 
     def detach(self, watcher: Watcher) -> None:
         self._watchers.pop(watcher, None)
+
+    async def follow(
+        self,
+        prefix: str,
+        after: int,
+        history: Callable[[str, int], Awaitable[tuple[Sequence[LogEvent], int]]],
+        latest: Callable[[], int],
+    ) -> AsyncIterator[LogEvent]:
+        """Every event on ``prefix`` above revision ``after``, in order: from the log first, then live, with no gap between.
+        ``history`` reads at most :data:`PAGE` events above a revision, and up to which one that is all there is; ``latest`` is as
+        for :meth:`Watcher.next`. Raises what ``history`` raises, and ``Compacted``."""
+        seen = after
+        watcher: Watcher | None = None
+        try:
+            while True:
+                # Attached before the log is read, so what is committed meanwhile is in the log, the buffer, or both.
+                watcher = self.attach(prefix)
+                if self._ended:
+                    return
+                events, seen = await history(prefix, seen)
+                for event in events:
+                    yield event
+                if len(events) < PAGE and not watcher.overflown:
+                    break
+                self.detach(watcher)
+            while (live := await watcher.next(seen, latest)) is not None:
+                seen = live.revision
+                yield live
+        finally:
+            if watcher is not None:
+                self.detach(watcher)
 
     def publish(self, events: Iterable[LogEvent]) -> None:
         for event in events:

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from metaos.clock import Clock, sleep_or
 from metaos.store.database import PATIENCE_SECONDS, Connection, Database, Link
-from metaos.store.fanout import BUFFER, FanOut, Watcher
+from metaos.store.fanout import BUFFER, PAGE, FanOut
 from metaos.store.log import (
     CLAIM,
     GUARD,
@@ -54,7 +54,6 @@ log = logging.getLogger(__name__)
 
 READERS = 2
 BATCH, BATCH_BYTES = 256, 8 << 20
-PAGE = 500
 STEP = 500
 LOOK_SECONDS = 1.0
 
@@ -193,28 +192,9 @@ class PostgresStore:
         """The revision of the delete. Raises ``Conflict`` unless the key's revision is ``expected``."""
         return await self._write(EventType.DELETE, key, b"", expected)
 
-    async def watch(self, prefix: str, *, after: int) -> AsyncIterator[LogEvent]:
+    def watch(self, prefix: str, *, after: int) -> AsyncIterator[LogEvent]:
         """Every event on ``prefix`` above ``after``, in order: from the log first, then live, with no gap between."""
-        seen = after
-        watcher: Watcher | None = None
-        try:
-            while True:
-                # Attached before the log is read, so what is committed meanwhile is in the log, the buffer, or both.
-                watcher = self._fan_out.attach(prefix)
-                if self._closed:
-                    return
-                events, seen = await self._history(prefix, seen)
-                for event in events:
-                    yield event
-                if len(events) < PAGE and not watcher.overflown:
-                    break
-                self._fan_out.detach(watcher)
-            while (live := await watcher.next(seen, lambda: self._seen)) is not None:
-                seen = live.revision
-                yield live
-        finally:
-            if watcher is not None:
-                self._fan_out.detach(watcher)
+        return self._fan_out.follow(prefix, after, self._history, lambda: self._seen)
 
     async def heads(self, start: bytes, size: int) -> set[bytes]:
         """The first ``size`` bytes of every kept value that begins with ``start``."""

@@ -26,7 +26,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from metaos.store.checkpoint import Checkpointer
-from metaos.store.fanout import BUFFER, FanOut, Watcher
+from metaos.store.fanout import BUFFER, PAGE, FanOut
 from metaos.store.file import HEADS, Reserve, bounds, lock_file, prepare
 from metaos.store.log import (
     Compacted,
@@ -43,7 +43,6 @@ from metaos.store.log import (
 from metaos.store.sqliteledger import SqliteLedger
 
 BATCH = 256
-PAGE = 500
 STEP, STEP_BYTES = 100, 1 << 20
 NO_SPACE = "no space is left for the store: nothing was changed; free some on its disk, or delete something"
 
@@ -188,29 +187,9 @@ class SqliteStore:
         """The revision of the delete. Raises ``Conflict`` unless the key's revision is ``expected``."""
         return await self._write(lambda db: self._append(db, EventType.DELETE, key, b"", expected))
 
-    async def watch(self, prefix: str, *, after: int) -> AsyncIterator[LogEvent]:
+    def watch(self, prefix: str, *, after: int) -> AsyncIterator[LogEvent]:
         """Every event on ``prefix`` above ``after``, in order: from the log first, then live, with no gap between."""
-        seen = after
-        watcher: Watcher | None = None
-        try:
-            while True:
-                # Attached before the log is read, so what is committed meanwhile is in the log, the buffer, or both.
-                watcher = self._fan_out.attach(prefix)
-                if self._closed:
-                    return
-                start = seen
-                events, seen = await self._read(lambda db, start=start: _history(db, prefix, start))  # type: ignore[misc]
-                for event in events:
-                    yield event
-                if len(events) < PAGE and not watcher.overflown:
-                    break
-                self._fan_out.detach(watcher)
-            while (live := await watcher.next(seen, lambda: self._revision)) is not None:
-                seen = live.revision
-                yield live
-        finally:
-            if watcher is not None:
-                self._fan_out.detach(watcher)
+        return self._fan_out.follow(prefix, after, self._history, lambda: self._revision)
 
     async def heads(self, start: bytes, size: int) -> set[bytes]:
         """The first ``size`` bytes of every kept value that begins with ``start``."""
@@ -257,6 +236,9 @@ class SqliteStore:
         future: asyncio.Future[T] = self._loop.create_future()
         queue.put(_Call(work, future))
         return future
+
+    async def _history(self, prefix: str, after: int) -> tuple[Sequence[LogEvent], int]:
+        return await self._read(lambda db: _history(db, prefix, after))
 
     def _publish(self, calls: Sequence[_Call[Any]], events: Sequence[LogEvent]) -> None:
         # Watchers first: who awaited a write may rely on the revision being out.

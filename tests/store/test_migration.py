@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
@@ -23,17 +22,6 @@ from tests.store.ledger import all_of, booking, checkpoint
 
 pytestmark = pytest.mark.system
 CLOCK = SystemClock()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    try:
-        found = Postgres()
-    except FileNotFoundError as missing:
-        pytest.skip(str(missing))
-    found.start()
-    yield found
-    found.stop()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
 
@@ -44,17 +44,6 @@ from tests.store.ledger import *  # noqa: F403
 
 pytestmark = pytest.mark.system
 CLOCK = SystemClock()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    try:
-        found = Postgres()
-    except FileNotFoundError as missing:
-        pytest.skip(str(missing))
-    found.start()
-    yield found
-    found.stop()
 
 
 @pytest.fixture(scope="module")
