@@ -195,7 +195,7 @@ class Api:
         exchange.user = identity.user
         level, flow = classify(identity.user, target.kind.resource, target.subresource, request.remote or "")
         self._gates.connected(flow, request.transport)
-        identity = self._impersonated(request, identity, exchange)
+        identity = await self._impersonated(request, identity, exchange)
         call = Call(request, identity, target, exchange.headers, dry_run="dryRun" in request.query)
         exchange.call = call
         if isinstance(target.kind, CustomKind) and target.kind.warning:
@@ -268,7 +268,7 @@ class Api:
         with running, self._sessions.hold(call.request, call.identity):
             if target.verb == "watch":
                 return await self._verbs.serve(call)
-            self._registry.check(call.user, target.attributes)
+            await self._registry.check_now(call.user, target.attributes)
             if target.subresource == "tunnel" and cluster_of(call.user) != target.name:
                 kind = target.kind
                 raise errors.forbidden(kind.group, kind.plural, target.name, "only a site's own agent opens its tunnel")
@@ -287,7 +287,7 @@ class Api:
         if self._join_tokens is not None:
             await self._join_tokens.admit(call.user, target.verb, name)
 
-    def _impersonated(self, request: web.Request, identity: Identity, exchange: _Exchange) -> Identity:
+    async def _impersonated(self, request: web.Request, identity: Identity, exchange: _Exchange) -> Identity:
         """``kubectl --as``: another user, where the caller may be them. Raises ``ApiError`` 403."""
         name = readable(request.headers.get("Impersonate-User", ""))
         groups = tuple(map(readable, request.headers.getall("Impersonate-Group", ())))
@@ -297,7 +297,7 @@ class Api:
                 raise errors.bad_request("Impersonate-Group and others need Impersonate-User")
             return identity
         for attributes in impersonation.rights(name, groups, uid, extra):
-            self._registry.check(identity.user, attributes)
+            await self._registry.check_now(identity.user, attributes)
         exchange.impersonated = impersonation.user(name, groups, uid, extra + narrowing(identity.user))
         return Identity(exchange.impersonated, identity.valid, identity.credential)
 

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from metaos.client import WatchEvent
-from metaos.resources import errors
+from metaos.resources import errors, scheme
 from metaos.resources.meta import Obj
 from metaos.store.log import Compacted, EventType, LogEvent, Store, StoreUnreachable
 
@@ -215,7 +215,7 @@ def _nodes(resource: Resource, now: Version | None, before: Version | None) -> t
 class Resource:
     """All objects of one kind, in key order, with their part of the window."""
 
-    __slots__ = ("by_node", "changes", "floor", "keys", "objects", "revision", "ticked", "waiters")
+    __slots__ = ("by_node", "changes", "endings", "floor", "keys", "objects", "revision", "ticked", "waiters")
 
     def __init__(self) -> None:
         self.objects: dict[str, Version] = {}
@@ -232,6 +232,8 @@ class Resource:
         self.ticked: dict[asyncio.Future[int], str] = {}
         #: Whether anybody has ever watched one node.
         self.by_node = False
+        #: How often the kind has ceased to be served.
+        self.endings = 0
 
     def next(self, revision: int) -> Change | None:
         """The first change above ``revision``: one, so that who takes them slowly keeps nothing else of the past alive."""
@@ -271,6 +273,7 @@ class WatchCache:
         self._order: deque[tuple[Resource, int]] = deque()
         self._bytes = 0
         self._floor = 0
+        self._definitions = self.resource(scheme.CUSTOM_RESOURCE_DEFINITION.resource)
         self.revision = 0
         self._written = 0
         self._reached: list[tuple[int, asyncio.Future[None]]] = []
@@ -365,6 +368,8 @@ class WatchCache:
                 insort(resource.keys, event.key)
             resource.objects[event.key] = now
         self.revision = resource.revision = event.revision
+        if now is None and before is not None and resource is self._definitions:
+            self._end(before.name)
         if now is not None or before is not None:
             change = Change(event.revision, now, before)
             resource.changes.append(change)
@@ -378,6 +383,13 @@ class WatchCache:
             resource.wake(event.revision - 1, ("", event.key.split("/", 2)[1], *_nodes(resource, now, before)))
         if self._reached:
             self._release()
+
+    def _end(self, resource: str) -> None:
+        """Watches of what a deleted definition had defined end: who goes on asks again, and is told 404."""
+        held = self._resources.get(resource)
+        if held is not None:
+            held.endings += 1
+            held.wake(self.revision)
 
     def _release(self) -> None:
         waiting, self._reached = self._reached, []
@@ -482,10 +494,12 @@ class WatchCache:
     ) -> AsyncGenerator[Change | int, None]:
         """Changes with a revision above ``after``, in order; a number is a bookmark: all up to it has been seen. With a
         ``namespace`` or ``node`` (of Pods) all changes in it come, and some of others. ``bookmarks``: also where there is no
-        change. Ends when the cache closes. Raises ``ApiError`` 410 when the window has gone on."""
+        change. Ends when the cache closes, and when the definition of what is watched is deleted. Raises
+        ``ApiError`` 410 when the window has gone on."""
         held = self.resource(resource)
         held.by_node = held.by_node or bool(node)
         ticks, loads, topic = self._ticks, self._loads, f"{NODE}{node}" if node else namespace
+        endings = held.endings
         while True:
             # Taken again on every round: nothing is awaited between the check of the floor and the copy.
             if after < held.floor or loads != self._loads:
@@ -495,7 +509,7 @@ class WatchCache:
                 after = change.revision
                 yield change
                 continue
-            if self.closed:
+            if self.closed or endings != held.endings:
                 return
             after = max(after, self.revision)
             if bookmarks and ticks != self._ticks:

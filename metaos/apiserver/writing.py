@@ -229,6 +229,7 @@ class Writing(Reading):
         validate(kind, obj, None)
         await self._judge(kind, obj, None)
         await self._approve(write, kind, "CREATE", obj, None)
+        self._check_place(write, kind, obj)  # Once more: a webhook may have thought while the namespace was deleted.
         self._check_default(kind, obj)
         self._check_author(write.user, kind, obj, None)
         if fields:

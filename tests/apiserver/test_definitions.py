@@ -301,6 +301,24 @@ async def test_a_streamed_list(registry: Registry) -> None:
     assert seen[-1].object["metadata"]["annotations"] == {"k8s.io/initial-events-end": "true"}
 
 
+async def test_a_watch_ends_with_its_definition(registry: Registry) -> None:
+    made = await establish(registry, definition_of())
+    await registry.create(ADMIN, crontab())
+    kind = registry.kinds.kind_of(crontab())
+    watch = registry.watch(ADMIN, kind)
+    assert (await anext(watch)).type == "ADDED"
+    waiting = asyncio.ensure_future(anext(watch))
+    await registry.delete(ADMIN, kind, crontab()["metadata"]["name"], "default")
+    assert (await waiting).type == "DELETED"
+    ending = asyncio.ensure_future(anext(watch))
+    await asyncio.sleep(0)
+    await registry.delete(ADMIN, CRD, made["metadata"]["name"])
+    held = await registry.get(ADMIN, CRD, made["metadata"]["name"])
+    await registry.update(ADMIN, {**held, "metadata": {**held["metadata"], "finalizers": []}})
+    with pytest.raises(StopAsyncIteration):
+        await asyncio.wait_for(ending, 10)
+
+
 async def test_a_scale_that_lies_elsewhere(registry: Registry) -> None:
     properties = {"pool": {"type": "object", "properties": {"size": {"type": "integer"}}}}
     whole = {"type": "object", "properties": {"spec": {"type": "object", "properties": properties}}}

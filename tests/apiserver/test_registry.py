@@ -237,6 +237,17 @@ async def test_namespaces_end_in_two_steps(registry: Registry) -> None:
         await registry.get(ADMIN, scheme.NAMESPACE, "shop")
 
 
+async def test_a_namespace_that_is_deleted_while_a_webhook_thinks(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    await registry.create(ADMIN, scheme.NAMESPACE.empty("going"))
+
+    async def thinking(*asked: object) -> None:
+        await registry.delete(ADMIN, scheme.NAMESPACE, "going")
+
+    monkeypatch.setattr(registry, "_approve", thinking)
+    with pytest.raises(ApiError, match="being terminated"):
+        await registry.create(ADMIN, scheme.CONFIG_MAP.empty("late", "going"))
+
+
 async def test_scale(registry: Registry) -> None:
     await registry.create(ADMIN, deployment())
     scale = await registry.get(ADMIN, scheme.DEPLOYMENT, "web", "default", subresource="scale")
