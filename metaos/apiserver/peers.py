@@ -48,9 +48,8 @@ class Peers:
 
     def __init__(self, client: Client, clock: Clock, url: str, context: Callable[[], ssl.SSLContext], tunnels: Tunnels) -> None:
         self._client, self._clock, self.url, self._context, self._tunnels = client, clock, url, context, tunnels
-        #: URL → (its Lease's spec, since when it is so).
-        self._seen: dict[str, tuple[Any, float]] = {}
-        self._names: dict[str, str] = {}
+        #: URL → (its Lease, since when it is so).
+        self._seen: dict[str, tuple[Obj, float]] = {}
         self._links: dict[str, Tunnel] = {}
         #: Where nothing listens any more: the hub's process has ended, and not only its answers.
         self._refused: set[str] = set()
@@ -105,7 +104,7 @@ class Peers:
             self._news.set()
         elif url != self.url and (url in self._seen or len(self._seen) < MOST_HUBS):
             fresh = url not in self._seen or self._clock.monotonic() - self._seen[url][1] > AWAY_SECONDS
-            self._seen[url], self._names[url] = (spec, self._clock.monotonic()), name(lease)
+            self._seen[url] = lease, self._clock.monotonic()
             if fresh:
                 self._news.set()
 
@@ -124,10 +123,12 @@ class Peers:
 
     async def _look(self) -> None:
         now = self._clock.monotonic()
-        for url, (_, since) in list(self._seen.items()):
+        for lease, since in list(self._seen.values()):
             if now - since > FORGET_SECONDS:
+                # As it was when last seen: this one may be behind, and the other has renewed it.
+                version = lease["metadata"]["resourceVersion"]
                 with suppress(ApiError, StoreFailed):
-                    await self._client.delete(LEASE, self._names[url], SYSTEM_NAMESPACE)
+                    await self._client.delete(LEASE, name(lease), SYSTEM_NAMESPACE, resource_version=version)
         there = sorted(url for url, (_, since) in self._seen.items() if now - since <= AWAY_SECONDS)
         for url in there:
             if url not in self._dialling or self._dialling[url].done():

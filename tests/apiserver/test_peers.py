@@ -15,14 +15,14 @@ from aiohttp import web
 
 from metaos.apiserver import peers as module
 from metaos.apiserver.dialling import DialRule
-from metaos.apiserver.peers import RENEW_SECONDS, Peers
+from metaos.apiserver.peers import FORGET_SECONDS, PREFIX, RENEW_SECONDS, Peers
 from metaos.apiserver.registry import Registry
 from metaos.apiserver.tunnels import Tunnels
 from metaos.apiserver.upkeep import COMPACT_SECONDS, FULL_SECONDS, Upkeep
 from metaos.reconcile.informer import Informer
 from metaos.reconcile.manager import Manager
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import SYSTEM_NAMESPACE
+from metaos.resources.meta import SYSTEM_NAMESPACE, format_time
 from metaos.resources.scheme import LEASE
 from metaos.security.authz import MASTERS, UserInfo
 from metaos.store.log import StoreUnreachable
@@ -70,6 +70,29 @@ async def test_a_hub_is_announced_as_soon_as_its_database_is_there() -> None:
     assert (await client.get(LEASE, peers._name, SYSTEM_NAMESPACE))["spec"]["holderIdentity"] == "https://here:6443"
     running.cancel()
     await asyncio.wait([running])
+    await tunnels.close()
+    await registry.stop()
+
+
+async def test_the_lease_of_a_hub_that_lives_is_not_taken_for_an_old_one() -> None:
+    clock = FakeClock()
+    registry = Registry(MemoryStore(), clock, Random(1))
+    await registry.start()
+    client = registry.client(UserInfo("hub", (MASTERS,)))
+    tunnels = Tunnels(DialRule(Manager(client, clock, Random(1))))
+    peers = Peers(client, clock, "https://here:6443", context, tunnels)
+    spec = {"holderIdentity": "https://there:6443", "renewTime": format_time(clock.now(), micro=True)}
+    lease = await client.create({**LEASE.empty(f"{PREFIX}there", SYSTEM_NAMESPACE), "spec": spec})
+    peers._see(None, lease)
+    await clock.advance(FORGET_SECONDS + 1)
+    spec["renewTime"] = format_time(clock.now(), micro=True)
+    renewed = await client.patch(LEASE, lease["metadata"]["name"], SYSTEM_NAMESPACE, {"spec": spec})
+    await peers._look()  # The news of it is on its way.
+    assert await client.get(LEASE, lease["metadata"]["name"], SYSTEM_NAMESPACE) == renewed
+    peers._see(lease, renewed)
+    await clock.advance(FORGET_SECONDS + 1)
+    await peers._look()
+    assert not [each for each in (await client.list(LEASE, SYSTEM_NAMESPACE)).items if each["metadata"]["name"].endswith("there")]
     await tunnels.close()
     await registry.stop()
 

@@ -241,6 +241,7 @@ async def test_a_namespace_that_is_deleted_while_a_webhook_thinks(registry: Regi
     await registry.create(ADMIN, scheme.NAMESPACE.empty("going"))
 
     async def thinking(*asked: object) -> None:
+        monkeypatch.undo()
         await registry.delete(ADMIN, scheme.NAMESPACE, "going")
 
     monkeypatch.setattr(registry, "_approve", thinking)
