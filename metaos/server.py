@@ -76,13 +76,14 @@ from metaos.plugins.registry import names, provision
 from metaos.reconcile.election import Election
 from metaos.reconcile.informer import Informer
 from metaos.reconcile.manager import Manager
+from metaos.reconcile.precedence import Precedence
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, format_time
 from metaos.resources.meta import name as resource_name
 from metaos.scheduler.scores import Score
 from metaos.security import revocation
-from metaos.security.authz import MASTERS, Attributes, UserInfo
+from metaos.security.authz import CONTROLLER_MANAGER, MASTERS, Attributes, UserInfo
 from metaos.security.identity import TOKEN_TYPE, JoinToken, token_hash
 from metaos.store.keyfiles import Changed, KeyFiles
 from metaos.store.log import StoreFailed
@@ -94,7 +95,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nemo.hub")
 
-CONTROLLERS = UserInfo("system:controller-manager", (MASTERS,))
+CONTROLLERS = UserInfo(CONTROLLER_MANAGER, (MASTERS,))
 #: Set aside on the disk, so that deletes and heartbeats go on when it is full.
 RESERVE_BYTES = 16 << 20
 LOCAL_SITE = "local"
@@ -113,7 +114,7 @@ class Hub:
         self.url = ""
         self.client: Client | None = None
         self._stack = AsyncExitStack()
-        self._metrics = Metrics()
+        self._metrics, self._precedence = Metrics(), Precedence(clock)
         self._ready = False
         #: Where several hubs share a store: which of them leads.
         self.election: Election | None = None
@@ -186,7 +187,7 @@ class Hub:
             reoptimise_interval=self.config.reoptimise_interval_seconds,
             scores=_learned(self.config.scores),
         )
-        manager = self._working = Manager(client, clock, self._random)
+        manager = self._working = Manager(client, clock, self._random, self._precedence)
         if keys is None:
             for setup in all_setups():
                 setup(manager, client, clock, settings)
@@ -251,6 +252,7 @@ class Hub:
             ca=lambda: pki.bundle,
             sessions=sessions,
             peers=peers,
+            precedence=self._precedence,
             ready=lambda: "" if self._ready else "the hub is starting",
         )
         await self._serve(app, credentials)
@@ -295,7 +297,7 @@ class Hub:
     async def _work(self, client: Client, settings: Settings, upkeep: Upkeep, books: Books) -> None:
         """What the leader does for all hubs, until it is cancelled."""
         before = self._working
-        manager = self._working = Manager(client, self._clock, self._random)
+        manager = self._working = Manager(client, self._clock, self._random, self._precedence)
         try:
             for setup in all_setups():
                 setup(manager, client, self._clock, settings)

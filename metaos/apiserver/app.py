@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from random import Random  # noqa: TID251 - the type of the source that is handed in
 from typing import Any
 
@@ -27,7 +27,7 @@ from metaos.apiserver.bodies import MAX_BODY, decoded, flag, readable
 from metaos.apiserver.customkind import CustomKind
 from metaos.apiserver.discovery import Discovery
 from metaos.apiserver.effort import objects_of, stored_bytes
-from metaos.apiserver.fairness import classify, width
+from metaos.apiserver.fairness import classify, turn_of, width
 from metaos.apiserver.gates import (
     BYTES_PER_SEAT,
     CONNECTIONS_UNKNOWN,
@@ -53,6 +53,7 @@ from metaos.apiserver.upkeep import PATHS as UPKEEP_PATHS
 from metaos.apiserver.upkeep import Upkeep
 from metaos.apiserver.verbs import Call, Verbs, warning_headers
 from metaos.clock import Clock
+from metaos.reconcile.precedence import Precedence, Turn
 from metaos.resources import errors, scheme
 from metaos.resources.errors import ApiError
 from metaos.security import audit
@@ -97,8 +98,10 @@ class Api:
         ready: Callable[[], str],
         sessions: Sessions,
         peers: Peers | None = None,
+        precedence: Precedence | None = None,
     ) -> None:
         self._registry, self._peers = registry, peers
+        self._precedence = precedence or Precedence(clock)
         self._authenticator = authenticator
         self._connect = connect
         self._clock, self._random = clock, random
@@ -205,11 +208,11 @@ class Api:
                 if target.verb == "watch":
                     return await self._begin_watch(call, self._gates.of(level), flow)
                 return await self._serve_long(call)
-        size = announced(request)
-        if size <= SMALL_BYTES:
-            answer = await self._serve_short(call, self._gates.of(level), flow, size)
-        else:
-            with self._gates.holding(flow, size):
+        size, turn = announced(request), turn_of(call.user, target.kind.resource, target.subresource)
+        with self._gates.holding(flow, size):
+            if turn is Turn.LAST:
+                await self._precedence.after()
+            with self._precedence.ahead() if turn is Turn.FIRST else nullcontext():
                 answer = await self._serve_short(call, self._gates.of(level), flow, size)
         return await self._sent(request, answer, flow)
 
@@ -515,10 +518,11 @@ def make_app(
     ready: Callable[[], str] = lambda: "",
     sessions: Sessions | None = None,
     peers: Peers | None = None,
+    precedence: Precedence | None = None,
 ) -> web.Application:
     """The application; run it with ``web.AppRunner``. ``ca`` (PEM) is served at ``/cacerts`` to those who pin it by a join
     token, and to sites; ``ready`` says what is still missing, or nothing; ``sessions`` holds what lasts;
-    ``peers`` are other hubs of the same store."""
+    ``peers`` are other hubs of the same store; ``precedence`` is shared with the controllers."""
     measured = metrics or Metrics()
     measured.gauges.setdefault("nemo_store_revision", ("Latest revision that is served.", lambda: float(registry.cache.revision)))
     measured.gauges.setdefault("process_resident_memory_bytes", ("Resident memory.", resident_bytes))
@@ -538,6 +542,7 @@ def make_app(
         ready=ready,
         sessions=sessions or Sessions(),
         peers=peers,
+        precedence=precedence,
     )
     app = web.Application(
         client_max_size=MAX_BODY,

@@ -13,6 +13,7 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from metaos.reconcile.precedence import Turn
 from metaos.resources import scheme
 from metaos.security.authz import AUTHENTICATED, MASTERS, UserInfo, cluster_of, is_bootstrap
 
@@ -58,6 +59,15 @@ def classify(user: UserInfo, resource: str, subresource: str, source: str) -> tu
     return (WORKLOAD_HIGH if MASTERS in user.groups else GLOBAL_DEFAULT), user.name
 
 
+def turn_of(user: UserInfo, resource: str, subresource: str) -> Turn:
+    """Agents' reports wait for what users ask for."""
+    if cluster_of(user) is None:
+        return Turn.FIRST if AUTHENTICATED in user.groups else Turn.ANY
+    return Turn.LAST if resource in _TOLD or (resource, subresource) == (scheme.WORK.resource, "status") else Turn.ANY
+
+
+#: What agents tell of what runs at their sites.
+_TOLD: Container[str] = frozenset((scheme.EVENT.resource, scheme.POD.resource))
 _VITAL: Container[str] = frozenset((scheme.LEASE.resource, scheme.CERTIFICATE_SIGNING_REQUEST.resource))
 
 

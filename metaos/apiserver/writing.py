@@ -38,7 +38,15 @@ from metaos.resources import errors, scheme
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj, format_time, name, namespace
 from metaos.resources.scheme import Kind
-from metaos.security.authz import AUTHENTICATED, MASTERS, Attributes, UserInfo, agent_write_problem, cluster_of
+from metaos.security.authz import (
+    AUTHENTICATED,
+    CONTROLLER_MANAGER,
+    MASTERS,
+    Attributes,
+    UserInfo,
+    agent_write_problem,
+    cluster_of,
+)
 from metaos.store.log import Conflict, Overtaken, Store
 
 if TYPE_CHECKING:
@@ -213,7 +221,8 @@ class Writing(Reading):
                 raise errors.already_exists(kind.group, kind.plural, metadata["name"])
         self._check_place(write, kind, obj)
         self._check_room(kind)
-        if "status" in kind.subresources and cluster_of(write.user) is None:
+        tells = write.user.name == CONTROLLER_MANAGER or cluster_of(write.user) is not None
+        if "status" in kind.subresources and not tells:
             obj.pop("status", None)
         if isinstance(kind, CustomKind):
             validate(kind, obj, None)  # Who owns what can be told of objects that are as their schema wants them.

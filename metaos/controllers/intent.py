@@ -13,6 +13,7 @@ from metaos.controllers.settings import Settings
 from metaos.network.intents import evaluate
 from metaos.network.traffic import judge_traffic
 from metaos.reconcile.manager import Manager
+from metaos.reconcile.precedence import Turn
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import meta, scheme
 from metaos.resources.meta import Obj, ObjectRef, deleting, generation, labels, name, ref, uid
@@ -141,7 +142,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
     """Runs it: for every intent, and for those that a changed placement or site may concern."""
     reconciler = IntentReconciler(manager, client, clock)
     intents = manager.informer(scheme.INTENT)
-    manager.add(reconciler, [])
+    manager.add(reconciler, [], turn=Turn.LAST)
 
     def on_intent(old: Obj | None, new: Obj | None) -> None:
         if new is not None:

@@ -22,6 +22,7 @@ from metaos.controllers.reoptimising import SUGGESTED, suggestion
 from metaos.controllers.settings import Settings
 from metaos.plugins.registry import load_all
 from metaos.reconcile.manager import Manager
+from metaos.reconcile.precedence import Turn
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme, workload
 from metaos.resources.errors import ApiError
@@ -412,8 +413,12 @@ class PlacementReconciler:
         }
         self._decided[about] = chosen
         self.take_account(about)
+        told = placement is not None and placement.get("status") is not None
         try:
-            placement = await self._write_spec(obj, placement, spec, found, plan, now)
+            if placement is None:
+                placement = await self._create(obj, spec, found, plan, reasons, now)
+            else:
+                placement = await self._write_spec(obj, placement, spec, found, plan, now)
         except Exception:
             # The next look begins from what is stored.
             self._decided.pop(about, None)
@@ -423,18 +428,36 @@ class PlacementReconciler:
             self.neighbours_changed()
         # Should this fail, the decision is stored all the same, and what the informer has of it may be older.
         await self._write_status(placement, obj, found, plan, reasons, now)
-        if placement.get("status") is None or set(chosen) != set(before):
+        if not told or set(chosen) != set(before):
             await self._tell(obj, before, plan)
         elif is_true(placement, "Scheduled") and not plan.complete:
             # It stays where it is, though it should not: who drains a site would wait, and not know what for.
             await self._recorder.event(obj, "Incomplete", plan.reason, warning=True)
 
-    async def _write_spec(
-        self, obj: Obj, placement: Obj | None, spec: dict[str, Any], found: WorkloadInfo, plan: Plan, now: float
+    async def _create(
+        self, obj: Obj, spec: dict[str, Any], found: WorkloadInfo, plan: Plan, reasons: dict[str, Any], now: float
     ) -> Obj:
+        fresh: Obj = {**scheme.PLACEMENT.empty(placement_name(ref(obj)), namespace(obj))}
+        fresh["spec"] = self._stamped(fresh, spec, found, plan, now)
+        fresh["metadata"]["ownerReferences"] = [owner_reference(obj)]
+        return await self._client.create(fresh | {"status": self._status(fresh, obj, found, plan, reasons, now)})
+
+    async def _write_spec(
+        self, obj: Obj, placement: Obj, spec: dict[str, Any], found: WorkloadInfo, plan: Plan, now: float
+    ) -> Obj:
+        present = placement.get("spec") or {}
+        if {k: present.get(k) for k in spec} == spec:
+            return placement
+        metadata = placement["metadata"] | {"ownerReferences": [owner_reference(obj)]}
+        return await self._client.update(
+            placement | {"metadata": metadata, "spec": self._stamped(placement, spec, found, plan, now)}
+        )
+
+    def _stamped(self, placement: Obj, spec: dict[str, Any], found: WorkloadInfo, plan: Plan, now: float) -> dict[str, Any]:
+        """A decision with when and why it was made, and what of earlier ones still counts."""
         before, chosen = found.current, dict(plan.clusters)
         stamped = spec | {"decidedTime": format_time(now), "reason": plan.reason}
-        moves = list(((placement or {}).get("spec") or {}).get("moves") or ())
+        moves = list((placement.get("spec") or {}).get("moves") or ())
         if plan.migrates:
             # In the same write as the decision: the budget forgets no move, whenever the hub dies.
             moved: dict[str, Any] = {"time": format_time(now, micro=True)}
@@ -443,21 +466,20 @@ class PlacementReconciler:
         if moves:
             stamped["moves"] = moves
         # Until it is there again: what it has there is stopped first, whenever the hub dies. Bounded by the sites.
-        if left := sorted({*displaced(placement or {}), *found.displaced} - chosen.keys()):
+        if left := sorted({*displaced(placement), *found.displaced} - chosen.keys()):
             stamped["displaced"] = left
-        if placement is None:
-            fresh: Obj = {**scheme.PLACEMENT.empty(placement_name(ref(obj)), namespace(obj)), "spec": stamped}
-            fresh["metadata"]["ownerReferences"] = [owner_reference(obj)]
-            return await self._client.create(fresh)
-        present = placement.get("spec") or {}
-        if {k: present.get(k) for k in spec} == spec:
-            return placement
-        metadata = placement["metadata"] | {"ownerReferences": [owner_reference(obj)]}
-        return await self._client.update(placement | {"metadata": metadata, "spec": stamped})
+        return stamped
 
     async def _write_status(
         self, placement: Obj, obj: Obj, found: WorkloadInfo, plan: Plan, reasons: dict[str, Any], now: float
     ) -> None:
+        status = self._status(placement, obj, found, plan, reasons, now)
+        if status != (placement.get("status") or {}):
+            await self._client.update(placement | {"status": status}, subresource="status")
+
+    def _status(
+        self, placement: Obj, obj: Obj, found: WorkloadInfo, plan: Plan, reasons: dict[str, Any], now: float
+    ) -> dict[str, Any]:
         old = placement.get("status") or {}
         done = "True" if plan.clusters and plan.complete else "False"
         reason = "Placed" if done == "True" else "Unplaceable" if not plan.clusters else "Incomplete"
@@ -469,7 +491,7 @@ class PlacementReconciler:
             conditions = with_condition(conditions, SPREAD, "False", "OneSite", _WHOLE.format(found.ref.kind), now)
         else:
             conditions = [c for c in conditions if c["type"] != SPREAD]
-        status = {
+        return {
             **{k: v for k, v in old.items() if k in ("migration", "deferral")},
             "observedGeneration": generation(obj),
             "conditions": conditions,
@@ -481,8 +503,6 @@ class PlacementReconciler:
             },
             **reasons,
         }
-        if status != old:
-            await self._client.update(placement | {"status": status}, subresource="status")
 
     async def _tell(self, obj: Obj, before: Mapping[str, int], plan: Plan) -> None:
         places = ", ".join(f"{c} ({n})" for c, n in plan.clusters)
@@ -558,6 +578,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
             (scheme.POD, pod),
             (scheme.PLACEMENT_POLICY, of_rule),
         ],
+        turn=Turn.FIRST,
     )
 
     manager.informer(scheme.CLUSTER).on_change(reconciler.site_changed)

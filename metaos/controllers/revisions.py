@@ -14,6 +14,7 @@ from metaos.clock import Clock
 from metaos.controllers.render import LAST_APPLIED, paused
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
+from metaos.reconcile.precedence import Turn
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
@@ -195,10 +196,10 @@ class RevisionsReconciler:
 
     async def _write(self, held: Obj | None, record: Obj) -> None:
         kind = scheme.kind_of(record)
-        fresh = held is None
         if held is None:
             # One of the same name that belongs to another is in the way: tried again, until it has gone.
-            held = await self._client.create({k: v for k, v in record.items() if k != "status"})
+            made = record | {"status": record["status"] | {"observedGeneration": 1}} if kind is scheme.REPLICA_SET else record
+            held = await self._client.create(made)
         metadata = {part: _difference(held["metadata"].get(part) or {}, record["metadata"].get(part) or {}) for part in _PARTS}
         patch: dict[str, Any] = {"metadata": metadata} if any(metadata.values()) else {}
         if kind is scheme.REPLICA_SET and held["spec"].get("replicas") != record["spec"]["replicas"]:
@@ -208,8 +209,6 @@ class RevisionsReconciler:
         if patch:
             held = await self._client.patch(kind, name(record), namespace(record), patch)
         status = {k: v for k, v in (held.get("status") or {}).items() if k != "observedGeneration"}
-        if fresh and not record.get("status", {}).get("replicas"):
-            return  # There is nothing to count yet; the first count says so.
         if kind is scheme.REPLICA_SET and status != record["status"]:
             status = record["status"] | {"observedGeneration": generation(held)}
             await self._client.update(held | {"status": status}, subresource="status")
@@ -236,7 +235,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
             return []
         return [ObjectRef(group, str(owner["kind"]), namespace(obj), str(owner.get("name")))]
 
-    manager.add(RevisionsReconciler(manager, client, clock), [])
+    manager.add(RevisionsReconciler(manager, client, clock), [], turn=Turn.LAST)
 
     def on_workload(old: Obj | None, new: Obj | None) -> None:
         if new is None or namespace(new).startswith(("nemo-cluster-", SYSTEM_NAMESPACE)):

@@ -24,6 +24,7 @@ from metaos.controllers.render import (
 )
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
+from metaos.reconcile.precedence import Turn
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
 from metaos.resources.meta import SOURCE_LABEL, Obj, ObjectRef, deleting, is_true, labels, namespace, ref, with_condition
@@ -250,5 +251,6 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         return [about] if about is not None and about.kind in kinds else []
 
     watched = [(k, itself) for k in (*kinds.values(), scheme.PERSISTENT_VOLUME_CLAIM)]
-    manager.add(StatusReconciler(manager, client, clock), [*watched, (scheme.WORK, of_work), (scheme.PLACEMENT, of_placement)])
+    watches = [*watched, (scheme.WORK, of_work), (scheme.PLACEMENT, of_placement)]
+    manager.add(StatusReconciler(manager, client, clock), watches, turn=Turn.LAST)
     on_health(manager, lambda about: manager.enqueue(NAME, about) if about.kind in kinds else None)

@@ -4,7 +4,9 @@ What a workload refers to follows it to exactly the sites where a Work of a depe
 keeps its Work until the migration controller takes it down; when the user's object goes, its Works go at once.
 """
 
-from collections.abc import Iterable, Mapping, Set
+import asyncio
+from collections.abc import Coroutine, Iterable, Mapping, Set
+from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
@@ -34,6 +36,7 @@ from metaos.controllers.rollout import staged
 from metaos.controllers.settings import Settings
 from metaos.controllers.shifting import starts_of
 from metaos.reconcile.manager import CONTENT_LEFT_OUT, Manager
+from metaos.reconcile.precedence import Turn
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
 from metaos.resources.cron import STARTS
@@ -154,6 +157,7 @@ class WorkReconciler:
         left = {site: _count(w) for site, w in known.items() if site not in choices}
         full = {s: overridden(with_replicas(dict(body), count), s, policies) for s, count in {**left, **told}.items()}
         answering = {site: self._ready(site) for site in full}
+        writes: list[Coroutine[Any, Any, None]] = []
         rendered = staged(obj, {s: full[s] for s in told}, known, answering, {s: full[s] for s in left})
         for site, each in rendered.items():
             if site in left:
@@ -171,13 +175,21 @@ class WorkReconciler:
                 # A site that does not answer keeps to what it was told last, and the hub has to know what that was.
                 wanted["spec"] = {k: v for k, v in wanted["spec"].items() if k != "fencing"}
                 wanted["spec"] |= {k: v for k, v in present["spec"].items() if k == "fencing"}
-            if present is None:
-                await self._network_policies.go_ahead(about.namespace, site)
-            await self._apply(present, wanted)
-            if about.kind == "Pod" and not (obj.get("spec") or {}).get("nodeName"):
-                await self._client.patch(scheme.POD, about.name, about.namespace, {"spec": {"nodeName": site}})
+            writes.append(self._carry(obj, site, present, wanted))
+        # At the same time: that of many sites takes one commit, and the last need not wait for the first.
+        for failure in await asyncio.gather(*writes, return_exceptions=True):
+            if failure is not None:
+                raise failure
         waits = [seconds for seconds in (wait, again) if seconds]
         return Result(requeue_after=min(waits)) if waits else DONE
+
+    async def _carry(self, obj: Obj, site: str, present: Obj | None, wanted: Obj) -> None:
+        about = ref(obj)
+        if present is None:
+            await self._network_policies.go_ahead(about.namespace, site)
+        await self._apply(present, wanted)
+        if about.kind == "Pod" and not (obj.get("spec") or {}).get("nodeName"):
+            await self._client.patch(scheme.POD, about.name, about.namespace, {"spec": {"nodeName": site}})
 
     def _ready(self, site: str) -> bool:
         cluster = self._clusters.get(site)
@@ -408,6 +420,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
             (scheme.PLACEMENT_POLICY, of_rule),
             (scheme.WORK, of_work),
         ],
+        turn=Turn.FIRST,
     )
 
     def on_workload(old: Obj | None, new: Obj | None) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.reconcile.informer import Informer, Keep, metadata_only
+from metaos.reconcile.precedence import Precedence, Turn
 from metaos.reconcile.reconciler import Reconciler, TerminalError
 from metaos.reconcile.workqueue import Closed, WorkQueue
 from metaos.resources.errors import ApiError
@@ -33,19 +35,22 @@ class _Controller:
     reconciler: Reconciler
     queue: WorkQueue[ObjectRef]
     workers: int
+    turn: Turn
 
 
 class Manager:
     """Owns informers and workers. Use: ``informer`` and ``add`` as needed, then ``await start()``, ``await stop()``.
+    ``precedence``: whom those whose turn is last wait for; without it nobody waits.
 
     Both may also be called after ``start``. ``metrics`` counts per reconciler, ready for ``/metrics``: ``reconciles``,
     ``errors``, ``depth``.
     """
 
-    def __init__(self, client: Client, clock: Clock, random: Random) -> None:
+    def __init__(self, client: Client, clock: Clock, random: Random, precedence: Precedence | None = None) -> None:
         self.client = client
         self.clock = clock
         self._random = random
+        self._precedence = precedence
         self._informers: dict[tuple[str, str, str, str, Keep | None], Informer] = {}
         self._controllers: dict[str, _Controller] = {}
         #: In the order in which they began, so that they end in one order.
@@ -76,13 +81,19 @@ class Manager:
             task.cancel()
             self._tasks.remove(task)
 
-    def add(self, reconciler: Reconciler, watches: Sequence[tuple[Kind, Mapper]], workers: int = 1) -> None:
+    def add(
+        self,
+        reconciler: Reconciler,
+        watches: Sequence[tuple[Kind, Mapper]],
+        workers: int = 1,
+        turn: Turn = Turn.ANY,
+    ) -> None:
         """Run ``reconciler`` for whatever the mappers yield. A mapper is called for the old and the new object of every
         change, also on the first list, so every existing object is looked at after a start."""
         if reconciler.name in self._controllers:
             raise ValueError(f"there is a reconciler {reconciler.name!r} already")
         queue: WorkQueue[ObjectRef] = WorkQueue(self.clock, self._random)
-        controller = _Controller(reconciler, queue, workers)
+        controller = _Controller(reconciler, queue, workers, turn)
         self._controllers[reconciler.name] = controller
         self._counts[reconciler.name] = {"reconciles": 0, "errors": 0}
         for kind, mapper in watches:
@@ -131,13 +142,18 @@ class Manager:
             self._tasks.append(asyncio.create_task(self._work(controller), name=f"{controller.reconciler.name} {number}"))
 
     async def _work(self, controller: _Controller) -> None:
+        precedence = self._precedence
         while True:
             try:
+                if precedence is not None and controller.turn is Turn.LAST:
+                    await controller.queue.wait()
+                    await precedence.after()
                 ref = await controller.queue.get()
             except Closed:
                 return
             try:
-                await self._reconcile(controller, ref)
+                with precedence.ahead() if precedence is not None and controller.turn is Turn.FIRST else nullcontext():
+                    await self._reconcile(controller, ref)
             finally:
                 controller.queue.done(ref)
 

@@ -98,6 +98,14 @@ class WorkQueue(Generic[K]):
 
     async def get(self) -> K:
         """The next key; call ``done`` with it afterwards. Raises :class:`Closed`."""
+        await self.wait()
+        key = self._ready.popleft()
+        self._dirty.discard(key)
+        self._processing.add(key)
+        return key
+
+    async def wait(self) -> None:
+        """Returns when there is a next key. Raises :class:`Closed`."""
         while not self._ready:
             if self._closed:
                 raise Closed
@@ -112,10 +120,6 @@ class WorkQueue(Generic[K]):
                 raise
         if self._closed:
             raise Closed
-        key = self._ready.popleft()
-        self._dirty.discard(key)
-        self._processing.add(key)
-        return key
 
     def done(self, key: K) -> None:
         """The worker has finished with ``key``."""

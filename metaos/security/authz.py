@@ -13,6 +13,8 @@ from metaos.resources.meta import CLUSTER_LABEL, GROUP, Obj, cluster_namespace, 
 
 #: Members of this group may do anything (Kubernetes' own name for it).
 MASTERS = "system:masters"
+#: The hub's own controllers.
+CONTROLLER_MANAGER = "system:controller-manager"
 #: The agents' group; a member's agent is the user ``system:cluster:NAME``.
 CLUSTERS = "system:clusters"
 CLUSTER_USER_PREFIX = "system:cluster:"

@@ -20,10 +20,10 @@ from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
 from metaos.resources.meta import Obj
 from metaos.resources.scheme import Kind
-from metaos.security.authz import MASTERS, UserInfo
+from metaos.security.authz import CONTROLLER_MANAGER, MASTERS, UserInfo
 from metaos.twin.disk import Disk, Mounted
 
-CONTROLLERS = UserInfo("system:controller-manager", (MASTERS,))
+CONTROLLERS = UserInfo(CONTROLLER_MANAGER, (MASTERS,))
 ADMIN = UserInfo("admin", (MASTERS,))
 
 

@@ -15,8 +15,10 @@ from metaos.apiserver.fairness import (
     FairQueue,
     Level,
     classify,
+    turn_of,
     width,
 )
+from metaos.reconcile.precedence import Turn
 from metaos.security.authz import UserInfo
 
 AGENT = UserInfo("system:cluster:edge", ("system:clusters", "system:authenticated"))
@@ -32,6 +34,15 @@ def test_levels() -> None:
     assert classify(UserInfo("system:anonymous", ("system:unauthenticated",)), "pods", "", "a") == (CATCH_ALL, "a")
     # A name alone makes nobody an agent.
     assert classify(UserInfo(AGENT.name, ("system:authenticated",)), "leases.coordination.k8s.io", "", "a")[0] is GLOBAL_DEFAULT
+
+
+def test_what_agents_tell_comes_after_what_users_ask_for_and_their_lives_depend_on_neither() -> None:
+    user = UserInfo("x", ("system:authenticated",))
+    assert turn_of(user, "pods", "") is turn_of(user, "works.meta-os.eu", "status") is Turn.FIRST
+    told = [("events", ""), ("pods", ""), ("pods", "status"), ("works.meta-os.eu", "status")]
+    assert {turn_of(AGENT, *each) for each in told} == {Turn.LAST}
+    vital = [("leases.coordination.k8s.io", ""), ("clusters.meta-os.eu", "status"), ("works.meta-os.eu", "")]
+    assert {turn_of(AGENT, *each) for each in vital} == {Turn.ANY}
 
 
 def test_lists_take_more_seats_but_never_all() -> None:
