@@ -1,0 +1,170 @@
+"""Who may say what on the bus: the operator, the hub's account, one account for each tenant (namespace), a user for each device.
+
+Accounts are apart as if they had servers of their own. What a device says under ``nemo.NAMESPACE`` in its account is seen by the
+hub under ``up.NAMESPACE``, and what the hub says under ``down.NAMESPACE`` is heard there under ``nemo.NAMESPACE``: nothing else
+passes, and nothing from tenant to tenant. Everything here is a function of the root secret, the time and what is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from metaos.messaging.keys import Key
+from metaos.messaging.subjects import DEVICE_HEARS, DEVICE_SAYS, device, word
+
+VERSION = 2
+#: What may be connected of a tenant at once, and kept for it on the servers' disks, unless told otherwise.
+CONNECTIONS = 20_000
+DISK_BYTES = 1 << 30
+#: Longest message, in bytes, of a tenant's; a chunk of a program that is sent to a device fits.
+PAYLOAD_BYTES = 256 << 10
+#: Credentials of one tenant that are revoked: each is a line in its account's token, which a server takes whole.
+MOST_REVOKED = 20_000
+#: A time that is after any other, in seconds since the epoch.
+_ALWAYS = 1 << 40
+
+_FREE: Mapping[str, Any] = {"subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": True}
+_STORED: Mapping[str, Any] = {"mem_storage": 0, "disk_storage": -1, "streams": -1, "consumer": -1}
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A namespace on the bus. ``uid`` is the namespace's: one of the same name that is made later is another tenant.
+    ``revoked``: keys of users that count no more, whenever their tokens were issued: who gets new credentials gets a new key.
+    Raises ``ValueError`` for more of them than ``MOST_REVOKED``."""
+
+    namespace: str
+    uid: str
+    revoked: frozenset[str] = frozenset()
+    connections: int = CONNECTIONS
+    disk_bytes: int = DISK_BYTES
+
+    def __post_init__(self) -> None:
+        word(self.namespace)
+        if len(self.revoked) > MOST_REVOKED:
+            raise ValueError(
+                f"namespace {self.namespace} has {len(self.revoked)} revoked credentials of devices, {MOST_REVOKED} is the most: "
+                "move its devices to a namespace that is made anew, whose old credentials count nowhere"
+            )
+
+
+@dataclass(frozen=True)
+class DeviceUser:
+    """What a device logs in with: ``name`` as MQTT's user name, ``token`` as its password (a secret)."""
+
+    name: str
+    key: str
+    token: str
+
+
+class Accounts:
+    """All that follows from the root secret: see the module."""
+
+    def __init__(self, root: bytes) -> None:
+        self._root = root
+        self.operator = Key.derive("operator", root)
+        self.system = Key.derive("account", root, "system")
+        self.hub = Key.derive("account", root, "hub")
+
+    def account(self, namespace: str, uid: str) -> Key:
+        return Key.derive("account", self._root, "tenant", namespace, uid)
+
+    # -- tokens of accounts ------------------------------------------------------------------------------------
+
+    def operator_token(self) -> str:
+        """Says who the operator is: what a server is made to trust. The same at any time, and no secret."""
+        claims = {"type": "operator", "version": VERSION, "system_account": self.system.public}
+        return self.operator.token(self.operator.public, "nemo", claims, 0)
+
+    def system_token(self) -> str:
+        """Of the account in which servers tell of themselves and take accounts."""
+        limits = {**_FREE, "conn": -1, "leaf": -1}
+        return self.operator.token(self.system.public, "system", _account(limits), 0)
+
+    def hub_token(self, tenants: Collection[Tenant], now: float) -> str:
+        """Of the account of all hubs: it hears every tenant."""
+        imports = [
+            _import(self.account(t.namespace, t.uid), f"nemo.{t.namespace}.*.{end}", f"up.{t.namespace}.*.{end}")
+            for t in sorted(tenants, key=lambda t: t.namespace)
+            for end in DEVICE_SAYS
+        ]
+        exports = [{"name": "down", "subject": "down.>", "type": "stream"}]
+        limits = {**_FREE, **_STORED, "conn": -1, "leaf": -1}
+        return self.operator.token(self.hub.public, "hub", _account(limits, imports, exports), now)
+
+    def tenant_token(self, tenant: Tenant, now: float) -> str:
+        namespace = tenant.namespace
+        imports = [_import(self.hub, f"down.{namespace}.*.{end}", f"nemo.{namespace}.*.{end}") for end in DEVICE_HEARS]
+        exports = [{"name": "up", "subject": f"nemo.{namespace}.>", "type": "stream"}]
+        limits = {
+            **_FREE,
+            **_STORED,
+            "conn": tenant.connections,
+            "leaf": tenant.connections,
+            "payload": PAYLOAD_BYTES,
+            "disk_storage": tenant.disk_bytes,
+        }
+        claims = _account(limits, imports, exports)
+        if tenant.revoked:
+            claims["revocations"] = dict.fromkeys(sorted(tenant.revoked), _ALWAYS)
+        return self.operator.token(self.account(namespace, tenant.uid).public, namespace, claims, now)
+
+    def removal_token(self, accounts: Collection[str], now: float) -> str:
+        """Asks servers to forget accounts, by their public keys."""
+        return self.operator.token(
+            self.operator.public, "remove", {"type": "generic", "version": VERSION, "accounts": [*accounts]}, now
+        )
+
+    # -- users ---------------------------------------------------------------------------------------------------
+
+    def hub_user(self, now: float, *, system: bool = False) -> tuple[Key, str]:
+        """A hub's own key and token, for its account or for that of the servers."""
+        key = Key.derive("user", self._root, "system" if system else "hub")
+        claims = {**_ANYTHING, "type": "user", "version": VERSION}
+        return key, (self.system if system else self.hub).token(key.public, "hub", claims, now)
+
+    def device(
+        self, tenant: Tenant, name: str, uid: str, now: float, *, generation: int = 1, expires: float | None = None
+    ) -> DeviceUser:
+        """What one device logs in with: it may say and hear what is under its own name, in its tenant's account, over MQTT.
+        ``uid`` is the Device's and ``generation`` counts its credentials: each is a key of its own, to be revoked alone."""
+        key = self.device_key(tenant, name, uid, generation)
+        claims = {
+            **_ANYTHING,
+            "type": "user",
+            "version": VERSION,
+            # The token is the password: nothing else is shown. A client of MQTT cannot sign what the server asks.
+            "bearer_token": True,
+            "allowed_connection_types": ["MQTT", "MQTT_WS"],
+            "pub": {"allow": [device(tenant.namespace, name, part) for part in DEVICE_SAYS]},
+            "sub": {"allow": [device(tenant.namespace, name, part) for part in DEVICE_HEARS]},
+        }
+        account = self.account(tenant.namespace, tenant.uid)
+        return DeviceUser(name, key.public, account.token(key.public, name, claims, now, expires))
+
+    def device_key(self, tenant: Tenant, name: str, uid: str, generation: int) -> Key:
+        """By which a device's credentials are revoked; see ``device``."""
+        return Key.derive("user", self._root, "device", tenant.namespace, tenant.uid, name, uid, str(generation))
+
+
+_ANYTHING: Mapping[str, Any] = {"subs": -1, "data": -1, "payload": -1}
+
+
+def _import(exporter: Key, subject: str, local: str) -> dict[str, Any]:
+    """Of a stream: what the exporter calls ``subject`` is heard as ``local``. Each end of a subject is one, as a server takes
+    what goes both ways below one name for a loop."""
+    # A local subject names each wildcard of the other by its number.
+    numbers = iter(range(1, 9))
+    local = ".".join(f"${next(numbers)}" if part == "*" else part for part in local.split("."))
+    return {"name": local, "subject": subject, "local_subject": local, "account": exporter.public, "type": "stream"}
+
+
+def _account(limits: Mapping[str, Any], imports: Any = (), exports: Any = ()) -> dict[str, Any]:
+    claims: dict[str, Any] = {"type": "account", "version": VERSION, "limits": dict(limits)}
+    if imports:
+        claims["imports"] = list(imports)
+    if exports:
+        claims["exports"] = list(exports)
+    return claims

@@ -1,0 +1,217 @@
+"""The hub's side of the bus: its server, started with the first use, its connection, its tenants and their devices' credentials.
+
+A hub without devices runs no server. Servers keep the accounts that they were told, so devices come back to them without the hub.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import ssl
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from metaos.clock import Clock
+from metaos.config import Address
+from metaos.messaging.accounts import Accounts, DeviceUser, Tenant
+from metaos.messaging.bus import BusError, Unavailable
+from metaos.messaging.embedded import DISK_BYTES, Embedded, Listener, ServerConfig, free_port
+from metaos.messaging.keys import read_token
+from metaos.messaging.nats import NatsBus
+
+log = logging.getLogger("nemo.bus")
+
+LOOPBACK = "127.0.0.1"
+#: Accounts that are told to the servers at once.
+AT_ONCE = 16
+TELL_SECONDS = 10.0
+#: How long a connection to servers of one's own, and to others, is waited for.
+PATIENCE_SECONDS = (5.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeConfig:
+    """``servers``: of a cluster that is there (``nats://HOST:PORT`` or ``tls://…``); without them one is run here, in ``folder``.
+    ``mqtt`` and ``leaf``: where it listens for devices and for servers at sites; port 0: any free one."""
+
+    folder: Path
+    servers: tuple[str, ...] = ()
+    mqtt: Address | None = None
+    leaf: Address | None = None
+    disk_bytes: int = DISK_BYTES
+    #: What a hub cannot do that has no bus; empty: it has one.
+    off: str = ""
+
+
+class Exchange:
+    """See the module. ``root`` gives the secret that everything is derived from. ``pair``: files with the server's certificates
+    and key, for listeners beyond loopback; ``trust``: for servers of others."""
+
+    def __init__(
+        self,
+        config: ExchangeConfig,
+        clock: Clock,
+        root: Callable[[], Awaitable[bytes]],
+        pair: Callable[[], tuple[Path, Path]] | None = None,
+        trust: Callable[[], ssl.SSLContext] | None = None,
+    ) -> None:
+        self.config, self._clock, self._root, self._pair, self._trust = config, clock, root, pair, trust
+        self._turn, self._telling = asyncio.Lock(), asyncio.Lock()
+        self.accounts: Accounts | None = None
+        self.server: Embedded | None = None
+        self._bus: NatsBus | None = None
+        self._system: NatsBus | None = None
+        self._held: dict[str, Tenant] = {}
+        #: Of each account the newest token's time: an older one would be taken without effect.
+        self._issued: dict[str, float] = {}
+
+    @property
+    def running(self) -> bool:
+        return self._bus is not None
+
+    @property
+    def mqtt(self) -> Address | None:
+        """Where devices connect, once the server runs."""
+        listener = self.server.config.mqtt if self.server is not None else None
+        return None if listener is None else Address(listener.host, listener.port)
+
+    async def bus(self) -> NatsBus:
+        """The connection of the hub's account, made with the first call. Raises ``Unavailable``."""
+        async with self._turn:
+            if self._bus is None:
+                await self._start()
+            assert self._bus is not None
+            return self._bus
+
+    async def known(self) -> Accounts:
+        """Keys and tokens, for which no server is needed."""
+        if self.config.off:
+            raise Unavailable(self.config.off)
+        if self.accounts is None:
+            self.accounts = Accounts(await self._root())
+        return self.accounts
+
+    async def device(
+        self, tenant: Tenant, name: str, uid: str, *, generation: int = 1, expires: float | None = None
+    ) -> DeviceUser:
+        """Credentials of a device; see :meth:`Accounts.device`. They count once the tenant is held."""
+        accounts = await self.known()
+        return accounts.device(tenant, name, uid, self._clock.now(), generation=generation, expires=expires)
+
+    async def hold(self, tenants: Collection[Tenant]) -> None:
+        """Makes the servers know these tenants, as they are said to be, and no others that this hub told them. Who is revoked is
+        cut off at once. Raises ``Unavailable``, ``BusError``."""
+        await self.bus()
+        async with self._telling:
+            wanted = {t.namespace: t for t in tenants}
+            accounts = await self.known()
+            changed = [t for t in wanted.values() if self._held.get(t.namespace) != t]
+            gone = [t for t in self._held.values() if t.namespace not in wanted or wanted[t.namespace].uid != t.uid]
+            members = {(t.namespace, t.uid) for t in self._held.values()}
+            room = asyncio.Semaphore(AT_ONCE)
+
+            async def tell(tenant: Tenant) -> None:
+                key = accounts.account(tenant.namespace, tenant.uid).public
+                async with room:
+                    await self._tell(key, lambda now: accounts.tenant_token(tenant, now))
+                self._held[tenant.namespace] = tenant
+
+            await asyncio.gather(*(tell(tenant) for tenant in changed))
+            for tenant in gone:
+                if self._held.get(tenant.namespace) == tenant:
+                    del self._held[tenant.namespace]
+            if members != {(t.namespace, t.uid) for t in wanted.values()} or accounts.hub.public not in self._issued:
+                await self._tell(accounts.hub.public, lambda now: accounts.hub_token(wanted.values(), now))
+            if gone:
+                keys = [accounts.account(t.namespace, t.uid).public for t in gone]
+                await self._ask("$SYS.REQ.CLAIMS.DELETE", accounts.removal_token(keys, self._clock.now()))
+
+    async def renew(self) -> None:
+        """The server's certificate has changed."""
+        if self.server is not None:
+            await self.server.reload()
+
+    async def stop(self) -> None:
+        for connection in (self._bus, self._system):
+            if connection is not None:
+                await connection.close()
+        self._bus = self._system = None
+        if self.server is not None:
+            await self.server.stop()
+
+    async def _start(self) -> None:
+        accounts = await self.known()
+        servers: Sequence[str] = self.config.servers
+        if not servers:
+            if self.server is None:
+                server = Embedded(self._server(accounts), self._clock)
+                await server.start()
+                self.server = server
+            servers = [f"nats://{LOOPBACK}:{self.server.config.listen.port}"]
+        patience = PATIENCE_SECONDS[bool(self.config.servers)]
+        tls = self._trust() if self._trust is not None and self.config.servers else None
+        found = []
+        for system in (True, False):
+            key, _ = accounts.hub_user(self._clock.now(), system=system)
+
+            def token(system: bool = system) -> str:
+                return accounts.hub_user(self._clock.now(), system=system)[1]
+
+            found.append(await NatsBus.connect(servers, key, token, "hub", tls, patience))
+        self._system, self._bus = found
+
+    def _server(self, accounts: Accounts) -> ServerConfig:
+        known = {accounts.system.public: accounts.system_token(), accounts.hub.public: accounts.hub_token((), 0)}
+        return ServerConfig(
+            name="hub",
+            folder=self.config.folder,
+            listen=Listener(LOOPBACK, free_port(LOOPBACK)),
+            operator=accounts.operator_token(),
+            system=accounts.system.public,
+            accounts=known,
+            mqtt=self._listener(self.config.mqtt),
+            leaf=self._listener(self.config.leaf),
+            disk_bytes=self.config.disk_bytes,
+        )
+
+    def _listener(self, address: Address | None) -> Listener | None:
+        """With TLS, unless only this machine can reach it."""
+        if address is None:
+            return None
+        port = address.port or free_port(address.host)
+        if address.host in ("localhost", "::1") or address.host.startswith("127."):
+            return Listener(address.host, port)
+        if self._pair is None:
+            raise Unavailable(f"{address} can be reached from elsewhere, and there is no certificate for it")
+        certificate, key = self._pair()
+        return Listener(address.host, port, certificate, key)
+
+    async def _tell(self, account: str, token: Callable[[float], str]) -> None:
+        """The servers learn an account's token. Told again, with a clock that was set back, it is still the newer one."""
+        if account not in self._issued:
+            found = await self._look(f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP")
+            self._issued[account] = float(read_token(found)["iat"]) if found else 0.0
+        issued = self._issued[account] = max(self._clock.now(), self._issued[account])
+        await self._ask("$SYS.REQ.CLAIMS.UPDATE", token(issued))
+
+    async def _look(self, subject: str) -> str:
+        assert self._system is not None
+        return (await self._system.request(subject, b"", seconds=TELL_SECONDS)).data.decode()
+
+    async def _ask(self, subject: str, token: str) -> None:
+        """Raises ``BusError`` with what the server has against it."""
+        assert self._system is not None
+        found = await self._system.request(subject, token.encode(), seconds=TELL_SECONDS)
+        try:
+            answer = json.loads(found.data)
+        except ValueError:
+            raise BusError("the bus gave an answer about an account that is no JSON") from None
+        if "error" in answer:
+            raise BusError(f"the bus does not take an account: {answer['error'].get('description', answer['error'])}")
+
+
+def revoked(tenant: Tenant, *keys: str) -> Tenant:
+    """The same tenant, with more credentials that count no more."""
+    return replace(tenant, revoked=tenant.revoked | frozenset(keys))
