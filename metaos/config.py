@@ -73,6 +73,13 @@ class HubConfig:
     hub_key: Path | None = None
     #: The URL at which other hubs and agents reach this one; as it listens, unless said.
     advertise: str = ""
+    #: NATS servers that are there already (URLs with commas between, or a file that holds them); empty: one is run here.
+    bus: str = ""
+    #: Run without a bus: there are no devices then.
+    no_bus: bool = False
+    #: Where the hub's own server listens for devices (MQTT), and for servers at sites; ``None``: nowhere.
+    mqtt: Address | None = None
+    leaf: Address | None = None
     verbose: bool = False
 
 

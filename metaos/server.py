@@ -70,6 +70,8 @@ from metaos.files import write_private
 from metaos.http import spare_memory, tls_context
 from metaos.hubs import StoreToken, check_place, open_shared
 from metaos.members.hosted import Hosted
+from metaos.messaging.exchange import Exchange, ExchangeConfig, read_servers
+from metaos.messaging.root import root_secret
 from metaos.pki import ADMIN, Pki
 from metaos.plugins.points import CarbonSource, PriceSource
 from metaos.plugins.registry import names, provision
@@ -222,6 +224,14 @@ class Hub:
         if keys is not None:
             peers = tunnels.elsewhere = Peers(client, clock, "", self._hub_context, tunnels)
             tunnels.greeting = peers.greeting
+        self.exchange = Exchange(
+            exchange_config(self.config),
+            clock,
+            lambda: root_secret(client, self._random),
+            lambda: (pki.path("server"), pki.path("server")),
+            self._bus_context,
+        )
+        stack.push_async_callback(self.exchange.stop)
         audit = AuditLog(data / "audit.log")
         stack.callback(audit.close)
         tokens = JoinTokens(client, clock)
@@ -353,6 +363,7 @@ class Hub:
                 replaced, known = self._pki.trusted != known, self._pki.trusted
                 if credentials.refresh():
                     log.info("new connections get a renewed certificate")
+                    await self.exchange.renew()
                     sessions.sweep()
                 credentials.write_kubeconfig(self.url)
                 if leads and any(asked.get(key) != value for key, value in credentials.record().items()):
@@ -370,6 +381,12 @@ class Hub:
         """To dial another hub with."""
         pair = self._pki.client(f"system:hub:{self.url}"[:64], (MASTERS,))
         return tls_context(self._pki.bundle.decode(), pair.certificate.decode(), pair.key.decode())
+
+    def _bus_context(self) -> ssl.SSLContext:
+        """To dial servers of the bus with, whose certificates the hub's authority or a public one has made."""
+        context = ssl.create_default_context()
+        context.load_verify_locations(cadata=self._pki.bundle.decode())
+        return context
 
     async def _tell(self, record: dict[str, str]) -> None:
         """Writes what authorities there are where everybody with an interest may look."""
@@ -448,6 +465,18 @@ def _measure(metrics: Metrics, working: Callable[[], Manager], tunnels: Tunnels)
         ("depth", "Keys that wait."),
     ):
         metrics.gauges[f"nemo_controllers_{word}"] = (text, lambda word=word: total(word))  # type: ignore[misc]
+
+
+def exchange_config(config: HubConfig) -> ExchangeConfig:
+    """Of the bus, as the hub was told. Raises ``ValueError``."""
+    off = ""
+    if config.no_bus:
+        off = "this hub runs without the message bus: start it without --no-bus"
+    elif config.store and not config.bus:
+        off = "hubs that share a database share a bus: name its servers with --bus"
+    servers = read_servers(config.bus) if config.bus else ()
+    host = (urlsplit(config.advertise).hostname or "") if config.advertise else next(iter(config.names), socket.gethostname())
+    return ExchangeConfig(config.data / "bus", servers, config.mqtt, config.leaf, off=off, host=host)
 
 
 def _host(url: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from metaos.cli.people import login, token
 from metaos.cli.scores import SCORE
 from metaos.cli.sources import AUTHENTICATOR, CARBON_SOURCE, PRICE_SOURCE
 from metaos.cli.twin import twin
+
+if TYPE_CHECKING:
+    from metaos.config import Address
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -167,6 +170,21 @@ def version(output: str) -> None:
     metavar="NAME=TEXT",
     help="Take bearer tokens that this authenticator knows: openid=FILE with an AuthenticationConfiguration, or a plugin.",
 )
+@click.option(
+    "--mqtt",
+    default="127.0.0.1:1883",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where devices connect, once there are some; with TLS unless it is loopback.",
+)
+@click.option("--leaf", default="", metavar="HOST:PORT", help="Where servers of the bus at sites connect; with TLS likewise.")
+@click.option(
+    "--bus",
+    default="",
+    metavar="URL|FILE",
+    help="Use these NATS servers (URLs with commas between, or a file that holds them) instead of running one.",
+)
+@click.option("--no-bus", is_flag=True, help="Run without the message bus, and so without devices.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def up(
     data: Path | None, listen: str, names: tuple[str, ...], no_local: bool, lease_duration: float, drain: float, **more: Any
@@ -176,13 +194,14 @@ def up(
     \b
     Example: nemo up --data ./hub --listen 127.0.0.1:6443 --no-local
     """
-    from metaos.config import Address, HubConfig, forbid_core_files, set_up_logging
+    from metaos.config import HubConfig, forbid_core_files, set_up_logging
     from metaos.server import run_hub
 
-    try:
-        address = Address.parse(listen)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--listen") from None
+    address = _address(listen, "--listen")
+    if more["bus"] and more["no_bus"]:
+        raise click.UsageError("say either --bus or --no-bus")
+    more["mqtt"] = _address(more["mqtt"], "--mqtt")
+    more["leaf"] = _address(more["leaf"], "--leaf") if more["leaf"] else None
     if sum(more[word] is not None for word in ("carbon_feed", "carbon_trace", "carbon_source")) > 1:
         raise click.UsageError("say one of --carbon-feed, --carbon-trace and --carbon-source: a site has one source")
     if more["price_trace"] and more["price_source"]:
@@ -203,6 +222,15 @@ def up(
         **more,
     )
     sys.exit(run_hub(config, local=not no_local))
+
+
+def _address(text: str, option: str) -> Address:
+    from metaos.config import Address
+
+    try:
+        return Address.parse(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=option) from None
 
 
 @nemo.command()

@@ -12,6 +12,8 @@ import ssl
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from metaos.clock import Clock
 from metaos.config import Address
@@ -19,7 +21,9 @@ from metaos.messaging.accounts import Accounts, DeviceUser, Tenant
 from metaos.messaging.bus import BusError, Unavailable
 from metaos.messaging.embedded import DISK_BYTES, Embedded, Listener, ServerConfig, free_port
 from metaos.messaging.keys import read_token
-from metaos.messaging.nats import NatsBus
+
+if TYPE_CHECKING:
+    from metaos.messaging.nats import NatsBus
 
 log = logging.getLogger("nemo.bus")
 
@@ -41,8 +45,10 @@ class ExchangeConfig:
     mqtt: Address | None = None
     leaf: Address | None = None
     disk_bytes: int = DISK_BYTES
-    #: What a hub cannot do that has no bus; empty: it has one.
+    #: Why there is no bus, and what to do about it; empty: there is one.
     off: str = ""
+    #: The host by which others know a listener that listens everywhere.
+    host: str = ""
 
 
 class Exchange:
@@ -76,6 +82,15 @@ class Exchange:
         """Where devices connect, once the server runs."""
         listener = self.server.config.mqtt if self.server is not None else None
         return None if listener is None else Address(listener.host, listener.port)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """How devices reach it, once the server runs: ``mqtt://HOST:PORT``, ``mqtts`` with TLS."""
+        listener = self.server.config.mqtt if self.server is not None else None
+        if listener is None:
+            return ()
+        host = self.config.host if listener.host in ("0.0.0.0", "::") and self.config.host else listener.host
+        return (f"{'mqtts' if listener.certificate else 'mqtt'}://{Address(host, listener.port)}",)
 
     async def bus(self) -> NatsBus:
         """The connection of the hub's account, made with the first call. Raises ``Unavailable``."""
@@ -142,6 +157,9 @@ class Exchange:
             await self.server.stop()
 
     async def _start(self) -> None:
+        # The client takes half a second to load, and 10 MB: a hub without devices has neither.
+        from metaos.messaging.nats import NatsBus
+
         accounts = await self.known()
         servers: Sequence[str] = self.config.servers
         if not servers:
@@ -210,6 +228,31 @@ class Exchange:
             raise BusError("the bus gave an answer about an account that is no JSON") from None
         if "error" in answer:
             raise BusError(f"the bus does not take an account: {answer['error'].get('description', answer['error'])}")
+
+
+def read_servers(text: str) -> tuple[str, ...]:
+    """URLs of servers, with commas between, or of a file that holds them. Raises ``ValueError``."""
+    if "://" not in text:
+        try:
+            text = Path(text).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise ValueError(
+                f"--bus must be URLs such as nats://nats-1:4222, or a file that holds some; {text} is neither: {reason}"
+            ) from None
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    for url in found:
+        parts = urlsplit(url)
+        loopback = parts.hostname in ("localhost", "::1") or (parts.hostname or "").startswith("127.")
+        if parts.scheme not in ("nats", "tls") or not parts.hostname:
+            raise ValueError(f"--bus: {url!r} is no URL of a NATS server, such as tls://nats-1.example.org:4222")
+        if parts.username or parts.password:
+            raise ValueError(f"--bus: leave out the user of {parts.hostname}: the hub has a key of its own")
+        if parts.scheme == "nats" and not loopback:
+            raise ValueError(f"--bus: {url} is not encrypted, which is for this machine alone: use tls://")
+    if not found:
+        raise ValueError("--bus names no server")
+    return found
 
 
 def revoked(tenant: Tenant, *keys: str) -> Tenant:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +28,13 @@ SHOP, BANK = Tenant("shop", "uid-1"), Tenant("bank", "uid-2")
 class Device:
     """A client of another make (Eclipse Paho), in a thread of its own."""
 
-    def __init__(self, user: DeviceUser, address: Address, name: str = "lamp", **options: Any) -> None:
+    def __init__(self, user: DeviceUser, address: Address, name: str = "lamp", tls: ssl.SSLContext | None = None) -> None:
         self.heard: queue.Queue[tuple[str, bytes]] = queue.Queue()
         self.answers: queue.Queue[tuple[str, Any]] = queue.Queue()
-        self.client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv311, **options)
+        self.client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv311)
+        if tls is not None:
+            self.client.tls_set_context(tls)
+        self.client.reconnect_delay_set(0.05, 0.2)
         self.client.username_pw_set(user.name, user.token)
         self.client.on_connect = lambda c, u, flags, reason, p: self.answers.put(("connect", str(reason)))
         self.client.on_disconnect = lambda c, u, flags, reason, p: self.answers.put(("disconnect", str(reason)))

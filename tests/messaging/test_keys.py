@@ -3,7 +3,7 @@ from __future__ import annotations
 import base64
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaos.messaging.keys import Key, credentials_text, read_token
@@ -27,6 +27,7 @@ def test_kinds_show(kind: str, letter: str) -> None:
 WORDS = st.lists(st.text("ab", max_size=2), max_size=3)
 
 
+@settings(max_examples=30)
 @given(WORDS, WORDS)
 def test_each_path_has_a_key_of_its_own(one: list[str], other: list[str]) -> None:
     assert (Key.derive("user", ROOT, *one) == Key.derive("user", ROOT, *other)) == (one == other)
