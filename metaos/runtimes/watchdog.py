@@ -133,19 +133,29 @@ class Pod:
         self._groups = [os.path.join(group, uid) for group in groups]
         #: Those in the paths of cgroups: another runtime of this machine may have a pod of the same uid.
         self._places = {f"/{os.path.basename(group)}/{uid}/" for group in groups}
-        #: Of each container whose end is not recorded: its first process, which leads its session.
-        self._leaders: dict[int, str] = {}
-        place = os.path.join(directory, "pods", uid, "containers")
-        for name in _entries(place):
-            for sequence in _entries(os.path.join(place, name)):
-                container = os.path.join(place, name, sequence)
+        self._containers = os.path.join(directory, "pods", uid, "containers")
+        #: Directories of the containers whose end is not recorded, and the first processes of all that were ever seen among them:
+        #: each leads its container's session.
+        self._open: list[str] = []
+        self._leaders: set[int] = set()
+        self.look()
+
+    def look(self) -> None:
+        """Which containers there are by now: one may have been started since the last look."""
+        self._open = []
+        for name in _entries(self._containers):
+            for sequence in _entries(os.path.join(self._containers, name)):
+                container = os.path.join(self._containers, name, sequence)
+                if os.path.exists(os.path.join(container, "end.json")):
+                    continue
+                self._open.append(container)
                 leader = _monitor(_read(os.path.join(container, "record")))
-                if leader is not None and not os.path.exists(os.path.join(container, "end.json")):
+                if leader is not None:
                     pid, start = leader
                     found = process(pid)
                     # The kernel does not give a number out again while it is a session's.
                     if found is None or found.start == start:
-                        self._leaders[pid] = container
+                        self._leaders.add(pid)
 
     def _belongs(self, pid: int) -> Process | None:
         found = process(pid)
@@ -168,7 +178,7 @@ class Pod:
 
     def mark(self) -> None:
         """So that whoever comes finds why its containers ended."""
-        for container in self._leaders.values():
+        for container in self._open:
             try:
                 os.close(os.open(os.path.join(container, MARK), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
             except OSError:
@@ -200,17 +210,15 @@ class Pod:
 
     def end(self) -> bool:
         """Whether nothing of it runs."""
-        found = self.running()
-        if not found:
-            return True
-        self.mark()
         for turn in range(ROUNDS):
-            self.kill(found, everyone=turn >= SPARED)
-            _sleep(ROUND_SECONDS)
             found = self.running()
             if not found:
                 return True
-        return False
+            self.look()  # whoever was found had its directory before it ran
+            self.mark()
+            self.kill(found, everyone=turn >= SPARED)
+            _sleep(ROUND_SECONDS)
+        return not self.running()
 
 
 def _sleep(seconds: float) -> None:

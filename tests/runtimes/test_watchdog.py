@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from metaos.clock import SystemClock
-from metaos.runtimes import fencing, process, watchdog
+from metaos.runtimes import fencing, process, records, watchdog
 from metaos.runtimes.sandbox import SandboxRuntime
 from metaos.runtimes.watchdog import Fences
 from tests.clock import FakeClock
@@ -177,6 +177,30 @@ async def test_without_its_file_the_last_word_holds(damage: str, place: str, mon
     await made.close()
 
 
+def test_what_starts_while_its_pod_is_ended_is_marked_as_well(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heartbeat is confirmed and the agent starts a container again, while the watchdog is still at the ones before."""
+    name = os.path.basename(place)  # nobody else's on this machine: processes are found by it
+    containers = Path(place, "pods", name, "containers/main")
+    started: list[process.Identity] = []
+    pause = time.sleep
+
+    def start(attempt: int) -> None:
+        (containers / str(attempt)).mkdir(parents=True)
+        started.append(process.spawn(["/bin/sleep", "1000"], env={"NEMO_POD_UID": name}))
+
+    def sleep(seconds: float) -> None:
+        if len(started) == 1:
+            start(1)
+        pause(seconds)
+
+    start(0)
+    monkeypatch.setattr(watchdog, "_sleep", sleep)
+    assert watchdog.Pod(place, name, []).end()
+    assert [(containers / str(attempt) / watchdog.MARK).exists() for attempt in (0, 1)] == [True, True]
+    for each in started:
+        process.reap(each.pid)
+
+
 async def test_what_it_costs(place: str, running: SandboxRuntime) -> None:
     """Memory of its own, and time; a heartbeat writes no file anew."""
     pid = await until_watched(place)
@@ -204,9 +228,10 @@ async def test_an_end_that_cannot_be_written_is_known_and_cleaned_up(place: str)
     await made.start_pod(pod())
     await made.start_container(pod().uid, container("sh", "-c", "setsid sleep 1000 & echo ready; exec sleep 2000"))
     await until_logged(made, pod().uid, b"ready")
-    main = next(each for each in process.everyone() if Path(f"/proc/{each.pid}/cmdline").read_bytes() == b"sleep\x002000\0")
+    (directory,) = Path(place, "pods", pod().uid, "containers/main").iterdir()
+    (main,) = process.children(records.read(str(directory))["monitor"][0])
     with full_disk():
-        process.Identity(main.pid, main.start).kill()
+        os.kill(main, signal.SIGKILL)
         assert (await until_ended(made, pod().uid)).exit_code == 137
         async with asyncio.timeout(DEADLINE):
             while any(dict(process.environ(each.pid)).get("NEMO_POD_UID") == pod().uid for each in process.everyone()):
