@@ -7,6 +7,7 @@ its ReplicaSet or Job), each asked for once. Bound: namespaces with Works, the p
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -31,6 +32,8 @@ _WORKLOADS = {kind.kind for kind in WORKLOADS}
 #: So many controllers between pods and workloads are remembered before those that no pod has any more are forgotten.
 MAX_CHAINS = 4096
 RETRY_SECONDS = 5.0
+#: From this release of Kubernetes 1 on, an evicted pod's conditions say that it was.
+EVICTIONS_SAY_SO = 26
 #: Of a pod's status, what is true elsewhere too; its node's address is the cluster's own business.
 _STATUS = (
     *("phase", "conditions", "containerStatuses", "initContainerStatuses", "podIP", "podIPs"),
@@ -112,17 +115,32 @@ class MemberPods:
         return [pod for pod in found if pod is not None]
 
     async def delete_pod(self, where: str, pod: str, grace_seconds: float | None = None, evicted: bool = False) -> None:
-        """Its controller makes another one. Raises ``ApiError``. ``evicted``: it is deleted all the same, as the rules of the
-        cluster's owner grant no evictions."""
+        """Its controller makes another one. ``evicted``: the cluster evicts it, where it can. Raises ``ApiError``."""
         known = self._pods.get((where, pod))
         if known is None:
             return
         grace = None if grace_seconds is None else int(grace_seconds)
         try:
-            await self._member.client.delete(POD, pod, where, uid=uid(known), grace_period_seconds=grace)
+            if not (evicted and await self._evict(known, grace)):
+                await self._member.client.delete(POD, pod, where, uid=uid(known), grace_period_seconds=grace)
         except ApiError as error:
             if error.code not in (404, 409):
                 raise
+
+    async def _evict(self, pod: Obj, grace: int | None) -> bool:
+        """Whether the cluster has taken it as an eviction, whereby the pod gets the condition ``DisruptionTarget`` and a Job's
+        ``podFailurePolicy`` may leave it uncounted. Where the agent may not, or a budget of the cluster's own forbids it, it is
+        deleted all the same: the hub has asked its own budgets."""
+        if self._member.minor < EVICTIONS_SAY_SO:
+            return False
+        metadata = {"name": name(pod), "namespace": namespace(pod)}
+        options: dict[str, Any] = {"preconditions": {"uid": uid(pod)}}
+        if grace is not None:
+            options["gracePeriodSeconds"] = grace
+        body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata, "deleteOptions": options}
+        path = f"/api/v1/namespaces/{namespace(pod)}/pods/{name(pod)}/eviction"
+        answer = await self._member.client.request("POST", path, json.dumps(body).encode())
+        return answer.status in (200, 201)
 
     def ours(self, where: str, pod: str) -> Obj | None:
         """A pod as the hub shows it; ``None`` where it is not ours."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from random import Random
 from types import SimpleNamespace
@@ -120,6 +121,34 @@ async def test_pods_of_a_kind_that_may_not_be_read_hold_up_no_others_and_are_tol
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     assert caplog.text.count("replicasets are not for you") == 1
+
+
+@pytest.mark.parametrize(
+    ("minor", "status", "wanted"), [(26, 201, ["POST"]), (26, 429, ["POST", "DELETE"]), (25, 201, ["DELETE"])]
+)
+async def test_an_evicted_pod_is_evicted_by_its_cluster_where_that_says_so(minor: int, status: int, wanted: list[str]) -> None:
+    member, pods = one_kind(FakeClock())
+    asked: list[str] = []
+    options: dict[str, Any] = {}
+
+    async def request(method: str, path: str, body: bytes) -> SimpleNamespace:
+        assert path == "/api/v1/namespaces/shop/pods/a/eviction"
+        asked.append(method)
+        options.update(json.loads(body)["deleteOptions"])
+        return SimpleNamespace(status=status)
+
+    async def delete(kind: Any, called: str, where: str, *, uid: str, grace_period_seconds: int | None) -> None:
+        assert (kind, called, where, uid, grace_period_seconds) == (scheme.POD, "a", "shop", "a", 5)
+        asked.append("DELETE")
+
+    member.minor, member.client = minor, SimpleNamespace(request=request, delete=delete)
+    pods._keep(owned("a", "Job", "job-1"))
+    await pods.delete_pod("shop", "a", 5.0, evicted=True)
+    assert asked == wanted
+    assert options == ({"preconditions": {"uid": "a"}, "gracePeriodSeconds": 5} if "POST" in wanted else {})
+    asked.clear()
+    await pods.delete_pod("shop", "a", 5.0)
+    assert asked == ["DELETE"], "deleted by hand"
 
 
 def test_controllers_are_remembered_as_long_as_a_pod_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
