@@ -187,18 +187,23 @@ def test_what_starts_while_its_pod_is_ended_is_marked_as_well(place: str, monkey
     def start(attempt: int) -> None:
         (containers / str(attempt)).mkdir(parents=True)
         started.append(process.spawn(["/bin/sleep", "1000"], env={"NEMO_POD_UID": name}))
+        until = time.monotonic() + DEADLINE
+        while ("NEMO_POD_UID", name) not in process.environ(started[-1].pid) and time.monotonic() < until:
+            pause(0.01)  # its program has not begun
 
     def sleep(seconds: float) -> None:
         if len(started) == 1:
             start(1)
         pause(seconds)
 
-    start(0)
     monkeypatch.setattr(watchdog, "_sleep", sleep)
-    assert watchdog.Pod(place, name, []).end()
-    assert [(containers / str(attempt) / watchdog.MARK).exists() for attempt in (0, 1)] == [True, True]
-    for each in started:
-        process.reap(each.pid)
+    try:
+        start(0)
+        assert watchdog.Pod(place, name, []).end()
+        assert [(containers / str(attempt) / watchdog.MARK).exists() for attempt in (0, 1)] == [True, True]
+    finally:
+        for each in started:
+            each.end()
 
 
 async def test_what_it_costs(place: str, running: SandboxRuntime) -> None:
