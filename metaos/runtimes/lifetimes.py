@@ -66,7 +66,14 @@ class Lifetimes:
 
     def ended(self, pod: Pod, container: Container, message: str = "") -> None:
         self._outputs.finish(container.directory)
-        code = records.read(container.directory).get("exit-code")
+        known = records.read(container.directory)
+        if known.get("monitor", "unsaid") is None:
+            # An agent was killed while it started this one: nobody waited for the answer any more, so its command was not run.
+            self._cgroups.remove(pod.uid, container.group)
+            pod.load_container(container.name)
+            self._changed()
+            return
+        code = known.get("exit-code")
         finish = self._clock.now()
         if code is not None:
             finish = os.stat(records.path(container.directory)).st_mtime

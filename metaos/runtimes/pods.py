@@ -174,12 +174,18 @@ class Pod:
         if known["holder"] is not None and known["boot"] == boot:
             pod.holder = Identity(*known["holder"])
         for name in entries(os.path.join(directory, "containers")):
-            for sequence in sorted(entries(os.path.join(directory, "containers", name)), key=int, reverse=True):
-                found = Container.load(name, os.path.join(directory, "containers", name, sequence))
-                if found is not None:
-                    pod.containers[name] = found
-                    break
+            pod.load_container(name)
         return pod
+
+    def load_container(self, name: str) -> None:
+        """Its latest start, as recorded; none where it was never started."""
+        self.containers.pop(name, None)
+        place = os.path.join(self.directory, "containers", name)
+        for sequence in sorted(entries(place), key=int, reverse=True):
+            found = Container.load(name, os.path.join(place, sequence))
+            if found is not None:
+                self.containers[name] = found
+                return
 
     def write_hosts(self) -> None:
         """In place, as containers have the file itself mounted."""

@@ -20,7 +20,7 @@ import pytest
 
 from metaos.clock import SystemClock
 from metaos.plugins.points import ImageError, RuntimeUnavailable
-from metaos.runtimes import bubblewrap, forks, process, pump
+from metaos.runtimes import bubblewrap, forks, process, pump, records
 from metaos.runtimes.cgroups import Cgroups
 from metaos.runtimes.plain import COOKIE
 from metaos.runtimes.sandbox import SandboxRuntime, _key
@@ -265,10 +265,35 @@ asyncio.run(main())
         assert (found is not None and found.running) is (moment == "answered")
     again = await made.start_container("u", container(*command))
     assert again.running and (found is None or again == found)
-    await until_logged(made, "u", b"here")
+    async with asyncio.timeout(DEADLINE):
+        while b"here" not in await log(made, "u"):
+            # Who was asked for it finds out that nobody waits for it any more: then it is started now.
+            await made.start_container("u", container(*command))
+            await asyncio.sleep(0.02)
     assert await log(made, "u") == b"here\n"
     await made.stop_pod("u")
     await made.close()
+
+
+async def test_a_start_that_nobody_waited_for_was_none(runtime: SandboxRuntime, place: str) -> None:
+    """What was asked for it says so only after the next agent has looked."""
+    ended, _ = await run(runtime, pod().uid, container("sh", "-c", "exit 3"))
+    directory = Path(place, "state", "pods", pod().uid, "containers", "main")
+    known = records.read(str(directory / "0"))
+    asked = process.spawn(["sleep", "1000"], env={})
+    (directory / "1").mkdir()
+    records.begin(str(directory / "1"), {k: known[k] for k in ("name", "startTime", "image", "cgroups")} | {"attempt": 1})
+    with open(records.path(str(directory / "1")), "a") as record:
+        record.write(f'{{"monitor": [{asked.pid}, {asked.start}]}}\n')
+    again = SandboxRuntime(os.path.join(place, "state"), clock=SystemClock(suspended=True))
+    found = await state(again, pod().uid)
+    assert found is not None and found.running
+    with open(records.path(str(directory / "1")), "a") as record:
+        record.write('{"monitor": null}\n')
+    asked.kill()
+    assert await until_ended(again, pod().uid) == ended
+    await again.close()
+    await process.ended(asked)
 
 
 async def test_after_a_boot_everything_has_ended(runtime: SandboxRuntime, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
