@@ -1,8 +1,8 @@
 """Which names and addresses the pods of a site see, and where a connection to them may go. Pure functions.
 
-Each Service gets one address of the site, each pod (and so each endpoint of a headless Service) another; names stand in
-``/etc/hosts``. Addresses are local to the site and mean nothing elsewhere. A pod without a network card sees them as
-loopback addresses.
+A Service has the address that the hub gave it (from a hub of an earlier release, one of the site), each pod (and so each endpoint
+of a headless Service) one of the site; names stand in ``/etc/hosts``. No address is routed anywhere, and those of a site mean
+nothing elsewhere. A pod without a network card sees them as loopback addresses.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from metaos.resources import meta
+from metaos.resources import meta, services
 from metaos.resources.meta import DRAINING, SERVICE_NAME_LABEL, Obj, labels, name, namespace, uid
 from metaos.resources.workload import service_selects
 
-#: Site-local addresses: 100.64.0.0/10 (shared address space, RFC 6598); on a loopback 127.64.0.0/10.
-FIRST_ADDRESS = (100 << 24) | (64 << 16)
-ADDRESSES = 1 << 22
+#: A site's own addresses: what the hub's Services leave of 100.64.0.0/10 (shared address space, RFC 6598); on a loopback of
+#: 127.64.0.0/10.
+FIRST_ADDRESS = services.FIRST_ADDRESS + services.ADDRESSES
+ADDRESSES = (1 << 22) - services.ADDRESSES
 
 Hosts = tuple[tuple[str, tuple[str, ...]], ...]
 #: (address, port)
@@ -68,13 +69,15 @@ class Addresses:
     """Addresses by key. Deterministic: a key's hash, or the next free one after it where that is taken."""
 
     def __init__(self, known: Mapping[str, str] | None = None) -> None:
-        self.known: dict[str, str] = {key: shared(address) for key, address in (known or {}).items()}
+        found = {key: shared(address) for key, address in (known or {}).items()}
+        # An earlier release gave what is the hub's now.
+        self.known: dict[str, str] = {key: address for key, address in found.items() if not services.allotted(address)}
         self._taken = set(self.known.values())
 
     def of(self, key: str) -> str:
         if key not in self.known:
             number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
-            while (address := _dotted(number)) in self._taken:
+            while (address := services.dotted(FIRST_ADDRESS + number % ADDRESSES)) in self._taken:
                 number += 1
             self.known[key] = address
             self._taken.add(address)
@@ -84,11 +87,6 @@ class Addresses:
         """Give back all others."""
         self.known = {key: address for key, address in self.known.items() if key in keys}
         self._taken = set(self.known.values())
-
-
-def _dotted(number: int) -> str:
-    value = FIRST_ADDRESS + number % ADDRESSES
-    return ".".join(str(value >> shift & 255) for shift in (24, 16, 8, 0))
 
 
 def on_loopback(address: str) -> str:
@@ -116,13 +114,13 @@ def pod_key(cluster: str, namespace: str, pod: str) -> str:
 def plan(manifests: Iterable[Obj], pods: Iterable[Obj], addresses: Addresses, site: str) -> dict[str, NamespacePlan]:
     """Namespace → what its pods see. ``manifests``: this site's Services, EndpointSlices and workloads (a draining one is
     annotated so); ``pods``: its local pods."""
-    services: list[Obj] = []
+    found_services: list[Obj] = []
     slices: dict[tuple[str, str], list[Obj]] = {}
     draining: set[str] = set()
     for manifest in manifests:
         kind = manifest.get("kind")
         if kind == "Service":
-            services.append(manifest)
+            found_services.append(manifest)
         elif kind == "EndpointSlice":
             slices.setdefault((namespace(manifest), labels(manifest).get(SERVICE_NAME_LABEL, "")), []).append(manifest)
         elif DRAINING in meta.annotations(manifest):
@@ -131,7 +129,7 @@ def plan(manifests: Iterable[Obj], pods: Iterable[Obj], addresses: Addresses, si
     for pod in sorted(pods, key=lambda p: (name(p), uid(p))):
         by_namespace.setdefault(namespace(pod), []).append(pod)
     found: dict[str, tuple[dict[str, list[str]], dict[str, dict[Listener, Route]]]] = {}
-    for service in sorted(services, key=lambda s: (namespace(s), name(s))):
+    for service in sorted(found_services, key=lambda s: (namespace(s), name(s))):
         where = namespace(service)
         hosts, routes = found.setdefault(where, ({}, {"TCP": {}, "UDP": {}}))
         _add_service(
@@ -160,7 +158,9 @@ def _add_service(
     chosen = [pod for pod in pods if service_selects(service, labels(pod)) and usable(pod, not_ready=early)]
     headless = spec.get("clusterIP") == "None"
     if not headless:
-        address = addresses.of(service_key(where, name(service)))
+        address = str(spec.get("clusterIP") or "")
+        if not services.allotted(address):
+            address = addresses.of(service_key(where, name(service)))
         hosts.setdefault(address, []).extend(service_names(where, name(service)))
     for port in spec.get("ports") or ():
         routes = by_protocol.get(str(port.get("protocol") or "TCP"))

@@ -165,8 +165,11 @@ def _service(value: Obj) -> None:
         value.pop("sessionAffinityConfig", None)
     if value.get("sessionAffinity") == "ClientIP":
         value.setdefault("sessionAffinityConfig", {}).setdefault("clientIP", {}).setdefault("timeoutSeconds", 10800)
+    value.setdefault("internalTrafficPolicy", "Cluster")
     if value.get("type") in ("NodePort", "LoadBalancer"):
         value.setdefault("externalTrafficPolicy", "Cluster")
+    if value.get("type") == "LoadBalancer":
+        value.setdefault("allocateLoadBalancerNodePorts", True)
 
 
 def _network_policy(value: Obj) -> None:

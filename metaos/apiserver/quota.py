@@ -21,7 +21,7 @@ from metaos.resources import errors, quotas, scheme
 from metaos.resources.meta import Obj, name, namespace
 from metaos.resources.quotas import Amounts, mirrored
 from metaos.resources.scheme import Kind
-from metaos.store.log import CLAIM, Claim
+from metaos.store.log import CLAIM, claimed
 
 #: Quotas of which it is remembered what each object counts for: those that were asked last.
 MOST_KNOWN = 256
@@ -70,11 +70,11 @@ class Quotas:
             await self._cache.fresh()
             for quota in added:
                 self._check(quota, kind, obj, old)
-            claimed = CLAIM.set(Claim(f"quota/{where}", self._cache.revision))
+            token = CLAIM.set(claimed(self._cache.revision, f"quota/{where}"))
             try:
                 yield
             finally:
-                CLAIM.reset(claimed)
+                CLAIM.reset(token)
             if not dry_run:
                 # It is done: nothing that happens to the store now may say otherwise.
                 await self._cache.settled()

@@ -36,7 +36,8 @@ class Registry(Writing):
 
     async def start(self) -> None:
         """Loads the cache and makes what must exist: the first namespaces and the bootstrap roles. A role that an earlier release
-        made gets the rules that it lacks, as Kubernetes does it (unless annotated otherwise); what was added stays."""
+        made gets the rules that it lacks, as Kubernetes does it (unless annotated otherwise); what was added stays.
+        Services without an address get one."""
         await self.cache.start()
         for text in reviews.bootstrap():
             kind = scheme.kind_of(text)
@@ -47,6 +48,7 @@ class Registry(Writing):
                 elif kind is scheme.CLUSTER_ROLE and (missing := reviews.missing_rules(found.object(), text)):
                     rules = [*(found.object().get("rules") or ()), *missing]
                     await self.patch(SELF, kind, name(text), "", {"rules": rules})
+        await self.allotment.complete(self._store)
         self._bookmarks = asyncio.create_task(self._tick(), name="watch-bookmarks")
 
     async def stop(self) -> None:

@@ -11,18 +11,17 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
-from ipaddress import ip_address
 from typing import Any
 
 import orjson
 import yaml
 
 from metaos.apiserver import own
-from metaos.apiserver.metadata import DNS_SUBDOMAIN, SUBDOMAIN, dns_label_causes, label_causes
-from metaos.apiserver.rules import access, jobs, network, quotas, scaling, scheduling, storage
-from metaos.apiserver.rules.pods import pod_causes, port_name_causes
+from metaos.apiserver.metadata import label_causes
+from metaos.apiserver.rules import access, jobs, network, quotas, scaling, scheduling, services, storage
+from metaos.apiserver.rules.pods import pod_causes
 from metaos.apiserver.rules.selecting import selector_causes
-from metaos.apiserver.schema import Node, duplicate, forbidden, invalid, node_of, required, unsupported
+from metaos.apiserver.schema import Node, forbidden, invalid, node_of, required, unsupported
 from metaos.resources import scheme
 from metaos.resources.errors import Cause
 from metaos.resources.meta import CLUSTER_LABEL, Obj, label_selector, labels
@@ -275,58 +274,7 @@ def _cron_job(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     yield from _count(spec, "startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit")
 
 
-# -- services, configuration -------------------------------------------------------------------------------
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _service(obj: Obj, old: Obj | None) -> Iterator[Cause]:
-    spec = obj.get("spec") or {}
-    yield from label_causes(spec.get("selector"), "spec.selector")
-    if spec.get("type") == "ExternalName":
-        if not spec.get("externalName"):
-            yield required("spec.externalName")
-        elif not SUBDOMAIN.match(spec["externalName"].removesuffix(".")):
-            yield invalid("spec.externalName", spec["externalName"], DNS_SUBDOMAIN)
-        return
-    seconds = ((spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}).get("timeoutSeconds")
-    if seconds is not None and not 0 < seconds <= 86400:
-        where = "spec.sessionAffinityConfig.clientIP.timeoutSeconds"
-        yield invalid(where, seconds, "must be greater than 0 and less than 86400")
-    address = spec.get("clusterIP") or ""
-    if address not in ("", "None") and not _is_address(address):
-        yield invalid("spec.clusterIPs[0]", address, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)")
-    ports = spec.get("ports") or []
-    if not ports and spec.get("clusterIP") != "None":
-        yield required("spec.ports")
-    names: set[str] = set()
-    pairs: set[tuple[Any, Any]] = set()
-    for i, port in enumerate(ports):
-        path = f"spec.ports[{i}]"
-        if not isinstance(port.get("port"), int) or not 0 < port["port"] < 65536:
-            yield invalid(f"{path}.port", port.get("port") or 0, "must be between 1 and 65535, inclusive")
-        target = port.get("targetPort")
-        if isinstance(target, int) and not 0 < target < 65536:
-            yield invalid(f"{path}.targetPort", target, "must be between 1 and 65535, inclusive")
-        elif isinstance(target, str):
-            yield from port_name_causes(target, f"{path}.targetPort")
-        name = port.get("name") or ""
-        if len(ports) > 1 and not name:
-            yield required(f"{path}.name")
-        elif name:
-            yield from dns_label_causes(name, f"{path}.name")
-        if name in names and name:
-            yield duplicate(f"{path}.name", name)
-        if (port.get("port"), port.get("protocol")) in pairs:
-            yield duplicate(path, port)
-        names.add(name)
-        pairs.add((port.get("port"), port.get("protocol")))
+# -- configuration -------------------------------------------------------------------------------
 
 
 def _data(obj: Obj, old: Obj | None) -> Iterator[Cause]:
@@ -429,7 +377,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     scheme.STATEFUL_SET.kind: (_stateful,),
     scheme.JOB.kind: (_job,),
     scheme.CRON_JOB.kind: (_cron_job,),
-    scheme.SERVICE.kind: (_service,),
+    scheme.SERVICE.kind: (services.service,),
     scheme.CONFIG_MAP.kind: (_data,),
     scheme.SECRET.kind: (_secret,),
     scheme.PERSISTENT_VOLUME_CLAIM.kind: (storage.claim,),

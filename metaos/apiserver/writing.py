@@ -27,6 +27,7 @@ from metaos.apiserver.customkind import CustomKind
 from metaos.apiserver.metadata import NAME_SUFFIX, changed, has_generation, name_causes, prepare_create, prepare_update
 from metaos.apiserver.patch import apply_patch
 from metaos.apiserver.reading import Authorizer, Reading, decoded
+from metaos.apiserver.rules import services
 from metaos.apiserver.schema import invalid, node_of
 from metaos.apiserver.shaping import shape, validate
 from metaos.apiserver.share import Share
@@ -38,6 +39,7 @@ from metaos.resources import errors, scheme
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj, format_time, name, namespace
 from metaos.resources.scheme import Kind
+from metaos.resources.services import lacks_address
 from metaos.security.authz import (
     AUTHENTICATED,
     CONTROLLER_MANAGER,
@@ -51,6 +53,7 @@ from metaos.store.log import Conflict, Overtaken, Store
 
 if TYPE_CHECKING:
     from metaos.apiserver.accounttokens import AccountTokens
+    from metaos.apiserver.allotment import Allotment
     from metaos.apiserver.authn import Identity
     from metaos.apiserver.custom.judge import Judge
     from metaos.apiserver.custom.matching import Asked
@@ -232,6 +235,8 @@ class Writing(Reading):
         uid = str(uuid.UUID(int=self._random.getrandbits(128), version=4))
         now = format_time(self._clock.now())
         prepare_create(kind, obj, uid, now)
+        if kind is scheme.SERVICE:
+            services.carry(obj, None)
         if kind is scheme.CERTIFICATE_SIGNING_REQUEST:
             obj["spec"].update(username=write.user.name, groups=list(write.user.groups))
         obj = await self._admit(write, kind, "CREATE", obj, None)
@@ -369,13 +374,29 @@ class Writing(Reading):
 
     @asynccontextmanager
     async def _charged(self, write: Write, kind: Kind, obj: Obj, old: Obj | None, subresource: str = "") -> AsyncIterator[None]:
-        """The time in which an object is written: not more than quotas allow. Who reports a status asks for nothing."""
+        """The time in which an object is written: not more than quotas allow, and with what is given to it. Who reports a status
+        asks for nothing."""
+        if kind is scheme.SERVICE and not subresource:
+            async with self.allotment.given(obj, old), self._within(write, kind, obj, old, subresource):
+                yield
+            return
+        async with self._within(write, kind, obj, old, subresource):
+            yield
+
+    @asynccontextmanager
+    async def _within(self, write: Write, kind: Kind, obj: Obj, old: Obj | None, subresource: str) -> AsyncIterator[None]:
         asks = kind.namespaced and subresource in ("", "scale")
         if not asks or not self.cache.count(scheme.RESOURCE_QUOTA.resource, namespace(obj)):
             yield
             return
         async with self.quotas.charged(kind, obj, old, dry_run=write.dry_run):
             yield
+
+    @cached_property
+    def allotment(self) -> Allotment:
+        from metaos.apiserver.allotment import Allotment
+
+        return Allotment(self.cache)
 
     @cached_property
     def quotas(self) -> Quotas:
@@ -601,8 +622,12 @@ class Writing(Reading):
             wanted = await self._changed(step, kind, current, mutate, subresource, manager)
             write.warnings.extend(text for text in said if text not in write.warnings)
             done = deletion.finished(stored, wanted)
-            if write.dry_run or (wanted == current and not done and as_kept(kind, version)):
+            lacks = stored is scheme.SERVICE and not subresource and lacks_address(wanted)
+            if (write.dry_run and done) or (wanted == current and not done and not lacks and as_kept(kind, version)):
                 return self._show(kind, wanted, subresource)
+            if write.dry_run:
+                async with self._charged(write, kind, wanted, current, subresource):
+                    return self._show(kind, wanted, subresource)
             try:
                 if done:
                     revision = await self._store.delete(key, expected=version.revision)
@@ -660,6 +685,8 @@ class Writing(Reading):
             wanted.pop("status", None)
             if "status" in current:
                 wanted["status"] = current["status"]
+        if kind is scheme.SERVICE and not subresource:
+            services.carry(wanted, current)
         causes = prepare_update(kind, wanted, current)
         if causes:
             raise errors.invalid(kind.group, kind.kind, name(current), causes)

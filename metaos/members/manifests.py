@@ -151,8 +151,12 @@ def _localise(obj: Obj) -> None:
         case "Service" if obj.get("apiVersion") == "v1":
             if spec.get("clusterIP") != "None":
                 _drop(spec, "clusterIP", "clusterIPs")
-            _drop(spec, "ipFamilies")
-            _drop_if(spec, internalTrafficPolicy="Cluster", ipFamilyPolicy="SingleStack")
+            _drop(spec, "ipFamilies", "healthCheckNodePort")
+            _drop_if(spec, internalTrafficPolicy="Cluster", ipFamilyPolicy="SingleStack", allocateLoadBalancerNodePorts=True)
+            if spec.get("type") == "LoadBalancer":
+                # What the cluster's load balancer uses is the cluster's to choose; of NodePort the number is what users reach.
+                for port in spec.get("ports") or ():
+                    _drop(port, "nodePort")
         case "StatefulSet":
             _drop_if(spec, persistentVolumeClaimRetentionPolicy={"whenDeleted": "Retain", "whenScaled": "Retain"})
             for claim in spec.get("volumeClaimTemplates") or ():

@@ -116,15 +116,21 @@ GUARD: ContextVar[Guard | None] = ContextVar("GUARD", default=None)
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A write counts only if none with a claim of the same ``name`` was done above revision ``seen``: so what was decided by the
-    sum of many objects still holds when it is written, whoever writes beside."""
+    """A write counts only if none with a claim of one of these names was done above revision ``seen``: so what was decided by the
+    sum of many objects still holds when it is written, whoever writes beside. No name holds a line break."""
 
-    name: str
+    names: tuple[str, ...]
     seen: int
 
 
 #: What the writes of a task claim; stores that several hubs share obey it.
 CLAIM: ContextVar[Claim | None] = ContextVar("CLAIM", default=None)
+
+
+def claimed(seen: int, *names: str) -> Claim:
+    """A claim of these names beside what this task claims already."""
+    before = CLAIM.get()
+    return Claim(names, seen) if before is None else Claim((*before.names, *names), min(before.seen, seen))
 
 
 class Store(Protocol):

@@ -310,7 +310,7 @@ class PostgresStore:
             [write.expected for write in batch],
             [write.guard.key if write.guard else "" for write in batch],
             [write.guard.revision if write.guard else 0 for write in batch],
-            [write.claim.name if write.claim else "" for write in batch],
+            ["\n".join(write.claim.names) if write.claim else "" for write in batch],
             [write.claim.seen if write.claim else 0 for write in batch],
         )
         sent = False

@@ -70,7 +70,7 @@ CREATE INDEX ledger_checkpoint_by_last ON nemo.ledger_checkpoint (last);
 #: was another, -1 where its guard has gone, -2 where another of its claim came between; ``revision`` and ``value`` are what was
 #: there before (of a known batch: what is there now).
 _WRITE = """
-CREATE FUNCTION nemo.write(
+CREATE OR REPLACE FUNCTION nemo.write(
     writer_name text, writer_batch bigint,
     types text[], keys text[], vals bytea[], expected bigint[],
     guards text[], guard_revisions bigint[], claims text[], seen bigint[]
@@ -113,7 +113,9 @@ BEGIN
         ) THEN
             outcome := -1;
         ELSIF call.claim <> '' AND (
-            call.seen < forgotten OR EXISTS (SELECT 1 FROM nemo.claim c WHERE c.name = call.claim AND c.revision > call.seen)
+            call.seen < forgotten OR EXISTS (
+                SELECT 1 FROM nemo.claim c WHERE c.name = ANY (string_to_array(call.claim, E'\\n')) AND c.revision > call.seen
+            )
         ) THEN
             outcome := -2;
         ELSE
@@ -136,7 +138,8 @@ BEGIN
                     UPDATE nemo.current c SET revision = next WHERE c.key = call.key;
                 END IF;
                 IF call.claim <> '' THEN
-                    INSERT INTO nemo.claim VALUES (call.claim, next)
+                    INSERT INTO nemo.claim
+                        SELECT DISTINCT c.claim, next FROM unnest(string_to_array(call.claim, E'\\n')) AS c (claim)
                         ON CONFLICT (name) DO UPDATE SET revision = EXCLUDED.revision;
                 END IF;
             END IF;
@@ -152,8 +155,9 @@ BEGIN
     END IF;
 END $$;
 """
-#: One script per schema version, applied in order; ``nemo.version`` says how many have been.
-MIGRATIONS: tuple[str, ...] = (_TABLES + _WRITE,)
+#: One script per schema version, applied in order; ``nemo.version`` says how many have been. Since the second a write may have
+#: several claims, one in each line.
+MIGRATIONS: tuple[str, ...] = (_TABLES + _WRITE, _WRITE)
 #: Outcomes of batches are kept so long for hubs that come back for them; claims as long as history, as nobody may know less.
 _TIDY = """
 DELETE FROM nemo.writer WHERE time < now() - interval '1 day';

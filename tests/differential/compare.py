@@ -22,6 +22,9 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 #: Names that the server makes from a generateName; the cases' own begin so.
 _MADE = re.compile(r"\b([Mm]ade[-_])[a-z0-9]{5}\b")
 _SUPPORTED = re.compile(r"(supported values: )((?:\"[^\"]*\"(?:, )?)+)")
+#: Addresses that servers have given to Services; the cases name none in these ranges. The same for ports of nodes.
+_ADDRESS = re.compile(r"\b(10\.(9[6-9]|1[01]\d)|100\.(6[4-9]|7\d))\.\d+\.\d+\b(?!/)")
+NAMED_PORTS = range(32001, 32010)
 #: Values in texts that are no plain words: Go's notation, or JSON.
 _GO = re.compile(r"((?:Invalid|Unsupported) )value: (?:[\[{]|&?\*?\w+\.\w+\{|map\[|\[\]\w)[^\n]*?[\]})]: (?=[^\"]|$)")
 #: Revisions in texts.
@@ -56,6 +59,8 @@ def normal(value: Any, namespace: str, now: datetime, *, path: str = "") -> Any:
         if isinstance(generated, str) and str(found.get("name", "")).startswith(generated):
             found["name"] = generated + "*"
         return found
+    if isinstance(value, int) and path.rsplit(".", 1)[-1] in ("nodePort", "healthCheckNodePort") and value not in NAMED_PORTS:
+        return "PORT"
     if isinstance(value, list):
         return [normal(child, namespace, now, path=path) for child in value]
     if isinstance(value, str):
@@ -63,6 +68,7 @@ def normal(value: Any, namespace: str, now: datetime, *, path: str = "") -> Any:
             return "TIME"
         value = _GO.sub(r"\1value: …: ", value)
         value = _SUPPORTED.sub(lambda m: m[1] + ", ".join(sorted(m[2].split(", "))), _RECORD.sub("(N)", value))
+        value = _ADDRESS.sub("ADDRESS", value)
         return _MADE.sub(r"\1*", _UUID.sub("UID", value)).replace(namespace, "NS")
     return value
 

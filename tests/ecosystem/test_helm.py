@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from metaos.resources.services import allotted
 from tests.ecosystem.conftest import PROGRAMS, Up
 from tests.ecosystem.tools import Tools
 
@@ -23,9 +24,9 @@ def test_a_release_from_installation_to_removal(up: Up, tools: Tools, namespace:
 
     assert f'Version:"v{major}.' in up.run(tools.helm(major), "version")
     assert "Dry run complete" in helm("install", "shop", str(CHART), "--dry-run=server") or major == 3
-    # Helm 3 waits for an address that NEMO's Services do not have (see the next test), unless they want none.
-    address = f"headless={'true' if major == 3 else 'false'}"
-    helm("install", "shop", str(CHART), "--set", address, "--wait", "--timeout", "60s")
+    helm("install", "shop", str(CHART), "--wait", "--timeout", "60s")
+    address = up.kubectl("get", "service", "shop-web", "-n", namespace, "-o", "jsonpath={.spec.clusterIP}")
+    assert allotted(address)
     # What templates look up at the server, and what they ask its capabilities.
     assert config("seen") == "default" and config("batch") == "true" and config("version").startswith("v1.")
     # The chart's definition came first, and its object has the schema's default.
@@ -33,10 +34,11 @@ def test_a_release_from_installation_to_removal(up: Up, tools: Tools, namespace:
     # A hook's Job ran before all else, and went.
     assert up.kubectl("get", "jobs", "-n", namespace, "-o", "name") == ""
     assert "tested" in helm("test", "shop", "--logs", "--timeout", "60s")
-    helm("upgrade", "shop", str(CHART), "--set", f"replicas=2,greeting=bye,{address}", "--wait", "--timeout", "60s")
+    helm("upgrade", "shop", str(CHART), "--set", "replicas=2,greeting=bye", "--wait", "--timeout", "60s")
     assert config("greeting") == "bye"
+    assert up.kubectl("get", "service", "shop-web", "-n", namespace, "-o", "jsonpath={.spec.clusterIP}") == address
     assert up.kubectl("get", "deployment", "shop-web", "-n", namespace, "-o", "jsonpath={.status.readyReplicas}") == "2"
-    refused = helm("upgrade", "shop", str(CHART), "--set", f"replicas=-1,{address}", check=False)
+    refused = helm("upgrade", "shop", str(CHART), "--set", "replicas=-1", check=False)
     assert "spec.replicas: Invalid value: -1" in refused
     helm("rollback", "shop", "1", "--wait", "--timeout", "60s")
     assert config("greeting") == "hello"
@@ -47,11 +49,13 @@ def test_a_release_from_installation_to_removal(up: Up, tools: Tools, namespace:
     assert up.kubectl("get", "deployments,services,configmaps,secrets", "-n", namespace, "-o", "name") == ""
 
 
-def test_helm_3_waits_in_vain_for_the_address_of_a_service(up: Up, tools: Tools, namespace: str) -> None:
+def test_helm_3_waits_in_vain_for_a_load_balancer(up: Up, tools: Tools, namespace: str) -> None:
     said = up.run(
-        *(tools.helm(3), "install", "shop", CHART, "--wait", "--timeout", "8s", "--debug", "-n", namespace), check=False
+        *(tools.helm(3), "install", "shop", CHART, "--set", "type=LoadBalancer"),
+        *("--wait", "--timeout", "8s", "--debug", "-n", namespace),
+        check=False,
     )
-    assert "Service does not have cluster IP address" in said and "context deadline exceeded" in said
+    assert "Service does not have load balancer ingress IP address" in said and "context deadline exceeded" in said
     # Without Helm's own waiting, it is all there.
     up.kubectl("rollout", "status", "deployment/shop-web", "-n", namespace, "--timeout=60s")
 

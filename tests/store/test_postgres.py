@@ -127,7 +127,7 @@ async def test_a_write_that_was_decided_by_less_than_there_is_does_not_count(
     one, other = pair
 
     async def claimed(store: PostgresStore, key: str, seen: int, name: str = "quota/a") -> int:
-        CLAIM.set(Claim(name, seen))
+        CLAIM.set(Claim((name, f"service/{key}"), seen))
         return await store.create(key, b"x")
 
     await asyncio.create_task(claimed(one, "a", 0))

@@ -1,0 +1,79 @@
+"""Addresses of Services: from where they are, which Services have one, and which have ports of the nodes. Pure.
+
+The addresses lie in what only pods' own networks know (see ``metaos.agent.routes``): they are the same at all sites, and are
+routed nowhere. Source of what needs what: ``pkg/registry/core/service`` of Kubernetes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from metaos.resources.meta import Obj
+
+#: 100.64.0.0/12, of the shared address space (RFC 6598): as many as Kubernetes allows a range to have.
+RANGE = "100.64.0.0/12"
+FIRST_ADDRESS, ADDRESSES = (100 << 24) | (64 << 16), 1 << 20
+#: As Kubernetes' ``--service-node-port-range``.
+NODE_PORTS = range(30000, 32768)
+HEADLESS = "None"
+
+
+def dotted(number: int) -> str:
+    """An IPv4 address as text."""
+    return ".".join(str(number >> shift & 255) for shift in (24, 16, 8, 0))
+
+
+def allotted(address: str) -> bool:
+    """Whether an address is one that the hub gives: neither the first nor the last of the range, as in Kubernetes."""
+    parts = address.split(".")
+    if len(parts) != 4 or not all(part.isascii() and part.isdigit() and str(int(part)) == part for part in parts):
+        return False
+    number = 0
+    for part in parts:
+        if int(part) > 255:
+            return False
+        number = number << 8 | int(part)
+    return FIRST_ADDRESS < number < FIRST_ADDRESS + ADDRESSES - 1
+
+
+def needs_address(spec: Mapping[str, Any]) -> bool:
+    """Whether it has an address of the cluster, or says that it wants none."""
+    return bool(spec.get("type", "ClusterIP") != "ExternalName")
+
+
+def is_headless(spec: Mapping[str, Any]) -> bool:
+    return needs_address(spec) and HEADLESS in addresses(spec)[:1]
+
+
+def needs_node_ports(spec: Mapping[str, Any]) -> bool:
+    if spec.get("type") == "LoadBalancer":
+        return spec.get("allocateLoadBalancerNodePorts") is not False
+    return spec.get("type") == "NodePort"
+
+
+def needs_health_port(spec: Mapping[str, Any]) -> bool:
+    return spec.get("type") == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local"
+
+
+def from_outside(spec: Mapping[str, Any]) -> bool:
+    """Whether it has a policy for what comes from outside."""
+    return spec.get("type") in ("NodePort", "LoadBalancer") or bool(spec.get("externalIPs"))
+
+
+def addresses(spec: Mapping[str, Any]) -> list[str]:
+    """The addresses that a Service says it has; ``None`` is one of them."""
+    found = list(spec.get("clusterIPs") or ())
+    first = spec.get("clusterIP")
+    return found or ([first] if first else [])
+
+
+def lacks_address(service: Obj) -> bool:
+    spec = service.get("spec") or {}
+    return needs_address(spec) and not addresses(spec)
+
+
+def node_ports(spec: Mapping[str, Any]) -> set[int]:
+    """Ports of nodes that are a Service's."""
+    found = {port["nodePort"] for port in spec.get("ports") or () if port.get("nodePort")}
+    return found | ({spec["healthCheckNodePort"]} if spec.get("healthCheckNodePort") else set())
