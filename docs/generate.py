@@ -153,7 +153,7 @@ def limits_page() -> str:
         watch,
     )
     from metaos.apiserver.custom import definition, judge, judging, webhooks
-    from metaos.resources import meta
+    from metaos.resources import meta, services
 
     rows = [
         (
@@ -224,6 +224,11 @@ def limits_page() -> str:
             "422; it fails; it fails",
         ),
         ("Answer of a webhook; its time", f"{amount(webhooks.MOST_BYTES)}; 30 s", "as its failurePolicy says"),
+        (
+            "Addresses of Services; ports of nodes",
+            f"{services.ADDRESSES - 2:,} of {services.RANGE}; {services.NODE_PORTS[0]} to {services.NODE_PORTS[-1]}",
+            "500",
+        ),
         (
             "Disk space set aside for deletes and heartbeats",
             amount(server.RESERVE_BYTES),

@@ -84,6 +84,16 @@ def only(found: Any) -> Any:
 # -- what is planned ----------------------------------------------------------------------------------------
 
 
+def test_a_service_has_the_hubs_address_and_all_else_one_of_the_sites() -> None:
+    pods, addresses = [pod("api-1")], Addresses({"pod/here/shop/old-1": "100.64.0.9", "pod/here/shop/old-2": "100.90.0.9"})
+    assert addresses.known == {"pod/here/shop/old-2": "100.90.0.9"}, "what an earlier release gave may be a Service's now"
+    ((address, names),) = plan([service(clusterIP="100.64.0.9")], pods, addresses, "here")["shop"].hosts
+    assert address == "100.64.0.9" and "api.shop.svc.cluster.local" in names
+    for said in ("", "10.9.8.7"):
+        ((address, _),) = plan([service(clusterIP=said)], pods, addresses, "here")["shop"].hosts
+        assert 80 <= int(address.split(".")[1]) < 128 and address.startswith("100.")
+
+
 def test_a_service_has_one_address_its_names_and_its_ready_endpoints() -> None:
     pods = [pod("a"), pod("b", ready=False), pod("c", "web"), pod("d", ports=[{"name": "http", "containerPort": 9000}])]
     found = plan([service(target="http"), endpoint_slice("far", "z"), endpoint_slice("here", "a")], pods, Addresses(), "here")[

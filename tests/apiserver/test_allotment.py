@@ -124,6 +124,30 @@ async def test_ports_of_nodes(registry: Registry) -> None:
     assert "nodePort" not in (await registry.create(ADMIN, without))["spec"]["ports"][0]
 
 
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"clusterIP": "None", "type": "NodePort"}, "spec.clusterIPs[0]: Invalid value: \"None\": may not be set to 'None' for"),
+        ({"clusterIPs": ["None", "100.64.0.9"], "clusterIP": "None"}, "'None' must be the first and only value"),
+        ({"clusterIPs": ["100.64.0.9"]}, "spec.clusterIP: Required value"),
+        ({"clusterIPs": ["100.64.0.9", "100.64.0.8"], "clusterIP": "100.64.0.9"}, "no more than one IP for each IP family"),
+        ({"ipFamilies": ["IPv6"]}, "spec.ipFamilies[0]: Invalid value: \"IPv6\": not configured on this cluster"),
+        ({"ipFamilies": ["IPv5"]}, "Unsupported value: \"IPv5\""),
+        ({"ipFamilyPolicy": "RequireDualStack"}, "not configured for dual-stack services"),
+        ({"ports": [{"port": 80, "nodePort": 30080}]}, "may not be used when `type` is 'ClusterIP'"),
+        ({"externalTrafficPolicy": "Local"}, "may only be set for externally-accessible services"),
+        ({"loadBalancerSourceRanges": ["10.0.0.0/8"]}, "may only be used when `type` is 'LoadBalancer'"),
+        ({"type": "LoadBalancer", "ports": [{"port": 10250}]}, "since it is used by kubelet"),
+        ({"type": "ExternalName", "externalName": "a.b", "clusterIP": "100.64.0.9"}, "may not be set for ExternalName services"),
+        ({"type": "NodePort", "ports": [{"port": n, "name": f"p{n}", "nodePort": 30080} for n in (1, 2)]},
+         "spec.ports[1].nodePort: Duplicate value: 30080"),
+        ({"ports": []}, "spec.ports: Required value"),
+    ],
+)  # fmt: skip
+async def test_what_is_wrong_is_said(registry: Registry, spec: Obj, said: str) -> None:
+    assert said in await refused(registry, service(**spec))
+
+
 async def test_a_dry_run_takes_nothing(registry: Registry) -> None:
     shown = await registry.create(ADMIN, service(), dry_run=True)
     assert allotted(shown["spec"]["clusterIP"])

@@ -116,6 +116,12 @@ def test_what_belongs_to_the_hub_or_to_newer_servers_alone_is_left_out() -> None
         return prepared({"apiVersion": api_version, "kind": kind, "metadata": {"name": "x"}, "spec": spec}, "m", "w")["spec"]
 
     assert sent("v1", "Service", clusterIP="10.0.0.1", clusterIPs=["10.0.0.1"], ipFamilies=["IPv4"], ports=[]) == {"ports": []}
+    port = {"port": 80, "nodePort": 30080}
+    assert sent("v1", "Service", type="NodePort", ports=[port])["ports"] == [port]
+    balanced = sent(
+        "v1", "Service", type="LoadBalancer", allocateLoadBalancerNodePorts=True, healthCheckNodePort=30081, ports=[port]
+    )
+    assert balanced == {"type": "LoadBalancer", "ports": [{"port": 80}]}
     assert sent("v1", "Service", clusterIP="None") == {"clusterIP": "None"}
     assert sent("v1", "Service", internalTrafficPolicy="Cluster") == {}
     assert sent("v1", "Service", internalTrafficPolicy="Local") == {"internalTrafficPolicy": "Local"}

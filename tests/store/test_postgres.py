@@ -16,6 +16,7 @@ from bench.postgres import Postgres
 from metaos.apiserver.registry import Registry
 from metaos.clock import SystemClock
 from metaos.resources import scheme
+from metaos.resources.meta import Obj
 from metaos.security.authz import MASTERS, UserInfo
 from metaos.security.identity import Authority
 from metaos.store import postgres as module
@@ -158,6 +159,25 @@ async def test_hubs_together_let_in_what_a_quota_allows(pair: tuple[PostgresStor
     )
     assert sum(isinstance(each, dict) for each in made) == 7
     assert all(isinstance(each, dict) or "exceeded quota" in str(each) for each in made)
+    for hub in hubs:
+        await hub.stop()
+
+
+async def test_hubs_together_give_each_address_once(pair: tuple[PostgresStore, PostgresStore]) -> None:
+    hubs = [Registry(store, CLOCK, Random(n), shared=True) for n, store in enumerate(pair)]
+    for hub in hubs:
+        await hub.start()
+    admin = UserInfo("admin", (MASTERS,))
+
+    def service(name: str, **spec: object) -> Obj:
+        return scheme.SERVICE.empty(name, "default") | {"spec": {"type": "NodePort", "ports": [{"port": 80}], **spec}}
+
+    wanted = [service(f"s{n}", clusterIP=f"100.64.0.{n % 4 + 1}") for n in range(16)] + [service(f"free{n}") for n in range(16)]
+    made = await asyncio.gather(*(hubs[n // 4 % 2].create(admin, obj) for n, obj in enumerate(wanted)), return_exceptions=True)
+    done = [each for each in made if isinstance(each, dict)]
+    assert len({each["spec"]["clusterIP"] for each in done}) == len(done) == 20
+    assert len({each["spec"]["ports"][0]["nodePort"] for each in done}) == 20
+    assert all(isinstance(each, dict) or "provided IP is already allocated" in str(each) for each in made)
     for hub in hubs:
         await hub.stop()
 
