@@ -209,6 +209,10 @@ class Agent:
             self.mirrors.refresh(pods)
             self.reports.refresh()
 
+    def _kept(self) -> list[dict[str, str]]:
+        problem = self.works.problem
+        return [{"type": "WorksKept", "status": "False", "reason": "NoSpace", "message": problem}] if problem else []
+
     async def measure(self) -> dict[str, Any]:
         """The agent's part of ``Cluster.status``."""
         has, free = inventory.capacity(self._site, self._machine.measure())
@@ -221,7 +225,9 @@ class Agent:
             "nodeInfo": self._machine.node_info(isolation, str((self._site.get("spec") or {}).get("runtime") or "sandbox")),
             "runtimeClasses": list(self._runtime.runtime_classes()),
             "images": [dict(image) for image in await self._runtime.images()],
-            "agentConditions": inventory.condition_list([*self._runtime.conditions(), *self._machine.conditions()]),
+            "agentConditions": inventory.condition_list(
+                [*self._runtime.conditions(), *self._machine.conditions(), *self._kept()]
+            ),
             "certificate": self.connection.certificate(),
             "attestation": self.connection.attestation(),
         }

@@ -38,10 +38,14 @@ _WORKLOAD_KINDS = {kind.kind for kind in WORKLOADS}
 
 
 class WorkFiles:
-    """One file per Work in a private directory. A file that cannot be read is set aside, not trusted."""
+    """One file per Work in a private directory. A file that cannot be read is set aside, not trusted; what cannot be written is
+    tried again with the next that is, and ``problem`` says why: a full disk stops no work that goes on without it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        #: Names of Works whose files are not as they are: bounded by the Works.
+        self._unsaved: dict[str, Obj] = {}
+        self.problem = ""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def load(self) -> list[Obj]:
@@ -55,10 +59,31 @@ class WorkFiles:
         return found
 
     def save(self, work: Obj) -> None:
-        write_private(self._path(work), json.dumps(work, separators=(",", ":")))
+        self._unsaved[name(work)] = work
+        self.retry()
 
     def remove(self, work: Obj) -> None:
+        self._unsaved.pop(name(work), None)
         self._path(work).unlink(missing_ok=True)
+        self.retry()
+
+    def retry(self) -> None:
+        """Writes what could not be written before."""
+        problem = ""
+        for key, work in list(self._unsaved.items()):
+            try:
+                write_private(self._path(work), json.dumps(work, separators=(",", ":")))
+                del self._unsaved[key]
+            except OSError as error:
+                why = error.strerror or str(error)
+                problem = f"{len(self._unsaved)} Works cannot be kept in {self._folder} ({why}): free some space there; a restart "
+                problem += "while the hub is away would begin with what it knew before"
+                break
+        if problem and not self.problem:
+            log.error("%s", problem)
+        elif self.problem and not problem:
+            log.info("all Works are kept in %s again", self._folder)
+        self.problem = problem
 
     def _path(self, work: Obj) -> Path:
         # Names may have 253 characters, which with a suffix is too long for a file.
@@ -105,6 +130,13 @@ class Works:
         """``listener`` is told the name of a Work that has another status at the hub than was known here. Over a line on which
         answers overtake each other that may be an older one than this site has just written, so it is to be looked at again."""
         self._reporters.append(listener)
+
+    @property
+    def problem(self) -> str:
+        """Why not all is kept for a restart without the hub; empty where it is. Looked at again by this."""
+        if self._files.problem:
+            self._files.retry()
+        return self._files.problem
 
     def get(self, work: str) -> Obj | None:
         return self._works.get(work)

@@ -265,6 +265,7 @@ class KubernetesAgent:
             _condition("LeftoversGone", f"{len(left)} objects are still to go: {shown}" if left else "", "Gone", "Waiting"),
             _condition("NodesKnown", self._nodes_problem, "Listed", "Unknown"),
             _condition("MetricsServed", self.access.unmeasured, "Served", "NotServed"),
+            _condition("WorksKept", self.works.problem, "Kept", "NoSpace"),
             _condition("PodsKnown", self.others.problem, "Listed", "Unknown"),
         ]
 

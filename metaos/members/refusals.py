@@ -11,6 +11,10 @@ INVALID_SECONDS = 60.0
 MAX_MESSAGE = 1024
 
 
+#: How etcd, a disk and NEMO's own store say that they are full.
+_FULL = ("database space exceeded", "no space left on device", "no space is left")
+
+
 class Refusal(NamedTuple):
     """``seconds``: when to try again; ``None``: by the usual back-off (up to a minute)."""
 
@@ -24,6 +28,8 @@ def refusal_of(error: ApiError) -> Refusal:
     said = error.message[:MAX_MESSAGE]
     if error.code == 409 and any(c.get("reason") == "FieldManagerConflict" for c in error.details.get("causes") or ()):
         return Refusal("Conflict", f"another writer has fields of it: {said}", INVALID_SECONDS)
+    if any(words in error.message for words in _FULL):
+        return Refusal("StorageFull", f"the cluster's own store is full: {said}; compact it, or delete something there")
     if "field not declared in schema" in error.message:
         return Refusal("Invalid", f"this server does not know a field of it: {said}", INVALID_SECONDS)
     if "admission webhook" in error.message or "failed calling webhook" in error.message:

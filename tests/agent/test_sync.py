@@ -303,6 +303,8 @@ async def test_work_that_is_first_heard_of_after_a_silence_waits_for_the_list(ru
 
 
 class InMemory(WorkFiles):
+    problem = ""
+
     def __init__(self) -> None: ...
 
     def load(self) -> list[Obj]:

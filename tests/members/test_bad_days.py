@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
@@ -11,7 +13,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from metaos.agent import sync
 from metaos.clock import SystemClock
+from metaos.files import write_private
 from metaos.members.claim import Membership, claim, release
 from metaos.members.kubeconfig import Access
 from metaos.members.member import Member, read_access
@@ -27,7 +31,7 @@ class Gate:
     def __init__(self, upstream: str, session: aiohttp.ClientSession) -> None:
         self._upstream, self._session = upstream, session
         self.throttling = 0
-        self.away = False
+        self.away = self.full = False
         self.asked: list[float] = []
         self._clock = SystemClock()
 
@@ -41,6 +45,9 @@ class Gate:
             self.asked.append(self._clock.monotonic())
             # As API Priority and Fairness answers: plain text, and when to come again.
             return web.Response(status=429, headers={"Retry-After": "1"}, text="Too many requests, please try again later.")
+        if request.method == "PATCH" and self.full:
+            said = {"kind": "Status", "status": "Failure", "code": 500, "reason": "InternalError"}
+            return web.json_response(said | {"message": "etcdserver: mvcc: database space exceeded"}, status=500)
         headers = {k: v for k, v in request.headers.items() if k in ("Accept", "Content-Type")}
         async with self._session.request(
             request.method, self._upstream + request.path_qs, data=await request.read(), headers=headers
@@ -141,3 +148,50 @@ async def test_a_clock_that_is_wrong_is_asked_about(tmp_path: Path) -> None:
         await member.look()
         assert "not yet valid, by this machine's clock: is it right?" in member.problem and not member.able
         await member.client.close()
+
+
+class Behind(SystemClock):
+    """The clock of a machine whose certificates ended long ago."""
+
+    def now(self) -> float:
+        return super().now() - 4000 * 86400.0
+
+
+async def test_a_certificate_that_has_ended_is_told_as_that(tmp_path: Path) -> None:
+    async with served(tmp_path, Behind()) as hub:
+        config = hub.kubeconfig(tmp_path)
+        member = Member(await read_access(config, ""), config, "", tmp_path, SystemClock(), Random(1))
+        await member.look()
+        print(member.problem)
+        assert "expired" in member.problem and not member.able
+        await member.client.close()
+
+
+@pytest.mark.parametrize("access", ["nemo"], indirect=True)
+async def test_a_full_disk_of_the_agents_machine_is_told_and_stops_nothing(
+    applying: Applying, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = True
+
+    def write(path: Path, content: str) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write_private(path, content)
+
+    monkeypatch.setattr(sync, "write_private", write)
+    applying.give(applying.work("a", applying.config("one")), applying.work("b", applying.config("two")))
+    await applying.applied("a", "b")
+    assert "2 Works cannot be kept" in applying.works.problem and "No space left on device" in applying.works.problem
+    applying.give(applying.work("a", applying.config("one")))
+    assert "1 Works cannot be kept" in applying.works.problem, "what went needs no room"
+    full = False
+    assert applying.works.problem == "" and [path.name for path in (tmp_path / "works").iterdir()] == ["a.json"]
+
+
+async def test_a_cluster_whose_own_store_is_full_is_told_of_and_tried_again(behind: tuple[Applying, Gate]) -> None:
+    applying, gate = behind
+    gate.full = True
+    applying.give(applying.work("a", applying.config("one")))
+    assert "compact it, or delete something there" in await applying.refused("a", "StorageFull")
+    gate.full = False
+    await applying.applied("a")

@@ -412,6 +412,8 @@ def test_use_is_told_of_our_pods_alone_and_what_cannot_be_read_is_left_out() -> 
         (ApiError(429, "TooManyRequests", "later"), "Throttled", False),
         (ApiError(503, "ServiceUnavailable", "away"), "Unreachable", False),
         (ApiError(500, "InternalError", "etcd"), "ServerError", False),
+        (ApiError(500, "InternalError", "etcdserver: mvcc: database space exceeded"), "StorageFull", False),
+        (ApiError(507, "InsufficientStorage", "no space is left for the store"), "StorageFull", False),
     ],
 )
 def test_what_a_server_refuses_has_a_name_and_a_time_to_try_again(error: ApiError, reason: str, patient: bool) -> None:
