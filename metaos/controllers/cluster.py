@@ -15,6 +15,7 @@ from metaos.clock import Clock
 from metaos.controllers.certificate import withdraw
 from metaos.controllers.podeviction import alone, overdue
 from metaos.controllers.recorder import Recorder
+from metaos.controllers.render import is_idle
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
@@ -314,8 +315,9 @@ class ClusterReconciler:
         """Hands its work over (make before break, within a bound), then takes away everything that stood for the site."""
         site, where = name(cluster), cluster_namespace(name(cluster))
         works = self._works.list(where)
+        kinds = {k.kind for k in scheme.WORKLOADS}
         leaving = [
-            w for w in works if (w.get("spec") or {}).get("manifests", [{}])[0].get("kind") in {k.kind for k in scheme.WORKLOADS}
+            w for w in works if (w.get("spec") or {}).get("manifests", [{}])[0].get("kind") in kinds and not is_idle(w)
         ]
         waited = self._clock.monotonic() - self._removing.setdefault(site, self._clock.monotonic())
         if is_true(cluster, "Ready") and leaving and waited < self._settings.removal_timeout:

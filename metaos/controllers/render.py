@@ -21,7 +21,7 @@ from metaos.resources.meta import (
     namespace,
     ref,
 )
-from metaos.resources.workload import grace_seconds, work_name
+from metaos.resources.workload import grace_seconds, has_local_data, work_name
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _LABEL_LIMIT = 63
@@ -206,6 +206,20 @@ def _is_condition(said: Mapping[str, Any]) -> bool:
 
 def _condition(said: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value[:MAX_TEXT] for key, value in said.items() if isinstance(key, str) and isinstance(value, str)}
+
+
+def is_idle(found: Obj) -> bool:
+    """Whether a site says that nothing of a workload runs there, and it keeps no data there either: nobody misses anything when
+    it goes before it is elsewhere. (A Job's pods that have not begun count as its own.)"""
+    spec, status = ((found.get("spec") or {}).get("manifests") or [{}])[0], reported(found).get("status") or {}
+    if not status or has_local_data(spec):
+        return False
+    if spec.get("kind") == "Pod":
+        return status.get("phase") == "Pending"
+    return not any(status.get(count) for count in _RUNNING)
+
+
+_RUNNING = ("availableReplicas", "readyReplicas", "numberAvailable", "numberReady", "active", "ready")
 
 
 def available(found: Obj) -> bool:

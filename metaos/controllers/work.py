@@ -166,6 +166,8 @@ class WorkReconciler:
             cluster, present = self._clusters.get(site), existing.get(site)
             if cluster is None or (wait and (present is None or halted(present))):
                 continue
+            if present is None and deleting(cluster):
+                continue  # It is being removed: nothing new begins there.
             if (present is None or _count(present) < told[site]) and self._is_given_up(about, site):
                 # Who was displaced is stopped first. News of its pods is news of others: looked at again after a time.
                 again = min(again or GIVEN_UP_SECONDS, GIVEN_UP_SECONDS)

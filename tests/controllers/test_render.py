@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaos.controllers.render import MAX_ACTIVE, MAX_CONDITIONS, MAX_TEXT, available, reported
+from metaos.controllers.render import MAX_ACTIVE, MAX_CONDITIONS, MAX_TEXT, available, is_idle, reported
 from metaos.controllers.status import COUNTS, rolled_up
 from metaos.resources.meta import Obj
 
@@ -69,3 +69,21 @@ def test_a_job_that_is_held_does_not_hold_up_a_move() -> None:
     assert not available(found)
     found["spec"]["manifests"][0]["spec"]["suspend"] = True
     assert available(found)
+
+
+@given(st.sampled_from(list(COUNTS)), st.integers(0, 5), anything | said)
+def test_where_nothing_runs_nothing_is_available(kind: str, replicas: int, status: Any) -> None:
+    found = work(kind, max(1, replicas), status)
+    if is_idle(found) and kind not in ("Job", "CronJob"):
+        assert not available(found)
+
+
+def test_what_never_ran_is_not_waited_for_and_what_runs_or_keeps_data_is() -> None:
+    assert is_idle(work("Deployment", 3, {"replicas": 3, "unavailableReplicas": 3}))
+    assert not is_idle(work("Deployment", 3, {"replicas": 3, "readyReplicas": 1}))
+    assert not is_idle(work("Deployment", 3, {})), "nothing is known of it"
+    assert not is_idle(work("CronJob", 1, {"active": [{"name": "x"}]}))
+    kept = work("StatefulSet", 3, {"replicas": 3})
+    assert is_idle(kept)
+    kept["spec"]["manifests"][0]["spec"]["volumeClaimTemplates"] = [{"metadata": {"name": "data"}}]
+    assert not is_idle(kept)
