@@ -76,8 +76,8 @@ class WorkFiles:
                 del self._unsaved[key]
             except OSError as error:
                 why = error.strerror or str(error)
-                problem = f"{len(self._unsaved)} Works cannot be kept in {self._folder} ({why}): free some space there; a restart "
-                problem += "while the hub is away would begin with what it knew before"
+                problem = f"{len(self._unsaved)} Works cannot be kept in {self._folder} ({why}): free some space there; a "
+                problem += "restart while the hub is away would begin with what it knew before"
                 break
         if problem and not self.problem:
             log.error("%s", problem)

@@ -316,9 +316,7 @@ class ClusterReconciler:
         site, where = name(cluster), cluster_namespace(name(cluster))
         works = self._works.list(where)
         kinds = {k.kind for k in scheme.WORKLOADS}
-        leaving = [
-            w for w in works if (w.get("spec") or {}).get("manifests", [{}])[0].get("kind") in kinds and not is_idle(w)
-        ]
+        leaving = [w for w in works if (w.get("spec") or {}).get("manifests", [{}])[0].get("kind") in kinds and not is_idle(w)]
         waited = self._clock.monotonic() - self._removing.setdefault(site, self._clock.monotonic())
         if is_true(cluster, "Ready") and leaving and waited < self._settings.removal_timeout:
             return Result(requeue_after=1.0)

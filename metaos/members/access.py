@@ -13,8 +13,8 @@ from urllib.parse import urlencode
 from metaos.agent.flows import Counts
 from metaos.agent.remote import PodAccess
 from metaos.http import json_of, path_of
+from metaos.members import execution
 from metaos.members.callers import Headers, Identities, acting_as, shown
-from metaos.members.execution import RemoteExec
 from metaos.members.forwarding import Forwards
 from metaos.members.member import MAX_LOGS, Member
 from metaos.members.metrics import usage_of
@@ -146,21 +146,23 @@ class _Caller:
     async def exec(
         self, namespace: str, pod: str, container: str, command: Sequence[str], *, stdin: bool = False, tty: bool = False
     ) -> Exec:
-        asked = [*(("command", part) for part in command), ("stdin", str(stdin).lower())]
-        return await self._stream(namespace, pod, "exec", container, [*asked, *_outputs(tty)])
+        asked = [("command", part) for part in command]
+        return await self._stream(namespace, pod, "exec", container, asked, stdin, tty)
 
     async def attach(self, namespace: str, pod: str, container: str) -> Exec:
         found = self._pod(namespace, pod)
         stated: Obj = next((c for c in (found.get("spec") or {}).get("containers") or () if c.get("name") == container), {})
-        asked = [("stdin", str(bool(stated.get("stdin"))).lower())]
-        return await self._stream(namespace, pod, "attach", container, [*asked, *_outputs(bool(stated.get("tty")))])
+        return await self._stream(namespace, pod, "attach", container, [], bool(stated.get("stdin")), bool(stated.get("tty")))
 
-    async def _stream(self, namespace: str, pod: str, what: str, container: str, query: list[tuple[str, str]]) -> Exec:
+    async def _stream(
+        self, namespace: str, pod: str, what: str, container: str, query: list[tuple[str, str]], stdin: bool, tty: bool
+    ) -> Exec:
         self._pod(namespace, pod)
+        query = [*query, ("stdin", str(stdin).lower()), *_outputs(tty)]
         if container:
             query = [*query, ("container", container)]
         path = f"{path_of(POD, namespace, pod, what)}?{urlencode(query)}"
-        return await RemoteExec.open(self._member.client, path, self._member.minor, self._headers)
+        return await execution.run(self._member.client, path, self._member.minor, self._headers, stdin=stdin, tty=tty)
 
     async def connect(self, namespace: str, pod: str, port: int) -> socket.socket:
         self._pod(namespace, pod)

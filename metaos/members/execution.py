@@ -1,4 +1,4 @@
-"""A command in a pod of a Kubernetes cluster, over a WebSocket of its API server.
+"""A command in a pod of a Kubernetes cluster, over a WebSocket of its API server, or SPDY where that cannot end standard input.
 
 Source: Kubernetes ``remotecommand`` (subprotocols ``v4.channel.k8s.io`` and, from 1.30, ``v5``, which can end standard input
 alone).
@@ -10,20 +10,21 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any
 
 from metaos.agent.remote import CLOSE, ERROR, RESIZE, STDERR, STDIN, STDOUT
 from metaos.agent.websocket import Refused, WebSocket
 from metaos.http import HttpClient, Response, error_of
 from metaos.members.callers import Headers
-from metaos.resources.errors import ApiError, unavailable
+from metaos.members.spdy import OPEN_SECONDS, V4, SpdyExec, exit_code
+from metaos.plugins.points import Exec
+from metaos.resources.errors import unavailable
 
-OPEN_SECONDS = 20.0
 #: Servers send 32 KiB at a time.
 MAX_MESSAGE = 1024 * 1024
 #: The first minor version of Kubernetes 1 that speaks ``v5``.
 V5_MINOR = 30
-V4, V5 = "v4.channel.k8s.io", "v5.channel.k8s.io"
+V5 = "v5.channel.k8s.io"
 
 
 async def opened(client: HttpClient, path: str, subprotocol: str, more: Headers) -> WebSocket:
@@ -42,25 +43,28 @@ async def opened(client: HttpClient, path: str, subprotocol: str, more: Headers)
         raise unavailable(f"the cluster's API server does not open the stream: {error or 'no answer in time'}") from error
 
 
+async def run(client: HttpClient, path: str, minor: int, headers: Headers, *, stdin: bool, tty: bool) -> Exec:
+    """``path`` of the pod's ``exec`` or ``attach``, with its query; ``minor``: of the server, 0 where it is not known. Raises
+    ``ApiError``."""
+    if minor >= V5_MINOR:
+        return RemoteExec(await opened(client, path, V5, headers))
+    if stdin:
+        return await SpdyExec.open(client, path, headers, stdin=stdin, tty=tty)
+    return RemoteExec(await opened(client, path, V4, headers))
+
+
 class RemoteExec:
-    """Implements ``metaos.plugins.points.Exec``. Servers before 1.30 cannot be told that standard input alone has ended: a
-    command that waits for that ends with the connection."""
+    """Implements ``metaos.plugins.points.Exec``."""
 
-    def __init__(self, socket: WebSocket, *, closes: bool) -> None:
-        self._socket, self._closes = socket, closes
+    def __init__(self, socket: WebSocket) -> None:
+        self._socket = socket
         self._status: dict[str, Any] | None = None
-
-    @classmethod
-    async def open(cls, client: HttpClient, path: str, minor: int, headers: Headers = ()) -> Self:
-        """``path`` with its query. Raises ``ApiError``."""
-        closes = minor >= V5_MINOR
-        return cls(await opened(client, path, V5 if closes else V4, headers), closes=closes)
 
     async def write(self, data: bytes) -> None:
         """To its stdin; empty bytes close it."""
         if data:
             await self._socket.send(bytes((STDIN,)) + data)
-        elif self._closes:
+        else:
             with suppress(OSError):
                 await self._socket.send(bytes((CLOSE, STDIN)))
 
@@ -84,15 +88,3 @@ class RemoteExec:
     async def kill(self) -> None:
         """The connection ends, and with it the command's input and output."""
         self._socket.abort()
-
-
-def exit_code(status: dict[str, Any] | None) -> int:
-    """What a ``Status`` on the error channel says. Raises ``ApiError`` where it is no exit code."""
-    if status is None:
-        raise unavailable("the cluster's API server ended the stream without saying how the command ended")
-    if status.get("status") == "Success":
-        return 0
-    for cause in (status.get("details") or {}).get("causes") or ():
-        if cause.get("reason") == "ExitCode" and str(cause.get("message")).isdigit():
-            return int(cause["message"])
-    raise ApiError.of(status)

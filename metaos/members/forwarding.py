@@ -17,7 +17,8 @@ from metaos.agent.relay import CHUNK
 from metaos.agent.websocket import WebSocket
 from metaos.http import HttpClient
 from metaos.members.callers import Headers
-from metaos.members.execution import V4, opened
+from metaos.members.execution import opened
+from metaos.members.spdy import V4
 
 log = logging.getLogger(__name__)
 

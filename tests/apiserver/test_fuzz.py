@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from metaos.apiserver import bodies, protobuf, reading, spdy
+from metaos import spdy
+from metaos.apiserver import bodies, protobuf, reading
 from metaos.apiserver.apply import Manager, applied, created_fields
 from metaos.apiserver.patch import MAX_COPIED, apply_patch
 from metaos.apiserver.schema import node_of

@@ -15,8 +15,8 @@ from metaos.agent.contact import Contact
 from metaos.members.access import MemberAccess
 from metaos.members.applier import Applier
 from metaos.members.callers import Identities
-from metaos.members.execution import exit_code
 from metaos.members.pods import MemberPods, shown
+from metaos.members.spdy import exit_code
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, ObjectRef, labels, name, owner_reference
