@@ -55,6 +55,8 @@ class Heartbeat:
     content: str
     seen: float
     ever: bool = field(default=False)
+    #: Whether the site is being removed: it counts neither among the lost nor among the others.
+    leaving: bool = field(default=False)
 
 
 def storm(lost: int, known: int, share: float) -> bool:
@@ -134,6 +136,7 @@ class ClusterReconciler:
             return DONE
         again = await self._evict(cluster)
         if deleting(cluster):
+            self.observe(about.name).leaving = True
             return await self._remove(cluster)
         if FINALIZER not in (cluster["metadata"].get("finalizers") or ()):
             finalizers = [*(cluster["metadata"].get("finalizers") or ()), FINALIZER]
@@ -187,6 +190,7 @@ class ClusterReconciler:
     async def _judge(self, cluster: Obj) -> float:
         """Writes the Ready condition and taint that the heartbeat asks for; seconds until the next look."""
         beat = self.observe(name(cluster))
+        beat.leaving = False
         age = self._clock.monotonic() - beat.seen
         alive = bool(beat.content) and age < self._settings.lease_duration
         now = self._clock.now()
@@ -244,8 +248,7 @@ class ClusterReconciler:
         # Sites whose last heartbeat is nearly as old may be vanishing in the same moment.
         late = self._clock.monotonic() - self._settings.lease_duration * 0.75
         for site, beat in self._heartbeats.items():
-            cluster = self._clusters.get(site) if beat.content else None
-            if cluster is not None and not deleting(cluster):
+            if beat.content and not beat.leaving:
                 known += 1
                 lost += site == judged or beat.seen <= late
         self._counted = self._clock.monotonic(), lost, known

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.controllers.attention import SETTLE_SECONDS, SITES, Attention
 from metaos.controllers.barred import Bar, Barred, displaced
 from metaos.controllers.concern import workload_of
 from metaos.controllers.crowded import Crowded
@@ -44,7 +45,6 @@ from metaos.resources.meta import (
     uid,
     with_condition,
 )
-from metaos.resources.reading import cluster_info
 from metaos.resources.snapshot import Snapshot, WorkloadInfo
 from metaos.resources.traffic import edges_of, located, sends
 from metaos.scheduler.conflicts import as_data, impossible
@@ -52,20 +52,14 @@ from metaos.scheduler.explain import REASONS, costs_status, kept, placement_stat
 from metaos.scheduler.filters import FILTERS
 from metaos.scheduler.framework import Plan, decide
 from metaos.scheduler.scores import SCORES
-from metaos.scheduler.standing import Firm, firm, renewed, standing_alone
+from metaos.scheduler.standing import firm
 
 if TYPE_CHECKING:
     from metaos.scheduler.preemption import Preemption
 
 NAME = "placement"
-#: One key for changes of sites: however many there are at once, every workload is looked at once.
-SITES = ObjectRef(scheme.CLUSTER.group, scheme.CLUSTER.kind, "", "")
 #: One key for those that wait for room: however much ends at once, each is looked at once.
 WAITING = ObjectRef(scheme.PLACEMENT.group, scheme.PLACEMENT.kind, "", "")
-SETTLE_SECONDS = 0.2
-#: Between looks at all workloads, however many sites have other figures one after another, as with an hour's carbon. A site that
-#: is lost or comes back is never waited with.
-FULL_SECONDS = 2.0
 #: Migrations that are remembered: enough for the largest budget.
 MOVES_KEPT = 100
 
@@ -96,12 +90,15 @@ class PlacementReconciler:
         self._crowded = Crowded()
         # Those of them that wait for others' pods, or for these to be elsewhere.
         self._seeking: set[ObjectRef] = set()
-        # Decisions that few sites can change. Bounded by the workloads.
-        self._firm: dict[ObjectRef, Firm] = {}
-        # Sites that came or went since workloads were last looked at for that, in this order; ``None``: more has changed.
-        self._stood: dict[str, None] | None = {}
-        #: When all workloads were last looked at, by the monotonic clock.
-        self._looked = float("-inf")
+        self._attention = Attention(
+            lambda about, seconds: manager.enqueue(NAME, about, seconds),
+            clock,
+            lambda: (obj for informer in self._workloads.values() for obj in informer.list()),
+            lambda: self._occupancy.sites(SITES),
+            self._occupancy.mix,
+            self._scores,
+        )
+        self.site_changed = self._attention.site_changed
         self._other_classes = False
         #: The generations of the Intents and policies that each workload's reasons are of. Bounded by the workloads.
         self._ruled: dict[ObjectRef, list[tuple[str, int]]] = {}
@@ -109,7 +106,7 @@ class PlacementReconciler:
 
     async def reconcile(self, about: ObjectRef) -> Result:
         if about == SITES:
-            self._look_around()
+            self._attention.look_around()
             return DONE
         if about == WAITING:
             # Who has a higher priority first. Those of one are in the order in which they came to wait.
@@ -122,7 +119,7 @@ class PlacementReconciler:
             for informer in self._workloads.values():
                 for there in informer.list():
                     self.take_account(ref(there))
-        self._firm.pop(about, None)
+        self._attention.forget(about)
         obj = self._workloads[about.kind].get(about.name, about.namespace)
         placement = self._placements.get(placement_name(about), about.namespace)
         if obj is None or not placeable(obj):
@@ -161,7 +158,7 @@ class PlacementReconciler:
         await self._write(obj, placement, found, plan, reasons, now)
         self._note(found, plan)
         if (sure := firm(found, plan, self._filters, self._scores)) is not None:
-            self._firm[about] = sure
+            self._attention.rely(about, sure)
         if not plan.complete and (word := self._facts.unknown_class(obj)):
             text = f"no PriorityClass with name {word} was found: its priority is 0 until there is one"
             await self._recorder.event(obj, "UnknownPriorityClass", text, warning=True)
@@ -190,53 +187,6 @@ class PlacementReconciler:
         if not plan.clusters or not plan.complete or not plan.satisfies:
             reasons["conflict"] = as_data(impossible(snapshot, found, self._filters))
         return reasons
-
-    # -- sites ----------------------------------------------------------------------------------------------
-
-    def site_changed(self, old: Obj | None, new: Obj | None) -> None:
-        """Heartbeats and usage do not matter to decisions: only facts that a decision reads."""
-        before, after = (None if obj is None else cluster_info(obj) for obj in (old, new))
-        if before is not None and before == after:
-            return
-        wait = 0.0
-        if before is None or after is None or not standing_alone(before, after):
-            self._stood = None
-            # The first of many is looked at soon.
-            wait = self._looked + FULL_SECONDS - self._clock.monotonic()
-        elif self._stood is not None:
-            self._stood[after.name] = None
-        self._manager.enqueue(NAME, SITES, max(SETTLE_SECONDS, wait))
-
-    def _look_around(self) -> None:
-        """Workloads are looked at whose decisions may be others by now. Others are not: where there are a thousand sites, some
-        come or go at any time, and looking at everything each time would be most of what a hub does."""
-        stood, self._stood = self._stood, {}
-        if stood is None:
-            self._looked = self._clock.monotonic()
-        try:
-            self._look_at(stood)
-        except Exception:
-            # The retry looks at everything.
-            self._stood = None
-            raise
-
-    def _look_at(self, stood: Collection[str] | None) -> None:
-        now = self._clock.now()
-        # With numpy, which a hub loads with its first decision.
-        sites = None if stood is None or not self._firm else [self._occupancy.sites(SITES).site(site) for site in stood]
-        stands: dict[ObjectRef, Firm] = {}
-        if sites is None and self._firm:
-            stands = renewed(Snapshot(now, self._occupancy.sites(SITES)), self._firm, self._scores, self._occupancy.mix())
-            self._firm |= stands
-        for informer in self._workloads.values():
-            for candidate in informer.list():
-                if placeable(candidate) or takes_room(candidate):
-                    about = ref(candidate)
-                    sure = self._firm.get(about)
-                    if sure is None or (
-                        about not in stands if sites is None else any(s is None or sure.concerned(s, now) for s in sites)
-                    ):
-                        self._manager.enqueue(NAME, about)
 
     # -- what is not decided again --------------------------------------------------------------------------
 
@@ -293,7 +243,7 @@ class PlacementReconciler:
 
     async def _leave(self, about: ObjectRef, claimed: Mapping[str, str]) -> None:
         obj = self._workloads[about.kind].get(about.name, about.namespace)
-        self._firm.pop(about, None)
+        self._attention.forget(about)
         if obj is None or not placeable(obj):
             return
         placement = self._placements.get(placement_name(about), about.namespace)

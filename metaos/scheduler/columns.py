@@ -163,6 +163,11 @@ def _selectors(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bool
     return np.logical_or.reduce(found) if found else None
 
 
+def _runtime_class(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
+    wanted = workload.runtime_class
+    return world.rows(lambda c: c.runtime_classes is not None and wanted not in c.runtime_classes) if wanted else None
+
+
 def _leaving(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
     gone = world.bools["deleting"]
     return gone | (world.bools["unschedulable"] & world.at(workload.evicted)) if workload.evicted else gone
@@ -305,6 +310,7 @@ MASKS: dict[Filter, Mask] = {
     filters.local_data: _local_data,
     filters.policy: _policy,
     filters.selectors: _selectors,
+    filters.runtime_class: _runtime_class,
     filters.leaving: _leaving,
     filters.displaced: _displaced,
     filters.health: _health,

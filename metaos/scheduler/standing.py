@@ -4,6 +4,9 @@ A site's *standing* is whether it is ready, cordoned, tainted or about to leave.
 stays what it is unless the site is one of those that it was chosen from, or can be had now and earns as many points as the last
 of them. Where more plays a part than points and room, every site counts.
 
+Of one that stays where it is and would be better off nowhere by as much as a move is worth, that is its own site alone, and as
+many points as are worth the move: the best sites of all come and go without anybody who did not move there looking up.
+
 When figures of many sites changed, as carbon does every hour, workloads that ask for the same are ranked once (:func:`renewed`):
 a decision stands where no other site has become better by as much as a move is worth.
 """
@@ -66,7 +69,14 @@ def firm(
         return None
     if plan.rests_on is None or not (set(filters) <= set(FILTERS) and set(scores) <= set(SCORES)):
         return None
-    named, counting = plan.rests_on | workload.current.keys(), weighted(workload, scores)
+    counting, least = weighted(workload, scores), workload.policy.minimum_improvement
+    if plan.confirms and len(workload.current) == 1:
+        (here,) = workload.current
+        worth = plan.totals[here] + least
+        if plan.totals[next(iter(plan.totals))] < worth:
+            # No other site is worth a move. Whichever of them goes, none is; who comes must be worth one.
+            return Firm(workload, frozenset((here,)), worth, filters, counting, _asks(workload))
+    named = plan.rests_on | workload.current.keys()
     return Firm(workload, named, min(plan.totals[site] for site in plan.rests_on), filters, counting, _asks(workload))
 
 
@@ -74,12 +84,13 @@ def renewed(
     snapshot: Snapshot, firms: Mapping[ObjectRef, Firm], scores: Sequence[Score] = SCORES, mix: Mix = ()
 ) -> dict[ObjectRef, Firm]:
     """Of these decisions those that stand whatever has changed about sites, with what keeps each of them from now on. In
-    ``snapshot`` everything takes its room, also what is looked at: without its own, its site would only be better. ``mix``: what
-    all who have GPUs ask for by now."""
+    ``snapshot`` everything takes its room, also what is looked at. ``mix``: what all who have GPUs ask for by now."""
     # With numpy, which a hub loads with its first decision.
     from metaos.scheduler.ranking import Ranking
+    from metaos.scheduler.world import with_more
 
     ranked: dict[str, Ranking] = {}
+    earned: dict[tuple[str, str], float] = {}
     found: dict[ObjectRef, Firm] = {}
     for about, sure in firms.items():
         if not sure.asks:
@@ -88,15 +99,18 @@ def renewed(
             anybody = replace(sure.workload, current={}, moves=(), mix=mix)
             ranking = ranked[sure.asks] = Ranking(snapshot, anybody, sure.filters, scores, (), endures=False)
         (here,) = sure.workload.current
-        points = ranking.totals.get(here)
-        if points is None:
+        if here not in ranking.totals:
             continue
+        workload = replace(sure.workload, mix=mix)
+        counting = sure.counting if mix == sure.workload.mix else weighted(workload, scores)
+        points = earned.get((sure.asks, here))
+        if points is None:
+            own = with_more(ranking.world[ranking.world.row_of[here]], workload, -workload.replicas)
+            points = earned[sure.asks, here] = evaluate(workload, own, counting)[0]
         best = next((site.name for site in ranking.feasible[:2] if site.name != here), None)
-        least = sure.workload.policy.minimum_improvement
-        if best is None or ranking.totals[best] - points < least - _LITTLE:
-            workload = replace(sure.workload, mix=mix)
-            counting = sure.counting if mix == sure.workload.mix else weighted(workload, scores)
-            found[about] = replace(sure, workload=workload, sites=frozenset((here,)), points=points, counting=counting)
+        worth = points + sure.workload.policy.minimum_improvement
+        if best is None or ranking.totals[best] < worth - _LITTLE:
+            found[about] = replace(sure, workload=workload, sites=frozenset((here,)), points=worth, counting=counting)
     return found
 
 

@@ -275,15 +275,17 @@ class World(Sequence[ClusterInfo]):
 def taking(world: World, workload: WorkloadInfo, places: Mapping[str, int], sign: int) -> World:
     """The world with so many replicas more, or fewer, at these sites."""
     here = [(found, count) for site, count in places.items() if (found := world.site(site)) is not None]
-    return world.beside(
-        replace(
-            found,
-            cpu_requested=found.cpu_requested + sign * workload.cpu * count,
-            memory_requested=found.memory_requested + sign * workload.memory * count,
-            pods_requested=found.pods_requested + sign * count,
-            devices_requested=asking(found.devices_requested, workload.devices, sign * count),
-        )
-        for found, count in here
+    return world.beside(with_more(found, workload, sign * count) for found, count in here)
+
+
+def with_more(cluster: ClusterInfo, workload: WorkloadInfo, replicas: int) -> ClusterInfo:
+    """A site with so many replicas more; fewer where that is negative."""
+    return replace(
+        cluster,
+        cpu_requested=cluster.cpu_requested + workload.cpu * replicas,
+        memory_requested=cluster.memory_requested + workload.memory * replicas,
+        pods_requested=cluster.pods_requested + replicas,
+        devices_requested=asking(cluster.devices_requested, workload.devices, replicas),
     )
 
 

@@ -93,7 +93,7 @@ class Play:
         log: TextIO | None = None,
         scores: tuple[Score, ...] = (),
     ) -> None:
-        self.scenario = scenario
+        self.scenario, self._loop = scenario, loop
         # What all of them do at once, one after another, fits several times.
         loop.most_rounds = 20_000 + 300 * (len(scenario.sites) + len(scenario.workloads))
         self._carbon: StaticCarbonSource | TraceCarbonSource = StaticCarbonSource()
@@ -317,6 +317,7 @@ class Play:
         if not self._down:
             self._down = True
             await self.world.hub.kill()
+            self._loop.much_is_gone = True
             self._at(self.seconds() + seconds, "the hub starts", self._revive)
 
     async def _revive(self) -> None:

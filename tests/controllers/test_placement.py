@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from metaos.controllers import placement
+from metaos.controllers import attention, placement
 from metaos.resources import errors, scheme
 from metaos.resources.meta import EVICTED, Obj, ObjectRef, condition, format_time
 from metaos.store.log import StoreUnreachable
@@ -56,13 +56,13 @@ async def test_a_lost_site_is_replaced() -> None:
 async def test_a_lost_site_is_not_waited_with_while_others_have_other_figures() -> None:
     async with running(placement.setup, objects=(cluster("a"), cluster("z"), deployment())) as (client, clock):
         await until(clock, lambda: places(client) == {"a": 1})
-        await clock.advance(placement.FULL_SECONDS)
+        await clock.advance(attention.FULL_SECONDS)
         for carbon in (210, 220):
             client.seed(cluster("z", electricity={"carbonIntensity": carbon}))
-            await clock.advance(2 * placement.SETTLE_SECONDS)
+            await clock.advance(2 * attention.SETTLE_SECONDS)
         taint = {"key": "meta-os.eu/unreachable", "effect": "NoExecute", "timeAdded": format_time(clock.now())}
         client.seed(cluster("a", ready=False, taints=[taint]))
-        await until(clock, lambda: places(client) == {"z": 1}, 3 * placement.SETTLE_SECONDS)
+        await until(clock, lambda: places(client) == {"z": 1}, 3 * attention.SETTLE_SECONDS)
 
 
 async def test_carbon_that_turns_moves_it_and_the_budget_remembers() -> None:

@@ -74,7 +74,9 @@ def test_who_is_not_concerned_would_decide_the_same(
             return
         there = there | {name: changed}
         after = decide(Snapshot(NOW, tuple(there.values())), what)
-        assert (after.clusters, _said(after)) == (before.clusters, _said(before))
+        assert after.clusters == before.clusters
+        # Of a decision that stands nobody tells which sites it was compared with.
+        assert _said(after) == _said(before) or (after.confirms and before.confirms)
 
 
 changes = st.sampled_from([LOST, BACK, {"carbon": 1.0}, {"carbon": 900.0}, {"cpu_hour": 9.0}, {"cpu": 150}, {"pods": 0}])
