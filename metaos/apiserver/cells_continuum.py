@@ -6,7 +6,7 @@ from typing import Any
 
 from metaos.apiserver.cells import NONE, Cell, human_duration, joined, ratio, selector_text, spec, status
 from metaos.resources import quantity
-from metaos.resources.meta import Obj, condition, deleting, labels
+from metaos.resources.meta import Obj, condition, deleting, labels, parse_time
 
 
 def _health(obj: Obj) -> str:
@@ -154,6 +154,26 @@ def usage_refused(usage: Obj, now: float) -> int:
     return len(status(usage).get("refused") or ())
 
 
+def device_in_sync(device: Obj, now: float) -> str:
+    found = condition(device, "InSync")
+    return str(found.get("status")) if found else "Unknown"
+
+
+def device_app(device: Obj, now: float) -> str:
+    app = status(device).get("app") or {}
+    shown = app.get("version") or str(app.get("sha256") or "")[:8]
+    return f"{shown} ({app.get('state')})" if shown else NONE
+
+
+def device_seen(device: Obj, now: float) -> str:
+    seen = status(device).get("lastSeenTime")
+    return human_duration(now - parse_time(seen)) if seen else NONE
+
+
+def device_waiting(device: Obj, now: float) -> int:
+    return len(status(device).get("commands") or ())
+
+
 #: What ``fn`` may say in ``tables.yaml``.
 CELLS: dict[str, Cell] = {
     "node_status": node_status,
@@ -180,4 +200,8 @@ CELLS: dict[str, Cell] = {
     "usage_since": usage_since,
     "usage_meter": usage_meter,
     "usage_refused": usage_refused,
+    "device_in_sync": device_in_sync,
+    "device_app": device_app,
+    "device_seen": device_seen,
+    "device_waiting": device_waiting,
 }

@@ -12,6 +12,7 @@ from typing import Any
 from metaos import __version__
 from metaos.apiserver.negotiation import JSON, YAML, not_acceptable, ranges
 from metaos.apiserver.routing import PROXY
+from metaos.resources.meta import GROUP, VERSION
 from metaos.resources.scheme import Kind
 
 #: The release of Kubernetes whose API is spoken.
@@ -34,6 +35,10 @@ _SUBRESOURCES: dict[str, tuple[tuple[str, ...], str, str, str]] = {
     "token": (("create",), "authentication.k8s.io", "v1", "TokenRequest"),
     "ephemeralcontainers": (("get", "patch", "update"), "", "", ""),
     "tunnel": (("get",), "", "", ""),
+    "command": (("create",), GROUP, VERSION, "DeviceCommand"),
+    "credential": (("create",), GROUP, VERSION, "DeviceCredential"),
+    "enrolment": (("create",), GROUP, VERSION, "DeviceEnrolment"),
+    "live": (("get",), "", "", ""),
 }
 _PROXY_OPTIONS = {"Pod": "PodProxyOptions", "Service": "ServiceProxyOptions", "Node": "NodeProxyOptions"}
 

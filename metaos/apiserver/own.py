@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 from metaos.apiserver.metadata import label_causes
 from metaos.apiserver.schema import duplicate, forbidden, invalid, required
+from metaos.devices.credentials import NAME as DEVICE_NAME
+from metaos.devices.waves import bound
 from metaos.network.intents import validate_intent
 from metaos.network.traffic import validate_traffic
 from metaos.resources import quantity
@@ -161,3 +164,42 @@ def budget_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     spec = obj.get("spec") or {}
     if spec.get("grams") is None and not spec.get("cost"):
         yield required("spec.grams", "a budget limits something: grams of CO2eq, cost, or both, in a month")
+
+
+#: Of ``spec.desired`` as JSON: a microcontroller holds it in memory.
+MOST_DESIRED = 8192
+
+
+def device_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    spec, named = obj.get("spec") or {}, obj["metadata"].get("name") or ""
+    if not DEVICE_NAME.match(named):
+        text = "must be a DNS label (a-z, 0-9 and '-', at most 63 characters): it is a part of the device's topics"
+        yield invalid("metadata.name", named, text)
+    yield from _desired(spec.get("desired"), "spec.desired")
+    if spec.get("quarantineReason") and not spec.get("quarantined"):
+        yield forbidden("spec.quarantineReason", "it is not quarantined: set quarantined to true, or leave the reason out")
+
+
+def _desired(desired: Any, path: str) -> Iterator[Cause]:
+    size = len(json.dumps(desired or {}, separators=(",", ":")))
+    if size > MOST_DESIRED:
+        yield Cause("FieldValueTooLong", path, f"Too long: may not be more than {MOST_DESIRED} bytes as JSON, and it has {size}")
+
+
+def device_set_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    spec = obj["spec"]
+    yield from _selector(spec, "spec.selector")
+    try:
+        bound(spec.get("maxUnavailable", "10%"), 1)
+    except ValueError as wrong:
+        yield invalid("spec.maxUnavailable", spec["maxUnavailable"], str(wrong))
+    if not spec["template"]:
+        yield required("spec.template.desired", "say what the devices shall have: desired, app or firmware")
+    yield from _desired(spec["template"].get("desired"), "spec.template.desired")
+
+
+def device_claim_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    yield from label_causes(obj["spec"].get("labels") or {}, "spec.labels")
+    used = int(((old or {}).get("status") or {}).get("used") or 0)
+    if obj["spec"]["count"] < used:
+        yield invalid("spec.count", obj["spec"]["count"], f"{used} devices were made by it already: delete the claim to end it")

@@ -18,7 +18,7 @@ _VERBS = {"GET": "get", "HEAD": "get", "POST": "create", "PUT": "update", "PATCH
 CONNECT = frozenset({"exec", "attach", "portforward"})
 #: Verbs of subresources, where they are others than ``create``.
 _OFFERED: dict[str, tuple[str, ...]] = {part: ("get", "update", "patch") for part in ("status", "scale", "approval", "finalize")}
-_OFFERED |= {"log": ("get",), "tunnel": ("get",)}
+_OFFERED |= {"log": ("get",), "tunnel": ("get",), "live": ("get",)}
 #: Subresources that are there to say why they cannot be used.
 _REFUSED = {
     "ephemeralcontainers": "sites add no container to a running pod, so 'kubectl debug POD' cannot: "

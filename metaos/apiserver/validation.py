@@ -409,4 +409,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     scheme.USAGE.kind: (own.usage_causes,),
     scheme.TARIFF.kind: (own.tariff_causes,),
     scheme.BUDGET.kind: (own.budget_causes,),
+    scheme.DEVICE.kind: (own.device_causes,),
+    scheme.DEVICE_SET.kind: (own.device_set_causes,),
+    scheme.DEVICE_CLAIM.kind: (own.device_claim_causes,),
 }

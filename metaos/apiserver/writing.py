@@ -86,7 +86,7 @@ class Write:
 
 
 #: Kinds of NEMO's own that are answered and never stored.
-REVIEWS = frozenset({scheme.PLACEMENT_REVIEW, scheme.BOOKING, scheme.STATEMENT})
+REVIEWS = frozenset({scheme.PLACEMENT_REVIEW, scheme.BOOKING, scheme.STATEMENT, scheme.DEVICE_BATCH})
 
 #: Reviews of others than their caller, who needs a right to ask.
 OTHERS = frozenset({scheme.SUBJECT_ACCESS_REVIEW, scheme.LOCAL_SUBJECT_ACCESS_REVIEW, scheme.TOKEN_REVIEW})
@@ -143,7 +143,7 @@ class Writing(Reading):
         if kind in REVIEWS:
             if kind not in self.reviews:
                 raise errors.method_not_allowed(f"{kind.plural} are answered where the controllers run, and none do here")
-            self.check(user, Attributes("create", kind.group, kind.plural))
+            self.check(user, Attributes("create", kind.group, kind.plural, "", str(obj["metadata"].get("namespace") or "")))
             shaped = shape(kind, obj, None, write.field_validation, write.warnings)
             if kind is scheme.PLACEMENT_REVIEW:
                 # Beside the loop, as it may bring a thousand objects.

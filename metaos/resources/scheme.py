@@ -177,6 +177,11 @@ BOOKING = Kind(GROUP, VERSION, "Booking", "bookings", False, verbs=("create",))
 STATEMENT = Kind(GROUP, VERSION, "Statement", "statements", False, verbs=("create",))
 BUDGET = Kind(GROUP, VERSION, "Budget", "budgets", True, (), ("nemo",), _STATUS)
 TARIFF = Kind(GROUP, VERSION, "Tariff", "tariffs", False, (), ("nemo",))
+DEVICE = Kind(GROUP, VERSION, "Device", "devices", True, ("dev",), ("nemo",), ("status", "command", "credential", "live"))
+DEVICE_SET = Kind(GROUP, VERSION, "DeviceSet", "devicesets", True, (), ("nemo",), _STATUS)
+DEVICE_CLAIM = Kind(GROUP, VERSION, "DeviceClaim", "deviceclaims", True, (), ("nemo",), ("status", "enrolment"))
+#: Many Devices in one request; never stored as an object.
+DEVICE_BATCH = Kind(GROUP, VERSION, "DeviceBatch", "devicebatches", verbs=("create",))
 
 KINDS: tuple[Kind, ...] = (
     NAMESPACE,
@@ -239,6 +244,10 @@ KINDS: tuple[Kind, ...] = (
     BUDGET,
     BOOKING,
     STATEMENT,
+    DEVICE,
+    DEVICE_SET,
+    DEVICE_CLAIM,
+    DEVICE_BATCH,
 )
 
 #: Kinds that show the objects of another kind (see ``metaos/apiserver/views.py``) or have none stored: who follows all objects

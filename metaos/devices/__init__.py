@@ -1,0 +1,1 @@
+"""devices: twins of low-end devices, their commands, credentials, rates and roll-outs as decisions. Pure."""
