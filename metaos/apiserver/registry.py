@@ -18,6 +18,7 @@ from metaos.apiserver.local import RegistryClient
 from metaos.apiserver.reading import Authorizer, decoded
 from metaos.apiserver.writing import ATTEMPTS, SELF, TOO_MANY, Mutation, Write, Writing
 from metaos.client import Client
+from metaos.devices.credentials import claim_user
 from metaos.resources import errors, scheme
 from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, deleting, format_time, name, namespace, uid
 from metaos.resources.scheme import Kind
@@ -82,8 +83,11 @@ class Registry(Writing):
         dry_run: bool = False,
         warnings: list[str] | None = None,
     ) -> Obj:
-        """POST of ``eviction`` or ``binding`` on a Pod (answers the Status to send), or of ``token`` on a ServiceAccount."""
+        """POST of ``eviction`` or ``binding`` on a Pod (answers the Status to send), of ``token`` on a ServiceAccount, and what
+        the desk of devices answers."""
         await self.check_now(user, Attributes("create", kind.group, kind.plural, subresource, namespace, name))
+        if kind in (scheme.DEVICE, scheme.DEVICE_CLAIM):
+            return await self._ask_desk(user, kind, name, namespace, subresource, obj, dry_run)
         if kind is scheme.SERVICE_ACCOUNT:
             account = self.current(kind, name, namespace)
             if account is None:
@@ -104,6 +108,28 @@ class Registry(Writing):
             grace = (obj.get("deleteOptions") or {}).get("gracePeriodSeconds")
             await self.delete(SELF, kind, name, namespace, uid=uid(evicted), grace_period_seconds=grace, dry_run=dry_run)
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
+
+    async def _ask_desk(
+        self, user: UserInfo, kind: Kind, name: str, namespace: str, subresource: str, obj: Obj, dry_run: bool
+    ) -> Obj:
+        if dry_run:
+            raise errors.bad_request(
+                f"dryRun: {kind.plural}/{subresource} cannot be tried, as it is never stored: leave dryRun out"
+            )
+        if kind is scheme.DEVICE_CLAIM:
+            if user.name != claim_user(namespace, name):
+                why = "only who holds the claim's token enrols by it; others make Devices, or a DeviceBatch"
+                raise errors.forbidden(kind.group, kind.plural, name, why)
+            return await self.desk.enrol(namespace, name, obj)
+        if self.current(kind, name, namespace) is None:
+            raise errors.not_found(kind.group, kind.plural, name)
+        if subresource == "credential":
+            return await self.desk.credential(namespace, name)
+        return await self.desk.command(namespace, name, obj)
+
+    async def get(self, user: UserInfo, kind: Kind, name: str, namespace: str = "", *, subresource: str = "") -> Obj:
+        found = await super().get(user, kind, name, namespace, subresource=subresource)
+        return self.desk.live(namespace, name) if subresource == "live" else found
 
     def _is_drained(self, pod: Obj) -> bool:
         """Whether a pod's site takes no pods any more: it is cordoned, or being removed."""

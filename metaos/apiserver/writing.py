@@ -34,6 +34,7 @@ from metaos.apiserver.share import Share
 from metaos.apiserver.supposing import supposed
 from metaos.client import PatchType
 from metaos.clock import Clock
+from metaos.fleet.desk import Desk
 from metaos.plugins.points import Admission
 from metaos.resources import errors, scheme
 from metaos.resources.errors import Cause
@@ -124,6 +125,9 @@ class Writing(Reading):
         self._judges: Judge | None = None
         #: Who answers :data:`REVIEWS`.
         self.reviews: dict[Kind, Callable[[UserInfo, Obj], Awaitable[Obj]]] = {}
+        #: Who answers what is asked about devices.
+        self.desk = Desk()
+        self.reviews[scheme.DEVICE_BATCH] = lambda user, obj: self.desk.batch(obj)
 
     async def create(
         self,
@@ -144,6 +148,8 @@ class Writing(Reading):
             if kind not in self.reviews:
                 raise errors.method_not_allowed(f"{kind.plural} are answered where the controllers run, and none do here")
             self.check(user, Attributes("create", kind.group, kind.plural, "", str(obj["metadata"].get("namespace") or "")))
+            if dry_run and kind is scheme.DEVICE_BATCH:
+                raise errors.bad_request("dryRun: a batch of devices cannot be tried, as it is never stored: leave dryRun out")
             shaped = shape(kind, obj, None, write.field_validation, write.warnings)
             if kind is scheme.PLACEMENT_REVIEW:
                 # Beside the loop, as it may bring a thousand objects.

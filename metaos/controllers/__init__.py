@@ -23,6 +23,7 @@ def all_setups() -> list[Setup]:
         cronjob,
         deferral,
         definition,
+        device,
         disruption,
         event,
         garbage,
@@ -72,5 +73,6 @@ def all_setups() -> list[Setup]:
         accounting,
         budget,
         attestation,
+        device,
     )
     return [module.setup for module in modules]

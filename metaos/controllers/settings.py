@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from metaos.controllers.worker import Decide, at_once
+from metaos.fleet.fleet import Fleet
 from metaos.plugins.points import CarbonSource, PriceSource
 from metaos.scheduler.scores import Score
 
@@ -55,6 +56,8 @@ class Settings:
     event_limit: int = 5000
     #: Beside those that are registered under ``metaos.score``: what the operator has learned.
     scores: tuple[Score, ...] = ()
+    #: Devices, where there is a bus.
+    fleet: Fleet | None = None
 
     def __post_init__(self) -> None:
         if self.fencing_margin <= WATCHDOG_SECONDS:

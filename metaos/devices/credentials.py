@@ -36,19 +36,30 @@ def claim_token(text: str) -> ClaimToken | None:
     return ClaimToken(*found.groups()) if found else None
 
 
+#: The group of those who show one.
+CLAIMANTS = "system:device-claimants"
+
+
+def claim_user(namespace: str, claim: str) -> str:
+    """The name of the user who shows a claim's token."""
+    return f"system:device-claim:{namespace}:{claim}"
+
+
 def hashed(secret: str) -> str:
     """SHA-256, in hexadecimal."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def claim_refusal(claim: Obj | None, token: str, now: float) -> str:
-    """Why a token (its secret) may not be used; empty where it may."""
+def shows(claim: Obj | None, secret: str) -> bool:
+    """Whether a secret is that of a claim's token, in a time that tells nothing."""
+    return claim is not None and not deleting(claim) and hmac.compare_digest(hashed(secret), str(claim["spec"]["sha256"]))
+
+
+def claim_refusal(claim: Obj | None, now: float) -> str:
+    """Why a claim makes no device; empty where it does."""
     if claim is None or deleting(claim):
         return "there is no such claim"
     spec = claim["spec"]
-    # In a time that tells nothing.
-    if not hmac.compare_digest(hashed(token), str(spec["sha256"])):
-        return "the token is wrong"
     if parse_time(spec["expirationTime"]) <= now:
         return f"the claim expired at {spec['expirationTime']}"
     used = int((claim.get("status") or {}).get("used") or 0)

@@ -1,12 +1,12 @@
 """A device's twin: what it reported, whether it is there, and what it has to be told. Pure.
 
-What is wanted (``spec.desired``) is a merge patch (RFC 7396) on what the device reports; its version is the Device's generation.
-:func:`delta` is the smallest patch that is left to do. A device that comes back gets all that is wanted once; while it is
-there it gets deltas, each again until it reports their version.
+What is wanted (``spec.desired``) is a merge patch (RFC 7396) on what the device reports; its version is the Device's
+generation. :func:`delta` is the smallest patch that is left to do. A device that comes back gets all that is wanted once; while
+it is there it gets deltas, each again until it reports their version.
 
-The hub gives each session of a device a number, its *epoch*, larger than any before; the device counts its reports within
-it. A report whose (epoch, sequence) is not above the last one's says nothing new: late and doubled ones never move a twin
-backwards, and no device needs a clock or storage for that. A report is the whole state, so none needs the one before it.
+The hub gives each session of a device a number, its *epoch*, larger than any before; the device counts its reports within it. A
+report whose (epoch, sequence) is not above the last one's says nothing new: late and doubled ones never move a twin backwards,
+and no device needs a clock or storage for that. A report is the whole state, so none needs the one before it.
 """
 
 from __future__ import annotations
@@ -163,7 +163,12 @@ def heard(twin: Twin, now: float) -> Twin:
 
 def gone(twin: Twin, message: Mapping[str, Any]) -> Twin:
     """Its last will. That of an earlier connection says nothing about this one."""
-    return replace(twin, online=False) if _text(message, "session") == twin.session else twin
+    return away(twin) if _text(message, "session") == twin.session else twin
+
+
+def away(twin: Twin) -> Twin:
+    """It is not there."""
+    return replace(twin, online=False)
 
 
 def overdue(twin: Twin, now: float) -> bool:

@@ -130,11 +130,11 @@ def test_bounds_and_choices() -> None:
 def test_what_a_claim_allows() -> None:
     spec = {"sha256": credentials.hashed("t"), "count": 2, "expirationTime": format_time(100), "namePrefix": "s-", "owner": "o"}
     claim: dict[str, Any] = {"metadata": {"name": "c"}, "spec": spec | {"labels": {"a": "b"}}, "status": {"used": 1}}
-    assert credentials.claim_refusal(claim, "t", 99) == ""
-    assert "expired" in credentials.claim_refusal(claim, "t", 100)
-    assert "wrong" in credentials.claim_refusal(claim, "u", 99)
-    assert "all made" in credentials.claim_refusal(claim | {"status": {"used": 2}}, "t", 99)
-    assert "no such" in credentials.claim_refusal(None, "t", 99)
+    assert credentials.claim_refusal(claim, 99) == ""
+    assert "expired" in credentials.claim_refusal(claim, 100)
+    assert "all made" in credentials.claim_refusal(claim | {"status": {"used": 2}}, 99)
+    assert "no such" in credentials.claim_refusal(None, 99)
+    assert credentials.shows(claim, "t") and not credentials.shows(claim, "u") and not credentials.shows(None, "t")
     made = credentials.enrolled(claim, {"name": "s-1"})
     assert made == {"name": "s-1", "labels": {"a": "b"}, "owner": "o"}
     for wrong in ("x-1", "s-1.2", "s-", 3, None):

@@ -1,0 +1,148 @@
+"""The gate of the bus: its tenants are the namespaces with devices, and who is barred is written down before it is acted on.
+
+Revoked credentials of a namespace stand in the ConfigMap ``nemo-devices-NAMESPACE`` of ``nemo-system``: :data:`MOST_REVOKED` of
+them, as each of them goes to every server. They end with the namespace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from metaos.client import Client
+from metaos.fleet.gate import Address, Issued
+from metaos.messaging.accounts import Tenant
+from metaos.messaging.bus import BusError
+from metaos.messaging.exchange import Exchange
+from metaos.resources import scheme
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, uid
+
+PREFIX = "nemo-devices-"
+_KEY = "revoked"
+MOST_REVOKED = 10_000
+
+
+@dataclass
+class _Space:
+    """A namespace: what is revoked, as it should be; and how often that was changed, and had been when it was held last."""
+
+    uid: str
+    revoked: set[str] = field(default_factory=set)
+    changes: int = 1
+    held: int = 0
+
+
+class BusGate:
+    """``servers``: where devices connect; ``authorities``: PEM. ``app_key``: of applications, hexadecimal."""
+
+    def __init__(
+        self,
+        client: Client,
+        exchange: Exchange,
+        servers: Callable[[], tuple[str, ...]],
+        authorities: Callable[[], str],
+        app_key: str,
+    ) -> None:
+        self._client, self._exchange = client, exchange
+        self._servers, self._authorities, self._app_key = servers, authorities, app_key
+        self._spaces: dict[str, _Space] = {}
+        self._turn = asyncio.Lock()
+
+    async def open(self, devices: Mapping[str, int]) -> None:
+        """Holds the namespaces that have devices (by how many). Raises ``BusError``, ``ApiError``."""
+        for where in sorted(devices):
+            await self._space(where)
+        await self._hold()
+
+    def close(self) -> None:
+        """Forgets what it knows: others may write it down now."""
+        self._spaces.clear()
+
+    async def issue(self, device: Address, uid: str, generation: int) -> Issued:
+        tenant = await self._tenant(device.namespace)
+        await self._hold(device.namespace)
+        user = await self._exchange.device(tenant, device.name, uid, generation=generation)
+        return Issued(user.name, user.token, self._servers(), self._authorities(), self._app_key)
+
+    async def bar(self, device: Address, uid: str, generation: int) -> None:
+        await self._set(device, uid, generation, True)
+
+    async def admit(self, device: Address, uid: str, generation: int) -> None:
+        await self._set(device, uid, generation, False)
+
+    async def _set(self, device: Address, uid: str, generation: int, barred: bool) -> None:
+        try:
+            space = await self._space(device.namespace)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            return  # The namespace has gone, and all that counted in it.
+        tenant = await self._tenant(device.namespace)
+        key = (await self._exchange.device(tenant, device.name, uid, generation=generation)).key
+        if (key in space.revoked) != barred:
+            if barred and len(space.revoked) >= MOST_REVOKED:
+                raise BusError(
+                    f"namespace {device.namespace} has {MOST_REVOKED} revoked credentials, the most there may be: "
+                    "move its devices to another namespace"
+                )
+            (space.revoked.add if barred else space.revoked.discard)(key)
+            space.changes += 1
+        await self._hold(device.namespace)
+
+    async def _space(self, where: str) -> _Space:
+        found = self._spaces.get(where)
+        if found is None:
+            namespace = await self._client.get(scheme.NAMESPACE, where)
+            kept = await self._kept(where, uid(namespace))
+            found = self._spaces.setdefault(where, _Space(uid(namespace), kept))
+        return found
+
+    async def _kept(self, where: str, uid: str) -> set[str]:
+        try:
+            found = await self._client.get(scheme.CONFIG_MAP, PREFIX + where, SYSTEM_NAMESPACE)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            return set()
+        data = found.get("data") or {}
+        return set(str(data.get(_KEY) or "").split()) if data.get("uid") == uid else set()
+
+    async def _tenant(self, where: str) -> Tenant:
+        space = await self._space(where)
+        return Tenant(where, space.uid, frozenset(space.revoked))
+
+    async def _hold(self, where: str = "") -> None:
+        """Has what is revoked written down and in force; those who come meanwhile share the next turn."""
+        async with self._turn:
+            spaces = {n: s for n, s in self._spaces.items() if s.held != s.changes}
+            if where and where not in spaces:
+                return
+            numbers = {n: s.changes for n, s in spaces.items()}
+            for each, space in spaces.items():
+                if space.revoked or space.held:
+                    await self._keep(each, space)
+            await self._exchange.hold([await self._tenant(each) for each in self._spaces])
+            for each, number in numbers.items():
+                self._spaces[each].held = number
+
+    async def _keep(self, where: str, space: _Space) -> None:
+        data = {"uid": space.uid, _KEY: " ".join(sorted(space.revoked))}
+        body: Obj = {**scheme.CONFIG_MAP.empty(PREFIX + where, SYSTEM_NAMESPACE), "data": data}
+        try:
+            await self._client.update(body)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            await self._client.create(body)
+
+
+def spaces(devices: list[Obj]) -> dict[str, int]:
+    """How many devices with credentials each namespace has."""
+    found: dict[str, int] = {}
+    for device in devices:
+        if ((device.get("spec") or {}).get("credential") or {}).get("generation"):
+            where = str(device["metadata"].get("namespace"))
+            found[where] = found.get(where, 0) + 1
+    return found

@@ -1,0 +1,439 @@
+"""All devices at this moment: hears them, tells them what is wanted, and writes what is worth keeping into their Devices.
+
+What devices say goes into twins in memory. A Device's status is written when something of it changed, each at most every
+:data:`WRITE_SECONDS` and :data:`WRITES_A_TICK` of all in a second, the longest waiting first: what comes between is coalesced.
+That it was heard alone is written every :data:`SEEN_SECONDS`. What is newer than the status is read at ``devices/NAME/live``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from metaos.client import Client
+from metaos.clock import Clock
+from metaos.devices import rate, twin, waiting
+from metaos.devices.status import Known, of_status, status
+from metaos.devices.twin import Malformed, Twin
+from metaos.fleet.apps import Apps, Unfit
+from metaos.fleet.gate import Address, Gate
+from metaos.messaging.bus import Bus, BusError, Message, Subscription
+from metaos.messaging.subjects import said_by, to_device
+from metaos.resources import scheme
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import Obj, deleting, format_time, generation, name, namespace, uid
+
+log = logging.getLogger("nemo.fleet")
+
+#: Between two writes of one Device's status, and of when it was heard where nothing else changed, in seconds.
+WRITE_SECONDS, SEEN_SECONDS = 5.0, 300.0
+#: Writes of all in one tick, and the seconds of a tick.
+WRITES_A_TICK, TICK_SECONDS = 100, 1.0
+#: Messages of all devices that wait for the hub; of more the oldest are lost, and counted.
+WAITING = 50_000
+#: Of one message; of a measurement that is shown; and how many kinds of them of one device are kept.
+MOST_BYTES, MEASUREMENT_BYTES, MEASUREMENTS = 16 * 1024, 1024, 16
+#: On a Device that has been given a credential: it goes only when that counts no more.
+FINALIZER = "meta-os.eu/credential"
+
+
+@dataclass(slots=True)
+class Live:
+    """One device. Times are the wall clock's."""
+
+    address: Address
+    device: Obj
+    twin: Twin
+    commands: list[dict[str, Any]] = field(default_factory=list)
+    last_command: dict[str, Any] | None = None
+    rate: rate.Rate = field(default_factory=rate.Rate)
+    flooding: str = ""
+    dropped: int = 0
+    malformed: str = ""
+    #: Which generation it was told last, how often, and when it is told again if it does not report it; 0: not.
+    told: int = 0
+    tries: int = 0
+    again: float = 0.0
+    written: float = 0.0
+    seen_written: float = 0.0
+    wanted: str = ""
+    problem: str = ""
+    barred: str = ""
+    measured: dict[str, tuple[float, bytes]] = field(default_factory=dict)
+    asked: dict[str, asyncio.Future[Mapping[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        return self.device.get("spec") or {}
+
+    @property
+    def credential(self) -> int:
+        """Which of its credentials counts; 0: it was given none."""
+        return int((self.spec.get("credential") or {}).get("generation") or 0)
+
+    def known(self) -> Known:
+        return Known(self.twin, self.commands, self.last_command, self.flooding, self.wanted, self.problem)
+
+
+class Fleet:
+    """``start`` where the controllers run; ``changed`` and ``tick`` are called by the controller of Devices."""
+
+    def __init__(self, client: Client, clock: Clock, bus: Bus, gate: Gate, apps: Apps) -> None:
+        self.client, self.clock, self.bus, self.gate, self.apps = client, clock, bus, gate, apps
+        self.live: dict[Address, Live] = {}
+        self.running = False
+        #: Messages that were too many, made no sense or came from nobody, since the start.
+        self.dropped = 0
+        self._dirty: dict[Address, None] = {}
+        self._unsaid: set[Address] = set()
+        self._out: set[Address] = set()
+        self._listening: asyncio.Task[None] | None = None
+        self._heard: Subscription | None = None
+        self._swept = 0.0
+
+    async def start(self) -> None:
+        """Begins to listen. Raises ``BusError``."""
+        if self.running:
+            return
+        self._heard = await self.bus.subscribe("up.>", waiting=WAITING)
+        self._listening = asyncio.create_task(self._listen(self._heard), name="fleet")
+        self.running = True
+
+    async def stop(self) -> None:
+        """Forgets everything: who leads next begins with what is stored. What waits to be written is written first."""
+        self.running = False
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
+        if self._heard is not None:
+            await self._heard.close()
+        for live in self.live.values():
+            for future in live.asked.values():
+                future.cancel()
+        self.live.clear()
+        self._dirty.clear()
+        self._unsaid.clear()
+        self._out.clear()
+
+    # -- what is wanted --------------------------------------------------------------------------------------
+
+    async def changed(self, address: Address, device: Obj | None) -> None:
+        """A Device came, changed or went. Raises ``BusError`` or ``ApiError``: then it is to be called again."""
+        if device is None:
+            self._forget(address)
+            return
+        live = self.live.get(address)
+        if live is None or uid(live.device) != uid(device):
+            self._forget(address)
+            live = self.live[address] = _of(address, device)
+            self.touch(live)
+        if generation(device) >= generation(live.device):
+            live.device = device
+        await self._admit(live)
+        if deleting(device):
+            await self._release(live)
+            return
+        await self._find_app(live)
+        if live.twin.online and live.told < generation(device):
+            await self.tell(live)
+
+    async def _admit(self, live: Live) -> None:
+        """Has the gate know whether it may connect."""
+        if not live.credential:
+            return
+        why = "gone" if deleting(live.device) else "quarantined" if live.spec.get("quarantined") else ""
+        why = why or ("flooding" if live.flooding and live.rate.out > self.clock.now() else "")
+        if why and not live.barred:
+            await self.gate.bar(live.address, uid(live.device), live.credential)
+        elif not why and live.barred:
+            await self.gate.admit(live.address, uid(live.device), live.credential)
+        if bool(why) != bool(live.barred):
+            self.touch(live)
+        if why and live.twin.online:
+            live.twin = twin.away(live.twin)
+            self.touch(live)
+        live.barred = why
+
+    async def _release(self, live: Live) -> None:
+        """Its credential counts no more: the Device may go."""
+        left = [each for each in live.device["metadata"].get("finalizers") or () if each != FINALIZER]
+        if len(left) == len(live.device["metadata"].get("finalizers") or ()):
+            return
+        try:
+            patch = {"metadata": {"finalizers": left, "uid": uid(live.device)}}
+            await self.client.patch(scheme.DEVICE, live.address.name, live.address.namespace, patch)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+
+    def _forget(self, address: Address) -> None:
+        live = self.live.pop(address, None)
+        for held in (self._unsaid, self._out):
+            held.discard(address)
+        self._dirty.pop(address, None)
+        for future in live.asked.values() if live else ():
+            future.cancel()
+
+    async def _find_app(self, live: Live) -> None:
+        before = live.wanted, live.problem
+        app = live.spec.get("app")
+        live.wanted = live.problem = ""
+        if app:
+            try:
+                live.wanted = (await self.apps.wanted(live.address.namespace, app)).sha256
+            except Unfit as error:
+                live.problem = str(error)
+        if (live.wanted, live.problem) != before:
+            self.touch(live)
+            if live.wanted and live.twin.online:
+                await self._tell_app(live)
+
+    async def app_changed(self, where: str, config_map: str) -> None:
+        """A ConfigMap changed: those whose application it holds are told."""
+        self.apps.forget(where, config_map)
+        for live in list(self.live.values()):
+            if live.address.namespace == where and (live.spec.get("app") or {}).get("configMap") == config_map:
+                await self._find_app(live)
+
+    # -- telling ---------------------------------------------------------------------------------------------
+
+    async def say(self, address: Address, end: str, message: Mapping[str, Any]) -> None:
+        """Says something to a device. Raises ``BusError``."""
+        await self.bus.publish(to_device(*address, end), json.dumps(message, separators=(",", ":")).encode())
+
+    async def tell(self, live: Live, *, whole: bool = False) -> None:
+        """What is wanted: the ``whole`` where it has come back, otherwise what is left to do."""
+        version, desired = generation(live.device), live.spec.get("desired") or {}
+        message: dict[str, Any] = {"version": version, "epoch": live.twin.epoch, "session": live.twin.session}
+        if whole:
+            message["desired"] = desired
+        else:
+            message["delta"] = twin.delta(live.twin.reported, desired)
+        live.tries = live.tries + 1 if live.told == version and not whole else 0
+        live.told, live.again = version, self.clock.now() + twin.pending(live.tries)
+        self._unsaid.add(live.address)
+        await self.say(live.address, "twin.desired", message)
+
+    async def _tell_app(self, live: Live) -> None:
+        if live.wanted and live.twin.app.get("sha256") != live.wanted:
+            await self.say(live.address, "app.desired", self.apps.manifest(live.wanted))
+
+    async def _welcome(self, live: Live) -> None:
+        """It has come back: it gets all that is wanted, and what waited for it."""
+        await self.tell(live, whole=True)
+        await self._tell_app(live)
+        live.commands, expired = waiting.living(live.commands, self.clock.now())
+        if expired:
+            live.last_command = outcome(expired[-1], "Expired", None, self.clock.now())
+        for command in live.commands:
+            await self.send(live.address, command)
+
+    async def send(self, address: Address, command: Mapping[str, Any]) -> None:
+        message = {"action": command["action"], "arguments": command.get("arguments")}
+        await self.say(address, f"command.{command['id']}", message)
+
+    # -- hearing ---------------------------------------------------------------------------------------------
+
+    async def _listen(self, heard: Subscription) -> None:
+        async for message in heard:
+            try:
+                await self.heard(message)
+            except BusError as error:
+                log.warning("%s: %s", message.subject, error)
+            except Exception:
+                log.exception("a message on %s could not be taken", message.subject)
+
+    async def heard(self, message: Message) -> None:
+        """Takes one message of a device."""
+        try:
+            where, named, end = said_by(message.subject)
+        except ValueError:
+            self.dropped += 1
+            return
+        live, now = self.live.get(Address(where, named)), self.clock.now()
+        if live is None or live.barred:
+            self.dropped += 1
+            return
+        if not await self._within(live, now):
+            return
+        try:
+            await self._take(live, end, message.data, now)
+        except (Malformed, ValueError, RecursionError) as error:
+            # What makes no sense is not answered: the device would say it again.
+            self.dropped += 1
+            live.dropped, live.malformed = live.dropped + 1, f"{end}: {error}"[:200]
+
+    async def _within(self, live: Live, now: float) -> bool:
+        """Whether one more message is not too many."""
+        allowed = float(live.spec.get("messagesPerSecond") or rate.USUAL_RATE)
+        live.rate, taken, cut = rate.sent(live.rate, now, allowed)
+        if taken:
+            return True
+        self.dropped += 1
+        live.dropped += 1
+        why = f"it sends more than its {allowed:g} messages a second: what is above that is dropped"
+        if now < live.rate.out:
+            why = f"it went on above its {allowed:g} messages a second: it is refused until {format_time(live.rate.out)}"
+        if why != live.flooding:
+            live.flooding = why
+            self.touch(live)
+        self._out.add(live.address)
+        if cut:
+            await self._admit(live)
+        return False
+
+    async def _take(self, live: Live, end: str, data: bytes, now: float) -> None:
+        word, _, rest = end.partition(".")
+        before = live.twin
+        said = _object(data) if word != "telemetry" else {}
+        if word == "telemetry":
+            live.twin = twin.heard(before, now)
+            if rest in live.measured or len(live.measured) < MEASUREMENTS:
+                live.measured[rest] = now, data[:MEASUREMENT_BYTES]
+        elif end == "status":
+            live.twin = twin.born(before, said, now) if said.get("online", True) else twin.gone(before, said)
+            if live.twin.session != before.session or (live.twin.online and not before.online):
+                await self._welcome(live)
+        elif end == "twin.reported":
+            live.twin = twin.reported(before, said, now)
+        elif end == "twin.get":
+            live.twin = twin.heard(before, now)
+            await self._welcome(live)
+        elif word == "result":
+            live.twin = twin.heard(before, now)
+            self._answered(live, rest, said, now)
+        elif end == "app.want":
+            live.twin = twin.heard(before, now)
+            await self.say(live.address, "app.chunk", self.apps.chunk(said))
+        else:
+            raise Malformed(f"{end} is no word of a device")
+        if _told_more(before, live.twin) or now - live.seen_written >= SEEN_SECONDS:
+            self.touch(live)
+
+    def _answered(self, live: Live, id_: str, said: Mapping[str, Any], now: float) -> None:
+        future = live.asked.get(id_)
+        if future is not None and not future.done():
+            future.set_result(said)
+        waited = next((each for each in live.commands if each["id"] == id_), None)
+        if waited is not None:
+            live.commands = waiting.answered(live.commands, id_)
+            live.last_command = outcome(waited, "Done" if said.get("ok", True) else "Failed", said.get("result"), now)
+            self.touch(live)
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    def touch(self, live: Live) -> None:
+        """Its status is to be written."""
+        self._dirty.setdefault(live.address)
+
+    async def tick(self) -> None:
+        """Once a second: tells again, notices who is gone, lets in who was out, and writes."""
+        now = self.clock.now()
+        for address in list(self._unsaid):
+            live = self.live[address]
+            if not live.twin.online or twin.in_sync(live.twin, live.spec.get("desired") or {}, live.told):
+                self._unsaid.discard(address)
+            elif now >= live.again:
+                await self.tell(live)
+        for address in list(self._out):
+            live = self.live[address]
+            if not rate.flooding(live.rate, now):
+                self._out.discard(address)
+                live.flooding = ""
+                self.touch(live)
+                await self._admit(live)
+        if now - self._swept >= twin.SILENCE_SECONDS:
+            self._swept = now
+            for live in self.live.values():
+                if twin.overdue(live.twin, now):
+                    live.twin = twin.away(live.twin)
+                    self.touch(live)
+                if live.commands and waiting.living(live.commands, now)[1]:
+                    live.commands, expired = waiting.living(live.commands, now)
+                    live.last_command = outcome(expired[-1], "Expired", None, now)
+                    self.touch(live)
+        await self.flush(now)
+
+    async def flush(self, now: float, most: int = WRITES_A_TICK) -> int:
+        """Writes those that are due. How many."""
+        due: list[Live] = []
+        for address in self._dirty:
+            live = self.live[address]
+            if now - live.written >= WRITE_SECONDS:
+                due.append(live)
+                if len(due) >= most:
+                    break
+        for live in due:
+            del self._dirty[live.address]
+        done = await asyncio.gather(*(self.write(live) for live in due), return_exceptions=True)
+        for live, failed in zip(due, done, strict=True):
+            if isinstance(failed, BaseException):
+                if live.address in self.live:
+                    self.touch(live)
+                log.warning("the status of device %s/%s was not written: %s", *live.address, failed)
+        return len(due)
+
+    async def write(self, live: Live) -> None:
+        """Writes its status now. Raises ``ApiError``."""
+        now = self.clock.now()
+        live.written = live.seen_written = now
+        wanted = status(live.device, live.known(), now)
+        held = live.device.get("status") or {}
+        if wanted == held:
+            return
+        metadata = {"name": live.address.name, "namespace": live.address.namespace, "uid": uid(live.device)}
+        body = {"apiVersion": scheme.DEVICE.api_version, "kind": scheme.DEVICE.kind, "metadata": metadata, "status": wanted}
+        try:
+            await self.client.update(body, subresource="status")
+        except ApiError as error:
+            if error.code in (404, 409):
+                return  # It has gone, or another has its name: what is told about that comes.
+            raise
+        live.device = {**live.device, "status": wanted}
+
+
+def _of(address: Address, device: Obj) -> Live:
+    held = device.get("status") or {}
+    live = Live(address, device, of_status(held), [dict(each) for each in held.get("commands") or ()], held.get("lastCommand"))
+    live.seen_written = live.twin.seen
+    if twin.in_sync(live.twin, live.spec.get("desired") or {}, generation(device)):
+        live.told = generation(device)
+    if (device.get("spec") or {}).get("quarantined") is not True and any(
+        c.get("type") in ("Quarantined", "Flooding") and c.get("status") == "True" for c in held.get("conditions") or ()
+    ):
+        # It was out when the hub ended: the gate still refuses it.
+        live.barred = "before"
+    return live
+
+
+def _told_more(before: Twin, after: Twin) -> bool:
+    """Whether more changed than when it was heard."""
+    return (before.online, before.epoch, before.sequence, before.firmware) != (
+        after.online,
+        after.epoch,
+        after.sequence,
+        after.firmware,
+    )
+
+
+def outcome(command: Mapping[str, Any], state: str, result: Any, now: float) -> dict[str, Any]:
+    """As ``status.lastCommand`` has it."""
+    return {"id": command["id"], "action": command["action"], "state": state, "result": result, "time": format_time(now)}
+
+
+def _object(data: bytes) -> Mapping[str, Any]:
+    """Raises ``ValueError``."""
+    if len(data) > MOST_BYTES:
+        raise Malformed(f"it has {len(data)} bytes: a message may have {MOST_BYTES}")
+    found = json.loads(data)
+    if not isinstance(found, dict):
+        raise Malformed("a message must be a JSON object")
+    return found
+
+
+def address_of(device: Obj) -> Address:
+    return Address(namespace(device), name(device))

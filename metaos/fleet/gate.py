@@ -1,0 +1,45 @@
+"""Who lets devices onto the bus: the part of its accounts that the fleet needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+
+class Address(NamedTuple):
+    """A device."""
+
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """What a device logs in with over MQTT: both are shown once. ``servers``: where, as ``mqtts://HOST:PORT``; ``authorities``:
+    PEM, for TLS; ``app_key``: the public key (hexadecimal) by which it knows the hub's applications."""
+
+    username: str
+    password: str
+    servers: tuple[str, ...] = ()
+    authorities: str = ""
+    app_key: str = ""
+
+    def shown(self) -> dict[str, Any]:
+        found = {"username": self.username, "password": self.password, "servers": list(self.servers)}
+        return found | {"authorities": self.authorities, "appKey": self.app_key}
+
+
+class Gate(Protocol):
+    """``generation`` counts a device's credentials; ``uid`` is the Device's, so that one of the same name is another one."""
+
+    async def issue(self, device: Address, uid: str, generation: int) -> Issued:
+        """The same for the same arguments. Raises ``BusError`` where the bus is away."""
+        ...
+
+    async def bar(self, device: Address, uid: str, generation: int) -> None:
+        """Cuts its connection and refuses it from now on, after restarts too, until it is admitted. Any number of times."""
+        ...
+
+    async def admit(self, device: Address, uid: str, generation: int) -> None:
+        """Takes ``bar`` back."""
+        ...
