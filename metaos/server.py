@@ -31,6 +31,7 @@ from metaos.apiserver.app import make_app
 from metaos.apiserver.audit import AuditLog
 from metaos.apiserver.authn import Certificate, HubAuthenticator, Tokens, people
 from metaos.apiserver.books import Books
+from metaos.apiserver.claimtokens import ClaimTokens
 from metaos.apiserver.connect import Connections
 from metaos.apiserver.credentials import CHECK_SECONDS, Credentials
 from metaos.apiserver.credentials import RECORD as AUTHORITY
@@ -67,10 +68,14 @@ from metaos.controllers.sources import (
 )
 from metaos.controllers.worker import WorkerProcess
 from metaos.files import write_private
+from metaos.fleet.apps import Apps
+from metaos.fleet.busgate import BusGate
+from metaos.fleet.fleet import Fleet
 from metaos.http import spare_memory, tls_context
 from metaos.hubs import StoreToken, check_place, open_shared
 from metaos.members.hosted import Hosted
 from metaos.messaging.exchange import Exchange, ExchangeConfig, read_servers
+from metaos.messaging.keys import Key
 from metaos.messaging.root import root_secret
 from metaos.pki import ADMIN, Pki
 from metaos.plugins.points import CarbonSource, PriceSource
@@ -170,6 +175,17 @@ class Hub:
         client = self.client = registry.client(CONTROLLERS)
         await take_over(client)
         await hold(client)
+        self.exchange = Exchange(
+            exchange_config(self.config),
+            clock,
+            lambda: root_secret(client, self._random),
+            lambda: (pki.path("server"), pki.path("server")),
+            self._bus_context,
+        )
+        stack.push_async_callback(self.exchange.stop)
+        fleet = self._fleet = self._make_fleet(client, self.exchange)
+        stack.push_async_callback(fleet.stop)
+        registry.desk.fleet = fleet
 
         carbon = _carbon_source(self.config, clock.now())
         if isinstance(carbon, TraceCarbonSource):
@@ -188,6 +204,7 @@ class Hub:
             autoscale_interval=self.config.autoscale_interval_seconds,
             reoptimise_interval=self.config.reoptimise_interval_seconds,
             scores=_learned(self.config.scores),
+            fleet=fleet,
         )
         manager = self._working = Manager(client, clock, self._random, self._precedence)
         if keys is None:
@@ -224,14 +241,6 @@ class Hub:
         if keys is not None:
             peers = tunnels.elsewhere = Peers(client, clock, "", self._hub_context, tunnels)
             tunnels.greeting = peers.greeting
-        self.exchange = Exchange(
-            exchange_config(self.config),
-            clock,
-            lambda: root_secret(client, self._random),
-            lambda: (pki.path("server"), pki.path("server")),
-            self._bus_context,
-        )
-        stack.push_async_callback(self.exchange.stop)
         audit = AuditLog(data / "audit.log")
         stack.callback(audit.close)
         tokens = JoinTokens(client, clock)
@@ -246,7 +255,13 @@ class Hub:
             held=lambda name: secrets.get(name, SYSTEM_NAMESPACE),
             withdrawn=lambda user, made: revocation.withdrawn_time(revocations.record, user) >= made,
         )
-        bearers = (tokens.user_of, personal.identity, registry.account_of, *_authenticators(self.config, clock))
+        bearers = (
+            tokens.user_of,
+            ClaimTokens(registry).user_of,
+            personal.identity,
+            registry.account_of,
+            *_authenticators(self.config, clock),
+        )
         app = make_app(
             registry,
             authenticator=HubAuthenticator(clock, revoked=revocations, tokens=bearers),
@@ -316,6 +331,20 @@ class Hub:
         finally:
             self._working = before
             await manager.stop()
+            await self._fleet.stop()
+
+    def _make_fleet(self, client: Client, exchange: Exchange) -> Fleet:
+        """Devices. They know applications by a key that is derived from the bus's secret."""
+
+        async def key() -> Key:
+            return Key.derive("user", await root_secret(client, self._random), "applications")
+
+        def authorities() -> str:
+            return self._pki.bundle.decode() if exchange.mqtt is not None else ""
+
+        apps = Apps(client, key)
+        gate = BusGate(client, exchange, lambda: exchange.urls, authorities, apps.public_key)
+        return Fleet(client, self._clock, exchange.bus, gate, apps)
 
     async def _serve(self, app: web.Application, credentials: Credentials) -> None:
         listen = self.config.listen

@@ -300,7 +300,7 @@ class Device:
             self._session, self._failed, self._dirty, self._epoch = some(8), None, True, 0
             will = json.dumps({"online": False, "session": self._session})
             body = _text("MQTT") + b"\x04\xc6" + struct.pack(">H", self.heartbeat * KEEPALIVE_FACTOR)
-            body += _text(self.config["namespace"] + "." + self.config["name"]) + _text(self._topic + "status") + _text(will)
+            body += _text(self.config["name"]) + _text(self._topic + "status") + _text(will)
             await self._send(0x10, body + _text(self.config["username"]) + _text(self.config["password"]))
             kind, answer = await asyncio.wait_for(_received(reader), PATIENCE)
             if kind != 0x20 or answer[1]:

@@ -34,7 +34,7 @@ class DeviceReconciler:
     async def reconcile(self, about: ObjectRef) -> Result:
         fleet = self._fleet
         try:
-            await fleet.start()
+            fleet.leading = True
             if about == PULSE:
                 await fleet.tick()
                 return Result(requeue_after=TICK_SECONDS)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from metaos.client import Client
 from metaos.devices.twin import Malformed
+from metaos.messaging.keys import Key
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 
@@ -43,14 +44,20 @@ def signed_text(sha256: str, size: int, version: str) -> bytes:
 
 
 class Apps:
-    """``sign``: Ed25519 of the hub's key for applications."""
+    """``key``: Ed25519, the hubs' for applications."""
 
-    def __init__(self, client: Client, sign: Callable[[bytes], bytes]) -> None:
-        self._client, self._sign = client, sign
+    def __init__(self, client: Client, key: Callable[[], Awaitable[Key]]) -> None:
+        self._client, self._key = client, key
         self._by_hash: OrderedDict[str, App] = OrderedDict()
         self._found: dict[tuple[str, str, str, str, str], App] = {}
         #: ConfigMaps that were asked for, also those that were not there.
         self._named: set[tuple[str, str]] = set()
+
+    async def public_key(self) -> str:
+        """In hexadecimal, for devices. Raises ``ApiError``."""
+        text = (await self._key()).public
+        # As NATS writes it: what it is for, 32 bytes, and their sum.
+        return base64.b32decode(text + "=" * (-len(text) % 8))[1:33].hex()
 
     async def wanted(self, namespace: str, app: Mapping[str, Any]) -> App:
         """What a Device's ``spec.app`` names. Raises :class:`Unfit`, ``ApiError``."""
@@ -74,7 +81,7 @@ class Apps:
         sha = hashlib.sha256(code).hexdigest()
         if app.get("sha256") and app["sha256"] != sha:
             raise Unfit(f"{key} of ConfigMap {named} hashes to {sha}, and {app['sha256']} is wanted")
-        made = App(code, sha, version, self._sign(signed_text(sha, len(code), version)).hex())
+        made = App(code, sha, version, (await self._key()).sign(signed_text(sha, len(code), version)).hex())
         self._by_hash[sha] = made
         self._by_hash.move_to_end(sha)
         if len(self._by_hash) > MOST_HELD:

@@ -7,7 +7,7 @@ them, as each of them goes to every server. They end with the namespace.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from metaos.client import Client
@@ -35,7 +35,7 @@ class _Space:
 
 
 class BusGate:
-    """``servers``: where devices connect; ``authorities``: PEM. ``app_key``: of applications, hexadecimal."""
+    """``servers``: where devices connect; ``authorities``: PEM; ``app_key``: of applications, hexadecimal."""
 
     def __init__(
         self,
@@ -43,28 +43,26 @@ class BusGate:
         exchange: Exchange,
         servers: Callable[[], tuple[str, ...]],
         authorities: Callable[[], str],
-        app_key: str,
+        app_key: Callable[[], Awaitable[str]],
     ) -> None:
         self._client, self._exchange = client, exchange
         self._servers, self._authorities, self._app_key = servers, authorities, app_key
         self._spaces: dict[str, _Space] = {}
         self._turn = asyncio.Lock()
 
-    async def open(self, devices: Mapping[str, int]) -> None:
-        """Holds the namespaces that have devices (by how many). Raises ``BusError``, ``ApiError``."""
-        for where in sorted(devices):
-            await self._space(where)
-        await self._hold()
+    async def open(self, namespace: str) -> None:
+        if namespace not in self._spaces:
+            await self._space(namespace)
+            await self._hold(namespace)
 
     def close(self) -> None:
-        """Forgets what it knows: others may write it down now."""
         self._spaces.clear()
 
     async def issue(self, device: Address, uid: str, generation: int) -> Issued:
         tenant = await self._tenant(device.namespace)
         await self._hold(device.namespace)
         user = await self._exchange.device(tenant, device.name, uid, generation=generation)
-        return Issued(user.name, user.token, self._servers(), self._authorities(), self._app_key)
+        return Issued(user.name, user.token, self._servers(), self._authorities(), await self._app_key())
 
     async def bar(self, device: Address, uid: str, generation: int) -> None:
         await self._set(device, uid, generation, True)
@@ -80,7 +78,7 @@ class BusGate:
                 raise
             return  # The namespace has gone, and all that counted in it.
         tenant = await self._tenant(device.namespace)
-        key = (await self._exchange.device(tenant, device.name, uid, generation=generation)).key
+        key = (await self._exchange.known()).device_key(tenant, device.name, uid, generation).public
         if (key in space.revoked) != barred:
             if barred and len(space.revoked) >= MOST_REVOKED:
                 raise BusError(
@@ -136,13 +134,3 @@ class BusGate:
             if error.code != 404:
                 raise
             await self._client.create(body)
-
-
-def spaces(devices: list[Obj]) -> dict[str, int]:
-    """How many devices with credentials each namespace has."""
-    found: dict[str, int] = {}
-    for device in devices:
-        if ((device.get("spec") or {}).get("credential") or {}).get("generation"):
-            where = str(device["metadata"].get("namespace"))
-            found[where] = found.get(where, 0) + 1
-    return found

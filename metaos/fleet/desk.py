@@ -44,7 +44,7 @@ class Desk:
 
     @property
     def _here(self) -> Fleet:
-        if self.fleet is None or not self.fleet.running:
+        if self.fleet is None or not self.fleet.leading:
             raise errors.unavailable(
                 "devices are served by the hub that leads, where it has a bus: this one does not at this moment"
             )

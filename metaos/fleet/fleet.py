@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,12 +80,16 @@ class Live:
 
 
 class Fleet:
-    """``start`` where the controllers run; ``changed`` and ``tick`` are called by the controller of Devices."""
+    """Where the controllers run their part for Devices calls ``changed`` and ``tick``; ``stop`` when it ends. ``connect``: to the
+    bus, as the hubs' account."""
 
-    def __init__(self, client: Client, clock: Clock, bus: Bus, gate: Gate, apps: Apps) -> None:
-        self.client, self.clock, self.bus, self.gate, self.apps = client, clock, bus, gate, apps
+    def __init__(self, client: Client, clock: Clock, connect: Callable[[], Awaitable[Bus]], gate: Gate, apps: Apps) -> None:
+        self.client, self.clock, self.gate, self.apps = client, clock, gate, apps
+        self._connect = connect
+        self._bus: Bus | None = None
         self.live: dict[Address, Live] = {}
-        self.running = False
+        #: Whether the controllers run here.
+        self.leading = False
         #: Messages that were too many, made no sense or came from nobody, since the start.
         self.dropped = 0
         self._dirty: dict[Address, None] = {}
@@ -94,23 +98,28 @@ class Fleet:
         self._listening: asyncio.Task[None] | None = None
         self._heard: Subscription | None = None
         self._swept = 0.0
+        self._turn = asyncio.Lock()
 
-    async def start(self) -> None:
-        """Begins to listen. Raises ``BusError``."""
-        if self.running:
-            return
-        self._heard = await self.bus.subscribe("up.>", waiting=WAITING)
-        self._listening = asyncio.create_task(self._listen(self._heard), name="fleet")
-        self.running = True
+    async def bus(self) -> Bus:
+        """Begins to listen with the first device that may connect: a hub without any needs no bus. Raises ``BusError``."""
+        async with self._turn:
+            if self._bus is None:
+                bus = await self._connect()
+                self._heard = await bus.subscribe("up.>", waiting=WAITING)
+                self._listening = asyncio.create_task(self._listen(self._heard), name="fleet")
+                self._bus = bus
+            return self._bus
 
     async def stop(self) -> None:
-        """Forgets everything: who leads next begins with what is stored. What waits to be written is written first."""
-        self.running = False
+        """Forgets everything: who leads next begins with what is stored."""
+        self.leading, self._bus = False, None
+        self.gate.close()
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.gather(self._listening, return_exceptions=True)
         if self._heard is not None:
             await self._heard.close()
+        self._listening = self._heard = None
         for live in self.live.values():
             for future in live.asked.values():
                 future.cancel()
@@ -145,6 +154,8 @@ class Fleet:
         """Has the gate know whether it may connect."""
         if not live.credential:
             return
+        await self.bus()
+        await self.gate.open(live.address.namespace)
         why = "gone" if deleting(live.device) else "quarantined" if live.spec.get("quarantined") else ""
         why = why or ("flooding" if live.flooding and live.rate.out > self.clock.now() else "")
         if why and not live.barred:
@@ -203,7 +214,7 @@ class Fleet:
 
     async def say(self, address: Address, end: str, message: Mapping[str, Any]) -> None:
         """Says something to a device. Raises ``BusError``."""
-        await self.bus.publish(to_device(*address, end), json.dumps(message, separators=(",", ":")).encode())
+        await (await self.bus()).publish(to_device(*address, end), json.dumps(message, separators=(",", ":")).encode())
 
     async def tell(self, live: Live, *, whole: bool = False) -> None:
         """What is wanted: the ``whole`` where it has come back, otherwise what is left to do."""

@@ -32,6 +32,10 @@ class Issued:
 class Gate(Protocol):
     """``generation`` counts a device's credentials; ``uid`` is the Device's, so that one of the same name is another one."""
 
+    async def open(self, namespace: str) -> None:
+        """Lets the devices of a namespace in that were given credentials. Any number of times; raises ``BusError``."""
+        ...
+
     async def issue(self, device: Address, uid: str, generation: int) -> Issued:
         """The same for the same arguments. Raises ``BusError`` where the bus is away."""
         ...
@@ -42,4 +46,8 @@ class Gate(Protocol):
 
     async def admit(self, device: Address, uid: str, generation: int) -> None:
         """Takes ``bar`` back."""
+        ...
+
+    def close(self) -> None:
+        """Forgets what it knows: another hub may act now."""
         ...

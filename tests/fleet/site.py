@@ -14,7 +14,8 @@ from metaos.controllers.settings import Settings
 from metaos.fleet.apps import Apps
 from metaos.fleet.fleet import Fleet
 from metaos.fleet.gate import Address, Issued
-from metaos.messaging.bus import Subscription
+from metaos.messaging.bus import Bus, Subscription
+from metaos.messaging.keys import Key
 from metaos.messaging.memory import MemoryBus
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
@@ -42,6 +43,12 @@ class MemoryGate:
     async def admit(self, device: Address, uid: str, generation: int) -> None:
         self.barred.discard((device, uid, generation))
 
+    async def open(self, namespace: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
 
 class Station:
     """A hub's part for devices."""
@@ -50,10 +57,16 @@ class Station:
         self.clock, self.registry, self.gate = clock, registry, MemoryGate()
         self.bus = MemoryBus(clock.monotonic)
         self.client = registry.client(CONTROLLERS)
-        self.apps = Apps(self.client, lambda data: data[:64])
-        self.fleet = Fleet(self.client, clock, self.bus, self.gate, self.apps)
+        self.apps = Apps(self.client, self.key)
+        self.fleet = Fleet(self.client, clock, self.connect, self.gate, self.apps)
         registry.desk.fleet = self.fleet
         self.manager = Manager(self.client, clock, Random(1))
+
+    async def key(self) -> Key:
+        return Key("user", bytes(32))
+
+    async def connect(self) -> Bus:
+        return self.bus
 
     async def settle(self, seconds: float = 0.0) -> None:
         for _ in range(int(seconds)):
@@ -62,7 +75,7 @@ class Station:
         await self.clock.settle(200)
 
     async def make(self, name: str, **spec: Any) -> Obj:
-        made = {**scheme.DEVICE.empty(name, "shop"), "spec": spec}
+        made = {**scheme.DEVICE.empty(name, "shop"), "spec": {"credential": {"generation": 1}} | spec}
         return await self.registry.create(ADMIN, made)
 
     async def device(self, name: str) -> Obj:

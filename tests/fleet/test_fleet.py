@@ -196,7 +196,7 @@ async def test_a_device_that_floods_is_cut_off_and_its_neighbours_are_not_harmed
 
 
 async def made(hub: Station, name: str) -> tuple[Any, str, str]:
-    await hub.make(name)
+    await hub.make(name, credential=None)
     await hub.settle()
     return scheme.DEVICE, name, "shop"
 
@@ -205,7 +205,7 @@ async def test_quarantine_a_new_credential_and_removal() -> None:
     async with station() as hub:
         first = await hub.registry.create_subresource(ADMIN, *await made(hub, "lamp"), "credential", {})
         uid = (await hub.device("lamp"))["metadata"]["uid"]
-        assert first["status"]["password"] == f"{uid}.1"
+        assert first["status"]["password"] == f"{uid}.1" and first["status"]["username"] == "lamp"
         assert "password" not in json.dumps(await hub.device("lamp"))
         lamp = Thing(hub, "lamp")
         await hub.settle()
