@@ -201,7 +201,7 @@ def controllers() -> tuple[Controller, ...]:
         module = import_module(setup.__module__)
         name = module.__name__.rpartition(".")[2]
         one = Controller(name, (module.__doc__ or "").strip().splitlines()[0].partition(": ")[2])
-        setup(_Manager(one), _Anything(), _Anything(), Settings(sign=lambda: b"", carbon=_Anything()))  # type: ignore[arg-type]
+        setup(_Manager(one), _Anything(), _Anything(), Settings(sign=lambda: b"", carbon=_Anything(), fleet=_Anything()))  # type: ignore[arg-type]
         for call in _client_calls(name):
             one.writes.update(_named_kinds(call))
         one.writes |= HANDED.get(name, set())

@@ -131,6 +131,67 @@ def amount(count: float) -> str:
     return f"{count:g} bytes"
 
 
+def _device_limits() -> list[str]:
+    from metaos.apiserver import own
+    from metaos.devices import batch, rate, twin, waiting
+    from metaos.fleet import apps, busgate, desk, fleet
+
+    parts = [
+        "",
+        "## Devices",
+        "",
+        "What low-end devices may send, and what of it becomes state: see [devices](../how-to/devices.md).",
+        "",
+    ]
+    parts += ["| what | bound | beyond it |", "|---|---|---|"]
+    out = rate.OUT_SECONDS
+    rows = [
+        ("Devices of one DeviceBatch", batch.MOST_DEVICES, "422"),
+        ("spec.desired of a Device", amount(own.MOST_DESIRED), "422"),
+        ("A message of a device", amount(fleet.MOST_BYTES), "dropped and counted"),
+        (
+            "Messages of one device: usual rate; at once",
+            f"{rate.USUAL_RATE:g} a second (spec.messagesPerSecond); {rate.BURST_SECONDS:g} s' worth",
+            f"dropped; after {rate.FLOOD_SECONDS:g} s, or {rate.FLOOD_FACTOR:g} bursts, cut off for {out[0]:g} to {out[1]:g} s",
+        ),
+        ("Messages of all devices that wait for the hub", f"{fleet.WAITING}", "the oldest are lost, and counted"),
+        (
+            "Writes of one Device's status; of all",
+            f"one each {fleet.WRITE_SECONDS:g} s; {fleet.WRITES_A_TICK} a second",
+            "coalesced: what is newer is at devices/NAME/live",
+        ),
+        ("status.lastSeenTime, where nothing else changed", f"each {fleet.SEEN_SECONDS:g} s", "coalesced"),
+        (
+            "Kinds of measurements of a device that are shown; of one",
+            f"{fleet.MEASUREMENTS}; {fleet.MEASUREMENT_BYTES} bytes",
+            "not shown; cut",
+        ),
+        (
+            "Silence of a device",
+            f"{twin.SILENCE_FACTOR:g} times its heartbeat and {twin.SILENCE_SECONDS:g} s",
+            "it counts as offline",
+        ),
+        (
+            "Commands that wait for a device; how long",
+            f"{waiting.MOST_WAITING}; {waiting.MOST_SECONDS / 86400:g} d",
+            "429; they expire",
+        ),
+        (
+            "Commands that wait for their answer: of one device; of all; how long",
+            f"{desk.MOST_ASKED}; {desk.MOST_ASKED_OF_ALL}; {waiting.MOST_ANSWER_SECONDS:g} s",
+            "429; 429; 504",
+        ),
+        ("Arguments of a command", amount(waiting.MOST_ARGUMENTS), "422"),
+        (
+            "An application; a part of it; how many are held",
+            f"{amount(apps.MOST_BYTES)}; {amount(apps.MOST_PART)}; {apps.MOST_HELD}",
+            "refused, as a condition; dropped; read again",
+        ),
+        ("Revoked credentials of one namespace", f"{busgate.MOST_REVOKED}", "removals wait, and the log says so"),
+    ]
+    return parts + [f"| {what} | {bound} | {beyond} |" for what, bound, beyond in rows]
+
+
 def limits_page() -> str:
     """The bounds of the hub's API, from the constants that hold them."""
     from metaos import server, tunnel
@@ -314,6 +375,7 @@ def limits_page() -> str:
     }
     parts += [f"| {v.name} | {whose[v.name]} | {v.seats} | {v.waiting_of_flow} | {v.waiting} |" for v in fairness.LEVELS]
     parts += ["", "`/livez`, `/readyz`, `/healthz`, `/version` and `/cacerts` are always served."]
+    parts += _device_limits()
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -31,6 +31,10 @@ ROLES = {
         *("keys list", "keys rotate", "backup", "restore", "migrate-store", "cluster add", "cluster remove"),
         *("ledger export", "ledger keys", "ledger sign", "ledger rotate", "ledger archive"),
     ),
+    "Owner of devices": (
+        *("device add", "device credentials", "device import", "device command", "device claim"),
+        *("device quarantine", "device release", "device remove"),
+    ),
     "Owner of a site": ("agent", "image import", "image list", "image remove"),
     "Everybody": ("doctor", "version", "login", "token get", "token create", "token list", "token revoke"),
 }

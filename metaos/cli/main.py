@@ -14,6 +14,7 @@ import click
 
 from metaos import __version__
 from metaos.cli.accounting import carbon, cost, ledger
+from metaos.cli.devices import device
 from metaos.cli.options import NAMESPACE, OUTPUT, PERIOD, SECONDS, default_data, hub_options, kubeconfig_option
 from metaos.cli.people import login, token
 from metaos.cli.scores import SCORE
@@ -830,7 +831,7 @@ def doctor(output: str) -> None:
     sys.exit(examine(output))
 
 
-for part in (twin, carbon, cost, ledger, login, token):
+for part in (twin, carbon, cost, ledger, login, token, device):
     nemo.add_command(part)
 
 

@@ -24,6 +24,14 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "backup": ("{folder}/backup",),
     "cluster add": ("edge", "--kubeconfig", "{folder}/away"),
     "cluster remove": ("edge",),
+    "device add": ("lamp",),
+    "device claim": ("line", "--count", "5"),
+    "device command": ("lamp", "blink"),
+    "device credentials": ("lamp",),
+    "device import": ("{folder}/devices.csv", "--out", "{folder}/out.jsonl"),
+    "device quarantine": ("lamp",),
+    "device release": ("lamp",),
+    "device remove": ("lamp",),
     "image import": ("{folder}/text.yaml",),
     "image remove": ("none:1",),
     "intent export": ("fast",),
@@ -83,6 +91,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "text.yaml").write_text('"a text"')
     (tmp_path / "empty.yaml").write_text("")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\0\1" * 40)
+    (tmp_path / "devices.csv").write_text("name\nlamp\n")
     (tmp_path / "directory").mkdir()
     (tmp_path / "site.yaml").write_text("{apiVersion: meta-os.eu/v1alpha1, kind: Cluster, metadata: {name: x}, spec: {}}")
     kubeconfig(tmp_path, "away", "https://127.0.0.1:1")
@@ -129,7 +138,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     return go
 
 
-@pytest.mark.parametrize("path", [*COMMANDS, "intent", "image", "keys", "ca", "ledger", "cluster", "token"])
+@pytest.mark.parametrize("path", [*COMMANDS, "intent", "image", "keys", "ca", "ledger", "cluster", "token", "device"])
 def test_help_has_an_example(path: str, run: Any) -> None:
     said = run(path, "--help", needs=False)
     assert said.code == 0 and "Example" in said.out and f"nemo {path.split()[0]}" in said.out.partition("Example")[2]
