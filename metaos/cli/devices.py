@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 2_500_000
 #: How long a command waits for a device that is offline, in seconds.
 QUEUE_SECONDS = 86400
-OUT = click.option(
-    "--out", type=click.Path(path_type=Path), help="Write it there, readable by you alone, instead of printing it."
-)
+OUT = click.option("--out", type=click.Path(path_type=Path), help="Write it there, for you alone, instead of printing it.")
 LABEL = click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label; may be given several times.")
 
 
@@ -83,9 +81,7 @@ def credentials(name: str, namespace: str, out: Path | None, output: str, **hub:
 @device.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @NAMESPACE
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Where credentials go: a line of JSON for each device."
-)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where credentials go: a line of JSON each.")
 @OUTPUT
 @hub_options
 def import_(file: Path, namespace: str, out: Path, output: str, **hub: Any) -> None:
@@ -111,7 +107,8 @@ def import_(file: Path, namespace: str, out: Path, output: str, **hub: Any) -> N
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     where = namespace or "default"
-    made, refused = [], []
+    made: list[Obj] = []
+    refused: list[Obj] = []
 
     async def act(client: HttpClient) -> None:
         for part in _parts(found):
@@ -135,12 +132,8 @@ def import_(file: Path, namespace: str, out: Path, output: str, **hub: Any) -> N
 @click.argument("action")
 @NAMESPACE
 @click.option("--arguments", default="", metavar="JSON", help="What the action is to be done with.")
-@click.option(
-    "--wait", is_flag=True, help="Fail where the device does not answer now; otherwise the command waits for it, a day."
-)
-@click.option(
-    "--timeout", type=click.FloatRange(0.1, 50), default=10.0, show_default=True, help="Seconds to wait for the answer."
-)
+@click.option("--wait", is_flag=True, help="Fail where it does not answer now; otherwise the command waits for it, a day.")
+@click.option("--timeout", type=click.FloatRange(0.1, 50), default=10.0, show_default=True, help="Seconds until it is given up.")
 @OUTPUT
 @hub_options
 def command(name: str, action: str, namespace: str, arguments: str, wait: bool, timeout: float, output: str, **hub: Any) -> None:
