@@ -24,6 +24,7 @@ def all_setups() -> list[Setup]:
         deferral,
         definition,
         device,
+        deviceset,
         disruption,
         event,
         garbage,
@@ -74,5 +75,6 @@ def all_setups() -> list[Setup]:
         budget,
         attestation,
         device,
+        deviceset,
     )
     return [module.setup for module in modules]
