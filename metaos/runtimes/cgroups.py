@@ -60,6 +60,37 @@ def locate(mountinfo: str, own: str) -> tuple[int, dict[str, str]]:
     return (2, {"": second}) if second else (0, {})
 
 
+def key_of(directory: str) -> str:
+    """Of the runtime with this directory (its real path) among the machine's cgroups: several agents may share a machine."""
+    import hashlib
+
+    return hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
+
+
+def forget(directory: str) -> bool:
+    """For who has ended a site with everything on it, and takes its directory away: its cgroups go. Whether none is left; what is
+    being killed stays in its cgroup for a moment."""
+    places = [os.path.join(root, "nemo", key_of(directory)) for root in _roots()[1].values()]
+    for place in places:
+        _sweep(place)
+    return not any(os.path.isdir(place) for place in places)
+
+
+def _roots() -> tuple[int, dict[str, str]]:
+    """See :func:`locate`."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8") as mounts, open("/proc/self/cgroup", encoding="utf-8") as own:
+            return locate(mounts.read(), own.read())
+    except OSError:
+        return 0, {}
+
+
+def _sweep(level: str) -> None:
+    for place, _, _ in os.walk(level, topdown=False):
+        with contextlib.suppress(OSError):  # something runs in it
+            os.rmdir(place)
+
+
 def _below(point: str, root: str, path: str) -> str:
     inner = path[len(root) :] if root != "/" and path.startswith(root) else path
     return os.path.normpath(point + "/" + inner.lstrip("/"))
@@ -99,11 +130,7 @@ class Cgroups:
 
     @classmethod
     def here(cls, key: str, most: tuple[int, int] | None = None) -> Cgroups:
-        try:
-            with open("/proc/self/mountinfo", encoding="utf-8") as mounts, open("/proc/self/cgroup", encoding="utf-8") as own:
-                version, roots = locate(mounts.read(), own.read())
-        except OSError:
-            version, roots = 0, {}
+        version, roots = _roots()
         return cls(key, version, roots, most)
 
     def _prepare(self, roots: Mapping[str, str]) -> None:
@@ -189,6 +216,12 @@ class Cgroups:
             for level in (os.path.join(parent, self._key), parent):
                 with contextlib.suppress(OSError):
                     os.rmdir(level)
+
+    def sweep(self) -> None:
+        """What an agent left that was killed together with its pods. For one that begins: nothing is about to be started yet."""
+        for level in self.places():
+            _sweep(level)
+        self._tidy()
 
     def _places(self, pod: str, container: str) -> dict[str, str]:
         return {name: os.path.join(parent, self._key, pod, container) for name, parent in self._parents.items()}

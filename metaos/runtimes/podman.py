@@ -33,7 +33,7 @@ from metaos.plugins.points import (
     RuntimeUnavailable,
 )
 from metaos.runtimes import bubblewrap, netns, podmanlogs, podmanspec, process, records, watchdog
-from metaos.runtimes.cgroups import Cgroups, locate
+from metaos.runtimes.cgroups import Cgroups, key_of, locate
 from metaos.runtimes.fencing import Fencing
 from metaos.runtimes.forks import Forks
 from metaos.runtimes.images import Image
@@ -71,7 +71,7 @@ class PodmanRuntime:
             raise ValueError("spec.isolation: podman isolates its containers itself; leave it out with spec.runtime podman")
         self._directory = os.path.realpath(directory)
         self._clock, self._most = clock, most
-        self._key = hashlib.sha256(os.fsencode(self._directory)).hexdigest()[:16]
+        self._key = key_of(self._directory)
         self._podman = Libpod(os.environ.get("CONTAINER_HOST", f"unix://{SOCKET}").removeprefix("unix://"))
         self._images = PodmanImages(self._podman, self._directory, host_images, registries, image_policy, clock)
         self._mounts = Mounts(directory, host_paths)

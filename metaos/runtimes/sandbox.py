@@ -21,7 +21,7 @@ from metaos.clock import Clock
 from metaos.plugins.points import ContainerConfig, ContainerState, ContainerUsage, PodConfig, PodNetwork, Pull
 from metaos.runtimes import former, netns, process, signatures
 from metaos.runtimes.attachment import Attachment
-from metaos.runtimes.cgroups import Cgroups
+from metaos.runtimes.cgroups import Cgroups, key_of
 from metaos.runtimes.execution import Execution
 from metaos.runtimes.fencing import Fencing
 from metaos.runtimes.holders import Holders
@@ -125,7 +125,7 @@ class SandboxRuntime:
             _spread(os.path.join(self._directory, "pods"))
             os.chmod(self._directory, 0o700)
             isolation, clock = self._isolation, self._clock
-            cgroups = self._cgroups = Cgroups.here(_key(self._directory), self._most)
+            cgroups = self._cgroups = Cgroups.here(key_of(self._directory), self._most)
             outputs = self._outputs = Outputs(self._directory)
             self._launcher = Launcher(isolation, self._images, self._mounts, cgroups, outputs, clock, self._wasm)
             self._lifetimes = Lifetimes(isolation, cgroups, outputs, clock, self._changed.set)
@@ -143,6 +143,7 @@ class SandboxRuntime:
                 for container in pod.containers.values():
                     self._lifetimes.adopt(pod, container, boot)
                 self._holders.adopt(pod)
+            cgroups.sweep()
             outputs.start()
         return self._pods
 
@@ -390,7 +391,7 @@ class SandboxRuntime:
 
     def conditions(self) -> Sequence[Mapping[str, str]]:
         result = [{"type": kind, "status": "False", "message": message} for kind, message in self._isolation.conditions()]
-        groups = Cgroups.here(_key(self._directory), self._most) if self._pods is None else self._cgroups
+        groups = Cgroups.here(key_of(self._directory), self._most) if self._pods is None else self._cgroups
         if groups.problem:
             message = f"not all limits are enforced, of a container nor of all together: {groups.problem}"
             result.append({"type": "ResourceLimits", "status": "False", "message": message})
@@ -412,10 +413,3 @@ def _spread(directory: str) -> None:
             fcntl.ioctl(fd, _SET_FLAGS, flags)
     finally:
         os.close(fd)
-
-
-def _key(directory: str) -> str:
-    """Of this runtime in the machine's cgroups: several agents may share a machine."""
-    import hashlib
-
-    return hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]

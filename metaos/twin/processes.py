@@ -7,6 +7,7 @@ agent again when it ends.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -17,12 +18,14 @@ import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from metaos.http import unverified_context
+from metaos.runtimes.cgroups import forget
 from metaos.twin.link import Link
 
 #: Where this very program is, for its own processes.
@@ -211,6 +214,9 @@ class Processes:
             site.link.close()
             if site.process is not None:
                 self.kill_site(site.name)
+            runtime = os.path.realpath(site.data / "runtime")
+            with contextlib.suppress(ProcessesFailed):  # an empty cgroup more does no harm
+                wait_for(f"the cgroups of {site.name} to be empty", partial(forget, runtime), 5, 0.05)
         if self.hub is not None and self.hub.poll() is None:
             self.hub.terminate()
             try:

@@ -59,6 +59,18 @@ def test_limits_of_version_2(tmp_path: Path) -> None:
     assert groups.measure("pod", "other") is None
 
 
+def test_what_a_site_left_goes_unless_something_runs_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroups, "_roots", lambda: (2, {"": str(tmp_path)}))
+    place = tmp_path / "nemo" / cgroups.key_of("/site/runtime")
+    (place / "pod/main-0").mkdir(parents=True)
+    other = tmp_path / "nemo" / cgroups.key_of("/another")
+    other.mkdir()
+    (place / "pod/main-0/busy").touch()  # as a process does, it keeps the directory
+    assert not cgroups.forget("/site/runtime") and (place / "pod/main-0").is_dir()
+    (place / "pod/main-0/busy").unlink()
+    assert cgroups.forget("/site/runtime") and not place.exists() and other.is_dir()
+
+
 def test_a_bound_that_cannot_be_set_is_said_and_pods_run(tmp_path: Path) -> None:
     (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
     (tmp_path / "nemo/key/memory.max").mkdir(parents=True)  # a write to it fails

@@ -21,9 +21,9 @@ import pytest
 from metaos.clock import SystemClock
 from metaos.plugins.points import ImageError, RuntimeUnavailable
 from metaos.runtimes import bubblewrap, forks, process, pump, records
-from metaos.runtimes.cgroups import Cgroups
+from metaos.runtimes.cgroups import Cgroups, key_of
 from metaos.runtimes.plain import COOKIE
-from metaos.runtimes.sandbox import SandboxRuntime, _key
+from metaos.runtimes.sandbox import SandboxRuntime
 from tests.runtimes.conformance import (
     DEADLINE,
     RuntimeConformance,
@@ -61,7 +61,7 @@ def traces(directory: str) -> list[str]:
     with open("/proc/self/mountinfo") as mounts:
         found += [line for line in mounts if directory in line]
     for base, directories, _ in os.walk("/sys/fs/cgroup"):
-        found += [os.path.join(base, name) for name in directories if name == _key(directory)]
+        found += [os.path.join(base, name) for name in directories if name == key_of(directory)]
     return found
 
 
@@ -273,6 +273,20 @@ asyncio.run(main())
     assert await log(made, "u") == b"here\n"
     await made.stop_pod("u")
     await made.close()
+
+
+async def test_cgroups_that_an_agent_left_go_with_the_next_one(runtime: SandboxRuntime, place: str) -> None:
+    await runtime.start_container(pod().uid, container("sleep", "1000"))
+    left = [os.path.join(group, "gone", "main-0") for group in runtime._cgroups.places()]
+    if not left:
+        pytest.skip("no cgroups may be made here")
+    for each in left:
+        os.makedirs(each)
+    again = SandboxRuntime(os.path.join(place, "state"), clock=SystemClock(suspended=True))
+    found = await state(again, pod().uid)
+    assert found is not None and found.running and again._cgroups.members(pod().uid, "main-0")
+    assert not any(os.path.isdir(os.path.dirname(each)) for each in left)
+    await again.close()
 
 
 async def test_a_start_that_nobody_waited_for_was_none(runtime: SandboxRuntime, place: str) -> None:
