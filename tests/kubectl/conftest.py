@@ -82,10 +82,10 @@ class Real:
         folder = self.continuum.directory
         return os.environ | {"KUBECONFIG": str(self.continuum.kubeconfig), "KUBECACHEDIR": str(folder / "kubecache")}
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
         command = [str(KUBECTL), *arguments, "-n", self.namespace]
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, env=self._environment())
+        return subprocess.Popen(command, stdin=stdin, stdout=pipe, stderr=pipe, text=True, env=self._environment())
 
     def run(self, *arguments: str, text: str = "") -> tuple[int, str, str]:
         """Exit code, output, errors."""

@@ -105,6 +105,31 @@ def test_attach(web: Real) -> None:
         attached.communicate()
 
 
+def test_attach_ends_with_its_pod(web: Real) -> None:
+    """One that writes and ends, and one that never writes and is deleted, while the terminal that is attached stays open."""
+    script = "until [ -e /tmp/end ]; do echo tick; sleep 0.1; done"
+    web("run", "ticking", "--image=python:3", "--restart=Never", "--", "sh", "-c", script)
+    web("run", "mute", "--image=python:3", "--restart=Never", "-i", "--attach=false", "--", "sh", "-c", "exec cat > /tmp/typed")
+    web("wait", "pod/ticking", "pod/mute", "--for=condition=Ready", "--timeout=20s")
+    attached = [web.start("attach", "ticking"), web.start("attach", "-i", "mute", stdin=subprocess.PIPE)]
+    try:
+        assert attached[0].stdout is not None and attached[0].stdout.readline() == "tick\n"
+        assert attached[1].stdin is not None
+        attached[1].stdin.write("here\n")
+        attached[1].stdin.flush()
+        until("what was typed", lambda: web.run("exec", "mute", "--", "cat", "/tmp/typed")[1] == "here\n")
+        web("exec", "ticking", "--", "touch", "/tmp/end")
+        assert attached[0].wait(20) == 0
+        web("delete", "pod", "mute", "--grace-period=1")
+        assert attached[1].wait(20) == 0
+        code, _, err = web.run("attach", "ticking")
+        assert code == 1 and "cannot attach a container in a completed pod" in err
+    finally:
+        for process in attached:
+            process.kill()
+            process.communicate()
+
+
 def test_copies_both_ways(web: Real, tmp_path: Path) -> None:
     pod = web.first("app=web")
     (tmp_path / "out/deep").mkdir(parents=True)
