@@ -63,6 +63,8 @@ def export(target: Path, kubeconfig: Path | None, data: Path, *, until: int = 0)
 
 def verify_file(file: Path, trusted: str) -> Verified:
     """An export. Raises ``ValueError`` naming the file and what was changed in it."""
+    if not file.stat().st_size:
+        raise ValueError(f"{file}: the file is empty: there is nothing to verify")
     with file.open("rb") as lines:
         try:
             return verify(lines, trusted)

@@ -201,7 +201,7 @@ def render(status: dict[str, Any], width: int) -> list[str]:
     if status.get("reoptimised"):
         found += [*([""] if found else []), *_reoptimised(status["reoptimised"])]
     ways = status.get("alternatives") or []
-    if len(ways) > 1:
+    if _differ(ways, status.get("chosen") or {}):
         found += [
             "",
             "other ways for what comes or moves; none is beaten by another in everything:",
@@ -209,6 +209,11 @@ def render(status: dict[str, Any], width: int) -> list[str]:
         ]
         found += ["", *plot(ways, status.get("chosen") or {}, min(PLOT_COLUMNS, max(20, (width or 100) - 16)))]
     return found
+
+
+def _differ(ways: Sequence[dict[str, Any]], chosen: dict[str, Any]) -> bool:
+    """Whether there is any way besides the plan's own."""
+    return any(_cells(way) != _cells(chosen) for way in ways)
 
 
 def _reoptimised(found: dict[str, Any]) -> list[str]:
@@ -302,7 +307,7 @@ def draw(status: dict[str, Any], file: Path) -> None:
         axes.legend()
     axes.set_xlabel("money per hour")
     axes.set_ylabel("gCO2eq per hour")
-    axes.set_title("What else could be had: no way is beaten by another in everything")
+    axes.set_title("Other ways: none of them is beaten by another in everything")
     axes.grid(alpha=0.3)
     try:
         figure.savefig(file)

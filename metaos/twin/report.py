@@ -15,6 +15,8 @@ SHOWN = 12
 _PLOTS = (
     ("Copies", (("copies", "exist"), ("copiesReady", "serve"))),
     ("Sites", (("sitesReached", "reached"), ("sitesReady", "ready, as the hub believes"))),
+)
+_POWER_PLOTS = (
     ("Power in W", (("watts", "all sites"),)),
     ("gCO2e per hour", (("gramsPerHour", "all sites"),)),
 )
@@ -120,10 +122,12 @@ def encoded(figure: Any) -> str:
 def _picture(report: dict[str, Any]) -> str:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 9), layout="constrained")
-    axes = figure.subplots(len(_PLOTS), 1, sharex=True)
+    # What is not known is not drawn as 0.
+    plots = (*_PLOTS, *(_POWER_PLOTS if report["energy"]["sitesWithPower"] else ()))
+    figure = Figure(figsize=(10, 2.25 * len(plots)), layout="constrained")
+    axes = figure.subplots(len(plots), 1, sharex=True)
     hours = [point["seconds"] / 3600 for point in report["series"]]
-    for axis, (title, lines) in zip(axes, _PLOTS, strict=True):
+    for axis, (title, lines) in zip(axes, plots, strict=True):
         for key, label in lines:
             axis.plot(hours, [point[key] for point in report["series"]], label=label, drawstyle="steps-post")
         for fault in report["faults"]:

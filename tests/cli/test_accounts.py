@@ -152,6 +152,9 @@ async def test_files_are_verified_without_the_hub(tmp_path: Path, capsys: pytest
     assert "entries 1 to 5 (10 lines) are as they were booked" in text and "after entry 4 nothing is signed yet" in text
     check(export, key, "text")
     assert f"signed with {key}" in capsys.readouterr().out
+    (tmp_path / "none").touch()
+    with pytest.raises(ValueError, match="none: the file is empty: there is nothing to verify"):
+        check(tmp_path / "none", key, "text")
     export.write_bytes(export.read_bytes().replace(b'"web-1"', b'"web-9"', 1))
     with pytest.raises(ValueError, match="export: entry 1 was changed"):
         check(export, key, "text")

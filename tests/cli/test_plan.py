@@ -83,6 +83,12 @@ def test_people_are_told_where_why_and_what_it_costs() -> None:
     assert "web on b+c" in text and "EUR/h" in text
 
 
+def test_one_other_way_is_told_unless_it_is_the_plans_own() -> None:
+    ours = {**WAYS[0], "cost": 0.3, "carbon": 2.0, "latency": None}
+    assert any("other ways" in line for line in render(status(alternatives=WAYS[:1]), 0))
+    assert not any("other ways" in line for line in render(status(alternatives=[ours]), 0))
+
+
 def test_people_are_told_what_holds_those_that_stay() -> None:
     held = {"kind": "Deployment", "namespace": "shop", "name": "api", "reason": "stays: b would be better, but (cool-down)"}
     text = "\n".join(render(status() | {"held": [held | {"until": "2026-01-01T00:05:00Z"}]}, 100))

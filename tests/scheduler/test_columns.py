@@ -53,6 +53,12 @@ def named(found: tuple[ClusterInfo, ...]) -> tuple[ClusterInfo, ...]:
     return tuple(sorted(found, key=lambda c: c.name))
 
 
+def test_nothing_of_ours_is_asked_site_by_site() -> None:
+    """That would be most of a decision where there are a thousand. Wishes for affinity are, where there are any."""
+    assert {judge for _, judge in FILTERS} <= columns.MASKS.keys()
+    assert {score.name for score in SCORES if score.measure not in columns.COLUMNS} == {"affinity"}
+
+
 @given(clusters(), asked)
 def test_every_filter_rejects_where_its_words_do(found: tuple[ClusterInfo, ...], what: WorkloadInfo) -> None:
     snapshot, sites = Snapshot(NOW, named(found)), World(found)

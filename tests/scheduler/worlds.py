@@ -101,6 +101,7 @@ def _site(draw: st.DrawFn, name: str) -> ClusterInfo:
         pods_requested=draw(st.integers(0, 2)),
         carbon=draw(st.none() | st.floats(10, 800)),
         cpu_hour=draw(st.none() | st.floats(0, 1)),
+        runtime_classes=draw(st.sampled_from([None, frozenset(), frozenset({"wasm"})])),
         spot=draw(st.none() | st.builds(Spot, st.floats(0, 1), st.sampled_from([0.0, 0.5]))),
         licences=draw(st.dictionaries(st.just("db"), st.builds(Licence, st.just("db"), st.none() | st.floats(0, 9)))),
         latencies=draw(st.dictionaries(st.just("users"), st.floats(1, 200))),
@@ -161,6 +162,7 @@ def workloads(draw: st.DrawFn, *, fresh: bool = False) -> WorkloadInfo:
         targets=tuple(draw(st.lists(targets, max_size=2))),
         policy=draw(policies),
         settled=kind == "Job",
+        runtime_class=draw(st.sampled_from(["", "", "", "wasm", "other"])),
         licences=draw(st.sampled_from([(), (), (Licence("db", 1.0),), (Licence("db"), Licence("os", None, 8.0))])),
         interruptible=draw(st.sampled_from([None, None, Interruptible(2.0, False)])),
     )
