@@ -4,23 +4,23 @@ One decision at a time, so that no room is given away twice. What a workload run
 migration controllers carry the decision out.
 """
 
-import re
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from metaos.client import Client
 from metaos.clock import Clock
-from metaos.controllers.attention import SETTLE_SECONDS, SITES, Attention
-from metaos.controllers.barred import Bar, Barred, displaced
+from metaos.controllers import written
+from metaos.controllers.attention import SITES, Attention
+from metaos.controllers.barred import Bar, Barred
 from metaos.controllers.concern import workload_of
-from metaos.controllers.crowded import Crowded
 from metaos.controllers.facts import Facts, basis, concerned, decided, decides, finished, placeable, placement_name, takes_room
 from metaos.controllers.flows import Flows
 from metaos.controllers.occupancy import Occupancy, Share
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.reoptimising import SUGGESTED, suggestion
 from metaos.controllers.settings import Settings
+from metaos.controllers.waiting import WAITING, Waiting
 from metaos.plugins.registry import load_all
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.precedence import Turn
@@ -32,7 +32,6 @@ from metaos.resources.meta import (
     Obj,
     ObjectRef,
     annotations,
-    condition,
     controller_of,
     format_time,
     generation,
@@ -43,7 +42,6 @@ from metaos.resources.meta import (
     parse_time,
     ref,
     uid,
-    with_condition,
 )
 from metaos.resources.snapshot import Snapshot, WorkloadInfo
 from metaos.resources.traffic import edges_of, located, sends
@@ -58,10 +56,6 @@ if TYPE_CHECKING:
     from metaos.scheduler.preemption import Preemption
 
 NAME = "placement"
-#: One key for those that wait for room: however much ends at once, each is looked at once.
-WAITING = ObjectRef(scheme.PLACEMENT.group, scheme.PLACEMENT.kind, "", "")
-#: Migrations that are remembered: enough for the largest budget.
-MOVES_KEPT = 100
 
 
 class PlacementReconciler:
@@ -72,7 +66,6 @@ class PlacementReconciler:
     def __init__(self, manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
         self._client, self._clock = client, clock
         self._recorder = Recorder(client, clock, "placement-controller")
-        self._manager = manager
         self._workloads = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
         self._placements = manager.informer(scheme.PLACEMENT)
         self._clusters = manager.informer(scheme.CLUSTER)
@@ -84,14 +77,11 @@ class PlacementReconciler:
         self._occupancy = Occupancy(self._clusters.list)
         self._clusters.on_change(self._occupancy.cluster_changed)
         self._flows = Flows(self._member, lambda site: self._occupancy.sites(SITES).site(site))
-        # Those that want more room than there is, with their priority: they are looked at again when some becomes free. Bounded
-        # by the workloads.
-        self._waiting: dict[ObjectRef, int] = {}
-        self._crowded = Crowded()
-        # Those of them that wait for others' pods, or for these to be elsewhere.
-        self._seeking: set[ObjectRef] = set()
+        enqueue = lambda about, seconds: manager.enqueue(NAME, about, seconds)  # noqa: E731
+        self._waiting = Waiting(enqueue)
+        self.neighbours_changed = self._waiting.neighbours_changed
         self._attention = Attention(
-            lambda about, seconds: manager.enqueue(NAME, about, seconds),
+            enqueue,
             clock,
             lambda: (obj for informer in self._workloads.values() for obj in informer.list()),
             lambda: self._occupancy.sites(SITES),
@@ -109,9 +99,7 @@ class PlacementReconciler:
             self._attention.look_around()
             return DONE
         if about == WAITING:
-            # Who has a higher priority first. Those of one are in the order in which they came to wait.
-            for one in sorted(self._waiting, key=lambda w: -self._waiting[w]):
-                self._manager.enqueue(NAME, one)
+            self._waiting.each()
             return DONE
         if self._other_classes:
             # Once, however many classes there are.
@@ -125,8 +113,7 @@ class PlacementReconciler:
         if obj is None or not placeable(obj):
             self._decided.pop(about, None)
             self._ruled.pop(about, None)
-            self._settle(about)
-            self._crowded.note(about, ())
+            self._waiting.forget(about)
             if obj is not None and placement is not None and takes_room(obj) and self._outlawed(obj, placement):
                 await self._remove(obj, placement)
             return DONE
@@ -135,8 +122,7 @@ class PlacementReconciler:
             placement, self._decided[about] = None, {}
             self.take_account(about)
         if placement is not None and finished(obj):
-            self._settle(about)
-            self._crowded.note(about, ())
+            self._waiting.forget(about)
             if sites := self._outlawed(obj, placement):
                 await self._forget(placement, sites)
             return DONE
@@ -156,7 +142,7 @@ class PlacementReconciler:
         if displacing is not None:
             await self._displace(found, displacing)
         await self._write(obj, placement, found, plan, reasons, now)
-        self._note(found, plan)
+        self._waiting.note(found, plan)
         if (sure := firm(found, plan, self._filters, self._scores)) is not None:
             self._attention.rely(about, sure)
         if not plan.complete and (word := self._facts.unknown_class(obj)):
@@ -253,7 +239,7 @@ class PlacementReconciler:
         found = replace(located(there, self._places, world.site, world.holding), displaced=claimed)
         snapshot = Snapshot(now, world, self._flows.others(about))
         plan = decide(snapshot, found, self._filters, self._scores)
-        self._note(found, plan)
+        self._waiting.note(found, plan)
         await self._write(obj, placement, found, plan, self._reasons(found, plan, placement, rules, snapshot), now)
 
     # -- the snapshot ---------------------------------------------------------------------------------------
@@ -305,7 +291,8 @@ class PlacementReconciler:
         before = self._occupancy.places(about)
         obj = self._workloads[about.kind].get(about.name, about.namespace)
         if obj is None or not takes_room(obj):
-            self._room(self._occupancy.set(about, None), before)
+            if self._occupancy.set(about, None):
+                self._waiting.freed(before)
             return
         spec = workload.pod_spec(obj)
         asked = workload.requests(spec)
@@ -314,40 +301,13 @@ class PlacementReconciler:
         fixed = about.kind == "Pod" or workload.has_local_data(obj)
         priority, _ = self._facts.priority(obj)
         devices = workload.device_requests(spec)
-        self._room(self._occupancy.set(about, Share(asked["cpu"], asked["memory"], current, devices, priority, fixed)), before)
-
-    def _room(self, freed: bool, sites: Collection[str]) -> None:
-        """Who waits for room, or would be better off at one of these sites, is looked at again where there is more."""
-        if freed and self._waiting:
-            self._manager.enqueue(NAME, WAITING, SETTLE_SECONDS)
-        for about in self._crowded.at(sites) if freed else ():
-            self._manager.enqueue(NAME, about, SETTLE_SECONDS)
-
-    def _note(self, found: WorkloadInfo, plan: Plan) -> None:
-        """Whether it waits for room. What is to be everywhere waits for that of each site."""
-        self._crowded.note(found.ref, plan.crowded)
-        if plan.complete and not (found.mode == "Everywhere" and {"Capacity", "Displaced"} & set(plan.rejected.filters.values())):
-            self._settle(found.ref)
-            return
-        self._waiting[found.ref] = found.priority
-        if found.near:
-            self._seeking.add(found.ref)
-
-    def _settle(self, about: ObjectRef) -> None:
-        """It waits for nothing."""
-        self._waiting.pop(about, None)
-        self._seeking.discard(about)
-
-    def neighbours_changed(self) -> None:
-        """Pods are elsewhere, or have other labels: who waits for such ones is looked at again."""
-        if self._seeking:
-            self._manager.enqueue(NAME, WAITING, SETTLE_SECONDS)
+        if self._occupancy.set(about, Share(asked["cpu"], asked["memory"], current, devices, priority, fixed)):
+            self._waiting.freed(before)
 
     def classes_changed(self) -> None:
         """Priorities may be others. Before the next decision all are looked at again."""
         self._other_classes = True
-        if self._waiting:
-            self._manager.enqueue(NAME, WAITING, SETTLE_SECONDS)
+        self._waiting.look_again()
 
     # -- the decision's object ------------------------------------------------------------------------------
 
@@ -357,18 +317,14 @@ class PlacementReconciler:
         about = ref(obj)
         chosen = dict(plan.clusters)
         before = found.current
-        spec: dict[str, Any] = {
-            "workloadRef": {"apiVersion": obj["apiVersion"], "kind": about.kind, "name": about.name, "uid": uid(obj)},
-            "clusters": [{"name": c, "replicas": n} for c, n in plan.clusters],
-        }
         self._decided[about] = chosen
         self.take_account(about)
         told = placement is not None and placement.get("status") is not None
         try:
             if placement is None:
-                placement = await self._create(obj, spec, found, plan, reasons, now)
+                placement = await self._create(obj, found, plan, reasons, now)
             else:
-                placement = await self._write_spec(obj, placement, spec, found, plan, now)
+                placement = await self._write_spec(obj, placement, found, plan, now)
         except Exception:
             # The next look begins from what is stored.
             self._decided.pop(about, None)
@@ -384,76 +340,6 @@ class PlacementReconciler:
             # It stays where it is, though it should not: who drains a site would wait, and not know what for.
             await self._recorder.event(obj, "Incomplete", plan.reason, warning=True)
 
-    async def _create(
-        self, obj: Obj, spec: dict[str, Any], found: WorkloadInfo, plan: Plan, reasons: dict[str, Any], now: float
-    ) -> Obj:
-        fresh: Obj = {**scheme.PLACEMENT.empty(placement_name(ref(obj)), namespace(obj))}
-        fresh["spec"] = self._stamped(fresh, spec, found, plan, now)
-        fresh["metadata"]["ownerReferences"] = [owner_reference(obj)]
-        return await self._client.create(fresh | {"status": self._status(fresh, obj, found, plan, reasons, now)})
-
-    async def _write_spec(
-        self, obj: Obj, placement: Obj, spec: dict[str, Any], found: WorkloadInfo, plan: Plan, now: float
-    ) -> Obj:
-        present = placement.get("spec") or {}
-        if {k: present.get(k) for k in spec} == spec:
-            return placement
-        metadata = placement["metadata"] | {"ownerReferences": [owner_reference(obj)]}
-        return await self._client.update(
-            placement | {"metadata": metadata, "spec": self._stamped(placement, spec, found, plan, now)}
-        )
-
-    def _stamped(self, placement: Obj, spec: dict[str, Any], found: WorkloadInfo, plan: Plan, now: float) -> dict[str, Any]:
-        """A decision with when and why it was made, and what of earlier ones still counts."""
-        before, chosen = found.current, dict(plan.clusters)
-        stamped = spec | {"decidedTime": format_time(now), "reason": plan.reason}
-        moves = list((placement.get("spec") or {}).get("moves") or ())
-        if plan.migrates:
-            # In the same write as the decision: the budget forgets no move, whenever the hub dies.
-            moved: dict[str, Any] = {"time": format_time(now, micro=True)}
-            moved |= {"from": sorted(before.keys() - chosen.keys()), "to": sorted(chosen.keys() - before.keys())}
-            moves = [*moves, moved | ({"forced": True} if plan.forced else {})][-MOVES_KEPT:]
-        if moves:
-            stamped["moves"] = moves
-        # Until it is there again: what it has there is stopped first, whenever the hub dies. Bounded by the sites.
-        if left := sorted({*displaced(placement), *found.displaced} - chosen.keys()):
-            stamped["displaced"] = left
-        return stamped
-
-    async def _write_status(
-        self, placement: Obj, obj: Obj, found: WorkloadInfo, plan: Plan, reasons: dict[str, Any], now: float
-    ) -> None:
-        status = self._status(placement, obj, found, plan, reasons, now)
-        if status != (placement.get("status") or {}):
-            await self._client.update(placement | {"status": status}, subresource="status")
-
-    def _status(
-        self, placement: Obj, obj: Obj, found: WorkloadInfo, plan: Plan, reasons: dict[str, Any], now: float
-    ) -> dict[str, Any]:
-        old = placement.get("status") or {}
-        done = "True" if plan.clusters and plan.complete else "False"
-        reason = "Placed" if done == "True" else "Unplaceable" if not plan.clusters else "Incomplete"
-        conditions = with_condition(old.get("conditions") or (), "Scheduled", done, reason, _message(placement, plan), now)
-        if found.local_data:
-            homes = ", ".join(sorted(dict(plan.clusters))) or "no site yet"
-            conditions = with_condition(conditions, "DataPinned", "True", "LocalData", f"its data is on {homes}", now)
-        if found.policy.spread and found.mode == "Whole":
-            conditions = with_condition(conditions, SPREAD, "False", "OneSite", _WHOLE.format(found.ref.kind), now)
-        else:
-            conditions = [c for c in conditions if c["type"] != SPREAD]
-        return {
-            **{k: v for k, v in old.items() if k in ("migration", "deferral")},
-            "observedGeneration": generation(obj),
-            "conditions": conditions,
-            "intents": sorted({t.intent for t in found.targets} | {e.intent for e in found.traffic}),
-            "limits": {
-                "minimumImprovement": found.policy.minimum_improvement,
-                "budgetPerHour": found.policy.budget_per_hour,
-                "coolDownSeconds": found.policy.cool_down_seconds,
-            },
-            **reasons,
-        }
-
     async def _tell(self, obj: Obj, before: Mapping[str, int], plan: Plan) -> None:
         places = ", ".join(f"{c} ({n})" for c, n in plan.clusters)
         if not plan.clusters:
@@ -462,6 +348,28 @@ class PlacementReconciler:
             await self._recorder.event(obj, "Placed", f"on {places}: {plan.reason}")
         elif set(dict(plan.clusters)) != set(before):
             await self._recorder.event(obj, "Moved", f"from {', '.join(sorted(before))} to {places}: {plan.reason}")
+
+    async def _create(self, obj: Obj, found: WorkloadInfo, plan: Plan, reasons: dict[str, Any], now: float) -> Obj:
+        fresh: Obj = {**scheme.PLACEMENT.empty(placement_name(ref(obj)), namespace(obj))}
+        fresh["spec"] = written.stamped(fresh, written.spec(obj, plan), found, plan, now)
+        fresh["metadata"]["ownerReferences"] = [owner_reference(obj)]
+        return await self._client.create(fresh | {"status": written.status(fresh, obj, found, plan, reasons, now)})
+
+    async def _write_spec(self, obj: Obj, placement: Obj, found: WorkloadInfo, plan: Plan, now: float) -> Obj:
+        spec, present = written.spec(obj, plan), placement.get("spec") or {}
+        if {k: present.get(k) for k in spec} == spec:
+            return placement
+        metadata = placement["metadata"] | {"ownerReferences": [owner_reference(obj)]}
+        return await self._client.update(
+            placement | {"metadata": metadata, "spec": written.stamped(placement, spec, found, plan, now)}
+        )
+
+    async def _write_status(
+        self, placement: Obj, obj: Obj, found: WorkloadInfo, plan: Plan, reasons: dict[str, Any], now: float
+    ) -> None:
+        status = written.status(placement, obj, found, plan, reasons, now)
+        if status != (placement.get("status") or {}):
+            await self._client.update(placement | {"status": status}, subresource="status")
 
     def _again(self, found: WorkloadInfo, plan: Plan, now: float) -> Result:
         """When time alone will change the decision: at the end of a toleration, a cool-down, or the hour of a spent budget."""
@@ -477,22 +385,6 @@ class PlacementReconciler:
                     ]
                     waits += [since + s - now for s in seconds if since + s > now]
         return Result(requeue_after=min(waits) + 0.1) if waits else DONE
-
-
-def _message(placement: Obj, plan: Plan) -> str:
-    """What is thought of a decision now. It is not written again to say what the decision says already, or other figures for the
-    same thing: those change with every site."""
-    said = str((condition(placement, "Scheduled") or {}).get("message") or "")
-    spec = placement.get("spec") or {}
-    if plan.confirms and spec.get("reason") and decided(placement) == dict(plan.clusters):
-        return str(spec["reason"])
-    return said if _FIGURES.sub("0", said) == _FIGURES.sub("0", plan.reason) else plan.reason
-
-
-#: Says that a policy's spread does not hold for a workload.
-SPREAD = "Spread"
-_WHOLE = "a {} goes to one site as a whole, and its policy's spread is not followed; division.mode: Divided has it divided"
-_FIGURES = re.compile(r"\d+(\.\d+)?")
 
 
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
