@@ -223,6 +223,13 @@ class Cgroups:
             _sweep(level)
         self._tidy()
 
+    def remove_pod(self, pod: str) -> None:
+        """What is left of one that has ended: where a start was cancelled, who was killed was still in its cgroup."""
+        for level in self.places():
+            _sweep(os.path.join(level, pod))
+        self._open = {each for each in self._open if each[0] != pod}
+        self._tidy()
+
     def _places(self, pod: str, container: str) -> dict[str, str]:
         return {name: os.path.join(parent, self._key, pod, container) for name, parent in self._parents.items()}
 

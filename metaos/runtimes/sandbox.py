@@ -217,6 +217,7 @@ class SandboxRuntime:
                 return
             pod.stopping = True
             await self._end(pod)
+            self._cgroups.remove_pod(uid)
             if len(self._gone) < MAX_GONE:
                 self._gone[uid] = last_known(uid, pod, {})
             for each in pod.containers.values():

@@ -45,7 +45,7 @@ Make = Callable[[], SandboxRuntime]
 
 def traces(directory: str) -> list[str]:
     """What a runtime has left on the machine: processes that mention its directory, cgroups, mounts."""
-    found = []
+    found, keys = [], {key_of(directory), key_of(os.path.join(directory, "state"))}
     for each in process.everyone():
         try:
             words = Path(f"/proc/{each.pid}/cmdline").read_bytes() + Path(f"/proc/{each.pid}/environ").read_bytes()
@@ -61,7 +61,7 @@ def traces(directory: str) -> list[str]:
     with open("/proc/self/mountinfo") as mounts:
         found += [line for line in mounts if directory in line]
     for base, directories, _ in os.walk("/sys/fs/cgroup"):
-        found += [os.path.join(base, name) for name in directories if name == key_of(directory)]
+        found += [os.path.join(base, name) for name in directories if name in keys]
     return found
 
 
