@@ -28,7 +28,7 @@ class Bubblewrap:
         self._libraries = ""
         #: Whether a container may have an overlay of its own on its image; found out by :meth:`check`.
         self.overlay = True
-        self._filter = seccomp.program()
+        self.filter = seccomp.program()
         self.forks = Forks()
         #: Found out by :meth:`check` too.
         self.no_card = ""
@@ -62,8 +62,8 @@ class Bubblewrap:
             for path in system_paths():
                 view += bubblewrap.show(path)
             view += ["--proc", "/proc", "--dev", "/dev"]
-            if self._filter and await self._filtered(held, place, view) != 0:
-                self._filter = b""  # unless it was not the filter that failed, which the next attempt shows
+            if self.filter and await self._filtered(held, place, view) != 0:
+                self.filter = b""  # unless it was not the filter that failed, which the next attempt shows
             code, said = await self._try(held, place, [*view, "true"])
             if code != 0:
                 raise RuntimeUnavailable(bubblewrap.remedy(said))
@@ -76,7 +76,7 @@ class Bubblewrap:
             await process.ended(held.holder)
 
     async def _filtered(self, held: Held, place: str, view: list[str]) -> int:
-        fd = process.in_memory(self._filter)
+        fd = process.in_memory(self.filter)
         try:
             code, _ = await self._try(held, place, [*view, "--seccomp", str(FIRST_NUMBER), "true"], fd)
         finally:
@@ -132,8 +132,8 @@ class Bubblewrap:
             argv += ["--args", str(arguments)]
             ends = os.open(records.path(start.directory), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             argv += ["--json-status-fd", str(launch.passed(ends))]
-            if self._filter:
-                confined = launch.passed(process.in_memory(self._filter))
+            if self.filter:
+                confined = launch.passed(process.in_memory(self.filter))
                 argv += ["--seccomp", str(confined)]
                 launch.gates = (arguments, confined)
         except BaseException:
@@ -175,7 +175,7 @@ class Bubblewrap:
             start=main.start,
             tty=bool(terminal),
             directory=known.get("workingDir", "/"),
-            seccomp=self._filter,
+            seccomp=self.filter,
             cgroups=groups,
             env=env,
             command=command,
@@ -186,7 +186,7 @@ class Bubblewrap:
         result = [("UserIds", "each container has one user id: programs that switch to another user inside it fail")]
         if not self.overlay:
             result.append(("WritableRoot", "this kernel allows no overlay in a user namespace: imported images are read-only"))
-        if not self._filter:
+        if not self.filter:
             why = "this kernel takes no seccomp filter" if seccomp.program() else f"none is known for {platform.machine()}"
             result.append(("Seccomp", f"containers may make every system call that their missing rights allow: {why}"))
         if self.no_card:

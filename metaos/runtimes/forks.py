@@ -69,9 +69,12 @@ class Held:
 
 
 class Forks:
-    """The zygote runs from the first request until none came for a while."""
+    """The zygote runs from the first request until none came for a while. ``program``: another one that serves the same requests,
+    with what it is told in further arguments."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str = _PROGRAM, *arguments: str) -> None:
+        self._command = [sys.executable, "-I", "-S", "-E", program]
+        self._arguments = arguments
         self._channel: socket.socket | None = None
         self._zygote: Identity | None = None
         self._free = asyncio.Semaphore(AT_ONCE)
@@ -166,9 +169,8 @@ class Forks:
         if self._channel is None:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
-                who = process.spawn(
-                    [sys.executable, "-I", "-S", "-E", _PROGRAM, str(theirs.fileno())], env={}, pass_fds=(theirs.fileno(),)
-                )
+                argv = [*self._command, str(theirs.fileno()), *self._arguments]
+                who = process.spawn(argv, env={}, pass_fds=(theirs.fileno(),))
             ours.setblocking(False)
             self._channel, self._zygote = ours, who
             process.Watch(who, lambda: self.close() if self._channel is ours else None)

@@ -129,6 +129,8 @@ class Launch:
 class Isolation(Protocol):
     name: str
     forks: Forks
+    #: Of system calls (see ``seccomp.py``); empty where there is none.
+    filter: bytes
     #: Whether pods have networks of their own.
     separate: bool
     #: Why pods have no network card of their own; empty where they have.

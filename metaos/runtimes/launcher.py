@@ -13,12 +13,12 @@ from metaos.runtimes import forks
 from metaos.runtimes.attachment import FOREGROUND, start_console
 from metaos.runtimes.cgroups import Cgroups
 from metaos.runtimes.images import DEFAULT_PATH, Image, ImageStore, python_program
-from metaos.runtimes.isolation import Isolation, Mount, Start
+from metaos.runtimes.isolation import Isolation, Launch, Mount, Start
 from metaos.runtimes.mounts import Mounts
 from metaos.runtimes.output import Outputs
 from metaos.runtimes.pods import Container, Pod
 from metaos.runtimes.process import Watch
-from metaos.runtimes.wasm import CLASS, Wasm
+from metaos.runtimes.wasm import CLASS, Guest, Wasm
 
 
 class Launcher:
@@ -57,13 +57,14 @@ class Launcher:
         opened: contextlib.ExitStack,
     ) -> Container:
         user = image.user if container.run_as_user is None else container.run_as_user
+        group = image.group if container.run_as_group is None else container.run_as_group
         env = self._environment(pod, image, container, user)
-        shown = image
+        guest: Guest | None = None
+        argv: tuple[str, ...] = ()
         if container.runtime_class == CLASS:
             if self._isolation.name != "bubblewrap":
                 raise ValueError("runtimeClassName wasm needs a site with isolation bubblewrap")
-            found = await self._wasm.prepare(image, container, env, mounts, opened)
-            shown, argv, env, mounts = found.image, found.argv, found.env, found.mounts
+            guest = await self._wasm.prepare(image, container, env, mounts, opened, (user, group), self._isolation.filter)
         else:
             argv = self._command(image, container)
         started = self._prepare(pod, container, before, image)
@@ -76,13 +77,13 @@ class Launcher:
             start = Start(
                 pod=pod.uid,
                 address=pod.address,
-                image=shown,
+                image=image,
                 argv=argv,
                 env=env,
                 working_dir=working_dir,
                 mounts=mounts,
                 user=user,
-                group=image.group if container.run_as_group is None else container.run_as_group,
+                group=group,
                 read_only_root=container.read_only_root,
                 directory=started.directory,
                 hostname=pod.hostname,
@@ -91,7 +92,7 @@ class Launcher:
                 holder=pod.holder,
             )
             started.env = start.env
-            await self._start(started, start, pod.launcher)
+            await self._start(started, start, guest or self._isolation.container(start), pod.launcher)
         except BaseException:
             self._cgroups.remove(pod.uid, started.group)
             self._outputs.drop(started.directory)
@@ -99,9 +100,9 @@ class Launcher:
             raise
         return started
 
-    async def _start(self, started: Container, start: Start, by: forks.Launcher | None) -> None:
+    async def _start(self, started: Container, start: Start, launch: Launch | Guest, by: forks.Launcher | None) -> None:
         """The container's processes. Who keeps its input comes first, and ends with it."""
-        launch, opened = self._isolation.container(start), list[int]()
+        opened: list[int] = []
         begin = partial(
             launch.start,
             self._isolation.forks,

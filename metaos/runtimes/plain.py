@@ -26,6 +26,7 @@ class Plain:
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self.forks = Forks()
+        self.filter = b""
 
     async def check(self) -> None:
         """Nothing is needed but a shell."""

@@ -117,6 +117,7 @@ class SandboxRuntime:
             await self._outputs.close(running=any(container.end is None for container in containers))
             self._pods = None
         self._isolation.forks.close()
+        self._wasm.close()
 
     def _known(self) -> dict[str, Pod]:
         """All pods; on first use those that an earlier process started are taken over."""

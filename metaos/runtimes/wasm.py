@@ -1,7 +1,7 @@
 """Containers of the runtime class wasm: what the sandbox starts instead of a program of the image.
 
-The sandbox is that of any container (namespaces, cgroups, seccomp, no capability); in it runs ``wasmworker.py`` with nothing to
-see but Python, wasmtime and the compiled module. The agent itself never loads wasmtime.
+The sandbox is as any container's (namespaces, cgroups, seccomp, no capability), with nothing to see in it but the compiled
+module and its volumes; ``wasmzygote.py`` makes it. The agent itself never loads wasmtime.
 """
 
 from __future__ import annotations
@@ -14,11 +14,16 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from metaos.plugins.points import ContainerConfig
-from metaos.runtimes import process, wasmworker
-from metaos.runtimes.images import Image, python_program, system_paths
+from metaos.runtimes import bubblewrap, process, records, wasmworker
+from metaos.runtimes.cgroups import MAX_PIDS
+from metaos.runtimes.forks import Forks, Launcher
+from metaos.runtimes.images import Image
 from metaos.runtimes.isolation import Mount
+from metaos.runtimes.process import Identity
 
 CLASS = "wasm"
 #: What ended containers show, by exit code, where the worker says so.
@@ -26,10 +31,8 @@ REASONS = {wasmworker.TRAPPED: "Trapped", wasmworker.LATE: "DeadlineExceeded", w
 SAID = "nemo: wasm: "
 #: So many compiled files are kept, those that were started last.
 MAX_COMPILED = 64
-_WORKER = os.path.join(os.path.dirname(os.path.realpath(__file__)), "wasmworker.py")
+_ZYGOTE = os.path.join(os.path.dirname(os.path.realpath(__file__)), "wasmzygote.py")
 _HEADER = 8
-#: In the sandbox: what the worker is made of.
-_PLACE = "/run/nemo-wasm"
 
 
 def problem() -> str:
@@ -39,6 +42,7 @@ def problem() -> str:
     return ""
 
 
+@cache
 def _library() -> str | None:
     found = importlib.util.find_spec("wasmtime")
     place = next(iter(found.submodule_search_locations or ()), None) if found else None
@@ -46,13 +50,46 @@ def _library() -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """What the sandbox shows and starts instead of the image and its command."""
+class Guest:
+    """A guest ready to start, as :class:`~metaos.runtimes.isolation.Launch` is a program. ``module``: an open descriptor of what
+    was compiled, and ``volumes`` of its directories; they are passed on, and stay the caller's."""
 
-    image: Image
-    argv: tuple[str, ...]
-    env: tuple[tuple[str, str], ...]
-    mounts: tuple[Mount, ...]
+    forks: Forks
+    asked: dict[str, Any]
+    module: int
+    volumes: tuple[int, ...]
+    #: The user and the group that it has.
+    ids: tuple[int, int]
+    filter: bytes
+
+    async def start(
+        self,
+        forks: Forks,
+        directory: str,
+        holder: Identity | None,
+        *,
+        cgroups: Sequence[str] = (),
+        homes: Sequence[str] = (),
+        launcher: Launcher | None = None,
+        stdin: int | None = None,
+        output: int,
+        terminal: bool = False,
+    ) -> Identity:
+        """By a zygote of its own, whatever else starts the pod's containers. Raises ``OSError``."""
+        if holder is None:
+            raise OSError("the pod has no namespaces")
+        asked = json.dumps(self.asked | {"input": stdin is not None})
+        words = [records.path(directory), ":".join(cgroups), str(bubblewrap.files_limit()), str(MAX_PIDS)]
+        words += ["1" if terminal else "", str(holder.pid), str(holder.start), *map(str, self.ids), asked]
+        steps = process.in_memory(self.filter)
+        try:
+            fds = [*(() if stdin is None else (stdin,)), output, steps, self.module, *self.volumes]
+            return await self.forks.start(words, fds)
+        finally:
+            os.close(steps)
+
+    def close(self) -> None:
+        """Nothing is its own."""
 
 
 class Wasm:
@@ -61,6 +98,14 @@ class Wasm:
     def __init__(self, compiled: str) -> None:
         self._compiled = compiled
         self._compiling: dict[str, asyncio.Lock] = {}
+        #: Of files by what tells that they are the same still: of at most as many as are kept compiled.
+        self._digests: dict[tuple[int, ...], str] = {}
+        library = _library()
+        self._forks = Forks(_ZYGOTE, *(() if library is None else (os.path.dirname(library),)))
+
+    def close(self) -> None:
+        """Guests run on."""
+        self._forks.close()
 
     async def prepare(
         self,
@@ -69,38 +114,31 @@ class Wasm:
         env: Sequence[tuple[str, str]],
         mounts: Sequence[Mount],
         opened: contextlib.ExitStack,
-    ) -> Prepared:
-        """Raises ``ValueError`` (it can never start)."""
+        ids: tuple[int, int],
+        filter: bytes,
+    ) -> Guest:
+        """``ids``: user and group; ``filter``: of system calls. Raises ``ValueError`` (it can never start)."""
         if why := problem():
             raise ValueError(f"runtimeClassName wasm: {why}")
-        library = _library()
-        assert library is not None
         argv = image.argv(container.command, container.args)
         source = _inside(image, argv)
-        made = await self._machine_code(source, metered=bool(container.fuel))
+        module = os.open(await self._machine_code(source, metered=bool(container.fuel)), os.O_PATH | os.O_CLOEXEC)
+        opened.callback(os.close, module)
+        volumes = [mount for mount in mounts if os.path.isdir(f"/proc/self/fd/{mount.fd}")]
         asked = {
-            "library": _PLACE,
-            "module": f"{_PLACE}/module",
             "component": _is_component(source),
             "argv": argv,
             "env": [list(each) for each in env],
-            "directories": [[mount.target, not mount.read_only] for mount in mounts],
+            "directories": [[mount.target, not mount.read_only] for mount in volumes],
             "fuel": container.fuel,
             "seconds": container.seconds,
             "memory": container.memory_limit,
         }
-        shown = [(library, "wasmtime"), (_WORKER, "worker.py"), (made, "module")]
-        return Prepared(
-            Image(names=image.names, paths=system_paths()),
-            (python_program(), "-I", "-S", "-E", f"{_PLACE}/worker.py"),
-            # The guest's environment is not the worker's: what the loader or Python read there would be a way out of the guest.
-            (("NEMO_WASM", json.dumps(asked)),),
-            (*mounts, *(_shown(opened, source, name) for source, name in shown)),
-        )
+        return Guest(self._forks, asked, module, tuple(mount.fd for mount in volumes), ids, filter)
 
     async def _machine_code(self, source: str, *, metered: bool) -> str:
         """Compiled once for a file's content, this version of wasmtime and this machine."""
-        digest = await asyncio.to_thread(_digest, source)
+        digest = await self._digest(source)
         kind = "metered" if metered else "plain"
         target = os.path.join(self._compiled, f"{digest}-{_version()}-{kind}.cwasm")
         async with self._compiling.setdefault(target, asyncio.Lock()):
@@ -116,6 +154,16 @@ class Wasm:
                 )
         self._compiling.pop(target, None)
         return target
+
+    async def _digest(self, source: str) -> str:
+        """Images are written once: what is the same file still, is read once."""
+        stat = os.stat(source)
+        same = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        found = self._digests.pop(same, "") or await asyncio.to_thread(_digest, source)
+        self._digests[same] = found
+        if len(self._digests) > MAX_COMPILED:
+            del self._digests[next(iter(self._digests))]
+        return found
 
     def _forget(self) -> None:
         """Of what was compiled, the latest are kept."""
@@ -138,12 +186,6 @@ def _inside(image: Image, argv: Sequence[str]) -> str:
     return path
 
 
-def _shown(opened: contextlib.ExitStack, source: str, name: str) -> Mount:
-    fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
-    opened.callback(os.close, fd)
-    return Mount(fd, source, f"{_PLACE}/{name}", True)
-
-
 def _is_component(path: str) -> bool:
     """By the layer that its first bytes name."""
     with open(path, "rb") as file:
@@ -157,6 +199,7 @@ def _digest(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@cache
 def _version() -> str:
     from importlib.metadata import PackageNotFoundError, version  # 1.5 MB, and few sites run such containers
 

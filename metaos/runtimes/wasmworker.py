@@ -1,13 +1,11 @@
-"""Runs one WebAssembly module or component to its end: the whole program of a container whose runtime class is wasm.
+"""Runs one WebAssembly module or component to its end: what a guest's own process does once its sandbox is there.
 
-``python -I -S -E wasmworker.py``, inside the container's sandbox, with what it shall do as JSON in ``NEMO_WASM`` (see
-``wasm.py``). Not a part of the agent: it is executed as a file, and finds wasmtime where it is told. The guest has what WASI
-is given here and nothing else: arguments, environment, the directories of its volumes, standard streams; no sockets.
+Not a part of the agent: it is a module of ``wasmzygote.py``, which forks guests, and of ``wasmcompile.py``. The guest has what
+WASI is given here and nothing else: arguments, environment, the directories of its volumes, standard streams; no sockets.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -15,14 +13,20 @@ from typing import Any
 
 #: Exit codes, as shells count signals: SIGABRT, SIGALRM, SIGXCPU.
 TRAPPED, LATE, OUT_OF_FUEL = 134, 142, 152
+#: Where ``wasmzygote.py`` shows what was compiled, and the directories by their numbers.
+MODULE, VOLUMES = "/module", "/volumes"
 #: Of calls inside the guest.
 _STACK_BYTES = 1 << 20
 _FOREVER = 1 << 62
 
 
-def main() -> int:
-    asked = json.loads(os.environ["NEMO_WASM"])
-    sys.path.insert(0, asked["library"])
+def load() -> None:
+    """Everything that a guest's process needs, which finds no file any more."""
+    import wasmtime.component  # noqa: F401
+
+
+def main(asked: dict[str, Any]) -> int:
+    """``asked``: see ``wasm.py``. Its exit code."""
     import wasmtime
 
     engine = wasmtime.Engine(settings(wasmtime, bool(asked["fuel"])))
@@ -38,7 +42,7 @@ def main() -> int:
         alarm.daemon = True
         alarm.start()
     try:
-        return (component if asked["component"] else module)(engine, store, asked["module"])
+        return (component if asked["component"] else module)(engine, store)
     except wasmtime.ExitTrap as error:
         return int(error.code)
     except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
@@ -69,21 +73,20 @@ def granted(wasmtime: Any, asked: dict[str, Any]) -> Any:
     wasi = wasmtime.WasiConfig()
     wasi.argv = asked["argv"]
     wasi.env = asked["env"]
-    for path, writable in asked["directories"]:
-        if os.path.isdir(path):
-            wasi.preopen_dir(path, path, writable)
+    for at, (path, writable) in enumerate(asked["directories"]):
+        wasi.preopen_dir(f"{VOLUMES}/{at}", path, writable)
     wasi.inherit_stdin()
     wasi.inherit_stdout()
     wasi.inherit_stderr()
     return wasi
 
 
-def module(engine: Any, store: Any, path: str) -> int:
+def module(engine: Any, store: Any) -> int:
     import wasmtime
 
     linker = wasmtime.Linker(engine)
     linker.define_wasi()
-    instance = linker.instantiate(store, wasmtime.Module.deserialize_file(engine, path))
+    instance = linker.instantiate(store, wasmtime.Module.deserialize_file(engine, MODULE))
     start = instance.exports(store).get("_start")
     if not isinstance(start, wasmtime.Func):
         return _ended(127, "the module has no function _start: it must be a WASI command")
@@ -91,12 +94,12 @@ def module(engine: Any, store: Any, path: str) -> int:
     return 0
 
 
-def component(engine: Any, store: Any, path: str) -> int:
+def component(engine: Any, store: Any) -> int:
     from wasmtime import component as model
 
     linker = model.Linker(engine)
     linker.add_wasip2()
-    found = model.Component.deserialize_file(engine, path)
+    found = model.Component.deserialize_file(engine, MODULE)
     instance = linker.instantiate(store, found)
     name = next((each for each in found.type.exports(engine) if each.startswith("wasi:cli/run@0.2")), None)
     outer = name and instance.get_export_index(store, name)
@@ -112,8 +115,3 @@ def _ended(code: int, why: str) -> int:
     sys.stdout.flush()
     os.write(2, f"nemo: wasm: {' '.join(why.split())[:500]}\n".encode())
     return code
-
-
-if __name__ == "__main__":
-    # Not sys.exit: threads of the guest's streams are not waited for.
-    os._exit(main() & 0xFF)

@@ -25,6 +25,8 @@ if False:  # no more modules than needed
     from collections.abc import Callable
     from typing import Any
 
+    _Begin = Callable[[list[bytes], list[int], _socket.socket], None]
+
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))
 
 from enter import (  # type: ignore[import-not-found]
@@ -384,7 +386,7 @@ def _words(data: bytes, fds: list[int]) -> list[bytes]:
     return data.split(b"\0")[1:]
 
 
-def serve(data: bytes, fds: list[int], requests: _socket.socket) -> None:
+def serve(data: bytes, fds: list[int], requests: _socket.socket, begin: _Begin) -> None:
     task, *words = _words(data, fds)
     reply = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fds[0])
     user, group = os.geteuid(), os.getegid()
@@ -408,7 +410,7 @@ def serve(data: bytes, fds: list[int], requests: _socket.socket) -> None:
         elif task == b"hold":
             hold(words, reply, user, group)
         else:
-            start(words, fds[1:], reply)
+            begin(words, fds[1:], reply)
     except BrokenPipeError:
         pass
     except OSError as error:
@@ -423,7 +425,8 @@ def _refuse(reply: _socket.socket, pid: int, error: OSError) -> None:
         return  # nobody waits for it any more
 
 
-def main(channel: int) -> None:
+def main(channel: int, begin: _Begin = start, idle_seconds: float = IDLE_SECONDS) -> None:
+    """``begin`` starts a container, in a process of its own."""
     beyond = fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, BUBBLEWRAP + 1)
     requests = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, beyond)
     if channel > BUBBLEWRAP:
@@ -431,7 +434,7 @@ def main(channel: int) -> None:
     for number in (GATEWAY, BUBBLEWRAP):
         os.dup2(0, number, inheritable=False)
     _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # nobody waits for the children that are ours
-    requests.settimeout(IDLE_SECONDS)
+    requests.settimeout(idle_seconds)
     gc.disable()  # there is little to collect, and looking for it would make each child copy all that there is
     while True:
         try:
@@ -441,7 +444,7 @@ def main(channel: int) -> None:
         if not data:
             return
         try:
-            serve(data, fds, requests)
+            serve(data, fds, requests, begin)
         finally:
             for fd in fds:
                 os.close(fd)

@@ -346,7 +346,7 @@ async def test_who_fails_to_start_keeps_no_descriptor(
     with monkeypatch.context() as patched:
         if what == "in_memory":  # of the seccomp filter, when the arguments are packed already
             real = process.in_memory
-            patched.setattr(process, "in_memory", lambda data: full() if data == runtime._isolation._filter else real(data))
+            patched.setattr(process, "in_memory", lambda data: full() if data == runtime._isolation.filter else real(data))
         else:
             patched.setattr(pump if what == "make" else pump.Pump, what.rpartition(".")[2], full)
         for _ in range(3):
