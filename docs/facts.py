@@ -148,6 +148,7 @@ HANDED = {
     "intent": {"Intent"},
     "carbon": {"ConfigMap"},
     "accounting": {"Booking"},
+    "backup": {"BackupSchedule", "Work"},
     "attestation": set(),
     "cronjob": {"Job"},
     "definition": {"CustomResourceDefinition"},

@@ -40,7 +40,7 @@ from metaos.config import DataVersionError, open_data
 from metaos.http import spare_memory
 from metaos.plugins.points import Runtime, RuntimeUnavailable
 from metaos.resources.meta import Obj, ObjectRef, cluster_namespace, name, uid
-from metaos.resources.scheme import WORKLOADS
+from metaos.resources.scheme import BACKUP_SCHEDULE, WORKLOADS
 
 log = logging.getLogger(__name__)
 
@@ -142,8 +142,8 @@ class Agent:
         return next((pod for pod in self.pods.pods() if uid(pod) == pod_uid), None)
 
     def _status_of(self, ref: ObjectRef) -> Obj | None:
-        """Only workloads have a status here; what they refer to is there when it is desired."""
-        return self.pods.status_of(ref) if ref.kind in _WORKLOAD_KINDS else {}
+        """Only workloads and backups have a status here; what they refer to is there when it is desired."""
+        return self.pods.status_of(ref) if ref.kind in _REPORTED_KINDS else {}
 
     async def _show(self, work: Obj) -> None:
         await self.mirrors.show(work, self.pods.pods())
@@ -242,7 +242,7 @@ class Agent:
         leave(self._config.data)
 
 
-_WORKLOAD_KINDS = {kind.kind for kind in WORKLOADS}
+_REPORTED_KINDS = {kind.kind for kind in (*WORKLOADS, BACKUP_SCHEDULE)}
 
 
 async def run_agent(config: AgentConfig) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 from typing import Any
 
+from metaos.agent.backups import Backups
 from metaos.agent.cache import Cache
 from metaos.agent.planning import LOOK_SECONDS, WORKLOADS, Planning, Record
 from metaos.agent.podrecord import PodRecord
@@ -25,6 +26,7 @@ from metaos.plugins.points import ContainerState, Exec, Runtime
 from metaos.resources import workload
 from metaos.resources.errors import ApiError, bad_request, not_found
 from metaos.resources.meta import EVICTION, Obj, ObjectRef, name, namespace, ref, uid
+from metaos.resources.scheme import BACKUP_SCHEDULE
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,19 @@ class Supervisor:
         self._known = False
         self._directory, self._make_storage = directory, make_storage
         self.volumes = Volumes(directory, tuple(host_paths), self.find, machine)
+        self.backups = Backups(
+            runtime,
+            cache,
+            clock,
+            site=site,
+            find=self.find,
+            pods=self.pods,
+            directory=self.volumes.claim_directory,
+            state=directory / "backups",
+            record=record,
+            changed=self.changed,
+        )
+        self.volumes.held = self.backups.held
         self.states: dict[str, dict[str, ContainerState]] = {}
         self._workers: dict[str, PodWorker] = {}
         self._listeners: list[Callable[[], None]] = []
@@ -83,6 +98,7 @@ class Supervisor:
         """Everything that this site shall have; what is not in it goes."""
         self._desired = {ref(o): o for o in objects}
         self._planning.forget_others(self._desired)
+        self.backups.set_desired(self._desired)
         self._known = True
         self._due.add(None)
         for worker in self._workers.values():
@@ -109,7 +125,7 @@ class Supervisor:
         """Never returns. Cancelled, it leaves all pods running."""
         await self._refresh()
         storage = self._make_storage(self.runtime, self.clock, self._directory, self._occupying, self._images, self._evict)
-        beside = [asyncio.create_task(self._watch_runtime()), asyncio.create_task(storage.run())]
+        beside = [asyncio.create_task(part) for part in (self._watch_runtime(), storage.run(), self.backups.run())]
         try:
             for worker in self._workers.values():
                 worker.start()
@@ -266,6 +282,8 @@ class Supervisor:
         if about.kind == "Pod":
             worker = next((w for w in self._workers.values() if w.record.owner_key == ("Pod", about.namespace, about.name)), None)
             return None if worker is None else worker.pod()["status"]
+        if about.kind == BACKUP_SCHEDULE.kind:
+            return self.backups.status_of(about)
         return self._planning.statuses.get(about)
 
     def _worker(self, where: str, pod: str) -> PodWorker:

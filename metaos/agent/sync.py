@@ -27,6 +27,7 @@ from metaos.client import Client, ObjList, WatchEvent
 from metaos.clock import Clock, sleep_or
 from metaos.files import write_private
 from metaos.resources import meta
+from metaos.resources.backups import RESTORE
 from metaos.resources.errors import ApiError, expired
 from metaos.resources.meta import DRAINING, RESTORED, Obj, cluster_namespace, name, uid
 from metaos.resources.scheme import WORK, WORKLOADS
@@ -148,17 +149,21 @@ class Works:
         return work in self._fenced
 
     def desired(self, *, mark_draining: bool = False) -> list[Obj]:
-        """Every manifest that this site shall have now. With ``mark_draining`` a draining Work's carry its annotation."""
+        """Every manifest that this site shall have now. What is brought back from a backup first says so by an annotation, as
+        does with ``mark_draining`` what drains."""
         found = []
         for key in sorted(self._works):
             if key in self._fenced:
                 continue
             work = self._works[key]
-            draining = meta.annotations(work).get(DRAINING) if mark_draining else None
-            for manifest in (work.get("spec") or {}).get("manifests") or ():
-                if draining:
+            spec = work.get("spec") or {}
+            marks = {RESTORE: json.dumps(spec["restore"])} if spec.get("restore") else {}
+            if mark_draining and (draining := meta.annotations(work).get(DRAINING)):
+                marks[DRAINING] = draining
+            for manifest in spec.get("manifests") or ():
+                if marks:
                     metadata = manifest.get("metadata") or {}
-                    marked = (metadata.get("annotations") or {}) | {DRAINING: draining}
+                    marked = (metadata.get("annotations") or {}) | marks
                     manifest = manifest | {"metadata": metadata | {"annotations": marked}}
                 found.append(manifest)
         return found

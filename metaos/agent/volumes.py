@@ -5,7 +5,7 @@ which is replaced at once, so a reader sees the old files or the new ones, never
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ class Volumes:
         self.machine: Mapping[str, str] = machine or {}
         #: Whether emptyDir volumes may be in memory; an agent of a simulated machine mounts nothing.
         self.memory = False
+        #: Why no container that uses a claim may start now; empty: it may.
+        self.held: Callable[[Obj, str], str] = lambda pod, claim: ""
         #: Pod uid → what its projected volumes were written from last.
         self._written: dict[str, Sources] = {}
 
@@ -123,6 +125,8 @@ class Volumes:
             claim = str(volume["persistentVolumeClaim"].get("claimName"))
             if not _of_template(pod, volume, claim) and self._find(ObjectRef("", "PersistentVolumeClaim", where, claim)) is None:
                 raise ConfigError(f'persistentvolumeclaim "{claim}" not found')
+            if why := self.held(pod, claim):
+                raise MountError(why)
             return _made(self.claim_directory(where, claim)), bool(volume["persistentVolumeClaim"].get("readOnly"))
         if volume.get("hostPath"):
             path = os.path.realpath(str(volume["hostPath"].get("path")))

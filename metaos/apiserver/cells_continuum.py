@@ -204,4 +204,6 @@ CELLS: dict[str, Cell] = {
     "device_app": device_app,
     "device_seen": device_seen,
     "device_waiting": device_waiting,
+    "backed_up": _holds("BackedUp"),
+    "store_jurisdictions": lambda store, now: joined(spec(store).get("jurisdictions") or ()),
 }

@@ -14,6 +14,7 @@ from metaos.devices.waves import bound
 from metaos.network.intents import validate_intent
 from metaos.network.traffic import validate_traffic
 from metaos.resources import quantity
+from metaos.resources.cron import due_times
 from metaos.resources.devices import GPU, GPU_MILLI, MOST_DEVICES, WHOLE, extended
 from metaos.resources.errors import Cause
 from metaos.resources.meta import Obj, label_selector, parse_time
@@ -158,6 +159,27 @@ def tariff_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     start, end = spec.get("validFrom"), spec.get("validUntil")
     if start and end and parse_time(end) <= parse_time(start):
         yield invalid("spec.validUntil", end, f"must be after validFrom ({start})")
+
+
+def backup_schedule_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    spec = obj.get("spec") or {}
+    if spec.get("schedule"):
+        try:
+            next(due_times(spec, 0.0))
+        except (ValueError, StopIteration) as error:
+            yield invalid("spec.schedule", spec["schedule"], f"{error}; write cron, for example 0 3 * * *, in UTC")
+    for i, restore in enumerate(spec.get("restores") or ()):
+        if restore.get("backup") and restore.get("time"):
+            yield forbidden(f"spec.restores[{i}].time", "a backup is named already: leave one of them out")
+
+
+def backup_store_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
+    spec = obj.get("spec") or {}
+    parts = str(spec.get("prefix") or "").strip("/").split("/")
+    if any(part in (".", "..") for part in parts) or ("" in parts and len(parts) > 1):
+        yield invalid("spec.prefix", spec["prefix"], "must be names with one / between them, for example nemo/eu")
+    if "/" in str(spec.get("bucket") or ""):
+        yield invalid("spec.bucket", spec["bucket"], "must be a bucket's name; what follows belongs in prefix")
 
 
 def budget_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:

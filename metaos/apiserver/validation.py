@@ -412,4 +412,6 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     scheme.DEVICE.kind: (own.device_causes,),
     scheme.DEVICE_SET.kind: (own.device_set_causes,),
     scheme.DEVICE_CLAIM.kind: (own.device_claim_causes,),
+    scheme.BACKUP_STORE.kind: (own.backup_store_causes,),
+    scheme.BACKUP_SCHEDULE.kind: (own.backup_schedule_causes,),
 }

@@ -16,6 +16,7 @@ def all_setups() -> list[Setup]:
         accounting,
         attestation,
         autoscaling,
+        backup,
         budget,
         carbon,
         certificate,
@@ -76,5 +77,6 @@ def all_setups() -> list[Setup]:
         attestation,
         device,
         deviceset,
+        backup,
     )
     return [module.setup for module in modules]

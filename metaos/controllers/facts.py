@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from metaos.clock import Clock
 from metaos.controllers.fencing import tolerated_seconds
+from metaos.controllers.recovery import Recoveries
 from metaos.controllers.settings import Settings
 from metaos.reconcile.informer import Informer
 from metaos.reconcile.manager import Manager
@@ -156,8 +158,8 @@ class Jobs:
 class Facts:
     """See the module."""
 
-    def __init__(self, manager: Manager, settings: Settings) -> None:
-        self._settings, self._jobs = settings, Jobs(manager)
+    def __init__(self, manager: Manager, clock: Clock, settings: Settings) -> None:
+        self._settings, self._jobs, self._recoveries = settings, Jobs(manager), Recoveries(manager, clock, settings)
         self._pods = manager.informer(scheme.POD)
         self._intents, self._policies = ruling(manager, scheme.INTENT), ruling(manager, scheme.PLACEMENT_POLICY)
         self._classes = manager.informer(scheme.PRIORITY_CLASS)
@@ -259,7 +261,10 @@ class Facts:
             deferral = ((placement or {}).get("status") or {}).get("deferral") or {}
             begun = deferral if deferral.get("uid") == uid(obj) else {}
             found = of_job(found, obj, intents, self._jobs.earlier(obj), begun, self._jobs.taken(obj), now)
-        fenced = tolerated_seconds(obj, [p for p in policies if concerns(p, obj)], self._settings)
+        backed = found.local_data and self._recoveries.backed(obj)
+        if backed and found.pinned and self._recoveries.leaves(obj, found.current):
+            found = replace(found, pinned=False, settled=True)
+        fenced = tolerated_seconds(obj, [p for p in policies if concerns(p, obj)], self._settings, backed)
         if fenced > found.policy.toleration_seconds:
             found = replace(found, policy=replace(found.policy, toleration_seconds=fenced))
         if found.policy.drain_seconds is None:

@@ -19,10 +19,11 @@ from metaos.resources.reading import is_kubernetes
 from metaos.resources.workload import grace_seconds, has_local_data
 
 
-def fencing(obj: Obj, policies: Iterable[Obj], default: float) -> float | None:
+def fencing(obj: Obj, policies: Iterable[Obj], default: float, backed: bool = False) -> float | None:
     """After how many seconds without a heartbeat a site stops this work, so that it never runs twice; ``None``: it goes on.
 
-    Work with local data is never replaced elsewhere, so it need not stop; nor need a DaemonSet, which is everywhere.
+    Work with local data is never replaced elsewhere, so it need not stop, unless it is ``backed`` (see
+    ``metaos.controllers.recovery``); nor need a DaemonSet, which is everywhere.
     """
     if obj.get("kind") == "DaemonSet":
         return None
@@ -30,7 +31,8 @@ def fencing(obj: Obj, policies: Iterable[Obj], default: float) -> float | None:
         stated = ((policy.get("spec") or {}).get("fencing") or {}).get("afterSeconds")
         if stated is not None:
             return float(stated)
-    return default if obj.get("kind") == "StatefulSet" and not has_local_data(obj) else None
+    local = has_local_data(obj)
+    return default if (backed and local) or (obj.get("kind") == "StatefulSet" and not local) else None
 
 
 def fences_itself(cluster: Obj) -> bool:
@@ -113,7 +115,7 @@ def renewal_of(lease: Obj | None) -> str:
     return str(((lease or {}).get("spec") or {}).get("renewTime") or "")
 
 
-def tolerated_seconds(obj: Obj, policies: Iterable[Obj], settings: Settings) -> float:
+def tolerated_seconds(obj: Obj, policies: Iterable[Obj], settings: Settings, backed: bool = False) -> float:
     """How long a lost site is waited for because of fencing: it would not be replaced before, so nothing is decided before."""
-    fence = fencing(obj, policies, settings.fencing_after)
+    fence = fencing(obj, policies, settings.fencing_after, backed)
     return 0.0 if fence is None else fenced_after(obj, fence, settings.fencing_margin)

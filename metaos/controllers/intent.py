@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.concern import workload_of
 from metaos.controllers.facts import Jobs, concerned, concerning, decided, placeable, placement_name, ruling
 from metaos.controllers.recorder import Recorder
+from metaos.controllers.recovery import Recoveries
 from metaos.controllers.settings import Settings
 from metaos.network.intents import evaluate
+from metaos.network.recovery import Recovery, holds_until, judge_recovery
 from metaos.network.traffic import judge_traffic
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.precedence import Turn
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import meta, scheme
-from metaos.resources.meta import Obj, ObjectRef, deleting, generation, labels, name, ref, uid
-from metaos.resources.reading import cluster_info, concerns, workload_info
+from metaos.resources.backups import workload_of as backed_up
+from metaos.resources.meta import Obj, ObjectRef, deleting, generation, labels, name, namespace, ref, uid
+from metaos.resources.reading import cluster_info, concerns, targets_of, workload_info
 from metaos.resources.snapshot import ClusterInfo, WorkloadInfo
+from metaos.resources.targets import RECOVERY
 from metaos.resources.traffic import edges_of, located
 from metaos.scheduler.slack import of_job
 
@@ -26,6 +30,8 @@ NAME = "intent"
 #: One key for changes of sites: however many there are at once, every intent is looked at once.
 SITES = ObjectRef(scheme.CLUSTER.group, scheme.CLUSTER.kind, "", "")
 SETTLE_SECONDS = 0.2
+#: After a recovery point is too old, so that it is seen to be.
+MARGIN_SECONDS = 0.5
 #: For every so many workloads that an intent is about, news of one of them waits so much longer: they often come together, and
 #: each look is at all of them.
 MANY, MANY_SECONDS = 20, 0.1
@@ -37,14 +43,15 @@ class IntentReconciler:
 
     name = NAME
 
-    def __init__(self, manager: Manager, client: Client, clock: Clock) -> None:
+    def __init__(self, manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
         self._manager, self._client, self._clock = manager, client, clock
         self._recorder = Recorder(client, clock, "intent-controller")
         self._intents = ruling(manager, scheme.INTENT)
         self._clusters = manager.informer(scheme.CLUSTER)
         self._placements = manager.informer(scheme.PLACEMENT)
         self._workloads = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
-        self._jobs = Jobs(manager)
+        self._jobs, self._policies = Jobs(manager), manager.informer(scheme.PLACEMENT_POLICY)
+        self._recoveries = Recoveries(manager, clock, settings)
         #: The sites as decisions see them, in the order of their names. Bounded by the sites.
         self._sites: dict[str, ClusterInfo] = {}
         #: Those that changed since intents were last looked at for that.
@@ -104,17 +111,33 @@ class IntentReconciler:
                     found.append((self._info(obj, decided(placement), rules), places[ref(obj)]))
         self._about[about] = len(places)
         before = intent.get("status") or {}
-        edges = judge_traffic(intent, places, clusters)
-        status = evaluate(intent, found, list(clusters.values()), self._clock.now(), edges)
-        if status["fulfilment"] == "Fulfilled" and not edges and not any(workload.traffic for workload, _ in found):
+        now, edges = self._clock.now(), judge_traffic(intent, places, clusters)
+        recoveries = self._measured(intent, [workload.ref for workload, _ in found])
+        others = [*edges, *judge_recovery(intent, recoveries, now)]
+        status = evaluate(intent, found, list(clusters.values()), now, others)
+        ends = holds_until(intent, recoveries, now)
+        again = DONE if ends is None else Result(requeue_after=max(0.0, ends - now) + MARGIN_SECONDS)
+        if status["fulfilment"] == "Fulfilled" and not others and not any(workload.traffic for workload, _ in found):
             self._measured_at[about] = frozenset(at)
         if status == before:
-            return DONE
+            return again
         await self._client.update(intent | {"status": status}, subresource="status")
         if status["fulfilment"] != before.get("fulfilment"):
             good = status["fulfilment"] == "Fulfilled"
             await self._recorder.event(intent, str(status["fulfilment"]), str(status["message"]), warning=not good)
-        return DONE
+        return again
+
+    def _measured(self, intent: Obj, about: Iterable[ObjectRef]) -> list[Recovery]:
+        """What would become of workloads if their site were lost, where the intent asks for that."""
+        if not any(target.name in RECOVERY for target in targets_of(intent)):
+            return []
+        found = (self._workloads[each.kind].get(each.name, each.namespace) for each in about)
+        policies = self._policies.list
+        return [
+            self._recoveries.measured(obj, [p for p in policies(namespace(obj)) if concerns(p, obj)])
+            for obj in found
+            if obj is not None
+        ]
 
     def _info(self, obj: Obj, current: Mapping[str, int], rules: list[Obj]) -> WorkloadInfo:
         """As decisions are told of it, as far as targets are measured by that."""
@@ -140,7 +163,7 @@ class IntentReconciler:
 
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
     """Runs it: for every intent, and for those that a changed placement or site may concern."""
-    reconciler = IntentReconciler(manager, client, clock)
+    reconciler = IntentReconciler(manager, client, clock, settings)
     intents = manager.informer(scheme.INTENT)
     manager.add(reconciler, [], turn=Turn.LAST)
 
@@ -173,7 +196,16 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         reconciler.site_changed(name(new or old or {}), info)
         manager.enqueue(NAME, SITES, SETTLE_SECONDS)
 
+    def on_schedule(old: Obj | None, new: Obj | None) -> None:
+        # What is backed up to when may be asked of it.
+        for schedule in (old, new):
+            kind, called = backed_up(schedule or {})
+            obj = manager.informer(_KINDS[kind]).get(called, namespace(schedule or {})) if kind in _KINDS else None
+            for intent in concerning(intents, obj) if obj is not None else ():
+                reconciler.workload_changed(intent)
+
     intents.on_change(on_intent)
+    manager.informer(scheme.BACKUP_SCHEDULE).on_change(on_schedule)
     for kind in scheme.WORKLOADS[:-1]:
         manager.informer(kind).on_change(on_workload)
     for kind in scheme.WORKLOADS:

@@ -21,6 +21,7 @@ from metaos.controllers.concern import on_health, workload_of
 from metaos.controllers.facts import basis, concerned, concerning, placement_name, ruling
 from metaos.controllers.fencing import fencing, stopped
 from metaos.controllers.recorder import Recorder
+from metaos.controllers.recovery import Recoveries
 from metaos.controllers.render import available, cluster_of, source_label, source_of
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
@@ -106,7 +107,7 @@ class MigrationReconciler:
         #: Since when each Work is seen to drain. Bounded by the Works.
         self._draining: dict[str, float] = {}
         self._works.on_change(self._follow)
-        self._barred = Barred(manager)
+        self._barred, self._recoveries = Barred(manager), Recoveries(manager, clock, settings)
 
     def _follow(self, old: Obj | None, new: Obj | None) -> None:
         if new is None or DRAINING not in annotations(new):
@@ -157,7 +158,7 @@ class MigrationReconciler:
 
     def _fenced(self, obj: Obj) -> bool:
         policies = [p for p in concerning(self._policies, obj) if concerns(p, obj)]
-        return fencing(obj, policies, self._settings.fencing_after) is not None
+        return fencing(obj, policies, self._settings.fencing_after, self._recoveries.backed(obj)) is not None
 
     def _drain(self, obj: Obj) -> float:
         for policy in concerning(self._policies, obj):

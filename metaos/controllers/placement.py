@@ -18,6 +18,7 @@ from metaos.controllers.facts import Facts, basis, concerned, decided, decides, 
 from metaos.controllers.flows import Flows
 from metaos.controllers.occupancy import Occupancy, Share
 from metaos.controllers.recorder import Recorder
+from metaos.controllers.recovery import on_backing
 from metaos.controllers.reoptimising import SUGGESTED, suggestion
 from metaos.controllers.settings import Settings
 from metaos.controllers.waiting import WAITING, Waiting
@@ -69,7 +70,7 @@ class PlacementReconciler:
         self._workloads = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
         self._placements = manager.informer(scheme.PLACEMENT)
         self._clusters = manager.informer(scheme.CLUSTER)
-        self._facts = Facts(manager, settings)
+        self._facts = Facts(manager, clock, settings)
         self._filters = load_all("metaos.filter", [name for name, _ in FILTERS])
         self._scores = [*(score for _, score in load_all("metaos.score", [score.name for score in SCORES])), *settings.scores]
         # Decisions that the informer may not show yet, so that room is not given away twice. Bounded by the workloads.
@@ -434,6 +435,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
                     manager.enqueue(NAME, about)
 
     manager.informer(scheme.INTENT).on_change(on_intent)
+    on_backing(manager, lambda about: manager.enqueue(NAME, about))
 
     def on_workload(old: Obj | None, new: Obj | None) -> None:
         reconciler.take_account(ref(new or old or {}))

@@ -68,7 +68,7 @@ class Planner:
 
     def __init__(self, manager: Manager, clock: Clock, settings: Settings) -> None:
         self._clock, self._beside = clock, settings.decide
-        self._facts = Facts(manager, settings)
+        self._facts = Facts(manager, clock, settings)
         self._clusters = manager.informer(scheme.CLUSTER)
         self._placements = manager.informer(scheme.PLACEMENT)
         self._workloads = [manager.informer(k) for k in scheme.WORKLOADS]

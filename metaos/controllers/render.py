@@ -103,13 +103,21 @@ def overridden(obj: Obj, cluster: str, policies: Iterable[Obj]) -> Obj:
     return result
 
 
-def work(about: ObjectRef, cluster: str, manifests: list[Obj], fencing_seconds: float | None = None) -> Obj:
-    """The Work object."""
+def work(
+    about: ObjectRef,
+    cluster: str,
+    manifests: list[Obj],
+    fencing_seconds: float | None = None,
+    restore: Mapping[str, Any] | None = None,
+) -> Obj:
+    """The Work object. ``restore``: what is brought back from a backup first."""
     result: Obj = dict(scheme.WORK.empty(work_name(about), cluster_namespace(cluster)))
     result["metadata"]["labels"] = {SOURCE_LABEL: source_label(about), CLUSTER_LABEL: cluster}
     result["spec"] = {"manifests": manifests}
     if fencing_seconds is not None:
         result["spec"]["fencing"] = {"afterSeconds": fencing_seconds, "graceSeconds": int(grace_seconds(manifests[0]))}
+    if restore is not None:
+        result["spec"]["restore"] = dict(restore)
     return result
 
 

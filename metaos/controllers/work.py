@@ -19,6 +19,7 @@ from metaos.controllers.fencing import Silence, agreed, fences_itself, fencing, 
 from metaos.controllers.networkpolicy import Policies
 from metaos.controllers.outlook import LATE_SECONDS
 from metaos.controllers.recorder import Recorder
+from metaos.controllers.recovery import Recoveries, on_backing
 from metaos.controllers.render import (
     cluster_of,
     manifest,
@@ -39,6 +40,7 @@ from metaos.reconcile.manager import CONTENT_LEFT_OUT, Manager
 from metaos.reconcile.precedence import Turn
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
+from metaos.resources.backups import secret_of
 from metaos.resources.cron import STARTS
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
@@ -86,7 +88,7 @@ class WorkReconciler:
         self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
         self._works.add_index("dependency", _dependencies)
         self._objects["Pod"].add_index("site", lambda p: [str((p.get("spec") or {}).get("nodeName") or "")])
-        self._silence = Silence(manager, clock)
+        self._silence, self._recoveries = Silence(manager, clock), Recoveries(manager, clock, settings)
         self._budgets = manager.informer(scheme.POD_DISRUPTION_BUDGET)
         self._recorder, self._hold = Recorder(client, clock, "work-controller"), Hold(manager)
         #: What was written and is not in the informer yet. Bounded by the Works.
@@ -138,7 +140,7 @@ class WorkReconciler:
             return DONE
         spec = placement.get("spec") or {}
         policies = [p for p in concerning(self._policies, obj) if concerns(p, obj)]
-        fence = fencing(obj, policies, self._settings.fencing_after)
+        fence = fencing(obj, policies, self._settings.fencing_after, self._recoveries.backed(obj))
         body = manifest(obj)
         known = {site: found for site, found in existing.items() if not deleting(found)}
         if paused(obj) and not known:
@@ -172,7 +174,11 @@ class WorkReconciler:
                 # Who was displaced is stopped first. News of its pods is news of others: looked at again after a time.
                 again = min(again or GIVEN_UP_SECONDS, GIVEN_UP_SECONDS)
                 continue
-            wanted = work(about, site, [each], fence if fences_itself(cluster) else None)
+            restore, why = self._recoveries.order(obj, site) if present is None else (present["spec"].get("restore"), "")
+            if why:
+                await self._recorder.event(obj, "NotRestored", why, warning=True)
+                continue
+            wanted = work(about, site, [each], fence if fences_itself(cluster) else None, restore)
             if present is not None and not self._ready(site):
                 # A site that does not answer keeps to what it was told last, and the hub has to know what that was.
                 wanted["spec"] = {k: v for k, v in wanted["spec"].items() if k != "fencing"}
@@ -379,9 +385,14 @@ def _count(found: Obj) -> int:
 
 def _dependencies(found: Obj) -> list[str]:
     manifests = (found.get("spec") or {}).get("manifests") or ()
-    if not manifests or manifests[0].get("kind") not in _WORKLOAD_KINDS:
-        return []
-    return [work_name(r) for r in references(manifests[0])]
+    return [work_name(r) for r in _referred(manifests[0])] if manifests else []
+
+
+def _referred(first: Obj) -> Iterable[ObjectRef]:
+    """What goes to a site because this does."""
+    if first.get("kind") == scheme.BACKUP_SCHEDULE.kind:
+        return [secret_of(first)]
+    return references(first) if first.get("kind") in _WORKLOAD_KINDS else ()
 
 
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
@@ -405,8 +416,8 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         if about.kind in informers or about.kind in _DEPENDENCY_KINDS:
             yield about
         manifests = (obj.get("spec") or {}).get("manifests") or ()
-        if manifests and about.kind in informers:
-            yield from references(manifests[0])
+        if manifests:
+            yield from _referred(manifests[0])
 
     reconciler = WorkReconciler(manager, client, clock, settings)
 
@@ -437,3 +448,4 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
             manager.informer(kind).on_change(on_workload)
     # A site that has joined may have been chosen already; one that is ready again may end a wait.
     on_health(manager, lambda about: manager.enqueue(NAME, about))
+    on_backing(manager, lambda about: manager.enqueue(NAME, about))

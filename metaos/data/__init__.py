@@ -1,1 +1,1 @@
-"""Data catalogue and sovereignty. Empty until the data fabric joins."""
+"""Data: when volumes are backed up, what is kept, and what may be brought back where. Pure."""

@@ -23,6 +23,7 @@ from metaos.resources.targets import (
     LOWER,
     NONE_OF,
     RANGES,
+    RECOVERY,
     TRUST_LEVELS,
     UNITS,
     UPPER,
@@ -185,23 +186,23 @@ def evaluate(
     workloads: Sequence[tuple[WorkloadInfo, Sequence[ClusterInfo]]],
     clusters: Sequence[ClusterInfo],
     now: float,
-    traffic: Sequence[tuple[str, dict[str, Any], str]] = (),
+    others: Sequence[tuple[str, dict[str, Any], str]] = (),
 ) -> dict[str, Any]:
-    """``Intent.status``. ``workloads``: each with the sites it is placed on. ``traffic``: see ``metaos.network.traffic``.
-    ``since`` stays while the fulfilment does."""
+    """``Intent.status``. ``workloads``: each with the sites it is placed on. ``others``: what ``metaos.network.traffic`` and
+    ``metaos.network.recovery`` say. ``since`` stays while the fulfilment does."""
     before = intent.get("status") or {}
     rows: list[dict[str, Any]] = []
     worst = "Fulfilled" if workloads else "NotFulfilled"
     messages: list[str] = []
     proposals: list[dict[str, Any]] = []
-    for target in targets_of(intent):
+    for target in (t for t in targets_of(intent) if t.name not in RECOVERY):
         for workload, placed in workloads:
             found = judge(target, workload, placed, clusters)
             rows.append(_row(found, workload))
             worst = _worse(worst, found.fulfilment)
             if found.fulfilment != "Fulfilled":
                 messages.append(_message(found, workload, placed))
-    for fulfilment, row, text in traffic:
+    for fulfilment, row, text in others:
         rows.append(row)
         worst = _worse(worst, fulfilment)
         messages += [text] if text else []
@@ -340,8 +341,8 @@ def _target_causes(field: str, target: Mapping[str, Any], shared: Sequence[Mappi
     def wrong(part: str, found: object, remedy: str) -> list[Cause]:
         return [Cause("FieldValueInvalid", f"{field}.{part}", f"Invalid value: {found!r}: {remedy}")]
 
-    if name not in KNOWN:
-        return wrong("name", name, f"must be one of {', '.join(KNOWN)}")
+    if name not in ALLOWED:
+        return wrong("name", name, f"must be one of {', '.join(ALLOWED)}")
     if condition not in ALLOWED[str(name)]:
         return wrong("condition", condition, _condition_remedy(str(name), str(condition)))
     contexts = [*shared, *(target.get("contexts") or ())]
@@ -432,4 +433,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "residency": (*ANY_OF, *NONE_OF, *ALL_OF),
     "trust": (*ANY_OF, *NONE_OF, "IsGreaterThanOrEqualTo"),
     "attestation": ANY_OF,
+    "rpo": UPPER,
+    "rto": UPPER,
 }

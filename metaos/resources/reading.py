@@ -39,7 +39,7 @@ from metaos.resources.snapshot import (
     Users,
     WorkloadInfo,
 )
-from metaos.resources.targets import RANGES, UNITS, base_unit
+from metaos.resources.targets import RANGES, RECOVERY, UNITS, base_unit
 
 #: Over which what a site's hardware embodies is spread, where nothing is stated (as the ledger does it).
 LIFETIME_YEARS = 4.0
@@ -272,7 +272,7 @@ def workload_info(
         current=dict(current or {}),
         evicted=frozenset(evicted),
         moves=tuple(moves),
-        targets=tuple(t for i in wanted for t in targets_of(i)),
+        targets=tuple(t for i in wanted for t in targets_of(i) if t.name not in RECOVERY),
         policy=merged,
         traffic=tuple(traffic),
         runtime_class=str(spec.get("runtimeClassName") or ""),

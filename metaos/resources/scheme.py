@@ -182,6 +182,8 @@ DEVICE_SET = Kind(GROUP, VERSION, "DeviceSet", "devicesets", True, (), ("nemo",)
 DEVICE_CLAIM = Kind(GROUP, VERSION, "DeviceClaim", "deviceclaims", True, (), ("nemo",), ("status", "enrolment"))
 #: Many Devices in one request; never stored as an object.
 DEVICE_BATCH = Kind(GROUP, VERSION, "DeviceBatch", "devicebatches", verbs=("create",))
+BACKUP_STORE = Kind(GROUP, VERSION, "BackupStore", "backupstores", True, (), ("nemo",))
+BACKUP_SCHEDULE = Kind(GROUP, VERSION, "BackupSchedule", "backupschedules", True, (), ("nemo",), _STATUS)
 
 KINDS: tuple[Kind, ...] = (
     NAMESPACE,
@@ -248,6 +250,8 @@ KINDS: tuple[Kind, ...] = (
     DEVICE_SET,
     DEVICE_CLAIM,
     DEVICE_BATCH,
+    BACKUP_STORE,
+    BACKUP_SCHEDULE,
 )
 
 #: Kinds that show the objects of another kind (see ``metaos/apiserver/views.py``) or have none stored: who follows all objects

@@ -19,7 +19,11 @@ UNITS: dict[str, dict[str, float]] = {
     "residency": {"": 1.0},
     "trust": {"": 1.0},
     "attestation": {"": 1.0},
+    "rpo": {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0},
+    "rto": {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0},
 }
+#: Targets that say what the loss of a site may cost. They hold or not by what was backed up, at whatever site.
+RECOVERY = ("rpo", "rto")
 
 #: Conditions by what they ask of a measured value.
 UPPER, LOWER = ("IsLessThan", "IsLessThanOrEqualTo"), ("IsGreaterThan", "IsGreaterThanOrEqualTo")

@@ -6,29 +6,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metaos.plugins.points import ImageError, Pull
-from metaos.runtimes import credentials, process
+from metaos.runtimes import children, credentials
 from metaos.runtimes.images import normalise, split
 
 #: So many are fetched at once; further ones wait their turn.
 AT_ONCE = 2
-_MAX_ANSWER = 1 << 16
-#: Of the environment: the way out, and whom to trust.
-_KEPT = (
-    "PATH",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "NO_PROXY",
-)
 
 
 class Pulls:
@@ -80,42 +66,10 @@ class Pulls:
             "pulls": pulls,
         }
         async with self._turns:
-            said = await _child(json.dumps(asked).encode())
+            said = await children.ask("metaos.runtimes.pulling", json.dumps(asked).encode())
+        if isinstance(said, children.Ended):
+            text = f"the process that fetches images ended with {said.code}, before its end: it is tried again"
+            raise ImageError("ErrImagePull", text)
         if "reason" in said:
             raise ImageError(str(said["reason"]), str(said["message"]))
         return said
-
-
-async def _child(request: bytes) -> dict[str, Any]:
-    """Credentials go through anonymous memory: they stand in no argument, and in no file."""
-    given = process.in_memory(request)
-    theirs: int | None = None
-    ours, theirs = os.pipe2(os.O_CLOEXEC)
-    who = None
-    try:
-        os.set_blocking(ours, False)
-        env = {key: os.environ[key] for key in _KEPT if key in os.environ}
-        argv = [sys.executable, "-I", "-m", "metaos.runtimes.pulling"]
-        who = process.spawn(argv, env=env, stdin=given, stdout=theirs)
-        os.close(theirs)
-        theirs = None
-        ended = asyncio.ensure_future(process.ended(who))
-        try:
-            answer = await process.read_all(ours, _MAX_ANSWER)
-            code = await ended
-        except BaseException:
-            who.kill()
-            await ended
-            raise
-    finally:
-        os.close(given)
-        os.close(ours)
-        if theirs is not None:
-            os.close(theirs)
-    try:
-        found = json.loads(answer)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ImageError("ErrImagePull", f"the process that fetches images ended with {code}, before its end: it is tried again")
-    return found

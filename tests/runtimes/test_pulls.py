@@ -489,7 +489,7 @@ async def test_who_gives_up_ends_the_process(tmp_path: Path, monkeypatch: pytest
 
     began, ended = asyncio.Event(), asyncio.Event()
 
-    async def child(request: bytes) -> dict[str, Any]:
+    async def child(module: str, request: bytes) -> dict[str, Any]:
         began.set()
         try:
             await asyncio.Event().wait()
@@ -497,7 +497,7 @@ async def test_who_gives_up_ends_the_process(tmp_path: Path, monkeypatch: pytest
             ended.set()
         return {}
 
-    monkeypatch.setattr(pulls, "_child", child)
+    monkeypatch.setattr(pulls.children, "ask", child)
     made = pulls.Pulls(str(tmp_path / "images"), (), ())
     first, second = (asyncio.create_task(made.fetch("r.example/app:1", Pull())) for _ in range(2))
     await began.wait()

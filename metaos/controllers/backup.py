@@ -1,0 +1,249 @@
+"""Backup: gives the site of a workload its BackupSchedule, with the store and its Secret, and says what became of it.
+
+A schedule is one Work at the one site where its workload is decided to be; the Secret of the store follows it there. Where an
+intent bars the country in which a store lies, the site is told nothing of it.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from metaos.client import Client
+from metaos.clock import Clock
+from metaos.controllers.facts import decided, decides, placeable, placement_name
+from metaos.controllers.recorder import Recorder
+from metaos.controllers.render import cluster_of, source_label, source_of, work
+from metaos.controllers.settings import Settings
+from metaos.reconcile.manager import Manager
+from metaos.reconcile.reconciler import DONE, Result
+from metaos.resources import scheme, workload
+from metaos.resources.backups import points, rendered, reported, rpo_of, store_of, workload_of
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import (
+    SOURCE_LABEL,
+    Obj,
+    ObjectRef,
+    condition,
+    deleting,
+    format_time,
+    generation,
+    labels,
+    name,
+    namespace,
+    parse_time,
+    ref,
+    uid,
+    with_condition,
+)
+from metaos.resources.reading import is_kubernetes, residency_of
+from metaos.resources.targets import lawful, wanted_text
+
+NAME = "backup"
+_KINDS = {"StatefulSet": scheme.STATEFUL_SET, "Deployment": scheme.DEPLOYMENT}
+
+
+class BackupReconciler:
+    """Keys are BackupSchedules."""
+
+    name = NAME
+
+    def __init__(self, manager: Manager, client: Client, clock: Clock) -> None:
+        self._client, self._clock = client, clock
+        self._recorder = Recorder(client, clock, "backup-controller")
+        self._schedules, self._stores = manager.informer(scheme.BACKUP_SCHEDULE), manager.informer(scheme.BACKUP_STORE)
+        self._workloads = {word: manager.informer(kind) for word, kind in _KINDS.items()}
+        self._placements, self._intents = manager.informer(scheme.PLACEMENT), manager.informer(scheme.INTENT)
+        self._clusters, self._works = manager.informer(scheme.CLUSTER), manager.informer(scheme.WORK)
+        self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
+
+    async def reconcile(self, about: ObjectRef) -> Result:
+        schedule = self._schedules.get(about.name, about.namespace)
+        existing = {cluster_of(w): w for w in self._works.by_index("source", source_label(about)) if not deleting(w)}
+        if schedule is None or deleting(schedule):
+            await self._only({}, existing)
+            return DONE
+        obj = self._workload(schedule)
+        wanted, reason, message = self._decide(schedule, obj)
+        await self._only(wanted, existing)
+        await self._say(schedule, obj, wanted, existing, reason, message)
+        return DONE
+
+    def _workload(self, schedule: Obj) -> Obj | None:
+        kind, called = workload_of(schedule)
+        return self._workloads[kind].get(called, namespace(schedule)) if kind in self._workloads else None
+
+    def _decide(self, schedule: Obj, obj: Obj | None) -> tuple[dict[str, Obj], str, str]:
+        """(Site → its Work, why there is none, the same for people)."""
+        kind, called = workload_of(schedule)
+        store = self._stores.get(store_of(schedule), namespace(schedule))
+        if obj is None or not placeable(obj):
+            return {}, "NoWorkload", f"there is no {kind.lower()}/{called} in this namespace"
+        if store is None or deleting(store):
+            return (
+                {},
+                "NoStore",
+                f"there is no BackupStore {store_of(schedule)!r} in this namespace: make it, or correct storeRef",
+            )
+        claims = workload.claims(obj)
+        if not claims:
+            return {}, "NoVolumes", f"{kind.lower()}/{called} has no volumes of claims"
+        intents = self._intents.list(namespace(schedule))
+        law = frozenset(str(each) for each in (store.get("spec") or {}).get("jurisdictions") or ())
+        for target in residency_of(obj, intents):
+            if not lawful(target, law):
+                lies = f"lies in {', '.join(sorted(law))}" if law else "states no jurisdictions"
+                text = f"intent {target.intent!r} wants residency {wanted_text(target)}, and store {name(store)!r} {lies}"
+                return {}, "ResidencyForbids", f"{text}: nothing is sent there"
+        asked = rpo_of(obj, intents)
+        if asked is None and not (schedule.get("spec") or {}).get("schedule"):
+            return {}, "NoSchedule", "write spec.schedule, or an intent with the target rpo"
+        placement = self._placements.get(placement_name(ref(obj)), namespace(obj))
+        sites = decided(placement) if placement is not None and decides(placement, obj) else {}
+        if len(sites) != 1:
+            return (
+                {},
+                "Divided" if sites else "NotPlaced",
+                "it is placed nowhere yet"
+                if not sites
+                else (f"it is divided over {', '.join(sorted(sites))}, where volumes have the same names: keep it on one site"),
+            )
+        (site,) = sites
+        cluster = self._clusters.get(site)
+        if cluster is not None and is_kubernetes(cluster):
+            return {}, "Unsupported", f"site {site} is a Kubernetes cluster, whose volumes are its own: back them up there"
+        told = rendered(schedule, store, claims, None if asked is None else asked[0])
+        return {site: work(ref(schedule), site, [told])}, "", ""
+
+    async def _only(self, wanted: Mapping[str, Obj], existing: Mapping[str, Obj]) -> None:
+        for site, found in existing.items():
+            if site not in wanted:
+                try:
+                    await self._client.delete(scheme.WORK, name(found), namespace(found), uid=uid(found))
+                except ApiError as error:
+                    if error.code != 404:
+                        raise
+        for site, made in wanted.items():
+            present = existing.get(site)
+            if present is None:
+                await self._client.create(made)
+            elif present["spec"] != made["spec"]:
+                await self._client.update(present | {"spec": made["spec"]})
+
+    # -- what became of it ----------------------------------------------------------------------------------
+
+    async def _say(
+        self,
+        schedule: Obj,
+        obj: Obj | None,
+        wanted: Mapping[str, Obj],
+        existing: Mapping[str, Obj],
+        reason: str,
+        message: str,
+    ) -> None:
+        before: dict[str, Any] = schedule.get("status") or {}
+        status: dict[str, Any] = {**before, "observedGeneration": generation(schedule)}
+        said: dict[str, Any] = {}
+        for site in wanted:
+            said = self._report(schedule, existing.get(site))
+            fresh = [row for row in said.get("volumes") or () if row.get("recoveryPointTime") or row.get("reason")]
+            if any(row.get("recoveryPointTime") for row in fresh):
+                # Only now: what a lost site said counts until its successor has backed up itself.
+                status["site"] = site
+            if fresh:
+                others = [row for row in status.get("volumes") or () if row["claim"] not in {each["claim"] for each in fresh}]
+                status["volumes"] = sorted((*others, *fresh), key=lambda row: str(row["claim"]))
+            status["restores"] = await self._restored(
+                schedule, obj, site, status.get("restores") or (), said.get("restores") or ()
+            )
+        claims = workload.claims(obj) if obj is not None else []
+        status["volumes"] = [row for row in status.get("volumes") or () if not claims or row["claim"] in claims]
+        found = points(schedule | {"status": status}, claims)
+        known = [point for point in found.values() if point is not None]
+        status.pop("recoveryPointTime", None)
+        if known and len(known) == len(found):
+            status["recoveryPointTime"] = format_time(min(known))
+        now = self._clock.now()
+        failed = next((row for row in status["volumes"] if row.get("reason")), None)
+        if not reason and failed is not None:
+            reason, message = str(failed["reason"]), str(failed.get("message") or "")
+        if not reason and len(known) < len(found):
+            reason, message = "Pending", "no backup of all volumes has been made yet"
+        good = not reason
+        text = message or f"all volumes can be brought back to {status['recoveryPointTime']}"
+        conditions = before.get("conditions") or ()
+        status["conditions"] = with_condition(
+            conditions, "BackedUp", "True" if good else "False", reason or "BackedUp", text if not good else "", now
+        )
+        if {k: v for k, v in status.items() if v or k in before} == before:
+            return
+        was = condition(schedule, "BackedUp") or {}
+        if not good and reason != "Pending" and was.get("reason") != reason:
+            await self._recorder.event(schedule, reason, message, warning=True)
+        if good and was.get("status") == "False":
+            await self._recorder.event(schedule, "BackedUp", text)
+        await self._client.update(schedule | {"status": status}, subresource="status")
+
+    def _report(self, schedule: Obj, found: Obj | None) -> dict[str, Any]:
+        for entry in ((found or {}).get("status") or {}).get("manifests") or ():
+            if entry.get("kind") == scheme.BACKUP_SCHEDULE.kind and entry.get("uid") == uid(schedule):
+                return reported(entry.get("status"))
+        return {}
+
+    async def _restored(
+        self, schedule: Obj, obj: Obj | None, site: str, before: Iterable[Mapping[str, Any]], said: Iterable[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """The rows of what was brought back, with what was lost, and an Event for each that is new."""
+        order = self._order(obj, site)
+        known = {(row.get("id"), row.get("claim")): dict(row) for row in before}
+        for row in said:
+            if row.get("id") == order.get("id") and row.get("recoveryPointTime") and order.get("lostTime"):
+                row["lostSeconds"] = max(0.0, parse_time(order["lostTime"]) - parse_time(row["recoveryPointTime"]))
+            old = known.get((row.get("id"), row.get("claim")), {})
+            if row.get("backup") and not old.get("backup"):
+                lost = (
+                    f"; of what was written at the lost site at most {row['lostSeconds']:.0f} s are lost"
+                    if "lostSeconds" in row
+                    else ""
+                )
+                text = f"volume {row['claim']} was brought back at {site} from {row['backup']}, as at {row['recoveryPointTime']}"
+                for each in (schedule, obj) if obj is not None else (schedule,):
+                    await self._recorder.event(each, "Restored", text + lost, warning=bool(lost))
+            known[row.get("id"), row.get("claim")] = row
+        return list(known.values())[-20:]
+
+    def _order(self, obj: Obj | None, site: str) -> dict[str, Any]:
+        found = [] if obj is None else self._works.by_index("source", source_label(ref(obj)))
+        return next((dict(w["spec"]["restore"]) for w in found if cluster_of(w) == site and w["spec"].get("restore")), {})
+
+
+def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
+    """Runs it: for schedules, and for those whose store, workload, placement, intents or Works changed."""
+    schedules = manager.informer(scheme.BACKUP_SCHEDULE)
+
+    def named(where: str, kind: str, called: str) -> list[ObjectRef]:
+        return [ref(s) for s in schedules.list(where) if workload_of(s) == (kind, called)]
+
+    def of_placement(obj: Obj) -> list[ObjectRef]:
+        about = (obj.get("spec") or {}).get("workloadRef") or {}
+        return named(namespace(obj), str(about.get("kind")), str(about.get("name")))
+
+    def of_store(obj: Obj) -> list[ObjectRef]:
+        return [ref(s) for s in schedules.list(namespace(obj)) if store_of(s) == name(obj)]
+
+    def of_intent(obj: Obj) -> list[ObjectRef]:
+        return [ref(s) for s in schedules.list(namespace(obj))]
+
+    def of_work(obj: Obj) -> list[ObjectRef]:
+        about = source_of(obj)
+        return [about] if about.kind == scheme.BACKUP_SCHEDULE.kind else []
+
+    manager.add(
+        BackupReconciler(manager, client, clock),
+        [
+            (scheme.BACKUP_SCHEDULE, lambda obj: [ref(obj)]),
+            (scheme.BACKUP_STORE, of_store),
+            (scheme.PLACEMENT, of_placement),
+            (scheme.INTENT, of_intent),
+            (scheme.WORK, of_work),
+            *((kind, lambda obj: named(namespace(obj), str(obj.get("kind")), name(obj))) for kind in _KINDS.values()),
+        ],
+    )
