@@ -25,6 +25,8 @@ ROLES = {
         "cost",
         "ledger receipts",
         "ledger verify",
+        "volume list",
+        "volume restore",
     ),
     "Operator of the continuum": (
         *("up", "kubeconfig", "revoke", "join-token", "ca status", "ca rotate", "ca retire"),

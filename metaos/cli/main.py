@@ -818,6 +818,62 @@ def image_remove(name: str, data: Path | None, output: str) -> None:
     emit({"removed": name}, output, text=f"removed {name}")
 
 
+@nemo.group()
+def volume() -> None:
+    """Volumes that are backed up, and bringing one back.
+
+    \b
+    Example: nemo volume list -n shop
+    """
+
+
+@volume.command("list")
+@NAMESPACE
+@OUTPUT
+@hub_options
+def volume_list(namespace: str, output: str, kubeconfig: Path | None, data: Path | None) -> None:
+    """Show to which moment each volume can be brought back, and what is wrong.
+
+    \b
+    Example: nemo volume list -n shop
+    """
+    from metaos.cli.volumes import show
+
+    show(namespace, output, kubeconfig, data or default_data("hub"))
+
+
+@volume.command("restore")
+@click.argument("claim")
+@click.option("--from", "backup", default="", metavar="BACKUP", help="Which backup [default: the newest].")
+@click.option("--at", default="", metavar="TIME", help="The newest backup that is not younger, for example 2026-12-01T03:00:00Z.")
+@click.option(
+    "--wait", type=click.FloatRange(0, 86400), default=60.0, show_default=True, help="So many seconds until it is done."
+)
+@NAMESPACE
+@OUTPUT
+@hub_options
+def volume_restore(
+    claim: str,
+    backup: str,
+    at: str,
+    wait: float,
+    namespace: str,
+    output: str,
+    kubeconfig: Path | None,
+    data: Path | None,
+) -> None:
+    """Bring volume CLAIM back from a backup, at the site where its workload is. Scale that to 0 before.
+
+    What lies there now is kept beside it, until the next time.
+
+    \b
+    Example: nemo volume restore data-db-0 -n shop --at 2026-12-01T03:00:00Z
+    """
+    from metaos.cli.volumes import bring_back
+
+    bring_back(claim, backup, at, wait, namespace, output, kubeconfig, data or default_data("hub"))
+
+
 @nemo.command()
 @OUTPUT
 def doctor(output: str) -> None:

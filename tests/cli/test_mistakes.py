@@ -50,6 +50,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "token revoke": ("0123456789ab",),
     "token get": ("--session", "{folder}/text.yaml"),
     "twin from-live": ("{folder}/scenario.yaml",),
+    "volume restore": ("data-db-0", "--wait", "0"),
     "why": ("deployment/web",),
 }
 #: Those that print for people only, or one format of their own.
@@ -138,7 +139,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     return go
 
 
-@pytest.mark.parametrize("path", [*COMMANDS, "intent", "image", "keys", "ca", "ledger", "cluster", "token", "device"])
+@pytest.mark.parametrize("path", [*COMMANDS, "intent", "image", "keys", "ca", "ledger", "cluster", "token", "device", "volume"])
 def test_help_has_an_example(path: str, run: Any) -> None:
     said = run(path, "--help", needs=False)
     assert said.code == 0 and "Example" in said.out and f"nemo {path.split()[0]}" in said.out.partition("Example")[2]

@@ -1,0 +1,182 @@
+"""Schedules go to the sites of their workloads, and what is lost with a site is brought back elsewhere, or not, for a reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from metaos.controllers import backup, migration, placement, work
+from metaos.controllers import intent as intents
+from metaos.resources import scheme
+from metaos.resources.meta import Obj, condition, format_time
+from tests.clock import FakeClock
+from tests.controllers.continuum import cluster, events, intent, places, running, until
+from tests.fake_client import FakeClient
+
+SETUPS = placement.setup, work.setup, migration.setup, backup.setup, intents.setup
+RPO = {"name": "rpo", "condition": "IsLessThan", "value": 10, "unit": "min"}
+
+
+def database() -> Obj:
+    container = {"name": "c", "image": "python:3", "resources": {"requests": {"cpu": "100m", "memory": "32Mi"}}}
+    spec: dict[str, Any] = {"replicas": 1, "template": {"spec": {"containers": [container]}}}
+    spec["volumeClaimTemplates"] = [{"metadata": {"name": "data"}, "spec": {}}]
+    metadata = {"name": "db", "namespace": "shop", "uid": "u-db", "generation": 1}
+    return {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": metadata, "spec": spec}
+
+
+def store(jurisdictions: tuple[str, ...] = ("EU",)) -> Obj:
+    spec = {"endpoint": "https://s3", "bucket": "b", "secretRef": {"name": "store"}, "jurisdictions": list(jurisdictions)}
+    return {**scheme.BACKUP_STORE.empty("eu", "shop"), "spec": spec}
+
+
+def schedule(**spec: Any) -> Obj:
+    usual = {"workload": {"kind": "StatefulSet", "name": "db"}, "storeRef": {"name": "eu"}}
+    found: Obj = {**scheme.BACKUP_SCHEDULE.empty("db", "shop"), "spec": {**usual, **spec}}
+    found["metadata"] |= {"uid": "u-schedule", "generation": 1}
+    return found
+
+
+def secret() -> Obj:
+    return {**scheme.SECRET.empty("store", "shop"), "data": {}}
+
+
+ALL = database(), store(), schedule(), secret(), intent(RPO)
+
+
+def at(client: FakeClient, name: str) -> list[str]:
+    found = [w for w in client.objects(scheme.WORK) if w["metadata"]["name"] == name]
+    return sorted(w["metadata"]["labels"]["meta-os.eu/cluster"] for w in found)
+
+
+def said(client: FakeClient) -> dict[str, Any]:
+    found = client.find(scheme.BACKUP_SCHEDULE, "db", "shop") or {}
+    return condition(found, "BackedUp") or {}
+
+
+def report(client: FakeClient, clock: FakeClock, site: str, age: float = 0.0, **more: Any) -> None:
+    """A site's agent says that it has backed up."""
+    found = client.find(scheme.WORK, "backupschedule.shop.db", f"nemo-cluster-{site}")
+    assert found is not None
+    row = {"claim": "data-db-0", "backup": "b", "recoveryPointTime": format_time(clock.now() - age), "bytes": 10, "seconds": 1.0}
+    row |= {"restoreSeconds": 2.0, **more.pop("row", {})}
+    entry = {"kind": "BackupSchedule", "name": "db", "uid": "u-schedule", "status": {"volumes": [row], **more}}
+    client.seed({**found, "status": {"manifests": [entry]}})
+
+
+async def test_a_schedule_goes_where_its_workload_is_and_its_secret_with_it() -> None:
+    async with running(*SETUPS, objects=(cluster("a"), *ALL)) as (client, clock):
+        await until(clock, lambda: at(client, "backupschedule.shop.db") == ["a"] == at(client, "secret.shop.store"))
+        told = client.objects(scheme.WORK)
+        (manifest,) = [m for w in told for m in w["spec"]["manifests"] if m["kind"] == "BackupSchedule"]
+        assert manifest["spec"]["rpoSeconds"] == 600 and manifest["spec"]["claims"] == ["data-db-0"]
+        assert "jurisdictions" not in manifest["spec"]["store"]
+        assert said(client)["reason"] == "Pending"
+        report(client, clock, "a")
+        await until(clock, lambda: said(client).get("status") == "True")
+        report(client, clock, "a", row={"reason": "StoreFull", "message": "it is full"})
+        await until(clock, lambda: said(client).get("reason") == "StoreFull")
+        assert "StoreFull" in events(client)
+        client.drop(scheme.BACKUP_SCHEDULE, "db", "shop")
+        await until(clock, lambda: at(client, "backupschedule.shop.db") == [] == at(client, "secret.shop.store"))
+
+
+@pytest.mark.parametrize(
+    ("objects", "reason"),
+    [
+        ((store(), schedule(), intent(RPO)), "NoWorkload"),
+        ((database(), schedule(), intent(RPO)), "NoStore"),
+        ((database(), store(), schedule()), "NoSchedule"),
+        (
+            (
+                database(),
+                store(("US",)),
+                schedule(),
+                intent(RPO),
+                intent({"name": "residency", "condition": "IsOneOf", "value": ["EU"]}, name="home"),
+            ),
+            "ResidencyForbids",
+        ),
+        (
+            (
+                database(),
+                store(()),
+                schedule(schedule="@daily"),
+                intent({"name": "residency", "condition": "IsOneOf", "value": ["EU"]}, name="home"),
+            ),
+            "ResidencyForbids",
+        ),
+    ],
+)
+async def test_why_nothing_is_backed_up(objects: tuple[Obj, ...], reason: str) -> None:
+    async with running(*SETUPS, objects=(cluster("a"), secret(), *objects)) as (client, clock):
+        await until(clock, lambda: said(client).get("reason") == reason)
+        assert said(client)["message"] and at(client, "backupschedule.shop.db") == []
+        assert at(client, "secret.shop.store") == [], "what opens the store is not sent either"
+
+
+async def lost(client: FakeClient, clock: FakeClock, age: float) -> None:
+    """The database is at a, which has backed up so long ago, and is lost."""
+    await until(clock, lambda: at(client, "statefulset.shop.db") == ["a"])
+    await until(clock, lambda: at(client, "backupschedule.shop.db") == ["a"])
+    if age >= 0:
+        report(client, clock, "a", age)
+        await until(clock, lambda: (client.find(scheme.BACKUP_SCHEDULE, "db", "shop") or {}).get("status", {}).get("site"))
+    client.seed(cluster("b", tier="edge"))
+    taint = {"key": "meta-os.eu/unreachable", "effect": "NoExecute", "timeAdded": format_time(clock.now())}
+    gone = cluster("a", ready=False, taints=[taint])
+    gone["status"]["conditions"][0]["lastTransitionTime"] = format_time(clock.now())
+    client.seed(gone)
+
+
+async def test_a_lost_database_goes_on_elsewhere_from_its_backup() -> None:
+    lease: Obj = {**scheme.LEASE.empty("a", "nemo-cluster-a"), "spec": {"renewTime": "then"}}
+    async with running(*SETUPS, objects=(cluster("a"), lease, *ALL)) as (client, clock):
+        await lost(client, clock, 300.0)
+        await until(clock, lambda: places(client, "statefulset-db") == {"b": 1}, 200)
+        await until(clock, lambda: at(client, "statefulset.shop.db") == ["a", "b"], 200)
+        fresh = client.find(scheme.WORK, "statefulset.shop.db", "nemo-cluster-b") or {}
+        order = fresh["spec"]["restore"]
+        assert order["schedule"] == "db" and order["claims"] == ["data-db-0"] and order["id"].startswith("a@")
+        old = client.find(scheme.WORK, "statefulset.shop.db", "nemo-cluster-a") or {}
+        assert old["spec"]["manifests"][0]["spec"]["replicas"] == 0 and old["spec"]["fencing"]
+        await until(clock, lambda: at(client, "backupschedule.shop.db") == ["b"])
+        row = {"id": order["id"], "claim": "data-db-0", "backup": "b", "recoveryPointTime": format_time(clock.now() - 900)}
+        report(client, clock, "b", restores=[row], row={"recoveryPointTime": None, "backup": None})
+        await until(clock, lambda: "Restored" in events(client))
+        status = (client.find(scheme.BACKUP_SCHEDULE, "db", "shop") or {})["status"]
+        assert status["restores"][0]["lostSeconds"] > 0 and status["site"] == "a", "until the new site has backed up itself"
+
+
+@pytest.mark.parametrize(
+    ("age", "targets"),
+    [(-1.0, (RPO,)), (30.0, ()), (1200.0, ({**RPO, "hard": True},))],
+    ids=["no backup", "nobody agreed to lose anything", "more is lost than may be"],
+)
+async def test_a_lost_database_waits(age: float, targets: tuple[dict[str, Any], ...]) -> None:
+    objects = [database(), store(), schedule(schedule="@hourly"), secret()]
+    objects += [intent(*targets)] if targets else []
+    async with running(*SETUPS, objects=(cluster("a"), *objects)) as (client, clock):
+        await lost(client, clock, age)
+        await clock.advance(300)
+        assert places(client, "statefulset-db") == {"a": 1} and at(client, "statefulset.shop.db") == ["a"]
+
+
+async def test_what_an_intent_is_told() -> None:
+    late = {"name": "rto", "condition": "IsLessThan", "value": 1, "unit": "s"}
+    async with running(*SETUPS, objects=(cluster("a"), *ALL[:4], intent(RPO, late))) as (client, clock):
+        await until(clock, lambda: at(client, "backupschedule.shop.db") == ["a"])
+
+        def rows() -> dict[str, Any]:
+            found = (client.find(scheme.INTENT, "wish", "shop") or {}).get("status") or {}
+            return {row["name"]: row for row in found.get("targets") or ()}
+
+        await until(clock, lambda: rows().get("rpo", {}).get("fulfilment") == "Degraded")
+        report(client, clock, "a", 60.0)
+        await until(clock, lambda: rows()["rpo"]["fulfilment"] == "Fulfilled")
+        assert rows()["rto"]["fulfilment"] == "Degraded" and rows()["rto"]["value"] > 100
+        await clock.advance(500)
+        assert rows()["rpo"]["fulfilment"] == "Fulfilled"
+        await clock.advance(60)
+        assert rows()["rpo"]["fulfilment"] == "Degraded", "without a word from anybody"
