@@ -144,6 +144,7 @@ HANDED = {
     "work": {"Work"},
     "status": {kind.kind for kind in (*scheme.WORKLOADS, scheme.PERSISTENT_VOLUME_CLAIM)},
     "service": {"EndpointSlice", "Work"},
+    "serviceexport": {"ServiceExport", "ServiceImport", "Work"},
     "networkpolicy": {"Work"},
     "intent": {"Intent"},
     "carbon": {"ConfigMap"},

@@ -214,6 +214,7 @@ def limits_page() -> str:
         watch,
     )
     from metaos.apiserver.custom import definition, judge, judging, webhooks
+    from metaos.members import relaying
     from metaos.resources import meta, services
 
     rows = [
@@ -285,6 +286,11 @@ def limits_page() -> str:
             "422; it fails; it fails",
         ),
         ("Answer of a webhook; its time", f"{amount(webhooks.MOST_BYTES)}; 30 s", "as its failurePolicy says"),
+        (
+            "Ports that a Kubernetes member's agent listens on for imported Services; connections to them",
+            f"{relaying.MAX_PORTS} of {relaying.PORTS[0]} to {relaying.PORTS[-1]}; {relaying.MAX_RELAYS}",
+            "the import is not relayed; closed",
+        ),
         (
             "Addresses of Services; ports of nodes",
             f"{services.ADDRESSES - 2:,} of {services.RANGE}; {services.NODE_PORTS[0]} to {services.NODE_PORTS[-1]}",

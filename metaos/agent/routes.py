@@ -115,12 +115,15 @@ def plan(manifests: Iterable[Obj], pods: Iterable[Obj], addresses: Addresses, si
     """Namespace → what its pods see. ``manifests``: this site's Services, EndpointSlices and workloads (a draining one is
     annotated so); ``pods``: its local pods."""
     found_services: list[Obj] = []
+    imported: set[tuple[str, str]] = set()
     slices: dict[tuple[str, str], list[Obj]] = {}
     draining: set[str] = set()
     for manifest in manifests:
         kind = manifest.get("kind")
         if kind == "Service":
             found_services.append(manifest)
+        elif kind == "ServiceImport":
+            imported.add((namespace(manifest), name(manifest)))
         elif kind == "EndpointSlice":
             slices.setdefault((namespace(manifest), labels(manifest).get(SERVICE_NAME_LABEL, "")), []).append(manifest)
         elif DRAINING in meta.annotations(manifest):
@@ -131,9 +134,18 @@ def plan(manifests: Iterable[Obj], pods: Iterable[Obj], addresses: Addresses, si
     found: dict[str, tuple[dict[str, list[str]], dict[str, dict[Listener, Route]]]] = {}
     for service in sorted(found_services, key=lambda s: (namespace(s), name(s))):
         where = namespace(service)
+        far = (where, name(service)) in imported
         hosts, routes = found.setdefault(where, ({}, {"TCP": {}, "UDP": {}}))
         _add_service(
-            service, by_namespace.get(where, []), slices.get((where, name(service)), []), draining, addresses, site, hosts, routes
+            service,
+            by_namespace.get(where, []),
+            slices.get((where, name(service)), []),
+            draining,
+            addresses,
+            site,
+            hosts,
+            routes,
+            far,
         )
     return {
         where: NamespacePlan(tuple((address, tuple(names)) for address, names in sorted(hosts.items())), *routes.values())
@@ -150,6 +162,7 @@ def _add_service(
     site: str,
     hosts: dict[str, list[str]],
     by_protocol: dict[str, dict[Listener, Route]],
+    imported: bool,
 ) -> None:
     where, spec = namespace(service), service.get("spec") or {}
     if spec.get("type") == "ExternalName":
@@ -162,6 +175,8 @@ def _add_service(
         if not services.allotted(address):
             address = addresses.of(service_key(where, name(service)))
         hosts.setdefault(address, []).extend(service_names(where, name(service)))
+        if imported:
+            hosts[address].append(clusterset_name(where, name(service)))
     for port in spec.get("ports") or ():
         routes = by_protocol.get(str(port.get("protocol") or "TCP"))
         if routes is None:
@@ -171,7 +186,7 @@ def _add_service(
             for pod in chosen
             if (number := target_port(port, pod)) is not None
         ]
-        remote = list(_remote(slices, str(port.get("name") or ""), site, early))
+        remote = list(remote_endpoints(slices, str(port.get("name") or ""), site, early))
         if spec.get("internalTrafficPolicy") == "Local" and not headless:
             remote = []
         if not headless:
@@ -184,13 +199,11 @@ def _add_service(
             )
             continue
         for pod, endpoint in local:
-            _add_headless(
-                service, site, name(pod), endpoint.port, Route(where, name(service), (endpoint,)), addresses, hosts, routes
-            )
+            route = Route(where, name(service), (endpoint,))
+            _add_headless(service, site, name(pod), endpoint.port, route, addresses, hosts, routes, imported)
         for pod_name, far in remote:
-            _add_headless(
-                service, far.cluster, pod_name, far.port, Route(where, name(service), (), (far,)), addresses, hosts, routes
-            )
+            route = Route(where, name(service), (), (far,))
+            _add_headless(service, far.cluster, pod_name, far.port, route, addresses, hosts, routes, imported)
 
 
 def _add_headless(
@@ -202,12 +215,15 @@ def _add_headless(
     addresses: Addresses,
     hosts: dict[str, list[str]],
     routes: dict[Listener, Route],
+    imported: bool,
 ) -> None:
     """One endpoint of a headless Service: its own address, under the Service's name and under its own."""
     where = namespace(service)
     address = addresses.of(pod_key(cluster, where, pod))
     names = hosts.setdefault(address, [])
-    for each in (*service_names(where, f"{pod}.{name(service)}"), *service_names(where, name(service))):
+    far = (clusterset_name(where, f"{pod}.{cluster}.{name(service)}"), clusterset_name(where, name(service)))
+    own = (*service_names(where, f"{pod}.{name(service)}"), *service_names(where, name(service)))
+    for each in own + (far if imported else ()):
         if each not in names:
             names.append(each)
     routes[(address, port)] = route
@@ -217,7 +233,13 @@ def service_names(namespace: str, service: str) -> tuple[str, ...]:
     return (service, f"{service}.{namespace}", f"{service}.{namespace}.svc", f"{service}.{namespace}.svc.cluster.local")
 
 
-def _remote(slices: list[Obj], port: str, site: str, early: bool) -> Iterable[tuple[str, RemoteEndpoint]]:
+def clusterset_name(namespace: str, service: str) -> str:
+    """The name by the Multi-Cluster Services API. Source: KEP-1645."""
+    return f"{service}.{namespace}.svc.clusterset.local"
+
+
+def remote_endpoints(slices: list[Obj], port: str, site: str, early: bool) -> Iterable[tuple[str, RemoteEndpoint]]:
+    """Pods at other sites behind the port of this name, by their names. ``early``: also those that are not ready."""
     found: dict[tuple[str, str], RemoteEndpoint] = {}
     for each in slices:
         for offered in each.get("ports") or ():

@@ -8,7 +8,7 @@ from typing import Any
 
 from metaos.apiserver.cells import NONE, UNKNOWN, Cell, spec
 from metaos.resources import quantity
-from metaos.resources.meta import Obj
+from metaos.resources.meta import Obj, condition
 
 
 def _listed(values: list[str]) -> str:
@@ -21,6 +21,18 @@ def ingress_hosts(ingress: Obj, now: float) -> str:
 
 def ingress_ports(ingress: Obj, now: float) -> str:
     return "80, 443" if spec(ingress).get("tls") else "80"
+
+
+def import_addresses(found: Obj, now: float) -> str:
+    return ",".join(map(str, spec(found).get("ips") or ()))
+
+
+def export_valid(export: Obj, now: float) -> str:
+    return str((condition(export, "Valid") or {}).get("status") or "Unknown")
+
+
+def export_conflict(export: Obj, now: float) -> str:
+    return str((condition(export, "Conflict") or {}).get("status") or "Unknown")
 
 
 def load_balancer(obj: Obj, now: float) -> str:
@@ -132,6 +144,9 @@ CELLS: Mapping[str, Cell] = {
     "ingress_hosts": ingress_hosts,
     "ingress_ports": ingress_ports,
     "load_balancer": load_balancer,
+    "import_addresses": import_addresses,
+    "export_valid": export_valid,
+    "export_conflict": export_conflict,
     "class_parameters": class_parameters,
     "expansion": expansion,
     "volume_capacity": volume_capacity,

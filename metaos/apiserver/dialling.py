@@ -47,7 +47,12 @@ class DialRule:
             why = refusal(policies, caller, self._peer(mirror, protocol), port, protocol)
             if why is not None:
                 raise Refused(why)
-        said = {"namespace": where, "pod": caller.name, "labels": caller.labels, "namespaceLabels": caller.namespace_labels}
+        said = {
+            "namespace": caller.namespace,
+            "pod": caller.name,
+            "labels": caller.labels,
+            "namespaceLabels": caller.namespace_labels,
+        }
         return {"type": kind, "namespace": where, "pod": pod, "port": port, "source": said}
 
     def _leads(self, where: str, pod: str, target: str, port: int, protocol: str) -> bool:
@@ -59,12 +64,16 @@ class DialRule:
         )
 
     def _caller(self, site: str, where: str, claimed: Any, protocol: str) -> Peer:
-        """Pods reach Services of their own namespace. One that the hub does not know has no labels."""
-        pod = str(claimed.get("pod") or "") if isinstance(claimed, dict) else ""
-        mirror = self._pods.get(pod, where) if pod else None
+        """Pods reach Services of their own namespace; those of a Kubernetes member others, too, where these are imported. One
+        that the hub does not know has no labels, and what is from outside of the federation is of no namespace."""
+        said = claimed if isinstance(claimed, dict) else {}
+        if said.get("outside"):
+            return Peer("", "", {}, {})
+        pod, home = str(said.get("pod") or ""), str(said.get("namespace") or where)
+        mirror = self._pods.get(pod, home) if pod else None
         if mirror is not None and (mirror.get("spec") or {}).get("nodeName") == site:
             return self._peer(mirror, protocol)
-        return Peer(where, "", {}, self._labels(where))
+        return Peer(where, "", {}, self._labels(where)) if home == where else Peer("", "", {}, {})
 
     def _peer(self, pod: Obj, protocol: str) -> Peer:
         # With the label that mirrors have, on a user's own Pod too, so that policies may speak of sites.

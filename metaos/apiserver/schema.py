@@ -32,7 +32,11 @@ _REF = "#/$defs/"
 _META = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
 _APIEXTENSIONS = "apiextensions.k8s.io"
 #: Groups whose schemas lie in ``metaos/resources/schemas`` → how the names of their definitions begin.
-OWN = {"meta-os.eu": "eu.meta-os.v1alpha1.", "metrics.k8s.io": "io.k8s.metrics.v1beta1."}
+OWN = {
+    "meta-os.eu": "eu.meta-os.v1alpha1.",
+    "metrics.k8s.io": "io.k8s.metrics.v1beta1.",
+    "multicluster.x-k8s.io": "io.x-k8s.multicluster.v1alpha1.",
+}
 SCALE = "io.k8s.api.autoscaling.v1.Scale"
 EVICTION = "io.k8s.api.policy.v1.Eviction"
 #: libyaml where it is there: ten times faster at start-up.

@@ -15,7 +15,7 @@ import click
 from metaos import __version__
 from metaos.cli.accounting import carbon, cost, ledger
 from metaos.cli.devices import device
-from metaos.cli.options import NAMESPACE, OUTPUT, PERIOD, SECONDS, default_data, hub_options, kubeconfig_option
+from metaos.cli.options import ADDRESS, NAMESPACE, OUTPUT, PERIOD, SECONDS, default_data, hub_options, kubeconfig_option
 from metaos.cli.people import login, token
 from metaos.cli.scores import SCORE
 from metaos.cli.sources import AUTHENTICATOR, CARBON_SOURCE, PRICE_SOURCE
@@ -273,6 +273,12 @@ def _address(text: str, option: str) -> Address:
     help="Who the hub's users are at the Kubernetes cluster in logs, exec, attach and port-forward: nemo:NAME (prefixed, the "
     "default), NAME (same), or the agent itself.",
 )
+@click.option(
+    "--relay",
+    type=ADDRESS,
+    help="An IPv4 address of this machine or pod that the Kubernetes cluster's pods reach: there the agent listens (ports 20000 "
+    "to 29999) for Services that the cluster imports. Nothing listens without it.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def agent(
     hub: str,
@@ -285,6 +291,7 @@ def agent(
     kubeconfig: Path | None,
     context: str,
     identities: str | None,
+    relay: str | None,
     verbose: bool,
 ) -> None:
     """Join this machine, or a Kubernetes cluster, to a hub as a site, and run its share. It only ever dials out.
@@ -297,8 +304,8 @@ def agent(
     from metaos.agent.entry import AgentConfig
     from metaos.config import allow_files, forbid_core_files, set_up_logging
 
-    if runtime != "kubernetes" and (kubeconfig or context or identities):
-        words = "--kubeconfig, --context and --identities"
+    if runtime != "kubernetes" and (kubeconfig or context or identities or relay):
+        words = "--kubeconfig, --context, --identities and --relay"
         raise click.UsageError(f"{words} are of a Kubernetes cluster: say --runtime kubernetes with them")
 
     set_up_logging(verbose=verbose)
@@ -318,7 +325,7 @@ def agent(
         from metaos.members.agent import main as run_member
         from metaos.members.callers import Identities
 
-        sys.exit(run_member(MemberConfig(config, kubeconfig, context, Identities(identities or "prefixed"))))
+        sys.exit(run_member(MemberConfig(config, kubeconfig, context, Identities(identities or "prefixed"), relay or "")))
     from metaos.agent.agent import main
 
     sys.exit(main(config))

@@ -35,6 +35,26 @@ class _Period(click.IntRange):
 
 SECONDS = _Seconds(min=1)
 PERIOD = _Period(1, 3600)
+
+
+class _Address(click.ParamType):  # type: ignore[type-arg]  # (generic in stubs only)
+    """An IPv4 address at which others can reach this machine."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from ipaddress import IPv4Address
+
+        try:
+            found = IPv4Address(value)
+        except ValueError:
+            self.fail(f"{value!r} is no IPv4 address, such as 10.0.0.7", param, ctx)
+        if found.is_loopback or found.is_unspecified or found.is_link_local or found.is_multicast:
+            self.fail(f"{value} is not one at which pods reach this machine: name that of its card, or the pod's own", param, ctx)
+        return str(found)
+
+
+ADDRESS = _Address()
 OUTPUT = click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How to print it.")
 NAMESPACE = click.option("-n", "--namespace", default="", help="The namespace (default: the kubeconfig's, or 'default').")
 

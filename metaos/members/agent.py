@@ -42,6 +42,7 @@ from metaos.members.news import MemberNews
 from metaos.members.nodes import architecture, totals
 from metaos.members.others import OtherPods
 from metaos.members.pods import MemberPods
+from metaos.members.relaying import Relays
 from metaos.members.status import about as described
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, cluster_namespace, name, uid
@@ -67,6 +68,8 @@ class MemberConfig:
     kubeconfig: Path | None = None
     context: str = ""
     identities: Identities = Identities.PREFIXED
+    #: An address of this machine or pod at which the cluster's pods reach imported Services; empty: they do not.
+    relay: str = ""
 
 
 class KubernetesAgent:
@@ -98,6 +101,15 @@ class KubernetesAgent:
         self.events = SiteEvents(
             client, self.contact, clock, random, self._name, lambda where, pod: self.mirrors.uid_of(where, pod)
         )
+        self.relays: Relays | None = None
+        if config.relay:
+            self.relays = Relays(
+                config.relay,
+                self._name,
+                self.works.get,
+                self.connection.dial,
+                lambda address: self.pods.at(address),
+            )
         self.applier = Applier(
             member,
             self.works,
@@ -107,6 +119,7 @@ class KubernetesAgent:
             self._look,
             self.events.record,
             lambda: self.pods.refresh(),
+            self.relays,
         )
         self._changed = asyncio.Event()
         news = MemberNews(member, clock, lambda involved: self.pods.known(involved), self.events.record)
@@ -176,6 +189,8 @@ class KubernetesAgent:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if self.relays is not None:
+                await self.relays.close()
             await self.mirrors.close()
             await self.access.close()
             await self.connection.close()

@@ -30,6 +30,7 @@ from metaos.members.manifests import (
     MEMBER_LABEL,
     TRACKING,
     WORK_LABEL,
+    is_import,
     is_skipped,
     phase,
     prepared,
@@ -39,11 +40,12 @@ from metaos.members.member import MAX_KINDS, WORKERS, Member
 from metaos.members.names import Names
 from metaos.members.ownership import Action, Applied, Live, closed, desired_step, found_step, is_ours, taken, unwanted_step
 from metaos.members.refusals import INVALID_SECONDS, refusal_of
+from metaos.members.relaying import Relays
 from metaos.members.spaces import Spaces
 from metaos.members.status import Outcome, Seen, about, work_status
 from metaos.reconcile.workqueue import backoff_seconds
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import Obj, ObjectRef, generation, name, ref, uid
+from metaos.resources.meta import Obj, ObjectRef, generation, name, namespace, ref, uid
 from metaos.resources.scheme import Kind
 
 log = logging.getLogger(__name__)
@@ -88,7 +90,9 @@ class Applier:
         changed: Callable[[str], None],
         record: Record,
         taken_up: Callable[[], None] = lambda: None,
+        relays: Relays | None = None,
     ) -> None:
+        self._relays = relays
         self._member, self._client, self._contact = member, member.client, member.contact
         self._works, self._id, self._clock, self._random = works, membership, clock, random
         self._tell, self._record, self._taken_up = changed, record, taken_up
@@ -191,17 +195,26 @@ class Applier:
                 self._outcomes.pop(each, None)
                 self._corrected.pop(each, None)
             self._turns.add(each, 0.0)
+        if self._relays is not None:
+            works = (self._works.get(work) or {} for work in names)
+            manifests = (m for work in works for m in (work.get("spec") or {}).get("manifests") or ())
+            self._relays.keep((namespace(m), name(m)) for m in manifests if is_import(m))
         self._taken_up()
 
     def _of_work(self, work: str) -> list[tuple[ObjectRef, Wanted]]:
         obj = self._works.get(work) or {}
-        key = uid(obj), generation(obj)
+        manifests = (obj.get("spec") or {}).get("manifests") or ()
+        imported = next((m for m in manifests if is_import(m)), None)
+        # Who is there to be relayed to is another Work's.
+        relayed = self._relays is not None and imported is not None and self._relays.reaches(namespace(imported), name(imported))
+        key = uid(obj), generation(obj), relayed
         cached = self._by_work.get(work)
         if cached is not None and cached[0] == key:
             return cached[1]
         found = []
-        for manifest in (obj.get("spec") or {}).get("manifests") or ():
-            if not is_skipped(manifest):
+        for said in manifests:
+            manifest = self._native(said)
+            if manifest is not None:
                 each = ref(manifest)
                 text = json.dumps([uid(obj), manifest], sort_keys=True, separators=(",", ":"))
                 digest = hashlib.sha256(text.encode()).hexdigest()
@@ -209,6 +222,12 @@ class Applier:
                 found.append((each, Wanted(manifest, body, work, digest, phase(each.group, each.kind))))
         self._by_work[work] = key, found
         return found
+
+    def _native(self, manifest: Obj) -> Obj | None:
+        """What the cluster gets for a manifest, if anything."""
+        if is_import(manifest):
+            return None if self._relays is None else self._relays.slice(manifest)
+        return None if is_skipped(manifest) else manifest
 
     def _ordered(self, refs: Any) -> list[ObjectRef]:
         """What is wanted in the order of phases, then what is to go in the opposite order."""
@@ -542,9 +561,10 @@ class Applier:
         mine = dict(self._of_work(name(work)))
 
         def look(manifest: Obj) -> Seen:
-            if is_skipped(manifest):
+            native = self._native(manifest)
+            if native is None:
                 return Seen(True, None, None, skipped=True)
-            each = ref(manifest)
+            each = ref(native)
             if self.held:
                 return Seen(False, Outcome("", "NotClaimed", self.held), None)
             found, holder = mine.get(each), self._wanted.get(each)

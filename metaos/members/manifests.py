@@ -54,6 +54,7 @@ _HARMLESS = frozenset(
 OLDER: dict[tuple[str, str], tuple[str, ...]] = {
     ("batch/v1", "CronJob"): ("batch/v1beta1",),
     ("policy/v1", "PodDisruptionBudget"): ("policy/v1beta1",),
+    ("discovery.k8s.io/v1", "EndpointSlice"): ("discovery.k8s.io/v1beta1",),
     ("autoscaling/v2", "HorizontalPodAutoscaler"): ("autoscaling/v2beta2",),
 }
 
@@ -121,6 +122,11 @@ def _powers(context: Mapping[str, Any], where: str) -> Iterator[str]:
 def is_skipped(manifest: Obj) -> bool:
     """Endpoints of other sites: their addresses mean nothing inside a Kubernetes cluster."""
     return manifest.get("kind") == "EndpointSlice" and "meta-os.eu/cluster" in labels(manifest)
+
+
+def is_import(manifest: Obj) -> bool:
+    """A Service of several clusters: the agent stands for those of its pods that are elsewhere."""
+    return manifest.get("kind") == "ServiceImport" and str(manifest.get("apiVersion")).startswith("multicluster.x-k8s.io/")
 
 
 def tracking(member: str, about: ObjectRef) -> str:

@@ -147,6 +147,13 @@ class MemberPods:
         known = self._pods.get((where, pod))
         return None if known is None else self._local(known)
 
+    def at(self, address: str) -> tuple[str, str] | None:
+        """Namespace and name of the pod of ours that has an address of the cluster."""
+        for key, pod in self._pods.items():
+            if pod["status"].get("podIP") == address and pod["status"].get("phase") == "Running":
+                return key if self._local(pod) is not None else None
+        return None
+
     def uids(self) -> set[str]:
         """Of those that are ours, at the cluster."""
         return {uid(pod) for pod in self._pods.values() if self._local(pod) is not None}

@@ -113,6 +113,10 @@ _NET = "networking.k8s.io"
 INGRESS = Kind(_NET, "v1", "Ingress", "ingresses", True, ("ing",), (), _STATUS)
 INGRESS_CLASS = Kind(_NET, "v1", "IngressClass", "ingressclasses", False)
 NETWORK_POLICY = Kind(_NET, "v1", "NetworkPolicy", "networkpolicies", True, ("netpol",))
+#: Multi-Cluster Services API (KEP-1645).
+_MCS = "multicluster.x-k8s.io"
+SERVICE_EXPORT = Kind(_MCS, "v1alpha1", "ServiceExport", "serviceexports", True, ("svcex",), (), _STATUS)
+SERVICE_IMPORT = Kind(_MCS, "v1alpha1", "ServiceImport", "serviceimports", True, ("svcim",), (), _STATUS)
 POD_DISRUPTION_BUDGET = Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets", True, ("pdb",), (), _STATUS)
 PRIORITY_CLASS = Kind("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses", False, ("pc",))
 STORAGE_CLASS = Kind("storage.k8s.io", "v1", "StorageClass", "storageclasses", False, ("sc",))
@@ -217,6 +221,8 @@ KINDS: tuple[Kind, ...] = (
     INGRESS,
     INGRESS_CLASS,
     NETWORK_POLICY,
+    SERVICE_EXPORT,
+    SERVICE_IMPORT,
     POD_DISRUPTION_BUDGET,
     PRIORITY_CLASS,
     STORAGE_CLASS,

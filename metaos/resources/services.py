@@ -6,6 +6,7 @@ routed nowhere. Source of what needs what: ``pkg/registry/core/service`` of Kube
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ FIRST_ADDRESS, ADDRESSES = (100 << 24) | (64 << 16), 1 << 20
 #: As Kubernetes' ``--service-node-port-range``.
 NODE_PORTS = range(30000, 32768)
 HEADLESS = "None"
+_DERIVED, _LONGEST = "-clusterset", 63
 
 
 def dotted(number: int) -> str:
@@ -66,6 +68,13 @@ def addresses(spec: Mapping[str, Any]) -> list[str]:
     found = list(spec.get("clusterIPs") or ())
     first = spec.get("clusterIP")
     return found or ([first] if first else [])
+
+
+def derived_name(service: str) -> str:
+    """What an imported Service is called at a Kubernetes member, where its own name is that of the member's pods alone."""
+    if len(service) + len(_DERIVED) <= _LONGEST:
+        return service + _DERIVED
+    return f"{service[: _LONGEST - len(_DERIVED) - 9]}-{hashlib.sha256(service.encode()).hexdigest()[:8]}{_DERIVED}"
 
 
 def lacks_address(service: Obj) -> bool:

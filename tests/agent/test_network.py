@@ -84,6 +84,19 @@ def only(found: Any) -> Any:
 # -- what is planned ----------------------------------------------------------------------------------------
 
 
+def test_an_imported_service_has_its_name_of_all_clusters_too() -> None:
+    imported = {"apiVersion": "multicluster.x-k8s.io/v1alpha1", "kind": "ServiceImport"}
+    imported |= {"metadata": {"name": "api", "namespace": "shop"}}  # type: ignore[dict-item]
+    ((_, names),) = plan([service(), imported], [pod("api-1")], Addresses(), "here")["shop"].hosts
+    assert names[-1] == "api.shop.svc.clusterset.local"
+    ((_, names),) = plan([service()], [pod("api-1")], Addresses(), "here")["shop"].hosts
+    assert not any("clusterset" in each for each in names)
+    ((_, names),) = plan([service(clusterIP="None"), imported], [pod("api-1")], Addresses(), "here")["shop"].hosts
+    assert {"api-1.here.api.shop.svc.clusterset.local", "api.shop.svc.clusterset.local"} <= set(names), (
+        "of one cluster, and of all"
+    )
+
+
 def test_a_service_has_the_hubs_address_and_all_else_one_of_the_sites() -> None:
     pods, addresses = [pod("api-1")], Addresses({"pod/here/shop/old-1": "100.64.0.9", "pod/here/shop/old-2": "100.90.0.9"})
     assert addresses.known == {"pod/here/shop/old-2": "100.90.0.9"}, "what an earlier release gave may be a Service's now"

@@ -40,7 +40,7 @@ FROM_WEB = policy(
 )
 
 
-async def asked(*objects: Obj, source: str = "a", caller: Any = "web", **more: Any) -> dict[str, Any]:
+async def asked(*objects: Obj, source: str = "a", caller: Any = "web", claimed: Any = None, **more: Any) -> dict[str, Any]:
     clock = FakeClock()
     client = FakeClient(clock)
     web = deployment() | {"metadata": {"name": "web", "namespace": "shop", "uid": "w"}}
@@ -57,7 +57,7 @@ async def asked(*objects: Obj, source: str = "a", caller: Any = "web", **more: A
             "namespace": "shop",
             "pod": "api",
             "port": 80,
-            "source": {"pod": caller, "labels": {"app": "web"}},
+            "source": claimed or {"pod": caller, "labels": {"app": "web"}},
         }
         return rule(source, "b", header | more)
     finally:
@@ -118,3 +118,17 @@ async def test_datagrams_go_where_a_service_leads_by_udp() -> None:
         await asked(udp, by_tcp, port=53, type="datagrams")
     by_udp = policy(podSelector={}, ingress=[{"ports": [{"port": 53, "protocol": "UDP"}]}])
     assert await asked(udp, by_udp, port=53, type="datagrams")
+
+
+async def test_who_calls_from_a_kubernetes_member_is_known_in_its_own_namespace_or_from_outside() -> None:
+    elsewhere = mirror("robot", "a", "web")
+    elsewhere["metadata"]["namespace"] = "plant"
+    said = (await asked(elsewhere, claimed={"namespace": "plant", "pod": "robot"}))["source"]
+    assert (said["namespace"], said["pod"]) == ("plant", "robot")
+    with pytest.raises(Refused):
+        await asked(elsewhere, FROM_WEB, claimed={"namespace": "plant", "pod": "robot"})
+    for claimed in ({"outside": True, "pod": "web"}, {"namespace": "plant", "pod": "none"}):
+        said = (await asked(claimed=claimed))["source"]
+        assert (said["namespace"], said["pod"], said["labels"], said["namespaceLabels"]) == ("", "", {}, {})
+        with pytest.raises(Refused):
+            await asked(FROM_WEB, claimed=claimed)

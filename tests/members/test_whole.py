@@ -110,7 +110,7 @@ class Cluster:
 class Agent:
     """``nemo agent --runtime kubernetes``, of one site at one hub."""
 
-    def __init__(self, continuum: Continuum, config: Path, site: dict[str, Any] = SITE) -> None:
+    def __init__(self, continuum: Continuum, config: Path, site: dict[str, Any] = SITE, *options: str) -> None:
         self.continuum, self.name = continuum, str(site["metadata"]["name"])
         folder = continuum.directory
         self.log = folder / f"{self.name}.log"
@@ -120,7 +120,7 @@ class Agent:
         token.write_text(continuum.nemo("join-token", self.name))
         self._command = [sys.executable, "-m", "metaos", "agent", "--runtime", "kubernetes", "--kubeconfig", str(config)]
         self._command += ["--hub", f"https://127.0.0.1:{continuum.port}", "--data", str(folder / self.name), "--site", str(file)]
-        self._command += ["--token-file", str(token), "--heartbeat", "1"]
+        self._command += ["--token-file", str(token), "--heartbeat", "1", *options]
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -1,0 +1,205 @@
+"""Imported Services inside a Kubernetes member: what their pods at other sites have for an address there.
+
+For each port of an import the agent listens at one address of its own, which the cluster's pods reach, and names it in an
+EndpointSlice of the derived Service. What connects is led to a ready pod of another site, through the agents' connections to the
+hub, which checks who calls: pods of the federation are known by their address, all others are from outside of it. The cluster's
+own pods serve without the agent. Only where the member's owner says so (``--relay``): nothing listens otherwise.
+Bounds: ``MAX_PORTS`` ports, ``MAX_RELAYS`` connections; TCP only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from metaos.agent.relay import refuse, relay_stream
+from metaos.agent.routes import RemoteEndpoint, Route, choices, remote_endpoints
+from metaos.resources.meta import Obj, ObjectRef, name, namespace
+from metaos.resources.services import derived_name
+from metaos.resources.workload import work_name
+from metaos.tunnel import Stream
+
+log = logging.getLogger(__name__)
+
+#: Where the agent listens: by a name's hash, so that an agent that starts again listens where it did.
+PORTS = range(20000, 30000)
+MAX_PORTS, MAX_RELAYS = 256, 1024
+MAX_TRIES = 4
+CONNECT_SECONDS = 5.0
+_PROBES = 64
+
+#: (namespace, name) of an import, and a port's name.
+Key = tuple[str, str, str]
+
+
+class Relays:
+    """``work`` gives a Work by name, ``dial`` a stream to another site's pod, ``caller`` the pod of ours that has an address: its
+    namespace and name."""
+
+    def __init__(
+        self,
+        address: str,
+        site: str,
+        work: Callable[[str], Obj | None],
+        dial: Callable[[dict[str, Any]], Awaitable[Stream]],
+        caller: Callable[[str], tuple[str, str] | None],
+    ) -> None:
+        self.address = address
+        self._site, self._work, self._dial, self._caller = site, work, dial, caller
+        self._sockets: dict[Key, socket.socket] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = 0
+
+    def reaches(self, where: str, service: str) -> bool:
+        """Whether a Service has a ready pod at another site."""
+        found, slices = self._service(where, service)
+        ports = (found.get("spec") or {}).get("ports") or ()
+        return any(self._endpoints(found, slices, str(port.get("name") or "")) for port in ports)
+
+    def slice(self, imported: Obj) -> Obj | None:
+        """The EndpointSlice for an import; ``None`` where the agent cannot stand for its pods."""
+        if (imported.get("spec") or {}).get("type") != "ClusterSetIP":
+            return None
+        where, called = namespace(imported), name(imported)
+        ports = []
+        for port in imported["spec"].get("ports") or ():
+            word = str(port.get("name") or "")
+            if port.get("protocol", "TCP") == "TCP" and (number := self._listen((where, called, word))):
+                ports.append({"name": word, "port": number, "protocol": "TCP"})
+        if not ports:
+            return None
+        there = {"addresses": [self.address], "conditions": {"ready": True}}
+        return {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": f"{derived_name(called)}-relay",
+                "namespace": where,
+                "uid": imported["metadata"].get("uid"),
+                "labels": {
+                    "kubernetes.io/service-name": derived_name(called),
+                    "endpointslice.kubernetes.io/managed-by": "relay.meta-os.eu",
+                },
+            },
+            "addressType": "IPv4",
+            # As long as nobody is there, the cluster's own pods have it all.
+            "endpoints": [there] if self.reaches(where, called) else [],
+            "ports": ports,
+        }
+
+    def keep(self, imports: Iterable[tuple[str, str]]) -> None:
+        """Listen for no others."""
+        wanted = set(imports)
+        for key in [key for key in self._sockets if key[:2] not in wanted]:
+            sock = self._sockets.pop(key)
+            asyncio.get_running_loop().remove_reader(sock)
+            sock.close()
+
+    async def close(self) -> None:
+        self.keep(())
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- listening ---------------------------------------------------------------------------------------------
+
+    def _listen(self, key: Key) -> int:
+        """The port; 0 where there is none."""
+        if key not in self._sockets:
+            if len(self._sockets) >= MAX_PORTS:
+                log.warning("imports have more than %d ports: %s/%s is not relayed", MAX_PORTS, *key[:2])
+                return 0
+            sock = self._bound("/".join(key))
+            if sock is None:
+                log.warning("imported Service %s/%s is not relayed: no port of %s is free", *key[:2], self.address)
+                return 0
+            self._sockets[key] = sock
+            asyncio.get_running_loop().add_reader(sock, self._accept, key, sock)
+        return int(self._sockets[key].getsockname()[1])
+
+    def _bound(self, seed: str) -> socket.socket | None:
+        start = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big")
+        for step in range(_PROBES):
+            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind((self.address, PORTS[(start + step) % len(PORTS)]))
+                sock.listen(64)
+                sock.setblocking(False)
+                return sock
+            except OSError:
+                sock.close()
+        return None
+
+    def _accept(self, key: Key, sock: socket.socket) -> None:
+        try:
+            accepted, (peer, _) = sock.accept()
+        except OSError:
+            return
+        accepted.setblocking(False)
+        if len(self._tasks) >= MAX_RELAYS:
+            refuse(accepted)
+            return
+        self._turn += 1
+        task = asyncio.get_running_loop().create_task(self._relay(key, accepted, str(peer), self._turn))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- connections -------------------------------------------------------------------------------------------
+
+    async def _relay(self, key: Key, accepted: socket.socket, peer: str, turn: int) -> None:
+        where, service, port = key
+        found, slices = self._service(where, service)
+        sticky = (found.get("spec") or {}).get("sessionAffinity") == "ClientIP"
+        route = Route(where, service, (), self._endpoints(found, slices, port), sticky)
+        pod = self._caller(peer)
+        # The cluster's own pods, and what its nodes stand for, belong to no namespace of the federation.
+        source = {"outside": True} if pod is None else {"namespace": pod[0], "pod": pod[1]}
+        why = "no pod at another site is ready"
+        try:
+            for endpoint in choices(route, turn, peer)[:MAX_TRIES]:
+                if not isinstance(endpoint, RemoteEndpoint):
+                    continue
+                try:
+                    stream = await self._stream(route, endpoint, source)
+                except (OSError, TimeoutError) as error:
+                    why = str(error) or type(error).__name__
+                    continue
+                await relay_stream(accepted, stream)
+                return
+            log.debug("a connection from %s to %s/%s comes to nothing: %s", peer, where, service, why)
+            refuse(accepted)
+        finally:
+            accepted.close()
+
+    async def _stream(self, route: Route, endpoint: RemoteEndpoint, source: dict[str, Any]) -> Stream:
+        header = {
+            "type": "dial",
+            "cluster": endpoint.cluster,
+            "namespace": route.namespace,
+            "service": route.service,
+            "pod": endpoint.pod,
+            "port": endpoint.port,
+            "source": source,
+        }
+        async with asyncio.timeout(CONNECT_SECONDS):
+            stream = await self._dial(header)
+            try:
+                await stream.accepted()
+            except BaseException:
+                await stream.reset("given up")
+                raise
+            return stream
+
+    def _service(self, where: str, service: str) -> tuple[Obj, list[Obj]]:
+        found = self._work(work_name(ObjectRef("", "Service", where, service))) or {}
+        manifests = (found.get("spec") or {}).get("manifests") or []
+        return (manifests[0], manifests[1:]) if manifests else ({}, [])
+
+    def _endpoints(self, service: Obj, slices: list[Obj], port: str) -> tuple[RemoteEndpoint, ...]:
+        early = bool((service.get("spec") or {}).get("publishNotReadyAddresses"))
+        return tuple(endpoint for _, endpoint in remote_endpoints(slices, port, self._site, early))
