@@ -17,6 +17,7 @@ BENCHMARKS = (
     "images",
     "engine",
     "deferral",
+    "quantile",
     "edge",
     "gpu",
     "twin",

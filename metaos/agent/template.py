@@ -1,6 +1,7 @@
 """From a workload's template to one Pod: its name, labels, identity and volumes. Pure; identity and time are arguments."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from metaos.resources.meta import Obj, ObjectRef, annotations, format_time, labels, ref, uid
@@ -31,9 +32,7 @@ def make_pod(obj: Obj, template: Obj, digest: str, ordinal: int, *, site: str, u
             "apps.kubernetes.io/pod-index": str(ordinal),
         }
         spec["hostname"] = metadata["name"]
-        claims = _claims(obj, metadata["name"])
-        taken = {claim["name"] for claim in claims}
-        spec["volumes"] = [*(v for v in spec.get("volumes") or () if v["name"] not in taken), *claims]
+        spec |= {"volumes": volumes(obj, spec, metadata["name"])}
         if (obj.get("spec") or {}).get("serviceName"):
             spec["subdomain"] = obj["spec"]["serviceName"]
     elif about.kind == "Deployment":
@@ -102,9 +101,12 @@ def _with_index(container: dict[str, Any], index: int) -> dict[str, Any]:
     return {**container, "env": [*env, {"name": "JOB_COMPLETION_INDEX", "valueFrom": source}]}
 
 
-def _claims(obj: Obj, pod: str) -> list[dict[str, Any]]:
-    """Volumes for a StatefulSet's claim templates: local directories named after claim and pod, which stay."""
-    return [
+def volumes(obj: Obj, spec: Mapping[str, Any], pod: str) -> list[dict[str, Any]]:
+    """Of a StatefulSet's pod, of whose template ``spec`` is: for claim templates they are local directories named after claim and
+    pod, which stay."""
+    claims = [
         {"name": claim["metadata"]["name"], "persistentVolumeClaim": {"claimName": f"{claim['metadata']['name']}-{pod}"}}
         for claim in (obj.get("spec") or {}).get("volumeClaimTemplates") or ()
     ]
+    taken = {claim["name"] for claim in claims}
+    return [*(v for v in spec.get("volumes") or () if v["name"] not in taken), *claims]

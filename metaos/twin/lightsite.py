@@ -18,6 +18,7 @@ from metaos.agent.mirror import PodMirrors
 from metaos.agent.presence import Presence, Removed
 from metaos.agent.report import WorkReports, local
 from metaos.agent.sync import WorkFiles, Works
+from metaos.agent.template import volumes
 from metaos.agent.turns import Turns
 from metaos.resources import workload
 from metaos.resources.errors import ApiError
@@ -227,7 +228,10 @@ class LightSite:
                 "labels": dict((template.get("metadata") or {}).get("labels") or {}),
                 "ownerReferences": [owner_reference(obj)],
             }
-            found = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template.get("spec") or {}}
+            spec = template.get("spec") or {}
+            if obj["kind"] == "StatefulSet":
+                spec = {**spec, "volumes": volumes(obj, spec, key[1])}
+            found = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
         found["status"] = {"phase": "Pending"}
         pod = self.pods[key] = LightPod(found, ref(obj), uid(obj))
         pod.due = asyncio.get_running_loop().call_later(self.clock.held + self._ground.timing.pod_start, self._is_ready, key, pod)

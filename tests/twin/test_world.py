@@ -99,3 +99,34 @@ def test_a_bad_network(fidelity: str, tmp_path: Path) -> None:
     first, told = play(tmp_path / "1", fidelity, quality=bad)
     assert told[-1] == "power back"
     assert play(tmp_path / "2", fidelity, quality=bad)[0] == first
+
+
+def test_a_light_site_shows_the_pods_of_claim_templates() -> None:
+    """Their volumes come from the templates: the hub takes no pod that mounts what it does not have."""
+
+    async def main(loop: VirtualLoop) -> list[str]:
+        world = World(loop, 1, Timing())
+        await world.open()
+        await world.join(cluster("eu"))
+        mounts = [{"name": "data", "mountPath": "/data"}]
+        claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+        container = {"name": "main", "image": "python:3", "volumeMounts": mounts}
+        obj: Obj = {**scheme.STATEFUL_SET.empty("store", "default")}
+        obj["spec"] = {
+            "serviceName": "store",
+            "selector": {"matchLabels": {"app": "store"}},
+            "template": {"metadata": {"labels": {"app": "store"}}, "spec": {"containers": [container]}},
+            "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": claim}],
+        }
+        await world.apply(obj)
+
+        def mirrored() -> list[str]:
+            pods = world.hub.objects(scheme.POD, "default")
+            return [v["persistentVolumeClaim"]["claimName"] for pod in pods for v in pod["spec"].get("volumes") or ()]
+
+        await world.until(lambda: bool(mirrored()), 120)
+        found = mirrored()
+        await world.close()
+        return found
+
+    assert run(main) == ["data-store-0"]
