@@ -14,7 +14,7 @@ from typing import Any
 from metaos.twin.observed import Metered, Observed
 from metaos.twin.story import Scenario
 from metaos.twin.timeline import LEGS, Timeline
-from metaos.twin.timing import Timing
+from metaos.twin.timing import SAID, Timing
 
 #: How often the twin is fitted and played again, at most.
 ROUNDS = 4
@@ -186,18 +186,16 @@ def _moved(value: float, apart: float, slope: float) -> float:
 
 def as_text(timing: Timing, delay: float) -> dict[str, Any]:
     """The ``timing`` and ``link`` of a scenario, as in its file."""
-    seconds = {
-        "heartbeat": timing.heartbeat,
-        "lease": timing.lease,
-        "drain": timing.drain,
-        "metering": float(timing.metering),
-        "podStart": timing.pod_start,
-        "podStop": timing.pod_stop,
-        "agentStart": timing.agent_start,
-        "hubStart": timing.hub_start,
+    said: dict[str, Callable[[float], Any]] = {
+        "seconds": lambda value: f"{value:g}s",
+        "period": lambda value: f"{value:g}s",
+        "milliseconds": lambda value: f"{value * 1000:g}ms",
+        "share": lambda value: round(value, 4),
+        "cores": lambda value: value,
     }
-    found: dict[str, Any] = {key: f"{value:g}s" for key, value in seconds.items()}
-    found |= {"write": f"{timing.write * 1000:g}ms", "load": round(timing.load, 4), "agentCpu": timing.agent_cpu}
+    # A world with fences is not played on real processes.
+    words = {word: each for word, each in SAID.items() if not word.startswith("fencing")}
+    found = {word: said[form](getattr(timing, field)) for word, (field, form) in words.items()}
     return {"timing": found, "link": {"delay": f"{delay * 1000:.1f}ms"}}
 
 

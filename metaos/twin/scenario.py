@@ -19,17 +19,12 @@ from metaos.twin.clock import EPOCH
 from metaos.twin.network import Quality
 from metaos.twin.story import ALWAYS, DEEDS, KINDS, Fault, Hope, Scenario, SiteText, WorkloadText
 from metaos.twin.text import Part, ScenarioError, one_of, read
-from metaos.twin.timing import Timing
+from metaos.twin.timing import SAID, Timing
 
 MAX_SITES, MAX_WORKLOADS, MAX_FAULTS = 10_000, 100_000, 100_000
 FIELDS = (
     "title", "seed", "duration", "settle", "start", "timing", "agents", "carbon", "link", "sites", "workloads", "objects",
     "faults", "chaos", "expect",
-)  # fmt: skip
-#: As in :class:`Timing`, in its order.
-TIMING_FIELDS = (
-    "heartbeat", "lease", "drain", "fencing", "fencingMargin",
-    "metering", "podStart", "podStop", "agentStart", "hubStart", "write", "load", "agentCpu",
 )  # fmt: skip
 SITE_FIELDS = ("name", "count", "agent", "clock", "link", "labels", "spec", "file")
 WORKLOAD_FIELDS = (
@@ -111,23 +106,13 @@ def _trace(part: Part, folder: Path) -> str:
 
 
 def _timing(part: Part) -> Timing:
-    part.mapping(TIMING_FIELDS, "heartbeat: 10s")
+    part.mapping(tuple(SAID), "heartbeat: 10s")
     usual = Timing()
-    found = Timing(
-        part.get("heartbeat", Part.duration, usual.heartbeat),
-        part.get("lease", Part.duration, usual.lease),
-        part.get("drain", Part.duration, usual.drain),
-        part.get("fencing", Part.duration, usual.fencing_after),
-        part.get("fencingMargin", Part.duration, usual.fencing_margin),
-        part.get("metering", _period, usual.metering),
-        part.get("podStart", Part.duration, usual.pod_start),
-        part.get("podStop", Part.duration, usual.pod_stop),
-        part.get("agentStart", Part.duration, usual.agent_start),
-        part.get("hubStart", Part.duration, usual.hub_start),
-        part.get("write", Part.duration, usual.write),
-        part.get("load", Part.share, usual.load),
-        part.get("agentCpu", _cores, usual.agent_cpu),
-    )
+    forms = {"period": _period, "share": Part.share, "cores": _cores}
+    said: dict[str, Any] = {
+        field: part.get(word, forms.get(form, Part.duration), getattr(usual, field)) for word, (field, form) in SAID.items()
+    }
+    found = Timing(**said)
     if found.heartbeat <= 0 or found.lease < 2 * found.heartbeat:
         part.wrong("a lease must outlast two heartbeats", "write for example 'heartbeat: 10s' and 'lease: 40s'")
     return found

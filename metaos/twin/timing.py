@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds, but for ``load`` and ``agent_cpu``."""
+    """Seconds, but for ``load`` and ``agent_cpu``. See ``SAID``."""
 
     heartbeat: float = 10.0
     lease: float = 40.0
@@ -32,3 +32,21 @@ class Timing:
     load: float = 0.3
     #: Cores that a site's agent uses itself, on average.
     agent_cpu: float = 0.0
+
+
+#: What a scenario's ``timing`` calls each, and in which form it says it.
+SAID = {
+    "heartbeat": ("heartbeat", "seconds"),
+    "lease": ("lease", "seconds"),
+    "drain": ("drain", "seconds"),
+    "fencing": ("fencing_after", "seconds"),
+    "fencingMargin": ("fencing_margin", "seconds"),
+    "metering": ("metering", "period"),
+    "podStart": ("pod_start", "seconds"),
+    "podStop": ("pod_stop", "seconds"),
+    "agentStart": ("agent_start", "seconds"),
+    "hubStart": ("hub_start", "seconds"),
+    "write": ("write", "milliseconds"),
+    "load": ("load", "share"),
+    "agentCpu": ("agent_cpu", "cores"),
+}
