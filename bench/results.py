@@ -45,11 +45,14 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def write(name: str, figures: Sequence[Figure]) -> None:
-    """``bench/results/NAME.json``, and a table."""
+def write(name: str, figures: Sequence[Figure], *, beside: bool = False) -> None:
+    """``bench/results/NAME.json``, and a table. ``beside``: figures of other names that stand there already stay."""
     RESULTS.mkdir(exist_ok=True)
-    rows: list[dict[str, Any]] = [asdict(f) for f in figures]
-    (RESULTS / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
+    file, rows = RESULTS / f"{name}.json", list[dict[str, Any]]()
+    if beside and file.exists():
+        rows = [row for row in json.loads(file.read_text()) if row["name"] not in {f.name for f in figures}]
+    rows += [asdict(f) for f in figures]
+    file.write_text(json.dumps(rows, indent=2) + "\n")
     for found in figures:
         base = "-" if found.baseline is None else f"{found.baseline:g}"
         aim = "-" if found.aim is None else f"{found.aim:g}"
