@@ -214,7 +214,7 @@ def limits_page() -> str:
         watch,
     )
     from metaos.apiserver.custom import definition, judge, judging, webhooks
-    from metaos.members import relaying
+    from metaos.members import exports, relaying
     from metaos.resources import meta, services
 
     rows = [
@@ -290,6 +290,11 @@ def limits_page() -> str:
             "Ports that a Kubernetes member's agent listens on for imported Services; connections to them",
             f"{relaying.MAX_PORTS} of {relaying.PORTS[0]} to {relaying.PORTS[-1]}; {relaying.MAX_RELAYS}",
             "the import is not relayed; closed",
+        ),
+        (
+            "A Kubernetes member's own Services that are exported; how often each is looked at",
+            f"{exports.MAX_EXPORTS}; {exports.LOOK_SECONDS:g} s",
+            "not exported",
         ),
         (
             "Addresses of Services; ports of nodes",

@@ -246,7 +246,7 @@ def remote_endpoints(slices: list[Obj], port: str, site: str, early: bool) -> It
             if str(offered.get("name") or "") != port or offered.get("port") is None:
                 continue
             for endpoint in each.get("endpoints") or ():
-                pod = (endpoint.get("targetRef") or {}).get("name")
+                pod = services.dialled(endpoint.get("targetRef") or {})
                 cluster = endpoint.get("nodeName") or labels(each).get(meta.CLUSTER_LABEL, "")
                 ready = (endpoint.get("conditions") or {}).get("ready")
                 if pod and cluster and cluster != site and (early or ready is not False):

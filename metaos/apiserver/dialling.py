@@ -12,6 +12,7 @@ from metaos.network.policies import Peer, named_ports, refusal
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
 from metaos.resources.meta import CLUSTER_LABEL, Obj, labels, name, namespace
+from metaos.resources.services import dialled
 
 #: What a site may open streams to another site's pod for: one connection, or datagrams.
 PROTOCOLS = {"dial": "TCP", "datagrams": "UDP"}
@@ -57,7 +58,7 @@ class DialRule:
 
     def _leads(self, where: str, pod: str, target: str, port: int, protocol: str) -> bool:
         return any(
-            endpoint.get("nodeName") == target and (endpoint.get("targetRef") or {}).get("name") == pod
+            endpoint.get("nodeName") == target and dialled(endpoint.get("targetRef") or {}) == pod
             for found in self._slices.list(where)
             if any(p.get("port") == port and (p.get("protocol") or "TCP") == protocol for p in found.get("ports") or ())
             for endpoint in found.get("endpoints") or ()

@@ -16,6 +16,7 @@ from metaos.apiserver.tunnels import Streams
 from metaos.clock import Clock
 from metaos.resources.errors import ApiError, not_found, unavailable
 from metaos.resources.meta import SERVICE_NAME_LABEL, Obj, labels
+from metaos.resources.services import dialled
 from metaos.resources.workload import usable
 from metaos.tunnel import Stream
 
@@ -54,8 +55,8 @@ def endpoints(service: Obj, slices: list[Obj], port: str) -> list[Endpoint]:
             continue
         for endpoint in part.get("endpoints") or ():
             target = endpoint.get("targetRef") or {}
-            if (endpoint.get("conditions") or {}).get(word) and target.get("kind") == "Pod":
-                found.append(Endpoint(endpoint["nodeName"], target["namespace"], target["name"], int(number)))
+            if (endpoint.get("conditions") or {}).get(word) and target.get("kind") in ("Pod", "Service"):
+                found.append(Endpoint(endpoint["nodeName"], target["namespace"], dialled(target), int(number)))
     return found
 
 

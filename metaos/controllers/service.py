@@ -179,10 +179,17 @@ class ServiceReconciler:
         everywhere = sorted(self._slices.by_index("service", f"{about.namespace}/{about.name}"), key=name)
         word = usable(everywhere)
         wanted = {}
+        own = {labels(s).get(CLUSTER_LABEL) for s in everywhere for e in s.get("endpoints") or () if _is_service(e)}
         for site in self._following.sites(about.namespace):
+            if site in own:
+                continue  # It is that member's own Service.
             foreign = [_told(s, word) for s in everywhere if labels(s).get(CLUSTER_LABEL) != site]
             wanted[site] = work(about, site, [manifest(service), *foreign])
         await self._following.settle(about, wanted)
+
+
+def _is_service(endpoint: Obj) -> bool:
+    return (endpoint.get("targetRef") or {}).get("kind") == "Service"
 
 
 def _told(found: Obj, word: str) -> Obj:

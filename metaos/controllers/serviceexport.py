@@ -1,20 +1,23 @@
 """ServiceExport: one Service for all clusters, of their Multi-Cluster Services API. ServiceExport → ServiceImport → Works.
 
-The Service is the hub's of the same name, which is wherever workloads of its namespace are; so is its import. Source: KEP-1645.
+The Service is the hub's of the same name, which is wherever workloads of its namespace are; so is its import. Where the export
+names a Kubernetes member (``FROM``), it is a Service of that cluster's own: the member says what it is, and the hub makes one of
+the same name without a selector, with an endpoint that is the member's. Source: KEP-1645.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.following import Following, delete
-from metaos.controllers.render import manifest, source_of, work
+from metaos.controllers.render import cluster_of, manifest, source_label, source_of, work
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
-from metaos.resources import scheme
+from metaos.resources import meta, scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
     CLUSTER_LABEL,
@@ -27,11 +30,13 @@ from metaos.resources.meta import (
     namespace,
     owner_reference,
     ref,
+    uid,
     with_condition,
 )
-from metaos.resources.services import derived_name, is_headless, needs_address
+from metaos.resources.services import FROM, derived_name, is_headless, needs_address
 
 NAME = "serviceexport"
+MANAGED_BY, MANAGER = "endpointslice.kubernetes.io/managed-by", "serviceexport.meta-os.eu"
 _AFFINITY = ("sessionAffinity", "sessionAffinityConfig")
 _PORT = ("name", "protocol", "appProtocol", "port")
 
@@ -83,6 +88,30 @@ def serving(slices: list[Obj]) -> list[str]:
     return sorted(found - {""})
 
 
+def foreign(export: Obj, member: str, told: Mapping[str, Any]) -> tuple[Obj, Obj]:
+    """The hub's Service for one of a member's own, and its EndpointSlice. ``told``: what the member says of it."""
+    service: Obj = dict(scheme.SERVICE.empty(name(export), namespace(export)))
+    service["metadata"]["ownerReferences"] = [owner_reference(export)]
+    ports = [dict(port) for port in told.get("ports") or ()]
+    service["spec"] = {"ports": ports, "sessionAffinity": told.get("sessionAffinity") or "None"}
+    part: Obj = dict(scheme.ENDPOINT_SLICE.empty(f"{name(export)}-{member}", namespace(export)))
+    part["metadata"]["labels"] = {SERVICE_NAME_LABEL: name(export), CLUSTER_LABEL: member, MANAGED_BY: MANAGER}
+    part["metadata"]["ownerReferences"] = [owner_reference(export)]
+    part["addressType"] = "IPv4"
+    ready = bool(told.get("ready"))
+    part["endpoints"] = [
+        {
+            # As for pods of a member: where it is, only the member knows.
+            "addresses": ["127.0.0.1"],
+            "conditions": {"ready": ready, "serving": ready, "terminating": False},
+            "nodeName": member,
+            "targetRef": {"kind": "Service", "name": name(export), "namespace": namespace(export)},
+        }
+    ]
+    part["ports"] = [{"name": p.get("name", ""), "port": p["port"], "protocol": p.get("protocol", "TCP")} for p in ports]
+    return service, part
+
+
 class ServiceExportReconciler:
     """Keys are ServiceExports."""
 
@@ -95,22 +124,28 @@ class ServiceExportReconciler:
         self._services = manager.informer(scheme.SERVICE)
         self._slices = manager.informer(scheme.ENDPOINT_SLICE)
         self._clusters = manager.informer(scheme.CLUSTER)
-        self._following = Following(client, manager.informer(scheme.WORK))
+        self._works = manager.informer(scheme.WORK)
+        self._following = Following(client, self._works)
         self._slices.add_index("service", lambda s: [f"{namespace(s)}/{labels(s).get(SERVICE_NAME_LABEL, '')}"])
 
     async def reconcile(self, about: ObjectRef) -> Result:
         export, service = self._exports.get(about.name, about.namespace), self._services.get(about.name, about.namespace)
         there = self._imports.get(about.name, about.namespace)
+        found = ("False", "", "") if export is None or deleting(export) else await self._found(export, service)
+        if found is None:
+            return DONE  # The Service that was just made comes back here.
         if export is not None and not deleting(export):
-            await self._judge(export, service)
-        if export is None or deleting(export) or service is None or verdict(service)[0] != "True":
+            await self._judge(export, found)
+        else:
+            await self._following.settle(about, {})
+        if export is None or service is None or found[0] != "True":
             if there is not None:
                 await delete(self._client, scheme.SERVICE_IMPORT, there)
             await self._following.settle(ref(scheme.SERVICE_IMPORT.empty(about.name, about.namespace)), {})
             return DONE
         there = await self._write(imported(export, service), there)
-        found = self._slices.by_index("service", f"{about.namespace}/{about.name}")
-        status = {"clusters": [{"cluster": site} for site in serving(found)]}
+        slices = self._slices.by_index("service", f"{about.namespace}/{about.name}")
+        status = {"clusters": [{"cluster": site} for site in serving(slices)]}
         if there.get("status") != status:
             there = await self._client.update(there | {"status": status}, subresource="status")
         wanted = {}
@@ -123,10 +158,62 @@ class ServiceExportReconciler:
     def _is_kubernetes(self, site: str) -> bool:
         return ((self._clusters.get(site) or {}).get("spec") or {}).get("runtime") == "kubernetes"
 
-    async def _judge(self, export: Obj, service: Obj | None) -> None:
+    async def _found(self, export: Obj, service: Obj | None) -> tuple[str, str, str] | None:
+        """What ``Valid`` says; ``None`` where the Service was changed for it."""
+        about, member = ref(export), meta.annotations(export).get(FROM, "")
+        mine = service is not None and any(o.get("uid") == uid(export) for o in service["metadata"].get("ownerReferences") or ())
+        if not member:
+            await self._following.settle(about, {})
+            if mine and service is not None:
+                await delete(self._client, scheme.SERVICE, service)
+                return None
+            return verdict(service)
+        if not self._is_kubernetes(member):
+            return "False", "NoCluster", f"there is no Kubernetes member {member!r}: {FROM} names the one whose Service it is"
+        await self._following.settle(about, {member: work(about, member, [manifest(export)])})
+        if service is not None and not mine:
+            why = f"the hub has a Service of this name itself: delete one of them, or take {FROM} away to export the hub's"
+            return "False", "Ambiguous", why
+        entry = self._told(about, member)
+        if entry.get("reason") and not entry.get("status"):
+            return "False", str(entry["reason"]), str(entry.get("message") or "")
+        if not entry.get("status"):
+            return "Unknown", "Pending", f"{member} has not said yet what it has"
+        wanted, part = foreign(export, member, entry["status"])
+        await self._put(part)
+        if service is None:
+            await self._client.create(wanted)
+            return None
+        ports = [{key: port[key] for key in _PORT if key in port} for port in service["spec"].get("ports") or ()]
+        affinity = service["spec"].get("sessionAffinity", "None")
+        if (ports, affinity) != (wanted["spec"]["ports"], wanted["spec"]["sessionAffinity"]):
+            await self._client.update(service | {"spec": service["spec"] | wanted["spec"]})
+            return None
+        return "True", "Valid", ""
+
+    def _told(self, about: ObjectRef, member: str) -> Mapping[str, Any]:
+        """What a member says of one of its Services."""
+        for found in self._works.by_index("source", source_label(about)):
+            if cluster_of(found) == member:
+                entries = (found.get("status") or {}).get("manifests") or [{}]
+                return entries[0] or {}
+        return {}
+
+    async def _put(self, wanted: Obj) -> None:
+        there = next((s for s in self._slices.list(namespace(wanted)) if name(s) == name(wanted)), None)
+        if there is None:
+            try:
+                await self._client.create(wanted)
+            except ApiError as error:
+                if error.reason != "AlreadyExists":
+                    raise
+        elif any(there.get(key) != wanted[key] for key in ("endpoints", "ports")):
+            await self._client.update(there | {key: wanted[key] for key in ("endpoints", "ports")})
+
+    async def _judge(self, export: Obj, found: tuple[str, str, str]) -> None:
         now = self._clock.now()
         conditions: list[dict[str, Any]] = (export.get("status") or {}).get("conditions") or []
-        wanted = with_condition(conditions, "Valid", *verdict(service), now)
+        wanted = with_condition(conditions, "Valid", *found, now)
         # There is one Service of the name at the hub, so clusters cannot disagree on it.
         wanted = with_condition(wanted, "Conflict", "False", "NoConflicts", "", now)
         if wanted != conditions:
@@ -173,7 +260,9 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
     def on_work(old: Obj | None, new: Obj | None) -> None:
         found = new or old or {}
         about = source_of(found)
-        if about.kind == scheme.SERVICE_IMPORT.kind and new is None:
+        if about.kind == scheme.SERVICE_EXPORT.kind:
+            manager.enqueue(NAME, about)
+        elif about.kind == scheme.SERVICE_IMPORT.kind and new is None:
             manager.enqueue(NAME, named(about.namespace, about.name)[0])
         elif about.kind in workload_kinds and (old is None or new is None or deleting(old) != deleting(new)):
             for export in exports.list(about.namespace):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, NoReturn
 from urllib.parse import urlencode
@@ -22,6 +22,7 @@ from metaos.plugins.points import Exec
 from metaos.resources.errors import ApiError, not_found
 from metaos.resources.meta import Obj, uid
 from metaos.resources.scheme import POD
+from metaos.resources.services import service_of
 
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
@@ -44,7 +45,9 @@ class MemberAccess:
         ours: Ours,
         pods: Callable[[], Sequence[Obj]] = tuple,
         identities: Identities = Identities.PREFIXED,
+        exported: Callable[[str, str, int], Awaitable[socket.socket]] | None = None,
     ) -> None:
+        self._exported = exported
         self._member, self._renewed, self._ours, self._pods, self._identities = member, renewed, ours, pods, identities
         self._counts, self._reading = Counts(), asyncio.Semaphore(MAX_LOGS)
         self._forwards = Forwards(member.client)
@@ -70,7 +73,11 @@ class MemberAccess:
         return self._caller(caller)
 
     def _caller(self, headers: Headers) -> PodAccess:
-        return _Caller(self._member, self._ours, self._reading, self._forwards, headers)
+        return _Caller(self._member, self._ours, self._reading, self._forwards, headers, self._exported)
+
+    async def forward(self, path: str, port: int) -> socket.socket:
+        """To a port of any pod of the cluster, in the agent's own name."""
+        return await self._forwards.open(path, port, ())
 
     async def _may_read(self, caller: Headers, namespace: str, pod: str) -> None:
         asked = {"namespace": namespace, "verb": "get", "resource": "pods", "subresource": "log", "name": pod}
@@ -91,6 +98,8 @@ class MemberAccess:
         pod's node, as a probe does."""
         if protocol != "TCP":
             return "pods of Kubernetes members are reached by TCP only"
+        if service_of(pod):
+            return None  # Whether it is exported, and offered still, is seen when it is connected to.
         return None if self._ours(namespace, pod) is not None else f"there is no pod {pod} of the federation in {namespace}"
 
     async def usage(self) -> dict[str, Any]:
@@ -109,8 +118,16 @@ class MemberAccess:
 class _Caller:
     """``PodAccess`` in somebody's name: ``headers`` say whose."""
 
-    def __init__(self, member: Member, ours: Ours, reading: asyncio.Semaphore, forwards: Forwards, headers: Headers) -> None:
-        self._member, self._ours, self._headers = member, ours, headers
+    def __init__(
+        self,
+        member: Member,
+        ours: Ours,
+        reading: asyncio.Semaphore,
+        forwards: Forwards,
+        headers: Headers,
+        exported: Callable[[str, str, int], Awaitable[socket.socket]] | None,
+    ) -> None:
+        self._member, self._ours, self._headers, self._exported = member, ours, headers, exported
         self._reading, self._forwards = reading, forwards
 
     def logs(
@@ -165,6 +182,8 @@ class _Caller:
         return await execution.run(self._member.client, path, self._member.minor, self._headers, stdin=stdin, tty=tty)
 
     async def connect(self, namespace: str, pod: str, port: int) -> socket.socket:
+        if (service := service_of(pod)) and self._exported is not None and not self._headers:
+            return await self._exported(namespace, service, port)
         self._pod(namespace, pod)
         return await self._forwards.open(path_of(POD, namespace, pod, "portforward"), port, self._headers)
 

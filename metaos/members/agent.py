@@ -35,6 +35,7 @@ from metaos.members.access import MemberAccess
 from metaos.members.applier import Applier
 from metaos.members.callers import Identities
 from metaos.members.claim import Membership, claim, release
+from metaos.members.exports import Exports
 from metaos.members.kubeconfig import KubeconfigError
 from metaos.members.manifests import MEMBER_LABEL
 from metaos.members.member import Member, read_access
@@ -94,7 +95,9 @@ class KubernetesAgent:
             lambda where, pod: self.pods.ours(where, pod),
             lambda: self.pods.pods(),
             config.identities,
+            lambda where, service, port: self.exports.connect(where, service, port),
         )
+        self.exports = Exports(member.client, clock, self.access.forward, self._look)
         self.connection = connect(self.contact, self.access)
         client = self.connection.client
         self.works = Works(client, self.contact, clock, WorkFiles(config.agent.data / "works"), self._name)
@@ -120,6 +123,7 @@ class KubernetesAgent:
             self.events.record,
             lambda: self.pods.refresh(),
             self.relays,
+            self.exports,
         )
         self._changed = asyncio.Event()
         news = MemberNews(member, clock, lambda involved: self.pods.known(involved), self.events.record)
@@ -167,6 +171,7 @@ class KubernetesAgent:
             self.works.follower.run(),
             self.applier.run(),
             self.pods.run(),
+            self.exports.run(),
             self._follow_pods(),
             self.mirrors.follower.run(),
             self.mirrors.run(),

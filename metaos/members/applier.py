@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 from typing import Any
@@ -23,6 +23,7 @@ from metaos.client import ObjList, PatchType, WatchEvent
 from metaos.clock import Clock
 from metaos.http import json_of, path_of
 from metaos.members.discovery import Discovery
+from metaos.members.exports import Exports
 from metaos.members.health import CURRENT
 from metaos.members.manifests import (
     ADOPTED,
@@ -30,6 +31,7 @@ from metaos.members.manifests import (
     MEMBER_LABEL,
     TRACKING,
     WORK_LABEL,
+    is_export,
     is_import,
     is_skipped,
     phase,
@@ -91,8 +93,9 @@ class Applier:
         record: Record,
         taken_up: Callable[[], None] = lambda: None,
         relays: Relays | None = None,
+        exports: Exports | None = None,
     ) -> None:
-        self._relays = relays
+        self._relays, self._exports = relays, exports
         self._member, self._client, self._contact = member, member.client, member.contact
         self._works, self._id, self._clock, self._random = works, membership, clock, random
         self._tell, self._record, self._taken_up = changed, record, taken_up
@@ -195,10 +198,11 @@ class Applier:
                 self._outcomes.pop(each, None)
                 self._corrected.pop(each, None)
             self._turns.add(each, 0.0)
+        if self._exports is not None:
+            said = [(m, work) for work in names for m in self._manifests(work)]
+            self._exports.keep({(namespace(m), name(m)): work for m, work in said if is_export(m)})
         if self._relays is not None:
-            works = (self._works.get(work) or {} for work in names)
-            manifests = (m for work in works for m in (work.get("spec") or {}).get("manifests") or ())
-            self._relays.keep((namespace(m), name(m)) for m in manifests if is_import(m))
+            self._relays.keep((namespace(m), name(m)) for work in names for m in self._manifests(work) if is_import(m))
         self._taken_up()
 
     def _of_work(self, work: str) -> list[tuple[ObjectRef, Wanted]]:
@@ -223,11 +227,15 @@ class Applier:
         self._by_work[work] = key, found
         return found
 
+    def _manifests(self, work: str) -> Sequence[Obj]:
+        found: Sequence[Obj] = ((self._works.get(work) or {}).get("spec") or {}).get("manifests") or ()
+        return found
+
     def _native(self, manifest: Obj) -> Obj | None:
         """What the cluster gets for a manifest, if anything."""
         if is_import(manifest):
             return None if self._relays is None else self._relays.slice(manifest)
-        return None if is_skipped(manifest) else manifest
+        return None if is_skipped(manifest) or is_export(manifest) else manifest
 
     def _ordered(self, refs: Any) -> list[ObjectRef]:
         """What is wanted in the order of phases, then what is to go in the opposite order."""
@@ -561,6 +569,8 @@ class Applier:
         mine = dict(self._of_work(name(work)))
 
         def look(manifest: Obj) -> Seen:
+            if is_export(manifest) and self._exports is not None and not self.held:
+                return self._exports.seen(namespace(manifest), name(manifest))
             native = self._native(manifest)
             if native is None:
                 return Seen(True, None, None, skipped=True)

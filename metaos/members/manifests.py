@@ -129,6 +129,11 @@ def is_import(manifest: Obj) -> bool:
     return manifest.get("kind") == "ServiceImport" and str(manifest.get("apiVersion")).startswith("multicluster.x-k8s.io/")
 
 
+def is_export(manifest: Obj) -> bool:
+    """A Service of the cluster's own that the hub exports: it is looked at, and nothing is applied."""
+    return manifest.get("kind") == "ServiceExport" and str(manifest.get("apiVersion")).startswith("multicluster.x-k8s.io/")
+
+
 def tracking(member: str, about: ObjectRef) -> str:
     """The value of the ``TRACKING`` annotation."""
     return f"{member}:{about.group}/{about.kind}:{about.namespace}/{about.name}"

@@ -29,6 +29,8 @@ class Seen(NamedTuple):
     outcome: Outcome | None
     live: Live | None
     skipped: bool = False
+    #: What is said of it, where nothing of ours stands at the cluster.
+    told: Mapping[str, Any] | None = None
 
 
 Look = Callable[[Obj], Seen]
@@ -49,7 +51,7 @@ def work_status(work: Obj, old: Mapping[str, Any], look: Look, now: float) -> di
         entry |= {
             "uid": uid(manifest),
             "observedGeneration": _observed(manifest, seen, before.get(key) or {}),
-            "status": dict(seen.live.status) if seen.live is not None else {},
+            "status": dict(seen.live.status if seen.live is not None else seen.told or {}),
             "health": well.status,
         }
         if seen.outcome is not None and seen.outcome.reason:

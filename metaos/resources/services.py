@@ -18,6 +18,9 @@ FIRST_ADDRESS, ADDRESSES = (100 << 24) | (64 << 16), 1 << 20
 #: As Kubernetes' ``--service-node-port-range``.
 NODE_PORTS = range(30000, 32768)
 HEADLESS = "None"
+#: On a ServiceExport: the Kubernetes member whose own Service it is.
+FROM = "meta-os.eu/from"
+_SERVICE = "service/"
 _DERIVED, _LONGEST = "-clusterset", 63
 
 
@@ -68,6 +71,17 @@ def addresses(spec: Mapping[str, Any]) -> list[str]:
     found = list(spec.get("clusterIPs") or ())
     first = spec.get("clusterIP")
     return found or ([first] if first else [])
+
+
+def dialled(target: Mapping[str, Any]) -> str:
+    """What stands for an endpoint's target where a site dials it: a pod's name, ``service/NAME`` for a member's own Service."""
+    named = str(target.get("name") or "")
+    return _SERVICE + named if target.get("kind") == "Service" and named else named
+
+
+def service_of(pod: str) -> str:
+    """The reverse of :func:`dialled`: a Service's name, empty where it is a pod."""
+    return pod.removeprefix(_SERVICE) if pod.startswith(_SERVICE) else ""
 
 
 def derived_name(service: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from metaos.controllers import service as service_controller
 from metaos.controllers import serviceexport
 from metaos.controllers.render import work
 from metaos.controllers.serviceexport import derived, imported, serving, verdict
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, condition, ref
-from metaos.resources.services import derived_name
+from metaos.resources.services import FROM, derived_name, dialled
 from tests.controllers.continuum import cluster, deployment, running, until
 
 
@@ -88,3 +89,57 @@ async def test_an_import_goes_where_its_namespace_has_work() -> None:
         await until(clock, lambda: not told("kube"))
         await client.delete(scheme.SERVICE_EXPORT, "api", "shop")
         await until(clock, lambda: not told("paris") and client.find(scheme.SERVICE_IMPORT, "api", "shop") is None)
+
+
+async def test_a_service_of_a_members_own_is_one_of_the_hub() -> None:
+    web = deployment() | {"metadata": {"name": "web", "namespace": "shop", "uid": "w"}}
+    here = [work(ref(web), site, [web]) for site in ("paris", "kube")]
+    sites = (cluster("paris"), cluster("kube", runtime="kubernetes"))
+    abroad = export()
+    abroad["metadata"]["annotations"] = {FROM: "kube"}
+    wrong = export("wrong")
+    wrong["metadata"]["annotations"] = {FROM: "paris"}
+    async with running(serviceexport.setup, service_controller.setup, objects=(abroad, wrong, *here, *sites)) as (client, clock):
+
+        def valid(name: str = "api") -> Any:
+            found = condition(client.find(scheme.SERVICE_EXPORT, name, "shop") or {}, "Valid")
+            return found and (found["status"], found["reason"])
+
+        def asked() -> Any:
+            return client.find(scheme.WORK, "serviceexport.shop.api", "nemo-cluster-kube")
+
+        async def tell(**said: Any) -> None:
+            await client.update(asked() | {"status": {"manifests": [said]}}, subresource="status")
+
+        await until(clock, lambda: valid() == ("Unknown", "Pending") and valid("wrong") == ("False", "NoCluster"))
+        await tell(reason="NotOffered", message="annotate it", status={})
+        await until(clock, lambda: valid() == ("False", "NotOffered"))
+        ports = [{"name": "http", "port": 80, "protocol": "TCP"}]
+        await tell(status={"ports": ports, "sessionAffinity": "None", "ready": True})
+        await until(clock, lambda: valid() == ("True", "Valid"))
+        made = client.find(scheme.SERVICE, "api", "shop")
+        assert made is not None and made["spec"]["ports"] == ports and "selector" not in made["spec"]
+        part = client.find(scheme.ENDPOINT_SLICE, "api-kube", "shop")
+        assert part is not None and dialled(part["endpoints"][0]["targetRef"]) == "service/api"
+        told = await until(clock, lambda: client.find(scheme.WORK, "service.shop.api", "nemo-cluster-paris"))
+        assert [m["kind"] for m in told["spec"]["manifests"]] == ["Service", "EndpointSlice"]
+        assert client.find(scheme.WORK, "service.shop.api", "nemo-cluster-kube") is None, "it has one of this name"
+        await tell(status={"ports": [{"name": "http", "port": 81, "protocol": "TCP"}], "ready": False})
+        await until(clock, lambda: (client.find(scheme.SERVICE, "api", "shop") or made)["spec"]["ports"][0]["port"] == 81)
+        found = await until(clock, lambda: client.find(scheme.SERVICE_IMPORT, "api", "shop"))
+        await until(clock, lambda: (client.find(scheme.SERVICE_IMPORT, "api", "shop") or found)["status"] == {"clusters": []})
+
+
+async def test_the_hubs_own_service_is_not_covered_by_a_members() -> None:
+    abroad = export()
+    abroad["metadata"]["annotations"] = {FROM: "kube"}
+    async with running(serviceexport.setup, objects=(abroad, service(), cluster("kube", runtime="kubernetes"))) as (
+        client,
+        clock,
+    ):
+
+        def valid() -> Any:
+            return (condition(client.find(scheme.SERVICE_EXPORT, "api", "shop") or {}, "Valid") or {}).get("reason")
+
+        await until(clock, lambda: valid() == "Ambiguous")
+        assert client.find(scheme.SERVICE_IMPORT, "api", "shop") is None

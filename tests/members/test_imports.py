@@ -119,6 +119,49 @@ def test_a_pod_of_a_site_reaches_a_service_of_a_cluster(joined: tuple[Continuum,
     wait_for("an answer", lambda: continuum.kubectl(*ask, check=False).strip() == "kube")
 
 
+def test_a_service_of_the_clusters_own_is_reached_once_its_owner_offers_it(joined: tuple[Continuum, Cluster]) -> None:
+    continuum, cluster = joined
+    metadata = {"name": "legacy", "namespace": NAMESPACE}
+    container = {"name": "main", "image": "docker.io/library/python:3", "imagePullPolicy": "IfNotPresent"}
+    container["command"] = ["python3", "-c", SERVE, "legacy"]  # type: ignore[assignment]
+    theirs = [
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": metadata | {"labels": {"app": "legacy"}},
+            "spec": {"containers": [container]},
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata,
+            "spec": {"selector": {"app": "legacy"}, "ports": [{"port": 80, "targetPort": 8000}]},
+        },
+    ]
+    cluster.kubectl("apply", "-f", "-", text=yaml.safe_dump_all(theirs))
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/legacy", "-n", NAMESPACE, "--timeout=60s")
+    export = {"apiVersion": "multicluster.x-k8s.io/v1alpha1", "kind": "ServiceExport"}
+    export["metadata"] = metadata | {"annotations": {"meta-os.eu/from": "kube"}}  # type: ignore[assignment]
+    file = continuum.directory / "legacy.yaml"
+    file.write_text(yaml.safe_dump(export))
+    continuum.kubectl("apply", "-f", str(file))
+
+    def reason() -> str:
+        found = (continuum.get("serviceexport", "legacy", "-n", NAMESPACE) or {}).get("status") or {}
+        return next((c["reason"] for c in found.get("conditions") or () if c["type"] == "Valid"), "")
+
+    wait_for("the refusal", lambda: reason() == "NotOffered")
+    cluster.kubectl("annotate", "service", "legacy", "-n", NAMESPACE, "meta-os.eu/offer=true")
+    wait_for("the offer", lambda: reason() == "Valid")
+    url = f"http://legacy.{NAMESPACE}.svc.clusterset.local/"
+    ask = ("exec", "-n", NAMESPACE, "deployment/edge-web", "--", "python3", "-c", ASK, url)
+    wait_for("an answer", lambda: continuum.kubectl(*ask, check=False).strip() == "legacy")
+    path = f"/api/v1/namespaces/{NAMESPACE}/services/legacy/proxy/"
+    assert continuum.kubectl("get", "--raw", path) == "legacy"
+    cluster.kubectl("annotate", "service", "legacy", "-n", NAMESPACE, "meta-os.eu/offer-")
+    wait_for("the end of the offer", lambda: not continuum.kubectl(*ask, check=False).strip())
+
+
 def test_a_pod_of_a_cluster_reaches_a_service_of_a_site(joined: tuple[Continuum, Cluster]) -> None:
     continuum, cluster = joined
 
