@@ -25,6 +25,7 @@ from metaos.resources.meta import (
     Obj,
     ObjectRef,
     deleting,
+    is_true,
     labels,
     name,
     namespace,
@@ -162,6 +163,9 @@ class ServiceExportReconciler:
         """What ``Valid`` says; ``None`` where the Service was changed for it."""
         about, member = ref(export), meta.annotations(export).get(FROM, "")
         mine = service is not None and any(o.get("uid") == uid(export) for o in service["metadata"].get("ownerReferences") or ())
+        entry = self._told(about, member) if member else {}
+        told = entry.get("status") if self._is_kubernetes(member) and (service is None or mine) else None
+        await self._clear(about, f"{about.name}-{member}" if told else "")
         if not member:
             await self._following.settle(about, {})
             if mine and service is not None:
@@ -174,12 +178,12 @@ class ServiceExportReconciler:
         if service is not None and not mine:
             why = f"the hub has a Service of this name itself: delete one of them, or take {FROM} away to export the hub's"
             return "False", "Ambiguous", why
-        entry = self._told(about, member)
-        if entry.get("reason") and not entry.get("status"):
+        if not told and entry.get("reason"):
             return "False", str(entry["reason"]), str(entry.get("message") or "")
-        if not entry.get("status"):
+        if not told:
             return "Unknown", "Pending", f"{member} has not said yet what it has"
-        wanted, part = foreign(export, member, entry["status"])
+        there = is_true(self._clusters.get(member) or {}, "Ready")
+        wanted, part = foreign(export, member, {**told, "ready": there and bool(told.get("ready"))})
         await self._put(part)
         if service is None:
             await self._client.create(wanted)
@@ -198,6 +202,12 @@ class ServiceExportReconciler:
                 entries = (found.get("status") or {}).get("manifests") or [{}]
                 return entries[0] or {}
         return {}
+
+    async def _clear(self, about: ObjectRef, kept: str) -> None:
+        """Slices of a member's own Service that is not, or no longer, exported from there."""
+        for part in self._slices.by_index("service", f"{about.namespace}/{about.name}"):
+            if labels(part).get(MANAGED_BY) == MANAGER and name(part) != kept:
+                await delete(self._client, scheme.ENDPOINT_SLICE, part)
 
     async def _put(self, wanted: Obj) -> None:
         there = next((s for s in self._slices.list(namespace(wanted)) if name(s) == name(wanted)), None)
@@ -243,6 +253,11 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
     def of_service(obj: Obj) -> list[ObjectRef]:
         return named(namespace(obj), name(obj)) if exports.get(name(obj), namespace(obj)) else []
 
+    exports.add_index("from", lambda export: [meta.annotations(export).get(FROM, "")])
+
+    def of_cluster(obj: Obj) -> list[ObjectRef]:
+        return [ref(export) for export in exports.by_index("from", name(obj))]
+
     def of_slice(obj: Obj) -> list[ObjectRef]:
         called = labels(obj).get(SERVICE_NAME_LABEL, "")
         return named(namespace(obj), called) if exports.get(called, namespace(obj)) else []
@@ -254,6 +269,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
             (scheme.SERVICE_IMPORT, lambda obj: named(namespace(obj), name(obj))),
             (scheme.SERVICE, of_service),
             (scheme.ENDPOINT_SLICE, of_slice),
+            (scheme.CLUSTER, of_cluster),
         ],
     )
 

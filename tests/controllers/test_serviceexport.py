@@ -128,6 +128,25 @@ async def test_a_service_of_a_members_own_is_one_of_the_hub() -> None:
         await until(clock, lambda: (client.find(scheme.SERVICE, "api", "shop") or made)["spec"]["ports"][0]["port"] == 81)
         found = await until(clock, lambda: client.find(scheme.SERVICE_IMPORT, "api", "shop"))
         await until(clock, lambda: (client.find(scheme.SERVICE_IMPORT, "api", "shop") or found)["status"] == {"clusters": []})
+        await tell(status={"ports": ports, "sessionAffinity": "None", "ready": True})
+
+        def clusters() -> Any:
+            return (client.find(scheme.SERVICE_IMPORT, "api", "shop") or found)["status"]["clusters"]
+
+        await until(clock, lambda: clusters() == [{"cluster": "kube"}])
+        lost = (await client.get(scheme.CLUSTER, "kube")) | {"status": cluster("kube", ready=False)["status"]}
+        await client.update(lost, subresource="status")
+        await until(clock, lambda: clusters() == [])
+        await tell(reason="NotOffered", message="annotate it", status={})
+        await until(clock, lambda: valid() == ("False", "NotOffered"))
+        assert client.find(scheme.ENDPOINT_SLICE, "api-kube", "shop") is None, "nobody is led there any more"
+        await tell(status={"ports": ports, "sessionAffinity": "None", "ready": True})
+        await until(clock, lambda: valid() == ("True", "Valid") and client.find(scheme.ENDPOINT_SLICE, "api-kube", "shop"))
+        now = client.find(scheme.SERVICE_EXPORT, "api", "shop")
+        assert now is not None
+        await client.update(now | {"metadata": {**now["metadata"], "annotations": {}}})
+        await until(clock, lambda: valid() == ("False", "NoService") and not asked())
+        assert client.find(scheme.ENDPOINT_SLICE, "api-kube", "shop") is None
 
 
 async def test_the_hubs_own_service_is_not_covered_by_a_members() -> None:
