@@ -10,11 +10,11 @@ from metaos.cli.options import ADDRESS
 
 @pytest.mark.parametrize("given", ["127.0.0.1", "0.0.0.0", "169.254.1.1", "224.0.0.1"])
 def test_an_address_is_one_at_which_others_reach_this_machine(given: str) -> None:
-    with pytest.raises(click.BadParameter, match="is not one at which pods reach this machine: name that of its card"):
+    with pytest.raises(click.BadParameter, match="is not one at which pods reach this machine"):
         ADDRESS.convert(given, None, None)
 
 
 def test_an_address_is_an_address() -> None:
     assert ADDRESS.convert("10.0.0.7", None, None) == "10.0.0.7"
-    with pytest.raises(click.BadParameter, match="is no IPv4 address, such as 10.0.0.7"):
+    with pytest.raises(click.BadParameter, match="is no IPv4 address"):
         ADDRESS.convert("here", None, None)
