@@ -15,7 +15,8 @@ from metaos.resources.devices import Asked, Mix, asking
 from metaos.resources.devices import share as gpu_share
 from metaos.resources.meta import Obj, ObjectRef, name
 from metaos.resources.reading import cluster_info
-from metaos.resources.snapshot import ClusterInfo
+from metaos.resources.snapshot import ClusterInfo, Quota
+from metaos.scheduler.quotas import NOTHING, Part, beside, less, part
 
 if TYPE_CHECKING:
     from metaos.scheduler.preemption import Tenant
@@ -52,6 +53,10 @@ class Occupancy:
         self._clusters = clusters
         self._shares: dict[ObjectRef, Share] = {}
         self._totals: dict[str, tuple[int, int, int]] = {}
+        #: By site and namespace, for the quotas that sites have.
+        self._parts: dict[tuple[str, str], Part] = {}
+        #: Of the sites that have any, as they are without what is decided.
+        self._quotas: dict[str, Mapping[str, Quota]] = {}
         #: Of the sites that have any: how many pods ask for which devices.
         self._devices: dict[str, Mapping[Asked, int]] = {}
         #: How many workloads of which priority might be displaced.
@@ -78,6 +83,7 @@ class Occupancy:
                 cpu, memory, pods = self._totals.get(site, (0, 0, 0))
                 assert found is not None
                 self._totals[site] = cpu + sign * found.cpu * count, memory + sign * found.memory * count, pods + sign * count
+                self._take(site, about.namespace, part(found.cpu, found.memory, sign * count))
                 if found.devices:
                     self._devices[site] = asking(self._devices.get(site) or {}, found.devices, sign * count)
                 touched.add(site)
@@ -87,7 +93,8 @@ class Occupancy:
             if not self._devices.get(site, True):
                 del self._devices[site]
             if self._world is not None and (info := self._world.site(site)) is not None:
-                self._world.put(_with(info, self._totals.get(site, (0, 0, 0)), self._devices.get(site) or {}))
+                info = _with(info, self._totals.get(site, (0, 0, 0)), self._devices.get(site) or {})
+                self._world.put(replace(info, quotas=self._left(site)) if info.quotas else info)
         return before is not None and _frees(before, share)
 
     def places(self, about: ObjectRef) -> tuple[str, ...]:
@@ -115,7 +122,7 @@ class Occupancy:
         if share is None:
             return self._world
         here = [info for site in share.replicas if (info := self._world.site(site)) is not None]
-        return self._world.beside(self._without(info, share) for info in here)
+        return self._world.beside(self._without(info, apart_from.namespace, share) for info in here)
 
     @property
     def lowest(self) -> int | None:
@@ -149,10 +156,25 @@ class Occupancy:
 
     def _info(self, cluster: Obj) -> ClusterInfo:
         site = name(cluster)
-        return cluster_info(cluster, self._totals.get(site, (0, 0, 0)), self._devices.get(site))
+        info = cluster_info(cluster, self._totals.get(site, (0, 0, 0)), self._devices.get(site))
+        if not info.quotas:
+            self._quotas.pop(site, None)
+            return info
+        self._quotas[site] = info.quotas
+        return replace(info, quotas=self._left(site))
+
+    def _take(self, site: str, namespace: str, more: Part) -> None:
+        cpu, memory, pods, silent_cpu, silent_memory = self._parts.pop((site, namespace), NOTHING)
+        found = cpu + more[0], memory + more[1], pods + more[2], silent_cpu + more[3], silent_memory + more[4]
+        if found != NOTHING:
+            self._parts[site, namespace] = found
+
+    def _left(self, site: str) -> dict[str, Quota]:
+        """What a site's quotas leave beside all that is decided."""
+        return {where: less(quota, self._parts.get((site, where), NOTHING)) for where, quota in self._quotas[site].items()}
 
     @staticmethod
-    def _without(info: ClusterInfo, share: Share) -> ClusterInfo:
+    def _without(info: ClusterInfo, namespace: str, share: Share) -> ClusterInfo:
         count = share.replicas.get(info.name, 0)
         if not count:
             return info
@@ -162,6 +184,7 @@ class Occupancy:
             memory_requested=info.memory_requested - share.memory * count,
             pods_requested=info.pods_requested - count,
             devices_requested=asking(info.devices_requested, share.devices, -count),
+            quotas=beside(info, namespace, part(share.cpu, share.memory, -count)),
         )
 
 

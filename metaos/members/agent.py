@@ -43,6 +43,7 @@ from metaos.members.news import MemberNews
 from metaos.members.nodes import architecture, totals
 from metaos.members.others import OtherPods
 from metaos.members.pods import MemberPods
+from metaos.members.quotas import MemberQuotas
 from metaos.members.relaying import Relays
 from metaos.members.status import about as described
 from metaos.resources.errors import ApiError
@@ -128,7 +129,7 @@ class KubernetesAgent:
         self._changed = asyncio.Event()
         news = MemberNews(member, clock, lambda involved: self.pods.known(involved), self.events.record)
         self.pods = MemberPods(member, self.applier, clock, self._changed.set, news)
-        self.others = OtherPods(member, clock)
+        self.others, self.quotas = OtherPods(member, clock), MemberQuotas(member, clock)
         self.mirrors = PodMirrors(client, self.contact, clock, random, self._name, self.pods.delete_pod)
         self.reports = WorkReports(
             client, self.contact, clock, random, self.works, self.applier.judge, self._show, cluster_namespace(self._name)
@@ -168,6 +169,7 @@ class KubernetesAgent:
             self._keep_claim(),
             self._node_follower.run(),
             self.others.follower.run(),
+            *(follower.run() for follower in self.quotas.followers),
             self.works.follower.run(),
             self.applier.run(),
             self.pods.run(),
@@ -263,6 +265,7 @@ class KubernetesAgent:
         return {
             "capacity": has,
             "allocatable": free,
+            "quotas": self.quotas.told(self.pods.pods()),
             "nodeInfo": {
                 "agentVersion": __version__,
                 "osImage": f"Kubernetes {self.member.version}".rstrip(),
@@ -285,6 +288,7 @@ class KubernetesAgent:
             _condition("LeftoversGone", f"{len(left)} objects are still to go: {shown}" if left else "", "Gone", "Waiting"),
             _condition("NodesKnown", self._nodes_problem, "Listed", "Unknown"),
             _condition("MetricsServed", self.access.unmeasured, "Served", "NotServed"),
+            _condition("QuotasKnown", self.quotas.problem, "Listed", "Unknown"),
             _condition("WorksKept", self.works.problem, "Kept", "NoSpace"),
             _condition("PodsKnown", self.others.problem, "Listed", "Unknown"),
         ]

@@ -63,7 +63,7 @@ class Member:
             peer="the cluster's API server",
             server_name=access.server_name,
             bearer=self._token,
-            watches=MAX_KINDS + 2 * MAX_NAMESPACES + MAX_LOGS + 2,  # and the nodes, and all pods
+            watches=MAX_KINDS + 2 * MAX_NAMESPACES + MAX_LOGS + 4,  # and the nodes, all pods, quotas, ranges
             idle=WORKERS,
             clock=clock,
             random=random,

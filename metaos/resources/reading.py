@@ -31,6 +31,7 @@ from metaos.resources.snapshot import (
     Link,
     Move,
     PolicyInfo,
+    Quota,
     Series,
     Spot,
     Spread,
@@ -118,6 +119,7 @@ def cluster_info(
             for i in status.get("images") or ()
             for n in i.get("names") or ()
         },
+        quotas={str(q["namespace"]): _quota(q) for q in status.get("quotas") or ()},
         links={
             str(e["cluster"]): Link(
                 _optional(e.get("milliseconds")),
@@ -125,6 +127,19 @@ def cluster_info(
             )
             for e in spec.get("links") or ()
         },
+    )
+
+
+def _quota(said: Mapping[str, Any]) -> Quota:
+    left, usual, most = (said.get(word) or {} for word in ("requests", "defaults", "most"))
+    return Quota(
+        cpu=None if "cpu" not in left else quantity.milli(left["cpu"]),
+        memory=None if "memory" not in left else quantity.whole(left["memory"]),
+        pods=None if "pods" not in left else quantity.whole(left["pods"]),
+        default_cpu=quantity.milli(usual.get("cpu", 0)),
+        default_memory=quantity.whole(usual.get("memory", 0)),
+        most_cpu=None if "cpu" not in most else quantity.milli(most["cpu"]),
+        most_memory=None if "memory" not in most else quantity.whole(most["memory"]),
     )
 
 

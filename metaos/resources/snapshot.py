@@ -106,6 +106,20 @@ class Waits:
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """What one namespace of a site may still take; ``None``: any. In milli-CPU, bytes and pods. ``default``: what a pod that asks
+    for nothing counts as; ``most``: what one pod may ask for."""
+
+    cpu: int | None = None
+    memory: int | None = None
+    pods: int | None = None
+    default_cpu: int = 0
+    default_memory: int = 0
+    most_cpu: int | None = None
+    most_memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterInfo:
     """One site. ``requested`` counts what is already decided for it, by (cpu, memory, pods)."""
 
@@ -164,6 +178,8 @@ class ClusterInfo:
     runtime_classes: frozenset[str] | None = None
     #: Bytes of the images that it holds, by full name. No decision but that about a move's cost goes by them.
     images: Mapping[str, int] = field(default_factory=dict, compare=False)
+    #: By namespace, where there is any.
+    quotas: Mapping[str, Quota] = field(default_factory=dict)
     links: Mapping[str, Link] = field(default_factory=dict)
 
 

@@ -20,7 +20,7 @@ from metaos.resources.measures import cost
 from metaos.resources.meta import TAINT_UNREACHABLE
 from metaos.resources.snapshot import GIB, Edge, Snapshot, Target, WorkloadInfo
 from metaos.resources.targets import ALL_OF, NONE_OF, TRUST_LEVELS, WISHES
-from metaos.scheduler import filters, fragmentation, proximity, scores, timing
+from metaos.scheduler import filters, fragmentation, proximity, quotas, scores, timing
 from metaos.scheduler.filters import Filter, tolerated
 from metaos.scheduler.scores import Score
 from metaos.scheduler.world import Bools, Floats, Ints, World, bounded
@@ -105,6 +105,8 @@ def room(workload: WorkloadInfo, world: World) -> Ints:
         fits = np.minimum(fits, free[:, 1] // bounded(workload.memory))
     if workload.devices:
         fits = np.minimum(fits, device_room(workload, world))
+    for row in np.flatnonzero(world.bools["quotas"]):
+        fits[row] = min(int(fits[row]), quotas.room(workload, world[int(row)]))
     return fits
 
 

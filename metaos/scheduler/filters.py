@@ -14,7 +14,7 @@ from metaos.resources.measures import Costs, costs, holds_at, measure
 from metaos.resources.meta import TAINT_UNREACHABLE
 from metaos.resources.snapshot import ClusterInfo, Edge, Snapshot, Taint, Target, WorkloadInfo
 from metaos.resources.targets import ALL_OF, NONE_OF, base_unit, lawful, wanted_text
-from metaos.scheduler import lacking, proximity
+from metaos.scheduler import lacking, proximity, quotas
 
 Filter = Callable[[Snapshot, WorkloadInfo, ClusterInfo], str | None]
 
@@ -257,7 +257,7 @@ def capacity(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) -
         )
     if cluster.pods_requested >= cluster.pods:
         return f"already has {cluster.pods_requested} of at most {cluster.pods} pods"
-    return lacking.reason(workload, cluster)
+    return quotas.reason(workload, cluster) or lacking.reason(workload, cluster)
 
 
 def room(workload: WorkloadInfo, cluster: ClusterInfo) -> int:
@@ -269,6 +269,8 @@ def room(workload: WorkloadInfo, cluster: ClusterInfo) -> int:
         fits.append(max(0, cluster.memory - cluster.memory_requested) // workload.memory)
     if workload.devices:
         fits.append(lacking.room(workload, cluster))
+    if cluster.quotas:
+        fits.append(quotas.room(workload, cluster))
     return min(fits)
 
 

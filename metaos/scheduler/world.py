@@ -21,6 +21,7 @@ from metaos.resources.measures import grams_each, latency, watts
 from metaos.resources.snapshot import ClusterInfo, Taint, Users, WorkloadInfo
 from metaos.resources.targets import TRUST_LEVELS
 from metaos.resources.traffic import round_trip
+from metaos.scheduler.quotas import beside, part
 from metaos.scheduler.scores import carbon_ahead, grams_ahead
 
 Floats = NDArray[np.float64]
@@ -57,6 +58,7 @@ _BOOLS: dict[str, Callable[[ClusterInfo], bool]] = {
     "deleting": lambda c: c.deleting,
     "stated": lambda c: bool(c.jurisdictions),
     "tainted": lambda c: bool(c.taints),
+    "quotas": lambda c: bool(c.quotas),
     "narrow": lambda c: any(link.bytes_per_second is not None for link in c.links.values()),
 }
 
@@ -286,6 +288,7 @@ def with_more(cluster: ClusterInfo, workload: WorkloadInfo, replicas: int) -> Cl
         memory_requested=cluster.memory_requested + workload.memory * replicas,
         pods_requested=cluster.pods_requested + replicas,
         devices_requested=asking(cluster.devices_requested, workload.devices, replicas),
+        quotas=beside(cluster, workload.ref.namespace, part(workload.cpu, workload.memory, replicas)),
     )
 
 
@@ -350,6 +353,7 @@ def _fixed(cluster: ClusterInfo) -> tuple[object, ...]:
         cluster.prices,
         cluster.licences,
         cluster.datasets,
+        bool(cluster.quotas),
     )
 
 

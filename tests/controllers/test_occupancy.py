@@ -111,3 +111,24 @@ def test_room_is_freed_also_by_who_asks_for_less_or_matters_less() -> None:
         assert occupancy.set(about(1), replace(share, **changed)) is freed, changed
     occupancy.set(about(1), share)
     assert occupancy.set(about(1), None)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.none() | shares), max_size=12))
+def test_quotas_leave_what_others_of_the_namespace_do_not_take(steps: list[tuple[int, Share | None]]) -> None:
+    one = cluster("a")
+    one["status"]["quotas"] = [
+        {"namespace": "shop", "requests": {"cpu": "5", "pods": "20"}, "defaults": {"cpu": "100m"}},
+        {"namespace": "other", "requests": {"pods": "1"}},
+    ]
+    occupancy, held = Occupancy(lambda: [one]), dict[int, Share]()
+    for number, share in steps:
+        occupancy.sites(about(0))
+        occupancy.set(about(number), share)
+        held.pop(number, None)
+        if share is not None:
+            held[number] = share
+    others = [(share.cpu or 100, share.replicas.get("a", 0)) for number, share in held.items() if number]
+    found = occupancy.sites(about(0)).site("a")
+    assert found is not None and found.quotas["other"].pods == 1
+    left = found.quotas["shop"]
+    assert left.cpu == 5000 - sum(cpu * count for cpu, count in others) and left.pods == 20 - sum(n for _, n in others)

@@ -40,6 +40,7 @@ from metaos.members.ownership import (
     unwanted_step,
     values,
 )
+from metaos.members.quotas import left_by_namespace
 from metaos.members.refusals import refusal_of
 from metaos.members.status import Outcome, Seen, work_status
 from metaos.resources import quantity
@@ -382,6 +383,35 @@ def test_a_pod_takes_its_requests_until_it_ends() -> None:
     assert taken_by({"spec": spec | {"nodeName": ""}}) is None
     spec["containers"][0]["resources"]["requests"]["cpu"] = "many"
     assert taken_by({"spec": spec}) == ("n", Counter({"pods": 1}))
+
+
+def test_quotas_leave_what_others_do_not_use_and_ranges_fill_in() -> None:
+    def of(where: str, **spec: Any) -> Obj:
+        return {"metadata": {"namespace": where, "uid": f"{where}-{len(spec)}"}, "spec": spec}
+
+    def ours(phase: str = "Running", **requests: str) -> Obj:
+        spec = {"containers": [{"name": "main", "resources": {"requests": requests}}]}
+        return {"metadata": {"namespace": "shop", "name": "x"}, "spec": spec, "status": {"phase": phase}}
+
+    wide = of("shop", hard={"requests.cpu": "4", "cpu": "3", "pods": "10", "limits.cpu": "1", "secrets": "1"})
+    wide["status"] = {"used": {"requests.cpu": "2500m", "cpu": "2500m", "pods": "4"}}
+    narrow = of("shop", hard={"pods": "6"}) | {"status": {"used": {"pods": "4"}}}
+    scoped = of("shop", hard={"pods": "0"}, scopes=["BestEffort"])
+    limits = [
+        {"type": "Container", "default": {"cpu": "200m"}, "defaultRequest": {"cpu": "100m"}},
+        {"type": "Pod", "max": {"memory": "1Gi", "cpu": "odd"}},
+    ]
+    ranges = [of("shop", limits=limits), of("empty", limits=[])]
+    told = left_by_namespace([wide, narrow, scoped], ranges, [ours(), ours(cpu="1"), ours("Succeeded")])
+    # Of 2500m that are used 1100m are ours: one core, and 100m by default; of 4 pods two.
+    assert told == [
+        {
+            "namespace": "shop",
+            "requests": {"cpu": "1600m", "pods": "4"},
+            "defaults": {"cpu": "100m"},
+            "most": {"memory": str(1 << 30)},
+        }
+    ]
 
 
 def test_use_is_told_of_our_pods_alone_and_what_cannot_be_read_is_left_out() -> None:

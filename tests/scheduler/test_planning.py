@@ -11,6 +11,7 @@ from metaos.resources.meta import ObjectRef
 from metaos.resources.snapshot import ClusterInfo, Move, Snapshot, Target, Users, WorkloadInfo
 from metaos.scheduler.framework import decide
 from metaos.scheduler.planning import Changes, alternatives, changed_sites, measures, project, together
+from metaos.scheduler.quotas import beside, part
 from tests.scheduler.worlds import NOW, clusters, site, workload, workloads, world
 
 
@@ -26,6 +27,7 @@ def test_one_workload_and_no_change_is_what_is_decided(found: tuple[ClusterInfo,
             cpu_requested=c.cpu_requested + what.cpu * what.current.get(c.name, 0),
             memory_requested=c.memory_requested + what.memory * what.current.get(c.name, 0),
             pods_requested=c.pods_requested + what.current.get(c.name, 0),
+            quotas=beside(c, what.ref.namespace, part(what.cpu, what.memory, what.current.get(c.name, 0))),
         )
         for c in found
     ]

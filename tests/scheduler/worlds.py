@@ -15,6 +15,7 @@ from metaos.resources.snapshot import (
     Licence,
     Move,
     PolicyInfo,
+    Quota,
     Snapshot,
     Spot,
     Spread,
@@ -79,6 +80,16 @@ asks = [((GPU_MILLI, 300),), ((GPU_MILLI, 700),), ((GPU, 1),), ((DEVICE, 1), (GP
 mix = (((100, GIB, asks[0]), 40), ((300, GIB, asks[2]), 20), ((0, 0, asks[1]), 4))
 
 
+quotas = st.builds(
+    Quota,
+    cpu=st.none() | st.integers(0, 500),
+    memory=st.none() | st.integers(0, GIB),
+    pods=st.none() | st.integers(0, 3),
+    default_cpu=st.sampled_from([0, 50]),
+    most_cpu=st.none() | st.integers(0, 400),
+)
+
+
 @st.composite
 def clusters(draw: st.DrawFn) -> tuple[ClusterInfo, ...]:
     """Up to five sites, in any order; some full, cordoned, lost or under another law."""
@@ -107,6 +118,7 @@ def _site(draw: st.DrawFn, name: str) -> ClusterInfo:
         latencies=draw(st.dictionaries(st.just("users"), st.floats(1, 200))),
         availability=draw(st.sampled_from([0.9, 0.99, 0.999])),
         devices=draw(st.sampled_from([{}, {}, {GPU: 1}, {GPU: 3, DEVICE: 1}])),
+        quotas=draw(st.just({}) | st.dictionaries(st.sampled_from(["shop", "other"]), quotas, max_size=1)),
         devices_requested=draw(st.dictionaries(st.sampled_from(asks), st.integers(1, 3), max_size=2)),
     )
 
