@@ -226,7 +226,7 @@ class Hub:
         stack.push_async_callback(sites.close)
         registry.sources.update(sources(registry.cache, sites))
         slices = manager.informer(scheme.ENDPOINT_SLICE)
-        proxy = ServiceProxy(tunnels, lambda where, name: service_slices(slices.list(where), name), clock)
+        proxy = ServiceProxy(lambda where, name: service_slices(slices.list(where), name), clock)
         secrets = manager.informer(scheme.SECRET, SYSTEM_NAMESPACE)
         await secrets.synced()
         sessions = Sessions()

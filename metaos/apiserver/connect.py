@@ -46,14 +46,14 @@ class Connections:
         _, name, port = proxied_name(target.name) if target.subresource == "proxy" else ("", target.name, "")
         # Whether the caller may stream has been decided; looking the object up is the hub's own business.
         obj = await self._registry.get(SELF, target.kind, name, target.namespace)
+        sites = _InNameOf(self._tunnels, call.user)
         if target.subresource == "proxy":
             query = request.rel_url.raw_query_string
             path = (target.rest or "/") + (f"?{query}" if query else "")
             if target.kind is scheme.SERVICE:
-                return await self._proxy.serve(request, obj, port, path)
+                return await self._proxy.serve(sites, request, obj, port, path)
             if target.kind is scheme.POD:
-                return await self._proxy.serve_pod(request, obj, _pod_port(obj, port), path)
-        sites = _InNameOf(self._tunnels, call.user)
+                return await self._proxy.serve_pod(sites, request, obj, _pod_port(obj, port), path)
         if target.kind is scheme.POD and target.subresource == "log":
             return await streams.log(request, sites, obj, self._clock.now())
         if target.kind is scheme.POD and target.subresource in ("exec", "attach"):

@@ -61,10 +61,10 @@ def endpoints(service: Obj, slices: list[Obj], port: str) -> list[Endpoint]:
 
 
 class ServiceProxy:
-    """``slices(namespace, service)`` gives EndpointSlices."""
+    """``slices(namespace, service)`` gives EndpointSlices. ``sites`` carry a request's streams, in its caller's name."""
 
-    def __init__(self, streams: Streams, slices: Callable[[str, str], list[Obj]], clock: Clock) -> None:
-        self._streams, self._slices, self._clock = streams, slices, clock
+    def __init__(self, slices: Callable[[str, str], list[Obj]], clock: Clock) -> None:
+        self._slices, self._clock = slices, clock
         self._failed: dict[Endpoint, float] = {}
         self._turn = 0
         self._waiting = 0
@@ -81,12 +81,12 @@ class ServiceProxy:
             self._failed.clear()
         self._failed[endpoint] = self._clock.monotonic() + PENALTY_SECONDS
 
-    async def serve(self, request: web.Request, service: Obj, port: str, path: str) -> web.StreamResponse:
+    async def serve(self, sites: Streams, request: web.Request, service: Obj, port: str, path: str) -> web.StreamResponse:
         """Passes one request on and its answer back."""
         where, name = service["metadata"]["namespace"], service["metadata"]["name"]
         sending = await Sending.of(request)
         tried: set[Endpoint] = set()
-        problem = ""
+        problem, refused = "", None
         await self._ready(service, port)
         for _ in range(ATTEMPTS):
             # Asked anew each time: the switch of a migration may come between.
@@ -96,10 +96,13 @@ class ServiceProxy:
             endpoint = self._ordered(found)[0]
             tried.add(endpoint)
             try:
-                stream = await self._open(endpoint)
+                stream = await _open(sites, endpoint)
             except ApiError as error:
-                self._failure(endpoint)
-                problem = error.message
+                if error.code == 403:
+                    refused = error  # It is for this caller alone that it cannot be used.
+                else:
+                    self._failure(endpoint)
+                    problem = error.message
                 continue
             try:
                 return await Exchange(stream, f"{endpoint.pod}:{endpoint.port}").run(request, path, sending)
@@ -110,6 +113,8 @@ class ServiceProxy:
                     break
         if not tried:
             raise unavailable(f"no endpoints available for service {name!r}: is a pod that it selects ready?")
+        if refused is not None and not problem:
+            raise refused
         raise ApiError(502, "BadGateway", f"service {name!r}: {problem or 'no endpoint could be reached'}")
 
     async def _ready(self, service: Obj, port: str) -> None:
@@ -126,7 +131,7 @@ class ServiceProxy:
         finally:
             self._waiting -= 1
 
-    async def serve_pod(self, request: web.Request, pod: Obj, port: int, path: str) -> web.StreamResponse:
+    async def serve_pod(self, sites: Streams, request: web.Request, pod: Obj, port: int, path: str) -> web.StreamResponse:
         """The same for one pod."""
         metadata = pod["metadata"]
         cluster = (pod.get("spec") or {}).get("nodeName")
@@ -134,15 +139,16 @@ class ServiceProxy:
             raise not_found("", "pods", metadata["name"])
         endpoint = Endpoint(cluster, metadata["namespace"], metadata["name"], port)
         sending = await Sending.of(request)
-        stream = await self._open(endpoint)
+        stream = await _open(sites, endpoint)
         try:
             return await Exchange(stream, f"{endpoint.pod}:{endpoint.port}").run(request, path, sending)
         except Broken as error:
             raise ApiError(502, "BadGateway", f"pod {metadata['name']!r}: {error}") from None
 
-    async def _open(self, endpoint: Endpoint) -> Stream:
-        header = {"type": "dial", "namespace": endpoint.namespace, "pod": endpoint.pod, "port": endpoint.port}
-        return await self._streams.open(endpoint.cluster, header)
+
+async def _open(sites: Streams, endpoint: Endpoint) -> Stream:
+    header = {"type": "dial", "namespace": endpoint.namespace, "pod": endpoint.pod, "port": endpoint.port}
+    return await sites.open(endpoint.cluster, header)
 
 
 def service_slices(found: list[Obj], service: str) -> list[Obj]:

@@ -62,7 +62,7 @@ class MemberAccess:
         return self._counts
 
     async def acting_for(self, header: dict[str, Any]) -> PodAccess:
-        """A connection without a user is the hub's own (its Services' proxy), or another site's pod's."""
+        """A connection without a user is another site's pod's."""
         kind = header.get("type")
         if kind not in ("log", "exec", "attach") and "user" not in header:
             return self._caller(())

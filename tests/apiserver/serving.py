@@ -103,7 +103,7 @@ async def served(folder: Path, clock: Clock) -> AsyncIterator[ServedHub]:
     sites = Sites(tunnels, clock)
     registry.sources.update(sources(registry.cache, sites))
     hub = ServedHub(registry, tunnels, authority, clock, [], set(), Sessions())
-    proxy = ServiceProxy(tunnels, lambda where, name: service_slices(hub.slices(where), name), clock)
+    proxy = ServiceProxy(lambda where, name: service_slices(hub.slices(where), name), clock)
     tokens = JoinTokens(registry.client(ADMIN), clock)
 
     personal = PersonalTokens(

@@ -142,6 +142,9 @@ def test_who_has_no_rights_at_the_cluster_is_told_so_by_name(joined: tuple[Agent
     with forwarding(continuum) as port:
         time.sleep(1)
         assert fetched(port) == ""
+    for what in ("services/web", "pods/" + continuum.get("pods", "-n", NAMESPACE)["items"][0]["metadata"]["name"] + ":8000"):
+        said = refused(continuum, "get", "--raw", f"/api/v1/namespaces/{NAMESPACE}/{what}/proxy/")
+        assert "site 'users' does not let you" in said and "nemo:admin" in said
 
 
 def test_who_has_rights_there_reads_runs_copies_and_connects(joined: tuple[Agent, Cluster], tmp_path: Path) -> None:
