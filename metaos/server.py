@@ -80,7 +80,7 @@ from metaos.messaging.root import root_secret
 from metaos.pki import ADMIN, Pki
 from metaos.plugins.points import CarbonSource, PriceSource
 from metaos.plugins.registry import names, provision
-from metaos.reconcile.election import Election
+from metaos.reconcile.election import DEADLINE_SECONDS, Election
 from metaos.reconcile.informer import Informer
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.precedence import Precedence
@@ -428,7 +428,8 @@ class Hub:
             await self.client.create({**scheme.CONFIG_MAP.empty(AUTHORITY, SYSTEM_NAMESPACE), "data": record})
 
     def _hosted(self, manager: Manager, client: Client) -> Hosted:
-        return Hosted(manager, client, self._clock, self.config.data / "hosted", lambda: self.url, self.join_token)
+        shared = DEADLINE_SECONDS if self.election is not None else 0.0
+        return Hosted(manager, client, self._clock, self.config.data / "hosted", lambda: self.url, self.join_token, shared)
 
     async def join_token(self, site: str) -> str:
         """A token for a site whose agent this hub runs, made without the network."""

@@ -8,11 +8,8 @@ Secrets say which agents run. Bound: ``MAX_HOSTED`` agents, each a process of ab
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
-import os
 import shutil
-import signal
 import sys
 from base64 import b64decode
 from collections.abc import Awaitable, Callable
@@ -37,7 +34,6 @@ TYPE = "meta-os.eu/cluster"
 LABEL = "meta-os.eu/hosted"
 PREFIX = "cluster."
 MAX_HOSTED = 64
-_PR_SET_PDEATHSIG = 1
 #: Between two starts of an agent that ended: at least, at most, and how long one must have run to count as well.
 AGAIN_SECONDS, LATEST_SECONDS, STEADY_SECONDS = 1.0, 60.0, 60.0
 
@@ -56,7 +52,8 @@ def _given(found: Obj) -> object:
 
 
 class Hosted:
-    """``url``: where the hub is found from here; ``token`` makes a join token for a site."""
+    """``url``: where the hub is found from here; ``token`` makes a join token for a site; ``lifeline_seconds``: agents end where
+    this process has not run for so long, as another hub may lead by then; 0: there is no other."""
 
     def __init__(
         self,
@@ -66,7 +63,9 @@ class Hosted:
         folder: Path,
         url: Callable[[], str],
         token: Callable[[str], Awaitable[str]],
+        lifeline_seconds: float = 0.0,
     ) -> None:
+        self._lifeline = lifeline_seconds
         self._client, self._clock, self._folder, self._url, self._token = client, clock, folder, url, token
         self._secrets = manager.informer(SECRET, SYSTEM_NAMESPACE, f"{LABEL}=true")
         self._news = asyncio.Event()
@@ -145,7 +144,9 @@ class Hosted:
 
     async def _agent(self, arguments: list[str]) -> int:
         """The exit code of an agent; it ends when this is cancelled."""
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "metaos.members.hosted", *arguments)
+        command = [sys.executable, "-m", "metaos.members.lifeline", str(self._lifeline), *arguments]
+        process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE)
+        beating = asyncio.create_task(self._beat(process))
         try:
             return await process.wait()
         except asyncio.CancelledError:
@@ -153,6 +154,17 @@ class Hosted:
                 process.terminate()
             await process.wait()
             raise
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+
+    async def _beat(self, process: asyncio.subprocess.Process) -> None:
+        """While this hub leads and runs, its agents hear so."""
+        while self._lifeline and process.stdin is not None:
+            with suppress(OSError):
+                process.stdin.write(b".")
+                await process.stdin.drain()
+            await self._clock.sleep(self._lifeline / 4)
 
     async def _prepare(self, site: str, folder: Path, given: Obj) -> list[str]:
         """Raises ``KeyError`` and ``ValueError`` where the Secret is not as :func:`secret` makes it: whoever may write Secrets of
@@ -195,14 +207,3 @@ def _outside(kubeconfig: str) -> str:
         return outside(yaml.safe_load(kubeconfig))
     except yaml.YAMLError:
         raise ValueError("its kubeconfig is not YAML") from None
-
-
-def main(arguments: list[str]) -> None:
-    """Becomes an agent that ends with this hub's process, however that ends: the next hub starts its own."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != 1:  # else the hub has gone before it was said
-        os.execv(sys.executable, [sys.executable, "-m", "metaos", "agent", *arguments])  # noqa: S606  (itself)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
