@@ -17,6 +17,7 @@ import yaml
 from examples.demo.continuum import Continuum, wait_for
 from metaos.twin.processes import free_port
 from tests.differential.peers import kubeconfigs
+from tests.members.metricsserver import CPU, MEMORY, objects, serving
 from tests.members.test_deploy import manifest
 from tests.members.test_whole import NODE, Agent, Cluster
 
@@ -183,6 +184,29 @@ def test_events_of_the_cluster_are_told_and_metrics_that_it_lacks_are_said_to_la
     refused(continuum, "top", "pods", "-n", NAMESPACE)
     wait_for("the reason", lambda: agent.condition("MetricsServed").get("status") == "False", 20)
     assert "install one there" in agent.condition("MetricsServed")["message"]
+
+
+def test_what_the_clusters_metrics_server_says_is_shown(joined: tuple[Agent, Cluster], tmp_path: Path) -> None:
+    agent, cluster = joined
+    if cluster.kubectl("get", "apiservice", "v1beta1.metrics.k8s.io", "--ignore-not-found").strip():
+        pytest.skip("NOT RUN: the cluster has a metrics server of its own")
+    continuum = agent.continuum
+
+    def names(namespace: str) -> list[str]:
+        return [pod["metadata"]["name"] for pod in cluster.get("pods", "-n", namespace)["items"]]
+
+    with serving(tmp_path, names) as port:
+        cluster.kubectl("apply", "-f", "-", text=objects(port))
+        try:
+
+            def shown() -> list[str]:
+                return continuum.kubectl("top", "pods", "-n", NAMESPACE, "--no-headers", check=False).split()
+
+            wait_for("the figures", lambda: shown()[1:3] == [CPU, MEMORY], 60)
+            wait_for("the condition", lambda: agent.condition("MetricsServed").get("status") == "True", 40)
+        finally:
+            cluster.kubectl("delete", "apiservice", "v1beta1.metrics.k8s.io")
+            cluster.kubectl("delete", "service", "nemo-test-metrics", "-n", "default")
 
 
 def test_what_else_runs_at_the_cluster_takes_room(joined: tuple[Agent, Cluster]) -> None:
