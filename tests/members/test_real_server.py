@@ -123,7 +123,7 @@ async def test_what_a_finalizer_holds_is_known_to_be_left_and_its_name_is_waited
     await applying.client.patch(scheme.CONFIG_MAP, "held", applying.namespace, hold)
     applying.give()
     await until(lambda: [r.name for r in applying.applier.left] == ["held"])
-    await until(lambda: applying.applier._live[applying.applier.left[0]].deleting)
+    await until(lambda: (live := applying.applier._present.get(applying.applier.left[0])) is not None and live.deleting)
     applying.give(applying.work("b", held))
     assert "being deleted" in await applying.refused("b", "Waiting")
     await applying.client.patch(scheme.CONFIG_MAP, "held", applying.namespace, {"metadata": {"finalizers": None}})
