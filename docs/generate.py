@@ -215,6 +215,7 @@ def limits_page() -> str:
     )
     from metaos.apiserver.custom import definition, judge, judging, webhooks
     from metaos.members import exports, relaying
+    from metaos.reconcile import precedence
     from metaos.resources import meta, services
 
     rows = [
@@ -247,6 +248,11 @@ def limits_page() -> str:
         ),
         ("Time for the body to arrive; for the request itself", f"{app.REQUEST_SECONDS:g} s each", "504"),
         ("Time that a request waits for its turn", f"{gates.QUEUE_SECONDS:g} s", "429 with Retry-After"),
+        (
+            "Time that an agent's report of pods, events and what runs waits for requests of users and what follows from them",
+            f"{precedence.PATIENCE_SECONDS:g} s",
+            f"all that wait have {precedence.TURN_SECONDS:g} s",
+        ),
         (
             f"Bodies over {amount(gates.SMALL_BYTES)} on their way: of one caller; of all",
             f"{amount(gates.BODIES_EACH)}; {amount(gates.BODIES_TOTAL)}",

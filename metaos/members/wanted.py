@@ -28,9 +28,7 @@ class Wanted:
 class WantedObjects:
     """Bounded by what the Works name."""
 
-    def __init__(
-        self, works: Works, membership: str, relays: Relays | None = None, exports: Exports | None = None
-    ) -> None:
+    def __init__(self, works: Works, membership: str, relays: Relays | None = None, exports: Exports | None = None) -> None:
         self._works, self._id, self._relays, self._exports = works, membership, relays, exports
         self._wanted: dict[ObjectRef, Wanted] = {}
         #: What each Work names, and by whom each object is named.
@@ -136,4 +134,3 @@ class WantedObjects:
         """Whether a Work has the definition of a kind of this group."""
         definitions = self.of_kind("apiextensions.k8s.io", "CustomResourceDefinition")
         return any((wanted.manifest.get("spec") or {}).get("group") == group for _, wanted in definitions)
-
