@@ -6,17 +6,20 @@ import os
 from pathlib import Path
 
 
-def write_private(path: Path, content: bytes | str) -> None:
-    """Replaces a file atomically and durably: after a crash at any moment it holds the old content or the new one."""
+def write_private(path: Path, content: bytes | str, *, durable: bool = True) -> None:
+    """Replaces a file atomically and durably: after a crash at any moment it holds the old content or the new one. Not
+    ``durable``: that is so of a crash of the process; after one of the machine it may be damaged."""
     temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(temporary, path)
-    sync_directory(path.parent)
+    if durable:
+        sync_directory(path.parent)
 
 
 def make_private(directory: Path) -> None:

@@ -40,10 +40,11 @@ _WORKLOAD_KINDS = {kind.kind for kind in WORKLOADS}
 
 class WorkFiles:
     """One file per Work in a private directory. A file that cannot be read is set aside, not trusted; what cannot be written is
-    tried again with the next that is, and ``problem`` says why: a full disk stops no work that goes on without it."""
+    tried again with the next that is, and ``problem`` says why: a full disk stops no work that goes on without it. Not
+    ``durable``: where the machine stops, the newest may be lost until the hub tells them again."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+        self._folder, self._durable = folder, durable
         #: Names of Works whose files are not as they are: bounded by the Works.
         self._unsaved: dict[str, Obj] = {}
         self.problem = ""
@@ -73,7 +74,7 @@ class WorkFiles:
         problem = ""
         for key, work in list(self._unsaved.items()):
             try:
-                write_private(self._path(work), json.dumps(work, separators=(",", ":")))
+                write_private(self._path(work), json.dumps(work, separators=(",", ":")), durable=self._durable)
                 del self._unsaved[key]
             except OSError as error:
                 why = error.strerror or str(error)

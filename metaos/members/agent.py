@@ -101,7 +101,9 @@ class KubernetesAgent:
         self.exports = Exports(member.client, clock, self.access.forward, self._look)
         self.connection = connect(self.contact, self.access)
         client = self.connection.client
-        self.works = Works(client, self.contact, clock, WorkFiles(config.agent.data / "works"), self._name)
+        # The cluster keeps what was applied: a file that is lost with its machine's power is told again by the hub.
+        files = WorkFiles(config.agent.data / "works", durable=False)
+        self.works = Works(client, self.contact, clock, files, self._name)
         self.events = SiteEvents(
             client, self.contact, clock, random, self._name, lambda where, pod: self.mirrors.uid_of(where, pod)
         )

@@ -173,10 +173,10 @@ async def test_a_full_disk_of_the_agents_machine_is_told_and_stops_nothing(
 ) -> None:
     full = True
 
-    def write(path: Path, content: str) -> None:
+    def write(path: Path, content: str, *, durable: bool) -> None:
         if full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        write_private(path, content)
+        write_private(path, content, durable=durable)
 
     monkeypatch.setattr(sync, "write_private", write)
     applying.give(applying.work("a", applying.config("one")), applying.work("b", applying.config("two")))
