@@ -6,6 +6,7 @@ import asyncio
 import base64
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -27,7 +28,6 @@ from metaos.resources.errors import unavailable
 from metaos.resources.meta import Obj
 from metaos.store.log import StoreFailed
 from tests.clock import FakeClock
-from tests.controllers.continuum import until
 from tests.fake_client import FakeClient
 
 
@@ -152,6 +152,14 @@ def ready(hub: Continuum) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in found.get("status", {}).get("conditions") or ())
 
 
+async def eventually(clock: FakeClock, holds: Callable[[], bool]) -> None:
+    """In virtual time, as long as threads and processes take."""
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.to_thread(int)
+            await clock.advance(0.1)
+
+
 async def test_a_cluster_that_is_added_again_is_another_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept of a removed one, its kubeconfig and an identity that counts no more, goes with its Secret."""
     monkeypatch.setattr(hosted, "sys", SimpleNamespace(executable="/bin/false"))
@@ -179,16 +187,16 @@ async def test_a_cluster_that_is_added_again_is_another_site(tmp_path: Path, mon
     task = asyncio.create_task(runs.run())
     try:
         await client.create(kept())
-        await until(clock, lambda: file("token") == "madrid 0")
+        await eventually(clock, lambda: file("token") == "madrid 0")
         assert not (tmp_path / "hosted/paris").exists(), "it was removed while this hub did not run"
         (tmp_path / "hosted/madrid/agent").mkdir()
         # Another with the same content, before anybody has seen the first one go.
         await client.delete(scheme.SECRET, "cluster.madrid", "nemo-system")
         await client.create(kept())
-        await until(clock, lambda: file("token") == "madrid 1")
+        await eventually(clock, lambda: file("token") == "madrid 1")
         assert not (tmp_path / "hosted/madrid/agent").exists()
         await client.delete(scheme.SECRET, "cluster.madrid", "nemo-system")
-        await until(clock, lambda: not (tmp_path / "hosted/madrid").exists())
+        await eventually(clock, lambda: not (tmp_path / "hosted/madrid").exists())
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
