@@ -199,3 +199,17 @@ async def test_hooks_that_make_no_sense(site: Site, store: Store, annotations: d
     await site.apply(database(annotations=annotations), schedule(), secret())
     await site.clock.advance(6)
     assert said in told(site)["volumes"][0]["message"] and store.did() == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_workloads_own_command_brings_it_to_rest(site: Site, store: Store, fails: bool) -> None:
+    if fails:
+        site.machine.answers["rest",] = 3
+    hooks = {"meta-os.eu/backup-before": '["rest"]', "meta-os.eu/backup-after": '["go", "on"]'}
+    await site.apply(database(annotations=hooks), schedule(), secret())
+    await site.clock.advance(6)
+    assert [step[-1] for step in site.machine.history if step[0] == "exec"] == ["rest", "go on"], "the second one in any case"
+    sent = [(bool(asked.get("ahead")), bool(asked.get("hooked"))) for asked in store.asked]
+    assert sent == ([(True, False)] if fails else [(True, False), (False, True)]), "what can be sent before is"
+    (row,) = told(site)["volumes"]
+    assert row.get("reason") == ("HookFailed" if fails else None)
