@@ -28,18 +28,19 @@ import struct
 import time
 
 RING, ANSWERS, PACKET, CHUNK = 64, 16, 32768, 2048
-TRIES, TRIAL, MOST_APP = 3, 10, 131072
-KEEPALIVE_FACTOR, PATIENCE = 2, 20
+TRIES, TRIAL, MOST_APP, PATIENCE = 3, 10, 131072, 20
+
+
+_ticks = [0, 0]
 
 
 def seconds():
-    """Monotonic."""
-    return time.ticks_ms() / 1000 if hasattr(time, "ticks_ms") else time.monotonic()
-
-
-def some(count):
-    """A name that nobody else has, in hexadecimal; no secret."""
-    return binascii.hexlify(bytes(random.getrandbits(8) for _ in range(count))).decode()
+    """Monotonic; MicroPython's milliseconds begin again every few days."""
+    if not hasattr(time, "ticks_ms"):
+        return time.monotonic()
+    now = time.ticks_ms()
+    _ticks[:] = now, _ticks[1] + time.ticks_diff(now, _ticks[0])
+    return _ticks[1] / 1000
 
 
 def merged(target, patch):
@@ -84,7 +85,9 @@ def sha512(data):
         number += 1
 
     def root(value, power):
-        low, high = 0, 1 << (value.bit_length() // power + 1)
+        low, high = 0, 1
+        while high**power <= value:
+            high *= 2
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if middle**power <= value else (low, middle - 1)
@@ -143,12 +146,10 @@ def _point(raw, d):
 
 def signed(key, message, signature):
     """Whether the holder of this public key signed this."""
-    if len(key) != 32 or len(signature) != 64:
-        return False
     d = -121665 * pow(121666, P - 2, P) % P
     base, number = _point((4 * pow(5, P - 2, P) % P).to_bytes(32, "little"), d), int.from_bytes(signature[32:], "little")
     who, start = _point(key, d), _point(signature[:32], d)
-    if who is None or start is None or number >= Q:
+    if len(key) != 32 or len(signature) != 64 or who is None or start is None or number >= Q:
         return False
     h = int.from_bytes(sha512(signature[:32] + key + message), "little") % Q
     left, right = _times(number, base, d), _add(start, _times(h, who, d), d)
@@ -171,15 +172,12 @@ def _packet(kind, body):
 
 async def _received(reader):
     """(first byte, body) of the next packet."""
-    kind, size, shift = (await reader.readexactly(1))[0], 0, 0
-    while True:
+    kind, size = (await reader.readexactly(1))[0], 0
+    for shift in (0, 7, 14, 21):
         byte = (await reader.readexactly(1))[0]
         size |= (byte & 127) << shift
-        shift += 7
-        if not byte & 128:
+        if byte < 128:
             break
-        if shift > 21:
-            raise OSError("a packet without a length")
     if size > PACKET:
         raise OSError(f"a packet of {size} bytes")
     return kind, await reader.readexactly(size) if size else b""
@@ -191,7 +189,7 @@ def tls(authorities):
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     parts = [part.split("-----END")[0] for part in authorities.split("-----BEGIN CERTIFICATE-----")[1:]]
-    context.load_verify_locations(cadata=b"".join(binascii.a2b_base64(part.replace("\n", "")) for part in parts))
+    context.load_verify_locations(cadata=b"".join(binascii.a2b_base64(part.replace("\n", "").encode()) for part in parts))
     return context
 
 
@@ -225,8 +223,7 @@ class Device:
     def __init__(self, config, folder=".", heartbeat=30, firmware="", watchdog=None, connect=None, trial=TRIAL, log=print):
         self.config, self.folder, self.heartbeat, self.firmware = config, folder, heartbeat, firmware
         self.state, self.actions, self.changed, self.log = {}, {}, None, log
-        self.online, self.dropped = False, 0
-        self._watchdog, self._trial = watchdog, trial
+        self.online, self.dropped, self._watchdog, self._trial = False, 0, watchdog, trial
         scheme, _, place = config["servers"][0].partition("://")
         host, _, port = place.rpartition(":")
         self._host, self._port = host.strip("[]"), int(port)
@@ -279,13 +276,13 @@ class Device:
                 self.log(f"offline: {type(error).__name__} {error}")
             self.online = False
             wait = 1 if seconds() - begun > 60 else min(60, wait * 2)
-            await self._pause(asyncio.Event(), wait * (0.5 + int(some(1), 16) / 256))
+            await self._pause(asyncio.Event(), wait * (0.5 + random.random()))
 
     async def _pause(self, event, wait):
         """Until an event or for so long; the watchdog is fed."""
         end = seconds() + wait
         while not event.is_set() and seconds() < end:
-            if self._watchdog is not None:
+            if self._watchdog:
                 self._watchdog.feed()
             try:
                 await asyncio.wait_for(event.wait(), min(1, max(0.01, end - seconds())))
@@ -297,9 +294,9 @@ class Device:
         reader, self._writer = await asyncio.wait_for(self._open(self._host, self._port), PATIENCE)
         reading = None
         try:
-            self._session, self._failed, self._dirty, self._epoch = some(8), None, True, 0
+            self._session, self._failed, self._dirty, self._epoch = f"{random.getrandbits(30):x}", None, True, 0
             will = json.dumps({"online": False, "session": self._session})
-            body = _text("MQTT") + b"\x04\xc6" + struct.pack(">H", self.heartbeat * KEEPALIVE_FACTOR)
+            body = _text("MQTT") + b"\x04\xc6" + struct.pack(">H", self.heartbeat * 2)
             body += _text(self.config["name"]) + _text(self._topic + "status") + _text(will)
             await self._send(0x10, body + _text(self.config["username"]) + _text(self.config["password"]))
             kind, answer = await asyncio.wait_for(_received(reader), PATIENCE)
@@ -429,7 +426,7 @@ class Device:
     async def _fetch(self, manifest):
         sha, size = manifest["sha256"], manifest["size"]
         text = f"nemo-app\n{sha}\n{size}\n{manifest['version']}"
-        key, signature = binascii.unhexlify(self.config.get("appKey") or ""), binascii.unhexlify(manifest["signature"])
+        key, signature = (binascii.unhexlify(each.encode()) for each in (self.config.get("appKey") or "", manifest["signature"]))
         if not 0 < size <= MOST_APP or not signed(key, text.encode(), signature):
             self._set(tried=sha, state="Refused", message="the hub did not sign it")
             return
@@ -446,7 +443,7 @@ class Device:
             if not await self._pause(self._part, PATIENCE):
                 continue
             if self._chunk["sha256"] == sha and self._chunk["offset"] == len(code):
-                code += binascii.a2b_base64(self._chunk["data"])
+                code += binascii.a2b_base64(self._chunk["data"].encode())
             await asyncio.sleep(0.1)  # It keeps to its rate.
         if binascii.hexlify(hashlib.sha256(code).digest()).decode() != sha:
             self._set(tried=sha, state="Refused", message="what came is not what was signed")
