@@ -18,6 +18,8 @@ from metaos.resources.meta import GROUP, Obj, ObjectRef, name, namespace, ref
 NAME = "device"
 #: How soon what the bus did not take is tried again, in seconds.
 AGAIN_SECONDS = 2.0
+#: Devices that go or are kept out at the same time share what is told to the servers.
+WORKERS = 16
 #: A key that stands for all devices: their pulse.
 PULSE = ObjectRef(GROUP, "Fleet", "", "")
 
@@ -60,5 +62,6 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
     manager.add(
         DeviceReconciler(manager, fleet),
         [(scheme.DEVICE, lambda device: [ref(device)]), (scheme.CONFIG_MAP, named)],
+        workers=WORKERS,
     )
     manager.enqueue(NAME, PULSE)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +74,13 @@ class Live:
     def credential(self) -> int:
         """Which of its credentials counts; 0: it was given none."""
         return int((self.spec.get("credential") or {}).get("generation") or 0)
+
+    @property
+    def settled(self) -> bool:
+        """Whether it has what it was told, or said that it will not."""
+        app = self.twin.app
+        has = not self.wanted or self.wanted in (app.get("sha256"), app.get("tried"))
+        return has and twin.in_sync(self.twin, self.spec.get("desired") or {}, self.told)
 
     def known(self) -> Known:
         return Known(self.twin, self.commands, self.last_command, self.flooding, self.wanted, self.problem)
@@ -230,7 +237,8 @@ class Fleet:
         await self.say(live.address, "twin.desired", message)
 
     async def _tell_app(self, live: Live) -> None:
-        if live.wanted and live.twin.app.get("sha256") != live.wanted:
+        if live.wanted and live.wanted not in (live.twin.app.get("sha256"), live.twin.app.get("tried")):
+            self._unsaid.add(live.address)
             await self.say(live.address, "app.desired", self.apps.manifest(live.wanted))
 
     async def _welcome(self, live: Live) -> None:
@@ -344,14 +352,14 @@ class Fleet:
     async def tick(self) -> None:
         """Once a second: tells again, notices who is gone, lets in who was out, and writes."""
         now = self.clock.now()
-        for address in list(self._unsaid):
-            live = self.live[address]
-            if not live.twin.online or twin.in_sync(live.twin, live.spec.get("desired") or {}, live.told):
-                self._unsaid.discard(address)
+        for live in self._those(self._unsaid):
+            if not live.twin.online or live.settled:
+                self._unsaid.discard(live.address)
             elif now >= live.again:
                 await self.tell(live)
-        for address in list(self._out):
-            live = self.live[address]
+                await self._tell_app(live)
+        for live in self._those(self._out):
+            address = live.address
             if not rate.flooding(live.rate, now):
                 self._out.discard(address)
                 live.flooding = ""
@@ -368,6 +376,9 @@ class Fleet:
                     live.last_command = outcome(expired[-1], "Expired", None, now)
                     self.touch(live)
         await self.flush(now)
+
+    def _those(self, addresses: Iterable[Address]) -> list[Live]:
+        return [self.live[address] for address in addresses if address in self.live]
 
     async def flush(self, now: float, most: int = WRITES_A_TICK) -> int:
         """Writes those that are due. How many."""
