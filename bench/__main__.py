@@ -24,6 +24,7 @@ BENCHMARKS = (
     "chaos",
     "calibration",
     "members",
+    "devices",
 )
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Bytes of one request of an import: the hub takes a little more.
 MOST_BYTES = 2_500_000
+#: How often a batch is sent where the hub does not answer in time.
+TRIES = 10
 #: How long a command waits for a device that is offline, in seconds.
 QUEUE_SECONDS = 86400
 OUT = click.option("--out", type=click.Path(path_type=Path), help="Write it there, for you alone, instead of printing it.")
@@ -112,7 +114,7 @@ def import_(file: Path, namespace: str, out: Path, output: str, **hub: Any) -> N
 
     async def act(client: HttpClient) -> None:
         for part in _parts(found):
-            answer = (await _posted(client, where, "devicebatches", {"devices": part}))["status"]
+            answer = await _batch(client, where, part)
             shared = {key: answer.get(key) for key in ("servers", "authorities", "appKey")}
             made.extend({"namespace": where, **each, **shared} for each in answer["credentials"])
             refused.extend(answer["refused"])
@@ -276,6 +278,23 @@ async def _posted(client: HttpClient, where: str, path: str, spec: Obj | None = 
     asked = f"/apis/{GROUP}/{VERSION}/namespaces/{quote(where, safe='')}/{quote(path)}"
     found: Obj = json_of(await client.request("POST", asked, json.dumps(body).encode()), asked)
     return found
+
+
+async def _batch(client: HttpClient, where: str, devices: list[Obj]) -> Obj:
+    """Asked again under the same name where no answer came: what was made then is answered now."""
+    from random import SystemRandom
+
+    from metaos.resources.errors import ApiError
+
+    spec = {"id": SystemRandom().randbytes(12).hex(), "devices": devices}
+    for left in reversed(range(TRIES)):
+        try:
+            found: Obj = (await _posted(client, where, "devicebatches", spec))["status"]
+            return found
+        except ApiError as error:
+            if error.code not in (503, 504) or not left:
+                raise
+    raise AssertionError
 
 
 def _parts(found: Iterable[Obj]) -> Iterator[list[Obj]]:

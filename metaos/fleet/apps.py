@@ -47,7 +47,7 @@ class Apps:
     """``key``: Ed25519, the hubs' for applications."""
 
     def __init__(self, client: Client, key: Callable[[], Awaitable[Key]]) -> None:
-        self._client, self._key = client, key
+        self._client, self._key, self._public = client, key, ""
         self._by_hash: OrderedDict[str, App] = OrderedDict()
         self._found: dict[tuple[str, str, str, str, str], App] = {}
         #: ConfigMaps that were asked for, also those that were not there.
@@ -55,9 +55,12 @@ class Apps:
 
     async def public_key(self) -> str:
         """In hexadecimal, for devices. Raises ``ApiError``."""
+        if self._public:
+            return self._public
         text = (await self._key()).public
         # As NATS writes it: what it is for, 32 bytes, and their sum.
-        return base64.b32decode(text + "=" * (-len(text) % 8))[1:33].hex()
+        self._public = base64.b32decode(text + "=" * (-len(text) % 8))[1:33].hex()
+        return self._public
 
     async def wanted(self, namespace: str, app: Mapping[str, Any]) -> App:
         """What a Device's ``spec.app`` names. Raises :class:`Unfit`, ``ApiError``."""

@@ -22,11 +22,14 @@ from metaos.messaging.bus import BusError
 from metaos.resources import errors, scheme
 from metaos.resources.errors import ApiError, Cause
 from metaos.resources.meta import GROUP, Obj, deleting, format_time, uid
+from metaos.resources.meta import annotations as annotations_of
 
 #: Commands that wait for an answer: of one device, and of all.
 MOST_ASKED, MOST_ASKED_OF_ALL = 16, 1000
 #: Devices of a batch that are made at a time: they share the store's commits.
 AT_A_TIME = 128
+#: On a Device: the ``id`` of the DeviceBatch that made it.
+BATCH = "meta-os.eu/batch"
 #: A device shows this claim's token and makes itself.
 CLAIM_LABEL = "meta-os.eu/claim"
 _TRIES = 20
@@ -151,26 +154,35 @@ class Desk:
             raise errors.unavailable(f"the bus is away: {error}") from error
         return _credential(name, namespace, issued)
 
-    async def make(self, namespace: str, row: Obj) -> Issued:
-        """A Device with its first credential. Raises ``ApiError``."""
+    async def make(self, namespace: str, row: Obj, id_: str = "") -> Issued:
+        """A Device with its first credential; the same again for one that this batch has made before. Raises ``ApiError``."""
         fleet = self._here
         parts = batch.device(row)
         obj: Obj = {**scheme.DEVICE.empty(row["name"], namespace), "spec": parts["spec"]}
         obj["metadata"] |= {"labels": parts["labels"], "finalizers": [FINALIZER]}
-        made = await fleet.client.create(obj)
+        if id_:
+            obj["metadata"]["annotations"] = {BATCH: id_}
+        try:
+            made = await fleet.client.create(obj)
+        except ApiError as error:
+            if error.reason != "AlreadyExists" or not id_:
+                raise
+            made = await fleet.client.get(scheme.DEVICE, row["name"], namespace)
+            if annotations_of(made).get(BATCH) != id_ or made["spec"].get("credential") != {"generation": 1}:
+                raise
         return await fleet.gate.issue(address_of(made), uid(made), 1)
 
     async def batch(self, obj: Obj) -> Obj:
         """Answers a DeviceBatch."""
         fleet, where = self._here, str(obj["metadata"].get("namespace") or "")
-        rows = obj["spec"]["devices"]
+        rows, id_ = obj["spec"]["devices"], str(obj["spec"].get("id") or "")
         credentials: list[Obj] = []
         refused: list[Obj] = []
         shared: Issued | None = None
 
         async def one(number: int) -> Issued | ApiError:
             try:
-                return await self.make(where, rows[number])
+                return await self.make(where, rows[number], id_)
             except ApiError as error:
                 return error
 

@@ -433,12 +433,10 @@ def _of(address: Address, device: Obj) -> Live:
 
 
 def _told_more(before: Twin, after: Twin) -> bool:
-    """Whether more changed than when it was heard."""
-    return (before.online, before.epoch, before.sequence, before.firmware) != (
-        after.online,
-        after.epoch,
-        after.sequence,
-        after.firmware,
+    """Whether more changed than when it was heard, and how often it said the same."""
+    return any(
+        getattr(before, word) != getattr(after, word)
+        for word in ("online", "epoch", "firmware", "reported_version", "reported", "app")
     )
 
 

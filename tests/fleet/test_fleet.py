@@ -270,6 +270,10 @@ async def test_many_in_one_request() -> None:
         ]
         assert "latitude" in answer["refused"][2]["message"]
         assert answer["servers"] == ["mqtt://127.0.0.1:1883"]
+        named = {**body, "spec": {"devices": [{"name": "n1"}, {"name": "d1"}], "id": "once"}}
+        first = (await hub.registry.create(ADMIN, named, namespace="shop"))["status"]
+        again = (await hub.registry.create(ADMIN, named, namespace="shop"))["status"]
+        assert first == again and first["made"] == 1 and first["refused"][0]["reason"] == "AlreadyExists"
         with pytest.raises(ApiError, match="dryRun"):
             await hub.registry.create(ADMIN, {**body, "spec": {"devices": []}}, namespace="shop", dry_run=True)
         with pytest.raises(ApiError, match="forbidden"):
