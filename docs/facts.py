@@ -159,6 +159,7 @@ HANDED = {
     "restored": {"ConfigMap", "Work"},
     "revisions": {"ReplicaSet", "ControllerRevision"},
     "disruption": {"PodDisruptionBudget"},
+    "deviceworkload": {"Deployment", "DeviceSet"},
     "autoscaling": {"HorizontalPodAutoscaler", "Deployment", "StatefulSet"},
 }
 _WRITES = {"create", "update", "patch", "delete", "delete_collection"}

@@ -233,8 +233,8 @@ class Device:
         self._news, self._acked, self._part = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._ring, self._answers, self._done, self._doing = [], [], [], []
         self._session, self._epoch, self._sequence, self._version = "", 0, 0, 0
-        self._dirty, self._failed, self._number, self._chunk, self._writer = True, None, 0, None, None
-        self._app, self._code, self._fetching, self._manifest = {}, None, None, None
+        self._dirty, self._failed, self._number, self._chunk, self._writer, self._code = True, None, 0, None, None, None
+        self._app, self._fetching, self._manifest = {}, None, None
         try:
             with open(folder + "/app.json") as file:
                 self._app = json.load(file)
@@ -302,10 +302,8 @@ class Device:
             kind, answer = await asyncio.wait_for(_received(reader), PATIENCE)
             if kind != 0x20 or answer[1]:
                 raise OSError(f"the server refuses it: {binascii.hexlify(answer).decode()}")
-            body = b"\x00\x01"
-            for word in ("twin/desired", "command/+", "app/desired", "app/chunk"):
-                body += _text(self._topic + word) + b"\x00"
-            await self._send(0x82, body)
+            words = ("twin/desired", "command/+", "app/desired", "app/chunk")
+            await self._send(0x82, b"\x00\x01" + b"".join(_text(self._topic + word) + b"\x00" for word in words))
             reading = asyncio.create_task(self._read(reader))
             await self._birth()
             self.online = True
@@ -424,7 +422,11 @@ class Device:
             self._fetching = None
 
     async def _fetch(self, manifest):
-        sha, size = manifest["sha256"], manifest["size"]
+        sha, size = manifest["sha256"], manifest.get("size")
+        if not sha:
+            self._set(sha256="", version="", state="None", message="", tried="", before=None)
+            self._start()
+            return
         text = f"nemo-app\n{sha}\n{size}\n{manifest['version']}"
         key, signature = (binascii.unhexlify(each.encode()) for each in (self.config.get("appKey") or "", manifest["signature"]))
         if not 0 < size <= MOST_APP or not signed(key, text.encode(), signature):
@@ -459,9 +461,8 @@ class Device:
         if self._app.get("state") == "Trial":
             self._set(tries=self._app["tries"] + 1)
             if self._app["tries"] >= TRIES:
-                self._back(f"it did not come up in {TRIES} starts")
-                return
-        self._start()
+                return self._back(f"it did not come up in {TRIES} starts")
+        return self._start()
 
     def _start(self):
         if self._code is not None:

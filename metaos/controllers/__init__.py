@@ -26,6 +26,7 @@ def all_setups() -> list[Setup]:
         definition,
         device,
         deviceset,
+        deviceworkload,
         disruption,
         event,
         garbage,
@@ -80,5 +81,6 @@ def all_setups() -> list[Setup]:
         device,
         deviceset,
         backup,
+        deviceworkload,
     )
     return [module.setup for module in modules]

@@ -8,6 +8,7 @@ from metaos.clock import Clock
 from metaos.controllers.fencing import tolerated_seconds
 from metaos.controllers.recovery import Recoveries
 from metaos.controllers.settings import Settings
+from metaos.devices.workload import on_devices
 from metaos.reconcile.informer import Informer
 from metaos.reconcile.manager import Manager
 from metaos.resources import affinity, scheme, workload
@@ -46,8 +47,9 @@ def placement_name(about: ObjectRef) -> str:
 
 
 def placeable(obj: Obj) -> bool:
-    """Whether this is a workload that users want placed: no mirror, no pod that a controller owns, none of NEMO's own."""
-    if namespace(obj).startswith("nemo-") or deleting(obj):
+    """Whether this is a workload that users want placed at sites: no mirror, no pod that a controller owns, none of NEMO's own,
+    none for devices."""
+    if namespace(obj).startswith("nemo-") or deleting(obj) or on_devices(obj):
         return False
     if obj.get("kind") == "Pod":
         return not controller_of(obj) and not (obj.get("spec") or {}).get("nodeName")

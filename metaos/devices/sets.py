@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from metaos.devices.waves import Member, Wave, bound, chosen, wave
 from metaos.resources import meta
 from metaos.resources.meta import Obj, deleting, generation, is_true, label_selector, labels, name, with_condition
 
+#: On a DeviceSet: it goes when its devices have been left.
+FINALIZER = "meta-os.eu/device-set"
 #: On a Device: the DeviceSet that it is in. It is in one at a time.
 IN_SET = "meta-os.eu/device-set"
 USUAL_BOUND = "10%"
@@ -19,10 +21,12 @@ USUAL_BOUND = "10%"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``give``: patches of Devices' specs, by name. ``taken``: devices that another set has."""
+    """``give``: patches of Devices' specs, by name; ``leave``: of those that are in it no more. ``taken``: devices that another
+    set has."""
 
     wave: Wave
     give: Mapping[str, dict[str, Any]]
+    leave: Mapping[str, dict[str, Any]]
     devices: int
     taken: tuple[str, ...] = ()
 
@@ -54,8 +58,8 @@ def member(device: Obj, given: bool) -> Member:
 def plan(deviceset: Obj, devices: Iterable[Obj], sets: Iterable[str]) -> Plan:
     """What to do for a set, among the Devices of its namespace. ``sets``: the names of all sets there."""
     spec, mine, known = deviceset["spec"], name(deviceset), set(sets)
-    fits = label_selector(spec["selector"])
-    found = {name(d): d for d in devices if fits(labels(d)) and not deleting(d)}
+    fits, everything = label_selector(spec["selector"]), list(devices)
+    found = {name(d): d for d in everything if fits(labels(d)) and not deleting(d)}
     held = {n: str(meta.annotations(d).get(IN_SET) or "") for n, d in found.items()}
     taken = tuple(sorted(n for n, owner in held.items() if owner not in ("", mine) and owner in known))
     free = [n for n in found if n not in taken]
@@ -65,7 +69,14 @@ def plan(deviceset: Obj, devices: Iterable[Obj], sets: Iterable[str]) -> Plan:
     # Those that are as wanted already only have to be marked.
     unmarked: dict[str, dict[str, Any]] = {n: {} for n in names if not patches[n] and held[n] != mine}
     give: dict[str, dict[str, Any]] = {n: patches[n] for n in made.give}
-    return Plan(made, give | unmarked, len(names), taken)
+    return Plan(made, give | unmarked, leaving(deviceset, everything, names), len(names), taken)
+
+
+def leaving(deviceset: Obj, devices: Iterable[Obj], names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Patches of the specs of Devices that a set marked and has no more: the application that it gave them goes."""
+    app = deviceset["spec"]["template"].get("app")
+    found = [d for d in devices if meta.annotations(d).get(IN_SET) == name(deviceset) and name(d) not in names]
+    return {name(d): {"app": None} if app and (d.get("spec") or {}).get("app") == app else {} for d in found if not deleting(d)}
 
 
 def status(deviceset: Obj, found: Plan, now: float) -> dict[str, Any]:

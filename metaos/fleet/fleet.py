@@ -79,8 +79,13 @@ class Live:
     def settled(self) -> bool:
         """Whether it has what it was told, or said that it will not."""
         app = self.twin.app
-        has = not self.wanted or self.wanted in (app.get("sha256"), app.get("tried"))
+        has = self.wanted in (app.get("sha256"), app.get("tried")) if self.wanted else not self.surplus
         return has and twin.in_sync(self.twin, self.spec.get("desired") or {}, self.told)
+
+    @property
+    def surplus(self) -> bool:
+        """Whether it runs an application though none is wanted any more."""
+        return not self.spec.get("app") and bool(self.twin.app.get("sha256"))
 
     def known(self) -> Known:
         return Known(self.twin, self.commands, self.last_command, self.flooding, self.wanted, self.problem)
@@ -207,7 +212,7 @@ class Fleet:
                 live.problem = str(error)
         if (live.wanted, live.problem) != before:
             self.touch(live)
-            if live.wanted and live.twin.online:
+            if live.twin.online:
                 await self._tell_app(live)
 
     async def app_changed(self, where: str, config_map: str) -> None:
@@ -240,6 +245,9 @@ class Fleet:
         if live.wanted and live.wanted not in (live.twin.app.get("sha256"), live.twin.app.get("tried")):
             self._unsaid.add(live.address)
             await self.say(live.address, "app.desired", self.apps.manifest(live.wanted))
+        elif live.surplus:
+            self._unsaid.add(live.address)
+            await self.say(live.address, "app.desired", {"sha256": ""})
 
     async def _welcome(self, live: Live) -> None:
         """It has come back: it gets all that is wanted, and what waited for it."""

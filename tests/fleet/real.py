@@ -16,6 +16,7 @@ from metaos.apiserver.registry import Registry
 from metaos.clock import SystemClock
 from metaos.config import Address
 from metaos.controllers import device as device_controller
+from metaos.controllers import deviceset, deviceworkload
 from metaos.controllers.settings import Settings
 from metaos.fleet.apps import Apps
 from metaos.fleet.busgate import BusGate
@@ -57,7 +58,8 @@ class RealStation:
         self.fleet = Fleet(client, clock, exchange.bus, self.gate, apps)
         registry.desk.fleet = self.fleet
         self.manager = Manager(client, clock, Random(1))
-        device_controller.setup(self.manager, client, clock, Settings(sign=lambda *_: b"", fleet=self.fleet))
+        for controller in (device_controller, deviceset, deviceworkload):
+            controller.setup(self.manager, client, clock, Settings(sign=lambda *_: b"", fleet=self.fleet))
 
     async def add(self, name: str, **spec: Any) -> dict[str, Any]:
         """Makes a device; its configuration."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from metaos.apiserver.registry import Registry
 from metaos.controllers import device as device_controller
-from metaos.controllers import deviceset
+from metaos.controllers import deviceset, deviceworkload
 from metaos.controllers.settings import Settings
 from metaos.fleet.apps import Apps
 from metaos.fleet.fleet import Fleet
@@ -138,6 +138,7 @@ async def station() -> AsyncIterator[Station]:
     settings = Settings(sign=lambda *_: b"", fleet=found.fleet)
     device_controller.setup(found.manager, found.client, clock, settings)
     deviceset.setup(found.manager, found.client, clock, settings)
+    deviceworkload.setup(found.manager, found.client, clock, settings)
     await found.manager.start()
     await found.settle()
     try:

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from metaos.resources import scheme
 from tests.fleet.real import RealStation, client_module, real_station
 from tests.fleet.site import ADMIN
+from tests.fleet.test_workload import changed
 
 pytestmark = pytest.mark.system
 
@@ -117,6 +118,33 @@ async def test_an_application_comes_proves_itself_and_a_bad_one_goes_back(nemo: 
             again = nemo.Device(config, str(tmp_path), trial=1000)
             again._boot()
         assert again._app["state"] == "RolledBack" and again._app["sha256"] == sha and "3 starts" in again._app["message"]
+
+
+async def test_a_deployment_runs_on_a_device_and_leaves_it(nemo: ModuleType, tmp_path: Path) -> None:
+    async with real_station(tmp_path) as hub:
+        sha = await app(hub, "import asyncio\nasync def main(device):\n    await asyncio.sleep(1000)\n")
+        config = await hub.add("lamp", messagesPerSecond=100)
+        labels = {"metadata": {"labels": {"floor": "2"}}}
+        await hub.registry.patch(ADMIN, scheme.DEVICE, "lamp", "shop", labels)
+        device = nemo.Device(config, str(tmp_path), trial=0.2)
+        async with running(device):
+            await hub.until("lamp", lambda s: s["online"])
+            body = changed(volumes=[{"name": "code", "configMap": {"name": "app"}}])
+            body["metadata"].pop("generation")
+            body["spec"]["replicas"] = 1
+            body["spec"]["template"]["spec"]["containers"][0]["command"] = ["/app/main.py"]
+            await hub.registry.create(ADMIN, body)
+            found = await hub.until("lamp", lambda s: (s.get("app") or {}).get("state") == "Running", 30)
+            assert found["app"]["sha256"] == sha
+            for _ in range(300):
+                status = (await hub.registry.get(ADMIN, scheme.DEPLOYMENT, "blink", "shop")).get("status") or {}
+                if status.get("availableReplicas") == 1:
+                    break
+                await asyncio.sleep(0.05)
+            assert status["availableReplicas"] == status["updatedReplicas"] == 1
+            await hub.registry.patch(ADMIN, scheme.DEPLOYMENT, "blink", "shop", {"spec": {"replicas": 0}})
+            await hub.until("lamp", lambda s: s["app"].get("state") == "None" and not s["app"].get("sha256"), 30)
+            assert device._code is None
 
 
 async def test_an_application_that_the_hub_did_not_sign_is_refused(nemo: ModuleType, tmp_path: Path) -> None:
