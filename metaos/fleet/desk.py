@@ -27,7 +27,7 @@ from metaos.resources.meta import annotations as annotations_of
 #: Commands that wait for an answer: of one device, and of all.
 MOST_ASKED, MOST_ASKED_OF_ALL = 16, 1000
 #: Devices of a batch that are made at a time: they share the store's commits.
-AT_A_TIME = 128
+AT_A_TIME = 16
 #: On a Device: the ``id`` of the DeviceBatch that made it.
 BATCH = "meta-os.eu/batch"
 #: A device shows this claim's token and makes itself.

@@ -33,6 +33,8 @@ log = logging.getLogger("nemo.fleet")
 WRITE_SECONDS, SEEN_SECONDS = 5.0, 300.0
 #: Writes of all in one tick, and the seconds of a tick.
 WRITES_A_TICK, TICK_SECONDS = 100, 1.0
+#: So many messages, and so many writes, are worked on in one turn of the event loop.
+TURN_MESSAGES, TURN_WRITES = 32, 4
 #: Messages of all devices that wait for the hub; of more the oldest are lost, and counted.
 WAITING = 50_000
 #: Of one message; of a measurement that is shown; and how many kinds of them of one device are kept.
@@ -266,6 +268,7 @@ class Fleet:
     # -- hearing ---------------------------------------------------------------------------------------------
 
     async def _listen(self, heard: Subscription) -> None:
+        taken = 0
         async for message in heard:
             try:
                 await self.heard(message)
@@ -273,6 +276,10 @@ class Fleet:
                 log.warning("%s: %s", message.subject, error)
             except Exception:
                 log.exception("a message on %s could not be taken", message.subject)
+            taken += 1
+            if not taken % TURN_MESSAGES:
+                # However many wait, others are served meanwhile.
+                await self.clock.sleep(0)
 
     async def heard(self, message: Message) -> None:
         """Takes one message of a device."""
@@ -399,12 +406,16 @@ class Fleet:
                     break
         for live in due:
             del self._dirty[live.address]
-        done = await asyncio.gather(*(self.write(live) for live in due), return_exceptions=True)
-        for live, failed in zip(due, done, strict=True):
-            if isinstance(failed, BaseException):
-                if live.address in self.live:
-                    self.touch(live)
-                log.warning("the status of device %s/%s was not written: %s", *live.address, failed)
+        for first in range(0, len(due), TURN_WRITES):
+            part = due[first : first + TURN_WRITES]
+            done = await asyncio.gather(*(self.write(live) for live in part), return_exceptions=True)
+            for live, failed in zip(part, done, strict=True):
+                if isinstance(failed, BaseException):
+                    if live.address in self.live:
+                        self.touch(live)
+                    log.warning("the status of device %s/%s was not written: %s", *live.address, failed)
+            # A command in between is not held up by all of them.
+            await self.clock.sleep(0)
         return len(due)
 
     async def write(self, live: Live) -> None:
