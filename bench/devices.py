@@ -244,8 +244,9 @@ async def with_nemo(folder: Path) -> dict[str, Any]:
             before = await revision(client)
             found |= await held(children(process.pid), command)
             found["writes"] = (await revision(client) - before) / (SECONDS + EVERY)
-            live = [(await client.get(scheme.DEVICE, f"d{n:05}", "default"))["status"] for n in range(0, DEVICES, DEVICES // 100)]
-            found["online"] = sum(bool(each.get("online")) for each in live)
+            paths = [f"{where}/devices/d{n:05}/live" for n in range(0, DEVICES, DEVICES // 100)]
+            live = [json_of(await client.request("GET", path), path) for path in paths]
+            found["online"] = sum(bool(each["status"]["online"]) for each in live)
         await client.close()
         return found
     finally:
