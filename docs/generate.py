@@ -192,6 +192,46 @@ def _device_limits() -> list[str]:
     return parts + [f"| {what} | {bound} | {beyond} |" for what, bound, beyond in rows]
 
 
+def bus_limits() -> list[str]:
+    """The part about the message bus."""
+    from metaos.messaging import accounts, bus, child, embedded, gateway, leaf, mqtt, nats
+
+    parts = ["", "## The message bus", ""]
+    parts += ["Devices speak MQTT with its server, those with version 5 through a gateway ([messaging](../how-to/messaging.md))."]
+    parts += ["", "| what | bound | beyond it |", "|---|---|---|"]
+    rows: list[tuple[str, Any, str]] = [
+        ("A message of a tenant's", amount(bus.PAYLOAD_BYTES), "the connection is closed"),
+        ("Connections of a tenant; what its streams keep", f"{accounts.CONNECTIONS}; {amount(accounts.DISK_BYTES)}", "refused"),
+        ("Revoked credentials of a tenant", accounts.MOST_REVOKED, "an error that says what to do"),
+        ("What all streams of the hub's own server keep", amount(embedded.DISK_BYTES), "refused"),
+        ("Messages that wait in the hub for one of its parts", bus.WAITING, "the oldest is lost and counted"),
+        ("What the hub says while the server is away", amount(nats.PENDING_BYTES), "an error; it is said again later"),
+        ("Time in which the same thing said twice is known by its key", f"{bus.KEYS_SECONDS:g} s", "it is kept twice"),
+        ("Lines of the server's log that go into the hub's", f"{child.LINES_A_MINUTE} a minute", "left out, and said so"),
+        ("Telemetry of a tenant at a site's server; of the site at the hub", amount(leaf.KEPT_BYTES), "the oldest goes"),
+        ("Time for which a site's server knows accounts without the hub", f"{leaf.ACCOUNTS_HOURS} h", "its devices are refused"),
+        ("MQTT 5: connections of the gateway", gateway.CONNECTIONS, "closed"),
+        (
+            "MQTT 5: the first packet; time for it",
+            f"{amount(gateway.HELLO_BYTES)}; {gateway.HELLO_SECONDS:g} s",
+            "closed",
+        ),
+        ("MQTT 5: a packet", amount(mqtt.PACKET_BYTES), "closed"),
+        (
+            "MQTT 5: messages on their way from a client; topic aliases",
+            f"{mqtt.IN_FLIGHT}; {mqtt.ALIASES}",
+            "closed with a reason",
+        ),
+        ("MQTT 5: messages on their way to a client", "as it says", "nothing more is read for it"),
+        (
+            "MQTT 5: ends of sessions that the gateway remembers",
+            mqtt.SESSIONS,
+            "the oldest is forgotten, and the session lasts",
+        ),
+    ]
+    return parts + [f"| {what} | {bound} | {beyond} |" for what, bound, beyond in rows]
+
+
 def limits_page() -> str:
     """The bounds of the hub's API, from the constants that hold them."""
     from metaos import server, tunnel
@@ -376,6 +416,7 @@ def limits_page() -> str:
         ("Pods of one period", f"{booking.MAX_PODS}", "the energy of those with least of it is the system's"),
     ]
     parts += [f"| {what} | {bound} | {beyond} |" for what, bound, beyond in rows]
+    parts += bus_limits()
     parts += ["", "## Priority levels", ""]
     parts += ["Each request belongs to a level, by who asks and for what, and within it to its caller. Levels share no seats."]
     parts += ["Within a level callers take turns, so who sends hundreds of requests waits for themselves. A list takes one seat,"]

@@ -75,10 +75,13 @@ class HubConfig:
     advertise: str = ""
     #: NATS servers that are there already (URLs with commas between, or a file that holds them); empty: one is run here.
     bus: str = ""
+    #: A file with the authorities of these servers' certificates, beside the hub's own and the public ones.
+    bus_ca: Path | None = None
     #: Run without a bus: there are no devices then.
     no_bus: bool = False
-    #: Where the hub's own server listens for devices (MQTT), and for servers at sites; ``None``: nowhere.
+    #: Where the hub's own server listens for devices (MQTT 3.1.1, and 5), and for servers at sites; ``None``: nowhere.
     mqtt: Address | None = None
+    mqtt5: Address | None = None
     leaf: Address | None = None
     verbose: bool = False
 

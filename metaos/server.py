@@ -74,6 +74,7 @@ from metaos.fleet.fleet import Fleet
 from metaos.http import spare_memory, tls_context
 from metaos.hubs import StoreToken, check_place, open_shared
 from metaos.members.hosted import Hosted
+from metaos.messaging.bus import Unavailable
 from metaos.messaging.exchange import Exchange, ExchangeConfig, read_servers
 from metaos.messaging.keys import Key
 from metaos.messaging.root import root_secret
@@ -181,6 +182,7 @@ class Hub:
             lambda: root_secret(client, self._random),
             lambda: (pki.path("server"), pki.path("server")),
             self._bus_context,
+            lambda: pki.bundle.decode(),
         )
         stack.push_async_callback(self.exchange.stop)
         fleet = self._fleet = self._make_fleet(client, self.exchange)
@@ -392,7 +394,7 @@ class Hub:
                 replaced, known = self._pki.trusted != known, self._pki.trusted
                 if credentials.refresh():
                     log.info("new connections get a renewed certificate")
-                    await self.exchange.renew()
+                    self.exchange.renew()
                     sessions.sweep()
                 credentials.write_kubeconfig(self.url)
                 if leads and any(asked.get(key) != value for key, value in credentials.record().items()):
@@ -414,7 +416,10 @@ class Hub:
     def _bus_context(self) -> ssl.SSLContext:
         """To dial servers of the bus with, whose certificates the hub's authority or a public one has made."""
         context = ssl.create_default_context()
-        context.load_verify_locations(cadata=self._pki.bundle.decode())
+        try:
+            context.load_verify_locations(self.config.bus_ca, cadata=self._pki.bundle.decode())
+        except OSError as error:
+            raise Unavailable(f"--bus-ca {self.config.bus_ca} cannot be used: {error.strerror or error}") from None
         return context
 
     async def _tell(self, record: dict[str, str]) -> None:
@@ -506,7 +511,7 @@ def exchange_config(config: HubConfig) -> ExchangeConfig:
         off = "hubs that share a database share a bus: name its servers with --bus"
     servers = read_servers(config.bus) if config.bus else ()
     host = (urlsplit(config.advertise).hostname or "") if config.advertise else next(iter(config.names), socket.gethostname())
-    return ExchangeConfig(config.data / "bus", servers, config.mqtt, config.leaf, off=off, host=host)
+    return ExchangeConfig(config.data / "bus", servers, config.mqtt, config.mqtt5, config.leaf, off=off, host=host)
 
 
 def _host(url: str) -> tuple[str, ...]:

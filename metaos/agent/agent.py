@@ -38,6 +38,7 @@ from metaos.agent.usages import Usages
 from metaos.clock import Clock, SystemClock
 from metaos.config import DataVersionError, open_data
 from metaos.http import spare_memory
+from metaos.messaging.leaf import running, site_server
 from metaos.plugins.points import Runtime, RuntimeUnavailable
 from metaos.resources.meta import Obj, ObjectRef, cluster_namespace, name, uid
 from metaos.resources.scheme import BACKUP_SCHEDULE, WORKLOADS
@@ -258,12 +259,17 @@ async def run_agent(config: AgentConfig) -> int:
             stack.callback(cache.close)
             runtime = make_runtime(site, plugins.runtime, config.data, clock)
             meter = make_meter(site, plugins.meters, cache, config.metering_seconds)
+            bus = site_server(config.leaf, config.data / "bus", clock, config.mqtt, config.mqtt_pair)
             await runtime.check()
         except (RuntimeUnavailable, DataVersionError, NewerCache, NoMeter, JoinError, ValueError, OSError) as error:
             log.error("%s", error)
             return UNUSABLE
 
         async def run() -> None:
+            async with running(bus, clock):
+                await joined()
+
+        async def joined() -> None:
             identity = await enter(config, site, clock, random)
             make_pods = supervised(config, site, cache, clock, random)
             connect = partial(HubConnection, config, name(site), identity, clock, random)

@@ -22,6 +22,7 @@ from metaos.agent.contact import Contact
 from metaos.agent.join import Identity, JoinError, Membership, register
 from metaos.agent.presence import Removed
 from metaos.clock import Clock
+from metaos.config import Address
 from metaos.http import HttpClient
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, name
@@ -31,6 +32,10 @@ log = logging.getLogger(__name__)
 #: Exit codes. ``REMOVED``: the hub has removed this site; ``REFUSED``: it cannot join; ``UNUSABLE``: this machine, its data
 #: directory or the site file cannot be used.
 REMOVED, REFUSED, UNUSABLE = 3, 4, 5
+
+
+#: Where a server of the bus at a site listens for devices.
+DEVICES = Address("127.0.0.1", 1883)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,10 @@ class AgentConfig:
     metering_seconds: int = PERIOD_SECONDS
     #: What runs pods; empty: what the site file says.
     runtime: str = ""
+    #: What a server of the bus here needs, from ``nemo bus leaf``; where devices connect to it, and its certificate and key.
+    leaf: Path | None = None
+    mqtt: Address = DEVICES
+    mqtt_pair: Path | None = None
 
 
 async def enter(config: AgentConfig, site: Obj, clock: Clock, random: Random) -> Identity:

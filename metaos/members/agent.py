@@ -46,6 +46,7 @@ from metaos.members.pods import MemberPods
 from metaos.members.quotas import MemberQuotas
 from metaos.members.relaying import Relays
 from metaos.members.status import about as described
+from metaos.messaging.leaf import running, site_server
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, cluster_namespace, name, uid
 from metaos.resources.scheme import CLUSTER, NODE
@@ -363,6 +364,8 @@ async def run_agent(config: MemberConfig) -> int:
             site = await read_site(config.agent.site_file)
             open_data(data)
             lock(data, stack)
+            told = config.agent
+            bus = site_server(told.leaf, data / "bus", clock, told.mqtt, told.mqtt_pair)
             access = await read_access(config.kubeconfig, config.context)
             member = Member(access, config.kubeconfig, config.context, data, clock, random)
         except (KubeconfigError, DataVersionError, JoinError, OSError, ssl.SSLError, ValueError) as error:
@@ -370,6 +373,10 @@ async def run_agent(config: MemberConfig) -> int:
             return UNUSABLE
 
         async def run() -> None:
+            async with running(bus, clock):
+                await joined()
+
+        async def joined() -> None:
             identity = await enter(config.agent, site, clock, random)
             membership = await membership_of(config.agent, identity, clock, random)
             connect = partial(HubConnection, config.agent, name(site), identity, clock, random)

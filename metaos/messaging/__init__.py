@@ -1,1 +1,1 @@
-"""The message bus. Empty until devices and data join: no NATS server is started yet."""
+"""The message bus: its protocol and subjects, NATS and its servers, accounts and credentials, and MQTT for devices."""

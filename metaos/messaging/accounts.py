@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from metaos.messaging.bus import PAYLOAD_BYTES
 from metaos.messaging.keys import Key
 from metaos.messaging.subjects import DEVICE_HEARS, DEVICE_SAYS, device, word
 
@@ -18,10 +19,8 @@ VERSION = 2
 #: What may be connected of a tenant at once, and kept for it on the servers' disks, unless told otherwise.
 CONNECTIONS = 20_000
 DISK_BYTES = 1 << 30
-#: Longest message, in bytes, of a tenant's; a chunk of a program that is sent to a device fits.
-PAYLOAD_BYTES = 256 << 10
-#: Credentials of one tenant that are revoked: each is a line in its account's token, which a server takes whole.
-MOST_REVOKED = 20_000
+#: Credentials of one tenant that are revoked: each is a line in its account's token, of which servers take 1 MiB.
+MOST_REVOKED = 10_000
 #: A time that is after any other, in seconds since the epoch.
 _ALWAYS = 1 << 40
 
@@ -83,21 +82,19 @@ class Accounts:
         limits = {**_FREE, "conn": -1, "leaf": -1}
         return self.operator.token(self.system.public, "system", _account(limits), 0)
 
-    def hub_token(self, tenants: Collection[Tenant], now: float) -> str:
-        """Of the account of all hubs: it hears every tenant."""
-        imports = [
-            _import(self.account(t.namespace, t.uid), f"nemo.{t.namespace}.*.{end}", f"up.{t.namespace}.*.{end}")
-            for t in sorted(tenants, key=lambda t: t.namespace)
-            for end in DEVICE_SAYS
+    def hub_token(self) -> str:
+        """Of the account of all hubs. It names no tenant, so it is the same at any time."""
+        exports = [
+            {"name": "down", "subject": "down.>", "type": "stream"},
+            {"name": "up", "subject": "up.>", "type": "service"},
         ]
-        exports = [{"name": "down", "subject": "down.>", "type": "stream"}]
         limits = {**_FREE, **_STORED, "conn": -1, "leaf": -1}
-        return self.operator.token(self.hub.public, "hub", _account(limits, imports, exports), now)
+        return self.operator.token(self.hub.public, "hub", _account(limits, (), exports), 0)
 
     def tenant_token(self, tenant: Tenant, now: float) -> str:
         namespace = tenant.namespace
-        imports = [_import(self.hub, f"down.{namespace}.*.{end}", f"nemo.{namespace}.*.{end}") for end in DEVICE_HEARS]
-        exports = [{"name": "up", "subject": f"nemo.{namespace}.>", "type": "stream"}]
+        ends = [("stream", "down", end) for end in DEVICE_HEARS] + [("service", "up", end) for end in DEVICE_SAYS]
+        imports = [_import(kind, self.hub, f"{way}.{namespace}.*.{end}", f"nemo.{namespace}.*.{end}") for kind, way, end in ends]
         limits = {
             **_FREE,
             **_STORED,
@@ -106,7 +103,7 @@ class Accounts:
             "payload": PAYLOAD_BYTES,
             "disk_storage": tenant.disk_bytes,
         }
-        claims = _account(limits, imports, exports)
+        claims = _account(limits, imports)
         if tenant.revoked:
             claims["revocations"] = dict.fromkeys(sorted(tenant.revoked), _ALWAYS)
         return self.operator.token(self.account(namespace, tenant.uid).public, namespace, claims, now)
@@ -124,6 +121,25 @@ class Accounts:
         key = Key.derive("user", self._root, "system" if system else "hub")
         claims = {**_ANYTHING, "type": "user", "version": VERSION}
         return key, (self.system if system else self.hub).token(key.public, "hub", claims, now)
+
+    def site_user(self, site: str, tenant: Tenant | None, now: float, expires: float) -> tuple[Key, str]:
+        """A site's key and token, for its server to be a leaf node: in a tenant's account, all of which it may say and hear; or,
+        without a tenant, to learn of accounts, and of nothing else that servers tell each other."""
+        account = self.system if tenant is None else self.account(tenant.namespace, tenant.uid)
+        key = Key.derive("user", self._root, "site", site, account.public)
+        claims = {**_ANYTHING, "type": "user", "version": VERSION, "allowed_connection_types": ["LEAFNODE", "STANDARD"]}
+        if tenant is None:
+            claims["allowed_connection_types"] = ["LEAFNODE"]
+            claims["pub"] = {"allow": ["$SYS.REQ.ACCOUNT.*.CLAIMS.LOOKUP"]}
+            told = ("$SYS.REQ.ACCOUNT.*.CLAIMS.UPDATE", "$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.CLAIMS.DELETE")
+            claims["sub"] = {"allow": [*told, "_INBOX.>", "$SYS._INBOX.>", "_R_.>"]}
+        return key, account.token(key.public, site, claims, now, expires)
+
+    def tenant_user(self, tenant: Tenant, now: float) -> tuple[Key, str]:
+        """A hub's own key and token in a tenant's account, to read its streams."""
+        account = self.account(tenant.namespace, tenant.uid)
+        key = Key.derive("user", self._root, "hub", account.public)
+        return key, account.token(key.public, "hub", {**_ANYTHING, "type": "user", "version": VERSION}, now)
 
     def device(
         self, tenant: Tenant, name: str, uid: str, now: float, *, generation: int = 1, expires: float | None = None
@@ -152,13 +168,12 @@ class Accounts:
 _ANYTHING: Mapping[str, Any] = {"subs": -1, "data": -1, "payload": -1}
 
 
-def _import(exporter: Key, subject: str, local: str) -> dict[str, Any]:
-    """Of a stream: what the exporter calls ``subject`` is heard as ``local``. Each end of a subject is one, as a server takes
-    what goes both ways below one name for a loop."""
+def _import(kind: str, exporter: Key, subject: str, local: str) -> dict[str, Any]:
+    """What the exporter calls ``subject`` is here ``local``: a stream is heard, a service is spoken to."""
     # A local subject names each wildcard of the other by its number.
     numbers = iter(range(1, 9))
     local = ".".join(f"${next(numbers)}" if part == "*" else part for part in local.split("."))
-    return {"name": local, "subject": subject, "local_subject": local, "account": exporter.public, "type": "stream"}
+    return {"name": local, "subject": subject, "local_subject": local, "account": exporter.public, "type": kind}
 
 
 def _account(limits: Mapping[str, Any], imports: Any = (), exports: Any = ()) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from typing import Protocol
 WAITING = 1000
 #: How long the second of two things with the same key is known as such, in seconds.
 KEYS_SECONDS = 120.0
+#: Longest message, in bytes, of a tenant's; a chunk of a program that is sent to a device fits.
+PAYLOAD_BYTES = 256 << 10
 
 
 class BusError(Exception):
@@ -60,8 +62,8 @@ class Stream:
     #: 0: no bound.
     most_seconds: float = 0.0
     refuses: bool = False
-    #: Servers that hold a copy: 3 or 5 in a cluster.
-    copies: int = 1
+    #: Servers that hold a copy; 0: as many as the bus has for this, 1 or 3.
+    copies: int = 0
 
     def __post_init__(self) -> None:
         if self.most_bytes <= 0:
@@ -160,6 +162,10 @@ class Inbox:
         self._news = asyncio.Event()
         self._close, self._closed = close, False
         self.lost = 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self._messages)
 
     def put(self, message: Message) -> None:
         self.lost += len(self._messages) == self._messages.maxlen

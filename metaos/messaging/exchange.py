@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import ssl
+import sys
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,8 @@ from metaos.clock import Clock
 from metaos.config import Address
 from metaos.messaging.accounts import Accounts, DeviceUser, Tenant
 from metaos.messaging.bus import BusError, Unavailable
-from metaos.messaging.embedded import DISK_BYTES, Embedded, Listener, ServerConfig, free_port
+from metaos.messaging.child import Child
+from metaos.messaging.embedded import DISK_BYTES, Embedded, GatewaySettings, Listener, ServerConfig, free_port
 from metaos.messaging.keys import read_token
 
 if TYPE_CHECKING:
@@ -38,11 +40,13 @@ PATIENCE_SECONDS = (5.0, 10.0)
 @dataclass(frozen=True, slots=True)
 class ExchangeConfig:
     """``servers``: of a cluster that is there (``nats://HOST:PORT`` or ``tls://…``); without them one is run here, in ``folder``.
-    ``mqtt`` and ``leaf``: where it listens for devices and for servers at sites; port 0: any free one."""
+    ``mqtt``, ``mqtt5`` and ``leaf``: where it listens for devices, for those with MQTT 5, and for servers at sites; port 0: any
+    free one."""
 
     folder: Path
     servers: tuple[str, ...] = ()
     mqtt: Address | None = None
+    mqtt5: Address | None = None
     leaf: Address | None = None
     disk_bytes: int = DISK_BYTES
     #: Why there is no bus, and what to do about it; empty: there is one.
@@ -53,7 +57,7 @@ class ExchangeConfig:
 
 class Exchange:
     """See the module. ``root`` gives the secret that everything is derived from. ``pair``: files with the server's certificates
-    and key, for listeners beyond loopback; ``trust``: for servers of others."""
+    and key, for listeners beyond loopback, and ``authorities``: PEM of those that made them; ``trust``: for servers of others."""
 
     def __init__(
         self,
@@ -62,11 +66,15 @@ class Exchange:
         root: Callable[[], Awaitable[bytes]],
         pair: Callable[[], tuple[Path, Path]] | None = None,
         trust: Callable[[], ssl.SSLContext] | None = None,
+        authorities: Callable[[], str] = str,
     ) -> None:
         self.config, self._clock, self._root, self._pair, self._trust = config, clock, root, pair, trust
+        self._authorities = authorities
         self._turn, self._telling = asyncio.Lock(), asyncio.Lock()
         self.accounts: Accounts | None = None
         self.server: Embedded | None = None
+        self._gateway: Child | None = None
+        self._five: Listener | None = None
         self._bus: NatsBus | None = None
         self._system: NatsBus | None = None
         self._held: dict[str, Tenant] = {}
@@ -84,13 +92,19 @@ class Exchange:
         return None if listener is None else Address(listener.host, listener.port)
 
     @property
+    def mqtt5(self) -> Address | None:
+        """Where those with MQTT 5 connect."""
+        return None if self._five is None else Address(self._five.host, self._five.port)
+
+    @property
     def urls(self) -> tuple[str, ...]:
         """How devices reach it, once the server runs: ``mqtt://HOST:PORT``, ``mqtts`` with TLS."""
-        listener = self.server.config.mqtt if self.server is not None else None
-        if listener is None:
-            return ()
-        host = self.config.host if listener.host in ("0.0.0.0", "::") and self.config.host else listener.host
-        return (f"{'mqtts' if listener.certificate else 'mqtt'}://{Address(host, listener.port)}",)
+        found = []
+        for listener in (self.server.config.mqtt if self.server is not None else None, self._five):
+            if listener is not None:
+                host = self.config.host if listener.host in ("0.0.0.0", "::") and self.config.host else listener.host
+                found.append(f"{'mqtts' if listener.certificate else 'mqtt'}://{Address(host, listener.port)}")
+        return tuple(found)
 
     async def bus(self) -> NatsBus:
         """The connection of the hub's account, made with the first call. Raises ``Unavailable``."""
@@ -115,6 +129,25 @@ class Exchange:
         accounts = await self.known()
         return accounts.device(tenant, name, uid, self._clock.now(), generation=generation, expires=expires)
 
+    async def tenant(self, tenant: Tenant) -> NatsBus:
+        """A connection in a tenant's account, to read its streams; the caller closes it. Raises ``Unavailable``."""
+        from metaos.messaging.nats import NatsBus
+
+        await self.bus()
+        accounts = await self.known()
+        key, _ = accounts.tenant_user(tenant, self._clock.now())
+        tls = self._trust() if self._trust is not None and self.config.servers else None
+
+        def token() -> str:
+            return accounts.tenant_user(tenant, self._clock.now())[1]
+
+        return await NatsBus.connect(self._servers(), key, token, "hub", tls, PATIENCE_SECONDS[bool(self.config.servers)])
+
+    def _servers(self) -> Sequence[str]:
+        if self.config.servers or self.server is None:
+            return self.config.servers
+        return [f"nats://{LOOPBACK}:{self.server.config.listen.port}"]
+
     async def hold(self, tenants: Collection[Tenant]) -> None:
         """Makes the servers know these tenants, as they are said to be, and no others that this hub told them. Who is revoked is
         cut off at once. Raises ``Unavailable``, ``BusError``."""
@@ -124,7 +157,6 @@ class Exchange:
             accounts = await self.known()
             changed = [t for t in wanted.values() if self._held.get(t.namespace) != t]
             gone = [t for t in self._held.values() if t.namespace not in wanted or wanted[t.namespace].uid != t.uid]
-            members = {(t.namespace, t.uid) for t in self._held.values()}
             room = asyncio.Semaphore(AT_ONCE)
 
             async def tell(tenant: Tenant) -> None:
@@ -137,22 +169,23 @@ class Exchange:
             for tenant in gone:
                 if self._held.get(tenant.namespace) == tenant:
                     del self._held[tenant.namespace]
-            if members != {(t.namespace, t.uid) for t in wanted.values()} or accounts.hub.public not in self._issued:
-                await self._tell(accounts.hub.public, lambda now: accounts.hub_token(wanted.values(), now))
             if gone:
                 keys = [accounts.account(t.namespace, t.uid).public for t in gone]
                 await self._ask("$SYS.REQ.CLAIMS.DELETE", accounts.removal_token(keys, self._clock.now()))
 
-    async def renew(self) -> None:
+    def renew(self) -> None:
         """The server's certificate has changed."""
-        if self.server is not None:
-            await self.server.reload()
+        for process in (self.server, self._gateway):
+            if process is not None:
+                process.reload()
 
     async def stop(self) -> None:
         for connection in (self._bus, self._system):
             if connection is not None:
                 await connection.close()
         self._bus = self._system = None
+        if self._gateway is not None:
+            await self._gateway.stop()
         if self.server is not None:
             await self.server.stop()
 
@@ -161,13 +194,14 @@ class Exchange:
         from metaos.messaging.nats import NatsBus
 
         accounts = await self.known()
-        servers: Sequence[str] = self.config.servers
-        if not servers:
+        if not self.config.servers:
             if self.server is None:
                 server = Embedded(self._server(accounts), self._clock)
                 await server.start()
                 self.server = server
-            servers = [f"nats://{LOOPBACK}:{self.server.config.listen.port}"]
+            if self._gateway is None and self.config.mqtt5 is not None:
+                await self._open_gateway(self.config.mqtt5)
+        servers = self._servers()
         patience = PATIENCE_SECONDS[bool(self.config.servers)]
         tls = self._trust() if self._trust is not None and self.config.servers else None
         found = []
@@ -177,11 +211,33 @@ class Exchange:
             def token(system: bool = system) -> str:
                 return accounts.hub_user(self._clock.now(), system=system)[1]
 
-            found.append(await NatsBus.connect(servers, key, token, "hub", tls, patience))
+            # A cluster of three or more keeps what it acknowledges at three.
+            copies = 3 if len(self.config.servers) >= 3 else 1
+            found.append(await NatsBus.connect(servers, key, token, "hub", tls, patience, copies))
         self._system, self._bus = found
 
+    async def _open_gateway(self, address: Address) -> None:
+        """For MQTT 5, in front of the server's listener for 3.1.1. Raises ``Unavailable``."""
+        assert self.server is not None
+        server, five = self.server.config.mqtt, self._listener(address)
+        if server is None or five is None:
+            raise Unavailable("MQTT 5 needs the listener for MQTT 3.1.1, which it translates to: say --mqtt too")
+        settings = GatewaySettings(
+            host=five.host,
+            port=five.port,
+            server_host=LOOPBACK if server.host == "0.0.0.0" else "::1" if server.host == "::" else server.host,
+            server_port=server.port,
+            certificate=str(five.certificate or ""),
+            key=str(five.key or ""),
+            trust=self._authorities() if server.certificate else "",
+        )
+        command = (sys.executable, "-m", "metaos.messaging.gateway")
+        gateway = Child("the gateway for MQTT 5", lambda: command, self._clock, settings.line())
+        await gateway.start()
+        self._gateway, self._five = gateway, five
+
     def _server(self, accounts: Accounts) -> ServerConfig:
-        known = {accounts.system.public: accounts.system_token(), accounts.hub.public: accounts.hub_token((), 0)}
+        known = {accounts.system.public: accounts.system_token(), accounts.hub.public: accounts.hub_token()}
         return ServerConfig(
             name="hub",
             folder=self.config.folder,

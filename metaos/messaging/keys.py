@@ -13,11 +13,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+# What signs is loaded with the first key: the gateway only reads tokens.
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 #: What keys are for, and the first letter of their public form.
 KINDS: Mapping[str, int] = {"operator": 14 << 3, "account": 0, "user": 20 << 3}
@@ -36,20 +37,25 @@ class Key:
     def derive(cls, kind: str, root: bytes, *path: str) -> Key:
         """The key that belongs to ``path`` below a root secret, always the same (HKDF, RFC 5869). Raises ``ValueError`` for
         a root of another length."""
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
         if len(root) != SECRET_BYTES:
             raise ValueError(f"the secret of the bus has {len(root)} bytes: it must have {SECRET_BYTES}")
         # Lengths in front: no two paths are the same text.
         info = b"nemo bus" + b"".join(len(p.encode()).to_bytes(4, "big") + p.encode() for p in (kind, *path))
-        return cls(kind, HKDF(hashes.SHA256(), SECRET_BYTES, None, info).derive(root))
+        return cls(kind, HKDF(SHA256(), SECRET_BYTES, None, info).derive(root))
 
     @cached_property
     def _private(self) -> Ed25519PrivateKey:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
         return Ed25519PrivateKey.from_private_bytes(self.secret)
 
     @cached_property
     def public(self) -> str:
         """As NATS writes it: 56 characters."""
-        raw = self._private.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+        raw = self._private.public_key().public_bytes_raw()
         return _text(bytes([KINDS[self.kind]]) + raw)
 
     @property
@@ -77,6 +83,18 @@ def credentials_text(token: str, key: Key) -> str:
         f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
         f"-----BEGIN USER NKEY SEED-----\n{key.seed}\n------END USER NKEY SEED------\n"
     )
+
+
+def read_credentials(file: Path) -> tuple[str, Key]:
+    """A user's token and key from a file of NATS' own form. Raises ``ValueError``."""
+    lines = [line.strip() for line in file.read_text().splitlines()]
+    found = [line for line in lines if line and not line.startswith("-")]
+    try:
+        token, seed = found
+        raw = base64.b32decode(seed + "=" * (-len(seed) % 8))
+    except (ValueError, TypeError):
+        raise ValueError(f"{file} holds no credentials of the bus: a token and a key between lines of dashes") from None
+    return token, Key("user", raw[2 : 2 + SECRET_BYTES])
 
 
 def read_token(token: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import nats
@@ -19,7 +20,7 @@ from nats.js import errors as refused
 from nats.js.client import JetStreamContext
 
 from metaos.messaging.bus import KEYS_SECONDS, WAITING, BusError, Full, Inbox, Message, NoAnswer, Stored, Stream, Unavailable
-from metaos.messaging.keys import Key
+from metaos.messaging.keys import Key, read_credentials
 
 log = logging.getLogger("nemo.bus")
 
@@ -33,13 +34,15 @@ PING_SECONDS = 10
 #: Servers' own codes: no room in a stream, by messages, bytes and of the account.
 _NO_ROOM = frozenset({10047, 10077, 10023, 10002})
 _NAME_IN_USE = 10058
+#: A cluster whose servers have not found each other, or not agreed who leads: it will.
+_NOT_YET = frozenset({10004, 10005, 10008, 10009})
 
 
 class NatsBus:
     """One connection, as the user that ``token`` names; ``key`` is that user's."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, copies: int = 1) -> None:
+        self._client, self._copies = client, copies
         self._streams: JetStreamContext = client.jetstream(timeout=API_SECONDS)
 
     @classmethod
@@ -51,8 +54,10 @@ class NatsBus:
         name: str,
         tls: ssl.SSLContext | None = None,
         patience: float = 2.0,
+        copies: int = 1,
     ) -> NatsBus:
-        """Raises ``Unavailable`` where none of the servers takes this user. ``patience``: seconds for each try."""
+        """Raises ``Unavailable`` where none of the servers takes this user. ``patience``: seconds for all tries; ``copies``: of
+        streams that do not say how many."""
         client = Client()
 
         def sign(nonce: str) -> bytes:
@@ -92,11 +97,22 @@ class NatsBus:
                 await client.close()
             shown = ", ".join(servers)
             raise Unavailable(f"the bus at {shown} does not answer, or does not take this user: {_text(error)}") from error
-        return cls(client)
+        return cls(client, copies)
+
+    @classmethod
+    async def with_file(cls, servers: Sequence[str], credentials: Path, name: str) -> NatsBus:
+        """A connection with credentials in NATS' own form. Raises ``Unavailable``, ``BusError`` where the file holds none."""
+        token, key = read_credentials(credentials)
+        return await cls.connect(servers, key, lambda: token, name)
 
     @property
     def connected(self) -> bool:
         return bool(self._client.is_connected)
+
+    @property
+    def at(self) -> str:
+        """The server: ``HOST:PORT``; empty while there is none."""
+        return self._client.connected_url.netloc if self._client.connected_url else ""
 
     async def publish(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
         with _told(subject):
@@ -134,7 +150,7 @@ class NatsBus:
             max_age=stream.most_seconds,
             discard=api.DiscardPolicy.NEW if stream.refuses else api.DiscardPolicy.OLD,
             duplicate_window=min(KEYS_SECONDS, stream.most_seconds or KEYS_SECONDS),
-            num_replicas=stream.copies,
+            num_replicas=stream.copies or self._copies,
             storage=api.StorageType.FILE,
         )
         with _told(stream.name, API_SECONDS):
@@ -145,6 +161,24 @@ class NatsBus:
                     raise
                 await self._streams.update_stream(wanted)
 
+    async def gather(self, stream: Stream, source: str, source_domain: str, domain: str) -> None:
+        """Makes a stream in a domain (the servers that keep streams together) that fills itself from one in another domain,
+        whenever that can be reached."""
+        there = self._client.jetstream(domain=domain, timeout=API_SECONDS)
+        wanted = api.StreamConfig(
+            name=stream.name,
+            sources=[api.StreamSource(name=source, external=api.ExternalStream(api=f"$JS.{source_domain}.API", deliver=""))],
+            max_bytes=stream.most_bytes,
+            discard=api.DiscardPolicy.OLD,
+            storage=api.StorageType.FILE,
+        )
+        with _told(stream.name, API_SECONDS):
+            try:
+                await there.add_stream(wanted)
+            except refused.BadRequestError as error:
+                if error.err_code != _NAME_IN_USE:
+                    raise
+
     async def append(self, subject: str, data: bytes, *, key: str = "") -> Stored:
         with _told(subject, API_SECONDS):
             try:
@@ -152,7 +186,12 @@ class NatsBus:
                     subject, data, timeout=API_SECONDS, headers={api.Header.MSG_ID.value: key} if key else None
                 )
             except refused.NoStreamResponseError:
-                raise BusError(f"no stream keeps {subject}") from None
+                # Or one does, and its servers have not agreed who leads it.
+                try:
+                    await self._streams.find_stream_name_by_subject(subject)
+                except refused.NotFoundError:
+                    raise BusError(f"no stream keeps {subject}") from None
+                raise Unavailable(f"{subject}: its stream has no leader at this moment") from None
             return Stored(done.seq, bool(done.duplicate))
 
     async def consume(self, stream: str, name: str, *, subject: str = ">", again_seconds: float = 30.0) -> NatsConsumer:
@@ -225,7 +264,7 @@ def _told(what: str, seconds: float = 0.0) -> Iterator[None]:
     except refused.APIError as error:
         if error.err_code in _NO_ROOM:
             raise Full(f"{what}: {error.description}") from error
-        if isinstance(error, refused.ServiceUnavailableError):
+        if isinstance(error, refused.ServiceUnavailableError) or error.err_code in _NOT_YET:
             raise Unavailable(f"{what}: {error.description or 'the bus is not ready'}") from error
         raise BusError(f"{what}: {error.description or _text(error)}") from error
     except (nats.errors.TimeoutError, TimeoutError) as error:

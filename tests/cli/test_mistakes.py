@@ -22,6 +22,8 @@ from tests.apiserver.serving import ServedHub, served
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "agent": ("--hub", "https://127.0.0.1:1", "--site", "{folder}/site.yaml"),
     "backup": ("{folder}/backup",),
+    "bus config": ("nats-1", "--listen", "127.0.0.1:4222", "--cluster", "127.0.0.1:6222"),
+    "bus leaf": ("edge", "default", "--hub", "127.0.0.1:7422"),
     "cluster add": ("edge", "--kubeconfig", "{folder}/away"),
     "cluster remove": ("edge",),
     "device add": ("lamp",),
@@ -56,6 +58,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 #: Those that print for people only, or one format of their own.
 ONE_FORM = {"agent", "up", "backup", "restore", "revoke", "kubeconfig", "intent export", "intent import", "twin from-live"}
 ONE_FORM |= {"ledger receipts", "cluster add", "cluster remove"}
+ONE_FORM |= {"bus config", "bus leaf"}
 ONE_FORM |= {"login", "token get", "token revoke"}
 
 CONFIG = """

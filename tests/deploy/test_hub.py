@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from metaos.cli.main import nemo
+from metaos.messaging.exchange import read_servers
 
 HUB = Path(__file__).resolve().parents[2] / "deploy/hub"
 
@@ -53,12 +54,16 @@ def helm() -> Path:
 def test_the_chart_makes_valid_objects() -> None:
     program = helm()
     given = ["secret=s", "postgresql.enabled=true", "postgresql.secret=p", "names={hub.example.org}", "arguments={--drain,60}"]
+    given += ["nats.enabled=true", "nats.config=c", "nats.tls=t"]
     options = [part for each in given for part in ("--set", each)]
     subprocess.run([program, "lint", "--strict", HUB / "chart", *options], check=True, capture_output=True)
     made = subprocess.run([program, "template", "nemo", HUB / "chart", *options], check=True, capture_output=True, text=True)
     objects = list(yaml.safe_load_all(made.stdout))
     for obj in objects:
         kubernetes_validate.validate(obj, "1.35", strict=True)
-    assert [obj["kind"] for obj in objects].count("StatefulSet") == 2
+    assert [obj["kind"] for obj in objects].count("StatefulSet") == 3
+    hub = next(obj for obj in objects if obj["kind"] == "StatefulSet" and obj["metadata"]["name"] == "nemo")
+    (bus,) = (a for a in hub["spec"]["template"]["spec"]["containers"][0]["args"] if a.startswith("--bus="))
+    assert len(read_servers(bus.removeprefix("--bus="))) == 3
     bare = subprocess.run([program, "template", "nemo", HUB / "chart"], capture_output=True, text=True)
     assert bare.returncode and "name a Secret with the keys store and hub.key" in bare.stderr

@@ -46,12 +46,12 @@ class Device:
 
     async def answer(self, kind: str) -> Any:
         while True:
-            found = await asyncio.to_thread(self.answers.get, timeout=10)
+            found = await asyncio.to_thread(self.answers.get, timeout=30)
             if found[0] == kind:
                 return found[1]
 
     async def hear(self) -> tuple[str, bytes]:
-        return await asyncio.to_thread(self.heard.get, timeout=10)
+        return await asyncio.to_thread(self.heard.get, timeout=30)
 
     def close(self) -> None:
         self.client.disconnect()
@@ -97,26 +97,31 @@ async def test_a_device_says_and_hears_its_own_and_nothing_else(exchange: Exchan
         other.close()
 
 
-async def test_a_will_is_heard_when_a_device_is_lost(exchange: Exchange) -> None:
-    bus = await exchange.bus()
-    await exchange.hold([SHOP])
-    heard = await bus.subscribe(from_devices("status"))
-    assert exchange.mqtt is not None
-    user = await exchange.device(SHOP, "lamp", "uid-lamp")
+async def lost(user: DeviceUser, address: Address, topic: str) -> None:
+    """A device with a will that vanishes."""
     client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="lamp", protocol=mqtt.MQTTv311)
     client.username_pw_set(user.name, user.token)
-    client.will_set("nemo/shop/lamp/status", b"offline", qos=1, retain=True)
-    up = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    client.will_set(topic, b"offline", qos=1, retain=True)
+    up, loop = asyncio.Event(), asyncio.get_running_loop()
     client.on_connect = lambda *_: loop.call_soon_threadsafe(up.set)
-    client.connect(exchange.mqtt.host, exchange.mqtt.port)
+    client.connect(address.host, address.port)
     client.loop_start()
     await up.wait()
     sock = client.socket()
     assert sock is not None
     client.loop_stop()
     sock.close()
-    assert (await anext(heard)).data == b"offline"
+
+
+async def test_a_will_is_heard_when_a_device_is_lost_and_is_its_own(exchange: Exchange) -> None:
+    bus = await exchange.bus()
+    await exchange.hold([SHOP])
+    heard = await bus.subscribe("up.>")
+    assert exchange.mqtt is not None
+    user = await exchange.device(SHOP, "lamp", "uid-lamp")
+    for topic in ("nemo/shop/other/status", "nemo/shop/lamp/status"):
+        await lost(user, exchange.mqtt, topic)
+    assert (await anext(heard)).subject == "up.shop.lamp.status"
 
 
 async def test_who_is_revoked_is_cut_off_and_new_credentials_count(exchange: Exchange) -> None:
@@ -220,7 +225,7 @@ async def test_a_clock_that_was_set_back_hides_no_revocation(exchange: Exchange,
 
 
 async def test_what_is_wrong_is_said(tmp_path: Path, exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"shop has 20001 revoked credentials .* 20000 is the most"):
+    with pytest.raises(ValueError, match=r"shop has 10001 revoked credentials .* 10000 is the most"):
         Tenant("shop", "u", frozenset(str(n) for n in range(MOST_REVOKED + 1)))
     await exchange.bus()
     taken = ExchangeConfig(tmp_path / "other", mqtt=exchange.mqtt)
@@ -238,3 +243,27 @@ async def test_what_is_wrong_is_said(tmp_path: Path, exchange: Exchange, monkeyp
         await nobody.bus()
     with pytest.raises(NoAnswer):
         await (await exchange.bus()).request("nobody", b"")
+
+
+@pytest.mark.slow
+async def test_a_thousand_tenants_are_held_and_the_hub_hears_each_by_one_connection(exchange: Exchange) -> None:
+    bus = await exchange.bus()
+    tenants = [Tenant(f"tenant-{n}", f"uid-{n}") for n in range(1000)]
+    await exchange.hold(tenants)
+    heard = await bus.subscribe(from_devices("status"))
+    assert exchange.mqtt is not None
+    for tenant in (tenants[0], tenants[-1]):
+        device = Device(await exchange.device(tenant, "lamp", "uid-lamp"), exchange.mqtt)
+        try:
+            assert await device.answer("connect") == "Success"
+            device.client.publish(f"nemo/{tenant.namespace}/lamp/status", b"online", qos=1)
+            assert (await asyncio.wait_for(anext(heard), 20)).subject == f"up.{tenant.namespace}.lamp.status"
+        finally:
+            device.close()
+
+
+async def test_a_token_with_as_many_revoked_keys_as_there_may_be_is_taken(exchange: Exchange) -> None:
+    accounts = await exchange.known()
+    some = frozenset(f"U{n:055}" for n in range(MOST_REVOKED))
+    await exchange.hold([replace(SHOP, revoked=some)])
+    assert len(accounts.tenant_token(replace(SHOP, revoked=some), 0)) < 1 << 20

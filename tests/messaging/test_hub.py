@@ -51,7 +51,7 @@ async def test_devices_come_with_tls_and_the_secret_outlives_the_hub(tmp_path: P
         before = ssl.get_server_certificate(("127.0.0.1", port))
         one._pki.rotate()
         one._pki.server(("localhost", "127.0.0.1"))
-        await one.exchange.renew()
+        one.exchange.renew()
         for _ in range(200):
             if ssl.get_server_certificate(("127.0.0.1", port)) != before:
                 break

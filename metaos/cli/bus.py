@@ -1,0 +1,107 @@
+"""Commands about the message bus: servers of a cluster, and servers at sites."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from random import SystemRandom
+
+from metaos.cli.connection import authority_text, with_client
+from metaos.clock import SystemClock
+from metaos.config import Address
+from metaos.http import HttpClient
+from metaos.messaging.accounts import Accounts, Tenant
+from metaos.messaging.embedded import Listener, ServerConfig, cluster_text
+from metaos.messaging.keys import credentials_text
+from metaos.messaging.leaf import Leaf, LeafTenant
+from metaos.messaging.root import root_secret
+from metaos.messaging.subjects import word
+from metaos.resources import scheme
+from metaos.resources.errors import ApiError
+from metaos.resources.meta import uid
+
+
+def server_config(
+    name: str,
+    folder: Path,
+    listen: Address,
+    mqtt: Address | None,
+    leaf: Address | None,
+    cluster: Address,
+    routes: Sequence[Address],
+    pair: tuple[Path, Path] | None,
+    ca: Path | None,
+    kubeconfig: Path | None,
+    data: Path,
+) -> str:
+    """The configuration of one server of a cluster that trusts this hub; no secret. Raises ``ValueError``, ``ApiError``."""
+    beyond = [a for a in (listen, mqtt, leaf, cluster) if a is not None and not _loopback(a)]
+    if beyond and (pair is None or ca is None):
+        raise ValueError(f"{beyond[0]} can be reached from elsewhere: say --cert, --key and --ca")
+
+    async def ask(client: HttpClient) -> bytes:
+        return await root_secret(client, SystemRandom())
+
+    accounts = Accounts(with_client(kubeconfig, data, ask))
+
+    def listener(address: Address | None) -> Listener | None:
+        if address is None:
+            return None
+        return Listener(address.host, address.port, *(pair if pair and not _loopback(address) else (None, None)))
+
+    at = listener(listen)
+    assert at is not None
+    return ServerConfig(
+        name=word(name),
+        folder=folder,
+        listen=at,
+        operator=accounts.operator_token(),
+        system=accounts.system.public,
+        accounts={accounts.system.public: accounts.system_token(), accounts.hub.public: accounts.hub_token()},
+        mqtt=listener(mqtt),
+        leaf=listener(leaf),
+        more=cluster_text(cluster, routes, pair if not _loopback(cluster) else None, ca),
+    ).text()
+
+
+def leaf_text(site: str, namespaces: Sequence[str], hub: Address, days: float, kubeconfig: Path | None, data: Path) -> str:
+    """What a site needs for a server of its own, for devices of these namespaces. Raises ``ValueError``, ``ApiError``."""
+
+    async def ask(client: HttpClient) -> tuple[bytes, list[Tenant]]:
+        tenants = []
+        for namespace in namespaces:
+            try:
+                found = await client.get(scheme.NAMESPACE, namespace)
+            except ApiError as error:
+                if error.code == 404:
+                    raise ValueError(f"there is no namespace {namespace}: make it first") from None
+                raise
+            tenants.append(Tenant(namespace, uid(found)))
+        return await root_secret(client, SystemRandom()), tenants
+
+    root, tenants = with_client(kubeconfig, data, ask)
+    now = SystemClock().now()
+    return leaf_of(Accounts(root), site, tenants, hub, authority_text(kubeconfig, data), now, now + days * 86400).text()
+
+
+def leaf_of(accounts: Accounts, site: str, tenants: Sequence[Tenant], hub: Address, ca: str, now: float, expires: float) -> Leaf:
+    key, token = accounts.site_user(site, None, now, expires)
+    of_tenants = []
+    for tenant in tenants:
+        user, credentials = accounts.site_user(site, tenant, now, expires)
+        account = accounts.account(tenant.namespace, tenant.uid).public
+        of_tenants.append(LeafTenant(tenant.namespace, account, credentials_text(credentials, user)))
+    return Leaf(
+        site=word(site),
+        hub=str(hub),
+        ca="" if _loopback(hub) else ca,
+        operator=accounts.operator_token(),
+        system=accounts.system.public,
+        system_token=accounts.system_token(),
+        system_credentials=credentials_text(token, key),
+        tenants=tuple(of_tenants),
+    )
+
+
+def _loopback(address: Address) -> bool:
+    return address.host in ("localhost", "::1") or address.host.startswith("127.")
