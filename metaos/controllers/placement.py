@@ -12,7 +12,7 @@ from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers import written
 from metaos.controllers.attention import SITES, Attention
-from metaos.controllers.barred import Bar, Barred
+from metaos.controllers.barred import Bar, Barred, displaced
 from metaos.controllers.concern import workload_of
 from metaos.controllers.facts import Facts, basis, concerned, decided, decides, finished, placeable, placement_name, takes_room
 from metaos.controllers.flows import Flows
@@ -299,10 +299,12 @@ class PlacementReconciler:
         asked = workload.requests(spec)
         placement = self._placements.get(placement_name(about), about.namespace)
         current = self._current(about, placement)
+        # What it moves from has its room until it is stopped there: where its new site is silent, that may take long.
+        held = {site: sum(current.values()) for site in written.moves_from(placement) if site not in current}
         fixed = about.kind == "Pod" or workload.has_local_data(obj)
         priority, _ = self._facts.priority(obj)
         devices = workload.device_requests(spec)
-        if self._occupancy.set(about, Share(asked["cpu"], asked["memory"], current, devices, priority, fixed)):
+        if self._occupancy.set(about, Share(asked["cpu"], asked["memory"], {**held, **current}, devices, priority, fixed)):
             self._waiting.freed(before)
 
     def classes_changed(self) -> None:
@@ -358,7 +360,9 @@ class PlacementReconciler:
 
     async def _write_spec(self, obj: Obj, placement: Obj, found: WorkloadInfo, plan: Plan, now: float) -> Obj:
         spec, present = written.spec(obj, plan), placement.get("spec") or {}
-        if {k: present.get(k) for k in spec} == spec:
+        # It may have to leave for others also where it was decided to be no more.
+        told = found.displaced.keys() <= {*displaced(placement), *dict(plan.clusters)}
+        if told and {k: present.get(k) for k in spec} == spec:
             return placement
         metadata = placement["metadata"] | {"ownerReferences": [owner_reference(obj)]}
         return await self._client.update(

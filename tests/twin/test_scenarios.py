@@ -510,6 +510,11 @@ def test_many_seeds_are_played_in_shards_and_those_that_fail_are_told_in_order()
     assert not any(list(failing(of(duration="2m"), range(2))))
 
 
+def test_what_is_moving_keeps_its_room_where_it_still_runs() -> None:
+    """Its new site had fallen silent, and its room at the old one was given away as if it had left."""
+    assert not list(failing(load(FOLDER / "tight-chaos.yaml"), range(710041, 710042), 1))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "first", "count"), [("small-chaos", 100_000, 1500), ("tight-chaos", 100_000, 500), ("chaos", 100, 20)]
