@@ -158,6 +158,7 @@ async def test_an_application_that_the_hub_did_not_sign_is_refused(nemo: ModuleT
             assert next(c for c in found["conditions"] if c["type"] == "UpToDate")["status"] == "False"
 
 
+@pytest.mark.slow
 async def test_quarantine_and_removal_cut_the_connection_and_a_new_credential_ends_the_old(
     nemo: ModuleType, tmp_path: Path
 ) -> None:
