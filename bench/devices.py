@@ -337,7 +337,7 @@ async def main() -> None:
     rate = f"{DEVICES / EVERY:g} messages a second"
     middle, slow = ([percentile(each["took"], share) for each in (nemo, floor)] for share in (0.5, 0.99))
     figures: list[Figure] = [
-        figure(f"register {many} in one request", [nemo["registering"]], "s"),
+        figure(f"register {many}: one batch, sent again after 60 s", [nemo["registering"]], "s"),
         figure(f"connect {many}", [nemo["connecting"]], "s", baseline=[floor["connecting"]]),
         figure(f"processor: {many}, {rate}", [nemo["cpu"]], "%", baseline=[floor["cpu"]], aim=200),
         figure(f"memory: {many} online, hub and bus", [nemo["memory"]], "MB", baseline=[floor["memory"]]),
