@@ -174,7 +174,7 @@ class Sealed:
 
     def open(self, label: str, sealed: bytes, limit: int) -> bytes:
         """``limit``: bytes that it may have. Raises :class:`DamagedChunk`."""
-        data = _decompress(self._decrypt(b"seal", label.encode(), sealed), limit)
+        data = decompress(self._decrypt(b"seal", label.encode(), sealed), limit)
         if data is None:
             raise DamagedChunk(f"{label!r} is not what was sealed, or has more than {limit} bytes")
         return data
@@ -209,7 +209,7 @@ def _compress(data: bytes) -> bytes:
     return zstd.compress(data, LEVEL)
 
 
-def _decompress(compressed: bytes, limit: int) -> bytes | None:
+def decompress(compressed: bytes, limit: int) -> bytes | None:
     """Never more than ``limit`` bytes, whatever it claims to become; ``None`` for what is no whole frame of at most so many."""
     from backports import zstd
 
@@ -222,7 +222,7 @@ def _decompress(compressed: bytes, limit: int) -> bytes | None:
 
 
 def _verified(digest: bytes, compressed: bytes) -> bytes:
-    data = _decompress(compressed, MAX_BLOCK_BYTES)
+    data = decompress(compressed, MAX_BLOCK_BYTES)
     if data is None or hashlib.sha256(data).digest() != digest:
         raise DamagedChunk(f"the block {digest.hex()} was damaged: what is stored for it is not what was written")
     return data

@@ -6,6 +6,7 @@ directories that this code has made.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -14,20 +15,23 @@ from pathlib import Path
 
 from metaos import trees
 from metaos.files import sync_directory
-from metaos.volumes.manifest import Entry, Manifest, changed
+from metaos.volumes.chunks import DamagedChunk, MissingChunk
+from metaos.volumes.manifest import BLOCK_BYTES, Entry, Manifest, changed
 from metaos.volumes.scanning import scan
 
-#: Gives a block by its digest, verified.
-Fetch = Callable[[bytes], bytes]
+#: Gives a block by its digest, verified; ``None``: it is not to be had now, and what is there stays (see :meth:`Assembly.apply`).
+Fetch = Callable[[bytes], bytes | None]
+#: Stands for a block that was left as it is: no content has this digest.
+UNKNOWN = bytes(32)
 
 
 class Assembly:
     """A directory that becomes one state of a volume after the other. Beside it ``NAME.aside`` is used meanwhile.
 
-    After a crash at any moment it is read anew: what arrived whole need not be fetched again."""
+    After a crash at any moment it is read anew, in blocks of ``block_bytes``: what arrived whole need not be fetched again."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, block_bytes: int = BLOCK_BYTES) -> None:
+        self.directory, self._block_bytes = directory, block_bytes
         self._aside = directory.with_name(f"{directory.name}.aside")
         trees.remove(str(self._aside))
         if not directory.is_dir() or directory.is_symlink():
@@ -37,16 +41,18 @@ class Assembly:
 
     def _look(self) -> Manifest:
         _open_up(self.directory)
-        return scan(self.directory, 0.0).manifest
+        return scan(self.directory, 0.0, block_bytes=self._block_bytes).manifest
 
-    def missing(self, manifest: Manifest) -> dict[bytes, int]:
-        """Digest → length of the blocks that :meth:`apply` will fetch, in the order of the files."""
-        known = {entry.path: entry for entry in self._known(manifest)[0]}
-        return {digest: length for digest, _, _, length in changed(manifest, known)}
+    def missing(self, manifest: Manifest) -> list[tuple[bytes, int]]:
+        """(digest, length) of the blocks that :meth:`apply` will fetch, in that order; the same one twice where it lies twice."""
+        kinds = {entry.path: entry.kind for entry in manifest.entries}
+        known = {entry.path: entry for entry in self._known(manifest)[0] if entry.kind == kinds.get(entry.path)}
+        return [(digest, length) for digest, _, _, length in changed(manifest, known)]
 
     def apply(self, manifest: Manifest, fetch: Fetch) -> int:
-        """Makes the directory hold exactly this; durable on return. How many bytes were written. What ``fetch`` raises leaves
-        something in between, from which the next call goes on."""
+        """Makes the directory hold exactly this, apart from blocks for which ``fetch`` gave ``None``: they are missing until they
+        are there; durable on return. How many bytes were written. What ``fetch`` raises leaves something in between, from which
+        the next call goes on. What was written is read again and compared. Raises :class:`DamagedChunk` where it differs."""
         manifest.check()
         there, moves = self._known(manifest)
         try:
@@ -57,12 +63,22 @@ class Assembly:
             for digest, entry, offset, _ in changed(manifest, known):
                 wanted.setdefault(entry.path, []).append((digest, offset))
             written, touched = 0, set()
+            left: dict[str, set[int]] = {}
+
+            def fetched(entry: Entry, offset: int, digest: bytes) -> bytes | None:
+                data = fetch(digest)
+                if data is None:
+                    left.setdefault(entry.path, set()).add(offset // manifest.block_bytes)
+                elif len(data) != min(manifest.block_bytes, entry.size - offset):
+                    raise ValueError(f"the block {digest.hex()} at {offset} of {entry.path[:200]!r} has {len(data)} bytes")
+                return data
+
             for entry in manifest.entries:
                 self._make(entry, moves)
                 old = known.get(entry.path)
                 if entry.kind == "file" and (old is None or (old.size, old.blocks) != (entry.size, entry.blocks)):
                     blocks = wanted.get(entry.path, ())
-                    written += _write(self._path(entry), entry, old, blocks, fetch, manifest.block_bytes)
+                    written += _write(self._path(entry), entry, old, blocks, fetched, manifest.block_bytes)
                     touched.add(entry.path)
             # From the deepest: what is made in a directory changes its times, and its mode may forbid it.
             for entry in reversed(manifest.entries):
@@ -74,7 +90,8 @@ class Assembly:
                 self._state = self._look()
             raise
         trees.remove(str(self._aside))
-        self._state = manifest
+        entries = [_without(entry, left[entry.path]) if entry.path in left else entry for entry in manifest.entries]
+        self._state = Manifest(tuple(entries), manifest.block_bytes)
         return written
 
     def _known(self, manifest: Manifest) -> tuple[tuple[Entry, ...], dict[str, str]]:
@@ -145,8 +162,15 @@ def restore(manifest: Manifest, fetch: Fetch, target: Path) -> None:
         raise FileExistsError(f"{target} exists: a volume is restored where nothing is yet")
     staging = target.with_name(f".{target.name}.restoring")
     trees.remove(str(staging))
+
+    def every(digest: bytes) -> bytes:
+        data = fetch(digest)
+        if data is None:
+            raise MissingChunk(f"the block {digest.hex()} is not to be had")
+        return data
+
     try:
-        Assembly(staging).apply(manifest, fetch)
+        Assembly(staging).apply(manifest, every)
     except BaseException:
         _open_up(staging)
         trees.remove(str(staging))
@@ -170,8 +194,18 @@ def _open_up(directory: Path) -> None:
                     os.chmod(entry.path, 0o600)
 
 
+def _without(entry: Entry, numbers: set[int]) -> Entry:
+    blocks = (UNKNOWN if number in numbers else digest for number, digest in enumerate(entry.blocks))
+    return replace(entry, blocks=tuple(blocks))
+
+
 def _write(
-    path: str, entry: Entry, old: Entry | None, blocks: Iterable[tuple[bytes, int]], fetch: Fetch, block_bytes: int
+    path: str,
+    entry: Entry,
+    old: Entry | None,
+    blocks: Iterable[tuple[bytes, int]],
+    fetched: Callable[[Entry, int, bytes], bytes | None],
+    block_bytes: int,
 ) -> int:
     """Makes a file hold its blocks where it holds those of ``old``. How many bytes were written."""
     written = 0
@@ -185,10 +219,11 @@ def _write(
                 offset = number * block_bytes
                 written += _put(fd, bytes(max(0, min(block_bytes, present - offset))), offset)
         for digest, offset in blocks:
-            data = fetch(digest)
-            if len(data) != min(block_bytes, entry.size - offset):
-                raise ValueError(f"the block {digest.hex()} at {offset} of {entry.path[:200]!r} has {len(data)} bytes")
-            written += _put(fd, data, offset)
+            data = fetched(entry, offset, digest)
+            if data is not None:
+                written += _put(fd, data, offset)
+                if hashlib.sha256(os.pread(fd, len(data), offset)).digest() != digest:
+                    raise DamagedChunk(f"what was written at {offset} of {entry.path[:200]!r} is not there: look at the disk")
         os.ftruncate(fd, entry.size)
     finally:
         os.close(fd)
