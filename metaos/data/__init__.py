@@ -1,1 +1,1 @@
-"""Data: when volumes are backed up, what is kept, and what may be brought back where. Pure."""
+"""Data and where it lies: volumes that move with their workloads, and their backups. The catalogue comes with the data fabric."""
