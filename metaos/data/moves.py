@@ -47,7 +47,7 @@ class Copy:
     ``runs``: it is told to run pods. ``received``: the attempt that it receives or has received, 0: its data began there;
     ``adopted``: and runs with. ``sent``: the attempt that it sends, ``towards`` which site. ``discards``: it was told to give up
     what it has. ``barred``: the law says that it may not run there. ``ready``: the site answers. ``stopped``: it was told to run
-    none, and reports that nothing is left. ``close``, ``complete``: it reports of ``received`` that little is missing, or nothing.
+    none, and reports that nothing is left. ``close``, ``complete``: it reports of ``received`` that little is missing, or none.
     ``settled``: it runs its share, ready. ``deleting``: its Work goes."""
 
     site: str

@@ -157,6 +157,7 @@ class World:
 
 _EVENTS = st.one_of(
     st.tuples(st.just("hub"), st.sampled_from([0, 0, 0, 1, 2, 5, 50]), st.booleans()),
+    st.tuples(st.just("hub"), st.just(0), st.booleans()),
     st.tuples(st.just("hear"), st.sampled_from(SITES)),
     st.tuples(st.just("act"), st.sampled_from(SITES)),
     st.tuples(st.just("write"), st.sampled_from(SITES)),
