@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from random import Random, SystemRandom  # noqa: TID251  (a composition root)
 from typing import Any
 
@@ -27,6 +28,7 @@ from metaos.agent.flows import Counts
 from metaos.agent.join import JoinError
 from metaos.agent.meter import Meter
 from metaos.agent.mirror import PodMirrors
+from metaos.agent.moving import Moves
 from metaos.agent.network import ServiceNetwork
 from metaos.agent.presence import Presence, Removed
 from metaos.agent.remote import PodAccess
@@ -40,8 +42,10 @@ from metaos.config import DataVersionError, open_data
 from metaos.http import spare_memory
 from metaos.messaging.leaf import running, site_server
 from metaos.plugins.points import Runtime, RuntimeUnavailable
+from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, ObjectRef, cluster_namespace, name, uid
 from metaos.resources.scheme import BACKUP_SCHEDULE, WORKLOADS
+from metaos.tunnel import Stream
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +62,8 @@ MakePods = Callable[[Runtime, ServiceNetwork, Record], Pods]
 
 class Agent:
     """One site, ready to run. ``make_pods`` is given the runtime with the network attached, the network (a pod's address
-    is its ``pod_address``), and what records events; ``connect`` the contact and this site, and gives the way to the hub."""
+    is its ``pod_address``), and what records events; ``connect`` the contact and this site, and gives the way to the hub.
+    ``identity``: the directory of the site's certificate, by which volumes are sent to other sites; without one none are."""
 
     def __init__(
         self,
@@ -72,6 +77,7 @@ class Agent:
         machine: inventory.Machine | None = None,
         meter: Meter | None = None,
         files: WorkFiles | None = None,
+        identity: Path | None = None,
     ) -> None:
         self._config, self._site, self._runtime = config, site, runtime
         self._clock, self._random = clock, random
@@ -95,10 +101,26 @@ class Agent:
             clock,
             random,
             self.works,
-            local(self._status_of),
+            local(self._status_of, lambda work: self.moves.status(work) if self.moves is not None else {}),
             self._show,
             cluster_namespace(self._name),
         )
+        self.moves: Moves | None = None
+        if identity is not None:
+            self.moves = Moves(
+                config.data / "runtime",
+                identity,
+                self._name,
+                self.connection.dial,
+                clock,
+                self.works.all,
+                self.pods.pods,
+                lambda: self._changed.set(),
+                self.reports.look,
+            )
+            self.works.withheld = self.moves.withheld
+            self.works.on_change(self.moves.wake)
+            self.pods.on_change(self.moves.wake)
         self.presence = Presence(
             self.client, self.contact, clock, self._name, config.heartbeat_seconds, self.measure, declared=site
         )
@@ -120,6 +142,11 @@ class Agent:
 
     async def datagrams(self, namespace: str, pod: str, port: int) -> Any:
         return await self.network.datagrams(namespace, pod, port)
+
+    async def send_volumes(self, header: dict[str, Any], stream: Stream) -> None:
+        if self.moves is None:
+            raise ApiError(400, "BadRequest", f"site {self._name} sends no volumes")
+        await self.moves.send(header, stream)
 
     @property
     def counts(self) -> Counts:
@@ -168,6 +195,7 @@ class Agent:
             self.presence.keep_status(),
             self.consumption.run(),
             *([self.usages.run()] if self.usages else []),
+            *([self.moves.run()] if self.moves else []),
             *self.connection.parts(),
         ]
         removed: Removed | None = None
@@ -231,6 +259,7 @@ class Agent:
             ),
             "certificate": self.connection.certificate(),
             "attestation": self.connection.attestation(),
+            "volumeMoves": self.moves is not None,
         }
 
     async def _farewell(self) -> None:
@@ -273,7 +302,8 @@ async def run_agent(config: AgentConfig) -> int:
             identity = await enter(config, site, clock, random)
             make_pods = supervised(config, site, cache, clock, random)
             connect = partial(HubConnection, config, name(site), identity, clock, random)
-            agent = Agent(config, site, connect, runtime, make_pods, clock, random, meter=meter)
+            own = config.data / "identity"
+            agent = Agent(config, site, connect, runtime, make_pods, clock, random, meter=meter, identity=own)
             asyncio.get_running_loop().call_soon(_freeze)
             await agent.run()
 

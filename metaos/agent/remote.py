@@ -1,6 +1,6 @@
 """This site's end of the tunnel: the agent dials the hub, and the hub asks for logs, commands and connections.
 
-Streams of the hub: ``log``, ``exec``, ``attach``, ``usage``, ``dial``, ``datagrams``, ``renew``, ``hubs`` (see
+Streams of the hub: ``log``, ``exec``, ``attach``, ``usage``, ``dial``, ``datagrams``, ``volumes``, ``renew``, ``hubs`` (see
 :mod:`metaos.tunnel` for the framing). ``exec`` and ``attach`` carry messages as in the Kubernetes subprotocol
 ``v5.channel.k8s.io``: the first byte is the channel.
 """
@@ -87,6 +87,10 @@ class SiteAccess(Protocol):
 
     async def datagrams(self, namespace: str, pod: str, port: int) -> socket.socket:
         """A UDP socket to a pod. Raises ``OSError``, ``LookupError``."""
+        ...
+
+    async def send_volumes(self, header: dict[str, Any], stream: Stream) -> None:
+        """The volumes of work that moves to another site; returns at the end. Raises ``ApiError`` where it does not."""
         ...
 
     @property
@@ -233,6 +237,8 @@ class Remote:
                 self._hubs.learn(header.get("hubs"))
             elif kind == "dial":
                 await self._dial(pods, header, stream, where, pod, _number(header, "port") or 0)
+            elif kind == "volumes":
+                await self._pods.send_volumes(header, stream)
             elif kind == "datagrams":
                 await self._datagrams(header, stream, where, pod, _number(header, "port") or 0)
             else:

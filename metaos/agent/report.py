@@ -91,11 +91,13 @@ class WorkReports:
             self._turns.add(key, 0.0)
 
 
-def local(status_of: StatusOf) -> Judge:
-    """``status_of`` gives an object's local status, ``None`` where this site does not run it (yet)."""
+def local(status_of: StatusOf, volumes_of: Callable[[Obj], Mapping[str, Any]] = lambda work: {}) -> Judge:
+    """``status_of`` gives an object's local status, ``None`` where this site does not run it (yet); ``volumes_of`` how far a
+    Work's volumes are, empty where none move."""
 
     def judge(work: Obj, old: dict[str, Any], fenced: bool, now: float) -> dict[str, Any]:
-        return work_status(work, old, status_of, fenced=fenced, now=now)
+        volumes = volumes_of(work)
+        return work_status(work, old, status_of, fenced=fenced, now=now) | ({"volumes": dict(volumes)} if volumes else {})
 
     return judge
 

@@ -106,6 +106,8 @@ class Works:
         self._unknown: set[str] = set()
         #: How long each that must not run twice may go on without the hub.
         self._limits: dict[str, float] = {key: s for key, work in self._works.items() if (s := _fence_seconds(work))}
+        #: Whether nothing of a Work may run yet, whatever it says, as its volumes are not here.
+        self.withheld: Callable[[Obj], bool] = lambda work: False
         self._listeners: list[Callable[[], None]] = []
         self._wanters: list[Callable[[str], None]] = []
         self._reporters: list[Callable[[str], None]] = []
@@ -143,6 +145,10 @@ class Works:
     def get(self, work: str) -> Obj | None:
         return self._works.get(work)
 
+    def all(self) -> dict[str, Obj]:
+        """By name, as they are now."""
+        return dict(self._works)
+
     def names(self) -> list[str]:
         return sorted(self._works)
 
@@ -158,6 +164,7 @@ class Works:
                 continue
             work = self._works[key]
             spec = work.get("spec") or {}
+            waits = bool(spec.get("volumes")) and self.withheld(work)
             marks = {RESTORE: json.dumps(spec["restore"])} if spec.get("restore") else {}
             if mark_draining and (draining := meta.annotations(work).get(DRAINING)):
                 marks[DRAINING] = draining
@@ -166,6 +173,8 @@ class Works:
                     metadata = manifest.get("metadata") or {}
                     marked = (metadata.get("annotations") or {}) | marks
                     manifest = manifest | {"metadata": metadata | {"annotations": marked}}
+                if waits and "replicas" in (manifest.get("spec") or {}):
+                    manifest = manifest | {"spec": manifest["spec"] | {"replicas": 0}}
                 found.append(manifest)
         return found
 

@@ -11,11 +11,13 @@ from typing import Any
 from metaos.network.policies import Peer, named_ports, refusal
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
-from metaos.resources.meta import CLUSTER_LABEL, Obj, labels, name, namespace
+from metaos.resources.meta import CLUSTER_LABEL, Obj, cluster_namespace, labels, name, namespace
 from metaos.resources.services import dialled
 
 #: What a site may open streams to another site's pod for: one connection, or datagrams.
 PROTOCOLS = {"dial": "TCP", "datagrams": "UDP"}
+#: And for the volumes of work that moves to it.
+VOLUMES = "volumes"
 
 
 class Refused(Exception):
@@ -34,6 +36,8 @@ class DialRule:
 
     def __call__(self, source: str, target: str, header: dict[str, Any]) -> dict[str, Any]:
         """The header for the target. Raises ``Refused``."""
+        if header.get("type") == VOLUMES:
+            return self._volumes(source, target, header)
         where, pod = str(header.get("namespace") or ""), str(header.get("pod") or "")
         port, kind = header.get("port"), str(header.get("type"))
         protocol = PROTOCOLS[kind]
@@ -55,6 +59,18 @@ class DialRule:
             "namespaceLabels": caller.namespace_labels,
         }
         return {"type": kind, "namespace": where, "pod": pod, "port": port, "source": said}
+
+    def _volumes(self, receiver: str, sender: str, header: dict[str, Any]) -> dict[str, Any]:
+        """Only where both sites' Works say so now, of the same attempt: so chunks go only where the work was decided to be."""
+        key, attempt = str(header.get("work") or ""), header.get("attempt")
+        told = [self._works.get(key, cluster_namespace(site)) for site in (receiver, sender)]
+        takes, gives = (((found or {}).get("spec") or {}).get("volumes") or {} for found in told)
+        receive, send = takes.get("receive") or {}, gives.get("send") or {}
+        if (receive.get("from"), receive.get("attempt"), bool(receive.get("adopt"))) != (sender, attempt, False):
+            raise Refused(f"site {receiver} is not to have the volumes of {key} from site {sender} now")
+        if (send.get("to"), send.get("attempt")) != (receiver, attempt):
+            raise Refused(f"site {sender} is not told yet to send the volumes of {key} to site {receiver}")
+        return {"type": VOLUMES, "work": key, "attempt": attempt, "source": {"site": receiver}}
 
     def _leads(self, where: str, pod: str, target: str, port: int, protocol: str) -> bool:
         return any(

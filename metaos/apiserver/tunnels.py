@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from aiohttp import WSMsgType, web
 
-from metaos.apiserver.dialling import PROTOCOLS, Refused
+from metaos.apiserver.dialling import PROTOCOLS, VOLUMES, Refused
 from metaos.resources.errors import ApiError, bad_request, unavailable
 from metaos.tunnel import FORBIDDEN, MAX_DATA, SUBPROTOCOL, HeaderTooLong, Stream, StreamReset, Tunnel, TunnelError
 
@@ -155,8 +155,9 @@ class Tunnels:
     async def _relay(self, source: str, header: dict[str, Any], stream: Stream) -> None:
         """A stream from one site to a pod of another, where a Service leads there."""
         target = str(header.get("cluster") or "")
-        if str(header.get("type")) not in PROTOCOLS:
-            await stream.reset(f"a site may open streams of type {' and '.join(PROTOCOLS)} only, not {header.get('type')!r}")
+        if str(header.get("type")) not in (*PROTOCOLS, VOLUMES):
+            types = ", ".join((*PROTOCOLS, VOLUMES))
+            await stream.reset(f"a site may open streams of type {types} only, not {header.get('type')!r}")
             return
         try:
             far = await self.open(target, self._may_dial(source, target, header))

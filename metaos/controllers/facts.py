@@ -38,6 +38,8 @@ from metaos.scheduler.capacity import RESERVED
 from metaos.scheduler.slack import alike, of_job
 
 #: These two exist in every cluster.
+#: Kinds whose volumes go along to another site. Others stay where their data is.
+MOVABLE = ("StatefulSet", "Deployment")
 SYSTEM_PRIORITIES = {"system-cluster-critical": 2_000_000_000, "system-node-critical": 2_000_001_000}
 
 
@@ -167,6 +169,7 @@ class Facts:
         self._classes = manager.informer(scheme.PRIORITY_CLASS)
         self._namespaces = manager.informer(scheme.NAMESPACE)
         self._placements, self._claims = manager.informer(scheme.PLACEMENT), manager.informer(scheme.PERSISTENT_VOLUME_CLAIM)
+        self._clusters = manager.informer(scheme.CLUSTER)
         self._workloads = [manager.informer(kind) for kind in scheme.WORKLOADS]
         for informer in self._workloads:
             informer.add_index("claim", lambda obj: [f"{namespace(obj)}/{claim}" for claim in workload.claims(obj)])
@@ -256,8 +259,10 @@ class Facts:
         )
         priority, preempts = self.priority(obj)
         if found.local_data:
-            homes, claimed = self._homes(obj) if not current else frozenset(), workload.claimed_bytes(obj, self._claim_of(obj))
-            found = replace(found, homes=homes, claimed=claimed)
+            others, claimed = self._homes(obj), workload.claimed_bytes(obj, self._claim_of(obj))
+            found = replace(found, homes=frozenset() if current else others, claimed=claimed)
+            if current and not others and (places := self._movable(found)):
+                found = replace(found, pinned=False, mode="Whole", homes=places)
         found = replace(found, priority=priority, preempts=preempts)
         if found.ref.kind == "Job":
             deferral = ((placement or {}).get("status") or {}).get("deferral") or {}
@@ -275,6 +280,14 @@ class Facts:
 
     def _claim_of(self, obj: Obj) -> Callable[[str], Obj | None]:
         return lambda claim: self._claims.get(claim, namespace(obj))
+
+    def _movable(self, found: WorkloadInfo) -> frozenset[str]:
+        """Where its volumes can be taken, the site that has them among them; empty: they stay."""
+        places = frozenset(name(c) for c in self._clusters.list() if (c.get("status") or {}).get("volumeMoves"))
+        home = self._clusters.get(next(iter(found.current))) if len(found.current) == 1 else None
+        if found.ref.kind not in MOVABLE or home is None or name(home) not in places or not is_true(home, "Ready"):
+            return frozenset()
+        return places
 
     def _homes(self, obj: Obj) -> frozenset[str]:
         """Where others are decided to be that use a claim of this workload: its volume is made there."""

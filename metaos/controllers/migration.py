@@ -20,6 +20,7 @@ from metaos.controllers.barred import Bar, Barred
 from metaos.controllers.concern import on_health, workload_of
 from metaos.controllers.facts import basis, concerned, concerning, placement_name, ruling
 from metaos.controllers.fencing import fencing, stopped
+from metaos.controllers.moving import given_up, moves, volumes_of
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.recovery import Recoveries
 from metaos.controllers.render import available, cluster_of, source_label, source_of
@@ -45,6 +46,7 @@ from metaos.resources.meta import (
     uid,
 )
 from metaos.resources.reading import concerns
+from metaos.resources.workload import has_local_data
 
 NAME = "migration"
 
@@ -133,6 +135,13 @@ class MigrationReconciler:
         bars = self._barred.why(obj, placement, leftovers)
         for site, found in sorted(leftovers.items()):
             barred = bars.get(site)
+            restored = any(works[c]["spec"].get("restore") for c in chosen if c in works)
+            if has_local_data(obj) and not restored and (volumes_of(found) or moves(self._clusters.get(site))):
+                # Only once its volumes are elsewhere and none are left here; until then the work controller sees to it.
+                if given_up(found):
+                    await self._stop(obj, found, site, None)
+                    phase = "Stopped"
+                continue
             once = "fencing" in found["spec"] or (barred is not None and self._fenced(obj))
             since = self._draining.get(uid(found))
             left = Leftover(site, self._ready(site), since, barred is not None, stopped(found) if once else None)

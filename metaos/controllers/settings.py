@@ -39,6 +39,11 @@ class Settings:
     #: Stateful work without local data is replaced only after its old site has stopped it, which it does this long after its
     #: last heartbeat.
     fencing_after: float = 60.0
+    #: Of work whose volumes move: so long the old copy is stopped at most, while the rest is sent. Then it goes on, and the move
+    #: is tried again.
+    volume_patience: float = 120.0
+    #: Bytes a second that a site sends of the volumes of one workload; 0: as fast as its line is.
+    volume_bytes_per_second: float = 0.0
     agent_certificate_lifetime: float = 7 * 86400.0
     #: Share of sites that may vanish within one lease duration before the hub suspects itself.
     storm_share: float = 0.55

@@ -16,6 +16,7 @@ from metaos.controllers.deferral import deferral_of, held_until
 from metaos.controllers.disruption import noted
 from metaos.controllers.facts import basis, concerned, concerning, decides, placement_name, ruling
 from metaos.controllers.fencing import Silence, agreed, fences_itself, fencing, halt, halted, renewal_of, stopped
+from metaos.controllers.moving import Moving, arrives, moves, under_way, volumes_of
 from metaos.controllers.networkpolicy import Policies
 from metaos.controllers.outlook import LATE_SECONDS
 from metaos.controllers.recorder import Recorder
@@ -61,7 +62,7 @@ from metaos.resources.meta import (
     uid,
 )
 from metaos.resources.reading import concerns
-from metaos.resources.workload import references, work_name
+from metaos.resources.workload import references, replicas, work_name
 from metaos.scheduler.disruption import ended, kept
 from metaos.scheduler.slack import asked
 
@@ -96,6 +97,7 @@ class WorkReconciler:
         self._works.on_change(self._seen)
         self._barred = Barred(manager)
         self._placements.add_index("displaced", displaced)
+        self._moving = Moving(client, clock, settings, self._recorder, self._apply, self._disrupt)
 
     def is_followed(self, about: ObjectRef) -> bool:
         """Whether a Work refers to it, or there is one of it: what nobody uses is not looked at, however much of it there is.
@@ -146,8 +148,19 @@ class WorkReconciler:
         if paused(obj) and not known:
             # Of one that was paused from the beginning, or that is going everywhere, nothing is started.
             return DONE
-        again = await self._timed(obj, placement, body, existing)
         choices = {c["name"]: int(c.get("replicas", 1)) for c in spec.get("clusters") or ()}
+        held = fence is not None and self._hold.holds
+        if not held and under_way(obj, choices, existing, lambda site: moves(self._clusters.get(site))):
+            homes = [site for site, found in existing.items() if not arrives(found)]
+            if choices and self._recoveries.backed(obj) and self._recoveries.leaves(obj, homes):
+                # Its site is lost in the middle: it goes on from its backup, and what came so far is not needed.
+                if coming := [found for found in existing.values() if arrives(found)]:
+                    for found in coming:
+                        await self._delete(found, as_seen=True)
+                    return Result(requeue_after=GIVEN_UP_SECONDS)
+            else:
+                return await self._move(obj, placement, choices, existing, policies, fence)
+        again = await self._timed(obj, placement, body, existing)
         wait = 0.0
         leaving = {site: w for site, w in existing.items() if site not in choices}
         barred = set(self._barred.why(obj, placement, leaving))
@@ -179,6 +192,8 @@ class WorkReconciler:
                 await self._recorder.event(obj, "NotRestored", why, warning=True)
                 continue
             wanted = work(about, site, [each], fence if fences_itself(cluster) else None, restore)
+            if present is not None and volumes_of(present):
+                wanted["spec"]["volumes"] = dict(volumes_of(present))
             if present is not None and not self._ready(site):
                 # A site that does not answer keeps to what it was told last, and the hub has to know what that was.
                 wanted["spec"] = {k: v for k, v in wanted["spec"].items() if k != "fencing"}
@@ -198,6 +213,31 @@ class WorkReconciler:
         await self._apply(present, wanted)
         if about.kind == "Pod" and not (obj.get("spec") or {}).get("nodeName"):
             await self._client.patch(scheme.POD, about.name, about.namespace, {"spec": {"nodeName": site}})
+
+    async def _move(
+        self,
+        obj: Obj,
+        placement: Obj,
+        choices: Mapping[str, int],
+        existing: Mapping[str, Obj],
+        policies: list[Obj],
+        fence: float | None,
+    ) -> Result:
+        """Its volumes go along, or are about to (:mod:`metaos.controllers.moving`)."""
+        about, body = ref(obj), manifest(obj)
+        chosen = next(iter(choices), None)
+
+        def render(site: str) -> Obj:
+            each = overridden(with_replicas(dict(body), replicas(obj)), site, policies)
+            cluster, present = self._clusters.get(site), existing.get(site)
+            restore = present["spec"].get("restore") if present is not None else None
+            return work(about, site, [each], fence if cluster is None or fences_itself(cluster) else None, restore)
+
+        if chosen is not None and chosen not in existing:
+            await self._network_policies.go_ahead(about.namespace, chosen)
+        barred = self._barred.why(obj, placement, [site for site in existing if site != chosen])
+        wait = await self._moving.step(obj, placement, chosen, existing, self._ready, barred, render)
+        return Result(requeue_after=wait)
 
     def _ready(self, site: str) -> bool:
         cluster = self._clusters.get(site)
@@ -364,11 +404,13 @@ class WorkReconciler:
         if current["spec"] != wanted["spec"]:
             await self._client.update(current | {"spec": wanted["spec"]})
 
-    async def _delete(self, found: Obj) -> None:
+    async def _delete(self, found: Obj, *, as_seen: bool = False) -> None:
+        """``as_seen``: only if it is still as it was read."""
         if deleting(found):
             return
+        version = str(resource_version(found) or "") if as_seen else ""
         try:
-            await self._client.delete(scheme.WORK, name(found), namespace(found), uid=uid(found))
+            await self._client.delete(scheme.WORK, name(found), namespace(found), uid=uid(found), resource_version=version)
         except ApiError as error:
             if error.code != 404:
                 raise

@@ -67,7 +67,7 @@ def status(placement: Obj, obj: Obj, found: WorkloadInfo, plan: Plan, reasons: d
     else:
         conditions = [c for c in conditions if c["type"] != SPREAD]
     return {
-        **{k: v for k, v in old.items() if k in ("migration", "deferral")},
+        **{k: v for k, v in old.items() if k in ("migration", "deferral", "volumes")},
         "observedGeneration": generation(obj),
         "conditions": conditions,
         "intents": sorted({t.intent for t in found.targets} | {e.intent for e in found.traffic}),

@@ -48,7 +48,8 @@ class Copy:
     ``adopted``: and runs with. ``sent``: the attempt that it sends, ``towards`` which site. ``discards``: it was told to give up
     what it has. ``barred``: the law says that it may not run there. ``ready``: the site answers. ``stopped``: it was told to run
     none, and reports that nothing is left. ``close``, ``complete``: it reports of ``received`` that little is missing, or none.
-    ``settled``: it runs its share, ready. ``deleting``: its Work goes."""
+    ``settled``: it runs its share, ready. ``restored``: its data came from a backup, as its former site was lost. ``deleting``:
+    its Work goes."""
 
     site: str
     runs: bool = True
@@ -63,6 +64,7 @@ class Copy:
     close: bool = False
     complete: bool = False
     settled: bool = False
+    restored: bool = False
     deleting: bool = False
 
     @property
@@ -82,7 +84,7 @@ class Action:
 def home_of(copies: Iterable[Copy]) -> Copy | None:
     """Where the data is: who adopted it last, or where it began."""
     holders = [copy for copy in copies if not copy.arriving]
-    return max(holders, key=lambda copy: (copy.received, not copy.discards, copy.site), default=None)
+    return max(holders, key=lambda copy: (copy.received, copy.restored, not copy.discards, copy.site), default=None)
 
 
 def decide(copies: Iterable[Copy], chosen: str | None, halted_seconds: float, patience_seconds: float) -> Action:
@@ -103,7 +105,8 @@ def decide(copies: Iterable[Copy], chosen: str | None, halted_seconds: float, pa
             continue
         if copy.runs:  # cannot be; but nothing is worse
             return Action(Step.HALT, copy.site, why=f"its data is on {home.site}")
-        if not copy.discards and home.settled:
+        # What a lost site had may be younger than the backup: that is for people to look at.
+        if not copy.discards and copy.towards and home.adopted and home.settled:
             return Action(Step.DISCARD, copy.site, why=f"{home.site} runs with its data")
         if copy.site == chosen and copy.discards:
             return Action(Step.DROP, copy.site, why="what it had is older")

@@ -23,6 +23,7 @@ from metaos.resources.errors import ApiError, not_found
 from metaos.resources.meta import Obj, uid
 from metaos.resources.scheme import POD
 from metaos.resources.services import service_of
+from metaos.tunnel import Stream
 
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
@@ -92,6 +93,9 @@ class MemberAccess:
 
     async def datagrams(self, namespace: str, pod: str, port: int) -> socket.socket:
         not_offered("UDP to a pod")
+
+    async def send_volumes(self, header: dict[str, Any], stream: Stream) -> None:
+        not_offered("taking volumes along to another site")
 
     def refusal(self, source: Any, namespace: str, pod: str, port: int, protocol: str = "TCP") -> str | None:
         """The hub has asked its own NetworkPolicies. Those of the cluster alone do not see such a connection: it comes from the

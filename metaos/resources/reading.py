@@ -80,6 +80,7 @@ def cluster_info(
         owner=str(spec.get("owner") or ""),
         trust=str(spec.get("trust") or "medium"),
         attested=str(status.get("attested") or ""),
+        volumes=bool(status.get("volumeMoves")),
         jurisdictions=frozenset(spec.get("jurisdictions") or ()),
         cpu=quantity.milli(room.get("cpu", 0)),
         memory=quantity.whole(room.get("memory", 0)),

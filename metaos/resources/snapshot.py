@@ -137,6 +137,8 @@ class ClusterInfo:
     trust: str = "medium"
     #: The verifier that its evidence satisfies now; empty: none.
     attested: str = ""
+    #: Whether its agent sends and receives volumes of work that moves.
+    volumes: bool = False
     jurisdictions: frozenset[str] = frozenset()
     cpu: int = 0
     memory: int = 0

@@ -143,7 +143,7 @@ def _residency(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bool
 def _local_data(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:
     if workload.pinned:
         return ~world.at(workload.current)
-    return ~world.at(workload.homes) if workload.homes and not workload.current else None
+    return ~world.at(workload.homes) if workload.homes else None
 
 
 def _policy(snapshot: Snapshot, workload: WorkloadInfo, world: World) -> Bools | None:

@@ -139,7 +139,9 @@ def local_data(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo)
         if not workload.local_data:
             return f"a {workload.ref.kind} is placed once, and it is on {', '.join(sorted(workload.current))}"
         return f"its data is on {', '.join(sorted(workload.current))}{_hauled(snapshot, workload, cluster)}"
-    if workload.homes and not workload.current and cluster.name not in workload.homes:
+    if workload.homes and cluster.name not in workload.homes:
+        if workload.current:
+            return f"its data is on {', '.join(sorted(workload.current))}, and volumes cannot be taken there"
         return f"a claim that it uses lies on {', '.join(sorted(workload.homes))}"
     return None
 

@@ -1,7 +1,7 @@
 """Volumes that come from another site: ``python -m metaos.volumes.receiving``, a process of its own for as long as it lasts.
 
-The first line of standard input is the request as JSON (``Request``), with a connected socket as descriptor 3; when standard
-input ends, so does this process. On standard output it says how far it is, a JSON object on a line each: ``Progress``.
+The first line of standard input is the request as JSON (``Request``), with a connected socket as descriptor ``socket``; when
+standard input ends, so does this process. On standard output it says how far it is, a JSON object on a line each: ``Progress``.
 
 Nothing here is seen by a pod: all is assembled in ``directory``, a claim in a directory of its name each, and stays there
 when the line breaks or this process dies; the next one reads what is there and goes on.
@@ -28,7 +28,6 @@ from metaos.volumes.manifest import MAX_ENCODED_BYTES, HostileManifest, Manifest
 from metaos.volumes.restoring import Assembly
 from metaos.volumes.wire import BATCH, MAX_CLAIMS, Kind, Line, PeerError, secured
 
-SOCKET = 3
 #: After so many rounds the rest is what it is: somebody writes faster than the line carries.
 MAX_ROUNDS = 12
 #: The rest is small once it would take so long to send, or is so few bytes.
@@ -41,6 +40,7 @@ WAIT_SECONDS = 1.0
 class Request:
     """``allowed``: names of claims, or beginnings of names (with ``*`` at the end, for numbers), that the sender may send."""
 
+    socket: int
     identity: str
     peer: str
     directory: str
@@ -204,7 +204,7 @@ def main() -> int:
 
     Path(request.directory).mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        with socket.socket(fileno=SOCKET) as plain:
+        with socket.socket(fileno=request.socket) as plain:
             plain.setblocking(True)
             line = Line(secured(plain, Path(request.identity), request.peer, clock.now, server=False))
             Receiver(line, request, report, clock.monotonic).run()

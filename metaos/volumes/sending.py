@@ -1,8 +1,8 @@
 """A site's volumes, sent to another: ``python -m metaos.volumes.sending``, a process of its own for as long as it lasts.
 
-The first line of standard input is the request as JSON (``Request``), with a connected socket as descriptor 3. A further line
-``stopped`` says that nobody writes the volumes any more: the next state is the last one. The agent says it only once the last
-pod has ended here, and ends this process before it starts one again.
+The first line of standard input is the request as JSON (``Request``), with a connected socket as descriptor ``socket``. A further
+line ``stopped`` says that nobody writes the volumes any more: the next state is the last one. The agent says it only once the
+last pod has ended here, and ends this process before it starts one again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from metaos.volumes.manifest import MAX_ENCODED_BYTES, MAX_ENTRIES
 from metaos.volumes.scanning import Snapshot, Unsettled, Unsupported, scan
 from metaos.volumes.wire import BATCH, MAX_FRAME, Kind, Line, PeerError, secured
 
-SOCKET = 3
 #: A small block: a database that writes a page here and there has little sent again. Larger ones for large volumes, so that
 #: their manifests stay small.
 SMALL_BLOCK, LARGE_BLOCK, LARGE_BYTES = 256 << 10, 1 << 20, 32 << 30
@@ -38,6 +37,7 @@ class Request:
     """``claims``: name → directory. ``rate``: bytes a second, 0 for no bound. ``identity``: the directory with this site's
     certificate."""
 
+    socket: int
     identity: str
     peer: str
     claims: Mapping[str, str]
@@ -183,7 +183,7 @@ def main() -> int:
     said: dict[str, Any] = {}
     line = None
     try:
-        with socket.socket(fileno=SOCKET) as plain:
+        with socket.socket(fileno=request.socket) as plain:
             plain.setblocking(True)
             line = Line(secured(plain, Path(request.identity), request.peer, clock.now, server=True))
             throttle = Throttle(request.rate, clock.monotonic, threading.Event().wait)

@@ -50,7 +50,7 @@ class Pair:
         self.reports: list[Progress] = []
 
     def receive(self, *, each: object = None) -> None:
-        request = Request("", "a", str(self.target), ("data-db-*",))
+        request = Request(3, "", "a", str(self.target), ("data-db-*",))
 
         def report(progress: Progress) -> None:
             self.reports.append(progress)
@@ -109,7 +109,7 @@ def test_a_line_that_breaks_is_gone_on_from(tmp_path: Path) -> None:
 
     line.receive = breaking  # type: ignore[method-assign]
     with pytest.raises(OSError):
-        Receiver(line, Request("", "a", str(first.target), ("data-db-0",)), lambda progress: None, lambda: 0.0).run()
+        Receiver(line, Request(3, "", "a", str(first.target), ("data-db-0",)), lambda progress: None, lambda: 0.0).run()
     first.thread.join(10)
     second = Pair(tmp_path)
     second.stopped.set()
@@ -163,7 +163,7 @@ def test_a_sender_that_lies(tmp_path: Path, state: object, why: str) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(bytes((Kind.STATE,)) + len(json.dumps(state)).to_bytes(4, "big") + json.dumps(state).encode())
-        request = Request("", "a", str(tmp_path), ("data-db-*",))
+        request = Request(3, "", "a", str(tmp_path), ("data-db-*",))
         with pytest.raises(PeerError, match=why):
             Receiver(Line(ours), request, lambda progress: None, lambda: 0.0).run()
 
