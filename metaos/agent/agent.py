@@ -259,7 +259,7 @@ class Agent:
             ),
             "certificate": self.connection.certificate(),
             "attestation": self.connection.attestation(),
-            "volumeMoves": self.moves is not None,
+            **({} if self.moves is None else {"volumeMoves": True}),
         }
 
     async def _farewell(self) -> None:

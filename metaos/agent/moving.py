@@ -49,7 +49,7 @@ def halted(work: Obj) -> bool:
 
 
 def patterns(manifest: Obj) -> list[str]:
-    """Names of a workload's claims; ``*`` at the end stands for the numbers of a StatefulSet's pods, also of those that it had."""
+    """Names of a workload's claims; ``*`` at the end stands for the numbers of a StatefulSet's pods, also of those it had."""
     volumes = pod_spec(manifest).get("volumes") or ()
     named = [str((volume.get("persistentVolumeClaim") or {}).get("claimName") or "") for volume in volumes]
     templates = (manifest.get("spec") or {}).get("volumeClaimTemplates") or ()

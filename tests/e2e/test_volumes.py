@@ -102,7 +102,7 @@ class Sites(Continuum):
         return (found.get("status") or {}).get("volumes") or {}
 
     def drain(self, site: str) -> None:
-        self.nemo("cluster", "drain", site, "--no-wait")
+        self.kubectl("taint", "node", site, "maintenance=yes:NoExecute")
 
     def check(self, site: str) -> list[int]:
         """Every number once and in order, and no two starts at the same time."""
