@@ -25,6 +25,7 @@ BENCHMARKS = (
     "calibration",
     "members",
     "devices",
+    "volumes",
 )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from metaos.resources.measures import cost, grams
 from metaos.resources.snapshot import ClusterInfo, WorkloadInfo
-from metaos.resources.traffic import NETWORK_KWH_PER_GB
+from metaos.resources.traffic import NETWORK_KWH_PER_GB, haul
 from metaos.scheduler.filters import bytes_text
 
 HOUR_SECONDS = 3600.0
@@ -28,6 +28,8 @@ class Churn:
     grams: float | None
     money: float | None
     saves: float | None
+    #: Bytes that its claims ask for, which go along.
+    volumes: int = 0
 
     @property
     def earned_back(self) -> float | None:
@@ -37,6 +39,7 @@ class Churn:
     @property
     def text(self) -> str:
         parts = [f"fetches {bytes_text(self.fetched)}" if self.fetched or not self.unknown else "fetches images of unknown size"]
+        parts += [f"takes up to {bytes_text(self.volumes)} of volumes along"] if self.volumes else []
         parts.append("interrupts it until it runs there" if self.interrupted else f"runs it twice for {self.twice:g} s")
         costs = [f"{self.grams:.3g} gCO2eq"] if self.grams is not None else []
         costs += [f"{self.money:.3g} EUR"] if self.money is not None else []
@@ -61,6 +64,15 @@ def churn(sites: Iterable[ClusterInfo], workload: WorkloadInfo, places: Mapping[
         intensity = known[name].carbon
         complete &= intensity is not None
         moved += each / 1e9 * NETWORK_KWH_PER_GB * (intensity or 0.0)
+    volumes = 0
+    if workload.claimed and len(workload.current) == len(places) == 1 and places.keys() != workload.current.keys():
+        home, target = known.get(next(iter(workload.current))), known[next(iter(places))]
+        if home is not None:
+            brought = haul(workload.claimed, home, target)
+            volumes, stays = workload.claimed, True
+            complete &= brought.grams is not None
+            moved += brought.grams or 0.0
+            paid += brought.money or 0.0
     for name in sorted(workload.current.keys() - places.keys() & known.keys()):
         count = workload.current[name]
         hourly = grams(known[name], workload.cpu * count)
@@ -77,6 +89,7 @@ def churn(sites: Iterable[ClusterInfo], workload: WorkloadInfo, places: Mapping[
         moved if complete else None,
         paid if priced else None,
         None if before is None or after is None else before - after,
+        volumes,
     )
 
 

@@ -5,7 +5,7 @@ A filter is a function ``(snapshot, workload, cluster) -> str | None``; plugins 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from metaos.resources import quantity, traffic
@@ -152,6 +152,26 @@ def _hauled(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) ->
     if not homes:
         return ""
     return f"; {haul_text(traffic.haul(workload.claimed, homes[0], cluster))} to bring it"
+
+
+#: What a move of volumes stops the work for, beside what the line has to carry then: measured on one machine (bench/volumes.py).
+MOVE_STOPS_SECONDS = 3.0
+
+
+def brought_along(snapshot: Snapshot, workload: WorkloadInfo, places: Iterable[str], *, at_once: bool) -> str:
+    """What it takes to bring its volumes to where it is to be; empty for work without any. ``at_once``: it may not run on while
+    they are on their way."""
+    homes = [c for c in snapshot.clusters if c.name in workload.current]
+    targets = [c for c in snapshot.clusters if c.name in places and c.name not in workload.current]
+    if not workload.local_data or workload.pinned or not homes or not targets:
+        return ""
+    if not workload.claimed:
+        return "; its volumes go along, whose size not all claims state"
+    found = traffic.haul(workload.claimed, homes[0], targets[0])
+    energy = workload.claimed / 1e9 * traffic.NETWORK_KWH_PER_GB
+    stops = MOVE_STOPS_SECONDS + ((found.seconds or 0.0) if at_once else 0.0)
+    down = f"about {stops:.3g} s without a writer" + (" and the time to copy" if at_once and found.seconds is None else "")
+    return f"; its volumes go along: {haul_text(found)}, {energy:.3g} kWh, {down}"
 
 
 def haul_text(found: traffic.Haul) -> str:

@@ -12,7 +12,7 @@ from metaos.resources.snapshot import ClusterInfo, Snapshot, WorkloadInfo
 from metaos.resources.targets import meets, wanted_text
 from metaos.scheduler import proximity
 from metaos.scheduler.churn import EARNED_BACK_HOURS, churn
-from metaos.scheduler.filters import FILTERS, Filter, closed, room
+from metaos.scheduler.filters import FILTERS, Filter, brought_along, closed, room
 from metaos.scheduler.requirement import several
 from metaos.scheduler.scores import SCORES, Score
 from metaos.scheduler.solver import Choice, Ranked, choose, distribute
@@ -153,7 +153,9 @@ def _reconsider(
             # Nowhere to go: what may still run there, runs on. Residency takes it away, and who has a higher priority.
             staying = {c: n for c, n in workload.current.items() if _may_stay(ranking.rejection(c))}
             return make(Choice(staying, False), f"must leave {why}; but {_nowhere(ranking.rejected, workload, feasible)}")
-        return make(choice, f"had to leave {why}", migrates=True, forced=True)
+        at_once = any(not _may_stay(ranking.rejection(c)) for c in forced)
+        along = brought_along(snapshot, workload, choice.clusters, at_once=at_once)
+        return make(choice, f"had to leave {why}{along}", migrates=True, forced=True)
     if workload.weights and workload.replicas:
         return _reweigh(snapshot, workload, feasible, totals, make)
     stay = distribute(workload, kept, kept if workload.mode != "Everywhere" else feasible, totals)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import yaml
 
 from examples.demo.continuum import Continuum
 from metaos.cli.doctor import isolation
-from metaos.twin.processes import namespaces_work, wait_for
+from metaos.twin.processes import HERE, namespaces_work, wait_for
 from tests.e2e.test_lost_sites import apply, placed, pods, ready
 
 pytestmark = [
@@ -57,8 +58,8 @@ class Sites(Continuum):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, isolated=True, lease_seconds=3.0, heartbeat_seconds=0.5, drain_seconds=0.5)
 
-    def begin(self, ballast: int) -> None:
-        self.directory.mkdir()
+    def bring_sites(self) -> None:
+        self.directory.mkdir(parents=True)
         self.start_hub()
         for site in SITES:
             spec: dict[str, Any] = {"runtime": "sandbox", "tier": "edge", "jurisdictions": ["EU"]}
@@ -69,6 +70,9 @@ class Sites(Continuum):
             )
             self.add_site(file)
         wait_for("all sites", lambda: ready(self) == set(SITES), 60)
+
+    def begin(self, ballast: int) -> None:
+        self.bring_sites()
         container = {"name": "c", "image": "python:3", "command": ["python3", "-c", PROGRAM.replace("BALLAST", str(ballast))]}
         container["volumeMounts"] = [{"name": "data", "mountPath": "/data"}]
         template = {
@@ -96,6 +100,10 @@ class Sites(Continuum):
 
     def last(self, site: str) -> int:
         return (self.numbers(site) or [0])[-1]
+
+    def notes(self, site: str) -> int:
+        path = self.records(site).parents[1] / "data-notes-0" / "notes"
+        return path.read_text().count("note") if path.exists() else 0
 
     def volumes(self) -> dict[str, Any]:
         found = json.loads(self.kubectl("get", "placement", "statefulset-db", "-o", "json"))
@@ -134,11 +142,22 @@ def test_a_database_moves_with_its_volume(sites: Sites) -> None:
     sites.begin(20 << 20)
     home = sites.home()
     target = _others(home)
+    # The page's example beside it, and its commands.
+    page = (HERE / "docs" / "how-to" / "move-state.md").read_text()
+    (example,) = yaml.safe_load_all(re.findall(r"```yaml\n(.*?)```", page, re.S)[0])
+    example["spec"]["template"]["spec"]["nodeSelector"] = {"kubernetes.io/hostname": home}
+    apply(sites, example)
+    wait_for("the notes", lambda: sites.notes(home) > 5, 30)
+    del example["spec"]["template"]["spec"]["nodeSelector"]
+    planned = sites.nemo("plan", "--drain", home)
+    assert "its volumes go along: up to 1 GiB" in planned and "without a writer" in planned
     sites.drain(home)
     wait_for("its records to go on elsewhere", lambda: sites.volumes().get("phase") == "Done", 60)
     before = len(sites.numbers(target))
     wait_for("further records", lambda: len(sites.numbers(target)) > before + 20, 20)
     sites.check(target)
+    apply(sites, example)
+    wait_for("the notes to go on", lambda: sites.notes(target) > 50, 60)
     wait_for("the old copy to go", lambda: not sites.records(home).exists(), 20)
     done = sites.volumes()
     assert done["bytes"] >= 20 << 20
