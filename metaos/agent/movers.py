@@ -13,7 +13,7 @@ from typing import Any
 
 from metaos.agent.relay import relay_stream
 from metaos.runtimes import process
-from metaos.tunnel import Stream
+from metaos.tunnel import MAX_DATA, Stream
 
 #: What a process says of itself on one line.
 MAX_LINE = 1 << 20
@@ -58,7 +58,7 @@ class Mover:
 
     async def run(self, stream: Stream, heard: Callable[[dict[str, Any]], None]) -> None:
         """Carries its bytes over the stream until it ends. ``heard`` is told each object that it says."""
-        relaying = asyncio.ensure_future(relay_stream(self.socket, stream))
+        relaying = asyncio.ensure_future(relay_stream(self.socket, stream, chunk=MAX_DATA))
         try:
             await self._listen(heard)
             await self._ended

@@ -30,11 +30,11 @@ async def relay_sockets(one: socket.socket, other: socket.socket) -> None:
 def _uncounted(size: int) -> None: ...
 
 
-async def relay_stream(sock: socket.socket, stream: Stream, left: Callable[[int], None] = _uncounted) -> None:
+async def relay_stream(sock: socket.socket, stream: Stream, left: Callable[[int], None] = _uncounted, chunk: int = CHUNK) -> None:
     """Between a connected, non-blocking socket and a tunnel's stream; the stream is closed, or reset after an error. ``left``
-    is told how many bytes went into the stream."""
+    is told how many bytes went into the stream; ``chunk``: bytes of one message, at most ``MAX_DATA``."""
     try:
-        clean = await _both(_from_socket(sock, stream, left), _to_socket(stream, sock))
+        clean = await _both(_from_socket(sock, stream, left, chunk), _to_socket(stream, sock))
     except BaseException:
         await stream.reset("the connection was given up")
         raise
@@ -73,9 +73,9 @@ async def _copy(source: socket.socket, target: socket.socket) -> None:
     target.shutdown(socket.SHUT_WR)
 
 
-async def _from_socket(sock: socket.socket, stream: Stream, left: Callable[[int], None]) -> None:
+async def _from_socket(sock: socket.socket, stream: Stream, left: Callable[[int], None], chunk: int) -> None:
     loop = asyncio.get_running_loop()
-    while data := await loop.sock_recv(sock, CHUNK):
+    while data := await loop.sock_recv(sock, chunk):
         await stream.write(data)
         left(len(data))
     await stream.write_eof()

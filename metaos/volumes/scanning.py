@@ -286,7 +286,7 @@ def _read(found: _Scan, fd: int, size: int) -> tuple[tuple[bytes | None, ...], i
 
 def any_set(data: bytes) -> bool:
     """Whether any byte is not zero, at the speed of memory."""
-    return data.count(0) != len(data)
+    return any(data[:16]) or data.count(0) != len(data)
 
 
 def _next_data(fd: int, offset: int, size: int) -> int:

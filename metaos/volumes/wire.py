@@ -53,9 +53,7 @@ class Line:
         self.sent = self.received = 0
 
     def send(self, kind: Kind, data: bytes = b"") -> None:
-        self._sock.sendall(bytes((kind,)) + len(data).to_bytes(4, "big"))
-        if data:
-            self._sock.sendall(data)
+        self._sock.sendall(bytes((kind,)) + len(data).to_bytes(4, "big") + data)
         self.sent += 5 + len(data)
 
     def say(self, kind: Kind, said: dict[str, Any]) -> None:

@@ -132,3 +132,29 @@ async def test_who_calls_from_a_kubernetes_member_is_known_in_its_own_namespace_
         assert (said["namespace"], said["pod"], said["labels"], said["namespaceLabels"]) == ("", "", {}, {})
         with pytest.raises(Refused):
             await asked(FROM_WEB, claimed=claimed)
+
+
+def _telling(site: str, **volumes: Any) -> Obj:
+    api = deployment() | {"kind": "StatefulSet", "metadata": {"name": "db", "namespace": "shop", "uid": "d"}}
+    found = work(ref(api), site, [api])
+    found["spec"]["volumes"] = volumes
+    return found
+
+
+async def test_volumes_go_only_where_both_sites_are_told_so() -> None:
+    takes, gives = {"from": "b", "attempt": 2}, {"to": "a", "attempt": 2}
+    wanted = {"type": "volumes", "work": "statefulset.shop.db", "attempt": 2}
+    told = await asked(_telling("a", receive=takes), _telling("b", send=gives), **wanted)
+    assert told == {**wanted, "source": {"site": "a"}}
+    for receive, send, attempt in (
+        (takes, gives, 1),
+        (takes | {"attempt": 3}, gives, 2),
+        (takes, gives | {"attempt": 1}, 2),
+        (takes | {"from": "c"}, gives, 2),
+        (takes, gives | {"to": "c"}, 2),
+        (takes | {"adopt": True}, gives, 2),
+        ({}, gives, 2),
+        (takes, {}, 2),
+    ):
+        with pytest.raises(Refused, match="volumes"):
+            await asked(_telling("a", receive=receive), _telling("b", send=send), **wanted | {"attempt": attempt})

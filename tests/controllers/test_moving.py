@@ -1,0 +1,160 @@
+"""The work controller where volumes go along: what both sites are told, step by step, and when the old one's Work goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metaos.controllers import migration, work
+from metaos.controllers.fencing import halted
+from metaos.controllers.moving import copy_of, under_way
+from metaos.resources import scheme
+from metaos.resources.meta import Obj, cluster_namespace, generation, owner_reference, uid
+from tests.controllers.continuum import cluster, deployment, events, running, until
+from tests.fake_client import FakeClient
+
+KEY = "statefulset.shop.db"
+MOVES = {"volumeMoves": True}
+
+
+def database() -> Obj:
+    found = deployment("db") | {"kind": "StatefulSet"}
+    found["spec"]["volumeClaimTemplates"] = [{"metadata": {"name": "data"}, "spec": {}}]
+    return found
+
+
+def placement(owner: Obj, site: str) -> Obj:
+    reference = {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "db", "uid": uid(owner)}
+    return {
+        **scheme.PLACEMENT.empty("statefulset-db", "shop"),
+        "metadata": {"name": "statefulset-db", "namespace": "shop", "ownerReferences": [owner_reference(owner)]},
+        "spec": {"workloadRef": reference, "clusters": [{"name": site, "replicas": 1}]},
+    }
+
+
+def of(client: FakeClient, site: str) -> Obj | None:
+    return client.find(scheme.WORK, KEY, cluster_namespace(site))
+
+
+def volumes(client: FakeClient, site: str) -> dict[str, Any]:
+    return ((of(client, site) or {}).get("spec") or {}).get("volumes") or {}
+
+
+def runs(client: FakeClient, site: str) -> bool:
+    found = of(client, site)
+    return found is not None and not halted(found)
+
+
+def reports(client: FakeClient, site: str, pods: int, phase: str = "", attempt: int = 0) -> None:
+    found = of(client, site)
+    assert found is not None
+    wanted = found["spec"]["manifests"][0]
+    status = {"replicas": pods, "readyReplicas": pods, "availableReplicas": pods}
+    entry = {"kind": "StatefulSet", "name": "db", "uid": uid(wanted), "observedGeneration": 1, "status": status}
+    said: dict[str, Any] = {"observedGeneration": generation(found), "manifests": [entry]}
+    if phase:
+        said["volumes"] = {"phase": phase, "attempt": attempt, "rounds": 3, "bytes": 5, "sentBytes": 4, "sizeBytes": 5}
+    client.seed(found | {"status": said})
+
+
+async def test_a_move_step_by_step() -> None:
+    sites = cluster("a", status=MOVES), cluster("b", status=MOVES)
+    async with running(work.setup, migration.setup, objects=(*sites, database())) as (client, clock):
+        owner = client.find(scheme.STATEFUL_SET, "db", "shop") or {}
+        client.seed(placement(owner, "a"))
+        await until(clock, lambda: runs(client, "a"))
+        reports(client, "a", 1)
+        client.seed(placement(owner, "b"))
+        await until(clock, lambda: volumes(client, "a") == {"send": {"to": "b", "attempt": 1}})
+        assert volumes(client, "b") == {"receive": {"from": "a", "attempt": 1}}
+        assert runs(client, "a") and not runs(client, "b")
+        await clock.advance(10)
+        assert runs(client, "a"), "it goes on until little is missing"
+        reports(client, "b", 0, "Close", 1)
+        await until(clock, lambda: volumes(client, "a").get("stop"))
+        assert not runs(client, "a") and not runs(client, "b")
+        reports(client, "b", 0, "Complete", 1)
+        await clock.advance(10)
+        assert not runs(client, "b"), "nobody has said yet that nothing runs at the old site"
+        reports(client, "a", 0)
+        await until(clock, lambda: runs(client, "b"))
+        assert volumes(client, "b")["receive"]["adopt"] is True
+        await clock.advance(10)
+        assert of(client, "a") is not None and "discard" not in volumes(client, "a")["send"], "not before the new one is ready"
+        reports(client, "b", 1, "Adopted", 1)
+        await until(clock, lambda: volumes(client, "a")["send"].get("discard"))
+        await clock.advance(10)
+        assert of(client, "a") is not None, "what it has is still there"
+        reports(client, "a", 0, "Discarded", 0)
+        await until(clock, lambda: of(client, "a") is None)
+        assert runs(client, "b")
+        said = (client.find(scheme.PLACEMENT, "statefulset-db", "shop") or {})["status"]["volumes"]
+        assert (said["phase"], said["from"], said["to"], said["rounds"], said["sentBytes"]) == ("Done", "a", "b", 3, 4)
+        assert said["downtimeSeconds"] > 0
+        told = [reason for reason in events(client) if reason.startswith("Volumes")]
+        assert sorted(told) == ["VolumesMoved", "VolumesMoving", "VolumesStopping", "VolumesSwitched"]
+
+
+async def test_the_old_copy_goes_on_where_the_rest_does_not_come() -> None:
+    sites = cluster("a", status=MOVES), cluster("b", status=MOVES)
+    async with running(work.setup, migration.setup, objects=(*sites, database())) as (client, clock):
+        owner = client.find(scheme.STATEFUL_SET, "db", "shop") or {}
+        client.seed(placement(owner, "a"))
+        await until(clock, lambda: runs(client, "a"))
+        reports(client, "a", 1)
+        client.seed(placement(owner, "b"))
+        await until(clock, lambda: volumes(client, "a").get("send"))
+        reports(client, "b", 0, "Close", 1)
+        await until(clock, lambda: volumes(client, "a").get("stop"))
+        reports(client, "a", 0)
+        await until(clock, lambda: runs(client, "a"), 140)
+        assert volumes(client, "b") == {"receive": {"from": "a", "attempt": 2}}
+        reports(client, "b", 0, "Complete", 1)  # late, and of the attempt that was given up
+        await clock.advance(20)
+        assert runs(client, "a") and not runs(client, "b")
+
+
+async def test_where_it_shall_stay_after_all_what_came_is_dropped() -> None:
+    sites = cluster("a", status=MOVES), cluster("b", status=MOVES)
+    async with running(work.setup, migration.setup, objects=(*sites, database())) as (client, clock):
+        owner = client.find(scheme.STATEFUL_SET, "db", "shop") or {}
+        client.seed(placement(owner, "a"))
+        await until(clock, lambda: runs(client, "a"))
+        reports(client, "a", 1)
+        client.seed(placement(owner, "b"))
+        await until(clock, lambda: volumes(client, "a").get("send"))
+        client.seed(placement(owner, "a"))
+        await until(clock, lambda: of(client, "b") is None and not volumes(client, "a"))
+        assert runs(client, "a")
+
+
+async def test_sites_that_take_no_part_are_left_as_they_were() -> None:
+    async with running(work.setup, migration.setup, objects=(cluster("a"), cluster("b"), database())) as (client, clock):
+        owner = client.find(scheme.STATEFUL_SET, "db", "shop") or {}
+        client.seed(placement(owner, "a"))
+        await until(clock, lambda: runs(client, "a"))
+        assert not volumes(client, "a")
+
+
+def test_whose_volumes_move() -> None:
+    works = {"a": {"spec": {"manifests": [database()]}}}
+    job = database() | {"kind": "Job"}
+
+    def all_(site: str) -> bool:
+        return True
+
+    assert under_way(database(), ["b"], works, all_)
+    assert not under_way(database(), ["a"], works, all_)
+    assert not under_way(database(), ["b", "c"], works, all_), "divided"
+    assert not under_way(database(), ["b"], works, lambda site: site == "a")
+    assert not under_way(job, ["b"], works, all_)
+    assert not under_way(deployment(), ["b"], works, all_), "no volumes"
+
+
+def test_a_report_of_another_attempt_says_nothing() -> None:
+    body = database()
+    found = {"metadata": {"labels": {"meta-os.eu/cluster": "b"}}, "spec": {"manifests": [body]}}
+    found["spec"]["volumes"] = {"receive": {"from": "a", "attempt": 2}}
+    found["status"] = {"volumes": {"phase": "Complete", "attempt": 1}}
+    assert not copy_of(found, ready=True, barred=False).complete
+    found["status"] = {"volumes": {"phase": "Complete", "attempt": 2}}
+    assert copy_of(found, ready=True, barred=False).complete
