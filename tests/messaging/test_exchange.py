@@ -28,10 +28,12 @@ SHOP, BANK = Tenant("shop", "uid-1"), Tenant("bank", "uid-2")
 class Device:
     """A client of another make (Eclipse Paho), in a thread of its own."""
 
-    def __init__(self, user: DeviceUser, address: Address, name: str = "lamp", tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, user: DeviceUser, address: Address, name: str = "lamp", tls: ssl.SSLContext | None = None, *, clean: bool = True
+    ) -> None:
         self.heard: queue.Queue[tuple[str, bytes]] = queue.Queue()
         self.answers: queue.Queue[tuple[str, Any]] = queue.Queue()
-        self.client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv311)
+        self.client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv311, clean_session=clean)
         if tls is not None:
             self.client.tls_set_context(tls)
         self.client.reconnect_delay_set(0.05, 0.2)
@@ -190,6 +192,28 @@ async def test_the_credentials_of_a_device_open_nothing_but_mqtt(exchange: Excha
     server = f"nats://127.0.0.1:{exchange.server.config.listen.port}"
     with pytest.raises(Unavailable):
         await NatsBus.connect([server], key, lambda: user.token, "device")
+
+
+async def test_who_takes_anothers_client_identifier_hears_nothing_for_it(exchange: Exchange) -> None:
+    bus = await exchange.bus()
+    await exchange.hold([SHOP])
+    assert exchange.mqtt is not None
+    first = Device(await exchange.device(SHOP, "door", "uid-door"), exchange.mqtt, "door", clean=False)
+    assert await first.answer("connect") == "Success"
+    first.client.subscribe("nemo/shop/door/command/+", qos=1)
+    assert await first.answer("subscribe") == [False]
+    first.client.loop_stop()
+    taking = Device(await exchange.device(SHOP, "lamp", "uid-lamp"), exchange.mqtt, "door", clean=False)
+    try:
+        # The session is there, and its subscription is judged by the rights of whoever came.
+        assert await taking.answer("connect") == "Success"
+        taking.client.subscribe("nemo/shop/lamp/command/+")
+        assert await taking.answer("subscribe") == [False]
+        await bus.publish(to_device("shop", "door", "command.1"), b"open")
+        await bus.publish(to_device("shop", "lamp", "command.1"), b"blink")
+        assert await taking.hear() == ("nemo/shop/lamp/command/1", b"blink")
+    finally:
+        taking.close()
 
 
 async def test_tokens_of_another_hub_open_nothing(exchange: Exchange) -> None:
