@@ -15,8 +15,8 @@ from metaos.controllers.render import cluster_of, source_label, source_of, work
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
-from metaos.resources import scheme, workload
-from metaos.resources.backups import points, rendered, reported, rpo_of, store_of, workload_of
+from metaos.resources import scheme
+from metaos.resources.backups import points, rendered, reported, rpo_of, store_of, volumes_of, workload_of
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
     SOURCE_LABEL,
@@ -83,7 +83,7 @@ class BackupReconciler:
                 "NoStore",
                 f"there is no BackupStore {store_of(schedule)!r} in this namespace: make it, or correct storeRef",
             )
-        claims = workload.claims(obj)
+        claims = volumes_of(schedule, obj)
         if not claims:
             return {}, "NoVolumes", f"{kind.lower()}/{called} has no volumes of claims"
         intents = self._intents.list(namespace(schedule))
@@ -154,7 +154,7 @@ class BackupReconciler:
             status["restores"] = await self._restored(
                 schedule, obj, site, status.get("restores") or (), said.get("restores") or ()
             )
-        claims = workload.claims(obj) if obj is not None else []
+        claims = volumes_of(schedule, obj) if obj is not None else []
         status["volumes"] = [row for row in status.get("volumes") or () if not claims or row["claim"] in claims]
         found = points(schedule | {"status": status}, claims)
         known = [point for point in found.values() if point is not None]

@@ -14,7 +14,7 @@ from metaos.data.backups import Verdict, best, recovery
 from metaos.network.recovery import Recovery
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme, workload
-from metaos.resources.backups import points, rpo_of, schedule_for, workload_of
+from metaos.resources.backups import points, rpo_of, schedule_for, volumes_of, workload_of
 from metaos.resources.meta import (
     Obj,
     ObjectRef,
@@ -57,7 +57,7 @@ class Recoveries:
         if schedule is None:
             return Verdict(False, "NoSchedule", "no BackupSchedule backs it up, so it waits for its site")
         rpo, hard = asked or (None, False)
-        return recovery(points(schedule, workload.claims(obj)), rpo, hard, self._lost_since(site))
+        return recovery(points(schedule, volumes_of(schedule, obj)), rpo, hard, self._lost_since(site))
 
     def _lost_since(self, site: str) -> float:
         """Not before the site may have written last: from then on it was missed, or at least it is not before now."""
@@ -82,7 +82,7 @@ class Recoveries:
         if not verdict.restores:
             return None, f"its volumes are at {home}, which is lost: {verdict.message}"
         lost = format_time(self._lost_since(home))
-        return {"id": f"{home}@{lost}", "schedule": name(schedule), "claims": workload.claims(obj), "lostTime": lost}, ""
+        return {"id": f"{home}@{lost}", "schedule": name(schedule), "claims": volumes_of(schedule, obj), "lostTime": lost}, ""
 
     def measured(self, obj: Obj, policies: Iterable[Obj]) -> Recovery:
         """What intents are told of a workload."""
@@ -93,7 +93,7 @@ class Recoveries:
         schedule = self.schedule(obj)
         if schedule is None:
             return Recovery(about, loss=loss, problem="no BackupSchedule names it")
-        claims, status = workload.claims(obj), schedule.get("status") or {}
+        claims, status = volumes_of(schedule, obj), schedule.get("status") or {}
         found = points(schedule, claims)
         rows = [row for row in status.get("volumes") or () if row.get("claim") in found]
         known = [point for point in found.values() if point is not None]

@@ -9,7 +9,7 @@ from metaos.resources import scheme
 from metaos.resources.meta import ANNOTATION_PREFIX, Obj, ObjectRef, deleting, format_time, name, namespace, parse_time
 from metaos.resources.reading import concerns, targets_of
 from metaos.resources.targets import UPPER
-from metaos.resources.workload import pod_template
+from metaos.resources.workload import claims, pod_template
 
 #: On a workload's manifest at its site, as JSON: its volumes are brought back from a backup before a pod starts.
 RESTORE = ANNOTATION_PREFIX + "restore"
@@ -44,6 +44,15 @@ def workload_of(schedule: Obj) -> tuple[str, str]:
     return str(found.get("kind") or ""), str(found.get("name") or "")
 
 
+def volumes_of(schedule: Obj, obj: Obj) -> list[str]:
+    """The claims of a workload that are backed up: those of now, and of a StatefulSet those that it had when it was larger, if
+    they were backed up then: scaled to 0 it has its volumes still."""
+    begins = [f"{t['metadata']['name']}-{name(obj)}-" for t in (obj.get("spec") or {}).get("volumeClaimTemplates") or ()]
+    known = [str(row.get("claim")) for row in (schedule.get("status") or {}).get("volumes") or ()]
+    had = {claim for claim in known for begin in begins if claim.startswith(begin) and claim[len(begin) :].isdecimal()}
+    return sorted(had.union(claims(obj)))
+
+
 def store_of(schedule: Obj) -> str:
     return str(((schedule.get("spec") or {}).get("storeRef") or {}).get("name") or "")
 
@@ -60,7 +69,7 @@ def rpo_of(obj: Obj, intents: Iterable[Obj]) -> tuple[float, bool] | None:
     return (min(seconds for seconds, _ in found), any(hard for _, hard in found)) if found else None
 
 
-def rendered(schedule: Obj, store: Obj, claims: Iterable[str], rpo: float | None) -> Obj:
+def rendered(schedule: Obj, store: Obj, volumes: Iterable[str], rpo: float | None) -> Obj:
     """A schedule as its site gets it: with the store in it, the claims by name, and the recovery point that is asked."""
     spec = schedule.get("spec") or {}
     retention = spec.get("retention") or {}
@@ -71,7 +80,7 @@ def rendered(schedule: Obj, store: Obj, claims: Iterable[str], rpo: float | None
         "storeRef": {"name": name(store)},
         "store": {k: v for k, v in (store.get("spec") or {}).items() if k != "jurisdictions"},
         "workload": spec["workload"],
-        "claims": sorted(claims)[:MOST_VOLUMES],
+        "claims": sorted(volumes)[:MOST_VOLUMES],
         "keep": keep,
         "restores": list(spec.get("restores") or ())[-MOST_RESTORES:],
         "suspend": bool(spec.get("suspend")),
@@ -139,10 +148,10 @@ def _time(text: Any) -> str:
         return ""
 
 
-def points(schedule: Obj, claims: Iterable[str]) -> dict[str, float | None]:
+def points(schedule: Obj, volumes: Iterable[str]) -> dict[str, float | None]:
     """Claim → recovery point of its newest backup (seconds since the epoch), as the sites said; ``None``: it has none."""
     rows = {row.get("claim"): row for row in (schedule.get("status") or {}).get("volumes") or ()}
     return {
         claim: parse_time(row["recoveryPointTime"]) if (row := rows.get(claim) or {}).get("recoveryPointTime") else None
-        for claim in claims
+        for claim in volumes
     }

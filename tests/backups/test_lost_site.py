@@ -157,3 +157,23 @@ def test_a_database_survives_its_site(continuum: Sites, server: Seaweed) -> None
     events = continuum.kubectl("get", "events", "-o", "jsonpath={.items[*].message}")
     assert "was brought back" in events and "are lost" in events
     wait_for("a backup of the new site", lambda: continuum.schedule().get("site") == other, 40)
+
+
+def test_a_mistake_is_undone_by_hand(continuum: Sites, server: Seaweed) -> None:
+    store, *others = backed_up(server.endpoint, 25, b"h" * 32)
+    apply(continuum, store, *others, database())
+    wait_for("its pod", lambda: len(pods(continuum, "db")) == 1, 30)
+    (home,) = placed(continuum, "statefulset-db")
+    wait_for("a backup", continuum.point, 40)
+    continuum.kubectl("scale", "statefulset", "db", "--replicas", "0")
+    wait_for("nobody to write", lambda: not (continuum.get("pods", "-l", "app=db") or {}).get("items"), 30)
+    (continuum.volume(home) / "log").write_text("overwritten by mistake")
+    said = continuum.nemo("volume", "restore", "data-db-0", "-o", "json", "--wait", "50")
+    assert json.loads(said)["restore"]["backup"].endswith(f"-{home}"), said
+    lines = (continuum.volume(home) / "log").read_text().splitlines()
+    assert lines == [str(number) for number in range(len(lines))] and lines
+    assert (continuum.volume(home).with_name(".data-db-0.before") / "log").read_text() == "overwritten by mistake"
+    assert "data-db-0" in continuum.nemo("volume", "list")
+    continuum.kubectl("scale", "statefulset", "db", "--replicas", "1")
+    wait_for("its pod again", lambda: len(pods(continuum, "db")) == 1, 30)
+    assert f"found {len(lines)} " in wait_for("its word", lambda: continuum.kubectl("logs", "db-0"), 20)

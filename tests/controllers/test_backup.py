@@ -82,6 +82,18 @@ async def test_a_schedule_goes_where_its_workload_is_and_its_secret_with_it() ->
         await until(clock, lambda: at(client, "backupschedule.shop.db") == [] == at(client, "secret.shop.store"))
 
 
+async def test_what_is_scaled_to_nothing_keeps_its_volumes() -> None:
+    async with running(*SETUPS, objects=(cluster("a"), *ALL)) as (client, clock):
+        await until(clock, lambda: at(client, "backupschedule.shop.db") == ["a"])
+        report(client, clock, "a")
+        await until(clock, lambda: said(client).get("status") == "True")
+        none = database()
+        none["metadata"]["generation"], none["spec"]["replicas"] = 2, 0
+        client.seed(none)
+        await clock.advance(5)
+        assert at(client, "backupschedule.shop.db") == ["a"] and said(client)["status"] == "True"
+
+
 @pytest.mark.parametrize(
     ("objects", "reason"),
     [
