@@ -4,6 +4,7 @@ What is decided, and why nothing can go wrong between two writes, is in :mod:`me
 how long the old copy has been stopped is counted by the monotonic clock, and anew after a start.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
@@ -21,6 +22,8 @@ from metaos.resources.meta import Obj, deleting, format_time, name, namespace, p
 from metaos.resources.traffic import NETWORK_KWH_PER_GB
 from metaos.resources.workload import has_local_data
 
+#: Of a line whose sites state what it carries, so much at most is for the volumes of one workload.
+LINE_SHARE = 0.8
 #: How often is looked at what no news tells of.
 LOOK_SECONDS = 5.0
 _PHASES = {
@@ -99,7 +102,7 @@ def under_way(obj: Obj, chosen: Iterable[str], existing: Mapping[str, Obj], carr
 
 class Moving:
     """``apply`` writes a Work, under the condition that it is still as it was read; ``disrupt``: why budgets do not allow to stop
-    it at a site, or nothing."""
+    it at a site, or nothing; ``line``: bytes a second that sites state for the way between them, infinite where they do not."""
 
     def __init__(
         self,
@@ -109,9 +112,10 @@ class Moving:
         recorder: Recorder,
         apply: Callable[[Obj | None, Obj], Any],
         disrupt: Callable[[Obj, str], Any],
+        line: Callable[[str, str], float],
     ) -> None:
         self._client, self._clock, self._settings, self._recorder = client, clock, settings, recorder
-        self._apply, self._disrupt = apply, disrupt
+        self._apply, self._disrupt, self._line = apply, disrupt, line
         #: Uid of a workload → since when (monotonic) its home is seen to be told to stop. Bounded by the workloads that move.
         self._halted: dict[str, float] = {}
 
@@ -169,7 +173,7 @@ class Moving:
             said = f"the volumes go from {home} to {action.site}; it runs on {home} meanwhile"
             await self._recorder.event(obj, "VolumesMoving", text or said, warning=bool(text))
         elif action.step is Step.SEND:
-            rate = self._settings.volume_bytes_per_second
+            rate = self._rate(action.site, chosen)
             send = {"to": chosen, "attempt": action.attempt} | ({"bytesPerSecond": rate} if rate else {})
             stop = {"stop": True} if action.site in bars else {}
             told = {k: v for k, v in told.items() if k == "receive"} | {"send": send} | stop
@@ -184,6 +188,12 @@ class Moving:
         elif action.step is Step.DISCARD:
             told["send"] = {**told.get("send", {}), "discard": True}
         await self._write(found, render(action.site), told)
+
+    def _rate(self, home: str, target: str) -> int:
+        """Bytes a second that are sent at most; 0: no bound."""
+        bound = self._settings.volume_bytes_per_second or math.inf
+        found = min(bound, self._line(home, target) * LINE_SHARE)
+        return 0 if math.isinf(found) else max(1, int(found))
 
     async def _show(
         self, obj: Obj, placement: Obj, action: Action, copies: Iterable[Copy], existing: Mapping[str, Obj], chosen: str | None

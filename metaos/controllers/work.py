@@ -5,6 +5,7 @@ keeps its Work until the migration controller takes it down; when the user's obj
 """
 
 import asyncio
+import math
 from collections.abc import Coroutine, Iterable, Mapping, Set
 from typing import Any
 
@@ -61,7 +62,8 @@ from metaos.resources.meta import (
     resource_version,
     uid,
 )
-from metaos.resources.reading import concerns
+from metaos.resources.reading import cluster_info, concerns
+from metaos.resources.traffic import carries
 from metaos.resources.workload import references, replicas, work_name
 from metaos.scheduler.disruption import ended, kept
 from metaos.scheduler.slack import asked
@@ -97,7 +99,7 @@ class WorkReconciler:
         self._works.on_change(self._seen)
         self._barred = Barred(manager)
         self._placements.add_index("displaced", displaced)
-        self._moving = Moving(client, clock, settings, self._recorder, self._apply, self._disrupt)
+        self._moving = Moving(client, clock, settings, self._recorder, self._apply, self._disrupt, self._line)
 
     def is_followed(self, about: ObjectRef) -> bool:
         """Whether a Work refers to it, or there is one of it: what nobody uses is not looked at, however much of it there is.
@@ -238,6 +240,11 @@ class WorkReconciler:
         barred = self._barred.why(obj, placement, [site for site in existing if site != chosen])
         wait = await self._moving.step(obj, placement, chosen, existing, self._ready, barred, render)
         return Result(requeue_after=wait)
+
+    def _line(self, one: str, other: str) -> float:
+        """Bytes a second between two sites, as they state it."""
+        ends = [cluster_info(found) for site in (one, other) if (found := self._clusters.get(site)) is not None]
+        return carries(*ends) if len(ends) == 2 else math.inf
 
     def _ready(self, site: str) -> bool:
         cluster = self._clusters.get(site)

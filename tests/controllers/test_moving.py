@@ -113,6 +113,18 @@ async def test_the_old_copy_goes_on_where_the_rest_does_not_come() -> None:
         assert runs(client, "a") and not runs(client, "b")
 
 
+async def test_a_line_that_is_stated_is_not_filled() -> None:
+    link = [{"cluster": "b", "bytesPerSecond": "10M"}]
+    sites = cluster("a", status=MOVES, links=link), cluster("b", status=MOVES)
+    async with running(work.setup, migration.setup, objects=(*sites, database())) as (client, clock):
+        owner = client.find(scheme.STATEFUL_SET, "db", "shop") or {}
+        client.seed(placement(owner, "a"))
+        await until(clock, lambda: runs(client, "a"))
+        client.seed(placement(owner, "b"))
+        await until(clock, lambda: volumes(client, "a").get("send"))
+        assert volumes(client, "a")["send"]["bytesPerSecond"] == 8_000_000
+
+
 async def test_where_it_shall_stay_after_all_what_came_is_dropped() -> None:
     sites = cluster("a", status=MOVES), cluster("b", status=MOVES)
     async with running(work.setup, migration.setup, objects=(*sites, database())) as (client, clock):
