@@ -154,7 +154,8 @@ def _hauled(snapshot: Snapshot, workload: WorkloadInfo, cluster: ClusterInfo) ->
     return f"; {haul_text(traffic.haul(workload.claimed, homes[0], cluster))} to bring it"
 
 
-#: What a move of volumes stops the work for, beside what the line has to carry then: measured on one machine (bench/volumes.py).
+#: What a move of volumes stops the work for at least, beside what has to be sent then: its end, a last look, and its start. An
+#: aim, which bench/volumes.py holds against what is measured.
 MOVE_STOPS_SECONDS = 3.0
 
 
@@ -170,7 +171,7 @@ def brought_along(snapshot: Snapshot, workload: WorkloadInfo, places: Iterable[s
     found = traffic.haul(workload.claimed, homes[0], targets[0])
     energy = workload.claimed / 1e9 * traffic.NETWORK_KWH_PER_GB
     stops = MOVE_STOPS_SECONDS + ((found.seconds or 0.0) if at_once else 0.0)
-    down = f"about {stops:.3g} s without a writer" + (" and the time to copy" if at_once and found.seconds is None else "")
+    down = f"at least {stops:.3g} s without a writer" + (" and the time to copy" if at_once and found.seconds is None else "")
     return f"; its volumes go along: {haul_text(found)}, {energy:.3g} kWh, {down}"
 
 
