@@ -7,14 +7,14 @@ them, as each of them goes to every server. They end with the namespace.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 from metaos.client import Client
 from metaos.fleet.gate import Address, Issued
 from metaos.messaging.accounts import Tenant
 from metaos.messaging.bus import BusError
-from metaos.messaging.exchange import Exchange
+from metaos.messaging.exchange import Exchange, connected
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, uid
@@ -69,6 +69,15 @@ class BusGate:
 
     async def admit(self, device: Address, uid: str, generation: int) -> None:
         await self._set(device, uid, generation, False)
+
+    async def connected(self) -> AsyncGenerator[tuple[Address, str]]:
+        found = await self._exchange.connections()
+        try:
+            async for said in found:
+                if (one := connected(said)) is not None:
+                    yield Address(one.namespace, one.name), one.client_id
+        finally:
+            await found.close()
 
     async def _set(self, device: Address, uid: str, generation: int, barred: bool) -> None:
         try:

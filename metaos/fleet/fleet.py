@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,8 @@ TURN_MESSAGES, TURN_WRITES = 32, 4
 WAITING = 50_000
 #: Of one message; of a measurement that is shown; and how many kinds of them of one device are kept.
 MOST_BYTES, MEASUREMENT_BYTES, MEASUREMENTS = 16 * 1024, 1024, 16
+#: Until the servers are asked again for the connections of devices, where they were away.
+WATCH_SECONDS = 5.0
 #: On a Device that has been given a credential: it goes only when that counts no more.
 FINALIZER = "meta-os.eu/credential"
 
@@ -110,6 +113,7 @@ class Fleet:
         self._unsaid: set[Address] = set()
         self._out: set[Address] = set()
         self._listening: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._heard: Subscription | None = None
         self._swept = 0.0
         self._turn = asyncio.Lock()
@@ -121,6 +125,7 @@ class Fleet:
                 bus = await self._connect()
                 self._heard = await bus.subscribe("up.>", waiting=WAITING)
                 self._listening = asyncio.create_task(self._listen(self._heard), name="fleet")
+                self._watching = asyncio.create_task(self._watch(), name="fleet, connections")
                 self._bus = bus
             return self._bus
 
@@ -128,12 +133,13 @@ class Fleet:
         """Forgets everything: who leads next begins with what is stored."""
         self.leading, self._bus = False, None
         self.gate.close()
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.gather(self._listening, return_exceptions=True)
+        tasks = [task for task in (self._listening, self._watching) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._heard is not None:
             await self._heard.close()
-        self._listening = self._heard = None
+        self._listening = self._watching = self._heard = None
         for live in self.live.values():
             for future in live.asked.values():
                 future.cancel()
@@ -300,6 +306,33 @@ class Fleet:
             # What makes no sense is not answered: the device would say it again.
             self.dropped += 1
             live.dropped, live.malformed = live.dropped + 1, f"{end}: {error}"[:200]
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                async with aclosing(self.gate.connected()) as found:
+                    async for address, client_id in found:
+                        await self.called(address, client_id)
+            except (BusError, ApiError) as error:
+                log.warning("whether devices use their own client IDs is not seen at this moment: %s", error)
+            await self.clock.sleep(WATCH_SECONDS)
+
+    async def called(self, address: Address, client_id: str) -> None:
+        """A device has connected. One that gives another's client ID has cut that one off, as servers of MQTT do: it is
+        quarantined, as it would do it again. Raises ``ApiError``."""
+        live = self.live.get(address)
+        if live is None or client_id == address.name or live.spec.get("quarantined"):
+            return
+        if Address(address.namespace, client_id) not in self.live:
+            return  # Nobody's: an ID of its own choice disturbs no one.
+        why = f"it connected with the client ID {client_id}, which is another device's, and cut that one off: its own is its name"
+        patch = {"metadata": {"uid": uid(live.device)}, "spec": {"quarantined": True, "quarantineReason": why}}
+        log.warning("device %s/%s is quarantined: %s", *address, why)
+        try:
+            await self.client.patch(scheme.DEVICE, address.name, address.namespace, patch)
+        except ApiError as error:
+            if error.code not in (404, 409):  # It has gone, or another has its name.
+                raise
 
     async def _within(self, live: Live, now: float) -> bool:
         """Whether one more message is not too many."""

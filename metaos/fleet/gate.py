@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -46,6 +47,11 @@ class Gate(Protocol):
 
     async def admit(self, device: Address, uid: str, generation: int) -> None:
         """Takes ``bar`` back."""
+        ...
+
+    def connected(self) -> AsyncGenerator[tuple[Address, str]]:
+        """Devices as they connect, from now on, and the client IDs that they give. Ends or raises ``BusError`` where the bus is
+        away."""
         ...
 
     def close(self) -> None:

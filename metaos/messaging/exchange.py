@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from metaos.clock import Clock
 from metaos.config import Address
 from metaos.messaging.accounts import Accounts, DeviceUser, Tenant
-from metaos.messaging.bus import BusError, Unavailable
+from metaos.messaging.bus import BusError, Message, Subscription, Unavailable
 from metaos.messaging.child import Child
 from metaos.messaging.embedded import DISK_BYTES, Embedded, GatewaySettings, Listener, ServerConfig, free_port
 from metaos.messaging.keys import read_token
@@ -33,6 +33,8 @@ LOOPBACK = "127.0.0.1"
 #: Accounts that are told to the servers at once.
 AT_ONCE = 16
 TELL_SECONDS = 10.0
+#: Connections of devices that wait to be looked at; of more the oldest are lost.
+CONNECTED_WAITING = 10_000
 #: How long a connection to servers of one's own, and to others, is waited for.
 PATIENCE_SECONDS = (5.0, 10.0)
 
@@ -53,6 +55,27 @@ class ExchangeConfig:
     off: str = ""
     #: The host by which others know a listener that listens everywhere.
     host: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A device has connected over MQTT. Of two in one namespace with one ``client_id`` the servers cut the earlier off."""
+
+    namespace: str
+    name: str
+    client_id: str
+
+
+def connected(said: Message) -> Connected | None:
+    """What a server says of a client that has connected; ``None`` for those that are no devices. Of a client's own words only its
+    ID is taken: the others stand in tokens that the server has checked."""
+    try:
+        client = json.loads(said.data)["client"]
+        if client.get("client_type") != "mqtt":
+            return None
+        return Connected(str(client["name_tag"]), str(read_token(client["jwt"])["name"]), str(client["client_id"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 class Exchange:
@@ -172,6 +195,12 @@ class Exchange:
             if gone:
                 keys = [accounts.account(t.namespace, t.uid).public for t in gone]
                 await self._ask("$SYS.REQ.CLAIMS.DELETE", accounts.removal_token(keys, self._clock.now()))
+
+    async def connections(self) -> Subscription:
+        """Each connection of a client from now on: see :func:`connected`. Raises ``Unavailable``."""
+        await self.bus()
+        assert self._system is not None
+        return await self._system.subscribe("$SYS.ACCOUNT.*.CONNECT", waiting=CONNECTED_WAITING)
 
     def renew(self) -> None:
         """The server's certificate has changed."""

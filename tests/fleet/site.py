@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
@@ -34,6 +35,7 @@ class MemoryGate:
 
     def __init__(self) -> None:
         self.barred: set[tuple[Address, str, int]] = set()
+        self.connections: asyncio.Queue[tuple[Address, str]] = asyncio.Queue()
 
     async def issue(self, device: Address, uid: str, generation: int) -> Issued:
         return Issued(device.name, f"{uid}.{generation}", ("mqtt://127.0.0.1:1883",))
@@ -46,6 +48,10 @@ class MemoryGate:
 
     async def open(self, namespace: str) -> None:
         pass
+
+    async def connected(self) -> AsyncGenerator[tuple[Address, str]]:
+        while True:
+            yield await self.connections.get()
 
     def close(self) -> None:
         pass

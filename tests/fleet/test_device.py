@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import paho.mqtt.client as mqtt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -219,3 +220,29 @@ def test_signatures_are_those_of_rfc_8032(nemo: ModuleType, own: bool, monkeypat
     # S + L is the same number once more: RFC 8032 has it refused.
     more = made[:32] + (int.from_bytes(made[32:], "little") + nemo.Q).to_bytes(32, "little")
     assert not nemo.signed(public, message, more)
+
+
+async def test_a_device_that_takes_anothers_client_id_is_cut_off_and_the_other_is_back(nemo: ModuleType, tmp_path: Path) -> None:
+    async with real_station(tmp_path) as hub:
+        device = nemo.Device(await hub.add("lamp"), str(tmp_path))
+        stolen = await hub.add("thief")
+        thief = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="lamp", protocol=mqtt.MQTTv311)
+        thief.username_pw_set("lamp", stolen["password"])  # The name is the client's to say: the token counts.
+        thief.reconnect_delay_set(0.05, 0.2)
+        async with running(device):
+            await hub.until("lamp", lambda s: s["online"])
+            where = hub.exchange.mqtt
+            assert where is not None
+            thief.connect(where.host, where.port)
+            thief.loop_start()
+            try:
+                await hub.until(
+                    "thief", lambda s: any(c["type"] == "Quarantined" and c["status"] == "True" for c in s["conditions"])
+                )
+                await until(lambda: not thief.is_connected())
+                await until(lambda: device.online)
+                answer = await hub.command("lamp", "explode")
+                assert answer["state"] == "Failed" and not thief.is_connected()
+            finally:
+                thief.disconnect()
+                thief.loop_stop()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from metaos.fleet import fleet as fleets
+from metaos.fleet.gate import Address
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.security.authz import UserInfo
@@ -377,3 +378,21 @@ async def test_an_application_is_told_handed_out_in_parts_and_seen_to_run() -> N
         await hub.settle(7)
         status, message = await hub.condition("lamp", "UpToDate")
         assert status == "False" and message.endswith("division by zero")
+
+
+async def test_who_takes_anothers_client_id_is_quarantined_and_nobody_else_is() -> None:
+    async with station() as hub:
+        for name in ("lamp", "thief"):
+            await hub.make(name)
+        await hub.settle()
+        for name, called in (("lamp", "lamp"), ("lamp", "of its own"), ("thief", "thief"), ("nobody", "lamp")):
+            hub.gate.connections.put_nowait((Address("shop", name), called))
+        await hub.settle()
+        for name in ("lamp", "thief"):
+            assert not (await hub.device(name))["spec"].get("quarantined")
+        hub.gate.connections.put_nowait((Address("shop", "thief"), "lamp"))
+        await hub.settle(2)
+        spec = (await hub.device("thief"))["spec"]
+        assert spec["quarantined"] and "client ID lamp" in spec["quarantineReason"]
+        assert {device.name for device, *_ in hub.gate.barred} == {"thief"}
+        assert not (await hub.device("lamp"))["spec"].get("quarantined")
