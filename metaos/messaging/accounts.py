@@ -21,6 +21,8 @@ CONNECTIONS = 20_000
 DISK_BYTES = 1 << 30
 #: Credentials of one tenant that are revoked: each is a line in its account's token, of which servers take 1 MiB.
 MOST_REVOKED = 10_000
+#: Consumers of a tenant for each of its connections, as a server keeps track of each in memory: one is a lasting subscription.
+CONSUMERS_EACH = 6
 #: A time that is after any other, in seconds since the epoch.
 _ALWAYS = 1 << 40
 
@@ -102,6 +104,7 @@ class Accounts:
             "leaf": tenant.connections,
             "payload": PAYLOAD_BYTES,
             "disk_storage": tenant.disk_bytes,
+            "consumer": CONSUMERS_EACH * tenant.connections,
         }
         claims = _account(limits, imports)
         if tenant.revoked:

@@ -16,6 +16,8 @@ from typing import Protocol
 
 #: Messages that wait for a subscriber; of more than that the oldest are lost, and counted.
 WAITING = 1000
+#: Of all messages that wait for one subscriber, in bytes; of more than that the oldest are lost, too.
+WAITING_BYTES = 64 << 20
 #: How long the second of two things with the same key is known as such, in seconds.
 KEYS_SECONDS = 120.0
 #: Longest message, in bytes, of a tenant's; a chunk of a program that is sent to a device fits.
@@ -155,10 +157,11 @@ class Bus(Protocol):
 
 
 class Inbox:
-    """A bounded subscription: of more than ``waiting`` messages the oldest are lost."""
+    """A bounded subscription: of more than ``waiting`` messages, or ``most_bytes`` in all, the oldest are lost."""
 
-    def __init__(self, waiting: int, close: Callable[[], Awaitable[None]]) -> None:
-        self._messages: deque[Message] = deque(maxlen=waiting)
+    def __init__(self, waiting: int, close: Callable[[], Awaitable[None]], most_bytes: int = WAITING_BYTES) -> None:
+        self._messages: deque[Message] = deque()
+        self._waiting, self._most_bytes, self._bytes = waiting, most_bytes, 0
         self._news = asyncio.Event()
         self._close, self._closed = close, False
         self.lost = 0
@@ -168,8 +171,11 @@ class Inbox:
         return len(self._messages)
 
     def put(self, message: Message) -> None:
-        self.lost += len(self._messages) == self._messages.maxlen
         self._messages.append(message)
+        self._bytes += _bytes(message)
+        while len(self._messages) > self._waiting or self._bytes > self._most_bytes:
+            self._bytes -= _bytes(self._messages.popleft())
+            self.lost += 1
         self._news.set()
 
     def __aiter__(self) -> Inbox:
@@ -181,7 +187,9 @@ class Inbox:
                 raise StopAsyncIteration
             self._news.clear()
             await self._news.wait()
-        return self._messages.popleft()
+        message = self._messages.popleft()
+        self._bytes -= _bytes(message)
+        return message
 
     async def close(self) -> None:
         """What waits may still be read."""
@@ -191,3 +199,7 @@ class Inbox:
     def end(self) -> None:
         self._closed = True
         self._news.set()
+
+
+def _bytes(message: Message) -> int:
+    return len(message.subject) + len(message.data)

@@ -13,7 +13,7 @@ import pytest
 
 from metaos.clock import SystemClock
 from metaos.messaging import nats
-from metaos.messaging.bus import Bus, BusError, Full, NoAnswer, Stream, Unavailable
+from metaos.messaging.bus import Bus, BusError, Full, Inbox, Message, NoAnswer, Stream, Unavailable
 from metaos.messaging.exchange import Exchange, ExchangeConfig
 from metaos.messaging.memory import MemoryBus
 from tests.messaging.conftest import root
@@ -212,3 +212,15 @@ async def test_a_closed_subscription_ends(tried: Tried) -> None:
     heard = await tried.bus.subscribe("a")
     await heard.close()
     assert [m async for m in heard] == []
+
+
+async def test_what_waits_is_bounded_in_bytes_too() -> None:
+    async def close() -> None:
+        pass
+
+    inbox = Inbox(100, close, most_bytes=1000)
+    for n in range(10):
+        inbox.put(Message(f"s{n}", bytes(298)))
+    assert inbox.lost == 7
+    inbox.end()
+    assert [message.subject async for message in inbox] == ["s7", "s8", "s9"]
