@@ -135,6 +135,7 @@ def _device_limits() -> list[str]:
     from metaos.apiserver import own
     from metaos.devices import batch, rate, twin, waiting
     from metaos.fleet import apps, busgate, desk, fleet
+    from metaos.messaging import bus
 
     parts = [
         "",
@@ -154,7 +155,11 @@ def _device_limits() -> list[str]:
             f"{rate.USUAL_RATE:g} a second (spec.messagesPerSecond); {rate.BURST_SECONDS:g} s' worth",
             f"dropped; after {rate.FLOOD_SECONDS:g} s, or {rate.FLOOD_FACTOR:g} bursts, cut off for {out[0]:g} to {out[1]:g} s",
         ),
-        ("Messages of all devices that wait for the hub", f"{fleet.WAITING}", "the oldest are lost, and counted"),
+        (
+            "Messages of all devices that wait for the hub",
+            f"{fleet.WAITING}, {amount(bus.WAITING_BYTES)}",
+            "the oldest are lost, and counted",
+        ),
         (
             "Writes of one Device's status; of all",
             f"one each {fleet.WRITE_SECONDS:g} s; {fleet.WRITES_A_TICK} a second",
@@ -162,9 +167,9 @@ def _device_limits() -> list[str]:
         ),
         ("status.lastSeenTime, where nothing else changed", f"each {fleet.SEEN_SECONDS:g} s", "coalesced"),
         (
-            "Kinds of measurements of a device that are shown; of one",
-            f"{fleet.MEASUREMENTS}; {fleet.MEASUREMENT_BYTES} bytes",
-            "not shown; cut",
+            "Kinds of measurements of a device that are shown; of one; its name",
+            f"{fleet.MEASUREMENTS}; {fleet.MEASUREMENT_BYTES} bytes; {fleet.NAME_BYTES} bytes",
+            "not shown; cut; dropped",
         ),
         (
             "Silence of a device",

@@ -427,7 +427,7 @@ class Device:
             self._set(sha256="", version="", state="None", message="", tried="", before=None)
             self._start()
             return
-        text = f"nemo-app\n{sha}\n{size}\n{manifest['version']}"
+        text = f"nemo-app\n{self.config['namespace']}\n{sha}\n{size}\n{manifest['version']}"
         key, signature = (binascii.unhexlify(each.encode()) for each in (self.config.get("appKey") or "", manifest["signature"]))
         if not 0 < size <= MOST_APP or not signed(key, text.encode(), signature):
             self._set(tried=sha, state="Refused", message="the hub did not sign it")

@@ -56,7 +56,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         return
 
     def named(config_map: Obj) -> Iterator[ObjectRef]:
-        if fleet.apps.known(namespace(config_map), name(config_map)):
+        if fleet.uses(namespace(config_map), name(config_map)):
             yield ref(config_map)
 
     manager.add(

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import orjson
+
 #: Sentinel: there is no value.
 _ABSENT: Any = object()
 #: A device that says it is heard every so many seconds is gone when it was not for this many times that, and a little.
@@ -82,6 +84,17 @@ class Twin:
     reported_version: int = 0
     firmware: str = ""
     app: Mapping[str, Any] = field(default_factory=dict)
+
+
+def value(data: bytes) -> Any:
+    """What is said as JSON. Raises ``ValueError`` for what is none, or could not be kept and told again: half characters, what is
+    nested too deep, numbers that JSON has not."""
+    found = orjson.loads(data)
+    try:
+        orjson.dumps(found)
+    except orjson.JSONEncodeError as error:
+        raise ValueError(f"it cannot be kept: {error}") from None
+    return found
 
 
 class Malformed(ValueError):

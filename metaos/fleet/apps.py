@@ -38,9 +38,9 @@ class App:
     signature: str
 
 
-def signed_text(sha256: str, size: int, version: str) -> bytes:
-    """What the signature is over."""
-    return f"nemo-app\n{sha256}\n{size}\n{version}".encode()
+def signed_text(namespace: str, sha256: str, size: int, version: str) -> bytes:
+    """What the signature is over. It counts in one namespace: what another tenant had signed runs on no device of this one."""
+    return f"nemo-app\n{namespace}\n{sha256}\n{size}\n{version}".encode()
 
 
 class Apps:
@@ -48,10 +48,8 @@ class Apps:
 
     def __init__(self, client: Client, key: Callable[[], Awaitable[Key]]) -> None:
         self._client, self._key, self._public = client, key, ""
-        self._by_hash: OrderedDict[str, App] = OrderedDict()
-        self._found: dict[tuple[str, str, str, str, str], App] = {}
-        #: ConfigMaps that were asked for, also those that were not there.
-        self._named: set[tuple[str, str]] = set()
+        #: By namespace, ConfigMap, key, version and SHA-256 as they are asked for; those that were asked for last at the end.
+        self._held: OrderedDict[tuple[str, str, str, str, str], App] = OrderedDict()
 
     async def public_key(self) -> str:
         """In hexadecimal, for devices. Raises ``ApiError``."""
@@ -63,12 +61,12 @@ class Apps:
         return self._public
 
     async def wanted(self, namespace: str, app: Mapping[str, Any]) -> App:
-        """What a Device's ``spec.app`` names. Raises :class:`Unfit`, ``ApiError``."""
+        """What a Device's ``spec.app`` names, read anew where it is not held any more. Raises :class:`Unfit`, ``ApiError``."""
         named, key, version = app["configMap"], app.get("key") or USUAL_KEY, str(app.get("version") or "")
         place = namespace, named, key, version, str(app.get("sha256") or "")
-        self._named.add((namespace, named))
-        if place in self._found and self._found[place].sha256 in self._by_hash:
-            return self._found[place]
+        if (held := self._held.get(place)) is not None:
+            self._held.move_to_end(place)
+            return held
         try:
             found = await self._client.get(scheme.CONFIG_MAP, named, namespace)
         except ApiError as error:
@@ -84,43 +82,31 @@ class Apps:
         sha = hashlib.sha256(code).hexdigest()
         if app.get("sha256") and app["sha256"] != sha:
             raise Unfit(f"{key} of ConfigMap {named} hashes to {sha}, and {app['sha256']} is wanted")
-        made = App(code, sha, version, (await self._key()).sign(signed_text(sha, len(code), version)).hex())
-        self._by_hash[sha] = made
-        self._by_hash.move_to_end(sha)
-        if len(self._by_hash) > MOST_HELD:
-            self._by_hash.popitem(last=False)
-        if len(self._found) > 2 * MOST_HELD:
-            self._found.clear()
-        self._found[place] = made
+        made = App(code, sha, version, (await self._key()).sign(signed_text(namespace, sha, len(code), version)).hex())
+        self._held[place] = made
+        if len(self._held) > MOST_HELD:
+            self._held.popitem(last=False)
         return made
-
-    def known(self, namespace: str, config_map: str) -> bool:
-        """Whether a Device named it, as far as is remembered."""
-        return (namespace, config_map) in self._named
 
     def forget(self, namespace: str, config_map: str) -> None:
         """It changed: it is read again."""
-        self._found = {place: app for place, app in self._found.items() if place[:2] != (namespace, config_map)}
+        for place in [place for place in self._held if place[:2] == (namespace, config_map)]:
+            del self._held[place]
 
-    def manifest(self, sha256: str) -> dict[str, Any]:
-        """What a device is told of an application. Raises :class:`Malformed` where it is not held."""
-        app = self._held(sha256)
-        return {"sha256": sha256, "size": len(app.code), "version": app.version, "signature": app.signature}
 
-    def chunk(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """The part that a device asks for. Raises :class:`Malformed`."""
-        app = self._held(str(asked.get("sha256") or ""))
-        offset, length = asked.get("offset"), asked.get("length", MOST_PART)
-        if not isinstance(offset, int) or not 0 <= offset < len(app.code):
-            raise Malformed(f"offset: must be from 0 to {len(app.code) - 1}, not {str(offset)[:80]!r}")
-        if not isinstance(length, int) or not 0 < length <= MOST_PART:
-            raise Malformed(f"length: must be from 1 to {MOST_PART}, not {str(length)[:80]!r}")
-        part = app.code[offset : offset + length]
-        return {"sha256": app.sha256, "offset": offset, "data": base64.b64encode(part).decode()}
+def manifest(app: App) -> dict[str, Any]:
+    """What a device is told of an application."""
+    return {"sha256": app.sha256, "size": len(app.code), "version": app.version, "signature": app.signature}
 
-    def _held(self, sha256: str) -> App:
-        found = self._by_hash.get(sha256)
-        if found is None:
-            raise Malformed(f"sha256: {sha256[:80]!r} is no application that the hub has for it")
-        self._by_hash.move_to_end(sha256)
-        return found
+
+def chunk(app: App, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The part that a device asks for of the application that it shall have. Raises :class:`Malformed`."""
+    sha, offset, length = str(asked.get("sha256") or ""), asked.get("offset"), asked.get("length", MOST_PART)
+    if sha != app.sha256:
+        raise Malformed(f"sha256: {sha[:80]!r} is not the application that it shall have, {app.sha256}")
+    if not isinstance(offset, int) or not 0 <= offset < len(app.code):
+        raise Malformed(f"offset: must be from 0 to {len(app.code) - 1}, not {str(offset)[:80]!r}")
+    if not isinstance(length, int) or not 0 < length <= MOST_PART:
+        raise Malformed(f"length: must be from 1 to {MOST_PART}, not {str(length)[:80]!r}")
+    part = app.code[offset : offset + length]
+    return {"sha256": app.sha256, "offset": offset, "data": base64.b64encode(part).decode()}

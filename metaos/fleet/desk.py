@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
-from metaos.devices import batch, waiting
+from metaos.devices import batch, twin, waiting
 from metaos.devices.credentials import claim_refusal, enrolled
 from metaos.devices.status import status
 from metaos.fleet.fleet import FINALIZER, Fleet, Live, address_of
@@ -259,8 +259,8 @@ class Desk:
 def _value(data: bytes) -> Any:
     """A measurement as JSON where it is, otherwise as text."""
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
+        return twin.value(data)
+    except ValueError:
         try:
             return data.decode()
         except UnicodeDecodeError:

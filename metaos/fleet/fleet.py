@@ -20,7 +20,7 @@ from metaos.clock import Clock
 from metaos.devices import rate, twin, waiting
 from metaos.devices.status import Known, of_status, status
 from metaos.devices.twin import Malformed, Twin
-from metaos.fleet.apps import Apps, Unfit
+from metaos.fleet.apps import App, Apps, Unfit, chunk, manifest
 from metaos.fleet.gate import Address, Gate
 from metaos.messaging.bus import Bus, BusError, Message, Subscription
 from metaos.messaging.subjects import said_by, to_device
@@ -38,8 +38,8 @@ WRITES_A_TICK, TICK_SECONDS = 100, 1.0
 TURN_MESSAGES, TURN_WRITES = 32, 4
 #: Messages of all devices that wait for the hub; of more the oldest are lost, and counted.
 WAITING = 50_000
-#: Of one message; of a measurement that is shown; and how many kinds of them of one device are kept.
-MOST_BYTES, MEASUREMENT_BYTES, MEASUREMENTS = 16 * 1024, 1024, 16
+#: Of one message; of a measurement that is shown, and its name; and how many kinds of them of one device are kept.
+MOST_BYTES, MEASUREMENT_BYTES, NAME_BYTES, MEASUREMENTS = 16 * 1024, 1024, 256, 16
 #: Until the servers are asked again for the connections of devices, where they were away.
 WATCH_SECONDS = 5.0
 #: On a Device that has been given a credential: it goes only when that counts no more.
@@ -65,6 +65,7 @@ class Live:
     again: float = 0.0
     written: float = 0.0
     seen_written: float = 0.0
+    config_map: str = ""
     wanted: str = ""
     problem: str = ""
     barred: str = ""
@@ -111,6 +112,8 @@ class Fleet:
         self.dropped = 0
         self._dirty: dict[Address, None] = {}
         self._unsaid: set[Address] = set()
+        #: Whose application a ConfigMap (namespace, name) holds.
+        self._users: dict[tuple[str, str], set[Address]] = {}
         self._out: set[Address] = set()
         self._listening: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -146,6 +149,7 @@ class Fleet:
         self.live.clear()
         self._dirty.clear()
         self._unsaid.clear()
+        self._users.clear()
         self._out.clear()
 
     # -- what is wanted --------------------------------------------------------------------------------------
@@ -206,14 +210,26 @@ class Fleet:
         for held in (self._unsaid, self._out):
             held.discard(address)
         self._dirty.pop(address, None)
-        for future in live.asked.values() if live else ():
-            future.cancel()
+        if live is not None:
+            self._uses_no_more(live)
+            for future in live.asked.values():
+                future.cancel()
+
+    def _uses_no_more(self, live: Live) -> None:
+        key = live.address.namespace, live.config_map
+        users = self._users.get(key, set())
+        users.discard(live.address)
+        if not users:
+            self._users.pop(key, None)
 
     async def _find_app(self, live: Live) -> None:
         before = live.wanted, live.problem
         app = live.spec.get("app")
+        self._uses_no_more(live)
+        live.config_map = str((app or {}).get("configMap") or "")
         live.wanted = live.problem = ""
         if app:
+            self._users.setdefault((live.address.namespace, live.config_map), set()).add(live.address)
             try:
                 live.wanted = (await self.apps.wanted(live.address.namespace, app)).sha256
             except Unfit as error:
@@ -226,9 +242,21 @@ class Fleet:
     async def app_changed(self, where: str, config_map: str) -> None:
         """A ConfigMap changed: those whose application it holds are told."""
         self.apps.forget(where, config_map)
-        for live in list(self.live.values()):
-            if live.address.namespace == where and (live.spec.get("app") or {}).get("configMap") == config_map:
-                await self._find_app(live)
+        for address in list(self._users.get((where, config_map), ())):
+            if address in self.live:
+                await self._find_app(self.live[address])
+
+    def uses(self, where: str, config_map: str) -> bool:
+        """Whether it holds a device's application."""
+        return (where, config_map) in self._users
+
+    async def _app(self, live: Live) -> App | None:
+        """What it shall run; ``None`` where there is nothing."""
+        app = live.spec.get("app")
+        try:
+            return await self.apps.wanted(live.address.namespace, app) if app else None
+        except Unfit:
+            return None  # Its condition says why.
 
     # -- telling ---------------------------------------------------------------------------------------------
 
@@ -250,10 +278,11 @@ class Fleet:
         await self.say(live.address, "twin.desired", message)
 
     async def _tell_app(self, live: Live) -> None:
-        if live.wanted and live.wanted not in (live.twin.app.get("sha256"), live.twin.app.get("tried")):
+        app = await self._app(live)
+        if app is not None and app.sha256 not in (live.twin.app.get("sha256"), live.twin.app.get("tried")):
             self._unsaid.add(live.address)
-            await self.say(live.address, "app.desired", self.apps.manifest(live.wanted))
-        elif live.surplus:
+            await self.say(live.address, "app.desired", manifest(app))
+        elif app is None and live.surplus:
             self._unsaid.add(live.address)
             await self.say(live.address, "app.desired", {"sha256": ""})
 
@@ -278,7 +307,7 @@ class Fleet:
         async for message in heard:
             try:
                 await self.heard(message)
-            except BusError as error:
+            except (BusError, ApiError) as error:
                 log.warning("%s: %s", message.subject, error)
             except Exception:
                 log.exception("a message on %s could not be taken", message.subject)
@@ -359,6 +388,8 @@ class Fleet:
         said = _object(data) if word != "telemetry" else {}
         if word == "telemetry":
             live.twin = twin.heard(before, now)
+            if len(rest) > NAME_BYTES:
+                raise Malformed(f"the name of a measurement may have {NAME_BYTES} bytes")
             if rest in live.measured or len(live.measured) < MEASUREMENTS:
                 live.measured[rest] = now, data[:MEASUREMENT_BYTES]
         elif end == "status":
@@ -375,7 +406,9 @@ class Fleet:
             self._answered(live, rest, said, now)
         elif end == "app.want":
             live.twin = twin.heard(before, now)
-            await self.say(live.address, "app.chunk", self.apps.chunk(said))
+            if (app := await self._app(live)) is None:
+                raise Malformed("sha256: there is no application that it shall have")
+            await self.say(live.address, "app.chunk", chunk(app, said))
         else:
             raise Malformed(f"{end} is no word of a device")
         if _told_more(before, live.twin) or now - live.seen_written >= SEEN_SECONDS:
@@ -501,7 +534,7 @@ def _object(data: bytes) -> Mapping[str, Any]:
     """Raises ``ValueError``."""
     if len(data) > MOST_BYTES:
         raise Malformed(f"it has {len(data)} bytes: a message may have {MOST_BYTES}")
-    found = json.loads(data)
+    found = twin.value(data)
     if not isinstance(found, dict):
         raise Malformed("a message must be a JSON object")
     return found

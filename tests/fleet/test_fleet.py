@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from metaos.fleet import apps
 from metaos.fleet import fleet as fleets
 from metaos.fleet.gate import Address
 from metaos.resources import scheme
@@ -244,6 +245,9 @@ async def test_what_makes_no_sense_is_dropped_and_shown() -> None:
             ("twin.reported", b'{"epoch": "x"}'),
             ("twin.reported", b"[" * 5000),
             ("twin.reported", b" " * 20000),
+            ("twin.reported", b'{"epoch": 9999999999999, "reported": {"half a character": "\\ud800"}}'),
+            ("twin.reported", b'{"epoch": 9999999999999, "reported": {"deep": ' + b"[" * 300 + b"]" * 300 + b"}}"),
+            ("telemetry." + "x" * 300, b"1"),
             ("app.want", b'{"sha256": "0"}'),
             ("other", b"{}"),
             ("result", b"{}"),
@@ -253,7 +257,7 @@ async def test_what_makes_no_sense_is_dropped_and_shown() -> None:
         await hub.bus.publish("up.shop.nobody.status", b"{}")
         await hub.settle()
         live = await hub.registry.get(ADMIN, scheme.DEVICE, "lamp", "shop", subresource="live")
-        assert live["status"]["messages"]["dropped"] >= 7
+        assert live["status"]["messages"]["dropped"] >= 10 and live["status"]["telemetry"] == {}
         assert live["status"]["online"] is True
 
 
@@ -396,3 +400,38 @@ async def test_who_takes_anothers_client_id_is_quarantined_and_nobody_else_is() 
         assert spec["quarantined"] and "client ID lamp" in spec["quarantineReason"]
         assert {device.name for device, *_ in hub.gate.barred} == {"thief"}
         assert not (await hub.device("lamp"))["spec"].get("quarantined")
+
+
+async def test_an_application_is_its_own_namespaces_alone() -> None:
+    """What another tenant has signed runs on no device of this one, and nobody reads it by its hash."""
+    async with station() as hub:
+        await hub.registry.create(ADMIN, scheme.NAMESPACE.empty("bank"))
+        for where in ("shop", "bank"):
+            await hub.registry.create(ADMIN, {**scheme.CONFIG_MAP.empty("app", where), "data": {"main.py": "the same"}})
+        await hub.registry.create(ADMIN, {**scheme.CONFIG_MAP.empty("app2", "bank"), "data": {"main.py": "secret"}})
+        mine, theirs = [await hub.apps.wanted(where, {"configMap": "app", "version": "1"}) for where in ("shop", "bank")]
+        assert mine.sha256 == theirs.sha256 and mine.signature != theirs.signature
+        secret = await hub.apps.wanted("bank", {"configMap": "app2"})
+        await hub.make("lamp", app={"configMap": "app"})
+        lamp = Thing(hub, "lamp")
+        await hub.settle()
+        await lamp.connect("a")
+        await lamp.say("app.want", {"sha256": secret.sha256, "offset": 0})
+        await lamp.say("app.want", {"sha256": mine.sha256, "offset": 0})
+        assert [said["sha256"] for end, said in await lamp.told() if end == "app.chunk"] == [mine.sha256]
+
+
+async def test_many_applications_of_others_hold_up_neither_a_device_nor_its_commands() -> None:
+    async with station() as hub:
+        await hub.registry.create(ADMIN, {**scheme.CONFIG_MAP.empty("app", "shop"), "data": {"main.py": "1"}})
+        await hub.make("lamp", app={"configMap": "app"}, messagesPerSecond=100)
+        await hub.settle(7)
+        await hub.registry.create_subresource(
+            ADMIN, scheme.DEVICE, "lamp", "shop", "command", {"spec": {"action": "blink", "queueSeconds": 60}}
+        )
+        many = {f"k{n}": str(n) for n in range(apps.MOST_HELD + 1)}
+        await hub.registry.create(ADMIN, {**scheme.CONFIG_MAP.empty("many", "shop"), "data": many})
+        for key in many:
+            await hub.apps.wanted("shop", {"configMap": "many", "key": key})
+        told = await Thing(hub, "lamp").connect("a")
+        assert [end.partition(".")[0] for end, _ in told] == ["twin", "app", "command"]
