@@ -79,7 +79,11 @@ class Repository:
             raise_on_status=False,
             raise_on_redirect=True,
         )
-        options: dict[str, Any] = {"retries": retry, "timeout": Timeout(CONNECT_SECONDS, SILENT_SECONDS), "ssl_context": context}
+        options: dict[str, Any] = {
+            "retries": retry,
+            "timeout": Timeout(connect=CONNECT_SECONDS, read=SILENT_SECONDS),
+            "ssl_context": context,
+        }
         proxy = "" if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(scheme, "")
         self._pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
 
