@@ -24,6 +24,8 @@ SILENCE_FACTOR, SILENCE_SECONDS = 2.5, 5.0
 #: The heartbeats that a device may state, in seconds.
 HEARTBEAT_SECONDS = (1.0, 3600.0)
 USUAL_HEARTBEAT = 60.0
+#: How far the clock of another hub, by which it gave an epoch, may have been ahead, in seconds.
+AHEAD_SECONDS = 3600.0
 #: Until what is not reported is told again: the first time, and at most.
 AGAIN_SECONDS = (5.0, 300.0)
 
@@ -155,6 +157,10 @@ def reported(twin: Twin, message: Mapping[str, Any], now: float) -> Twin:
     place = _count(message, "epoch"), _count(message, "sequence")
     state, version, app = _object(message, "reported"), _count(message, "version"), _object(message, "app")
     firmware = _text(message, "firmware")
+    latest = max(twin.epoch, int((now + AHEAD_SECONDS) * 1000))
+    if place[0] > latest:
+        # It would outdo all that the hub will ever give, and with it every report to come.
+        raise Malformed(f"epoch: must be one that the hub gave, at most {latest}, not {place[0]}")
     heard_ = heard(twin, now)
     if place <= (twin.epoch, twin.sequence):
         return heard_

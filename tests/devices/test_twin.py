@@ -134,3 +134,12 @@ def test_in_sync_and_how_soon_it_is_told_again() -> None:
     twin = Twin(reported={"a": 1}, reported_version=3)
     assert in_sync(twin, {"a": 1}, 3) and not in_sync(twin, {"a": True}, 3) and not in_sync(twin, {"a": 1}, 4)
     assert [pending(n) for n in (0, 1, 2, 50)] == [5.0, 10.0, 20.0, 300.0]
+
+
+def test_an_epoch_that_no_hub_gave_is_refused() -> None:
+    """It would have every later report of the device count as an old one, also after it was set up anew."""
+    twin = born(Twin(), {"session": "a"}, 10.0)
+    with pytest.raises(Malformed, match="epoch: must be one that the hub gave"):
+        reported(twin, {"epoch": 2**53 - 1, "sequence": 1, "reported": {}}, 10.0)
+    # Of a hub that has ended before it could store it, with a clock that was ahead.
+    assert reported(twin, {"epoch": 1_000_000, "sequence": 1, "reported": {"x": 1}}, 10.0).reported == {"x": 1}
