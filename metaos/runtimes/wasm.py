@@ -141,7 +141,15 @@ class Wasm:
         digest = await self._digest(source)
         kind = "metered" if metered else "plain"
         target = os.path.join(self._compiled, f"{digest}-{_version()}-{kind}.cwasm")
-        async with self._compiling.setdefault(target, asyncio.Lock()):
+        turn = self._compiling.setdefault(target, asyncio.Lock())
+        try:
+            return await self._compile(source, target, kind, turn)
+        finally:
+            if not turn.locked():
+                self._compiling.pop(target, None)
+
+    async def _compile(self, source: str, target: str, kind: str, turn: asyncio.Lock) -> str:
+        async with turn:
             if os.path.exists(target):
                 os.utime(target)
                 return target
@@ -152,7 +160,6 @@ class Wasm:
                 raise ValueError(
                     f"the WebAssembly file {os.path.basename(source)} cannot be compiled: {said or f'exit code {code}'}"
                 )
-        self._compiling.pop(target, None)
         return target
 
     async def _digest(self, source: str) -> str:

@@ -321,6 +321,7 @@ async def test_commands_are_refused_and_signals_end_it(runtime: SandboxRuntime, 
 async def test_what_is_no_module_can_never_start(runtime: SandboxRuntime, place: Path, data: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         await run(runtime, place, data)
+    assert not runtime._wasm._compiling  # Nothing is remembered of it: there may be any number of such.
 
 
 async def test_what_it_lacks_is_said(runtime: SandboxRuntime, place: Path) -> None:
