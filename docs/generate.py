@@ -209,7 +209,16 @@ def bus_limits() -> list[str]:
         ("Connections of a tenant; what its streams keep", f"{accounts.CONNECTIONS}; {amount(accounts.DISK_BYTES)}", "refused"),
         ("Revoked credentials of a tenant", accounts.MOST_REVOKED, "an error that says what to do"),
         ("What all streams of the hub's own server keep", amount(embedded.DISK_BYTES), "refused"),
-        ("Messages that wait in the hub for one of its parts", bus.WAITING, "the oldest is lost and counted"),
+        (
+            "Messages that wait in the hub for one of its parts",
+            f"{bus.WAITING}, {amount(bus.WAITING_BYTES)}",
+            "the oldest is lost and counted",
+        ),
+        (
+            "Lasting subscriptions of a tenant's clients",
+            accounts.CONSUMERS_EACH * accounts.CONNECTIONS,
+            "refused",
+        ),
         ("What the hub says while the server is away", amount(nats.PENDING_BYTES), "an error; it is said again later"),
         ("Time in which the same thing said twice is known by its key", f"{bus.KEYS_SECONDS:g} s", "it is kept twice"),
         ("Lines of the server's log that go into the hub's", f"{child.LINES_A_MINUTE} a minute", "left out, and said so"),
@@ -227,6 +236,7 @@ def bus_limits() -> list[str]:
             f"{mqtt.IN_FLIGHT}; {mqtt.ALIASES}",
             "closed with a reason",
         ),
+        ("MQTT 5: filters of a connection", mqtt.FILTERS, "refused with a reason"),
         ("MQTT 5: messages on their way to a client", "as it says", "nothing more is read for it"),
         (
             "MQTT 5: ends of sessions that the gateway remembers",

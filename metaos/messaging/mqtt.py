@@ -37,6 +37,8 @@ PACKET_BYTES = PAYLOAD_BYTES + 4096
 #: Messages of QoS 1 and 2 that a client may have on their way at once, and its topic aliases.
 IN_FLIGHT = 64
 ALIASES = 16
+#: Filters of one connection: each message is held against all of them.
+FILTERS = 256
 #: Ends of sessions that are remembered; of more the oldest are forgotten, and last until the server forgets them.
 SESSIONS = 50_000
 #: A session that does not end by itself.
@@ -251,6 +253,8 @@ class Translator:
                 answers.append(SubAckReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED)
             elif wanted.no_local:
                 answers.append(SubAckReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
+            elif wanted.pattern not in self._filters and len(self._filters) >= FILTERS:
+                answers.append(SubAckReasonCode.QUOTA_EXCEEDED)
             else:
                 answers.append(wanted.pattern)
                 asked.append((wanted.pattern, int(wanted.max_qos)))

@@ -15,7 +15,7 @@ import pytest
 
 from metaos.clock import SystemClock
 from metaos.config import Address
-from metaos.messaging.accounts import MOST_REVOKED, DeviceUser, Tenant
+from metaos.messaging.accounts import CONSUMERS_EACH, MOST_REVOKED, DeviceUser, Tenant
 from metaos.messaging.bus import NoAnswer, Unavailable
 from metaos.messaging.exchange import Exchange, ExchangeConfig, revoked
 from metaos.messaging.nats import NatsBus
@@ -291,3 +291,20 @@ async def test_a_token_with_as_many_revoked_keys_as_there_may_be_is_taken(exchan
     some = frozenset(f"U{n:055}" for n in range(MOST_REVOKED))
     await exchange.hold([replace(SHOP, revoked=some)])
     assert len(accounts.tenant_token(replace(SHOP, revoked=some), 0)) < 1 << 20
+
+
+async def test_one_device_does_not_have_the_server_keep_any_number_of_subscriptions(exchange: Exchange) -> None:
+    """A server keeps track of each lasting one in memory, for whichever tenant."""
+    small = replace(SHOP, connections=1)
+    await exchange.hold([small])
+    assert exchange.mqtt is not None
+    device = Device(await exchange.device(small, "lamp", "uid-lamp"), exchange.mqtt, clean=False)
+    try:
+        assert await device.answer("connect") == "Success"
+        refused = []
+        for number in range(CONSUMERS_EACH + 2):
+            device.client.subscribe(f"nemo/shop/lamp/command/{number}", qos=1)
+            refused += await device.answer("subscribe")
+        assert not any(refused[:2]) and all(refused[-2:])
+    finally:
+        device.close()

@@ -26,7 +26,7 @@ from metaos.config import Address
 from metaos.messaging import mqtt3
 from metaos.messaging.accounts import DeviceUser
 from metaos.messaging.exchange import Exchange, ExchangeConfig, revoked
-from metaos.messaging.mqtt import ALIASES, FOREVER, IN_FLIGHT, Out, Sessions, Translator, covers
+from metaos.messaging.mqtt import ALIASES, FILTERS, FOREVER, IN_FLIGHT, Out, Sessions, Translator, covers
 from metaos.messaging.subjects import to_device
 from tests.messaging.conftest import root
 from tests.messaging.test_exchange import SHOP, Device
@@ -128,6 +128,20 @@ def test_refusals_have_the_reasons_of_version_5(code: int, reason: int) -> None:
     found.said(mqtt5.ConnectPacket("lamp", password=TOKEN), 0.0)
     out = found.heard(mqtt3.Frame(mqtt3.CONNACK, 0, bytes([0, code])))
     assert (one(out).reason_code, out.close) == (reason, True)
+
+
+def test_a_connection_has_so_many_filters_and_no_more() -> None:
+    found = connected()
+    for number in range(1, FILTERS + 1):
+        found.said(mqtt5.SubscribePacket(number, [mqtt5.TopicFilter(f"a/{number}")]), 0.0)
+        found.heard(mqtt3.Frame(mqtt3.SUBACK, 0, number.to_bytes(2, "big") + b"\0"))
+    out = found.said(mqtt5.SubscribePacket(1000, [mqtt5.TopicFilter("more")]), 0.0)
+    assert not out.server and one(out).reason_codes == [mqtt5.SubAckReasonCode.QUOTA_EXCEEDED]
+    # One that it has already may be asked for again, and what is given back leaves room.
+    assert found.said(mqtt5.SubscribePacket(1001, [mqtt5.TopicFilter("a/1")]), 0.0).server
+    found.said(mqtt5.UnsubscribePacket(1002, ["a/2"]), 0.0)
+    found.heard(mqtt3.Frame(mqtt3.UNSUBACK, 0, (1002).to_bytes(2, "big")))
+    assert found.said(mqtt5.SubscribePacket(1003, [mqtt5.TopicFilter("more")]), 0.0).server
 
 
 def test_sessions_end_after_their_time() -> None:
