@@ -124,8 +124,16 @@ class Desk:
             live.commands = waiting.added(live.commands, command, fleet.clock.now(), lasts)
         except waiting.Full as full:
             raise errors.too_many_requests(str(full), 30) from None
-        # It is acknowledged when it is kept.
-        await fleet.write(live)
+        kept = False
+        try:
+            # It is acknowledged when it is kept.
+            kept = await fleet.write(live)
+        finally:
+            if not kept:
+                # Who was told that it failed may say it again.
+                live.commands = waiting.answered(live.commands, command["id"])
+        if not kept:
+            raise errors.not_found(GROUP, "devices", live.address.name)
 
     # -- credentials -----------------------------------------------------------------------------------------
 

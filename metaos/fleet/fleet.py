@@ -71,6 +71,8 @@ class Live:
     barred: str = ""
     measured: dict[str, tuple[float, bytes]] = field(default_factory=dict)
     asked: dict[str, asyncio.Future[Mapping[str, Any]]] = field(default_factory=dict)
+    #: Its status is written by one at a time, so that no earlier one is the last.
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def spec(self) -> Mapping[str, Any]:
@@ -484,23 +486,28 @@ class Fleet:
             await self.clock.sleep(0)
         return len(due)
 
-    async def write(self, live: Live) -> None:
-        """Writes its status now. Raises ``ApiError``."""
+    async def write(self, live: Live) -> bool:
+        """Writes its status now. Whether it is kept: not where the Device has gone. Raises ``ApiError``."""
+        async with live.writing:
+            return await self._write(live)
+
+    async def _write(self, live: Live) -> bool:
         now = self.clock.now()
         live.written = live.seen_written = now
         wanted = status(live.device, live.known(), now)
         held = live.device.get("status") or {}
         if wanted == held:
-            return
+            return True
         metadata = {"name": live.address.name, "namespace": live.address.namespace, "uid": uid(live.device)}
         body = {"apiVersion": scheme.DEVICE.api_version, "kind": scheme.DEVICE.kind, "metadata": metadata, "status": wanted}
         try:
             await self.client.update(body, subresource="status")
         except ApiError as error:
             if error.code in (404, 409):
-                return  # It has gone, or another has its name: what is told about that comes.
+                return False  # It has gone, or another has its name: what is told about that comes.
             raise
         live.device = {**live.device, "status": wanted}
+        return True
 
 
 def _of(address: Address, device: Obj) -> Live:

@@ -11,8 +11,9 @@ import pytest
 from metaos.fleet import apps
 from metaos.fleet import fleet as fleets
 from metaos.fleet.gate import Address
-from metaos.resources import scheme
+from metaos.resources import errors, scheme
 from metaos.resources.errors import ApiError
+from metaos.resources.meta import Obj
 from metaos.security.authz import UserInfo
 from tests.fleet.site import ADMIN, Station, Thing, station
 
@@ -151,6 +152,40 @@ async def test_a_command_to_who_is_away_says_so_or_waits_within_bounds() -> None
         await hub.settle(7)
         status = (await hub.device("lamp"))["status"]
         assert len(status["commands"]) == 14 and status["lastCommand"]["result"] == 42
+
+
+async def test_a_command_is_kept_before_it_is_acknowledged_and_otherwise_never_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with station() as hub:
+        await hub.make("lamp")
+        await hub.settle(6)
+        usual, first, slow = hub.client.update, asyncio.Event(), asyncio.Event()
+
+        async def late(obj: Obj, *, subresource: str = "") -> Obj:
+            if not first.is_set():
+                first.set()
+                await slow.wait()
+            return await usual(obj, subresource=subresource)
+
+        monkeypatch.setattr(hub.client, "update", late)
+        live = hub.fleet.live[Address("shop", "lamp")]
+        live.flooding = "it is"
+        writing = asyncio.create_task(hub.fleet.write(live))
+        await first.wait()
+        asked = asyncio.create_task(command(hub, "lamp", queueSeconds=100))
+        await hub.settle()
+        slow.set()
+        assert (await asked)["status"]["state"] == "Queued" and await writing
+        assert len((await hub.device("lamp"))["status"]["commands"]) == 1, "not undone by what began before"
+
+        for failure, code in ((errors.unavailable("no store"), 503), (errors.not_found("meta-os.eu", "devices", "lamp"), 404)):
+
+            async def fails(obj: Obj, *, subresource: str = "", failure: ApiError = failure) -> Obj:
+                raise failure
+
+            monkeypatch.setattr(hub.client, "update", fails)
+            with pytest.raises(ApiError) as refused:
+                await command(hub, "lamp", queueSeconds=100)
+            assert refused.value.code == code and len(live.commands) == 1
 
 
 @pytest.mark.parametrize(
