@@ -32,7 +32,7 @@ AGAIN_SECONDS, AGAIN_MOST_SECONDS = 5.0, 300.0
 HOOK_SECONDS = 60.0
 #: Backups under way at the same time. A volume that is brought back waits for none of them.
 AT_ONCE = 1
-#: Of what was brought back, so many are remembered for each volume, and so many told.
+#: Of what was brought back, so many are remembered for each volume, with those that are asked for still, and so many told.
 MOST_REMEMBERED, MOST_TOLD = 40, 2
 _MODULE = "metaos.volumes.backing"
 _SHOWN = ("backup", "consistency", "bytes", "sentBytes", "sentChunks", "backups")
@@ -298,11 +298,17 @@ class Backups:
             text = f"volume {where}/{claim} holds what it held at {shown['recoveryPointTime']} (backup {said['backup']})"
             self._record(order.schedule, "Normal", "Restored", text)
             known = self._cache.get("backups", f"{where}/{claim}") or {}
+            if order.held:
+                # What was backed up from here before was another state of it.
+                known = {key: value for key, value in known.items() if key == "pace"}
             known["pace"] = pace(float(known.get("pace") or 0.0), said["bytes"], said["seconds"])
             self._cache.put("backups", f"{where}/{claim}", known)
         rows = [row for row in self._rows(where, claim) if row["id"] != order.id]
-        rows.append({"id": order.id, "claim": claim, **shown})
-        self._cache.put("restores", f"{where}/{claim}", {"rows": rows[-MOST_REMEMBERED:]})
+        # What is asked for still is never forgotten, or it would be done again.
+        asked = {each.id for each in self._orders(order.schedule) if each.claim == claim}
+        old = [row for row in rows if row["id"] not in asked]
+        rows = old[-MOST_REMEMBERED:] + [row for row in rows if row["id"] in asked]
+        self._cache.put("restores", f"{where}/{claim}", {"rows": [*rows, {"id": order.id, "claim": claim, **shown}]})
 
     def _users(self, where: str, claim: str, *, running: bool) -> list[str]:
         """Pods that use a volume and have not ended; with ``running`` only those of which a container runs."""

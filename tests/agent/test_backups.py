@@ -175,6 +175,35 @@ async def test_it_stays_done_when_the_agent_comes_back(site: Site, store: Store,
     assert "bringBack data-db-0" not in again.did() and site.machine.running()
 
 
+async def test_it_is_never_done_again_however_often_others_are_brought_back_by_hand(
+    site: Site, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metaos.agent.backups.MOST_REMEMBERED", 2)
+    await site.apply(database(ORDER), schedule(), secret())
+    await site.clock.advance(5)
+    stopped = database(ORDER)
+    stopped["spec"]["replicas"] = 0
+    for number in range(5):
+        asked = schedule(restores=[{"id": str(number), "claim": "data-db-0"}], suspend=True)
+        await site.apply(stopped, asked, secret())
+        await site.clock.advance(40)
+    assert store.did().count("bringBack data-db-0") == 6
+    await site.apply(stopped, schedule(suspend=True), secret())
+    await site.clock.advance(20)
+    assert store.did().count("bringBack data-db-0") == 6
+
+
+async def test_what_was_backed_up_here_long_ago_is_not_told_of_what_was_brought_back(site: Site, store: Store) -> None:
+    await site.apply(database(), schedule(), secret())
+    await site.clock.advance(6)
+    assert "recoveryPointTime" in told(site)["volumes"][0]
+    await site.apply(schedule(suspend=True), secret())
+    await site.clock.advance(40)
+    await site.apply(database(ORDER), schedule(suspend=True), secret())
+    await site.clock.advance(6)
+    assert "backup" in told(site)["restores"][0] and told(site)["volumes"] == [{"claim": "data-db-0"}]
+
+
 async def test_by_hand_it_waits_until_nobody_uses_the_volume(site: Site, store: Store) -> None:
     asked = schedule(restores=[{"id": "1", "claim": "data-db-0", "time": "2026-01-01T00:00:00Z"}], suspend=True)
     await site.apply(database())
