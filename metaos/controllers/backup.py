@@ -144,16 +144,19 @@ class BackupReconciler:
         said: dict[str, Any] = {}
         for site in wanted:
             said = self._report(schedule, existing.get(site))
+            status["restores"] = await self._restored(
+                schedule, obj, site, status.get("restores") or (), said.get("restores") or ()
+            )
             fresh = [row for row in said.get("volumes") or () if row.get("recoveryPointTime") or row.get("reason")]
+            if site != before.get("site") and not self._began(obj, site, status["restores"]):
+                # What it knows is of an earlier time when the workload was there.
+                fresh = []
             if any(row.get("recoveryPointTime") for row in fresh):
                 # Only now: what a lost site said counts until its successor has backed up itself.
                 status["site"] = site
             if fresh:
                 others = [row for row in status.get("volumes") or () if row["claim"] not in {each["claim"] for each in fresh}]
                 status["volumes"] = sorted((*others, *fresh), key=lambda row: str(row["claim"]))
-            status["restores"] = await self._restored(
-                schedule, obj, site, status.get("restores") or (), said.get("restores") or ()
-            )
         claims = volumes_of(schedule, obj) if obj is not None else []
         status["volumes"] = [row for row in status.get("volumes") or () if not claims or row["claim"] in claims]
         found = points(schedule | {"status": status}, claims)
@@ -209,6 +212,14 @@ class BackupReconciler:
                     await self._recorder.event(each, "Restored", text + lost, warning=bool(lost))
             known[row.get("id"), row.get("claim")] = row
         return list(known.values())[-20:]
+
+    def _began(self, obj: Obj | None, site: str, restores: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether a site has this workload, and its volumes as they were to be brought back."""
+        if obj is None or not any(cluster_of(w) == site for w in self._works.by_index("source", source_label(ref(obj)))):
+            return False
+        order = self._order(obj, site)
+        done = {row["claim"] for row in restores if row.get("id") == order.get("id") and row.get("backup")}
+        return done.issuperset(order.get("claims") or ())
 
     def _order(self, obj: Obj | None, site: str) -> dict[str, Any]:
         found = [] if obj is None else self._works.by_index("source", source_label(ref(obj)))

@@ -247,6 +247,8 @@ class Facts:
         ``evictions``: those of the namespace, where they were looked
         for already. ``instead``: see :meth:`near`."""
         intents, policies = rules if rules is not None else self.rules_of(obj)
+        if current and workload.has_local_data(obj) and (home := self._recoveries.returned(obj, current)):
+            current = {home: sum(current.values())}
         found = workload_info(
             obj,
             current=current,

@@ -144,7 +144,9 @@ class MigrationReconciler:
                 continue
             once = "fencing" in found["spec"] or (barred is not None and self._fenced(obj))
             since = self._draining.get(uid(found))
-            left = Leftover(site, self._ready(site), since, barred is not None, stopped(found) if once else None)
+            # What was stopped stays known until its successor is told to begin: where its volumes are it may yet go on.
+            halted = stopped(found) and (barred is not None or chosen <= works.keys()) if once else None
+            left = Leftover(site, self._ready(site), since, barred is not None, halted)
             todo, wait = step(left, healthy, drain, self._clock.monotonic())
             if todo is Step.SWITCH:
                 await self._switch(obj, found, site, sorted(chosen), now)

@@ -4,11 +4,12 @@ The latter where a BackupSchedule knows a store, an intent says what may be lost
 no more: such work is fenced as what keeps no data is (docs/adr/0009).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from metaos.clock import Clock
 from metaos.controllers.fencing import tolerated_seconds
+from metaos.controllers.render import cluster_of, source_label
 from metaos.controllers.settings import Settings
 from metaos.data.backups import Verdict, best, recovery
 from metaos.network.recovery import Recovery
@@ -16,6 +17,7 @@ from metaos.reconcile.manager import Manager
 from metaos.resources import scheme, workload
 from metaos.resources.backups import points, rpo_of, schedule_for, volumes_of, workload_of
 from metaos.resources.meta import (
+    SOURCE_LABEL,
     Obj,
     ObjectRef,
     condition,
@@ -23,9 +25,11 @@ from metaos.resources.meta import (
     format_time,
     generation,
     is_true,
+    labels,
     name,
     namespace,
     parse_time,
+    ref,
     uid,
 )
 
@@ -36,7 +40,8 @@ class Recoveries:
     def __init__(self, manager: Manager, clock: Clock, settings: Settings) -> None:
         self._clock, self._settings = clock, settings
         self._schedules, self._intents = manager.informer(scheme.BACKUP_SCHEDULE), manager.informer(scheme.INTENT)
-        self._clusters = manager.informer(scheme.CLUSTER)
+        self._clusters, self._works = manager.informer(scheme.CLUSTER), manager.informer(scheme.WORK)
+        self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
         self._schedules.add_index("workload", lambda s: ["/".join((namespace(s), *workload_of(s)))])
 
     def schedule(self, obj: Obj) -> Obj | None:
@@ -70,15 +75,32 @@ class Recoveries:
         found = [self.verdict(obj, site) for site in sites]
         return bool(found) and all(verdict is not None and verdict.restores for verdict in found)
 
-    def order(self, obj: Obj, site: str) -> tuple[dict[str, Any] | None, str]:
-        """(What a site where a workload is to start has to bring back first, why it may not start there)."""
+    def returned(self, obj: Obj, sites: Collection[str]) -> str:
+        """The site with a workload's volumes, where it is back before anything began at those that were chosen instead; empty: it
+        is not. There the workload goes on: nothing is lost."""
+        home = self._home(self.schedule(obj))
+        cluster = self._clusters.get(home)
+        if not sites or home in sites or cluster is None or deleting(cluster) or not is_true(cluster, "Ready"):
+            return ""
+        works = self._works.by_index("source", source_label(ref(obj)))
+        there = {cluster_of(w) for w in works if not deleting(w) and uid(w["spec"]["manifests"][0]) == uid(obj)}
+        return home if home in there and there.isdisjoint(sites) else ""
+
+    @staticmethod
+    def _home(schedule: Obj | None) -> str:
+        return str(((schedule or {}).get("status") or {}).get("site") or "")
+
+    def order(self, obj: Obj, site: str, there: Collection[str]) -> tuple[dict[str, Any] | None, str]:
+        """(What a site where a workload is to start has to bring back first, why it may not start there). ``there``: sites with
+        a Work of it."""
         schedule = self.schedule(obj) if workload.has_local_data(obj) else None
-        home = str(((schedule or {}).get("status") or {}).get("site") or "")
+        home = self._home(schedule)
         if schedule is None or home in ("", site):
             return None, ""
         verdict = self.verdict(obj, home)
         if verdict is None:
-            return None, ""
+            # Elsewhere it would begin with nothing.
+            return None, f"its volumes are at {home}, which is back: it goes on there" if home in there else ""
         if not verdict.restores:
             return None, f"its volumes are at {home}, which is lost: {verdict.message}"
         lost = format_time(self._lost_since(home))

@@ -189,7 +189,7 @@ class WorkReconciler:
                 # Who was displaced is stopped first. News of its pods is news of others: looked at again after a time.
                 again = min(again or GIVEN_UP_SECONDS, GIVEN_UP_SECONDS)
                 continue
-            restore, why = self._recoveries.order(obj, site) if present is None else (present["spec"].get("restore"), "")
+            restore, why = self._recoveries.order(obj, site, known) if present is None else (present["spec"].get("restore"), "")
             if why:
                 await self._recorder.event(obj, "NotRestored", why, warning=True)
                 continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from itertools import count
 from typing import Any
 
 import pytest
@@ -159,6 +161,40 @@ async def test_a_lost_database_goes_on_elsewhere_from_its_backup() -> None:
         await until(clock, lambda: "Restored" in events(client))
         status = (client.find(scheme.BACKUP_SCHEDULE, "db", "shop") or {})["status"]
         assert status["restores"][0]["lostSeconds"] > 0 and status["site"] == "a", "until the new site has backed up itself"
+
+
+async def test_a_site_that_is_back_before_its_successor_began_goes_on_with_its_volumes() -> None:
+    lease: Obj = {**scheme.LEASE.empty("a", "nemo-cluster-a"), "spec": {"renewTime": "then"}}
+    async with running(*SETUPS, objects=(cluster("a"), lease, *ALL)) as (client, clock):
+        await lost(client, clock, 300.0)
+        # A hub that begins anew waits the whole time before it starts anything elsewhere.
+        rest = asyncio.create_task(heard_now_and_then(client, clock))
+        await until(clock, lambda: places(client, "statefulset-db") == {"b": 1}, 200)
+        rest.cancel()
+        # What b knows of an earlier time when the database was there says nothing about now.
+        await until(clock, lambda: at(client, "backupschedule.shop.db") == ["b"])
+        report(client, clock, "b", 5000.0)
+        client.seed(cluster("a"))
+        await clock.advance(1)
+        old = client.find(scheme.WORK, "statefulset.shop.db", "nemo-cluster-a") or {}
+        # It answers, and stops what it was told to before it hears more.
+        entry = {"kind": "StatefulSet", "name": "db", "uid": "u-db", "observedGeneration": 1, "status": {"replicas": 0}}
+        generation = old["metadata"].get("generation", 1)
+        client.seed({**old, "status": {"observedGeneration": generation, "manifests": [entry]}})
+        await until(clock, lambda: places(client, "statefulset-db") == {"a": 1}, 60)
+        await clock.advance(60)
+        assert at(client, "statefulset.shop.db") == ["a"], "nowhere it began with nothing"
+        old = client.find(scheme.WORK, "statefulset.shop.db", "nemo-cluster-a") or {}
+        assert old["spec"]["manifests"][0]["spec"]["replicas"] == 1
+        status = (client.find(scheme.BACKUP_SCHEDULE, "db", "shop") or {})["status"]
+        assert status["site"] == "a"
+
+
+async def heard_now_and_then(client: FakeClient, clock: FakeClock) -> None:
+    """The lease of a site changes, though its status says that it is lost: so nobody knows yet that it runs nothing."""
+    for beat in count():
+        client.seed({**scheme.LEASE.empty("a", "nemo-cluster-a"), "spec": {"renewTime": str(beat)}})
+        await clock.sleep(1.0)
 
 
 @pytest.mark.parametrize(
