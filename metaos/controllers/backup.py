@@ -10,6 +10,7 @@ from typing import Any
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.facts import decided, decides, placeable, placement_name
+from metaos.controllers.moving import arrives
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.render import cluster_of, source_label, source_of, work
 from metaos.controllers.settings import Settings
@@ -107,6 +108,11 @@ class BackupReconciler:
                 else (f"it is divided over {', '.join(sorted(sites))}, where volumes have the same names: keep it on one site"),
             )
         (site,) = sites
+        works = self._of_workload(obj)
+        holders = [cluster_of(w) for w in works if not deleting(w) and not arrives(w)]
+        if site not in holders and len(holders) == 1:
+            # Its volumes are there still, and may be written.
+            (site,) = holders
         cluster = self._clusters.get(site)
         if cluster is not None and is_kubernetes(cluster):
             return {}, "Unsupported", f"site {site} is a Kubernetes cluster, whose volumes are its own: back them up there"
@@ -215,14 +221,18 @@ class BackupReconciler:
 
     def _began(self, obj: Obj | None, site: str, restores: Iterable[Mapping[str, Any]]) -> bool:
         """Whether a site has this workload, and its volumes as they were to be brought back."""
-        if obj is None or not any(cluster_of(w) == site for w in self._works.by_index("source", source_label(ref(obj)))):
+        if obj is None or not any(cluster_of(w) == site and not arrives(w) for w in self._of_workload(obj)):
             return False
         order = self._order(obj, site)
         done = {row["claim"] for row in restores if row.get("id") == order.get("id") and row.get("backup")}
         return done.issuperset(order.get("claims") or ())
 
+    def _of_workload(self, obj: Obj) -> list[Obj]:
+        found = self._works.by_index("source", source_label(ref(obj)))
+        return [each for each in found if uid(each["spec"]["manifests"][0]) == uid(obj)]
+
     def _order(self, obj: Obj | None, site: str) -> dict[str, Any]:
-        found = [] if obj is None else self._works.by_index("source", source_label(ref(obj)))
+        found = [] if obj is None else self._of_workload(obj)
         return next((dict(w["spec"]["restore"]) for w in found if cluster_of(w) == site and w["spec"].get("restore")), {})
 
 
@@ -245,7 +255,9 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
 
     def of_work(obj: Obj) -> list[ObjectRef]:
         about = source_of(obj)
-        return [about] if about.kind == scheme.BACKUP_SCHEDULE.kind else []
+        if about.kind == scheme.BACKUP_SCHEDULE.kind:
+            return [about]
+        return named(about.namespace, about.kind, about.name) if about.kind in _KINDS else []
 
     manager.add(
         BackupReconciler(manager, client, clock),

@@ -82,6 +82,8 @@ class Recoveries:
         cluster = self._clusters.get(home)
         if not sites or home in sites or cluster is None or deleting(cluster) or not is_true(cluster, "Ready"):
             return ""
+        if all(((self._clusters.get(site) or {}).get("status") or {}).get("volumeMoves") for site in (home, *sites)):
+            return ""  # Its volumes follow it from there.
         works = self._works.by_index("source", source_label(ref(obj)))
         there = {cluster_of(w) for w in works if not deleting(w) and uid(w["spec"]["manifests"][0]) == uid(obj)}
         return home if home in there and there.isdisjoint(sites) else ""

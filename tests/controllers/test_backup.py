@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from metaos.controllers import backup, migration, placement, work
+from metaos.controllers import backup, migration, placement, render, work
 from metaos.controllers import intent as intents
 from metaos.resources import scheme
-from metaos.resources.meta import Obj, condition, format_time
+from metaos.resources.meta import Obj, condition, format_time, ref
 from tests.clock import FakeClock
 from tests.controllers.continuum import cluster, events, intent, places, running, until
 from tests.fake_client import FakeClient
@@ -171,9 +171,7 @@ async def test_a_site_that_is_back_before_its_successor_began_goes_on_with_its_v
         rest = asyncio.create_task(heard_now_and_then(client, clock))
         await until(clock, lambda: places(client, "statefulset-db") == {"b": 1}, 200)
         rest.cancel()
-        # What b knows of an earlier time when the database was there says nothing about now.
-        await until(clock, lambda: at(client, "backupschedule.shop.db") == ["b"])
-        report(client, clock, "b", 5000.0)
+        assert at(client, "backupschedule.shop.db") == ["a"], "it is backed up where it is"
         client.seed(cluster("a"))
         await clock.advance(1)
         old = client.find(scheme.WORK, "statefulset.shop.db", "nemo-cluster-a") or {}
@@ -188,6 +186,43 @@ async def test_a_site_that_is_back_before_its_successor_began_goes_on_with_its_v
         assert old["spec"]["manifests"][0]["spec"]["replicas"] == 1
         status = (client.find(scheme.BACKUP_SCHEDULE, "db", "shop") or {})["status"]
         assert status["site"] == "a"
+
+
+async def test_what_is_on_its_way_is_backed_up_where_it_is_written() -> None:
+    def told(site: str, volumes: Obj | None = None, restore: Obj | None = None) -> Obj:
+        found = render.work(ref(database()), site, [database()], restore=restore)
+        return {**found, "spec": found["spec"] | ({"volumes": volumes} if volumes else {})}
+
+    def since() -> str:
+        status = (client.find(scheme.BACKUP_SCHEDULE, "db", "shop") or {}).get("status") or {}
+        return str(status.get("site") or "")
+
+    placement: Obj = {**scheme.PLACEMENT.empty("statefulset-db", "shop")}
+    about = {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "db", "uid": "u-db"}
+    placement["spec"] = {"workloadRef": about, "clusters": [{"name": "b", "replicas": 1}]}
+    arriving = told("b", {"receive": {"from": "a", "attempt": 1}})
+    objects = (cluster("a"), cluster("b"), placement, told("a"), arriving, *ALL)
+    async with running(backup.setup, objects=objects) as (client, clock):
+        await until(clock, lambda: at(client, "backupschedule.shop.db") == ["a"])
+        report(client, clock, "a", 10.0)
+        await until(clock, lambda: since() == "a")
+        client.seed(told("b", {"receive": {"from": "a", "attempt": 1, "adopt": True}}))
+        await until(clock, lambda: at(client, "backupschedule.shop.db") == ["b"])
+        report(client, clock, "b", 10.0)
+        await until(clock, lambda: since() == "b")
+        # Lost in turn: what c knows of an earlier time when the database was there says nothing about what is brought back.
+        order = {"id": "b@then", "schedule": "db", "claims": ["data-db-0"], "lostTime": "2026-01-01T00:00:00Z"}
+        placement["spec"]["clusters"] = [{"name": "c", "replicas": 1}]
+        client.seed(cluster("c"))
+        client.seed(placement)
+        client.seed(told("c", restore=order))
+        await until(clock, lambda: at(client, "backupschedule.shop.db") == ["c"])
+        report(client, clock, "c", 5000.0)
+        await clock.advance(5)
+        assert since() == "b"
+        row = {"id": "b@then", "claim": "data-db-0", "backup": "b", "recoveryPointTime": format_time(clock.now() - 900)}
+        report(client, clock, "c", 1.0, restores=[row])
+        await until(clock, lambda: since() == "c")
 
 
 async def heard_now_and_then(client: FakeClient, clock: FakeClock) -> None:
