@@ -32,7 +32,7 @@ from metaos.data.backups import chosen, kept
 from metaos.files import make_private, sync_directory, write_private
 from metaos.volumes.chunks import KEY_BYTES, DamagedChunk, MissingChunk, fetcher
 from metaos.volumes.manifest import HostileManifest, Manifest
-from metaos.volumes.restoring import restore
+from metaos.volumes.restoring import SPARE_BYTES, restore
 from metaos.volumes.s3 import DAMAGED, Bucket, Credentials, StoreError
 from metaos.volumes.scanning import Snapshot, Unsupported, save
 from metaos.volumes.vault import LOCK_SECONDS, Kept, Vault, is_backup_name
@@ -45,8 +45,6 @@ MEMORY_BYTES = 2 << 30
 ROUNDS = 8
 QUIET, PER_FILE, HOOK = "Quiet", "PerFile", "Hook"
 NO_KEY, NOTHING, UNSUPPORTED, NO_ROOM = "KeyMissing", "NoBackup", "Unsupported", "SiteFull"
-#: Of the disk that must be free beside what is restored.
-SPARE_BYTES = 64 << 20
 #: Of backups that are listed for people.
 MOST_LISTED = 100
 _REMEDY = "put 32 random bytes there in base64: openssl rand -base64 32"

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import socket
 import sys
 import threading
@@ -25,13 +26,15 @@ from metaos.clock import SystemClock
 from metaos.files import sync_directory
 from metaos.volumes.chunks import decompress
 from metaos.volumes.manifest import MAX_ENCODED_BYTES, HostileManifest, Manifest
-from metaos.volumes.restoring import Assembly
+from metaos.volumes.restoring import SPARE_BYTES, Assembly
 from metaos.volumes.wire import BATCH, MAX_CLAIMS, Kind, Line, PeerError, secured
 
 #: After so many rounds the rest is what it is: somebody writes faster than the line carries.
 MAX_ROUNDS = 12
 #: The rest is small once it would take so long to send, or is so few bytes.
 CLOSE_SECONDS, CLOSE_BYTES = 0.5, 4 << 20
+#: Of this process: manifests and blocks, which the other site makes.
+MEMORY_BYTES = 2 << 30
 #: Between two rounds while the writer is about to be stopped.
 WAIT_SECONDS = 1.0
 
@@ -149,9 +152,11 @@ class Receiver:
             parts: list[bytes] = []
             while length > 0:
                 parts.append(self._line.expect(Kind.MANIFEST)[1])
+                if not 0 < len(parts[-1]) <= length:
+                    raise PeerError(f"a part of the manifest of claim {name!r} has {len(parts[-1])} bytes: 1 to {length} are due")
                 length -= len(parts[-1])
             data = decompress(b"".join(parts), MAX_ENCODED_BYTES)
-            if data is None or length:
+            if data is None:
                 raise HostileManifest(f"the manifest of claim {name!r} is damaged")
             found[name] = Manifest.decode(data)
         return found
@@ -162,6 +167,10 @@ class Receiver:
         if assembly is None:
             assembly = self._assemblies[name] = Assembly(self._directory / name, manifest.block_bytes)
         wanted = assembly.missing(manifest)
+        needed, free = sum(length for _, length in wanted), shutil.disk_usage(self._directory).free
+        if needed and needed + SPARE_BYTES > free:
+            text = f"claim {name} brings {needed >> 20} MiB more, and this site has {free >> 20} MiB free"
+            raise OSError(f"{text}: make room, or keep the work where it is")
         asked = 0
         ahead: list[tuple[bytes, int]] = []
 
@@ -184,11 +193,12 @@ class Receiver:
             return data if data is not None else b""
 
         assembly.apply(manifest, fetch)
-        return sum(length for _, length in wanted)
+        return needed
 
 
 def main() -> int:
     """0: everything is here; otherwise the reason is on standard output."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     said = json.loads(sys.stdin.readline())
     request = Request(**(said | {"allowed": tuple(said["allowed"])}))
     clock = SystemClock()
@@ -210,6 +220,11 @@ def main() -> int:
             Receiver(line, request, report, clock.monotonic).run()
     except (HostileManifest, ValueError) as error:
         print(json.dumps({"error": str(error)}), flush=True)
+        return 1
+    except MemoryError:
+        print(
+            json.dumps({"error": f"what the other site tells of takes more than {MEMORY_BYTES >> 20} MiB of memory"}), flush=True
+        )
         return 1
     except OSError as error:
         with contextlib.suppress(OSError):

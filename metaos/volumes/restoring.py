@@ -19,6 +19,8 @@ from metaos.volumes.chunks import DamagedChunk, MissingChunk
 from metaos.volumes.manifest import BLOCK_BYTES, Entry, Manifest, changed
 from metaos.volumes.scanning import scan
 
+#: Of the disk that must be free beside what is restored or received.
+SPARE_BYTES = 64 << 20
 #: Gives a block by its digest, verified; ``None``: it is not to be had now, and what is there stays (see :meth:`Assembly.apply`).
 Fetch = Callable[[bytes], bytes | None]
 #: Stands for a block that was left as it is: no content has this digest.

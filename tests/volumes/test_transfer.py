@@ -9,12 +9,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 
 from metaos.security.identity import Authority, KeyPair
 from metaos.volumes import scan
 from metaos.volumes.receiving import Progress, Receiver, Request, is_close, permitted
+from metaos.volumes.restoring import SPARE_BYTES
 from metaos.volumes.sending import Sender, Throttle
 from metaos.volumes.wire import Kind, Line, PeerError, secured
 
@@ -166,6 +168,26 @@ def test_a_sender_that_lies(tmp_path: Path, state: object, why: str) -> None:
         request = Request(3, "", "a", str(tmp_path), ("data-db-*",))
         with pytest.raises(PeerError, match=why):
             Receiver(Line(ours), request, lambda progress: None, lambda: 0.0).run()
+
+
+def test_a_manifest_in_no_bytes_without_end_is_refused(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        Line(theirs).say(Kind.STATE, {"final": False, "claims": [["data-db-0", 5]]})
+        Line(theirs).send(Kind.MANIFEST)
+        request = Request(3, "", "a", str(tmp_path), ("data-db-*",))
+        with pytest.raises(PeerError, match="0 bytes: 1 to 5 are due"):
+            Receiver(Line(ours), request, lambda progress: None, lambda: 0.0).run()
+
+
+def test_what_has_no_room_is_not_begun(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A site that sends without end does not fill the disk of another one."""
+    (pair.source / "a").write_bytes(os.urandom(2 << 20))
+    room = SPARE_BYTES + (1 << 20)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=room))
+    with pytest.raises(OSError, match="brings 2 MiB more, and this site has 65 MiB free: make room"):
+        pair.receive()
+    assert not (pair.target / "data-db-0" / "a").exists()
 
 
 def test_frames_are_bounded() -> None:
