@@ -83,6 +83,8 @@ def back_up(asked: Mapping[str, Any], now: Callable[[], float]) -> dict[str, Any
     directory, state = Path(asked["directory"]), Path(asked["state"])
     store_time = bucket.check()
     begun = now()
+    # Backups of several sites are told apart by one clock, the store's: whoever's was ahead would outlive all that came after.
+    ahead = begun - store_time
     with found.locked(str(asked["site"]), store_time):
         before = _known(state, found)
         snapshot, quiet = _rested(directory, now, found, before, bool(asked.get("hooked")))
@@ -90,14 +92,15 @@ def back_up(asked: Mapping[str, Any], now: Callable[[], float]) -> dict[str, Any
         if asked.get("ahead"):
             return {"seconds": round(now() - begun, 3)}
         consistency = HOOK if asked.get("hooked") else QUIET if quiet else PER_FILE
-        moment = datetime.fromtimestamp(snapshot.time, UTC).strftime("%Y%m%dT%H%M%SZ")
-        made = Kept(f"{moment}-{asked['site']}", snapshot.time, consistency, snapshot.manifest)
+        point = snapshot.time - ahead
+        moment = datetime.fromtimestamp(point, UTC).strftime("%Y%m%dT%H%M%SZ")
+        made = Kept(f"{moment}-{asked['site']}", point, consistency, snapshot.manifest)
         if lost := found.lacking(made.manifest):
             raise StoreError(DAMAGED, f"{bucket.name} has lost {lost} chunks that it had taken: it is tried again")
         found.write(made)
         names = found.backups()
         keep = asked.get("keep") or {}
-        stays = kept({name: _time_of(name) for name in names}, keep.get("count"), keep.get("seconds"), snapshot.time)
+        stays = kept({name: _time_of(name) for name in names}, keep.get("count"), keep.get("seconds"), point)
         for name in sorted(set(names) - stays):
             found.remove(name)
         swept = found.sweep(sorted(stays))
@@ -174,6 +177,9 @@ def bring_back(asked: Mapping[str, Any], now: Callable[[], float]) -> dict[str, 
     make_private(directory.parent)
     fresh, before = (directory.with_name(f".{directory.name}.{word}") for word in ("restoring", "before"))
     trees.remove(str(fresh))
+    if before.exists() and not directory.exists():
+        # A process ended between the two renames below: nothing is lost where this one comes to nothing.
+        os.rename(before, directory)
     free = shutil.disk_usage(directory.parent).free
     if made.manifest.content_bytes + SPARE_BYTES > free:
         text = f"the backup {name} has {made.manifest.content_bytes >> 20} MiB, and the site has {free >> 20} MiB free"

@@ -29,7 +29,7 @@ _NAME = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
 
 
 def is_backup_name(text: str) -> bool:
-    """``20261201T030405Z-SITE``: in the order of their times."""
+    """``20261201T030405Z-SITE``: in the order of their times, by the store's clock."""
     return bool(_NAME.fullmatch(text))
 
 

@@ -47,6 +47,21 @@ def asked(store: Hostile, root: Path, do: str = "backUp", **more: Any) -> dict[s
     }
 
 
+pytestmark = pytest.mark.usefixtures("same_clock")
+
+
+@pytest.fixture
+def same_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store's clock is the site's."""
+    usual = s3.Bucket.check
+
+    def check(bucket: s3.Bucket) -> float:
+        usual(bucket)
+        return bucket._now()
+
+    monkeypatch.setattr(s3.Bucket, "check", check)
+
+
 class Clock:
     """Names of backups are a second apart."""
 
@@ -106,6 +121,28 @@ def test_old_backups_go_and_chunks_with_them(store: Hostile, volume: Path, tmp_p
     assert len(said["backups"]) == 2 and said["sweptChunks"] == 1
     assert sum("/chunks/" in key for key in store.objects) == 5
     assert sum("/locks/" in key for key in store.objects) == 1, "locks do not pile up"
+
+
+def test_a_site_whose_clock_was_ahead_leaves_nothing_that_outlives_what_came_after(
+    store: Hostile, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter((1.8e9, 1.8e9 + 60))
+    monkeypatch.setattr(s3.Bucket, "check", lambda bucket: next(times))
+    run(asked(store, tmp_path, keep={"count": 1}), lambda: 1.8e9 + 600)
+    (volume / "log").write_bytes(b"newer")
+    said = run(asked(store, tmp_path, site="east", state=str(tmp_path / "east" / "s"), keep={"count": 1}), lambda: 1.8e9 + 60)
+    assert said["backups"] == [said["backup"]] and said["time"] == 1.8e9 + 60
+    back = run(asked(store, tmp_path, "bringBack"), Clock())
+    assert back["backup"] == said["backup"] and (volume / "log").read_bytes() == b"newer"
+
+
+def test_a_restore_that_ended_between_two_renames_loses_nothing(store: Hostile, volume: Path, tmp_path: Path) -> None:
+    run(asked(store, tmp_path), Clock())
+    volume.rename(volume.with_name(".data-db-0.before"))
+    for key in [key for key in store.objects if "/chunks/" in key]:
+        del store.objects[key]
+    assert run(asked(store, tmp_path, "bringBack"), Clock())["reason"] == s3.DAMAGED
+    assert (volume / "log").read_bytes() == b"line\n" * 1000
 
 
 @pytest.mark.parametrize("key", ["", "c2hvcnQ=", "no base64!"])
@@ -239,6 +276,7 @@ class Memory:
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self.left, self.done_first = 10**9, False
+        self.time = 1.8e9
 
     def _step(self) -> bool:
         """Whether this request is done; raises after it where it is to fail then."""
@@ -276,7 +314,8 @@ class Memory:
 
     def check(self) -> float:
         self._step()
-        return 1.8e9
+        self.time += 10.0
+        return self.time
 
 
 STEPS = st.lists(
@@ -308,9 +347,11 @@ def test_every_backup_that_is_listed_is_whole(steps: list[tuple[str, bytes, str,
             before = set(memory.objects)
             memory.left, memory.done_first = (broken[0], broken[1]) if broken else (10**9, False)
             request = asked(Hostile("http://h"), root, site=site, keep={"count": count}, state=str(root / site / "state"))
-            said = run(request, now)
+            # The clock of one site is ahead of the other's, and of the store's.
+            said = run(request, lambda ahead=600.0 if site == "east" else 0.0: now() + ahead)
             memory.left = 10**9
             assert broken or "backup" in said or said["reason"] == BUSY, said
+            assert said.get("backup", "") in {"", *(key.rpartition("/")[2] for key in memory.objects)}, "the newest stays"
             new = {key for key in memory.objects if "/backups/" in key} - before
             for key in new:
                 states[key.rpartition("/")[2]] = contents(volume)

@@ -16,7 +16,7 @@ from metaos.volumes.s3 import StoreError
 from metaos.volumes.vault import StoredChunks
 from tests.backups import seaweed
 from tests.backups.seaweed import KEY_ID, SECRET, Seaweed
-from tests.backups.test_backing import KEY, contents
+from tests.backups.test_backing import KEY, contents, same_clock  # noqa: F401  (a fixture)
 from tests.volumes.conformance import *  # noqa: F403
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -47,6 +47,7 @@ def asked(server: Seaweed, root: Path, do: str, **more: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.usefixtures("same_clock")
 def test_there_and_back(server: Seaweed, tmp_path: Path) -> None:
     volume = tmp_path / "volume"
     (volume / "sub").mkdir(parents=True)
