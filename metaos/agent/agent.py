@@ -117,6 +117,7 @@ class Agent:
                 self.pods.pods,
                 lambda: self._changed.set(),
                 self.reports.look,
+                lambda: self.works.listed,
             )
             self.works.withheld = self.moves.withheld
             self.works.on_change(self.moves.wake)

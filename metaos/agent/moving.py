@@ -58,7 +58,8 @@ def patterns(manifest: Obj) -> list[str]:
 
 class Moves:
     """``directory``: the runtime's, with ``claims`` in it; ``identity``: that of the site's certificate. ``works`` gives all
-    Works, ``pods`` this site's pods; ``changed`` is called when other things may run, ``look`` when a Work has other news."""
+    Works, ``pods`` this site's pods; ``changed`` is called when other things may run, ``look`` when a Work has other news;
+    ``listed``: whether the hub has said since the start which Works there are."""
 
     def __init__(
         self,
@@ -71,10 +72,11 @@ class Moves:
         pods: Callable[[], list[Obj]],
         changed: Callable[[], None],
         look: Callable[[str], None],
+        listed: Callable[[], bool],
     ) -> None:
         self._directory, self._identity, self._site = directory, identity, site
         self._dial, self._clock, self._works, self._pods = dial, clock, works, pods
-        self._changed, self._look = changed, look
+        self._changed, self._look, self._listed = changed, look, listed
         self._wake = asyncio.Event()
         #: By Work: the attempt that is received and its task; how far it is; the process that sends, with its attempt.
         self._receiving: dict[str, tuple[int, asyncio.Task[None]]] = {}
@@ -204,6 +206,8 @@ class Moves:
 
     async def _forget(self, works: Mapping[str, Obj]) -> None:
         """What came for a Work that is gone, or is not to receive any more, is nobody's."""
+        if not self._listed():
+            return  # A Work that could not be read after a start is not gone: the hub tells it again.
         for key in [key for key in self._receiving if key not in works]:
             await self._stop_receiving(key)
         for key in [key for key in self._sending if key not in works]:

@@ -26,6 +26,7 @@ def work(**volumes: Any) -> Obj:
 class Site:
     def __init__(self, directory: Path) -> None:
         self.directory, self.works, self.pods = directory, dict[str, Obj](), list[Obj]()
+        self.listed = True
 
         async def dial(header: dict[str, Any]) -> Any:
             raise ConnectionError("not here")
@@ -40,6 +41,7 @@ class Site:
             lambda: self.pods,
             lambda: None,
             lambda key: None,
+            lambda: self.listed,
         )
 
     def came(self, attempt: int, content: str) -> None:
@@ -157,3 +159,13 @@ def test_claims_of_a_workload() -> None:
     assert patterns(manifest) == ["data-db-*"]
     manifest["spec"]["template"]["spec"]["volumes"] = [{"persistentVolumeClaim": {"claimName": "www"}}, {"emptyDir": {}}]
     assert patterns(manifest) == ["www", "data-db-*"]
+
+
+async def test_a_work_that_could_not_be_read_after_a_start_is_not_gone(site: Site) -> None:
+    site.came(1, "x")
+    site.listed = False
+    await site.look()
+    site.listed = True
+    site.works[KEY] = work(receive={"from": "a", "attempt": 1, "adopt": True})
+    await site.look()
+    assert (site.claim / "file").read_text() == "x"
