@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 from metaos.messaging.bus import PAYLOAD_BYTES
@@ -23,6 +24,8 @@ DISK_BYTES = 1 << 30
 MOST_REVOKED = 10_000
 #: Consumers of a tenant for each of its connections, as a server keeps track of each in memory: one is a lasting subscription.
 CONSUMERS_EACH = 6
+#: Tenants whose accounts' keys are held: making one, and its public form, costs as much as a device's.
+TENANTS_HELD = 1000
 #: A time that is after any other, in seconds since the epoch.
 _ALWAYS = 1 << 40
 
@@ -68,9 +71,10 @@ class Accounts:
         self.operator = Key.derive("operator", root)
         self.system = Key.derive("account", root, "system")
         self.hub = Key.derive("account", root, "hub")
+        self._tenants = lru_cache(TENANTS_HELD)(partial(Key.derive, "account", root, "tenant"))
 
     def account(self, namespace: str, uid: str) -> Key:
-        return Key.derive("account", self._root, "tenant", namespace, uid)
+        return self._tenants(namespace, uid)
 
     # -- tokens of accounts ------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ Keys are derived from one secret, so there is only that to keep, and every hub t
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import json
 from collections.abc import Mapping
@@ -118,14 +119,5 @@ def _url(data: bytes) -> str:
 
 
 def _text(data: bytes) -> str:
-    return base64.b32encode(data + _crc16(data).to_bytes(2, "little")).decode().rstrip("=")
-
-
-def _crc16(data: bytes) -> int:
-    """CRC-16/XMODEM."""
-    crc = 0
-    for byte in data:
-        crc ^= byte << 8
-        for _ in range(8):
-            crc = (crc << 1 ^ 0x1021 if crc & 0x8000 else crc << 1) & 0xFFFF
-    return crc
+    # CRC-16/XMODEM.
+    return base64.b32encode(data + binascii.crc_hqx(data, 0).to_bytes(2, "little")).decode().rstrip("=")
