@@ -31,7 +31,7 @@ from metaos.apiserver.app import make_app
 from metaos.apiserver.audit import AuditLog
 from metaos.apiserver.authn import Certificate, HubAuthenticator, Tokens, people
 from metaos.apiserver.books import Books
-from metaos.apiserver.claimtokens import ClaimTokens
+from metaos.apiserver.claimants import Claimants
 from metaos.apiserver.connect import Connections
 from metaos.apiserver.credentials import CHECK_SECONDS, Credentials
 from metaos.apiserver.credentials import RECORD as AUTHORITY
@@ -257,16 +257,17 @@ class Hub:
             held=lambda name: secrets.get(name, SYSTEM_NAMESPACE),
             withdrawn=lambda user, made: revocation.withdrawn_time(revocations.record, user) >= made,
         )
+        claimants = Claimants(registry)
         bearers = (
             tokens.user_of,
-            ClaimTokens(registry).user_of,
+            claimants.user_of,
             personal.identity,
             registry.account_of,
             *_authenticators(self.config, clock),
         )
         app = make_app(
             registry,
-            authenticator=HubAuthenticator(clock, revoked=revocations, tokens=bearers),
+            authenticator=HubAuthenticator(clock, revoked=revocations, claimed=claimants.certified, tokens=bearers),
             clock=clock,
             random=ids,
             connect=Connections(registry, tunnels, proxy, clock),

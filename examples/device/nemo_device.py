@@ -183,25 +183,28 @@ async def _received(reader):
     return kind, await reader.readexactly(size) if size else b""
 
 
-def tls(authorities):
-    """A TLS context that trusts these certificates (PEM) alone."""
+def tls(authorities, certificate=None):
+    """A TLS context that trusts these certificates (PEM) alone. 'certificate': a file with what it shows itself, and the key."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     parts = [part.split("-----END")[0] for part in authorities.split("-----BEGIN CERTIFICATE-----")[1:]]
     context.load_verify_locations(cadata=b"".join(binascii.a2b_base64(part.replace("\n", "").encode()) for part in parts))
+    if certificate:
+        context.load_cert_chain(certificate, certificate)
     return context
 
 
-async def enrol(hub, authorities, token, name, connect=None):
-    """Zero touch: what 'nemo device add' would have printed, for who holds a claim's token ('nemo device claim')."""
-    _, space, claim, _ = token.split("_")
+async def enrol(hub, authorities, token, name, connect=None, certificate=None):
+    """Zero touch: what 'nemo device add' would have printed, for who holds a claim's token ('nemo device claim'). With its
+    'certificate' (a file) instead, 'token' is NAMESPACE/CLAIM."""
+    space, claim = token.split("/") if certificate else token.split("_")[1:3]
     host, _, port = hub.split("://")[1].partition(":")
     path = f"/apis/meta-os.eu/v1alpha1/namespaces/{space}/deviceclaims/{claim}/enrolment"
     body = json.dumps({"spec": {"name": name}}).encode()
     head = f"POST {path} HTTP/1.0\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    connect = connect or (lambda host, port: asyncio.open_connection(host, port, ssl=tls(authorities)))
+    connect = connect or (lambda host, port: asyncio.open_connection(host, port, ssl=tls(authorities, certificate)))
     reader, writer = await connect(host, int(port or 443))
     try:
         writer.write(head.encode() + body)

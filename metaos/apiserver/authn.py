@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 from aiohttp import web
 
 from metaos.clock import Clock
+from metaos.devices.credentials import CLAIM_PREFIX
 from metaos.plugins.points import TokenAuthenticator
 from metaos.resources import errors
 from metaos.resources.errors import ApiError
@@ -90,18 +91,21 @@ Tokens = Callable[[str], Awaitable[UserInfo | Identity | None]]
 
 
 class HubAuthenticator:
-    """``revoked`` says whether a certificate has been withdrawn; ``unix_user`` is who comes through a unix socket."""
+    """``revoked`` says whether a certificate has been withdrawn; ``claimed`` whom one of a DeviceClaim stands for, while that
+    claim is there; ``unix_user`` is who comes through a unix socket."""
 
     def __init__(
         self,
         clock: Clock,
         *,
         revoked: Callable[[Certificate], bool] = lambda certificate: False,
+        claimed: Callable[[Certificate], UserInfo | None] = lambda certificate: None,
         tokens: Tokens | Sequence[Tokens] = (),
         unix_user: UserInfo | None = None,
     ) -> None:
         self._clock = clock
         self._revoked = revoked
+        self._claimed = claimed
         self._tokens = (tokens,) if callable(tokens) else tuple(tokens)
         self._unix_user = unix_user
         self._known: WeakKeyDictionary[Any, tuple[Certificate, UserInfo]] = WeakKeyDictionary()
@@ -135,8 +139,16 @@ class HubAuthenticator:
         if self._revoked(certificate):
             raise RefusedCertificate(user, f"the certificate of {certificate.name} has been revoked")
 
+        of_claim = certificate.name.startswith(CLAIM_PREFIX)
+        if of_claim:
+            claimant = self._claimed(certificate)
+            if claimant is None:
+                raise RefusedCertificate(user, "the claim of this certificate is there no more; get one of another claim")
+            user = _authenticated(claimant)
+
         def valid() -> bool:
-            return self._clock.now() <= certificate.not_after and not self._revoked(certificate)
+            counts = self._clock.now() <= certificate.not_after and not self._revoked(certificate)
+            return counts and (not of_claim or self._claimed(certificate) is not None)
 
         return Identity(user, valid, certificate.serial)
 

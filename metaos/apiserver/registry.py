@@ -118,7 +118,7 @@ class Registry(Writing):
             )
         if kind is scheme.DEVICE_CLAIM:
             if user.name != claim_user(namespace, name):
-                why = "only who holds the claim's token enrols by it; others make Devices, or a DeviceBatch"
+                why = "only who holds the claim's token or certificate enrols by it; others make Devices, or a DeviceBatch"
                 raise errors.forbidden(kind.group, kind.plural, name, why)
             return await self.desk.enrol(namespace, name, obj)
         if self.current(kind, name, namespace) is None:

@@ -15,6 +15,7 @@ from metaos.apiserver.cache import WatchCache
 from metaos.apiserver.reading import Authorizer
 from metaos.apiserver.schema import forbidden, invalid
 from metaos.apiserver.share import Share
+from metaos.devices.credentials import CLAIMANTS
 from metaos.resources import errors, scheme
 from metaos.resources.meta import Obj, namespace
 from metaos.resources.meta import annotations as annotations_of
@@ -26,6 +27,7 @@ from metaos.security.authz import (
     Roles,
     Rule,
     UserInfo,
+    beyond_claim,
     cluster_of,
     decide_agent,
     decide_bootstrap,
@@ -82,6 +84,8 @@ class StoredAuthorizer:
         if cluster_of(user) is not None or is_bootstrap(user):
             why = "what a site's agent may do depends on the object: ask with 'kubectl auth can-i VERB RESOURCE'"
             status |= {"incomplete": True, "evaluationError": why}
+        elif CLAIMANTS in user.groups:
+            status |= {"incomplete": True, "evaluationError": "a device claim is good for enrolment alone, whatever is said here"}
         elif scoped(user):
             why = "a personal token's scopes narrow this further: ask with 'kubectl auth can-i VERB RESOURCE'"
             status |= {"incomplete": True, "evaluationError": why}
@@ -89,6 +93,8 @@ class StoredAuthorizer:
 
     def decide(self, user: UserInfo, asked: Attributes) -> Decision:
         if narrow := out_of_scope(user, asked):
+            return Decision(False, narrow)
+        if CLAIMANTS in user.groups and (narrow := beyond_claim(asked)):
             return Decision(False, narrow)
         if MASTERS in user.groups:
             return Decision(True, "member of system:masters")

@@ -45,24 +45,30 @@ def user_kubeconfig(user: str, groups: tuple[str, ...], ttl: str, kubeconfig: Pa
             )
     seconds = seconds_of(ttl)
     pem, key = new_request(user, groups)
-    wanted: Obj = dict(scheme.CERTIFICATE_SIGNING_REQUEST.empty(f"user-{SystemRandom().randbytes(6).hex()}"))
+
+    async def signed(client: HttpClient) -> bytes:
+        return await certified(client, pem, USER_SIGNER, f"user {user}", seconds)
+
+    certificate = with_client(kubeconfig, data, signed)
+    url = server or str(load_kubeconfig(kubeconfig_path(kubeconfig, data))["cluster"].get("server"))
+    return render_kubeconfig(url, authority_text(kubeconfig, data).encode(), certificate, key, user)
+
+
+async def certified(client: HttpClient, pem: bytes, signer: str, who: str, seconds: int) -> bytes:
+    """The certificate for a request that the caller makes and approves at once. Raises ``ValueError`` where there is none."""
+    word = who.split()[0]
+    wanted: Obj = dict(scheme.CERTIFICATE_SIGNING_REQUEST.empty(f"{word}-{SystemRandom().randbytes(6).hex()}"))
     wanted["spec"] = {
         "request": base64.b64encode(pem).decode(),
-        "signerName": USER_SIGNER,
+        "signerName": signer,
         "usages": ["client auth"],
         "expirationSeconds": seconds,
     }
-
-    async def certified(client: HttpClient) -> bytes:
-        made = await client.create(wanted)
-        who = f"{user}, as asked for on the command line"
-        conditions = with_condition((), "Approved", "True", "CommandLine", f"for user {who}", SystemClock().now())
-        await client.update(made | {"status": {"conditions": conditions}}, subresource="approval")
-        return await _certificate(client, name(made))
-
-    certificate = with_client(kubeconfig, data, certified)
-    url = server or str(load_kubeconfig(kubeconfig_path(kubeconfig, data))["cluster"].get("server"))
-    return render_kubeconfig(url, authority_text(kubeconfig, data).encode(), certificate, key, user)
+    made = await client.create(wanted)
+    why = f"for {who}, as asked for on the command line"
+    conditions = with_condition((), "Approved", "True", "CommandLine", why, SystemClock().now())
+    await client.update(made | {"status": {"conditions": conditions}}, subresource="approval")
+    return await _certificate(client, name(made))
 
 
 async def _certificate(client: HttpClient, request: str) -> bytes:

@@ -169,13 +169,27 @@ def command(name: str, action: str, namespace: str, arguments: str, wait: bool, 
 @click.option("--count", type=click.IntRange(1, 100_000), required=True, help="How many devices may be made with it.")
 @click.option("--expires", default="30d", show_default=True, help="How long it counts, for example 12h or 30d; a year at most.")
 @click.option("--prefix", default="", help="What the names of these devices begin with.")
+@click.option(
+    "--certificate",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a client certificate and its key here (PEM), instead of a token.",
+)
 @LABEL
 @OUTPUT
 @hub_options
 def claim(
-    name: str, namespace: str, count: int, expires: str, prefix: str, labels: tuple[str, ...], output: str, **hub: Any
+    name: str,
+    namespace: str,
+    count: int,
+    expires: str,
+    prefix: str,
+    certificate: Path | None,
+    labels: tuple[str, ...],
+    output: str,
+    **hub: Any,
 ) -> None:
-    """Print a token with which new devices enrol themselves, each under a name and with credentials of its own.
+    """Print a token, or write a certificate, with which new devices enrol themselves, each under a name and with credentials of
+    its own.
 
     \b
     Example: nemo device claim line-3 --count 500 --prefix line-3- -n home
@@ -186,16 +200,46 @@ def claim(
     from metaos.cli.output import emit
     from metaos.clock import SystemClock
     from metaos.devices.credentials import SECRET_BYTES, ClaimToken, hashed
+    from metaos.files import write_private
     from metaos.resources import scheme
     from metaos.resources.meta import format_time
 
     where, secret = namespace or "default", SystemRandom().randbytes(SECRET_BYTES).hex()
-    until = format_time(SystemClock().now() + seconds_of(expires, "--expires"))
-    spec: Obj = {"sha256": hashed(secret), "count": count, "expirationTime": until, "labels": _labels(labels)}
+    seconds = seconds_of(expires, "--expires")
+    until = format_time(SystemClock().now() + seconds)
+    spec: Obj = {"count": count, "expirationTime": until, "labels": _labels(labels)}
     spec |= {"namePrefix": prefix} if prefix else {}
-    _asked(hub, lambda client: client.create({**scheme.DEVICE_CLAIM.empty(name, where), "spec": spec}))
+    wanted: Obj = {**scheme.DEVICE_CLAIM.empty(name, where), "spec": spec}
+    if certificate is not None:
+        write_private(certificate, _asked(hub, lambda client: _certified(client, wanted, seconds)))
+        shown = {"file": str(certificate), "count": count, "expirationTime": until}
+        emit(shown, output, text=f"claim {name}: its certificate and key are in {certificate}")
+        return
+    spec["sha256"] = hashed(secret)
+    _asked(hub, lambda client: client.create(wanted))
     token = str(ClaimToken(where, name, secret))
     emit({"token": token, "count": count, "expirationTime": until}, output, text=token)
+
+
+async def _certified(client: HttpClient, claim: Obj, seconds: int) -> bytes:
+    """Makes a claim; its certificate and key. The key is made here."""
+    from metaos.cli.credentials import certified
+    from metaos.devices.credentials import CLAIM_SIGNER, CertifiedClaim
+    from metaos.resources.meta import name, namespace, uid
+    from metaos.resources.scheme import DEVICE_CLAIM
+    from metaos.security.identity import new_request
+
+    where, named = namespace(claim), name(claim)
+    # Too long a name is told before anything is made.
+    CertifiedClaim(where, named, "").subject()
+    made = await client.create(claim)
+    pem, key = new_request(*CertifiedClaim(where, named, uid(made)).subject())
+    try:
+        return await certified(client, pem, CLAIM_SIGNER, f"claim {where}/{named}", seconds) + key
+    except Exception:
+        # Nobody has anything to show for it.
+        await client.delete(DEVICE_CLAIM, named, where)
+        raise
 
 
 @device.command()

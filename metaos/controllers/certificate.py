@@ -2,7 +2,8 @@
 
 A join token is worth one request for the site that it names (``apiserver/jointokens.py`` holds that). A site renews its own
 certificate. A user's request is signed once somebody who may has approved it (``kubectl certificate approve``), never for a
-name or group of the system itself. Everything else is denied, and says so.
+name or group of the system itself; one for a DeviceClaim likewise, for as long as the claim counts. Everything else is denied,
+and says so.
 """
 
 import base64
@@ -13,11 +14,12 @@ import re
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.settings import Settings
+from metaos.devices.credentials import CLAIM_SIGNER, certified_claim, claim_refusal
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, ObjectRef, deleting, name, parse_time, ref, with_condition
+from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, ObjectRef, deleting, name, parse_time, ref, uid, with_condition
 from metaos.security import revocation
 from metaos.security.authz import AGENT_SIGNER, BOOTSTRAP_USER_PREFIX, CLUSTER_USER_PREFIX, CLUSTERS, UserInfo, cluster_of
 from metaos.security.identity import SERVER_LIFETIME_SECONDS, USER_SIGNER, Request
@@ -103,6 +105,8 @@ class CertificateReconciler:
             await self._sign_site(request, approved)
         elif signer == USER_SIGNER and approved:
             await self._sign_user(request)
+        elif signer == CLAIM_SIGNER and approved:
+            await self._sign_claim(request)
         return DONE
 
     async def _sign_site(self, request: Obj, approved: bool) -> None:
@@ -128,6 +132,32 @@ class CertificateReconciler:
             await self._conclude(request, "Failed", "SignerValidationFailure", str(error))
             return
         await self._issue(request, certificate)
+
+    async def _sign_claim(self, request: Obj) -> None:
+        try:
+            asked = Request.read(pem_of(request))
+            said = certified_claim(" ".join(asked.common_names), asked.organizations)
+            if said is None:
+                raise Denied("the request's subject is not that of a DeviceClaim: ask with 'nemo device claim --certificate'")
+            claim = await self._claim(said.claim, said.namespace)
+            why = claim_refusal(claim, self._clock.now())
+            if claim is None or why or uid(claim) != said.uid:
+                raise Denied(f"claim {said.namespace}/{said.claim}: {why or 'the request is for an earlier one of this name'}")
+            until = parse_time(claim["spec"]["expirationTime"])
+            lifetime = min(SERVER_LIFETIME_SECONDS, until - self._clock.now())
+            certificate = await self._signed(request, *said.subject(), lifetime)
+        except (Denied, ValueError) as error:
+            await self._conclude(request, "Failed", "SignerValidationFailure", str(error))
+            return
+        await self._issue(request, certificate)
+
+    async def _claim(self, named: str, where: str) -> Obj | None:
+        try:
+            return await self._client.get(scheme.DEVICE_CLAIM, named, where)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            return None
 
     async def _signed(self, request: Obj, user: str, groups: tuple[str, ...], lifetime: float) -> bytes:
         now = revocation.issue_time(await withdrawn(self._client), user, self._clock.now())

@@ -1,4 +1,4 @@
-"""Names of devices, and the tokens of claims by which devices enrol themselves. Pure.
+"""Names of devices, and the tokens and certificates of claims by which devices enrol themselves. Pure.
 
 A token is random and long (:data:`SECRET_BYTES`), so that a plain SHA-256 of it tells nobody anything: only that is kept.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from metaos.resources.meta import Obj, deleting, parse_time
@@ -38,11 +38,45 @@ def claim_token(text: str) -> ClaimToken | None:
 
 #: The group of those who show one.
 CLAIMANTS = "system:device-claimants"
+#: Begins the names of claims' certificates, and of those who show a token or a certificate.
+CLAIM_PREFIX = "system:device-claim:"
+#: Who signs certificates of claims.
+CLAIM_SIGNER = "meta-os.eu/device-claim"
+#: Of a name in a certificate's subject (RFC 5280, appendix A: ub-common-name, ub-organization-name).
+MOST_SUBJECT = 64
 
 
 def claim_user(namespace: str, claim: str) -> str:
-    """The name of the user who shows a claim's token."""
-    return f"system:device-claim:{namespace}:{claim}"
+    """The name of the user who shows a claim's token or certificate."""
+    return f"{CLAIM_PREFIX}{namespace}:{claim}"
+
+
+class CertifiedClaim(NamedTuple):
+    """What a claim's certificate is for: ``uid`` tells the claim from a later one of its name."""
+
+    namespace: str
+    claim: str
+    uid: str
+
+    def subject(self) -> tuple[str, tuple[str, ...]]:
+        """Common name and organisations. Raises ``ValueError`` where a name is longer than a subject's may be."""
+        most = MOST_SUBJECT - len(claim_user("", ""))
+        if len(self.namespace) + len(self.claim) > most:
+            raise ValueError(
+                f"claim {self.namespace}/{self.claim}: namespace and name together may have {most} characters where it has a "
+                "certificate: give it a shorter name, or use its token"
+            )
+        return CLAIM_PREFIX + self.uid, (CLAIMANTS, claim_user(self.namespace, self.claim))
+
+
+def certified_claim(user: str, organizations: Sequence[str]) -> CertifiedClaim | None:
+    """What a certificate's subject says; ``None`` where it is no claim's certificate."""
+    others = [each for each in organizations if each != CLAIMANTS]
+    if not user.startswith(CLAIM_PREFIX) or len(organizations) != 2 or len(others) != 1 or not others[0].startswith(CLAIM_PREFIX):
+        return None
+    namespace, colon, claim = others[0].removeprefix(CLAIM_PREFIX).partition(":")
+    found = CertifiedClaim(namespace, claim, user.removeprefix(CLAIM_PREFIX))
+    return found if colon and all(found) else None
 
 
 def hashed(secret: str) -> str:
@@ -52,7 +86,9 @@ def hashed(secret: str) -> str:
 
 def shows(claim: Obj | None, secret: str) -> bool:
     """Whether a secret is that of a claim's token, in a time that tells nothing."""
-    return claim is not None and not deleting(claim) and hmac.compare_digest(hashed(secret), str(claim["spec"]["sha256"]))
+    if claim is None or deleting(claim) or "sha256" not in claim["spec"]:
+        return False
+    return hmac.compare_digest(hashed(secret), str(claim["spec"]["sha256"]))
 
 
 def claim_refusal(claim: Obj | None, now: float) -> str:

@@ -30,7 +30,7 @@ MOST_ASKED, MOST_ASKED_OF_ALL = 16, 1000
 AT_A_TIME = 16
 #: On a Device: the ``id`` of the DeviceBatch that made it.
 BATCH = "meta-os.eu/batch"
-#: A device shows this claim's token and makes itself.
+#: A device shows this claim's token or certificate and makes itself.
 CLAIM_LABEL = "meta-os.eu/claim"
 _TRIES = 20
 
@@ -215,7 +215,7 @@ class Desk:
         return {**obj, "metadata": {"namespace": where}, "spec": {"devices": []}, "status": answer}
 
     async def enrol(self, namespace: str, claim: str, body: Obj) -> Obj:
-        """A device that holds a claim's token makes itself."""
+        """A device that holds a claim's token or certificate makes itself."""
         fleet = self._here
         async with self._counting:
             for _ in range(_TRIES):

@@ -283,6 +283,15 @@ def decide_bootstrap(asked: Attributes) -> Decision:
     return Decision(allowed, "" if allowed else "a join token is good for one certificate request and nothing else")
 
 
+def beyond_claim(asked: Attributes) -> str:
+    """Why who shows a DeviceClaim's token or certificate may not ask for this, whatever everybody may; empty where a role may
+    allow it."""
+    enrols = (asked.group, asked.resource, asked.subresource, asked.verb) == (GROUP, "deviceclaims", "enrolment", "create")
+    if _discovers(asked).allowed if asked.path else enrols:
+        return ""
+    return "a device claim is good for enrolment and nothing else"
+
+
 def read_problem(user: UserInfo, resource: str, obj: Obj) -> str:
     """Why an agent or the bearer of a join token may not read this object, which the URL alone did not show."""
     member = cluster_of(user)

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from metaos.apiserver.app import make_app
 from metaos.apiserver.authn import Certificate, HubAuthenticator
+from metaos.apiserver.claimants import Claimants
 from metaos.apiserver.connect import Connections
 from metaos.apiserver.dialling import Refused
 from metaos.apiserver.jointokens import JoinTokens
@@ -119,7 +120,12 @@ async def served(folder: Path, clock: Clock) -> AsyncIterator[ServedHub]:
 
     app = make_app(
         registry,
-        authenticator=HubAuthenticator(clock, revoked=revoked, tokens=(tokens.user_of, personal.identity, registry.account_of)),
+        authenticator=HubAuthenticator(
+            clock,
+            revoked=revoked,
+            claimed=Claimants(registry).certified,
+            tokens=(tokens.user_of, personal.identity, registry.account_of),
+        ),
         clock=clock,
         random=Random(3),
         connect=Connections(registry, tunnels, proxy, clock),

@@ -10,9 +10,10 @@ from cryptography import x509
 
 from metaos.controllers.certificate import NAME, Denied, entitled, setup, subject, withdraw
 from metaos.controllers.settings import Settings
+from metaos.devices.credentials import CLAIM_SIGNER, CertifiedClaim
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
-from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, condition
+from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, condition, format_time
 from metaos.security import revocation
 from metaos.security.identity import BACKDATE_SECONDS, USER_SIGNER, Authority, new_request
 from tests.clock import FakeClock
@@ -111,6 +112,29 @@ async def test_a_user_gets_one_once_somebody_has_approved(signing: Signing) -> N
 async def test_no_approval_makes_a_user_of_the_system(signing: Signing, obj: Obj) -> None:
     certificate, found = await signing.outcome(approved(obj))
     assert certificate is None and (condition(found, "Failed") or {}).get("message")
+
+
+async def test_a_claims_certificate_lasts_as_long_as_the_claim(signing: Signing) -> None:
+    until = signing.clock.now() + 3600
+    made = {**scheme.DEVICE_CLAIM.empty("line", "shop"), "spec": {"count": 1, "expirationTime": format_time(until)}}
+    made["metadata"]["uid"] = "u1"
+    signing.client.seed(made)
+    user, groups = CertifiedClaim("shop", "line", "u1").subject()
+    asked = request(user, *groups, signer=CLAIM_SIGNER)
+    certificate, _ = await signing.outcome(asked)
+    assert certificate is None
+    certificate, _ = await signing.outcome(approved(asked))
+    assert certificate is not None and certificate.not_valid_after_utc.timestamp() == int(until)
+    for of, why in (
+        (CertifiedClaim("shop", "line", "u0"), "an earlier one"),
+        (CertifiedClaim("shop", "other", "u1"), "no such claim"),
+    ):
+        user, groups = of.subject()
+        certificate, found = await signing.outcome(approved(request(user, *groups, signer=CLAIM_SIGNER)))
+        assert certificate is None and why in (condition(found, "Failed") or {})["message"]
+    for user, *others in (("ann",), ("system:device-claim:u1", "system:masters"), ("system:device-claim:u1", *groups, "dev")):
+        certificate, found = await signing.outcome(approved(request(user, *others, signer=CLAIM_SIGNER)))
+        assert certificate is None and "not that of a DeviceClaim" in (condition(found, "Failed") or {})["message"]
 
 
 async def test_a_certificate_after_a_withdrawal_counts_and_the_ones_before_do_not(signing: Signing) -> None:

@@ -142,6 +142,23 @@ def test_what_a_claim_allows() -> None:
             credentials.enrolled(claim, {"name": wrong})
 
 
+@given(st.from_regex(r"[a-z0-9][-a-z0-9]{0,20}", fullmatch=True), st.from_regex(r"[a-z0-9][-.a-z0-9]{0,20}", fullmatch=True))
+def test_a_certificate_says_which_claim_it_is_for(namespace: str, name: str) -> None:
+    claim = credentials.CertifiedClaim(namespace, name, "0b1c8f9e-0000-4000-8000-000000000000")
+    user, groups = claim.subject()
+    assert len(user) <= 64 and all(len(each) <= 64 for each in groups)
+    assert credentials.certified_claim(user, groups) == credentials.certified_claim(user, groups[::-1]) == claim
+    for wrong in (groups[:1], groups[1:], (*groups, "more"), (groups[0], "more"), (groups[0], "system:device-claim:shop")):
+        assert credentials.certified_claim(user, wrong) is None
+    assert credentials.certified_claim("ann", groups) is None
+
+
+def test_a_claim_of_a_long_name_has_no_certificate_and_one_without_a_hash_no_token() -> None:
+    with pytest.raises(ValueError, match="43 characters"):
+        credentials.CertifiedClaim("n" * 20, "c" * 24, "u").subject()
+    assert not credentials.shows({"metadata": {"name": "c"}, "spec": {}}, "")
+
+
 def test_a_token_says_whose_it_is() -> None:
     token = credentials.ClaimToken("shop", "line-3.b", "0" * 48)
     assert credentials.claim_token(str(token)) == token

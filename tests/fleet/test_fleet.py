@@ -321,14 +321,14 @@ async def test_many_in_one_request() -> None:
 
 
 async def test_a_claim_makes_so_many_devices_and_no_more() -> None:
-    from metaos.apiserver.claimtokens import ClaimTokens
+    from metaos.apiserver.claimants import Claimants
     from metaos.devices.credentials import ClaimToken, hashed
 
     async with station() as hub:
         secret = "ab" * 24
         spec = {"sha256": hashed(secret), "count": 2, "expirationTime": "2023-12-31T00:00:00Z", "namePrefix": "s-"}
         await hub.registry.create(ADMIN, {**scheme.DEVICE_CLAIM.empty("line", "shop"), "spec": spec})
-        tokens = ClaimTokens(hub.registry)
+        tokens = Claimants(hub.registry)
         assert await tokens.user_of(str(ClaimToken("shop", "line", "cd" * 24))) is None
         assert await tokens.user_of(str(ClaimToken("shop", "other", secret))) is None
         user = await tokens.user_of(str(ClaimToken("shop", "line", secret)))

@@ -63,7 +63,12 @@ async def test_what_the_page_says_happens(tmp_path: Path) -> None:
                     assert fits(each, out), f"{line}\n{out}"
                 if line.startswith("nemo device add"):
                     device = await asyncio.create_subprocess_exec(sys.executable, "program.py", cwd=tmp_path)
-                if line.startswith("nemo device claim"):
+                if "--certificate" in line:
+                    nemo, authority = client_module(), hub._pki.bundle.decode()
+                    shown = str(tmp_path / "line-4.pem")
+                    made = await nemo.enrol(hub.url, authority, "default/line-4", "line-4-1", certificate=shown)
+                    assert made["name"] == "line-4-1"
+                elif line.startswith("nemo device claim"):
                     # A device enrols itself over TLS, and connects with what it got.
                     nemo = client_module()
                     authority = hub._pki.bundle.decode()
