@@ -63,7 +63,7 @@ def same_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Clock:
-    """Names of backups are a second apart."""
+    """Names of backups are a second apart: one clock for all of a volume."""
 
     def __init__(self) -> None:
         self.at = time.time()
@@ -154,22 +154,24 @@ def test_a_key_that_is_none(store: Hostile, volume: Path, tmp_path: Path, key: s
 
 
 def test_another_key_opens_nothing_and_says_which_one_would(store: Hostile, volume: Path, tmp_path: Path) -> None:
-    first = run(asked(store, tmp_path), Clock())
+    now = Clock()
+    first = run(asked(store, tmp_path), now)
     request = asked(store, tmp_path, "bringBack")
     request["credentials"]["encryptionKey"] = base64.b64encode(b"x" * 32).decode()
-    said = run(request, Clock())
+    said = run(request, now)
     assert said["reason"] == "NoBackup" and first["key"] in said["message"]
     request["do"] = "backUp"
-    again = run(request, Clock())
+    again = run(request, now)
     assert again["key"] != first["key"] and again["otherKeys"] == [first["key"]] and again["sentChunks"] == 4
 
 
 @pytest.mark.parametrize("what", ["/chunks/", "/backups/"])
 @pytest.mark.parametrize("how", ["flip", "cut", "swap", "gone"])
 def test_a_store_that_lies_gives_nothing_back(store: Hostile, volume: Path, tmp_path: Path, what: str, how: str) -> None:
-    run(asked(store, tmp_path), Clock())
+    now = Clock()
+    run(asked(store, tmp_path), now)
     (volume / "log").write_text("newer")
-    run(asked(store, tmp_path), Clock())
+    run(asked(store, tmp_path), now)
     keys = sorted(key for key in store.objects if what in key)
     was = contents(volume)
     kept = dict(store.objects)
@@ -180,7 +182,7 @@ def test_a_store_that_lies_gives_nothing_back(store: Hostile, volume: Path, tmp_
             del store.objects[key]
         else:
             store.objects[key] = bent[how], 0.0
-    said = run(asked(store, tmp_path, "bringBack"), Clock())
+    said = run(asked(store, tmp_path, "bringBack"), now)
     assert said["reason"] in ("ChecksumWrong", "NoBackup"), said
     assert contents(volume) == was, "what lies at the site is touched only when all has arrived"
     assert not volume.with_name(".data-db-0.before").exists()
@@ -220,6 +222,7 @@ def test_a_store_without_conditional_writes_is_refused(store: Hostile, volume: P
 def test_a_volume_that_is_never_quiet_is_said_to_be(
     store: Hostile, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now = Clock()
     looks = iter(range(10**6))
     real = backing.save
 
@@ -228,22 +231,24 @@ def test_a_volume_that_is_never_quiet_is_said_to_be(
         return real(*arguments, **more)
 
     monkeypatch.setattr(backing, "save", busy)
-    said = run(asked(store, tmp_path), Clock())
+    said = run(asked(store, tmp_path), now)
     assert said["consistency"] == "PerFile" and next(looks) == backing.ROUNDS + 1
-    assert run(asked(store, tmp_path, hooked=True), Clock())["consistency"] == "Hook"
+    assert run(asked(store, tmp_path, hooked=True), now)["consistency"] == "Hook"
 
 
 def test_no_room_at_the_site(store: Hostile, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(asked(store, tmp_path), Clock())
+    now = Clock()
+    run(asked(store, tmp_path), now)
     monkeypatch.setattr(backing, "SPARE_BYTES", 1 << 62)
-    said = run(asked(store, tmp_path, "bringBack"), Clock())
+    said = run(asked(store, tmp_path, "bringBack"), now)
     assert said["reason"] == "SiteFull" and "make room" in said["message"]
 
 
 @pytest.mark.parametrize("more", [{"backup": "../../etc"}, {"backup": "20260101T000000Z-none"}, {"at": 1.0}])
 def test_backups_that_are_not_there(store: Hostile, volume: Path, tmp_path: Path, more: dict[str, Any]) -> None:
-    run(asked(store, tmp_path), Clock())
-    said = run(asked(store, tmp_path, "bringBack", **more), Clock())
+    now = Clock()
+    run(asked(store, tmp_path), now)
+    said = run(asked(store, tmp_path, "bringBack", **more), now)
     assert said["reason"] == "NoBackup" and "shop/data-db-0" in said["message"]
 
 
