@@ -343,7 +343,8 @@ def agent(
     allow_files()
     config = AgentConfig(
         hub=hub,
-        data=data or default_data("agent"),
+        # Processes that work for the agent (volumes, images) have another directory than it.
+        data=(data or default_data("agent")).absolute(),
         site_file=site,
         token_file=token_file,
         heartbeat_seconds=heartbeat,
