@@ -161,9 +161,11 @@ class Backups:
         for order in self._orders(schedule):
             if order.claim == claim and not self._done(where, claim, order.id):
                 left = float(self._row(where, claim, order.id).get("again") or 0.0) - self._clock.now()
-                if 0 < left <= AGAIN_MOST_SECONDS:
+                if not 0 < left <= AGAIN_MOST_SECONDS:
+                    return LOOK_SECONDS, self._bring_back(order)
+                if order.held:
                     return min(left, LOOK_SECONDS), None
-                return LOOK_SECONDS, self._bring_back(order)
+                # What was asked for by hand and cannot be done yet, or ever, does not end the backups.
         spec, row = schedule["spec"], self._cache.get("backups", f"{where}/{claim}") or {}
         if spec.get("suspend") or _workload(schedule) not in self._workloads or not self._directory(where, claim).is_dir():
             return LOOK_SECONDS, None
@@ -262,7 +264,8 @@ class Backups:
         if order.get("schedule") == name(schedule):
             for claim in order["claims"]:
                 yield Order(str(order["id"]), claim, schedule, held=True)
-        for asked in schedule["spec"].get("restores") or ():
+        # Of each volume the last one: an earlier one that could not be done must not undo a later one that could.
+        for asked in {str(each["claim"]): each for each in schedule["spec"].get("restores") or ()}.values():
             backup, at = str(asked.get("backup") or ""), str(asked.get("time") or "")
             yield Order(str(asked["id"]), str(asked["claim"]), schedule, backup, at)
 
