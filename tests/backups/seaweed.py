@@ -56,7 +56,13 @@ def running(directory: Path) -> Iterator[Seaweed]:
     arguments = [program(), "server", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
     for name, port in ports.items():
         arguments += [f"-{name}.port={port}", f"-{name}.port.grpc={free_port()}"]
-    arguments += [f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.autoCreateBucket=false", "-volume.max=20"]
+    arguments += [
+        f"-s3.config={config}",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-s3.autoCreateBucket=false",
+        "-volume.max=20",
+    ]
     arguments += [
         "-master.volumeSizeLimitMB=64",
         "-s3.iam=false",
