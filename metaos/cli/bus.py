@@ -52,7 +52,7 @@ def server_config(
     at = listener(listen)
     assert at is not None
     return ServerConfig(
-        name=word(name),
+        name=_named("NAME", name),
         folder=folder,
         listen=at,
         operator=accounts.operator_token(),
@@ -74,7 +74,9 @@ def leaf_text(site: str, namespaces: Sequence[str], hub: Address, days: float, k
                 found = await client.get(scheme.NAMESPACE, namespace)
             except ApiError as error:
                 if error.code == 404:
-                    raise ValueError(f"there is no namespace {namespace}: make it first") from None
+                    raise ApiError(
+                        404, "NotFound", f"there is no namespace {namespace!r}: make it first, or name another"
+                    ) from None
                 raise
             tenants.append(Tenant(namespace, uid(found)))
         return await root_secret(client, SystemRandom()), tenants
@@ -92,7 +94,7 @@ def leaf_of(accounts: Accounts, site: str, tenants: Sequence[Tenant], hub: Addre
         account = accounts.account(tenant.namespace, tenant.uid).public
         of_tenants.append(LeafTenant(tenant.namespace, account, credentials_text(credentials, user)))
     return Leaf(
-        site=word(site),
+        site=_named("SITE", site),
         hub=str(hub),
         ca="" if _loopback(hub) else ca,
         operator=accounts.operator_token(),
@@ -101,6 +103,13 @@ def leaf_of(accounts: Accounts, site: str, tenants: Sequence[Tenant], hub: Addre
         system_credentials=credentials_text(token, key),
         tenants=tuple(of_tenants),
     )
+
+
+def _named(argument: str, text: str) -> str:
+    try:
+        return word(text)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from None
 
 
 def _loopback(address: Address) -> bool:

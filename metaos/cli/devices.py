@@ -29,7 +29,7 @@ def device() -> None:
     """Low-end devices: add them, import many, command, keep out, remove. See also 'kubectl get devices'.
 
     \b
-    Example: nemo device add lamp -n home > nemo.json
+    Example: nemo device add lamp -n home --out nemo.json
     """
 
 
@@ -52,6 +52,7 @@ def add(
     """
     from metaos.resources import scheme
 
+    _can_write(out)
     where = namespace or "default"
     spec: Obj = ({"owner": owner} if owner else {}) | ({"location": {"place": place}} if place else {})
     body: Obj = {**scheme.DEVICE.empty(name, where), "spec": spec}
@@ -76,6 +77,7 @@ def credentials(name: str, namespace: str, out: Path | None, output: str, **hub:
     \b
     Example: nemo device credentials lamp -n home --out nemo.json
     """
+    _can_write(out)
     where = namespace or "default"
     _give(_config(_asked(hub, lambda client: _posted(client, where, f"devices/{name}/credential"))), out, output)
 
@@ -101,6 +103,7 @@ def import_(file: Path, namespace: str, out: Path, output: str, **hub: Any) -> N
     from metaos.devices.batch import rows
     from metaos.files import write_private
 
+    _can_write(out)
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             found = rows(lines)
@@ -147,6 +150,7 @@ def command(name: str, action: str, namespace: str, arguments: str, wait: bool, 
     import json
 
     from metaos.cli.output import emit
+    from metaos.resources.errors import ApiError
 
     spec: Obj = {"action": action, "timeoutSeconds": timeout, "queueSeconds": 0 if wait else QUEUE_SECONDS}
     if arguments:
@@ -155,7 +159,13 @@ def command(name: str, action: str, namespace: str, arguments: str, wait: bool, 
         except ValueError as error:
             raise ValueError(f"--arguments {arguments[:80]!r} must be JSON, for example '{{\"times\": 3}}': {error}") from None
     where = namespace or "default"
-    answer = _asked(hub, lambda client: _posted(client, where, f"devices/{name}/command", spec))["status"]
+    try:
+        answer = _asked(hub, lambda client: _posted(client, where, f"devices/{name}/command", spec))["status"]
+    except ApiError as error:
+        if wait and error.code == 504:
+            remedy = f"without --wait the command waits for the device, up to {QUEUE_SECONDS // 3600} h"
+            raise ApiError(error.code, error.reason, f"{error.message.partition(': say queueSeconds')[0]}: {remedy}") from None
+        raise
     waits = f"device {name} is not there: the command waits for it"
     text = waits if answer["state"] == "Queued" else f"{answer['state']}: {json.dumps(answer['result'])}"
     emit(answer, output, text=text)
@@ -373,6 +383,14 @@ def _labels(pairs: Iterable[str]) -> dict[str, str]:
 def _config(answer: Obj) -> Obj:
     """What the example's client reads."""
     return {"namespace": answer["metadata"]["namespace"], "name": answer["metadata"]["name"], **answer["status"]}
+
+
+def _can_write(out: Path | None) -> None:
+    """Looked at before anything is made: credentials are shown once. Raises ``ValueError``."""
+    import os
+
+    if out is not None and (out.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK)):
+        raise ValueError(f"--out '{out}' cannot be written: name a file in a directory that is there, and that you may write to")
 
 
 def _give(config: Obj, out: Path | None, output: str) -> None:

@@ -37,6 +37,12 @@ def show_why(workload: str, where: str, output: str, kubeconfig: Path | None, da
             placement = await client.get(scheme.PLACEMENT, f"{kind}-{wanted}", where)
         except ApiError as error:
             if error.code == 404:
+                if kind == "deployment" and await _on_devices(client, wanted, where):
+                    from metaos.controllers.deviceworkload import PREFIX
+
+                    shown = f"kubectl describe deviceset {PREFIX}{wanted} -n {where}"
+                    what = f"deployment {wanted!r} in namespace {where!r} runs on devices, not on sites"
+                    raise ApiError(404, "NotFound", f"{what}: see '{shown}'") from None
                 remedy = f"is it applied? See 'kubectl get {kind} -n {where}'"
                 raise ApiError(404, "NotFound", f"{kind} {wanted!r} in namespace {where!r} has no placement: {remedy}") from None
             raise
@@ -46,6 +52,17 @@ def show_why(workload: str, where: str, output: str, kubeconfig: Path | None, da
 
     found = explain(*with_client(kubeconfig, data, read))
     emit(found, output, text=render(found, screen_width()))
+
+
+async def _on_devices(client: HttpClient, wanted: str, where: str) -> bool:
+    from metaos.devices.workload import on_devices
+
+    try:
+        return on_devices(await client.get(scheme.DEPLOYMENT, wanted, where))
+    except ApiError as error:
+        if error.code in (403, 404):
+            return False
+        raise
 
 
 async def _present(client: HttpClient, placement: Obj) -> Obj | None:

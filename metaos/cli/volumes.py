@@ -26,9 +26,10 @@ def show(namespace: str, output: str, kubeconfig: Path | None, data: Path) -> No
     async def work(client: HttpClient) -> list[Obj]:
         return (await client.list(scheme.BACKUP_SCHEDULE, where)).items
 
+    schedules = with_client(kubeconfig, data, work)
     found: list[dict[str, Any]] = [
         {"schedule": name(schedule), "site": (schedule.get("status") or {}).get("site", ""), **row}
-        for schedule in with_client(kubeconfig, data, work)
+        for schedule in schedules
         for row in (schedule.get("status") or {}).get("volumes") or ()
     ]
     head = ["VOLUME", "SCHEDULE", "SITE", "CAN BE BROUGHT BACK TO", "BACKUPS", "BYTES", "PROBLEM"]
@@ -44,8 +45,16 @@ def show(namespace: str, output: str, kubeconfig: Path | None, data: Path) -> No
         ]
         for row in found
     ]
-    text = "\n".join(table(head, rows, screen_width(), words=True)) if rows else f"no volume in {where} is backed up yet"
+    lines = table(head, rows, screen_width(), words=True) if rows else [f"no volume in {where} is backed up yet"]
+    lines += [f"{name(s)}: {why}" for s in schedules if not (s.get("status") or {}).get("volumes") and (why := _problem(s))]
+    text = "\n".join(lines)
     emit({"volumes": found}, output, text=text)
+
+
+def _problem(schedule: Obj) -> str:
+    """What its status says is wrong; empty: nothing."""
+    rows = (schedule.get("status") or {}).get("conditions") or ()
+    return next((str(row.get("message")) for row in rows if row["type"] == "BackedUp" and row["status"] == "False"), "")
 
 
 def bring_back(
@@ -68,7 +77,8 @@ def bring_back(
         known = {row["claim"]: s for s in schedules for row in (s.get("status") or {}).get("volumes") or ()}
         if claim not in known:
             has = ", ".join(sorted(known)) or "none"
-            raise ValueError(f"no BackupSchedule in {where} backs volume {claim!r} up; those that are: {has}")
+            what = f"no BackupSchedule in {where} backs volume {claim!r} up"
+            raise ApiError(404, "NotFound", f"{what}: name one that is (they are: {has}), or another namespace with -n")
         schedule = known[claim]
         restores = [*(schedule["spec"].get("restores") or ()), asked][-MOST_RESTORES:]
         await client.update(schedule | {"spec": schedule["spec"] | {"restores": restores}})

@@ -15,6 +15,8 @@ import pytest
 
 from metaos.cli.main import main, nemo
 from metaos.clock import SystemClock
+from metaos.resources import scheme
+from metaos.resources.errors import ApiError
 from metaos.security.identity import Authority
 from tests.apiserver.serving import ServedHub, served
 
@@ -233,6 +235,11 @@ def test_values_that_make_no_sense(run: Any, folder: Path) -> None:
     ):
         run(path, option, "-1").refused("is not in the range", code=2)
     run("version", "-o", "xml").refused("'xml' is not one of", code=2)
+    # Credentials are shown once: where they cannot be written nothing is asked for.
+    for path in ("device add", "device credentials", "device import"):
+        for out in ("nowhere/x.json", "directory"):
+            run(path, *away, "--out", str(folder / out)).refused(f"--out '{folder / out}' cannot be written")
+    run("volume restore", "data-db-0", "--at", "noon", *away, needs=False).refused("--at 'noon' is no time")
 
 
 def test_a_hub_that_cannot_start(run: Any, folder: Path) -> None:
@@ -251,6 +258,30 @@ def test_a_hub_that_cannot_start(run: Any, folder: Path) -> None:
     )
     (folder / "hub/version").write_text("999\n")
     run("up", *alone).refused("written by a newer release")
+
+
+def test_a_device_that_does_not_answer(run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*_: Any) -> None:
+        raise ApiError(504, "Timeout", "device lamp is offline: say queueSeconds to have the command wait for it")
+
+    monkeypatch.setattr("metaos.cli.devices._asked", asked)
+    found = run("device command", "--wait", "--kubeconfig", str(folder / "away"))
+    found.refused("device lamp is offline: without --wait the command waits for the device, up to 24 h")
+    assert "queueSeconds" not in found.err
+
+
+@pytest.mark.parametrize("data", ["edge", "./edge", "../edge"])
+def test_an_agents_processes_find_its_data(run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, data: str) -> None:
+    given: list[Any] = []
+
+    def ran(config: Any) -> int:
+        given.append(config)
+        return 0
+
+    monkeypatch.setattr("metaos.agent.agent.main", ran)
+    monkeypatch.chdir(folder / "directory")
+    assert run("agent", "--hub", "https://h:1", "--site", str(folder / "site.yaml"), "--data", data, needs=False).code == 0
+    assert given[0].data == folder / "directory" / data and given[0].data.is_absolute()
 
 
 def test_an_agent_that_cannot_start(run: Any, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -311,8 +342,25 @@ async def test_a_hub_that_refuses(hub: ServedHub, run: Any, folder: Path) -> Non
         return found
 
     admin = hub.kubeconfig(folder)
-    for path, code in (("why", 3), ("intent export", 3)):
+    for path, code in (("why", 3), ("intent export", 3), ("volume restore", 3), ("device remove", 3)):
         (await said(path, "--kubeconfig", str(admin))).refused(code=code)
+    pod = {"runtimeClassName": "micropython", "containers": [{"name": "main", "image": "micropython"}]}
+    labels = {"app": "blink"}
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    spec = {"selector": {"matchLabels": labels}, "template": template}
+    client = hub.client()
+    await client.create({**scheme.DEPLOYMENT.empty("blink", "default"), "spec": spec})
+    store = {"workload": {"kind": "StatefulSet", "name": "db"}, "storeRef": {"name": "eu"}}
+    made = await client.create({**scheme.BACKUP_SCHEDULE.empty("db", "default"), "spec": store})
+    problem = {"type": "BackedUp", "status": "False", "reason": "NotPlaced", "message": "it is placed nowhere yet"}
+    problem["lastTransitionTime"] = "2026-01-01T00:00:00Z"
+    await client.update({**made, "status": {"conditions": [problem]}}, subresource="status")
+    on_devices = ("deployment/blink", "-n", "default", "--kubeconfig", str(admin))
+    found = await asyncio.to_thread(run, "why", *on_devices, needs=False)
+    found.refused("runs on devices, not on sites: see 'kubectl describe deviceset deployment-blink -n default'", code=3)
+    assert "\ndb: it is placed nowhere yet" in (await said("volume list", "--kubeconfig", str(admin))).out
+    nowhere = ("bus", "leaf", "edge", "nowhere", "--hub", "127.0.0.1:7422", "--kubeconfig", str(admin))
+    (await asyncio.to_thread(run, " ".join(nowhere))).refused("there is no namespace 'nowhere': make it first", code=3)
     assert (await said("status", "--kubeconfig", str(admin))).code == 0
     nobody = str(hub.kubeconfig(folder, "nobody"))
     for path in ("status", "intent list", "why", "join-token"):
