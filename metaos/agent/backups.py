@@ -264,8 +264,7 @@ class Backups:
         if order.get("schedule") == name(schedule):
             for claim in order["claims"]:
                 yield Order(str(order["id"]), claim, schedule, held=True)
-        # Of each volume the last one: an earlier one that could not be done must not undo a later one that could.
-        for asked in {str(each["claim"]): each for each in schedule["spec"].get("restores") or ()}.values():
+        for asked in schedule["spec"].get("restores") or ():
             backup, at = str(asked.get("backup") or ""), str(asked.get("time") or "")
             yield Order(str(asked["id"]), str(asked["claim"]), schedule, backup, at)
 

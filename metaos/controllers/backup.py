@@ -17,7 +17,7 @@ from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
-from metaos.resources.backups import points, rendered, reported, rpo_of, store_of, volumes_of, workload_of
+from metaos.resources.backups import MOST_RESTORES, points, rendered, reported, rpo_of, store_of, volumes_of, workload_of
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
     SOURCE_LABEL,
@@ -217,7 +217,12 @@ class BackupReconciler:
                 for each in (schedule, obj) if obj is not None else (schedule,):
                     await self._recorder.event(each, "Restored", text + lost, warning=bool(lost))
             known[row.get("id"), row.get("claim")] = row
-        return list(known.values())[-20:]
+        # What is asked for still is not forgotten, or it would be done again.
+        asked = {each.get("id") for each in (schedule.get("spec") or {}).get("restores") or ()}
+        others = [key for key in known if key[0] not in asked]
+        for key in others[:-MOST_RESTORES]:
+            del known[key]
+        return list(known.values())
 
     def _began(self, obj: Obj | None, site: str, restores: Iterable[Mapping[str, Any]]) -> bool:
         """Whether a site has this workload, and its volumes as they were to be brought back."""

@@ -69,6 +69,15 @@ def rpo_of(obj: Obj, intents: Iterable[Obj]) -> tuple[float, bool] | None:
     return (min(seconds for seconds, _ in found), any(hard for _, hard in found)) if found else None
 
 
+def asked_by_hand(schedule: Obj) -> list[dict[str, Any]]:
+    """What is to be brought back still: of each volume the last that was asked for, unless it is done, at whichever site that
+    was. An earlier one that could not be done must not undo a later one, nor a new site what was written since."""
+    rows = (schedule.get("status") or {}).get("restores") or ()
+    done = {(row.get("id"), row.get("claim")) for row in rows if row.get("backup")}
+    last = {str(each["claim"]): each for each in (schedule.get("spec") or {}).get("restores") or ()}
+    return [each for each in last.values() if (each["id"], each["claim"]) not in done][-MOST_RESTORES:]
+
+
 def rendered(schedule: Obj, store: Obj, volumes: Iterable[str], rpo: float | None) -> Obj:
     """A schedule as its site gets it: with the store in it, the claims by name, and the recovery point that is asked."""
     spec = schedule.get("spec") or {}
@@ -82,7 +91,7 @@ def rendered(schedule: Obj, store: Obj, volumes: Iterable[str], rpo: float | Non
         "workload": spec["workload"],
         "claims": sorted(volumes)[:MOST_VOLUMES],
         "keep": keep,
-        "restores": list(spec.get("restores") or ())[-MOST_RESTORES:],
+        "restores": asked_by_hand(schedule),
         "suspend": bool(spec.get("suspend")),
     }
     if spec.get("schedule"):

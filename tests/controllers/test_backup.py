@@ -263,3 +263,22 @@ async def test_what_an_intent_is_told() -> None:
         assert rows()["rpo"]["fulfilment"] == "Fulfilled"
         await clock.advance(60)
         assert rows()["rpo"]["fulfilment"] == "Degraded", "without a word from anybody"
+
+
+async def test_what_was_brought_back_by_hand_is_not_brought_back_again_elsewhere() -> None:
+    asked = [{"id": each, "claim": "data-db-0"} for each in ("cannot", "can")]
+    objects = tuple(schedule(restores=asked) if each["kind"] == "BackupSchedule" else each for each in ALL)
+
+    def wanted(client: FakeClient) -> list[str] | None:
+        told = [m for w in client.objects(scheme.WORK) for m in w["spec"]["manifests"] if m["kind"] == "BackupSchedule"]
+        return [each["id"] for each in told[0]["spec"]["restores"]] if told else None
+
+    async with running(*SETUPS, objects=(cluster("a"), *objects)) as (client, clock):
+        await until(clock, lambda: wanted(client) == ["can"])
+        report(
+            client,
+            clock,
+            "a",
+            restores=[{"id": "can", "claim": "data-db-0", "backup": "b", "recoveryPointTime": "2026-01-01T00:00:00Z"}],
+        )
+        await until(clock, lambda: wanted(client) == [])
