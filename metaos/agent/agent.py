@@ -40,7 +40,7 @@ from metaos.agent.usages import Usages
 from metaos.clock import Clock, SystemClock
 from metaos.config import DataVersionError, open_data
 from metaos.http import spare_memory
-from metaos.messaging.leaf import running, site_server
+from metaos.messaging.site import site_server
 from metaos.plugins.points import Runtime, RuntimeUnavailable
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, ObjectRef, cluster_namespace, name, uid
@@ -296,7 +296,7 @@ async def run_agent(config: AgentConfig) -> int:
             return UNUSABLE
 
         async def run() -> None:
-            async with running(bus, clock):
+            async with bus:
                 await joined()
 
         async def joined() -> None:

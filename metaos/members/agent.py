@@ -46,7 +46,7 @@ from metaos.members.pods import MemberPods
 from metaos.members.quotas import MemberQuotas
 from metaos.members.relaying import Relays
 from metaos.members.status import about as described
-from metaos.messaging.leaf import running, site_server
+from metaos.messaging.site import site_server
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, cluster_namespace, name, uid
 from metaos.resources.scheme import CLUSTER, NODE
@@ -373,7 +373,7 @@ async def run_agent(config: MemberConfig) -> int:
             return UNUSABLE
 
         async def run() -> None:
-            async with running(bus, clock):
+            async with bus:
                 await joined()
 
         async def joined() -> None:

@@ -167,17 +167,11 @@ class LeafServer:
             await self._clock.sleep(AGAIN_SECONDS)
 
 
-def site_server(file: Path | None, folder: Path, clock: Clock, mqtt: Address, pair: Path | None) -> LeafServer | None:
-    """The server that an agent was told to run; ``None``: none. Raises ``ValueError``."""
-    return None if file is None else LeafServer(Leaf.read(file), folder, clock, mqtt, pair)
-
-
 @asynccontextmanager
-async def running(server: LeafServer | None, clock: Clock) -> AsyncIterator[None]:
+async def running(server: LeafServer, clock: Clock) -> AsyncIterator[None]:
     """The server beside an agent, which goes on without it where it cannot be started."""
 
     async def run() -> None:
-        assert server is not None
         while True:
             try:
                 return await server.start()
@@ -185,9 +179,6 @@ async def running(server: LeafServer | None, clock: Clock) -> AsyncIterator[None
                 log.error("%s; it is tried again in %g s", error, AGAIN_SECONDS)
                 await clock.sleep(AGAIN_SECONDS)
 
-    if server is None:
-        yield
-        return
     starting = asyncio.create_task(run(), name="bus")
     try:
         yield

@@ -200,7 +200,7 @@ async def test_sites_reach_each_other_where_a_service_leads(hub: ServedHub) -> N
         for wrong, why in (
             (asked | {"port": 81}, "no service leads there"),
             (asked | {"cluster": "c"}, "'c' is not connected"),
-            (asked | {"type": "exec"}, "type dial and datagrams only"),
+            (asked | {"type": "exec"}, "type dial, datagrams, volumes only"),
         ):
             refused = await here.open(wrong)
             with pytest.raises(StreamReset, match=why):

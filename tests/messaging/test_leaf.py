@@ -16,7 +16,7 @@ from metaos.clock import SystemClock
 from metaos.config import Address
 from metaos.messaging.bus import BusError, Unavailable
 from metaos.messaging.exchange import Exchange, ExchangeConfig, revoked
-from metaos.messaging.leaf import Leaf, LeafServer, site_server
+from metaos.messaging.leaf import Leaf, LeafServer
 from metaos.messaging.subjects import to_device
 from tests.messaging.conftest import root
 from tests.messaging.test_exchange import BANK, SHOP, Device
@@ -37,8 +37,7 @@ async def made(hub: Exchange, folder: Path, *, lasts: float = 3600.0) -> LeafSer
     listener = hub.server.config.leaf
     leaf = leaf_of(accounts, "edge", [SHOP], Address(listener.host, listener.port), "", now, now + lasts)
     (folder / "leaf.json").write_text(leaf.text())
-    server = site_server(folder / "leaf.json", folder / "site", SystemClock(), LOOPBACK, None)
-    assert server is not None
+    server = LeafServer(Leaf.read(folder / "leaf.json"), folder / "site", SystemClock(), LOOPBACK)
     await server.start()
     return server
 
@@ -165,5 +164,4 @@ async def test_what_is_wrong_with_a_description_is_said(tmp_path: Path) -> None:
         Leaf.read(tmp_path / "none")
     with pytest.raises(ValueError, match=r"0\.0\.0\.0:1883 can be reached from elsewhere: .* --mqtt-pair"):
         LeafServer(leaf, tmp_path, SystemClock(), Address("0.0.0.0", 1883))
-    assert site_server(None, tmp_path, SystemClock(), LOOPBACK, None) is None
     assert Unavailable.__mro__[1] is BusError
