@@ -221,6 +221,8 @@ def claim(
     spec |= {"namePrefix": prefix} if prefix else {}
     wanted: Obj = {**scheme.DEVICE_CLAIM.empty(name, where), "spec": spec}
     if certificate is not None:
+        if not certificate.parent.is_dir():
+            raise ValueError(f"--certificate {certificate}: there is no directory {certificate.parent}: make it first")
         write_private(certificate, _asked(hub, lambda client: _certified(client, wanted, seconds)))
         shown = {"file": str(certificate), "count": count, "expirationTime": until}
         emit(shown, output, text=f"claim {name}: its certificate and key are in {certificate}")
@@ -233,8 +235,11 @@ def claim(
 
 async def _certified(client: HttpClient, claim: Obj, seconds: int) -> bytes:
     """Makes a claim; its certificate and key. The key is made here."""
+    from contextlib import suppress
+
     from metaos.cli.credentials import certified
     from metaos.devices.credentials import CLAIM_SIGNER, CertifiedClaim
+    from metaos.resources.errors import ApiError
     from metaos.resources.meta import name, namespace, uid
     from metaos.resources.scheme import DEVICE_CLAIM
     from metaos.security.identity import new_request
@@ -247,8 +252,9 @@ async def _certified(client: HttpClient, claim: Obj, seconds: int) -> bytes:
     try:
         return await certified(client, pem, CLAIM_SIGNER, f"claim {where}/{named}", seconds) + key
     except Exception:
-        # Nobody has anything to show for it.
-        await client.delete(DEVICE_CLAIM, named, where)
+        # Nobody has anything to show for it. Where it may not be deleted either, it is of no use to anybody and has an end.
+        with suppress(ApiError):
+            await client.delete(DEVICE_CLAIM, named, where)
         raise
 
 

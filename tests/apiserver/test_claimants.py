@@ -10,12 +10,14 @@ from typing import Any
 import aiohttp
 import pytest
 
+from metaos.cli.devices import _certified
 from metaos.clock import SystemClock
 from metaos.devices.credentials import CLAIMANTS, CertifiedClaim
 from metaos.fleet.apps import Apps
 from metaos.fleet.fleet import Fleet
 from metaos.messaging.memory import MemoryBus
 from metaos.resources import scheme
+from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, format_time, uid
 from tests.apiserver.serving import ADMIN, ServedHub, served
 from tests.fleet.real import client_module
@@ -150,3 +152,17 @@ async def test_the_examples_device_enrols_by_a_certificate(hub: ServedHub, tmp_p
     file.write_bytes(pair.certificate + pair.key)
     made = await nemo.enrol(hub.url, hub.authority.pair.certificate.decode(), "shop/line", "s-1", certificate=str(file))
     assert made["name"] == made["username"] == "s-1"
+
+
+async def test_who_may_not_have_it_signed_leaves_no_claim(hub: ServedHub) -> None:
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "edit"}
+    subjects = [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "ann"}]
+    await hub.make({**scheme.ROLE_BINDING.empty("ann", "shop"), "roleRef": role, "subjects": subjects})
+    spec = {"count": 1, "expirationTime": format_time(hub.clock.now() + 3600)}
+    client = hub.client("ann")
+    try:
+        with pytest.raises(ApiError, match="certificatesigningrequests"):
+            await _certified(client, {**scheme.DEVICE_CLAIM.empty("line", "shop"), "spec": spec}, 3600)
+        assert not (await client.list(scheme.DEVICE_CLAIM, "shop")).items
+    finally:
+        await client.close()
