@@ -213,7 +213,8 @@ class BackupReconciler:
                     if "lostSeconds" in row
                     else ""
                 )
-                text = f"volume {row['claim']} was brought back at {site} from {row['backup']}, as at {row['recoveryPointTime']}"
+                moment = row.get("recoveryPointTime", "a moment that the site does not tell")
+                text = f"volume {row['claim']} was brought back at {site} from {row['backup']}, as at {moment}"
                 for each in (schedule, obj) if obj is not None else (schedule,):
                     await self._recorder.event(each, "Restored", text + lost, warning=bool(lost))
             known[row.get("id"), row.get("claim")] = row

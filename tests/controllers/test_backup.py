@@ -282,3 +282,4 @@ async def test_what_was_brought_back_by_hand_is_not_brought_back_again_elsewhere
             restores=[{"id": "can", "claim": "data-db-0", "backup": "b", "recoveryPointTime": "2026-01-01T00:00:00Z"}],
         )
         await until(clock, lambda: wanted(client) == [])
+        assert "Restored" in events(client), "also of a site that does not tell the moment"
