@@ -29,8 +29,6 @@ import time
 
 RING, ANSWERS, PACKET, CHUNK = 64, 16, 32768, 2048
 TRIES, TRIAL, MOST_APP, PATIENCE = 3, 10, 131072, 20
-
-
 _ticks = [0, 0]
 
 
@@ -445,9 +443,8 @@ class Device:
             self._part.clear()
             self._answers.append(("app/want", json.dumps({"sha256": sha, "offset": len(code), "length": CHUNK})))
             self._news.set()
-            if not await self._pause(self._part, PATIENCE):
-                continue
-            if self._chunk["sha256"] == sha and self._chunk["offset"] == len(code):
+            came = await self._pause(self._part, PATIENCE)
+            if came and self._chunk["sha256"] == sha and self._chunk["offset"] == len(code):
                 code += binascii.a2b_base64(self._chunk["data"].encode())
             await asyncio.sleep(0.1)  # It keeps to its rate.
         if binascii.hexlify(hashlib.sha256(code).digest()).decode() != sha:
