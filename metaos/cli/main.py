@@ -15,10 +15,13 @@ import click
 from metaos import __version__
 from metaos.cli.accounting import carbon, cost, ledger
 from metaos.cli.devices import device
+from metaos.cli.images import image
+from metaos.cli.intents import intent
 from metaos.cli.options import ADDRESS, NAMESPACE, OUTPUT, PERIOD, SECONDS, default_data, hub_options, kubeconfig_option
 from metaos.cli.people import login, token
 from metaos.cli.scores import SCORE
 from metaos.cli.sources import AUTHENTICATOR, CARBON_SOURCE, PRICE_SOURCE
+from metaos.cli.trust import ca, keys_group
 from metaos.cli.twin import twin
 
 if TYPE_CHECKING:
@@ -567,67 +570,6 @@ def bus_leaf(site: str, namespaces: tuple[str, ...], hub: str, days: float, kube
     click.echo(leaf_text(site, namespaces, _address(hub, "--hub"), days, kubeconfig, data or default_data("hub")), nl=False)
 
 
-@nemo.group()
-def ca() -> None:
-    """The hub's certificate authority: see it, replace it.
-
-    \b
-    Example: nemo ca rotate; nemo ca status; nemo ca retire
-    """
-
-
-@ca.command("status")
-@OUTPUT
-@hub_options
-def ca_status(output: str, kubeconfig: Path | None, data: Path | None) -> None:
-    """Show which authorities count, and which sites lag behind.
-
-    \b
-    Example: nemo ca status
-    """
-    from metaos.cli.credentials import authority_status, status_text
-    from metaos.cli.output import emit
-
-    found = authority_status(kubeconfig, data or default_data("hub"))
-    emit(found, output, text=status_text(found))
-
-
-@ca.command("rotate")
-@OUTPUT
-@hub_options
-def ca_rotate(output: str, kubeconfig: Path | None, data: Path | None) -> None:
-    """Let a new authority sign from now on. The older one still counts, and connected sites get new certificates by themselves.
-
-    \b
-    Example: nemo ca rotate
-    """
-    from metaos.cli.credentials import rotate, status_text
-    from metaos.cli.output import emit
-
-    found = rotate(kubeconfig, data or default_data("hub"))
-    emit(found, output, text=status_text(found))
-
-
-@ca.command("retire")
-@click.option("--force", is_flag=True, help="Also where sites are locked out by it: they must join again.")
-@OUTPUT
-@hub_options
-def ca_retire(force: bool, output: str, kubeconfig: Path | None, data: Path | None) -> None:
-    """End the trust in older authorities. Kubeconfigs and unused join tokens that were made before the rotation end too.
-
-    \b
-    Example: nemo ca retire
-    """
-    from metaos.cli.credentials import retire, status_text
-    from metaos.cli.output import emit
-
-    found = retire(kubeconfig, data or default_data("hub"), force=force)
-    text = status_text(found)
-    if found.get("locked"):
-        text = "done. This kubeconfig was made by the old authority: get another with 'nemo kubeconfig' at the hub"
-    emit(found, output, text=text)
-
-
 @nemo.command()
 @click.option("-w", "--watch", is_flag=True, help="Stay, and show changes as they come.")
 @OUTPUT
@@ -708,59 +650,6 @@ def plan(
     show_plan(paths, changes, namespace, output, picture, kubeconfig, data or default_data("hub"))
 
 
-@nemo.group()
-def intent() -> None:
-    """List intents, exchange them in the form of 3GPP TS 28.312.
-
-    \b
-    Example: nemo intent list -A
-    """
-
-
-@intent.command("list")
-@NAMESPACE
-@click.option("-A", "--all-namespaces", is_flag=True, help="Of all namespaces.")
-@OUTPUT
-@hub_options
-def intent_list(namespace: str, all_namespaces: bool, output: str, kubeconfig: Path | None, data: Path | None) -> None:
-    """List intents with their fulfilment.
-
-    \b
-    Example: nemo intent list -n shop
-    """
-    from metaos.cli.objects import list_intents
-
-    list_intents("" if all_namespaces else namespace or "default", output, kubeconfig, data or default_data("hub"))
-
-
-@intent.command("export")
-@click.argument("name")
-@NAMESPACE
-@hub_options
-def intent_export(name: str, namespace: str, kubeconfig: Path | None, data: Path | None) -> None:
-    """Print an intent as 3GPP TS 28.312 JSON.
-
-    \b
-    Example: nemo intent export fast-front -n shop > intent.json
-    """
-    from metaos.cli.objects import export_intent
-
-    export_intent(name, namespace or "default", kubeconfig, data or default_data("hub"))
-
-
-@intent.command("import")
-@click.argument("file", type=click.File("rb"))
-def intent_import(file: Any) -> None:
-    """Turn 3GPP TS 28.312 JSON into a manifest, ready for kubectl.
-
-    \b
-    Example: nemo intent import intent.json | kubectl apply -f -
-    """
-    from metaos.cli.objects import import_intent
-
-    import_intent(file.read())
-
-
 PASSPHRASE = click.option(
     "--passphrase-file", type=click.Path(exists=True, path_type=Path), help="File with the passphrase that seals the keys."
 )
@@ -823,107 +712,6 @@ def restore(file: Path, data: Path, passphrase_file: Path | None, keys: Path | N
     from metaos.cli.upkeep import restore
 
     click.echo(restore(file, data, passphrase_file, keys))
-
-
-@nemo.group("keys")
-def keys_group() -> None:
-    """Keys with which the hub encrypts Secrets at rest.
-
-    \b
-    Example: nemo keys rotate
-    """
-
-
-@keys_group.command("list")
-@OUTPUT
-@hub_options
-def keys_list(output: str, kubeconfig: Path | None, data: Path | None) -> None:
-    """Say which keys there are, and which are still needed.
-
-    \b
-    Example: nemo keys list
-    """
-    from metaos.cli.upkeep import show_keys
-
-    show_keys(kubeconfig, data or default_data("hub"), output, rotate=False)
-
-
-@keys_group.command("rotate")
-@OUTPUT
-@hub_options
-def keys_rotate(output: str, kubeconfig: Path | None, data: Path | None) -> None:
-    """Encrypt with a new key from now on; what older keys encrypted is written again, then they are dropped.
-
-    \b
-    Example: nemo keys rotate
-    """
-    from metaos.cli.upkeep import show_keys
-
-    show_keys(kubeconfig, data or default_data("hub"), output, rotate=True)
-
-
-@nemo.group()
-def image() -> None:
-    """Images of this machine's site.
-
-    \b
-    Example: nemo image import web.tar
-    """
-
-
-@image.command("import")
-@click.argument("archive", type=click.Path(exists=True, path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), help="The site's data directory, or that of a hub with a local site.")
-@OUTPUT
-def image_import(archive: Path, data: Path | None, output: str) -> None:
-    """Import an OCI layout or a docker archive.
-
-    \b
-    Example: podman save -o web.tar localhost/web:1; nemo image import web.tar
-    """
-    from metaos.cli.operations import import_image, site_data
-    from metaos.cli.output import emit
-
-    place = site_data(data, default_data("agent"), default_data("hub"))
-    names = import_image(archive, place)
-    text = [f"imported {name} into {place}" for name in names]
-    if not (place / "version").exists():
-        text.append(f"no site has run there yet: it is found by an agent with --data {place}")
-    emit({"images": names, "data": str(place)}, output, text="\n".join(text))
-
-
-@image.command("list")
-@click.option("--data", type=click.Path(path_type=Path), help="The site's data directory, or that of a hub with a local site.")
-@OUTPUT
-def image_list(data: Path | None, output: str) -> None:
-    """Show the imported images.
-
-    \b
-    Example: nemo image list --data ./edge-1
-    """
-    from metaos.cli.operations import imported_images, site_data
-    from metaos.cli.output import emit
-
-    found = imported_images(site_data(data, default_data("agent"), default_data("hub")))
-    rows = [f"{each['sizeBytes'] / 1_000_000:>8.1f} MB  {', '.join(each['names'])}" for each in found]
-    emit({"images": found}, output, text="\n".join(rows) or "no image was imported; host images are in the site file")
-
-
-@image.command("remove")
-@click.argument("name")
-@click.option("--data", type=click.Path(path_type=Path), help="The site's data directory, or that of a hub with a local site.")
-@OUTPUT
-def image_remove(name: str, data: Path | None, output: str) -> None:
-    """Remove an imported image; containers that run keep its files until they end.
-
-    \b
-    Example: nemo image remove localhost/web:1
-    """
-    from metaos.cli.operations import remove_image, site_data
-    from metaos.cli.output import emit
-
-    remove_image(name, site_data(data, default_data("agent"), default_data("hub")))
-    emit({"removed": name}, output, text=f"removed {name}")
 
 
 @nemo.group()
@@ -995,7 +783,7 @@ def doctor(output: str) -> None:
     sys.exit(examine(output))
 
 
-for part in (twin, carbon, cost, ledger, login, token, device):
+for part in (twin, carbon, cost, ledger, login, token, device, ca, keys_group, intent, image):
     nemo.add_command(part)
 
 
