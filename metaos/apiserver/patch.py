@@ -18,6 +18,7 @@ import orjson
 from metaos.apiserver.schema import ANY, Node
 from metaos.client import PatchType
 from metaos.resources import errors
+from metaos.resources.mergepatch import merged
 from metaos.resources.meta import Obj
 
 _ORDER = "$setElementOrder/"
@@ -40,8 +41,8 @@ def apply_patch(type: PatchType, obj: Obj, patch: Any, node: Node) -> Obj:
     if not isinstance(patch, dict):
         raise errors.bad_request(f"the patch must be an object, not {patch.__class__.__name__}")
     if type is PatchType.MERGE:
-        merged: Obj = merge(obj, patch)
-        return merged
+        patched: Obj = merge(obj, patch)
+        return patched
     return strategic(obj, patch, node)
 
 
@@ -69,16 +70,8 @@ def _json_patch(obj: Obj, patch: Any) -> Obj:
 
 
 def merge(target: Any, patch: Any) -> Any:
-    """RFC 7396."""
-    if not isinstance(patch, dict):
-        return copy.deepcopy(patch)
-    result = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = merge(result.get(key), value)
-    return result
+    """RFC 7396. Nothing of ``patch`` is in the result."""
+    return merged(target, copy.deepcopy(patch))
 
 
 def strategic(target: Obj, patch: Obj, node: Node) -> Obj:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from metaos.resources import scheme
+from metaos.resources.mergepatch import merged
 from metaos.resources.meta import (
     ADOPT,
     ANNOTATION_PREFIX,
@@ -75,26 +76,13 @@ def template_of(found: Obj) -> Any:
     return (found["spec"]["manifests"][0].get("spec") or {}).get("template")
 
 
-def merge(target: Any, patch: Any) -> Any:
-    """RFC 7396 JSON merge patch, for the overrides of policies."""
-    if not isinstance(patch, Mapping):
-        return patch
-    result = dict(target) if isinstance(target, Mapping) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = merge(result.get(key), value)
-    return result
-
-
 def overridden(obj: Obj, cluster: str, policies: Iterable[Obj]) -> Obj:
     """With the overrides that operators set for a site. Name, namespace and uid are not theirs to change."""
     result = obj
     for policy in sorted(policies, key=name):
         for override in (policy.get("spec") or {}).get("overrides") or ():
             if cluster in (override.get("clusters") or [cluster]):
-                result = merge(result, override.get("patch") or {})
+                result = merged(result, override.get("patch") or {})
     for key in ("apiVersion", "kind"):
         result[key] = obj[key]
     for key in ("name", "namespace", "uid", "generation"):

@@ -17,6 +17,8 @@ from typing import Any
 
 import orjson
 
+from metaos.resources.mergepatch import merged
+
 #: Sentinel: there is no value.
 _ABSENT: Any = object()
 #: A device that says it is heard every so many seconds is gone when it was not for this many times that, and a little.
@@ -28,19 +30,6 @@ USUAL_HEARTBEAT = 60.0
 AHEAD_SECONDS = 3600.0
 #: Until what is not reported is told again: the first time, and at most.
 AGAIN_SECONDS = (5.0, 300.0)
-
-
-def merged(target: Any, patch: Any) -> Any:
-    """``MergePatch`` of RFC 7396, section 2. Neither is changed."""
-    if not isinstance(patch, Mapping):
-        return patch
-    result = dict(target) if isinstance(target, Mapping) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = merged(result.get(key), value)
-    return result
 
 
 def delta(reported: Mapping[str, Any], desired: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaos.devices.twin import Malformed, Twin, born, delta, gone, heard, in_sync, merged, overdue, pending, reported
+from metaos.devices.twin import Malformed, Twin, born, delta, gone, heard, in_sync, overdue, pending, reported
+from metaos.resources.mergepatch import merged
 
 leaf = st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from(["", "a"]) | st.lists(st.integers(0, 1), max_size=2)
 keys = st.sampled_from(["a", "b", "c"])
