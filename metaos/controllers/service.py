@@ -20,6 +20,7 @@ from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
     CLUSTER_LABEL,
     SERVICE_NAME_LABEL,
+    SLICE_MANAGER_LABEL,
     Obj,
     ObjectRef,
     controller_of,
@@ -35,7 +36,6 @@ from metaos.resources.meta import (
 from metaos.resources.workload import service_selects, usable
 
 NAME = "service"
-MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 MANAGER = "service.meta-os.eu"
 ENDPOINTS_LIMIT = 1000
 
@@ -84,7 +84,7 @@ def slices(service: Obj, pods: Iterable[Obj], standing: Mapping[str, Standing]) 
         index = several[site] = several.get(site, -1) + 1
         suffix = f"-{index}" if index else ""
         obj: Obj = dict(scheme.ENDPOINT_SLICE.empty(f"{name(service)}-{site}{suffix}", namespace(service)))
-        obj["metadata"]["labels"] = {SERVICE_NAME_LABEL: name(service), CLUSTER_LABEL: site, MANAGED_BY: MANAGER}
+        obj["metadata"]["labels"] = {SERVICE_NAME_LABEL: name(service), CLUSTER_LABEL: site, SLICE_MANAGER_LABEL: MANAGER}
         obj["metadata"]["ownerReferences"] = [owner_reference(service)]
         obj["addressType"] = "IPv4"
         obj["endpoints"] = [_endpoint(service, pod, site, standing.get(uid(pod), _LOST)) for pod in found[:ENDPOINTS_LIMIT]]
@@ -172,7 +172,7 @@ class ServiceReconciler:
 
     def _mine(self, service: Obj) -> list[Obj]:
         found = self._slices.by_index("service", f"{namespace(service)}/{name(service)}")
-        return [s for s in found if labels(s).get(MANAGED_BY) == MANAGER]
+        return [s for s in found if labels(s).get(SLICE_MANAGER_LABEL) == MANAGER]
 
     async def _write_works(self, service: Obj) -> None:
         about = ref(service)

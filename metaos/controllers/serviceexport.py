@@ -22,6 +22,7 @@ from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
     CLUSTER_LABEL,
     SERVICE_NAME_LABEL,
+    SLICE_MANAGER_LABEL,
     Obj,
     ObjectRef,
     deleting,
@@ -37,7 +38,7 @@ from metaos.resources.meta import (
 from metaos.resources.services import FROM, derived_name, is_headless, needs_address
 
 NAME = "serviceexport"
-MANAGED_BY, MANAGER = "endpointslice.kubernetes.io/managed-by", "serviceexport.meta-os.eu"
+MANAGER = "serviceexport.meta-os.eu"
 _AFFINITY = ("sessionAffinity", "sessionAffinityConfig")
 _PORT = ("name", "protocol", "appProtocol", "port")
 
@@ -96,7 +97,7 @@ def foreign(export: Obj, member: str, told: Mapping[str, Any]) -> tuple[Obj, Obj
     ports = [dict(port) for port in told.get("ports") or ()]
     service["spec"] = {"ports": ports, "sessionAffinity": told.get("sessionAffinity") or "None"}
     part: Obj = dict(scheme.ENDPOINT_SLICE.empty(f"{name(export)}-{member}", namespace(export)))
-    part["metadata"]["labels"] = {SERVICE_NAME_LABEL: name(export), CLUSTER_LABEL: member, MANAGED_BY: MANAGER}
+    part["metadata"]["labels"] = {SERVICE_NAME_LABEL: name(export), CLUSTER_LABEL: member, SLICE_MANAGER_LABEL: MANAGER}
     part["metadata"]["ownerReferences"] = [owner_reference(export)]
     part["addressType"] = "IPv4"
     ready = bool(told.get("ready"))
@@ -206,7 +207,7 @@ class ServiceExportReconciler:
     async def _clear(self, about: ObjectRef, kept: str) -> None:
         """Slices of a member's own Service that is not, or no longer, exported from there."""
         for part in self._slices.by_index("service", f"{about.namespace}/{about.name}"):
-            if labels(part).get(MANAGED_BY) == MANAGER and name(part) != kept:
+            if labels(part).get(SLICE_MANAGER_LABEL) == MANAGER and name(part) != kept:
                 await delete(self._client, scheme.ENDPOINT_SLICE, part)
 
     async def _put(self, wanted: Obj) -> None:

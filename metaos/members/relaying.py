@@ -18,7 +18,7 @@ from typing import Any
 
 from metaos.agent.relay import refuse, relay_stream
 from metaos.agent.routes import RemoteEndpoint, Route, choices, remote_endpoints
-from metaos.resources.meta import Obj, ObjectRef, name, namespace
+from metaos.resources.meta import SERVICE_NAME_LABEL, SLICE_MANAGER_LABEL, Obj, ObjectRef, name, namespace
 from metaos.resources.services import derived_name
 from metaos.resources.workload import work_name
 from metaos.tunnel import Stream
@@ -81,8 +81,8 @@ class Relays:
                 "namespace": where,
                 "uid": imported["metadata"].get("uid"),
                 "labels": {
-                    "kubernetes.io/service-name": derived_name(called),
-                    "endpointslice.kubernetes.io/managed-by": "relay.meta-os.eu",
+                    SERVICE_NAME_LABEL: derived_name(called),
+                    SLICE_MANAGER_LABEL: "relay.meta-os.eu",
                 },
             },
             "addressType": "IPv4",

@@ -41,6 +41,8 @@ CLUSTER_LABEL = "meta-os.eu/cluster"
 #: On Works and rendered manifests: what they were rendered from, ``KIND.NAMESPACE.NAME`` in lower case.
 SOURCE_LABEL = "meta-os.eu/source"
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+#: Who keeps an EndpointSlice.
+SLICE_MANAGER_LABEL = "endpointslice.kubernetes.io/managed-by"
 #: The taint that the cluster controller sets.
 TAINT_UNREACHABLE = "meta-os.eu/unreachable"
 
