@@ -1,7 +1,10 @@
 """Three real API servers as members: applied at the hub until present on all of them, beside ``kubectl apply`` straight to each.
 
 KUBECONFIG is a path list of the members' kubeconfigs (without nodes: nothing has to run). Pods are left unscheduled by a
-scheduler's name that nobody has, so that each server's work is what its own controllers do, for the hub as for the floor.
+scheduler's name that nobody has, so that each server's work is what its own controllers do, for the hub as for the floors.
+
+Users apply with ``kubectl``, whose own processor time is a large part of what they wait for; so the same is applied by a bare
+client, too. The least that is possible is what a bare client takes that sends each server what the hub's agents send it.
 """
 
 from __future__ import annotations
@@ -10,28 +13,36 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from bench.results import Figure, figure, percentile, write
-from bench.servers import cpu_seconds, resident_mb
+from bench.servers import cluster_pids, cpu_seconds, resident_mb
 from bench.wire import Connection, Endpoint
 from examples.demo.continuum import ROOT, Continuum
 from metaos.resources.meta import format_time
 from metaos.twin.processes import wait_for
 
 MEMBERS, MANY, MORE, ALONE, FEW = 3, 300, 1000, 60, 12
+#: Requests of the bare client that are under way at one server at the same time: as many as an agent has.
+LANES = 8
 #: After a member is back, the others are watched for so long.
 HEALED_SECONDS = 10.0
 #: Statuses that somebody else writes at every member while many are applied, per second.
 CHURN_RATE = 20
+#: Between two measurements: reports of the first are written by then.
+REST_SECONDS = 10.0
+#: Seconds in which 300 are wanted at all three.
+AIM_MANY = 2.8
 NODE = "nemo-bench-node"
 DEPLOYMENTS = "/apis/apps/v1/namespaces/{}/deployments"
 #: (hub's lease, heartbeat) as they are without being set, and as tight as is sensible on one machine; seconds.
@@ -84,6 +95,11 @@ class Cluster:
     def __init__(self, name: str, config: Path) -> None:
         self.name, self.config, self.endpoint = name, config, Endpoint.of(config)
         self.spaces: list[str] = []
+        self._servers, self._controllers = cluster_pids(self.endpoint.port)
+
+    def cpu(self) -> tuple[float, float]:
+        """Seconds of the API server and its etcd, and of its controllers, so far; as far as they run on this machine."""
+        return sum(map(cpu_seconds, self._servers)), sum(map(cpu_seconds, self._controllers))
 
     async def call(self, method: str, path: str, body: Any = None) -> Any:
         connection = Connection(self.endpoint)
@@ -232,26 +248,114 @@ def prefixed(count: int) -> list[str]:
     return [f"app-{number}" for number in range(count)]
 
 
-async def floor(run: Run, namespace: str, count: int) -> float:
-    """Seconds of ``kubectl apply`` straight to all members at once, until everything is there."""
+def kubectl_cpu() -> float:
+    """Processor seconds of the processes that have ended so far."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Seconds from the first request until the last was acknowledged, and until all was at all members; ``kubectl``: processor
+    seconds of it, 0 where there is none."""
+
+    acknowledged: float
+    present: float
+    kubectl: float = 0.0
+
+
+class Spent:
+    """Processor seconds of everybody between two moments, for the eye."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._before = run, self._now(run)
+
+    @staticmethod
+    def _now(run: Run) -> dict[str, float]:
+        servers = [c.cpu() for c in run.clusters]
+        ours = {"bench": time.process_time(), "kubectl": kubectl_cpu()} | run.cpu()
+        return ours | {"API servers": sum(a for a, _ in servers), "controllers": sum(b for _, b in servers)}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{n} {v - self._before[n]:.2f}" for n, v in self._now(self._run).items())
+
+
+async def lanes(endpoint: Endpoint, count: int, request: Callable[[int], tuple[str, str, bytes, str]]) -> None:
+    """So many requests, ``LANES`` at a time."""
+    turn = iter(range(count))
+
+    async def lane() -> None:
+        connection = Connection(endpoint)
+        for number in turn:
+            method, path, body, media = request(number)
+            status, answer = await connection.call(method, path, body, media=media)
+            if status not in (200, 201):
+                raise RuntimeError(f"{method} {path}: {status} {answer[:300]!r}")
+        await connection.closed()
+
+    await asyncio.gather(*(lane() for _ in range(LANES)))
+
+
+async def least(run: Run, namespace: str, count: int) -> tuple[float, float]:
+    """Seconds in which all API servers take so many Deployments each, by server-side apply, as fast as they can; and the
+    processor seconds that they and their etcd take for it."""
+
+    def request(number: int) -> tuple[str, str, bytes, str]:
+        body = json.dumps(deployment(f"app-{number}", namespace, 1)).encode()
+        path = f"{DEPLOYMENTS.format(namespace)}/app-{number}?fieldManager=bench&force=true"
+        return "PATCH", path, body, "application/apply-patch+yaml"
+
+    for cluster in run.clusters:
+        cluster.spaces.append(namespace)
+        await cluster.call("POST", "/api/v1/namespaces", space(namespace))
+    spent, before, started = Spent(run), sum(c.cpu()[0] for c in run.clusters), time.monotonic()
+    await asyncio.gather(*(lanes(c.endpoint, count, request) for c in run.clusters))
+    taken, servers = time.monotonic() - started, sum(c.cpu()[0] for c in run.clusters) - before
+    print(f"    {count} by a bare client straight to three: {taken:.2f} s; CPU seconds {spent}", flush=True)
+    return taken, servers
+
+
+async def floor(run: Run, namespace: str, count: int) -> Taken:
+    """``kubectl apply`` straight to all members at once."""
     file = run.write(namespace, prefixed(count), 1, governed=False)
     async with Arrivals(run.clusters, namespace) as arrivals:
-        started = time.monotonic()
+        spent, before, started = Spent(run), kubectl_cpu(), time.monotonic()
         await asyncio.gather(*(kubectl_apply(c.config, file, run.directory / f"cache-{c.name}") for c in run.clusters))
-        return await arrivals.everywhere(count) - started
+        ended, own = time.monotonic() - started, kubectl_cpu() - before
+        present = await arrivals.everywhere(count) - started
+        print(f"    {count} by kubectl straight to three: {present:.2f} s; CPU seconds {spent}", flush=True)
+        return Taken(ended, present, own)
 
 
-async def applied(run: Run, namespace: str, count: int) -> tuple[float, float]:
-    """Seconds from the begin of ``kubectl apply`` at the hub until all are at all members; and until it had ended."""
+async def applied(run: Run, namespace: str, count: int) -> Taken:
+    """By ``kubectl apply`` at the hub."""
     file = run.write(namespace, prefixed(count), MEMBERS, governed=True)
     async with Arrivals(run.clusters, namespace) as arrivals:
-        before, started = run.cpu(), time.monotonic()
+        spent, before, started = Spent(run), kubectl_cpu(), time.monotonic()
         await kubectl_apply(run.continuum.kubeconfig, file, run.directory / "cache-hub")
+        ended, own = time.monotonic() - started, kubectl_cpu() - before
+        present = await arrivals.everywhere(count) - started
+        print(f"    {count} by kubectl: acknowledged {ended:.2f} s, present {present:.2f} s; CPU seconds {spent}", flush=True)
+        return Taken(ended, present, own)
+
+
+async def posted(run: Run, namespace: str, count: int) -> Taken:
+    """By the bare client at the hub, whose policy and intent are there."""
+    await kubectl_apply(run.continuum.kubeconfig, run.write(namespace, [], MEMBERS, governed=True), run.directory / "cache-hub")
+
+    def request(number: int) -> tuple[str, str, bytes, str]:
+        body = json.dumps(deployment(f"app-{number}", namespace, MEMBERS)).encode()
+        return "POST", DEPLOYMENTS.format(namespace), body, "application/json"
+
+    async with Arrivals(run.clusters, namespace) as arrivals:
+        spent, started = Spent(run), time.monotonic()
+        await lanes(Endpoint.of(run.continuum.kubeconfig), count, request)
         ended = time.monotonic() - started
         present = await arrivals.everywhere(count) - started
-        spent = {n: round(v - before[n], 2) for n, v in run.cpu().items()}
-        print(f"    {count}: kubectl ended after {ended:.2f} s, present after {present:.2f} s; CPU seconds {spent}", flush=True)
-        return present, ended
+        print(
+            f"    {count} by a bare client: acknowledged {ended:.2f} s, present {present:.2f} s; CPU seconds {spent}", flush=True
+        )
+        return Taken(ended, present)
 
 
 async def alone(run: Run, namespace: str) -> list[float]:
@@ -372,16 +476,17 @@ async def measure(clusters: list[Cluster], directory: Path, only: str) -> list[F
                     one, other = percentile(ours, share), percentile(base_ms, share)
                     figures.append(figure(label, [one], "ms", baseline=[other], aim=150 if share == 0.99 else None))
             if wants("many"):
-                base = await floor(run, f"floor-{mark}", MANY)
-                present, ended = await applied(run, f"many-{mark}", MANY)
-                figures.append(figure(f"members: {MANY} Deployments to three members", [present], "s", baseline=[base], aim=2.8))
-                figures.append(figure("    of it kubectl at the hub", [ended], "s", baseline=[base]))
+                figures += await many(run, mark)
             if wants("more"):
+                bare, _ = await least(run, f"least2-{mark}", MORE)
                 base = await floor(run, f"floor2-{mark}", MORE)
                 async with churn(run, f"many-{mark}", MANY) as written:
-                    present, ended = await applied(run, f"more-{mark}", MORE)
+                    found = await applied(run, f"more-{mark}", MORE)
                     print(f"    {written[0]} statuses were written meanwhile")
-                figures.append(figure(f"members: {MORE} Deployments, statuses churn", [present], "s", baseline=[base], aim=10))
+                name = f"members: {MORE} by kubectl, statuses churn: present"
+                figures.append(figure(name, [found.present], "s", baseline=[base.present], aim=10))
+                figures.append(figure("    of it until kubectl ended", [found.acknowledged], "s", baseline=[base.acknowledged]))
+                figures.append(figure(f"    the least: a bare client, {MEMBERS * MORE} server-side applies", [bare], "s", aim=10))
                 await asyncio.sleep(10)
                 figures.append(figure(f"members: hub memory, {MORE} propagated", [run.hub_mb()], "MB", baseline=[idle], aim=300))
     finally:
@@ -391,6 +496,29 @@ async def measure(clusters: list[Cluster], directory: Path, only: str) -> list[F
         for cluster in clusters:
             await cluster.clear()
     return figures
+
+
+async def many(run: Run, mark: str) -> list[Figure]:
+    """Each in a namespace of its own; what was told of one before has come to rest."""
+    bare, servers = await least(run, f"least-{mark}", MANY)
+    await asyncio.sleep(REST_SECONDS)
+    base = await floor(run, f"floor-{mark}", MANY)
+    await asyncio.sleep(REST_SECONDS)
+    found = await applied(run, f"many-{mark}", MANY)
+    await asyncio.sleep(REST_SECONDS)
+    direct = await posted(run, f"bare-{mark}", MANY)
+    if bare > AIM_MANY:
+        print(f"    IMPOSSIBLE on this machine: the servers alone take {bare:.2f} s, and {AIM_MANY:g} s are wanted", flush=True)
+    return [
+        figure(f"members: {MANY} to three by kubectl: present", [found.present], "s", baseline=[base.present], aim=AIM_MANY),
+        figure("    of it until kubectl ended", [found.acknowledged], "s", baseline=[base.acknowledged]),
+        figure("    kubectl's own processor time", [found.kubectl], "s", baseline=[base.kubectl]),
+        figure("    after kubectl's end", [found.present - found.acknowledged], "s"),
+        figure(f"members: {MANY} to three by a bare client: present", [direct.present], "s", baseline=[bare], aim=AIM_MANY),
+        figure("    after the last was acknowledged", [direct.present - direct.acknowledged], "s"),
+        figure(f"    the least: a bare client, {MEMBERS * MANY} server-side applies", [bare], "s", aim=AIM_MANY),
+        figure("    processor time of the API servers and etcd in it", [servers], "s"),
+    ]
 
 
 async def failure(run: Run, namespace: str, word: str, settings: tuple[float, float], limit: float) -> list[Figure]:

@@ -151,6 +151,34 @@ async def bare(data: Path) -> AsyncIterator[Server]:
         await process.wait()
 
 
+def running() -> dict[int, list[str]]:
+    """The command lines of this machine's processes, by pid."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    return found
+
+
+def cluster_pids(port: int) -> tuple[list[int], list[int]]:
+    """The processes of the kube-apiserver at a port of this machine: it and its etcd, and its controllers and scheduler where
+    these have a kubeconfig that names it. Empty where they do not run here."""
+    found, servers, others = running(), list[int](), list[int]()
+    for pid, arguments in found.items():
+        # As flag and value, in one word or two.
+        flags = {word.partition("=")[0]: word.partition("=")[2] or after for word, after in pairwise([*arguments, ""])}
+        if arguments[0].endswith("kube-apiserver") and flags.get("--secure-port") == str(port):
+            store = flags.get("--etcd-servers", "?")
+            servers += [pid, *(p for p, other in found.items() if other[0].endswith("etcd") and store in other)]
+        if arguments[0].endswith(("kube-controller-manager", "kube-scheduler")):
+            with contextlib.suppress(OSError):
+                config = Path(f"/proc/{pid}/cwd") / flags.get("--kubeconfig", "")
+                if f":{port}" in config.read_text():
+                    others.append(pid)
+    return servers, others
+
+
 def real() -> Server | None:
     """The kube-apiserver of KUBECONFIG and its etcd, where both run on this machine; says loudly where there is none."""
     named = os.environ.get("KUBECONFIG", "").split(":")[0]
@@ -158,18 +186,7 @@ def real() -> Server | None:
         print("NOT COMPARED with kube-apiserver and etcd: KUBECONFIG names none", flush=True)
         return None
     endpoint = Endpoint.of(Path(named))
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                found[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-    pids = []
-    for pid, arguments in found.items():
-        # As flag and value, in one word or two.
-        flags = {word.partition("=")[0]: word.partition("=")[2] or after for word, after in pairwise([*arguments, ""])}
-        if arguments[0].endswith("kube-apiserver") and flags.get("--secure-port") == str(endpoint.port):
-            store = flags.get("--etcd-servers", "?")
-            pids = [pid, *(p for p, other in found.items() if other[0].endswith("etcd") and store in other)]
+    pids, _ = cluster_pids(endpoint.port)
     if len(pids) < 2:
         print(f"NOT COMPARED with kube-apiserver and etcd: that of {named} does not run on this machine", flush=True)
         return None

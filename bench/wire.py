@@ -71,12 +71,14 @@ class Connection:
         self._endpoint = endpoint
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def call(self, method: str, path: str, body: bytes = b"", *, accept: str = "application/json") -> tuple[int, bytes]:
-        """Status and body. Raises ``NotSent`` or ``Unanswered``."""
+    async def call(
+        self, method: str, path: str, body: bytes = b"", *, accept: str = "application/json", media: str = "application/json"
+    ) -> tuple[int, bytes]:
+        """Status and body. ``media``: what the body is. Raises ``NotSent`` or ``Unanswered``."""
         reader, writer = await self._open()
         sent = False
         try:
-            writer.write(self._head(method, path, body, accept) + body)
+            writer.write(self._head(method, path, body, accept, media) + body)
             sent = True
             await writer.drain()
             status, headers = await self._answer(reader)
@@ -151,12 +153,12 @@ class Connection:
                 raise NotSent(str(error)) from None
         return self._streams
 
-    def _head(self, method: str, path: str, body: bytes, accept: str) -> bytes:
+    def _head(self, method: str, path: str, body: bytes, accept: str, media: str = "application/json") -> bytes:
         head = f"{method} {path} HTTP/1.1\r\nHost: {self._endpoint.host}\r\nAccept: {accept}\r\n"
         if self._endpoint.token:
             head += f"Authorization: Bearer {self._endpoint.token}\r\n"
         if body:
-            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            head += f"Content-Type: {media}\r\nContent-Length: {len(body)}\r\n"
         return head.encode() + b"\r\n"
 
     @staticmethod
