@@ -17,7 +17,7 @@ from metaos.cli.accounting import carbon, cost, ledger
 from metaos.cli.devices import device
 from metaos.cli.images import image
 from metaos.cli.intents import intent
-from metaos.cli.options import ADDRESS, NAMESPACE, OUTPUT, PERIOD, SECONDS, default_data, hub_options, kubeconfig_option
+from metaos.cli.options import ADDRESS, HOST, NAMESPACE, OUTPUT, PERIOD, SECONDS, default_data, hub_options, kubeconfig_option
 from metaos.cli.people import login, token
 from metaos.cli.scores import SCORE
 from metaos.cli.sources import AUTHENTICATOR, CARBON_SOURCE, PRICE_SOURCE
@@ -70,7 +70,7 @@ def version(output: str) -> None:
 @click.option(
     "--listen", default="127.0.0.1:6443", show_default=True, help="HOST:PORT to serve the API on (port 0: any free one)."
 )
-@click.option("--name", "names", multiple=True, help="A further host name or address that clients may use.")
+@click.option("--name", "names", multiple=True, type=HOST, help="A further host name or address that clients may use.")
 @click.option("--no-local", is_flag=True, help="Run the hub alone, without a site on this machine.")
 @click.option(
     "--lease-duration",

@@ -54,7 +54,26 @@ class _Address(click.ParamType):  # type: ignore[type-arg]  # (generic in stubs 
         return str(found)
 
 
+class _Host(click.ParamType):  # type: ignore[type-arg]  # (generic in stubs only)
+    """A host name (RFC 1123, a wildcard too) or an address, as it stands in a certificate."""
+
+    name = "host"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        import re
+        from ipaddress import ip_address
+
+        label = r"[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?"
+        if len(value) <= 253 and re.fullmatch(rf"(\*\.)?{label}(\.{label})*", value):
+            return str(value)
+        try:
+            return str(ip_address(value))
+        except ValueError:
+            self.fail(f"{value!r} is neither a host name, such as hub.example.org, nor an address, such as 10.0.0.7", param, ctx)
+
+
 ADDRESS = _Address()
+HOST = _Host()
 OUTPUT = click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How to print it.")
 NAMESPACE = click.option("-n", "--namespace", default="", help="The namespace (default: the kubeconfig's, or 'default').")
 
