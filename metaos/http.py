@@ -36,6 +36,8 @@ IDLE_SECONDS = 45.0
 DROPPED = "ConnectionDropped"
 #: Connections without a request that are kept, where the maker of a client says nothing.
 IDLE_CONNECTIONS = 2
+#: Where more requests went on at the same time, more are kept for a short time: a handshake costs both sides more than a request.
+BURST_CONNECTIONS, BURST_SECONDS = 8, 3.0
 #: Requests and watches at the same time; further ones wait.
 MAX_REQUESTS = 16
 MAX_WATCHES = 32
@@ -184,7 +186,8 @@ class HttpClient:
     """Implements :class:`~metaos.client.Client`. ``ca``, ``certificate`` and ``key`` are PEM texts; ``peer`` is what errors call
     the server. ``bearer`` gives the token of each request where it changes; ``server_name`` is what the certificate must say
     where that is not the URL's host; ``watches``: so many go on at the same time;
-    ``idle``: so many connections are kept alive between requests."""
+    ``idle``: so many connections are kept alive between requests; after a burst of them, up to ``BURST_CONNECTIONS`` for
+    ``BURST_SECONDS``."""
 
     def __init__(
         self,
@@ -212,6 +215,7 @@ class HttpClient:
         self._clock, self._random = clock, random
         self._idle: list[_Connection] = []
         self._keeps = idle
+        self._trimming: asyncio.TimerHandle | None = None
         self._open: set[_Connection] = set()
         #: Called at every answer, whatever it is.
         self.on_answer: Callable[[], None] = lambda: None
@@ -254,6 +258,9 @@ class HttpClient:
 
     async def close(self) -> None:
         """Close what is kept alive."""
+        if self._trimming is not None:
+            self._trimming.cancel()
+            self._trimming = None
         connections, self._idle = self._idle, []
         for connection in connections:
             connection.abort()
@@ -312,9 +319,10 @@ class HttpClient:
         except (OSError, h11.ProtocolError) as error:
             raise connection.why(error) from error
         finally:
-            if keep and len(self._idle) < self._keeps:
+            if keep and len(self._idle) < max(self._keeps, BURST_CONNECTIONS):
                 connection.idle_since = self._clock.monotonic()
                 self._idle.append(connection)
+                self._trim()
             else:
                 connection.abort()
         return self._answered(head, bytes(content))
@@ -367,7 +375,21 @@ class HttpClient:
             connection.abort()
         return None
 
+    def _trim(self) -> None:
+        """Closes what a burst has left, the one that was idle longest first."""
+        if self._trimming is not None:
+            self._trimming.cancel()
+            self._trimming = None
+        since = self._clock.monotonic() - BURST_SECONDS
+        while len(self._idle) > self._keeps and self._idle[0].idle_since <= since:
+            self._idle.pop(0).abort()
+        if len(self._idle) > self._keeps:
+            self._trimming = asyncio.get_running_loop().call_later(self._idle[0].idle_since - since, self._trim)
+
     def _drop_idle(self) -> None:
+        if self._trimming is not None:
+            self._trimming.cancel()
+            self._trimming = None
         while self._idle:
             self._idle.pop().abort()
 

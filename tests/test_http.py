@@ -260,3 +260,28 @@ async def test_connections_of_before_an_outage_are_dropped_and_newer_ones_stay(s
     assert (await client.request("GET", "/again")).status == 200, "not on the connection that was kept"
     assert len(client._open) == 1
     await client.close()
+
+
+async def test_after_a_burst_its_connections_are_used_again_for_a_while(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slow(request: web.Request) -> web.Response:
+        await asyncio.sleep(0.02)
+        return await site.echo(request)
+
+    site.serve, client = slow, site.client()
+
+    async def burst() -> None:
+        await asyncio.gather(*(client.request("GET", "/") for _ in range(6)))
+
+    await burst()
+    seen = set(site.connections)
+    await burst()
+    assert site.connections == seen and len(seen) == 6
+    monkeypatch.setattr(http, "BURST_SECONDS", 0.05)
+    await burst()
+    deadline = asyncio.get_running_loop().time() + 5
+    while len(client._idle) > http.IDLE_CONNECTIONS:
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.01)
+    assert len(client._open) == http.IDLE_CONNECTIONS
+    assert (await client.request("GET", "/")).status == 200
+    await client.close()
