@@ -48,7 +48,7 @@ from metaos.resources.scheme import Kind
 
 log = logging.getLogger(__name__)
 
-#: News of Works within this time are taken up together.
+#: News of Works within this time are taken up together; what comes after a while without news is taken up at once.
 COALESCE_SECONDS = 0.01
 #: Another writer that goes on changing our fields is corrected later and later, up to once a minute.
 CORRECT_SECONDS = 0.5
@@ -161,11 +161,12 @@ class Applier:
         while True:
             self._news.clear()
             self.take_up()
+            quiet = self._clock.monotonic() + COALESCE_SECONDS
             await self._news.wait()
-            await self._clock.sleep(COALESCE_SECONDS)
+            await self._clock.sleep(max(0.0, quiet - self._clock.monotonic()))
 
     def take_up(self) -> None:
-        """See what the Works want now. By itself that is done :data:`COALESCE_SECONDS` after news of them."""
+        """See what the Works want now. By itself that is done at most :data:`COALESCE_SECONDS` after news of them."""
         changed = sorted(self._changed)
         self._changed.clear()
         for each in self._wanted.take_up(changed):
