@@ -18,6 +18,9 @@ from metaos.resources.workload import replicas
 
 #: Changes within this time become one write.
 COALESCE_SECONDS = 0.2
+#: What a Work that has just come makes of itself within this time (observed, so many pods made, each with conditions) is told as
+#: one, unless it is available, or refused, before.
+FIRST_SECONDS = 1.0
 #: Writes under way at the same time.
 WORKERS = 2
 
@@ -46,6 +49,8 @@ class WorkReports:
         self._turns: Turns[str] = Turns(contact, clock, random, self._report, "Work", WORKERS)
         #: What was written and what the hub made of it: where it normalises something, that is no reason to write again.
         self._acknowledged: dict[str, tuple[Obj, Obj]] = {}
+        #: Of Works that nothing was told of yet: uid, and until when they may wait.
+        self._fresh: dict[str, tuple[str, float]] = {}
         contact.on_return(self.refresh)
         works.on_wanted(self.look)
         works.on_status(self.look)
@@ -67,10 +72,14 @@ class WorkReports:
         work = self._works.get(key)
         if work is None:
             self._acknowledged.pop(key, None)
+            self._fresh.pop(key, None)
             return
         old: dict[str, Any] = work.get("status") or {}
         new = self._judge(work, old, self._works.fenced(key), self._clock.now())
         if new == old or self._acknowledged.get(key) == (new, old):
+            return
+        if (wait := self._patience(key, work, old, new)) > 0:
+            self._turns.add(key, wait)
             return
         await self._show(work)
         if self._works.get(key) is not work:
@@ -89,6 +98,22 @@ class WorkReports:
             self._acknowledged[key] = (new, work["status"])
         else:
             self._turns.add(key, 0.0)
+
+    def _patience(self, key: str, work: Obj, old: Obj, new: Obj) -> float:
+        """For how many seconds more the first report of a Work may wait; 0: it is due."""
+        if old.get("manifests") or not _begins(new):
+            self._fresh.pop(key, None)
+            return 0.0
+        now, since = self._clock.monotonic(), self._fresh.get(key)
+        if since is None or since[0] != uid(work):
+            since = self._fresh[key] = uid(work), now + FIRST_SECONDS
+        return since[1] - now
+
+
+def _begins(status: Obj) -> bool:
+    """Whether a Work's status says no more than that it is on its way."""
+    told = {c.get("type"): (c.get("status"), c.get("reason")) for c in status.get("conditions") or ()}
+    return told.get("Available", ("", ""))[0] == "False" and told.get("Applied") in (("True", "Applied"), ("False", "NotApplied"))
 
 
 def local(status_of: StatusOf, volumes_of: Callable[[Obj], Mapping[str, Any]] = lambda work: {}) -> Judge:

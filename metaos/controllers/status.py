@@ -33,6 +33,9 @@ from metaos.resources.workload import replicas
 from metaos.scheduler.rollout import NONE, bounds_of
 
 NAME = "status"
+#: What several sites report of one object within this time becomes one write, unless one of them has become available, or is not
+#: so any more.
+COALESCE_SECONDS = 0.1
 #: What is summed over sites, by kind.
 COUNTS: dict[str, tuple[str, ...]] = {
     "Deployment": ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas", "unavailableReplicas"),
@@ -156,6 +159,12 @@ def waits(obj: Obj, found: Obj, site: str, policies: Sequence[Obj]) -> bool:
     return bool(template_of(found) != (wanted.get("spec") or {}).get("template"))
 
 
+def begins(obj: Obj, entries: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether nothing is known of a Deployment that was placed, ever."""
+    told = bool(obj.get("status")) or any(e.get("status") for e in entries)
+    return obj.get("kind") == "Deployment" and bool(entries) and not told and not paused(obj)
+
+
 def _waiting(status: Mapping[str, Any]) -> dict[str, Any]:
     """What it runs is not what the user wants."""
     found = {k: v for k, v in status.items() if k not in ("updatedReplicas", "updatedNumberScheduled")}
@@ -203,6 +212,8 @@ class StatusReconciler:
                 chosen[site] = {**entry, "status": _waiting(entry["status"])}
         healthy = bool(sites) and all(site in works and self._ready(site) and available(works[site]) for site in sites)
         left = [] if healthy else [self._entry(w, site) for site, w in works.items() if site not in chosen]
+        if begins(obj, [*chosen.values(), *left]) and all(map(self._ready, sites)):
+            return DONE  # The sites tell of it in a moment, and until then there is nothing to say but what its spec says.
         status = rolled_up(obj, chosen, left, self._clock.now())
         if status != (obj.get("status") or {}):
             await self._client.update(obj | {"status": status}, subresource="status")
@@ -251,6 +262,12 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         return [about] if about is not None and about.kind in kinds else []
 
     watched = [(k, itself) for k in (*kinds.values(), scheme.PERSISTENT_VOLUME_CLAIM)]
-    watches = [*watched, (scheme.WORK, of_work), (scheme.PLACEMENT, of_placement)]
-    manager.add(StatusReconciler(manager, client, clock), watches, turn=Turn.LAST)
+    manager.add(StatusReconciler(manager, client, clock), [*watched, (scheme.PLACEMENT, of_placement)], turn=Turn.LAST)
+
+    def on_work(old: Obj | None, new: Obj | None) -> None:
+        turned = old is None or new is None or is_true(old, "Available") != is_true(new, "Available")
+        for about in of_work(new or old or {}):
+            manager.enqueue(NAME, about, 0.0 if turned else COALESCE_SECONDS)
+
+    manager.informer(scheme.WORK).on_change(on_work)
     on_health(manager, lambda about: manager.enqueue(NAME, about) if about.kind in kinds else None)

@@ -1,13 +1,22 @@
-"""What a site says about its Works, and the patches that say it."""
+"""What a site says about its Works, when, and the patches that say it."""
 
+import asyncio
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaos.agent.report import available, merge_patch, work_status
+from metaos.agent.contact import Contact
+from metaos.agent.report import FIRST_SECONDS, WorkReports, available, local, merge_patch, work_status
+from metaos.agent.sync import WorkFiles, Works
+from metaos.client import WatchEvent
 from metaos.resources.meta import Obj
+from metaos.resources.scheme import WORK
+from tests.clock import FakeClock
+from tests.fake_client import FakeClient
 
 values = st.recursive(
     st.integers(0, 3) | st.booleans(),
@@ -87,3 +96,45 @@ def test_a_works_status_says_what_is_missing_what_is_awaited_and_what_is_fenced(
     assert said(done, fenced=True) == {"Applied": ("False", "Fenced"), "Available": ("False", "NotAvailable")}
     first = work_status(work, {}, lambda ref: done[ref.kind], fenced=False, now=1.0)
     assert work_status(work, first, lambda ref: done[ref.kind], fenced=False, now=99.0) == first, "nothing new, nothing to write"
+
+
+@pytest.mark.parametrize(
+    ("later", "seconds"),
+    [({"replicas": 1}, FIRST_SECONDS), ({"availableReplicas": 1}, 0.42)],
+    ids=["on its way", "available"],
+)
+async def test_what_a_work_makes_of_itself_at_first_is_one_report(tmp_path: Path, later: Obj, seconds: float) -> None:
+    clock = FakeClock()
+    client, contact = FakeClient(clock), Contact(clock, Random(1))
+    works = Works(client, contact, clock, WorkFiles(tmp_path), "a")
+    status: Obj = {}
+
+    async def show(work: Obj) -> None:
+        return None
+
+    reports = WorkReports(client, contact, clock, Random(1), works, local(lambda ref: dict(status)), show, "nemo-cluster-a")
+    running = asyncio.create_task(reports.run())
+    work: Obj = {**WORK.empty("w", "nemo-cluster-a"), "spec": {"manifests": [manifest("Deployment", replicas=1)]}}
+    client.seed(work)
+    seeded = client.find(WORK, "w", "nemo-cluster-a")
+    assert seeded is not None
+    works.apply_event(WatchEvent("ADDED", seeded))
+
+    def told() -> Obj:
+        found = client.find(WORK, "w", "nemo-cluster-a")
+        assert found is not None
+        return (found.get("status") or {}).get("manifests", [{}])[0].get("status")  # type: ignore[no-any-return]
+
+    await clock.advance(0.22)
+    assert told() is None
+    status.update(later)
+    reports.look("w")
+    await clock.advance(seconds - 0.22 - 0.01)
+    assert told() is None
+    await clock.advance(0.3)
+    assert told() == later
+    status["replicas"] = 7
+    reports.look("w")
+    await clock.advance(0.22)
+    assert told() == status, "what comes later is told as ever"
+    running.cancel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from metaos.controllers.render import work
-from metaos.controllers.status import rolled_up, waits
+from metaos.controllers.status import begins, rolled_up, waits
 from metaos.resources.meta import Obj, ref
 from tests.controllers.continuum import deployment
 
@@ -74,3 +74,13 @@ def test_a_site_whose_turn_has_not_come_is_not_updated() -> None:
     assert waits(web, told, "a", [policy]) is True
     newer = {**web, "spec": {**web["spec"], "template": {"spec": {"containers": []}}}}
     assert waits(newer, told, "a", ())
+
+
+def test_nothing_is_written_of_a_deployment_before_a_site_has_told_of_it() -> None:
+    web = deployment()
+    assert begins(web, [{}, {"observedGeneration": 0}])
+    assert not begins(web, [{}, {"status": {"replicas": 1}}]), "one has told"
+    assert not begins({**web, "status": {"replicas": 1}}, [{}]), "it is not new"
+    assert not begins(web, []), "it has no place, which its counts say"
+    assert not begins({**web, "spec": web["spec"] | {"paused": True}}, [{}]), "a condition says so"
+    assert not begins({**web, "kind": "StatefulSet"}, [{}])
