@@ -358,6 +358,12 @@ async def posted(run: Run, namespace: str, count: int) -> Taken:
         return Taken(ended, present)
 
 
+async def pause(number: int) -> None:
+    """Until what the one before has caused at the members (its ReplicaSet, its pods, their events) has come to rest, and not in
+    step with what is told of it."""
+    await asyncio.sleep(0.75 + 0.05 * (number % 11))
+
+
 async def alone(run: Run, namespace: str) -> list[float]:
     """Milliseconds of one Deployment, by the hub's API, until it is at all members; one after the other."""
     await kubectl_apply(run.continuum.kubeconfig, run.write(namespace, [], MEMBERS, governed=True), run.directory / "cache-hub")
@@ -370,7 +376,7 @@ async def alone(run: Run, namespace: str) -> list[float]:
             if status != 201:
                 raise RuntimeError(f"{status} {answer[:300]!r}")
             found.append((await arrivals.everywhere(number + 1, 30) - started) * 1000)
-            await asyncio.sleep(0.1)
+            await pause(number)
     await connection.closed()
     return found[1:]  # the first makes the namespace
 
@@ -386,7 +392,7 @@ async def alone_floor(run: Run, namespace: str) -> list[float]:
             started = time.monotonic()
             await asyncio.gather(*(c.call("POST", DEPLOYMENTS.format(namespace), body) for c in connections))
             found.append((await arrivals.everywhere(number + 1, 30) - started) * 1000)
-            await asyncio.sleep(0.1)
+            await pause(number)
     for connection in connections:
         await connection.closed()
     return found[1:]

@@ -145,7 +145,6 @@ HANDED = {
     "status": {kind.kind for kind in (*scheme.WORKLOADS, scheme.PERSISTENT_VOLUME_CLAIM)},
     "service": {"EndpointSlice", "Work"},
     "serviceexport": {"ServiceExport", "ServiceImport", "Work"},
-    "loadbalancer": {"Service"},
     "networkpolicy": {"Work"},
     "intent": {"Intent"},
     "carbon": {"ConfigMap"},
