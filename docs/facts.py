@@ -145,6 +145,7 @@ HANDED = {
     "status": {kind.kind for kind in (*scheme.WORKLOADS, scheme.PERSISTENT_VOLUME_CLAIM)},
     "service": {"EndpointSlice", "Work"},
     "serviceexport": {"ServiceExport", "ServiceImport", "Work"},
+    "loadbalancer": {"Service"},
     "networkpolicy": {"Work"},
     "intent": {"Intent"},
     "carbon": {"ConfigMap"},

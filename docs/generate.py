@@ -251,7 +251,7 @@ def limits_page() -> str:
     """The bounds of the hub's API, from the constants that hold them."""
     from metaos import server, tunnel
     from metaos.accounting import booking
-    from metaos.agent import datagrams, flows, meter, network
+    from metaos.agent import datagrams, exposing, flows, meter, network
     from metaos.apiserver import (
         addressing,
         app,
@@ -404,6 +404,11 @@ def limits_page() -> str:
             "Connections that a site relays for its pods; for one pod",
             f"{network.MAX_RELAYS}; {network.MAX_POD_RELAYS}",
             "refused",
+        ),
+        (
+            "Ports that a site opens for the world outside; connections to them, of one Service, of one address",
+            f"{exposing.MAX_PORTS}; {exposing.MAX_CONNECTIONS}, {exposing.MAX_OF_SERVICE}, {exposing.MAX_OF_ADDRESS}",
+            "not opened, as the Service's condition says; refused",
         ),
         (
             "Flows of datagrams (UDP) of a site; of one pod, or of a pod elsewhere to one here",

@@ -36,6 +36,41 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
+class Exposure:
+    """``ADDRESS[:FIRST-LAST]``: an IPv4 address of a site's machine, and the ports on which it may answer there for Services."""
+
+    address: str
+    first: int = 1
+    last: int = 65535
+
+    @classmethod
+    def parse(cls, text: str) -> Exposure:
+        """Raises ``ValueError`` naming the text and the remedy."""
+        from ipaddress import IPv4Address
+
+        address, _, ports = text.partition(":")
+        try:
+            found = IPv4Address(address)
+        except ValueError:
+            raise ValueError(f"{address!r} is no IPv4 address, such as 192.0.2.7 or 127.0.0.1") from None
+        if found.is_unspecified or found.is_multicast:
+            raise ValueError(f"{address} is not one address: name that of one card, so that users are told where to go")
+        if not ports:
+            return cls(address)
+        first, dash, last = ports.partition("-")
+        numbers = [int(each) if each.isascii() and each.isdigit() else 0 for each in (first, last if dash else first)]
+        if not 0 < numbers[0] <= numbers[1] < 65536:
+            raise ValueError(f"ports {ports!r} must be FIRST-LAST within 1 to 65535, for example 8000-32767")
+        return cls(address, *numbers)
+
+    def holds(self, port: int) -> bool:
+        return self.first <= port <= self.last
+
+    def __str__(self) -> str:
+        return f"{self.address}:{self.first}-{self.last}"
+
+
+@dataclass(frozen=True, slots=True)
 class HubConfig:
     """What ``nemo up`` was asked to do. Durations in seconds."""
 
@@ -83,6 +118,8 @@ class HubConfig:
     mqtt: Address | None = None
     mqtt5: Address | None = None
     leaf: Address | None = None
+    #: Where the local site answers for Services of the world outside; ``None``: nowhere.
+    expose: Exposure | None = None
     verbose: bool = False
 
 

@@ -617,6 +617,8 @@ async def run_local_site(hub: Hub, clock: Clock) -> None:
     wait = RESTART_SECONDS[0]
     while True:
         arguments = ["--hub", hub.url, "--site", str(site), "--token-file", str(token), "--data", str(data / "agent")]
+        if hub.config.expose is not None:
+            arguments += ["--expose", str(hub.config.expose)]
         process = await asyncio.create_subprocess_exec(sys.executable, "-m", "metaos", "agent", *arguments)
         started = clock.monotonic()
         try:

@@ -24,6 +24,7 @@ from metaos.agent.deadlines import Deadlines
 from metaos.agent.energy import NoMeter
 from metaos.agent.entry import UNUSABLE, AgentConfig, enter, first_failure, leave, lock, until_told
 from metaos.agent.events import SiteEvents
+from metaos.agent.exposing import Exposed
 from metaos.agent.flows import Counts
 from metaos.agent.join import JoinError
 from metaos.agent.meter import Meter
@@ -88,6 +89,18 @@ class Agent:
         self.client = self.connection.client
         self.works = Works(self.client, self.contact, clock, files or WorkFiles(config.data / "works"), self._name)
         self.network = ServiceNetwork(runtime, self._name, config.data / "addresses.json", self.connection.dial)
+        self.exposed: Exposed | None = None
+        if config.expose is not None:
+            self.exposed = Exposed(
+                config.expose,
+                self._name,
+                runtime,
+                self.connection.dial,
+                self.network.refusal_outside,
+                self.network.counts,
+                config.data / "exposed.json",
+                lambda: self.reports.refresh(),
+            )
         self.events = SiteEvents(
             self.client, self.contact, clock, random, self._name, lambda ns, pod: self.mirrors.uid_of(ns, pod)
         )
@@ -171,7 +184,10 @@ class Agent:
         return next((pod for pod in self.pods.pods() if uid(pod) == pod_uid), None)
 
     def _status_of(self, ref: ObjectRef) -> Obj | None:
-        """Only workloads and backups have a status here; what they refer to is there when it is desired."""
+        """Only workloads, backups and Services for the world outside have a status here; what they refer to is there when it is
+        desired."""
+        if ref.kind == "Service" and ref.group == "" and self.exposed is not None:
+            return self.exposed.status(ref)
         return self.pods.status_of(ref) if ref.kind in _REPORTED_KINDS else {}
 
     async def _show(self, work: Obj) -> None:
@@ -213,6 +229,8 @@ class Agent:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.mirrors.close()
+            if self.exposed is not None:
+                await self.exposed.close()
             await self.network.close()
             await self.connection.close()
         if removed is not None:
@@ -221,9 +239,15 @@ class Agent:
     def _apply(self) -> None:
         """Names and routes first, so that they are there before a container starts."""
         pods = self.pods.pods()
-        self.network.update(self.works.desired(mark_draining=True), pods)
+        self._connect(pods)
         self.mirrors.refresh(pods)
         self.pods.set_desired(self.works.desired())
+
+    def _connect(self, pods: list[Obj]) -> None:
+        told = self.works.desired(mark_draining=True)
+        self.network.update(told, pods)
+        if self.exposed is not None:
+            self.exposed.update(told, pods)
 
     async def _follow_changes(self) -> None:
         desired: list[Obj] | None = None
@@ -232,7 +256,7 @@ class Agent:
             await self._clock.sleep(COALESCE_SECONDS)
             self._changed.clear()
             pods, wanted = self.pods.pods(), self.works.desired()
-            self.network.update(self.works.desired(mark_draining=True), pods)
+            self._connect(pods)
             if wanted != desired:
                 desired = wanted
                 self.pods.set_desired(wanted)

@@ -29,8 +29,9 @@ RECHECK_SECONDS = 1.0
 _PKTINFO = 8  # of ip(7); Python names it from 3.13 on
 _INFO = struct.Struct("=i4s4s")
 
-#: (pod's uid, address and port) → the route, and its endpoints in the order to try; an empty list where none may be reached.
-Choose = Callable[[str, Listener], tuple[Route, list[Endpoint]] | None]
+#: (pod's uid, address and port that it sends to, and from) → the route, and its endpoints in the order to try; an empty list
+#: where none may be reached.
+Choose = Callable[[str, Listener, Listener], tuple[Route, list[Endpoint]] | None]
 #: A stream for the datagrams of a pod to an endpoint at another site. Raises ``OSError``.
 Reach = Callable[[str, Route, RemoteEndpoint], Awaitable[Stream]]
 _Key = tuple[Listener, tuple[str, int]]
@@ -116,9 +117,24 @@ class Datagrams:
             if self._origins.get(uid) is not origin or port in origin.sockets:  # detached, or done by another, meanwhile
                 sock.close()
                 return taken
-            origin.sockets[port] = sock
-            asyncio.get_running_loop().add_reader(sock, self._arrived, origin, port, sock)
+            self._read(origin, port, sock)
         return taken
+
+    def take(self, uid: str, port: int, sock: socket.socket) -> None:
+        """Receive by a socket that there is; it is closed by :meth:`release`."""
+        self._read(self._origins.setdefault(uid, _Origin(uid, self._counts)), port, sock)
+
+    def release(self, uid: str, port: int) -> None:
+        """The last one of ``uid`` ends its flows."""
+        origin = self._origins.get(uid)
+        if origin is not None and port in origin.sockets:
+            self._close(origin, port)
+            if not origin.sockets:
+                self.detach(uid)
+
+    def _read(self, origin: _Origin, port: int, sock: socket.socket) -> None:
+        origin.sockets[port] = sock
+        asyncio.get_running_loop().add_reader(sock, self._arrived, origin, port, sock)
 
     def detach(self, uid: str) -> None:
         origin = self._origins.pop(uid, None)
@@ -162,14 +178,14 @@ class Datagrams:
         flow = origin.flows.use(key)
         if flow is not None and flow.used - flow.checked >= RECHECK_SECONDS:
             flow.checked = flow.used
-            chosen = self._choose(origin.uid, key[0])
+            chosen = self._choose(origin.uid, *key)
             if chosen is None or (flow.endpoint is not None and flow.endpoint not in chosen[1]):
                 origin.flows.end(key)
                 return None
         return flow
 
     def _begin(self, origin: _Origin, sock: socket.socket, key: _Key) -> Flow | None:
-        chosen = self._choose(origin.uid, key[0])
+        chosen = self._choose(origin.uid, *key)
         if chosen is None or not chosen[1]:
             self._counts.drop("no endpoint that may be reached")
             return None

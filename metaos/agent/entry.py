@@ -22,7 +22,7 @@ from metaos.agent.contact import Contact
 from metaos.agent.join import Identity, JoinError, Membership, register
 from metaos.agent.presence import Removed
 from metaos.clock import Clock
-from metaos.config import Address
+from metaos.config import Address, Exposure
 from metaos.http import HttpClient
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, name
@@ -54,6 +54,8 @@ class AgentConfig:
     leaf: Path | None = None
     mqtt: Address = DEVICES
     mqtt_pair: Path | None = None
+    #: Where it answers for Services of the world outside; ``None``: nowhere.
+    expose: Exposure | None = None
 
 
 async def enter(config: AgentConfig, site: Obj, clock: Clock, random: Random) -> Identity:

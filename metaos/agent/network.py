@@ -179,8 +179,16 @@ class ServiceNetwork:
             str(found.get("pod") or ""),
             found.get("labels") or {},
             found.get("namespaceLabels") or {},
+            address=str(found.get("address") or ""),
         )
         return refusal(self._policies, caller, self._peer(target, protocol), port, protocol)
+
+    def refusal_outside(self, address: str, pod_uid: str, port: int, protocol: str) -> str | None:
+        """Why who comes from outside, from this address, may not connect to a pod of this site, or nothing."""
+        target = self._pods.get(pod_uid)
+        if target is None:
+            return None
+        return self.refusal({"address": address}, target.namespace, target.name, port, protocol)
 
     def _find(self, where: str, pod: str) -> _Pod | None:
         return next((p for p in self._pods.values() if (p.namespace, p.name) == (where, pod)), None)
@@ -351,7 +359,9 @@ class ServiceNetwork:
             allowed += [] if refused else [endpoint]
         return allowed, why
 
-    def _choose(self, pod_uid: str, listener: Listener) -> tuple[Route, list[LocalEndpoint | RemoteEndpoint]] | None:
+    def _choose(
+        self, pod_uid: str, listener: Listener, source: Listener
+    ) -> tuple[Route, list[LocalEndpoint | RemoteEndpoint]] | None:
         """Of datagrams."""
         pod = self._pods.get(pod_uid)
         route = self._plans.get(pod.namespace, NamespacePlan()).datagrams.get(listener) if pod is not None else None

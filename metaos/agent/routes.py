@@ -56,6 +56,25 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class Outward:
+    """One port of a Service for the world outside, and where connections to it may go. ``node_port``: 0 where it has none."""
+
+    uid: str
+    protocol: str
+    port: int
+    node_port: int
+    #: Whether a site answers on ``port``: it is a load balancer, and no other than a site's own is asked for.
+    balanced: bool
+    route: Route
+    #: From where, as blocks of addresses; empty: from everywhere.
+    sources: tuple[str, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.route.local or self.route.remote)
+
+
+@dataclass(frozen=True, slots=True)
 class NamespacePlan:
     """What every pod of one namespace sees."""
 
@@ -114,61 +133,92 @@ def pod_key(cluster: str, namespace: str, pod: str) -> str:
 def plan(manifests: Iterable[Obj], pods: Iterable[Obj], addresses: Addresses, site: str) -> dict[str, NamespacePlan]:
     """Namespace → what its pods see. ``manifests``: this site's Services, EndpointSlices and workloads (a draining one is
     annotated so); ``pods``: its local pods."""
-    found_services: list[Obj] = []
-    imported: set[tuple[str, str]] = set()
-    slices: dict[tuple[str, str], list[Obj]] = {}
-    draining: set[str] = set()
-    for manifest in manifests:
-        kind = manifest.get("kind")
-        if kind == "Service":
-            found_services.append(manifest)
-        elif kind == "ServiceImport":
-            imported.add((namespace(manifest), name(manifest)))
-        elif kind == "EndpointSlice":
-            slices.setdefault((namespace(manifest), labels(manifest).get(SERVICE_NAME_LABEL, "")), []).append(manifest)
-        elif DRAINING in meta.annotations(manifest):
-            draining.add(uid(manifest))
-    by_namespace: dict[str, list[Obj]] = {}
-    for pod in sorted(pods, key=lambda p: (name(p), uid(p))):
-        by_namespace.setdefault(namespace(pod), []).append(pod)
+    given = _Given(manifests, pods, site)
     found: dict[str, tuple[dict[str, list[str]], dict[str, dict[Listener, Route]]]] = {}
-    for service in sorted(found_services, key=lambda s: (namespace(s), name(s))):
-        where = namespace(service)
-        far = (where, name(service)) in imported
-        hosts, routes = found.setdefault(where, ({}, {"TCP": {}, "UDP": {}}))
-        _add_service(
-            service,
-            by_namespace.get(where, []),
-            slices.get((where, name(service)), []),
-            draining,
-            addresses,
-            site,
-            hosts,
-            routes,
-            far,
-        )
+    for service in given.services:
+        hosts, routes = found.setdefault(namespace(service), ({}, {"TCP": {}, "UDP": {}}))
+        _add_service(service, given, addresses, hosts, routes)
     return {
         where: NamespacePlan(tuple((address, tuple(names)) for address, names in sorted(hosts.items())), *routes.values())
         for where, (hosts, routes) in found.items()
     }
 
 
+def outward(manifests: Iterable[Obj], pods: Iterable[Obj], site: str) -> list[Outward]:
+    """What the site's Services have for the world outside, by namespace and name. Arguments as for :func:`plan`."""
+    given = _Given(manifests, pods, site)
+    found = []
+    for service in given.services:
+        spec = service.get("spec") or {}
+        if spec.get("type") not in ("LoadBalancer", "NodePort"):
+            continue
+        balanced = spec["type"] == "LoadBalancer" and not spec.get("loadBalancerClass")
+        sources = tuple(map(str, spec.get("loadBalancerSourceRanges") or ())) if spec["type"] == "LoadBalancer" else ()
+        for port in spec.get("ports") or ():
+            local, remote = given.endpoints(service, port)
+            if spec.get("externalTrafficPolicy") == "Local":
+                remote = []
+            route = _route(service, [e for _, e in local], [e for _, e in remote])
+            protocol, node_port = str(port.get("protocol") or "TCP"), int(port.get("nodePort") or 0)
+            found.append(Outward(uid(service), protocol, int(port["port"]), node_port, balanced, route, sources))
+    return found
+
+
+class _Given:
+    """What a site was told, and its pods, by what they are looked up by."""
+
+    def __init__(self, manifests: Iterable[Obj], pods: Iterable[Obj], site: str) -> None:
+        self.site = site
+        self.services: list[Obj] = []
+        self.imported: set[tuple[str, str]] = set()
+        self._slices: dict[tuple[str, str], list[Obj]] = {}
+        self._draining: set[str] = set()
+        self._pods: dict[str, list[Obj]] = {}
+        for manifest in manifests:
+            kind = manifest.get("kind")
+            if kind == "Service":
+                self.services.append(manifest)
+            elif kind == "ServiceImport":
+                self.imported.add((namespace(manifest), name(manifest)))
+            elif kind == "EndpointSlice":
+                key = namespace(manifest), labels(manifest).get(SERVICE_NAME_LABEL, "")
+                self._slices.setdefault(key, []).append(manifest)
+            elif DRAINING in meta.annotations(manifest):
+                self._draining.add(uid(manifest))
+        self.services.sort(key=lambda s: (namespace(s), name(s)))
+        for pod in sorted(pods, key=lambda p: (name(p), uid(p))):
+            self._pods.setdefault(namespace(pod), []).append(pod)
+
+    def endpoints(self, service: Obj, port: Obj) -> tuple[list[tuple[Obj, LocalEndpoint]], list[tuple[str, RemoteEndpoint]]]:
+        """Of one port of a Service: of this site with their pods, of other sites with their pods' names."""
+        where, spec = namespace(service), service.get("spec") or {}
+        early = bool(spec.get("publishNotReadyAddresses"))
+        local = [
+            (pod, LocalEndpoint(uid(pod), number, _drains(pod, self._draining)))
+            for pod in self._pods.get(where, ())
+            if service_selects(service, labels(pod)) and usable(pod, not_ready=early)
+            if (number := target_port(port, pod)) is not None
+        ]
+        slices = self._slices.get((where, name(service)), [])
+        return local, list(remote_endpoints(slices, str(port.get("name") or ""), self.site, early))
+
+
+def _route(service: Obj, local: Iterable[LocalEndpoint], remote: Iterable[RemoteEndpoint]) -> Route:
+    sticky = (service.get("spec") or {}).get("sessionAffinity") == "ClientIP"
+    return Route(namespace(service), name(service), tuple(local), tuple(remote), sticky)
+
+
 def _add_service(
     service: Obj,
-    pods: list[Obj],
-    slices: list[Obj],
-    draining: set[str],
+    given: _Given,
     addresses: Addresses,
-    site: str,
     hosts: dict[str, list[str]],
     by_protocol: dict[str, dict[Listener, Route]],
-    imported: bool,
 ) -> None:
-    where, spec = namespace(service), service.get("spec") or {}
+    where, spec, site = namespace(service), service.get("spec") or {}, given.site
     if spec.get("type") == "ExternalName":
         return
-    early = bool(spec.get("publishNotReadyAddresses"))
-    chosen = [pod for pod in pods if service_selects(service, labels(pod)) and usable(pod, not_ready=early)]
+    imported = (where, name(service)) in given.imported
     headless = spec.get("clusterIP") == "None"
     if not headless:
         address = str(spec.get("clusterIP") or "")
@@ -181,22 +231,11 @@ def _add_service(
         routes = by_protocol.get(str(port.get("protocol") or "TCP"))
         if routes is None:
             continue
-        local = [
-            (pod, LocalEndpoint(uid(pod), number, _drains(pod, draining)))
-            for pod in chosen
-            if (number := target_port(port, pod)) is not None
-        ]
-        remote = list(remote_endpoints(slices, str(port.get("name") or ""), site, early))
+        local, remote = given.endpoints(service, port)
         if spec.get("internalTrafficPolicy") == "Local" and not headless:
             remote = []
         if not headless:
-            routes[(address, int(port["port"]))] = Route(
-                where,
-                name(service),
-                tuple(e for _, e in local),
-                tuple(e for _, e in remote),
-                spec.get("sessionAffinity") == "ClientIP",
-            )
+            routes[(address, int(port["port"]))] = _route(service, [e for _, e in local], [e for _, e in remote])
             continue
         for pod, endpoint in local:
             route = Route(where, name(service), (endpoint,))

@@ -57,6 +57,7 @@ class DialRule:
             "pod": caller.name,
             "labels": caller.labels,
             "namespaceLabels": caller.namespace_labels,
+            **({"address": caller.address} if caller.address else {}),
         }
         return {"type": kind, "namespace": where, "pod": pod, "port": port, "source": said}
 
@@ -85,7 +86,7 @@ class DialRule:
         that the hub does not know has no labels, and what is from outside of the federation is of no namespace."""
         said = claimed if isinstance(claimed, dict) else {}
         if said.get("outside"):
-            return Peer("", "", {}, {})
+            return Peer("", "", {}, {}, address=str(said.get("address") or ""))
         pod, home = str(said.get("pod") or ""), str(said.get("namespace") or where)
         mirror = self._pods.get(pod, home) if pod else None
         if mirror is not None and (mirror.get("spec") or {}).get("nodeName") == site:

@@ -17,7 +17,18 @@ from metaos.cli.accounting import carbon, cost, ledger
 from metaos.cli.devices import device
 from metaos.cli.images import image
 from metaos.cli.intents import intent
-from metaos.cli.options import ADDRESS, NAMESPACE, OUTPUT, PERIOD, SECONDS, default_data, hub_options, kubeconfig_option
+from metaos.cli.options import (
+    ADDRESS,
+    EXPOSE,
+    HOST,
+    NAMESPACE,
+    OUTPUT,
+    PERIOD,
+    SECONDS,
+    default_data,
+    hub_options,
+    kubeconfig_option,
+)
 from metaos.cli.people import login, token
 from metaos.cli.scores import SCORE
 from metaos.cli.sources import AUTHENTICATOR, CARBON_SOURCE, PRICE_SOURCE
@@ -25,7 +36,7 @@ from metaos.cli.trust import ca, keys_group
 from metaos.cli.twin import twin
 
 if TYPE_CHECKING:
-    from metaos.config import Address
+    from metaos.config import Address, Exposure
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -70,7 +81,7 @@ def version(output: str) -> None:
 @click.option(
     "--listen", default="127.0.0.1:6443", show_default=True, help="HOST:PORT to serve the API on (port 0: any free one)."
 )
-@click.option("--name", "names", multiple=True, help="A further host name or address that clients may use.")
+@click.option("--name", "names", multiple=True, type=HOST, help="A further host name or address that clients may use.")
 @click.option("--no-local", is_flag=True, help="Run the hub alone, without a site on this machine.")
 @click.option(
     "--lease-duration",
@@ -200,6 +211,7 @@ def version(output: str) -> None:
     help="Who has made the certificates of these servers, a PEM file [default: the hub's authority, and public ones].",
 )
 @click.option("--no-bus", is_flag=True, help="Run without the message bus, and so without devices.")
+@EXPOSE
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def up(
     data: Path | None, listen: str, names: tuple[str, ...], no_local: bool, lease_duration: float, drain: float, **more: Any
@@ -224,6 +236,8 @@ def up(
         raise click.UsageError("say one of --carbon-feed, --carbon-trace and --carbon-source: a site has one source")
     if more["price_trace"] and more["price_source"]:
         raise click.UsageError("say either --price-trace or --price-source: a site has one source")
+    if more["expose"] and no_local:
+        raise click.UsageError("--expose is of the local site: leave out --no-local, or say it to 'nemo agent'")
     if more["hub_key"] and not more["store"]:
         raise click.UsageError("--hub-key is of hubs that share a database: say --store with it, or leave it out")
     set_up_logging(verbose=bool(more.pop("verbose")))
@@ -296,6 +310,7 @@ def _address(text: str, option: str) -> Address:
     help="An IPv4 address of this machine or pod that the Kubernetes cluster's pods reach: there the agent listens (ports 20000 "
     "to 29999) for Services that the cluster imports. Nothing listens without it.",
 )
+@EXPOSE
 @click.option(
     "--leaf",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -320,12 +335,15 @@ def agent(
     context: str,
     identities: str | None,
     relay: str | None,
+    expose: Exposure | None,
     leaf: Path | None,
     mqtt: str,
     mqtt_pair: Path | None,
     verbose: bool,
 ) -> None:
-    """Join this machine, or a Kubernetes cluster, to a hub as a site, and run its share. It only ever dials out.
+    """Join this machine, or a Kubernetes cluster, to a hub as a site, and run its share.
+
+    It only ever dials out; where --expose or --relay is said, it listens there.
 
     \b
     Example:
@@ -338,6 +356,8 @@ def agent(
     if runtime != "kubernetes" and (kubeconfig or context or identities or relay):
         words = "--kubeconfig, --context, --identities and --relay"
         raise click.UsageError(f"{words} are of a Kubernetes cluster: say --runtime kubernetes with them")
+    if runtime == "kubernetes" and expose:
+        raise click.UsageError("--expose is of a machine: a Kubernetes cluster has load balancers of its own")
     if (mqtt or mqtt_pair) and not leaf:
         raise click.UsageError("--mqtt and --mqtt-pair are of a server of the bus: say --leaf with them")
 
@@ -356,6 +376,7 @@ def agent(
         leaf=leaf,
         mqtt=_address(mqtt or "127.0.0.1:1883", "--mqtt"),
         mqtt_pair=mqtt_pair,
+        expose=expose,
     )
     if runtime == "kubernetes":
         from metaos.members.agent import MemberConfig

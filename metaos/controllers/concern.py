@@ -23,10 +23,7 @@ def on_health(manager: Manager, tell: Callable[[ObjectRef], None]) -> None:
     placements, works = manager.informer(scheme.PLACEMENT), manager.informer(scheme.WORK)
     placements.add_index("site", lambda p: [c["name"] for c in (p.get("spec") or {}).get("clusters") or ()])
 
-    def changed(old: Obj | None, new: Obj | None) -> None:
-        if old is not None and new is not None and is_true(old, "Ready") == is_true(new, "Ready"):
-            return
-        site = name(new or old or {})
+    def changed(site: str) -> None:
         for placement in placements.by_index("site", site):
             about = workload_of(placement)
             if about is not None:
@@ -35,5 +32,15 @@ def on_health(manager: Manager, tell: Callable[[ObjectRef], None]) -> None:
             about = source_of(work)
             if about.kind in _KINDS:
                 tell(about)
+
+    on_readiness(manager, changed)
+
+
+def on_readiness(manager: Manager, tell: Callable[[str], None]) -> None:
+    """Tells of every site, by name, that is ready, is not any more, or is removed."""
+
+    def changed(old: Obj | None, new: Obj | None) -> None:
+        if old is None or new is None or is_true(old, "Ready") != is_true(new, "Ready"):
+            tell(name(new or old or {}))
 
     manager.informer(scheme.CLUSTER).on_change(changed)

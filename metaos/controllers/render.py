@@ -2,7 +2,9 @@
 
 import copy
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
 from typing import Any
 
 from metaos.resources import scheme
@@ -130,6 +132,8 @@ def is_draining(found: Obj) -> bool:
 MAX_TEXT = 1024
 MAX_CONDITIONS = 32
 MAX_ACTIVE = 1000
+#: Addresses of a load balancer that one site has, and ports of each (as in the API).
+MAX_INGRESS, MAX_PORTS = 16, 100
 _TEXTS = ("currentRevision", "updateRevision", "lastScheduleTime", "lastSuccessfulTime", "startTime", "completionTime")
 #: Sets of numbers such as ``0-2,5``, of at most so many characters.
 _INDEXES = ("completedIndexes", "failedIndexes")
@@ -173,6 +177,9 @@ def _plausible(said: Mapping[str, Any], wanted: Obj) -> dict[str, Any]:
         elif key == "conditions":
             conditions = value if isinstance(value, list) else []
             status[key] = [_condition(c) for c in conditions[:MAX_CONDITIONS] if isinstance(c, dict) and _is_condition(c)]
+        elif key == "loadBalancer" and wanted.get("kind") == "Service" and isinstance(value, dict):
+            found = value.get("ingress")
+            status[key] = {"ingress": [_ingress(i) for i in _listed(found)[:MAX_INGRESS] if _is_ingress(i)]}
         elif key == "active" and wanted.get("kind") == "CronJob":
             # References there, a number elsewhere.
             status[key] = [a for a in value[:MAX_ACTIVE] if isinstance(a, dict)] if isinstance(value, list) else []
@@ -194,6 +201,50 @@ def _job(said: Mapping[str, Any]) -> dict[str, Any]:
     status = said.get("status")
     found: dict[str, Any] = {k: str(said.get(k) or "")[:MAX_TEXT] for k in ("name", "scheduledTime")}
     return found | {"status": _plausible(status if isinstance(status, dict) else {}, {"kind": "Job"})}
+
+
+def _is_ingress(said: Any) -> bool:
+    return isinstance(said, dict) and (_is_address(said.get("ip")) or _is_host(said.get("hostname")))
+
+
+def _ingress(said: Mapping[str, Any]) -> dict[str, Any]:
+    found = {key: said[key] for key, fits in (("ip", _is_address), ("hostname", _is_host)) if fits(said.get(key))}
+    if "ip" in found and said.get("ipMode") in ("VIP", "Proxy"):
+        found["ipMode"] = said["ipMode"]
+    kept = [_port(each) for each in _listed(said.get("ports"))[:MAX_PORTS] if _is_port(each)]
+    return found | ({"ports": kept} if kept else {})
+
+
+def _listed(said: Any) -> list[Any]:
+    return said if isinstance(said, list) else []
+
+
+def _is_port(said: Any) -> bool:
+    return isinstance(said, dict) and 0 < _count(said.get("port"), 65536) < 65536
+
+
+def _port(said: Mapping[str, Any]) -> dict[str, Any]:
+    protocol, error = said.get("protocol"), said.get("error")
+    found: dict[str, Any] = {"port": said["port"], "protocol": protocol if protocol in ("TCP", "UDP", "SCTP") else "TCP"}
+    if isinstance(error, str) and _ERROR.fullmatch(error):
+        found["error"] = error
+    return found
+
+
+#: As the API has it: ``Reason`` or ``example.org/Reason``.
+_ERROR = re.compile(r"([a-z0-9.-]{1,253}/)?[A-Za-z][A-Za-z0-9_-]{0,62}")
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+
+
+def _is_host(said: Any) -> bool:
+    return isinstance(said, str) and _HOST.fullmatch(said) is not None
+
+
+def _is_address(said: Any) -> bool:
+    try:
+        return isinstance(said, str) and str(ip_address(said)) == said
+    except ValueError:
+        return False
 
 
 def _is_condition(said: Mapping[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 As Kubernetes has it: a pod that no policy selects for a direction may have every connection in it; one that some select
 has those that at least one of their rules allows. Both ends must allow a connection. A pod always reaches itself.
 Pods' addresses are local to a site and mean nothing elsewhere, so an ``ipBlock`` stands for pods only where it holds
-all of their addresses.
+all of their addresses; for who comes from outside it means what it says.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class Peer:
     labels: Mapping[str, str] = field(default_factory=dict)
     namespace_labels: Mapping[str, str] = field(default_factory=dict)
     ports: Mapping[str, int] = field(default_factory=dict)
+    #: Of who comes from outside of all clusters: an IPv4 address, or a block where it is one of many. It is no pod then.
+    address: str = ""
 
 
 def refusal(policies: Iterable[Obj], source: Peer, destination: Peer, port: int, protocol: str = "TCP") -> str | None:
@@ -44,9 +46,13 @@ def refusal(policies: Iterable[Obj], source: Peer, destination: Peer, port: int,
             end = "to" if direction == EGRESS else "from"
             return (
                 f"NetworkPolicies of namespace {own.namespace} ({names}) allow pod {own.name} no {direction.lower()} {end} "
-                f"pod {other.namespace}/{other.name} on port {port}{'' if protocol == 'TCP' else '/' + protocol}"
+                f"{_called(other)} on port {port}{'' if protocol == 'TCP' else '/' + protocol}"
             )
     return None
+
+
+def _called(peer: Peer) -> str:
+    return f"pod {peer.namespace}/{peer.name}" if peer.namespace else peer.address or "outside"
 
 
 def _applies(policy: Obj, pod: Peer, direction: str) -> bool:
@@ -93,7 +99,9 @@ def _has_port(ports: Iterable[Mapping[str, Any]] | None, destination: Peer, port
 
 def _is_peer(peer: Mapping[str, Any], own_namespace: str, other: Peer) -> bool:
     if peer.get("ipBlock") is not None:
-        return holds_pods(peer["ipBlock"])
+        return holds(peer["ipBlock"], _ipv4(other.address)) if other.address else holds(peer["ipBlock"], _POD_ADDRESSES)
+    if other.address:
+        return False
     pods, namespaces = peer.get("podSelector"), peer.get("namespaceSelector")
     if namespaces is None and other.namespace != own_namespace:
         return False
@@ -104,15 +112,26 @@ def _is_peer(peer: Mapping[str, Any], own_namespace: str, other: Peer) -> bool:
 
 def holds_pods(block: Mapping[str, Any]) -> bool:
     """Whether a block holds every address that a pod can have."""
+    return holds(block, _POD_ADDRESSES)
+
+
+def holds(block: Mapping[str, Any], addresses: tuple[int, int] | None) -> bool:
+    """Whether an ``ipBlock`` holds all of these addresses (the first, and how many bits they share)."""
     cidr = _ipv4(str(block.get("cidr") or ""))
-    if cidr is None or not _within(_POD_ADDRESSES, cidr):
+    if addresses is None or cidr is None or not _within(addresses, cidr):
         return False
     spared = (_ipv4(str(each)) for each in block.get("except") or ())
-    return not any(each is not None and (_within(each, _POD_ADDRESSES) or _within(_POD_ADDRESSES, each)) for each in spared)
+    return not any(each is not None and (_within(each, addresses) or _within(addresses, each)) for each in spared)
+
+
+def in_ranges(address: str, ranges: Iterable[str]) -> bool:
+    """Whether one of these blocks holds an IPv4 address."""
+    return any(holds({"cidr": each}, _ipv4(address)) for each in ranges)
 
 
 def _ipv4(cidr: str) -> tuple[int, int] | None:
-    address, _, bits = cidr.partition("/")
+    address, slash, bits = cidr.partition("/")
+    bits = bits if slash else "32"
     parts = address.split(".")
     if len(parts) != 4 or not all(part.isdecimal() and int(part) < 256 for part in (*parts, bits)) or int(bits) > 32:
         return None

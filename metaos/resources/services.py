@@ -20,6 +20,8 @@ NODE_PORTS = range(30000, 32768)
 HEADLESS = "None"
 #: On a ServiceExport: the Kubernetes member whose own Service it is.
 FROM = "meta-os.eu/from"
+#: The condition of a Service for the world outside that says whether, and where, a site answers for it.
+EXPOSED = "Exposed"
 _SERVICE = "service/"
 _DERIVED, _LONGEST = "-clusterset", 63
 

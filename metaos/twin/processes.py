@@ -47,6 +47,8 @@ class Site:
     file: Path
     data: Path
     link: Link
+    #: Further ones of its agent.
+    arguments: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     log: Path = field(default_factory=Path)
 
@@ -135,8 +137,8 @@ class Processes:
 
     # -- sites ----------------------------------------------------------------------------------------------
 
-    def add_site(self, file: Path) -> Site:
-        """Starts a site from its file, with a join token of its own."""
+    def add_site(self, file: Path, *arguments: str) -> Site:
+        """Starts a site from its file, with a join token of its own; its agent with these arguments besides."""
         manifest = yaml.safe_load(file.read_text())
         name = manifest["metadata"]["name"]
         data = self.directory / name
@@ -149,6 +151,7 @@ class Processes:
         token.touch(0o600)
         token.write_text(self.nemo("join-token", name))
         site = Site(name, own, data, Link(("127.0.0.1", self.port)), log=self.directory / f"{name}.log")
+        site.arguments = arguments
         self.sites[name] = site
         self.start_site(site)
         return site
@@ -166,7 +169,7 @@ class Processes:
             str(site.data),
         ]
         agent += ["--site", str(site.file), "--token-file", str(self.directory / f"{site.name}.token")]
-        agent += ["--heartbeat", str(self.heartbeat_seconds)]
+        agent += ["--heartbeat", str(self.heartbeat_seconds), *site.arguments]
         agent += [] if self.metering_seconds is None else ["--metering-period", f"{self.metering_seconds:g}"]
         init = ["sh", "-c", f'while [ -d "{site.data}" ]; do "$@"; sleep 0.3; done', "init", *agent]
         site.process = self._spawn(site.log, [*_unshare(), *init] if self.machines else init)

@@ -204,7 +204,7 @@ class Sender:
         made.bind(("127.0.0.1", 0))
         return made
 
-    def choose(self, uid: str, listener: object) -> Any:
+    def choose(self, uid: str, listener: object, source: object) -> Any:
         return Route("shop", "db"), [RemoteEndpoint("far", "db-0", 53)] if self.may else []
 
     async def reach(self, uid: str, route: Route, endpoint: RemoteEndpoint) -> Stream:

@@ -106,6 +106,22 @@ async def test_policies_hold_across_sites() -> None:
         await asked(policy(podSelector={}, policyTypes=["Egress"]))
 
 
+async def test_who_comes_from_outside_is_known_by_address() -> None:
+    def blocks(*cidrs: str) -> Obj:
+        return policy(podSelector={}, ingress=[{"from": [{"ipBlock": {"cidr": cidr}} for cidr in cidrs]}])
+
+    outside = {"outside": True, "address": "192.0.2.7"}
+    told = await asked(blocks("192.0.2.0/24"), claimed=outside)
+    assert told["source"] == {"namespace": "", "pod": "", "labels": {}, "namespaceLabels": {}, "address": "192.0.2.7"}
+    for refused in (blocks("198.51.100.0/24"), FROM_WEB, policy(podSelector={})):
+        with pytest.raises(Refused, match=r"no ingress from 192\.0\.2\.7 on port 80"):
+            await asked(refused, claimed=outside)
+    anybody = {"outside": True, "address": "0.0.0.0/0"}
+    assert await asked(blocks("0.0.0.0/0"), claimed=anybody)
+    with pytest.raises(Refused):
+        await asked(blocks("192.0.2.0/24"), claimed=anybody)
+
+
 async def test_datagrams_go_where_a_service_leads_by_udp() -> None:
     with pytest.raises(Refused, match="leads to UDP port 80"):
         await asked(type="datagrams")

@@ -166,3 +166,27 @@ async def test_a_fault_of_ours_ends_nothing() -> None:
         assert (await judge.ask({"evaluate": [["x", "1"]], "data": {}}))["found"]["x"]["value"] == 1
     finally:
         await judge.close()
+
+
+async def test_who_goes_away_leaves_the_process_to_the_others() -> None:
+    judge = Judge()
+    try:
+        await judge.ask({"evaluate": [["x", "1"]], "data": {}})
+        process = judge._process
+        gone = asyncio.ensure_future(judge.ask({"evaluate": [["x", "[1, 2].map(a, a)"]], "data": {}}))
+        await asyncio.sleep(0)
+        other = asyncio.ensure_future(judge.ask({"evaluate": [["x", "3"]], "data": {}}))
+        gone.cancel()
+        assert (await other)["found"]["x"]["value"] == 3
+        assert gone.cancelled() and judge._process is process
+    finally:
+        await judge.close()
+
+
+async def test_the_end_of_the_hub_waits_for_no_rule() -> None:
+    judge = Judge()
+    await judge.ask({"evaluate": [["x", "1"]], "data": {}})
+    asking = asyncio.ensure_future(judge.ask({"evaluate": [["x", "2"]], "data": {"object": "x" * (1 << 22)}}))
+    await asyncio.sleep(0)
+    await judge.close()
+    assert isinstance((await asyncio.gather(asking, return_exceptions=True))[0], Unjudged | dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from metaos.cli.options import ADDRESS
+from metaos.cli.options import ADDRESS, HOST
 
 
 @pytest.mark.parametrize("given", ["127.0.0.1", "0.0.0.0", "169.254.1.1", "224.0.0.1"])
@@ -18,3 +18,14 @@ def test_an_address_is_an_address() -> None:
     assert ADDRESS.convert("10.0.0.7", None, None) == "10.0.0.7"
     with pytest.raises(click.BadParameter, match="is no IPv4 address"):
         ADDRESS.convert("here", None, None)
+
+
+@pytest.mark.parametrize("given", ["hub.example.org", "Hub-1", "*.example.org", "10.0.0.7", "::1"])
+def test_a_hub_has_names_and_addresses(given: str) -> None:
+    assert HOST.convert(given, None, None) == given
+
+
+@pytest.mark.parametrize("given", ["a b", "", "-a", "https://hub", "a..b", "x" * 254])
+def test_what_no_certificate_can_hold_is_no_name_of_a_hub(given: str) -> None:
+    with pytest.raises(click.BadParameter, match="is neither a host name"):
+        HOST.convert(given, None, None)

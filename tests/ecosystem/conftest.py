@@ -76,7 +76,8 @@ class Up:
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     if isolation().level != "ok":
         pytest.skip("this kernel refuses user namespaces: see 'nemo doctor'")
-    running = Up(tmp_path_factory.mktemp("ecosystem"))
+    # Other ports than those of nodes, and those that systems give to whoever connects somewhere.
+    running = Up(tmp_path_factory.mktemp("ecosystem"), "--expose", "127.0.0.1:20000-29999")
     try:
         running.ready()
         wait_for("the local site", lambda: "True" in running.kubectl("get", "clusters", "--no-headers", check=False), 60)

@@ -1,11 +1,14 @@
 """Helm 3, Helm 4 and the Helm 4 library over a chart with hooks, a test, lookups and a failing upgrade."""
 
 import json
+import socket
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from metaos.resources.services import allotted
+from metaos.twin.processes import wait_for
 from tests.ecosystem.conftest import PROGRAMS, Up
 from tests.ecosystem.tools import Tools
 
@@ -50,13 +53,35 @@ def test_a_release_from_installation_to_removal(up: Up, tools: Tools, namespace:
     assert up.kubectl("get", "deployments,services,configmaps,secrets", "-n", namespace, "-o", "name") == ""
 
 
-def test_helm_3_waits_in_vain_for_a_load_balancer(up: Up, tools: Tools, namespace: str) -> None:
+@pytest.mark.parametrize("major", [3, 4])
+def test_helm_waits_for_a_load_balancer_of_the_site(up: Up, tools: Tools, namespace: str, major: int) -> None:
+    port = 21000 + major
+    arguments = ("--set", f"type=LoadBalancer,port={port}", "--wait", "--timeout", "60s", "-n", namespace)
+    up.run(tools.helm(major), "install", "shop", CHART, *arguments)
+    # Helm 4 does not wait for the address.
+    up.kubectl("wait", "service/shop", "-n", namespace, "--for=condition=Exposed", "--timeout=30s")
+    ingress = up.kubectl("get", "service", "shop", "-n", namespace, "-o", "jsonpath={.status.loadBalancer.ingress[*].ip}")
+    assert ingress == "127.0.0.1"
+    assert f"127.0.0.1   {port}:" in up.kubectl("get", "service", "shop", "-n", namespace)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+        assert answer.status == 200
+    up.run(tools.helm(major), "uninstall", "shop", "--wait", "--timeout", "60s", "-n", namespace)
+    wait_for("the port to be closed", lambda: not listens(port), 20)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_helm_3_waits_in_vain_where_no_site_may_answer(up: Up, tools: Tools, namespace: str) -> None:
     said = up.run(
         *(tools.helm(3), "install", "shop", CHART, "--set", "type=LoadBalancer"),
         *("--wait", "--timeout", "8s", "--debug", "-n", namespace),
         check=False,
     )
     assert "Service does not have load balancer ingress IP address" in said and "context deadline exceeded" in said
+    assert "NotAllowed" in up.kubectl("get", "events", "-n", namespace)
     # Without Helm's own waiting, it is all there.
     up.kubectl("rollout", "status", "deployment/shop-web", "-n", namespace, "--timeout=60s")
 

@@ -109,6 +109,23 @@ async def test_in_a_namespace_of_the_clusters_owner_nothing_is_written_before_th
     await applying.gone(scheme.DEPLOYMENT, "web")
 
 
+async def test_what_a_load_balancer_of_the_cluster_has_is_told(applying: Applying) -> None:
+    found: Any = scheme.SERVICE.empty("web", applying.namespace)
+    found["metadata"] |= {"uid": "u-web", "generation": 2}
+    spec = {"type": "LoadBalancer", "clusterIP": "100.64.1.1", "ports": [{"port": 80, "nodePort": 30080, "protocol": "TCP"}]}
+    applying.give(applying.work("a", {**found, "spec": spec}))
+    await applying.applied("a")
+    ingress = [{"hostname": "lb.example.org"}]
+    # As the cluster's own load balancer does it.
+    change: Any = {"status": {"loadBalancer": {"ingress": ingress}}}
+    await applying.client.patch(scheme.SERVICE, "web", applying.namespace, change, subresource="status", field_manager="them")
+
+    def told() -> Any:
+        return applying.status("a")["manifests"][0]["status"].get("loadBalancer", {}).get("ingress")
+
+    await until(lambda: told() == ingress)
+
+
 async def test_each_wrong_manifest_is_told_by_itself_and_the_others_are_applied(applying: Applying) -> None:
     wrong = applying.deployment("wrong")
     wrong["spec"]["template"]["spec"]["containers"][0]["name"] = "Not A Name"

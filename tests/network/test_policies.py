@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaos.network.policies import Peer, holds_pods, named_ports, policy_types, refusal
+from metaos.network.policies import Peer, holds_pods, in_ranges, named_ports, policy_types, refusal
 from metaos.resources.meta import Obj
 
 WEB = Peer("shop", "web-1", {"app": "web"}, {"team": "a"}, {"http": 8080})
@@ -57,6 +57,28 @@ def test_peers() -> None:
     ):
         found = policy(ingress=[{"from": peers}])
         assert (refusal([found], WEB, API, 1) is None, refusal([found], TEST, API, 1) is None) == (web, test), peers
+
+
+@pytest.mark.parametrize(
+    ("peer", "allowed"),
+    [
+        ({"ipBlock": {"cidr": "192.0.2.0/24"}}, True),
+        ({"ipBlock": {"cidr": "192.0.2.0/24", "except": ["192.0.2.4/30"]}}, False),
+        ({"ipBlock": {"cidr": "100.64.0.0/10"}}, False),
+        ({"namespaceSelector": {}}, False),
+        ({"podSelector": {}}, False),
+    ],
+)
+def test_blocks_mean_what_they_say_for_who_comes_from_outside(peer: dict[str, Any], allowed: bool) -> None:
+    outside = Peer("", "", address="192.0.2.7")
+    found = policy(ingress=[{"from": [peer]}])
+    assert (refusal([found], outside, API, 80) is None) is allowed
+    assert refusal([], outside, API, 80) is None and refusal([policy(ingress=[{}])], outside, API, 80) is None
+
+
+def test_ranges_of_addresses() -> None:
+    assert in_ranges("10.9.8.7", ["2001:db8::/64", "10.0.0.0/8"]) and not in_ranges("11.9.8.7", ["10.0.0.0/8"])
+    assert not in_ranges("10.9.8.7", []) and not in_ranges("fe80::1", ["0.0.0.0/0"])
 
 
 @pytest.mark.parametrize(

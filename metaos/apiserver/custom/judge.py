@@ -45,18 +45,28 @@ class Judge:
 
     async def ask(self, request: Mapping[str, Any]) -> Any:
         """Raises :class:`Unjudged`."""
-        async with self._turn:
-            started = self._process is not None
-            try:
-                async with asyncio.timeout(SECONDS if started else START_SECONDS):
-                    found = await self._ask(orjson.dumps(request))
-            except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
-                log.warning("rules took too much time or memory; their process is started again when it is needed")
-                await self._end()
-                raise Unjudged(f"rules may take {SECONDS:g} s and some memory for one object") from None
-            except BaseException:
-                await self._end()  # What it would answer is for somebody who has gone.
-                raise
+        text = orjson.dumps(request)
+        await self._turn.acquire()
+        # Somebody who goes away meanwhile leaves an answer to be read, and the process to the others.
+        exchange = asyncio.create_task(self._exchange(text))
+        exchange.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(exchange)
+
+    async def _exchange(self, text: bytes) -> Any:
+        """Gives the turn back."""
+        started = self._process is not None
+        try:
+            async with asyncio.timeout(SECONDS if started else START_SECONDS):
+                found = await self._ask(text)
+        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
+            log.warning("rules took too much time or memory; their process is started again when it is needed")
+            await self._end()
+            raise Unjudged(f"rules may take {SECONDS:g} s and some memory for one object") from None
+        except BaseException:
+            await self._end()  # What it would answer is for somebody who has gone.
+            raise
+        finally:
+            self._turn.release()
         if "fault" in found:
             log.error("the process that evaluates rules: %s", found["fault"])
             raise Unjudged("the rules could not be evaluated; the hub's log says why")
@@ -81,16 +91,22 @@ class Judge:
             raise ConnectionError("the answer is too long")
         return orjson.loads(await source.readexactly(size))
 
+    def _kill(self) -> None:
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
     async def _end(self) -> None:
+        self._kill()
         process, self._process = self._process, None
         if process is not None:
-            with suppress(ProcessLookupError):
-                process.kill()
             # With what is left in its pipe: as long as that is full and unread, asyncio does not see the end.
             await process.communicate()
 
     async def close(self) -> None:
-        await self._end()
+        self._kill()  # Who waits for an answer is told by its end.
+        async with self._turn:
+            await self._end()
 
     # -- what is asked -------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from metaos.apiserver.metadata import DNS_SUBDOMAIN, SUBDOMAIN, dns_label_causes, label_causes
@@ -27,7 +27,8 @@ _PORT = "must be between 1 and 65535, inclusive"
 _KUBELET = 10250
 _FAMILIES = ("ipFamilies", "ipFamilyPolicy")
 #: What only Services for the world outside have.
-_BALANCED = ("allocateLoadBalancerNodePorts", "loadBalancerClass", "loadBalancerSourceRanges")
+_RANGES = "loadBalancerSourceRanges"
+_BALANCED = ("allocateLoadBalancerNodePorts", "loadBalancerClass", _RANGES)
 
 
 def carry(obj: Obj, old: Obj | None) -> None:
@@ -176,6 +177,10 @@ def _outside(spec: dict[str, Any], before: dict[str, Any]) -> Iterator[Cause]:
                 yield forbidden(f"spec.{key}", "may only be used when `type` is 'LoadBalancer'")
     elif before.get("type") == "LoadBalancer" and spec.get("loadBalancerClass") != before.get("loadBalancerClass"):
         yield invalid("spec.loadBalancerClass", spec.get("loadBalancerClass"), "may not change once set")
+    if spec.get("type") == "LoadBalancer" and spec.get(_RANGES) != before.get(_RANGES):
+        for i, block in enumerate(spec.get(_RANGES) or ()):
+            if not _is_block(block):
+                yield invalid(f"spec.{_RANGES}[{i}]", block, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)")
     policy = spec.get("externalTrafficPolicy")
     if policy and not from_outside(spec):
         yield invalid("spec.externalTrafficPolicy", policy, "may only be set for externally-accessible services")
@@ -224,6 +229,14 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_block(text: str) -> bool:
+    try:
+        ip_network(text.strip(), strict=False)
+    except ValueError:
+        return False
+    return "/" in text
 
 
 def _families(spec: dict[str, Any], before: dict[str, Any]) -> Iterator[Cause]:
