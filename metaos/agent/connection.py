@@ -68,7 +68,7 @@ class HubConnection:
     ) -> None:
         self._context: ssl.SSLContext = identity.context()
         self._contact = contact
-        self.hubs = Hubs(config.hub, config.data / "hubs.json")
+        self.hubs = Hubs(config.hub, config.data / "hubs.json", config.more_hubs)
         self._client = HttpClient(self.hubs.url, context=self._context, clock=clock, random=random)
         self.client: Client = self._client
         self._client.on_answer = self._reached

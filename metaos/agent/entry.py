@@ -56,29 +56,33 @@ class AgentConfig:
     mqtt_pair: Path | None = None
     #: Where it answers for Services of the world outside; ``None``: nowhere.
     expose: Exposure | None = None
+    #: Other hubs of the same store: who joins goes on to the next where one does not answer.
+    more_hubs: tuple[str, ...] = ()
 
 
 async def enter(config: AgentConfig, site: Obj, clock: Clock, random: Random) -> Identity:
     """This site's identity, joining first where it has none; waits for a hub that is away. Raises ``JoinError``."""
-    membership = Membership(config.hub, config.data / "identity", name(site), clock, random)
+    hubs = (config.hub, *config.more_hubs)
     contact = Contact(clock, random)
     registered = config.data / "registered"
     failures = 0
     while True:
+        hub = hubs[failures % len(hubs)]
+        membership = Membership(hub, config.data / "identity", name(site), clock, random)
         try:
             identity = await membership.join(config.token_file)
             if not registered.exists():
-                client = HttpClient(config.hub, context=identity.context(), clock=clock, random=random)
+                client = HttpClient(hub, context=identity.context(), clock=clock, random=random)
                 try:
                     await register(client, site)
                 finally:
                     await client.close()
                 registered.touch(mode=0o600)
-                log.info("site %s is a member of %s", name(site), config.hub)
+                log.info("site %s is a member of %s", name(site), hub)
             return identity
         except ApiError as error:
             if error.code < 500 and error.code not in (404, 409, 429):
-                raise JoinError(f"site {name(site)!r} cannot join {config.hub}: {error.message}") from error
+                raise JoinError(f"site {name(site)!r} cannot join {hub}: {error.message}") from error
             failures += 1
             contact.missed(error)
             await contact.pause(failures)

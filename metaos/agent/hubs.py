@@ -1,4 +1,4 @@
-"""The hubs of one store, as an agent knows them: the one that it was told of, and those that a hub names over the tunnel.
+"""The hubs of one store, as an agent knows them: those that it was started with, and those that a hub names over the tunnel.
 
 One is in use; where it cannot be reached the next one is. They are kept in ``DATA/hubs.json``, so that an agent whose first hub
 is gone for good finds the others after a restart too. Bound: ``MOST`` URLs.
@@ -20,12 +20,13 @@ MOST, LONGEST = 16, 200
 
 
 class Hubs:
-    """``first``: the URL that the agent was started with; it always stays one of them. ``file``: where they are kept."""
+    """``first`` and ``more``: the URLs that the agent was started with; they always stay among them. ``file``: where the others
+    are kept."""
 
-    def __init__(self, first: str, file: Path | None = None) -> None:
-        self._first, self._file = first.rstrip("/"), file
+    def __init__(self, first: str, file: Path | None = None, more: Iterable[str] = ()) -> None:
+        self._given, self._file = [url.rstrip("/") for url in (first, *more)], file
         self._others: list[str] = []
-        self.url = self._first
+        self.url = self._given[0]
         self._listeners: list[Callable[[], None]] = []
         if file is not None and file.exists():
             try:
@@ -35,7 +36,7 @@ class Hubs:
 
     @property
     def urls(self) -> list[str]:
-        return [self._first, *(url for url in self._others if url != self._first)]
+        return list(dict.fromkeys([*self._given, *self._others]))
 
     def on_move(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` when another hub is in use."""

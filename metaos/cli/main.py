@@ -266,7 +266,13 @@ def _address(text: str, option: str) -> Address:
 
 
 @nemo.command()
-@click.option("--hub", required=True, help="The hub's URL, for example https://hub.example.org:6443.")
+@click.option(
+    "--hub",
+    "hubs",
+    required=True,
+    multiple=True,
+    help="The hub's URL, for example https://hub.example.org:6443; of several hubs of one store as many as are to be tried.",
+)
 @click.option("--token-file", type=click.Path(path_type=Path), help="File with a join token; needed for the first start only.")
 @click.option("--data", type=click.Path(path_type=Path), help="Where this site keeps its state.")
 @click.option("--site", type=click.Path(exists=True, path_type=Path), required=True, help="The site file: a Cluster manifest.")
@@ -324,7 +330,7 @@ def _address(text: str, option: str) -> Address:
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def agent(
-    hub: str,
+    hubs: tuple[str, ...],
     token_file: Path | None,
     data: Path | None,
     site: Path,
@@ -365,7 +371,8 @@ def agent(
     forbid_core_files()
     allow_files()
     config = AgentConfig(
-        hub=hub,
+        hub=hubs[0],
+        more_hubs=hubs[1:],
         # Processes that work for the agent (volumes, images) have another directory than it.
         data=(data or default_data("agent")).absolute(),
         site_file=site,

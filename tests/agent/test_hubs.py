@@ -30,6 +30,12 @@ def test_the_next_one_where_one_fails(tmp_path: Path) -> None:
     assert Hubs(FIRST, file).urls == [FIRST]
 
 
+def test_several_may_be_given() -> None:
+    hubs = Hubs(FIRST, None, ["https://second.example.org:6443/"])
+    hubs.learn([FIRST, OTHERS[0]])
+    assert hubs.urls == [FIRST, "https://second.example.org:6443", OTHERS[0]]
+
+
 @given(st.one_of(st.none(), st.text(), st.lists(st.one_of(st.integers(), st.text(), st.just("http://a"), st.just("https://a")))))
 def test_what_is_no_list_of_hubs_is_left_out(said: object) -> None:
     hubs = Hubs(FIRST)
