@@ -86,6 +86,33 @@ async def move_store(data: Path, store: str, clock: Clock, tell: Callable[[str],
         raise ValueError(f"the database cannot be reached: {error.strerror or error}") from error
 
 
+async def copy_shared(store: str, target: Path) -> None:
+    """Makes a state file of a database, as of one revision, while hubs use it. Raises ``StoreFailed``."""
+    from metaos.store.database import Database, failure
+    from metaos.store.migration import UNFINISHED, PostgresSide, SqliteSide, copy
+
+    unfinished = target.with_name(target.name + UNFINISHED)
+    unfinished.unlink(missing_ok=True)
+    database = Database.read(store)
+    try:
+        source = await PostgresSide.open(database, target=False)
+        try:
+            file = SqliteSide(target, target=True)
+            try:
+                await copy(source, file)
+            finally:
+                await file.close()
+        finally:
+            await source.close()
+    except Exception as error:
+        told = failure(error, database)
+        if told is error:
+            raise
+        raise told from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 async def open_shared(config: HubConfig, clock: Clock, stack: AsyncExitStack) -> tuple[PostgresStore, KeyFiles]:
     """The database, and the keys of its hubs. ``stack`` closes it. Raises ``StoreFailed``, ``ValueError``."""
     try:

@@ -72,7 +72,7 @@ from metaos.fleet.apps import Apps
 from metaos.fleet.busgate import BusGate
 from metaos.fleet.fleet import Fleet
 from metaos.http import spare_memory, tls_context
-from metaos.hubs import StoreToken, check_place, open_shared
+from metaos.hubs import StoreToken, check_place, copy_shared, open_shared
 from metaos.members.hosted import Hosted
 from metaos.messaging.bus import Unavailable
 from metaos.messaging.exchange import Exchange, ExchangeConfig, read_servers
@@ -238,7 +238,14 @@ class Hub:
         hosts = tuple(dict.fromkeys((*self.config.names, *_host(self.config.advertise), *known)))
         credentials = Credentials(pki, hosts, lambda: revocation.withdrawn_time(revocations.record, ADMIN))
         revocations.trusts = credentials.trusts
-        upkeep = Upkeep(data, store, clock, lambda: state.full, shared=keys is not None)
+
+        async def copy(target: Path) -> None:
+            """In this order: another hub may have changed the keys a moment ago."""
+            assert keys is not None
+            await copy_shared(self.config.store, target)
+            await keys.pull()
+
+        upkeep = Upkeep(data, store, clock, lambda: state.full, None if keys is None else copy)
         peers: Peers | None = None
         if keys is not None:
             peers = tunnels.elsewhere = Peers(client, clock, "", self._hub_context, tunnels)

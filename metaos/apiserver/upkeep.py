@@ -11,7 +11,7 @@ import base64
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ HISTORY_SECONDS, COMPACT_SECONDS = 300.0, 60.0
 FULL_SECONDS = 5.0
 __all__ = ["PATHS", "Stretched", "Upkeep", "backup_directory", "describe_backup", "restore_hub", "stretched"]
 _CHUNK = 256 * 1024
+Copy = Callable[[Path], Awaitable[None]]
 #: Where the copy is made that is sent; open, it needs no name any more.
 COPY = "state.backup"
 
@@ -55,17 +56,21 @@ def make_backup(data: Path, target: Path, now: float, secret: Stretched | None) 
     """A backup of a data directory, also while a hub runs on it. Raises ``StoreFailed``."""
     keys = key_files(data)
     snapshot(data / "state.db", target)
-    about = {"version": __version__, "creationTime": format_time(now)}
-    describe(target, about, keys, secret)
+    _describe(target, keys, now, secret)
+
+
+def _describe(target: Path, keys: dict[str, bytes], now: float, secret: Stretched | None) -> None:
+    describe(target, {"version": __version__, "creationTime": format_time(now)}, keys, secret)
 
 
 class Upkeep:
     """Serves these paths. One thing at a time: keys are not dropped while a backup reads them."""
 
     def __init__(
-        self, data: Path, store: SealedStore, clock: Clock, full: Callable[[], bool] = bool, *, shared: bool = False
+        self, data: Path, store: SealedStore, clock: Clock, full: Callable[[], bool] = bool, copy: Copy | None = None
     ) -> None:
-        self._shared = shared
+        """``copy``: how a state that is not in ``data`` is copied; keys that it needs are in ``data`` afterwards."""
+        self._copy = copy
         self._data, self._store, self._clock, self._full = data, store, clock, full
         self._turn = asyncio.Lock()
         # A hub that was killed while it made one.
@@ -118,16 +123,16 @@ class Upkeep:
                 await self._store.drop_unused_keys()
 
     async def _backup(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
-        if self._shared:
-            raise errors.method_not_allowed(
-                "this hub's state is in PostgreSQL: back up the database with its own tools (pg_dump, or a continuous archive), "
-                "and keep a copy of hub.key"
-            )
         secret = _secret(await request.read())
         target = self._data / COPY
         async with self._turn:
             try:
-                await asyncio.to_thread(make_backup, self._data, target, self._clock.now(), secret)
+                now = self._clock.now()
+                if self._copy is None:
+                    await asyncio.to_thread(make_backup, self._data, target, now, secret)
+                else:
+                    await self._copy(target)
+                    await asyncio.to_thread(_describe, target, key_files(self._data), now, secret)
                 file = target.open("rb")
             finally:
                 # Open, it stays readable; nothing is left behind whatever happens.

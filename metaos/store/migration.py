@@ -16,7 +16,8 @@ import asyncio
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,6 +116,18 @@ async def move(source: Side, target: Side, clock: Clock, tell: Tell) -> dict[str
     await source.leave(target.shown)
     await target.open_up()
     return {**told, "oldest": oldest, "revision": latest, "freezeSeconds": round(clock.monotonic() - began, 3)}
+
+
+async def copy(source: PostgresSide, target: SqliteSide) -> None:
+    """Makes ``target`` of ``source`` as of one revision, while hubs use that. The hubs' shared keys stay out. Raises
+    ``StoreFailed``."""
+    async with source.as_of_now():
+        for table in GROWING:
+            await _copy(source, target, table, lambda _: None)
+        for table, columns in WHOLE.items():
+            await target.replace(table, columns, await source.whole(table, columns))
+        await target.conclude(*await source.bounds())
+    await target.open_up()
 
 
 async def _check_before(source: Side, target: Side) -> int:
@@ -266,6 +279,8 @@ class SqliteSide:
     async def open_up(self) -> None:
         # The log has all keys that hubs shared; this hub has them as files, and changes them without telling the log.
         await self._do(lambda: self._db.executescript(_FORGET_KEYS))
+        # One file, for whoever copies it.
+        await self._do(lambda: self._db.execute("PRAGMA journal_mode=DELETE").fetchall())
         self._db.close()
         self._open.rename(self._path)
 
@@ -304,6 +319,12 @@ class PostgresSide:
             await connection.close()
             raise
         return found
+
+    @asynccontextmanager
+    async def as_of_now(self) -> AsyncIterator[None]:
+        """What is read within is of one moment."""
+        async with self._db.transaction(isolation="repeatable_read", readonly=True):
+            yield
 
     async def bounds(self) -> tuple[int, int]:
         query = "SELECT oldest, greatest(revision, (SELECT coalesce(max(revision), 0) FROM nemo.log)) FROM nemo.state"

@@ -100,7 +100,7 @@ async def test_the_lease_of_a_hub_that_lives_is_not_taken_for_an_old_one() -> No
 async def test_upkeep_outlives_a_database_that_is_away(tmp_path: Path) -> None:
     store, clock = Away(), FakeClock()
     sealed = SealedStore(store, Keyring.open(tmp_path / "keys.json"), lambda key: False)
-    running = asyncio.create_task(Upkeep(tmp_path, sealed, clock, shared=True).run())
+    running = asyncio.create_task(Upkeep(tmp_path, sealed, clock).run())
     store.away = True
     await clock.settle()
     await clock.advance(COMPACT_SECONDS + FULL_SECONDS)

@@ -116,6 +116,75 @@ async def test_who_uses_the_files_is_told_of_new_ones_however_they_are_learned(t
     assert found is not None and found.value == b"a" and read == [["ca-1.pem", "ca-2.pem"]]
 
 
+def key_line(n: int) -> str:
+    return base64.b64encode(bytes([n]) * 32).decode() + "\n"
+
+
+def key_file(file: Path, *lines: int) -> Path:
+    file.write_text("".join(map(key_line, lines)))
+    file.chmod(0o600)
+    return file
+
+
+async def test_hubs_are_given_another_key_one_by_one_and_each_opens_at_every_step(tmp_path: Path) -> None:
+    """Both hubs start at every step, in either order, and one is killed between reading and sealing."""
+    store, one, two = MemoryStore(), hub(tmp_path, "1", ca_1=b"one"), hub(tmp_path, "2")
+    files = key_file(tmp_path / "1.key", 1), key_file(tmp_path / "2.key", 1)
+
+    async def start(which: int) -> KeyFiles:
+        keys = await KeyFiles.open(store, (one, two)[which], files[which])
+        await keys.push()
+        return keys
+
+    await start(0)
+    await start(1)
+    for step in ((1, 2), (2, 1)):
+        for which in (0, 1):
+            key_file(files[which], *step)
+            await KeyFiles.open(store, (one, two)[which], files[which])  # Killed here.
+            running = await start(1 - which)
+            await start(which)
+            keys = await start(0)
+            await keys.replace("pki/ca-1.pem", b"%d%d" % (step[0], which))
+            await running.pull()
+            await start(1)
+            assert (two / "pki/ca-1.pem").read_bytes() == b"%d%d" % (step[0], which)
+    before = await store.revision()
+    key_file(files[0], 2)
+    await start(0)
+    assert await store.revision() == before, "nothing is left to be sealed anew"
+    with pytest.raises(StoreFailed, match=r"have another hub\.key"):
+        await KeyFiles.open(store, one, key_file(tmp_path / "former.key", 1))
+    key_file(files[1], 2)
+    await start(1)
+
+
+async def test_a_hub_whose_key_is_the_later_one_opens_what_one_with_the_former_has_sealed_meanwhile(tmp_path: Path) -> None:
+    store, one, two = MemoryStore(), hub(tmp_path, "1", ca_1=b"one"), hub(tmp_path, "2")
+    former = await KeyFiles.open(store, one, key_file(tmp_path / "1.key", 1, 2))
+    await former.push()
+    later = await KeyFiles.open(store, two, key_file(tmp_path / "2.key", 2, 1))
+    await later.push()
+    await former.pull()
+    await former.replace("pki/ca-2.pem", b"new")
+    await later.pull()
+    assert (two / "pki/ca-2.pem").read_bytes() == b"new"
+    await later.push()
+    await KeyFiles.open(store, two, key_file(tmp_path / "new.key", 2))
+
+
+async def test_a_state_that_was_moved_here_is_not_given_new_keys(tmp_path: Path) -> None:
+    store, moved, empty = MemoryStore(), hub(tmp_path, "1", ca_1=b"one"), hub(tmp_path, "2")
+    await store.create("k/a", b"sealed")
+    with pytest.raises(StoreFailed, match="start its first hub with the data directory that was moved"):
+        await joined(store, empty)
+    assert not (tmp_path / "hub.key").exists()
+    (moved / "keys.json").write_text("{}")
+    await (await joined(store, moved)).push()
+    await joined(store, empty)
+    assert (empty / "keys.json").exists()
+
+
 async def test_what_is_wrong_with_the_hubs_key_is_said(tmp_path: Path) -> None:
     store, one = MemoryStore(), hub(tmp_path, "1", ca_1=b"one")
     key = tmp_path / "hub.key"
@@ -129,7 +198,11 @@ async def test_what_is_wrong_with_the_hubs_key_is_said(tmp_path: Path) -> None:
     key.chmod(0o604)
     with pytest.raises(StoreFailed, match="chmod 600"):
         await joined(store, one)
-    key.write_text("short")
-    key.chmod(0o600)
-    with pytest.raises(StoreFailed, match="holds no hub key"):
+    for text in ("short", key_line(1) + "short", ""):
+        key.write_text(text)
+        key.chmod(0o600)
+        with pytest.raises(StoreFailed, match="holds no hub key"):
+            await joined(store, one)
+    key_file(key, 1, 2, 3, 4, 5)
+    with pytest.raises(StoreFailed, match="4 are the most"):
         await joined(store, one)

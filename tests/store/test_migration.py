@@ -10,7 +10,7 @@ import pytest
 
 from bench.postgres import Postgres
 from metaos.clock import SystemClock
-from metaos.hubs import move_store
+from metaos.hubs import copy_shared, move_store
 from metaos.store import migration
 from metaos.store.database import Database
 from metaos.store.keyfiles import KEY
@@ -138,3 +138,34 @@ async def test_what_cannot_be_moved_is_said(tmp_path: Path, url: str) -> None:
     with pytest.raises(ValueError, match="holds something else than"):
         await move_store(data, url, CLOCK, print, back=False)
     await admin.close()
+
+
+async def test_a_copy_is_of_one_revision_while_a_hub_writes_and_compacts(url: str, tmp_path: Path) -> None:
+    store = await PostgresStore.open(Database.parse(url), CLOCK)
+    await store.create(KEY, b"sealed")
+    known: dict[str, int] = {}
+    await written(store, 1500, known)
+    await store.ledger.append(booking("paris", 1))
+    await checkpoint(store.ledger)
+    writing = asyncio.ensure_future(written(store, 3000, known))
+    await copy_shared(url, tmp_path / "state.db")
+    assert not writing.done()
+    await writing
+    file = await SqliteStore.open(tmp_path / "state.db")
+    at = await file.revision() - 1  # The shared keys are taken out by the last one.
+    there = [entry for entry in (await store.list("", revision=at)).entries if entry.key != KEY]
+    assert there == await contents(file) and await file.get(KEY) is None
+    assert await all_of(file.ledger) == await all_of(store.ledger)
+    assert [path.name for path in tmp_path.iterdir() if "moving" in path.name] == []
+    await store.compact(await store.revision() - 10)
+    await copy_shared(url, tmp_path / "again")
+    again = await SqliteStore.open(tmp_path / "again")
+    assert await again.revision() > at
+    for each in (file, again, store):
+        await each.close()
+
+
+async def test_a_database_that_is_away_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreFailed, match="cannot be reached"):
+        await copy_shared("postgresql://nemo@127.0.0.1:1/nemo", tmp_path / "state.db")
+    assert list(tmp_path.iterdir()) == []
