@@ -134,7 +134,7 @@ def amount(count: float) -> str:
 def _device_limits() -> list[str]:
     from metaos.apiserver import own
     from metaos.devices import batch, rate, twin, waiting
-    from metaos.fleet import apps, busgate, desk, fleet
+    from metaos.fleet import apps, busgate, desk, fleet, images
     from metaos.messaging import bus
 
     parts = [
@@ -188,6 +188,16 @@ def _device_limits() -> list[str]:
         ),
         ("Arguments of a command", amount(waiting.MOST_ARGUMENTS), "422"),
         (
+            "Connections of one device at a time under client IDs other than its name",
+            fleet.MOST_CONNECTIONS,
+            f"cut off for {out[0]:g} to {out[1]:g} s",
+        ),
+        (
+            "OCI artifacts for devices: fetched at once, of one namespace; time for one; between two tries",
+            f"{images.AT_ONCE}, 1; {images.FETCH_SECONDS:g} s; {images.AGAIN_SECONDS[0]:g} to {images.AGAIN_SECONDS[1]:g} s",
+            "it waits its turn; tried again, and the condition UpToDate says why",
+        ),
+        (
             "An application; a part of it; how many are held",
             f"{amount(apps.MOST_BYTES)}; {amount(apps.MOST_PART)}; {apps.MOST_HELD}",
             "refused, as a condition; dropped; read again",
@@ -208,7 +218,11 @@ def bus_limits() -> list[str]:
         ("A message of a tenant's", amount(bus.PAYLOAD_BYTES), "the connection is closed"),
         ("Connections of a tenant; what its streams keep", f"{accounts.CONNECTIONS}; {amount(accounts.DISK_BYTES)}", "refused"),
         ("Revoked credentials of a tenant", accounts.MOST_REVOKED, "an error that says what to do"),
-        ("What all streams of the hub's own server keep", amount(embedded.DISK_BYTES), "refused"),
+        (
+            "Namespaces with devices at the hub's own server, which sets aside what each may keep",
+            embedded.DISK_BYTES // accounts.DISK_BYTES,
+            "their devices are refused",
+        ),
         (
             "Messages that wait in the hub for one of its parts",
             f"{bus.WAITING}, {amount(bus.WAITING_BYTES)}",

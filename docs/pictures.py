@@ -31,7 +31,7 @@ ROLES = {
     "Operator of the continuum": (
         *("up", "kubeconfig", "revoke", "join-token", "ca status", "ca rotate", "ca retire"),
         *("keys list", "keys rotate", "backup", "restore", "migrate-store", "cluster add", "cluster remove"),
-        *("bus config", "bus leaf"),
+        *("bus config", "bus leaf", "bus revoke"),
         *("ledger export", "ledger keys", "ledger sign", "ledger rotate", "ledger archive"),
     ),
     "Owner of devices": (

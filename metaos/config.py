@@ -120,6 +120,8 @@ class HubConfig:
     leaf: Address | None = None
     #: Where the local site answers for Services of the world outside; ``None``: nowhere.
     expose: Exposure | None = None
+    #: A file with ``registries`` and ``imagePolicy``, as in a site file, for what devices run; ``None``: no images are fetched.
+    device_images: Path | None = None
     verbose: bool = False
 
 

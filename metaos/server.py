@@ -68,9 +68,10 @@ from metaos.controllers.sources import (
 )
 from metaos.controllers.worker import WorkerProcess
 from metaos.files import write_private
-from metaos.fleet.apps import Apps
+from metaos.fleet.apps import MOST_BYTES, Apps
 from metaos.fleet.busgate import BusGate
 from metaos.fleet.fleet import Fleet
+from metaos.fleet.images import Images, fetching_by
 from metaos.http import spare_memory, tls_context
 from metaos.hubs import StoreToken, check_place, copy_shared, open_shared
 from metaos.members.hosted import Hosted
@@ -352,7 +353,9 @@ class Hub:
         def authorities() -> str:
             return self._pki.bundle.decode() if exchange.mqtt is not None else ""
 
-        apps = Apps(client, key)
+        settings = self.config.device_images
+        fetch = None if settings is None else fetching_by(settings, MOST_BYTES)
+        apps = Apps(client, key, Images(client, self._clock, fetch))
         gate = BusGate(client, exchange, lambda: exchange.urls, authorities, apps.public_key)
         return Fleet(client, self._clock, exchange.bus, gate, apps)
 

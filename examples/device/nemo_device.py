@@ -233,7 +233,7 @@ class Device:
         self._topic = f"nemo/{config['namespace']}/{config['name']}/"
         self._news, self._acked, self._part = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._ring, self._answers, self._done, self._doing = [], [], [], []
-        self._session, self._epoch, self._sequence, self._version = "", 0, 0, 0
+        self._session, self._epoch, self._sequence, self._version, self._again = "", 0, 0, 0, 1
         self._dirty, self._failed, self._number, self._chunk, self._writer, self._code = True, None, 0, None, None, None
         self._app, self._fetching, self._manifest = {}, None, None
         try:
@@ -296,6 +296,7 @@ class Device:
         reading = None
         try:
             self._session, self._failed, self._dirty, self._epoch = f"{random.getrandbits(30):x}", None, True, 0
+            self._again = 1
             will = json.dumps({"online": False, "session": self._session})
             body = _text("MQTT") + b"\x04\xc6" + struct.pack(">H", self.heartbeat * 2)
             body += _text(self.config["name"]) + _text(self._topic + "status") + _text(will)
@@ -339,7 +340,9 @@ class Device:
                 self._ring.pop(0)
         else:
             self._news.clear()
-            if not await self._pause(self._news, self.heartbeat):
+            # Nobody heard that it is there until somebody said what is wanted: a site's link, or a hub, may have been away.
+            self._again = self.heartbeat if self._epoch else min(self.heartbeat, self._again * 2)
+            if not await self._pause(self._news, self._again):
                 await self._birth()
 
     async def _send(self, kind, body):

@@ -1,9 +1,7 @@
 """The images of one pod's containers: fetched while the pod waits for them, and tried again with back-off where that fails."""
 
 import asyncio
-import base64
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from metaos.agent.containers import ConfigError, Find, data_of
@@ -11,6 +9,7 @@ from metaos.agent.podrecord import PodRecord
 from metaos.agent.podstatus import Live, Waiting
 from metaos.plugins.points import ImageError, Pull
 from metaos.resources.meta import Obj, namespace
+from metaos.runtimes.credentials import of_secret
 
 if TYPE_CHECKING:
     from metaos.agent.supervisor import Supervisor
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 #: Of one pod's Secrets, so many credentials count.
 MAX_CREDENTIALS = 100
 NEVER = float("inf")
-_REMEDY = 'make it with "kubectl create secret docker-registry"'
 _BACK_OFF = {"ErrImagePull": "ImagePullBackOff"}
 
 
@@ -33,32 +31,10 @@ def pull_of(pod: Obj, container: Mapping[str, Any], find: Find) -> tuple[Pull, l
     for reference in pod["spec"].get("imagePullSecrets") or ():
         try:
             entries = data_of("Secret", {"name": reference.get("name")}, namespace(pod), find) or {}
-            found += _credentials(str(reference.get("name")), entries)
-        except ConfigError as error:
+            found += of_secret(str(reference.get("name")), entries)
+        except (ConfigError, ValueError) as error:
             problems.append(str(error))
     return Pull(policy, tuple(found[:MAX_CREDENTIALS])), problems
-
-
-def _credentials(name: str, entries: Mapping[str, bytes]) -> Iterator[tuple[str, str, str]]:
-    """(server, user, password) of a Secret of type ``kubernetes.io/dockerconfigjson`` or ``kubernetes.io/dockercfg``. Raises
-    :class:`ConfigError`, in which nothing of its content stands."""
-    raw = entries.get(".dockerconfigjson", entries.get(".dockercfg"))
-    if raw is None:
-        raise ConfigError(f'secret "{name}" has neither .dockerconfigjson nor .dockercfg: {_REMEDY}')
-    try:
-        servers = json.loads(raw)
-        if ".dockerconfigjson" in entries:
-            servers = servers["auths"]
-        for server, entry in servers.items():
-            user, password = entry.get("username"), entry.get("password")
-            if entry.get("auth"):
-                user, _, password = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
-            if user and password:
-                yield str(server), str(user), str(password)
-            elif entry.get("identitytoken"):
-                raise ConfigError(f'secret "{name}": an identitytoken is not supported: put user and password there')
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ConfigError(f'secret "{name}" is no docker configuration ({type(error).__name__}): {_REMEDY}') from error
 
 
 class PodImages:

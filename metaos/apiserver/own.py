@@ -11,6 +11,7 @@ from metaos.apiserver.metadata import label_causes
 from metaos.apiserver.schema import duplicate, forbidden, invalid, required
 from metaos.devices.credentials import NAME as DEVICE_NAME
 from metaos.devices.waves import bound
+from metaos.devices.workload import PINNED, PINNED_TEXT
 from metaos.network.intents import validate_intent
 from metaos.network.traffic import validate_traffic
 from metaos.resources import quantity
@@ -198,8 +199,20 @@ def device_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
         text = "must be a DNS label (a-z, 0-9 and '-', at most 63 characters): it is a part of the device's topics"
         yield invalid("metadata.name", named, text)
     yield from _desired(spec.get("desired"), "spec.desired")
+    yield from _app(spec.get("app"), "spec.app")
     if spec.get("quarantineReason") and not spec.get("quarantined"):
         yield forbidden("spec.quarantineReason", "it is not quarantined: set quarantined to true, or leave the reason out")
+
+
+def _app(app: Any, path: str) -> Iterator[Cause]:
+    if not app:
+        return
+    if bool(app.get("configMap")) == bool(app.get("image")):
+        yield required(f"{path}.configMap", "say where the code is: in a configMap, or in an image, and not in both")
+    elif app.get("image") and not PINNED.search(app["image"]):
+        yield invalid(f"{path}.image", app["image"], PINNED_TEXT)
+    if app.get("imagePullSecrets") and not app.get("image"):
+        yield forbidden(f"{path}.imagePullSecrets", "they are for an image: leave them out")
 
 
 def _desired(desired: Any, path: str) -> Iterator[Cause]:
@@ -218,6 +231,7 @@ def device_set_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     if not spec["template"]:
         yield required("spec.template.desired", "say what the devices shall have: desired, app or firmware")
     yield from _desired(spec["template"].get("desired"), "spec.template.desired")
+    yield from _app(spec["template"].get("app"), "spec.template.app")
 
 
 def device_claim_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:

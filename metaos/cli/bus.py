@@ -15,10 +15,14 @@ from metaos.messaging.embedded import Listener, ServerConfig, cluster_text
 from metaos.messaging.keys import credentials_text
 from metaos.messaging.leaf import Leaf, LeafTenant
 from metaos.messaging.root import root_secret
+from metaos.messaging.site import LEAVES, Given
 from metaos.messaging.subjects import word
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import uid
+from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, uid
+
+#: Where others write at the same time.
+_TRIES = 10
 
 
 def server_config(
@@ -67,7 +71,7 @@ def server_config(
 def leaf_text(site: str, namespaces: Sequence[str], hub: Address, days: float, kubeconfig: Path | None, data: Path) -> str:
     """What a site needs for a server of its own, for devices of these namespaces. Raises ``ValueError``, ``ApiError``."""
 
-    async def ask(client: HttpClient) -> tuple[bytes, list[Tenant]]:
+    async def ask(client: HttpClient) -> tuple[bytes, list[Tenant], int]:
         tenants = []
         for namespace in namespaces:
             try:
@@ -79,20 +83,65 @@ def leaf_text(site: str, namespaces: Sequence[str], hub: Address, days: float, k
                     ) from None
                 raise
             tenants.append(Tenant(namespace, uid(found)))
-        return await root_secret(client, SystemRandom()), tenants
+        generation = (await _given(client, _named("SITE", site), namespaces)).generation
+        return await root_secret(client, SystemRandom()), tenants, generation
 
-    root, tenants = with_client(kubeconfig, data, ask)
+    root, tenants, generation = with_client(kubeconfig, data, ask)
     now = SystemClock().now()
-    return leaf_of(Accounts(root), site, tenants, hub, authority_text(kubeconfig, data), now, now + days * 86400).text()
+    ca = authority_text(kubeconfig, data)
+    return leaf_of(Accounts(root), site, tenants, hub, ca, now, now + days * 86400, generation).text()
 
 
-def leaf_of(accounts: Accounts, site: str, tenants: Sequence[Tenant], hub: Address, ca: str, now: float, expires: float) -> Leaf:
-    key, token = accounts.site_user(site, None, now, expires)
+def revoke_leaf(site: str, namespaces: Sequence[str], kubeconfig: Path | None, data: Path) -> Given:
+    """Has the hub take no more of the credentials that a site's server was given. Raises ``ValueError``, ``ApiError``."""
+    return with_client(kubeconfig, data, lambda client: _given(client, _named("SITE", site), namespaces, anew=True))
+
+
+async def _given(client: HttpClient, site: str, namespaces: Sequence[str], *, anew: bool = False) -> Given:
+    """Writes down that a site's server is given credentials for namespaces, or, ``anew``, that those it has count no more."""
+    for _ in range(_TRIES):
+        try:
+            held: Obj | None = await client.get(scheme.CONFIG_MAP, LEAVES, SYSTEM_NAMESPACE)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            held = None
+        text = ((held or {}).get("data") or {}).get(site)
+        if anew and not text and not namespaces:
+            raise ValueError(f"SITE: nothing is known of {site!r}: name the namespaces that its server has credentials for, too")
+        old = Given.read(text) if text else Given(1, frozenset())
+        new = Given(old.generation + anew, old.namespaces | set(namespaces))
+        if new == old:
+            return new
+        body: Obj = held or scheme.CONFIG_MAP.empty(LEAVES, SYSTEM_NAMESPACE)
+        body = {**body, "data": {**(body.get("data") or {}), site: new.text()}}
+        try:
+            await (client.create(body) if held is None else client.update(body))
+        except ApiError as error:
+            if error.code != 409:
+                raise
+            continue
+        return new
+    raise ApiError(409, "Conflict", f"others change the ConfigMap {LEAVES} in {SYSTEM_NAMESPACE} at the same time: try again")
+
+
+def leaf_of(
+    accounts: Accounts,
+    site: str,
+    tenants: Sequence[Tenant],
+    hub: Address,
+    ca: str,
+    now: float,
+    expires: float,
+    generation: int = 1,
+) -> Leaf:
+    key, token = accounts.site_user(site, None, now, expires, generation)
     of_tenants = []
     for tenant in tenants:
-        user, credentials = accounts.site_user(site, tenant, now, expires)
+        user, credentials = accounts.site_user(site, tenant, now, expires, generation)
         account = accounts.account(tenant.namespace, tenant.uid).public
-        of_tenants.append(LeafTenant(tenant.namespace, account, credentials_text(credentials, user)))
+        opener = accounts.opener(tenant, now, expires - now)
+        of_tenants.append(LeafTenant(tenant.namespace, account, credentials_text(credentials, user), opener))
     return Leaf(
         site=_named("SITE", site),
         hub=str(hub),

@@ -21,6 +21,7 @@ TRIES = 10
 #: How long a command waits for a device that is offline, in seconds.
 QUEUE_SECONDS = 86400
 OUT = click.option("--out", type=click.Path(path_type=Path), help="Write it there, for you alone, instead of printing it.")
+FORCE = click.option("--force", is_flag=True, help="Replace a file that is there.")
 LABEL = click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label; may be given several times.")
 
 
@@ -40,10 +41,19 @@ def device() -> None:
 @click.option("--owner", default="", help="Who answers for it.")
 @click.option("--place", default="", help="Where it is, in words.")
 @OUT
+@FORCE
 @OUTPUT
 @hub_options
 def add(
-    name: str, namespace: str, labels: tuple[str, ...], owner: str, place: str, out: Path | None, output: str, **hub: Any
+    name: str,
+    namespace: str,
+    labels: tuple[str, ...],
+    owner: str,
+    place: str,
+    out: Path | None,
+    force: bool,
+    output: str,
+    **hub: Any,
 ) -> None:
     """Make a device, and print what it logs in with: this once. The example's client takes it as it is.
 
@@ -52,7 +62,7 @@ def add(
     """
     from metaos.resources import scheme
 
-    _can_write(out)
+    _can_write(out, force)
     where = namespace or "default"
     spec: Obj = ({"owner": owner} if owner else {}) | ({"location": {"place": place}} if place else {})
     body: Obj = {**scheme.DEVICE.empty(name, where), "spec": spec}
@@ -69,15 +79,16 @@ def add(
 @click.argument("name")
 @NAMESPACE
 @OUT
+@FORCE
 @OUTPUT
 @hub_options
-def credentials(name: str, namespace: str, out: Path | None, output: str, **hub: Any) -> None:
+def credentials(name: str, namespace: str, out: Path | None, force: bool, output: str, **hub: Any) -> None:
     """Give a device new credentials, printed this once. Those that it had count no more.
 
     \b
-    Example: nemo device credentials lamp -n home --out nemo.json
+    Example: nemo device credentials lamp -n home --out nemo.json --force
     """
-    _can_write(out)
+    _can_write(out, force)
     where = namespace or "default"
     _give(_config(_asked(hub, lambda client: _posted(client, where, f"devices/{name}/credential"))), out, output)
 
@@ -86,9 +97,10 @@ def credentials(name: str, namespace: str, out: Path | None, output: str, **hub:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @NAMESPACE
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where credentials go: a line of JSON each.")
+@FORCE
 @OUTPUT
 @hub_options
-def import_(file: Path, namespace: str, out: Path, output: str, **hub: Any) -> None:
+def import_(file: Path, namespace: str, out: Path, force: bool, output: str, **hub: Any) -> None:
     """Make many devices from a CSV file, 10000 in one request.
 
     Columns: name (needed), owner, place, latitude, longitude, labels (a=b;c=d), any label.KEY, desired (a JSON object). Rows that
@@ -103,7 +115,7 @@ def import_(file: Path, namespace: str, out: Path, output: str, **hub: Any) -> N
     from metaos.devices.batch import rows
     from metaos.files import write_private
 
-    _can_write(out)
+    _can_write(out, force)
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             found = rows(lines)
@@ -157,7 +169,8 @@ def command(name: str, action: str, namespace: str, arguments: str, wait: bool, 
         try:
             spec["arguments"] = json.loads(arguments)
         except ValueError as error:
-            raise ValueError(f"--arguments {arguments[:80]!r} must be JSON, for example '{{\"times\": 3}}': {error}") from None
+            why = f"{arguments[:80]!r} must be JSON, for example '{{\"times\": 3}}': {error}"
+            raise click.BadParameter(why, param_hint="--arguments") from None
     where = namespace or "default"
     try:
         answer = _asked(hub, lambda client: _posted(client, where, f"devices/{name}/command", spec))["status"]
@@ -184,6 +197,7 @@ def command(name: str, action: str, namespace: str, arguments: str, wait: bool, 
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write a client certificate and its key here (PEM), instead of a token.",
 )
+@FORCE
 @LABEL
 @OUTPUT
 @hub_options
@@ -194,6 +208,7 @@ def claim(
     expires: str,
     prefix: str,
     certificate: Path | None,
+    force: bool,
     labels: tuple[str, ...],
     output: str,
     **hub: Any,
@@ -215,14 +230,16 @@ def claim(
     from metaos.resources.meta import format_time
 
     where, secret = namespace or "default", SystemRandom().randbytes(SECRET_BYTES).hex()
-    seconds = seconds_of(expires, "--expires")
+    try:
+        seconds = seconds_of(expires, "")
+    except ValueError as error:
+        raise click.BadParameter(str(error).strip(), param_hint="--expires") from None
+    _can_write(certificate, force, "--certificate")
     until = format_time(SystemClock().now() + seconds)
     spec: Obj = {"count": count, "expirationTime": until, "labels": _labels(labels)}
     spec |= {"namePrefix": prefix} if prefix else {}
     wanted: Obj = {**scheme.DEVICE_CLAIM.empty(name, where), "spec": spec}
     if certificate is not None:
-        if not certificate.parent.is_dir():
-            raise ValueError(f"--certificate {certificate}: there is no directory {certificate.parent}: make it first")
         write_private(certificate, _asked(hub, lambda client: _certified(client, wanted, seconds)))
         shown = {"file": str(certificate), "count": count, "expirationTime": until}
         emit(shown, output, text=f"claim {name}: its certificate and key are in {certificate}")
@@ -381,7 +398,7 @@ def _labels(pairs: Iterable[str]) -> dict[str, str]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise ValueError(f"--label {pair!r} must be KEY=VALUE, for example floor=2")
+            raise click.BadParameter(f"{pair!r} must be KEY=VALUE, for example floor=2", param_hint="--label")
         found[key] = value
     return found
 
@@ -391,12 +408,19 @@ def _config(answer: Obj) -> Obj:
     return {"namespace": answer["metadata"]["namespace"], "name": answer["metadata"]["name"], **answer["status"]}
 
 
-def _can_write(out: Path | None) -> None:
-    """Looked at before anything is made: credentials are shown once. Raises ``ValueError``."""
+def _can_write(out: Path | None, force: bool, option: str = "--out") -> None:
+    """Looked at before anything is made: credentials are shown once. Raises ``ValueError``, and ``click.BadParameter`` for what
+    is there already."""
     import os
 
-    if out is not None and (out.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK)):
-        raise ValueError(f"--out '{out}' cannot be written: name a file in a directory that is there, and that you may write to")
+    if out is None:
+        return
+    if out.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{option} '{out}' cannot be written: name a file in a directory that is there, and that you may write to"
+        )
+    if out.exists() and not force:
+        raise click.BadParameter(f"'{out}' is there already: name another file, or replace it with --force", param_hint=option)
 
 
 def _give(config: Obj, out: Path | None, output: str) -> None:

@@ -210,6 +210,11 @@ def version(output: str) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Who has made the certificates of these servers, a PEM file [default: the hub's authority, and public ones].",
 )
+@click.option(
+    "--device-images",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Fetch OCI artifacts for devices, as this file says: registries and imagePolicy of a site file [default: none are].",
+)
 @click.option("--no-bus", is_flag=True, help="Run without the message bus, and so without devices.")
 @EXPOSE
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
@@ -596,6 +601,27 @@ def bus_leaf(site: str, namespaces: tuple[str, ...], hub: str, days: float, kube
     from metaos.cli.bus import leaf_text
 
     click.echo(leaf_text(site, namespaces, _address(hub, "--hub"), days, kubeconfig, data or default_data("hub")), nl=False)
+
+
+@bus.command("revoke")
+@click.argument("site")
+@click.argument("namespaces", nargs=-1)
+@OUTPUT
+@hub_options
+def bus_revoke(site: str, namespaces: tuple[str, ...], output: str, kubeconfig: Path | None, data: Path | None) -> None:
+    """Have the hub refuse the server of the bus at SITE, with all that 'nemo bus leaf' has printed for it. NAMESPACES are needed
+    only for what an older release printed.
+
+    \b
+    Example: nemo bus revoke edge-1
+    """
+    from metaos.cli.bus import revoke_leaf
+    from metaos.cli.output import emit
+
+    given = revoke_leaf(site, namespaces, kubeconfig, data or default_data("hub"))
+    of = sorted(given.namespaces)
+    said = f"site {site}: what its server has for {', '.join(of)} counts no more; 'nemo bus leaf' prints it anew"
+    emit({"site": site, "namespaces": of, "generation": given.generation}, output, text=said)
 
 
 @nemo.command()

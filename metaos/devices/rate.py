@@ -51,9 +51,14 @@ def sent(rate: Rate, now: float, per_second: float) -> tuple[Rate, bool, bool]:
         return flooded, False, False
     if now < rate.out:
         return flooded, False, False  # Cut off already: these were on their way.
+    return cut(flooded, now), False, True
+
+
+def cut(rate: Rate, now: float) -> Rate:
+    """After it was cut off: for twice as long as the last time."""
     first, most = OUT_SECONDS
     out = now + min(most, first * 2.0 ** min(rate.cuts, 20))
-    return replace(flooded, out=out, cuts=rate.cuts + 1, since=0.0, dropped=0), False, True
+    return replace(rate, last=now, out=out, cuts=rate.cuts + 1, since=0.0, dropped=0)
 
 
 def flooding(rate: Rate, now: float) -> bool:

@@ -2,7 +2,8 @@
 
 A Deployment whose pods have ``runtimeClassName: micropython`` runs on Devices of its namespace instead of sites: on as many as
 it has replicas, of those whose labels its ``nodeSelector`` asks for. Its one container's code is a ConfigMap that is mounted as
-a volume; the last word of ``command`` (or ``args``) says which key of it, main.py where there is none.
+a volume, or, where none is, the OCI artifact that ``image`` names by its digest; the last word of ``command`` (or ``args``) says
+which key or file of it, main.py where there is none.
 ``strategy.rollingUpdate.maxUnavailable`` is that of the DeviceSet that carries it out.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,8 +20,11 @@ from metaos.resources.meta import Obj, generation, with_condition
 
 RUNTIME_CLASS = "micropython"
 USUAL_BOUND = "25%"
+#: An image that is the same tomorrow.
+PINNED = re.compile(r"@sha256:[0-9a-f]{64}\Z")
+PINNED_TEXT = "must name an OCI artifact by its digest, for example registry.example/team/app@sha256:…"
 #: Fields of the pod and of its container that mean something on a device. Others are refused: nothing is left out in silence.
-_POD = {"runtimeClassName", "nodeSelector", "containers", "volumes"}
+_POD = {"runtimeClassName", "nodeSelector", "containers", "volumes", "imagePullSecrets"}
 _CONTAINER = {"name", "image", "command", "args", "volumeMounts"}
 #: What the API server fills in.
 _DEFAULTS = {
@@ -50,8 +55,19 @@ def wanted(deployment: Obj) -> dict[str, Any]:
             raise ValueError(f"{path}.{field}: a device has nothing of the kind: leave it out")
     maps = {v["name"]: v["configMap"]["name"] for v in pod.get("volumes") or () if (v.get("configMap") or {}).get("name")}
     mounted = [m["name"] for m in container.get("volumeMounts") or () if m["name"] in maps]
-    if len(mounted) != 1:
-        raise ValueError(f"{path}.volumeMounts: {len(mounted)} ConfigMaps are mounted: mount the one that holds the code")
+    code: dict[str, Any]
+    if mounted:
+        if len(mounted) != 1:
+            raise ValueError(f"{path}.volumeMounts: {len(mounted)} ConfigMaps are mounted: mount the one that holds the code")
+        code = {"configMap": maps[mounted[0]]}
+    else:
+        if not PINNED.search(container.get("image") or ""):
+            raise ValueError(f"{path}.image: {container.get('image')!r}: {PINNED_TEXT}, or mount a ConfigMap that holds the code")
+        if container.get("volumeMounts"):
+            raise ValueError(f"{path}.volumeMounts: none of them is of a ConfigMap: a device has no other volumes")
+        code = {"image": container["image"]}
+        if secrets := [str(each["name"]) for each in pod.get("imagePullSecrets") or ()]:
+            code["imagePullSecrets"] = secrets
     words = container.get("args") or container.get("command") or ["main.py"]
     version = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:10]
     most = ((spec.get("strategy") or {}).get("rollingUpdate") or {}).get("maxUnavailable") or USUAL_BOUND
@@ -60,7 +76,7 @@ def wanted(deployment: Obj) -> dict[str, Any]:
         "count": int(spec.get("replicas", 1)),
         "maxUnavailable": most,
         "template": {
-            "app": {"configMap": maps[mounted[0]], "key": str(words[-1]).rpartition("/")[2], "version": version},
+            "app": {**code, "key": str(words[-1]).rpartition("/")[2], "version": version},
         },
     }
 

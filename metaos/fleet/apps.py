@@ -1,4 +1,4 @@
-"""Applications of devices: taken from ConfigMaps, signed, and handed out in parts as devices ask for them.
+"""Applications of devices: taken from ConfigMaps and OCI artifacts, signed, and handed out in parts as devices ask for them.
 
 A device fetches by itself, one part after another, and goes on where it was when it lost its connection. What it is sent is
 signed with Ed25519 (RFC 8032): only the hub's key can make a device run something, whatever becomes of a server on the way.
@@ -15,6 +15,7 @@ from typing import Any
 
 from metaos.client import Client
 from metaos.devices.twin import Malformed
+from metaos.fleet.images import Images, Place
 from metaos.messaging.keys import Key
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
@@ -46,10 +47,11 @@ def signed_text(namespace: str, sha256: str, size: int, version: str) -> bytes:
 class Apps:
     """``key``: Ed25519, the hubs' for applications."""
 
-    def __init__(self, client: Client, key: Callable[[], Awaitable[Key]]) -> None:
-        self._client, self._key, self._public = client, key, ""
-        #: By namespace, ConfigMap, key, version and SHA-256 as they are asked for; those that were asked for last at the end.
-        self._held: OrderedDict[tuple[str, str, str, str, str], App] = OrderedDict()
+    def __init__(self, client: Client, key: Callable[[], Awaitable[Key]], images: Images) -> None:
+        self._client, self._key, self._public, self.images = client, key, "", images
+        #: By namespace, source, key, Secrets, version and SHA-256 as they are asked for; those that were asked for last at the
+        #: end.
+        self._held: OrderedDict[tuple[str, str, str, tuple[str, ...], str, str], App] = OrderedDict()
 
     async def public_key(self) -> str:
         """In hexadecimal, for devices. Raises ``ApiError``."""
@@ -62,11 +64,31 @@ class Apps:
 
     async def wanted(self, namespace: str, app: Mapping[str, Any]) -> App:
         """What a Device's ``spec.app`` names, read anew where it is not held any more. Raises :class:`Unfit`, ``ApiError``."""
-        named, key, version = app["configMap"], app.get("key") or USUAL_KEY, str(app.get("version") or "")
-        place = namespace, named, key, version, str(app.get("sha256") or "")
+        named, key, version = source(app), app.get("key") or USUAL_KEY, str(app.get("version") or "")
+        secrets = tuple(str(each) for each in app.get("imagePullSecrets") or ())
+        place = namespace, named, key, secrets, version, str(app.get("sha256") or "")
         if (held := self._held.get(place)) is not None:
             self._held.move_to_end(place)
             return held
+        if app.get("image"):
+            try:
+                code, what = self.images.take(Place(namespace, named, key, secrets)), f"{key} of image {named}"
+            except ValueError as error:
+                raise Unfit(str(error)) from None
+        else:
+            code, what = await self._of_config_map(namespace, named, key), f"{key} of ConfigMap {named}"
+        if not 0 < len(code) <= MOST_BYTES:
+            raise Unfit(f"{what} has {len(code)} bytes: a device's application may have 1 to {MOST_BYTES}")
+        sha = hashlib.sha256(code).hexdigest()
+        if app.get("sha256") and app["sha256"] != sha:
+            raise Unfit(f"{what} hashes to {sha}, and {app['sha256']} is wanted")
+        made = App(code, sha, version, (await self._key()).sign(signed_text(namespace, sha, len(code), version)).hex())
+        self._held[place] = made
+        if len(self._held) > MOST_HELD:
+            self._held.popitem(last=False)
+        return made
+
+    async def _of_config_map(self, namespace: str, named: str, key: str) -> bytes:
         try:
             found = await self._client.get(scheme.CONFIG_MAP, named, namespace)
         except ApiError as error:
@@ -76,22 +98,17 @@ class Apps:
         text, binary = (found.get("data") or {}).get(key), (found.get("binaryData") or {}).get(key)
         if text is None and binary is None:
             raise Unfit(f"ConfigMap {named} has no key {key}")
-        code = text.encode() if text is not None else base64.b64decode(str(binary))
-        if not 0 < len(code) <= MOST_BYTES:
-            raise Unfit(f"{key} of ConfigMap {named} has {len(code)} bytes: a device's application may have 1 to {MOST_BYTES}")
-        sha = hashlib.sha256(code).hexdigest()
-        if app.get("sha256") and app["sha256"] != sha:
-            raise Unfit(f"{key} of ConfigMap {named} hashes to {sha}, and {app['sha256']} is wanted")
-        made = App(code, sha, version, (await self._key()).sign(signed_text(namespace, sha, len(code), version)).hex())
-        self._held[place] = made
-        if len(self._held) > MOST_HELD:
-            self._held.popitem(last=False)
-        return made
+        return text.encode() if text is not None else base64.b64decode(str(binary))
 
     def forget(self, namespace: str, config_map: str) -> None:
         """It changed: it is read again."""
         for place in [place for place in self._held if place[:2] == (namespace, config_map)]:
             del self._held[place]
+
+
+def source(app: Mapping[str, Any]) -> str:
+    """What a ``spec.app`` takes its code from: a ConfigMap's name, or an image's, which a ConfigMap cannot have."""
+    return str(app.get("image") or app.get("configMap") or "")
 
 
 def manifest(app: App) -> dict[str, Any]:

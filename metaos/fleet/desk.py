@@ -154,9 +154,10 @@ class Desk:
         }
         address = Address(namespace, name)
         try:
+            made = await fleet.client.patch(scheme.DEVICE, name, namespace, patch)
+            # Not before it is known that there is a new one; where this ends here, the fleet does it.
             if before:
                 await fleet.gate.bar(address, uid(device), before)
-            made = await fleet.client.patch(scheme.DEVICE, name, namespace, patch)
             issued = await fleet.gate.issue(address, uid(made), before + 1)
         except BusError as error:
             raise errors.unavailable(f"the bus is away: {error}") from error

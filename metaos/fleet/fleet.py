@@ -20,8 +20,8 @@ from metaos.clock import Clock
 from metaos.devices import rate, twin, waiting
 from metaos.devices.status import Known, of_status, status
 from metaos.devices.twin import Malformed, Twin
-from metaos.fleet.apps import App, Apps, Unfit, chunk, manifest
-from metaos.fleet.gate import Address, Gate
+from metaos.fleet.apps import App, Apps, Unfit, chunk, manifest, source
+from metaos.fleet.gate import Address, Connection, Gate
 from metaos.messaging.bus import Bus, BusError, Message, Subscription
 from metaos.messaging.subjects import said_by, to_device
 from metaos.resources import scheme
@@ -40,6 +40,8 @@ TURN_MESSAGES, TURN_WRITES = 32, 4
 WAITING = 50_000
 #: Of one message; of a measurement that is shown, and its name; and how many kinds of them of one device are kept.
 MOST_BYTES, MEASUREMENT_BYTES, NAME_BYTES, MEASUREMENTS = 16 * 1024, 1024, 256, 16
+#: Connections of one device at a time under client IDs other than its name.
+MOST_CONNECTIONS = 8
 #: Until the servers are asked again for the connections of devices, where they were away.
 WATCH_SECONDS = 5.0
 #: On a Device that has been given a credential: it goes only when that counts no more.
@@ -65,10 +67,15 @@ class Live:
     again: float = 0.0
     written: float = 0.0
     seen_written: float = 0.0
-    config_map: str = ""
+    #: What its application's code is taken from.
+    source: str = ""
     wanted: str = ""
     problem: str = ""
     barred: str = ""
+    #: By client ID, where that is not its name: the connection's number.
+    connections: dict[str, str] = field(default_factory=dict)
+    #: Credentials before this one are barred.
+    ended: int = 1
     measured: dict[str, tuple[float, bytes]] = field(default_factory=dict)
     asked: dict[str, asyncio.Future[Mapping[str, Any]]] = field(default_factory=dict)
     #: Its status is written by one at a time, so that no earlier one is the last.
@@ -114,7 +121,7 @@ class Fleet:
         self.dropped = 0
         self._dirty: dict[Address, None] = {}
         self._unsaid: set[Address] = set()
-        #: Whose application a ConfigMap (namespace, name) holds.
+        #: Whose application a ConfigMap or image (namespace, name) holds.
         self._users: dict[tuple[str, str], set[Address]] = {}
         self._out: set[Address] = set()
         self._listening: asyncio.Task[None] | None = None
@@ -122,6 +129,7 @@ class Fleet:
         self._heard: Subscription | None = None
         self._swept = 0.0
         self._turn = asyncio.Lock()
+        apps.images.used, apps.images.came = self.uses, self._image_came
 
     async def bus(self) -> Bus:
         """Begins to listen with the first device that may connect: a hub without any needs no bus. Raises ``BusError``."""
@@ -138,6 +146,7 @@ class Fleet:
         """Forgets everything: who leads next begins with what is stored."""
         self.leading, self._bus = False, None
         self.gate.close()
+        await self.apps.images.stop()
         tasks = [task for task in (self._listening, self._watching) if task is not None]
         for task in tasks:
             task.cancel()
@@ -182,11 +191,15 @@ class Fleet:
             return
         await self.bus()
         await self.gate.open(live.address.namespace)
+        while live.ended < live.credential:
+            await self.gate.bar(live.address, uid(live.device), live.ended)
+            live.ended += 1
         why = "gone" if deleting(live.device) else "quarantined" if live.spec.get("quarantined") else ""
         why = why or ("flooding" if live.flooding and live.rate.out > self.clock.now() else "")
         if why and not live.barred:
             await self.gate.bar(live.address, uid(live.device), live.credential)
         elif not why and live.barred:
+            live.connections.clear()
             await self.gate.admit(live.address, uid(live.device), live.credential)
         if bool(why) != bool(live.barred):
             self.touch(live)
@@ -218,7 +231,7 @@ class Fleet:
                 future.cancel()
 
     def _uses_no_more(self, live: Live) -> None:
-        key = live.address.namespace, live.config_map
+        key = live.address.namespace, live.source
         users = self._users.get(key, set())
         users.discard(live.address)
         if not users:
@@ -228,10 +241,10 @@ class Fleet:
         before = live.wanted, live.problem
         app = live.spec.get("app")
         self._uses_no_more(live)
-        live.config_map = str((app or {}).get("configMap") or "")
+        live.source = source(app or {})
         live.wanted = live.problem = ""
         if app:
-            self._users.setdefault((live.address.namespace, live.config_map), set()).add(live.address)
+            self._users.setdefault((live.address.namespace, live.source), set()).add(live.address)
             try:
                 live.wanted = (await self.apps.wanted(live.address.namespace, app)).sha256
             except Unfit as error:
@@ -244,13 +257,22 @@ class Fleet:
     async def app_changed(self, where: str, config_map: str) -> None:
         """A ConfigMap changed: those whose application it holds are told."""
         self.apps.forget(where, config_map)
-        for address in list(self._users.get((where, config_map), ())):
+        await self._app_came(where, config_map)
+
+    async def _app_came(self, where: str, named: str) -> None:
+        for address in list(self._users.get((where, named), ())):
             if address in self.live:
                 await self._find_app(self.live[address])
 
-    def uses(self, where: str, config_map: str) -> bool:
-        """Whether it holds a device's application."""
-        return (where, config_map) in self._users
+    async def _image_came(self, where: str, image: str) -> None:
+        try:
+            await self._app_came(where, image)
+        except (BusError, ApiError) as error:
+            log.warning("devices of %s were not told of image %s: %s", where, image, error)
+
+    def uses(self, where: str, named: str) -> bool:
+        """Whether this ConfigMap or image holds a device's application."""
+        return (where, named) in self._users
 
     async def _app(self, live: Live) -> App | None:
         """What it shall run; ``None`` where there is nothing."""
@@ -340,22 +362,42 @@ class Fleet:
 
     async def _watch(self) -> None:
         while True:
+            for live in self.live.values():
+                live.connections.clear()  # Who went meanwhile was not seen.
             try:
-                async with aclosing(self.gate.connected()) as found:
-                    async for address, client_id in found:
-                        await self.called(address, client_id)
+                async with aclosing(self.gate.connections()) as found:
+                    async for each in found:
+                        await self.called(each)
             except (BusError, ApiError) as error:
                 log.warning("whether devices use their own client IDs is not seen at this moment: %s", error)
             await self.clock.sleep(WATCH_SECONDS)
 
-    async def called(self, address: Address, client_id: str) -> None:
-        """A device has connected. One that gives another's client ID has cut that one off, as servers of MQTT do: it is
-        quarantined, as it would do it again. Raises ``ApiError``."""
+    async def called(self, seen: Connection) -> None:
+        """A device has connected, or is gone. One that gives another's client ID has cut that one off, as servers of MQTT do: it
+        is quarantined, as it would do it again. One that holds more than :data:`MOST_CONNECTIONS` under IDs of its own choice,
+        of those that its namespace may have, is refused for a while. Raises ``ApiError``, ``BusError``."""
+        address, client_id = seen.device, seen.client_id
         live = self.live.get(address)
-        if live is None or client_id == address.name or live.spec.get("quarantined"):
+        if live is None or client_id == address.name:
+            return
+        if not seen.there:
+            if live.connections.get(client_id) == seen.number:
+                del live.connections[client_id]
+            return
+        if live.spec.get("quarantined"):
             return
         if Address(address.namespace, client_id) not in self.live:
-            return  # Nobody's: an ID of its own choice disturbs no one.
+            # Nobody's: an ID of its own choice disturbs no one.
+            if len(live.connections) < MOST_CONNECTIONS or client_id in live.connections:
+                live.connections[client_id] = seen.number
+            elif not live.barred:
+                live.rate = rate.cut(live.rate, self.clock.now())
+                live.flooding = (
+                    f"it held more than {MOST_CONNECTIONS} connections at once: it is refused until {format_time(live.rate.out)}"
+                )
+                self._out.add(address)
+                await self._admit(live)
+            return
         why = f"it connected with the client ID {client_id}, which is another device's, and cut that one off: its own is its name"
         patch = {"metadata": {"uid": uid(live.device)}, "spec": {"quarantined": True, "quarantineReason": why}}
         log.warning("device %s/%s is quarantined: %s", *address, why)

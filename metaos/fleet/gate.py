@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +12,15 @@ class Address(NamedTuple):
 
     namespace: str
     name: str
+
+
+class Connection(NamedTuple):
+    """One that a device made, or, where it is not ``there``, that is over. ``number``: no other connection has it."""
+
+    device: Address
+    client_id: str
+    number: str = ""
+    there: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +58,12 @@ class Gate(Protocol):
         """Takes ``bar`` back."""
         ...
 
-    def connected(self) -> AsyncGenerator[tuple[Address, str]]:
-        """Devices as they connect, from now on, and the client IDs that they give. Ends or raises ``BusError`` where the bus is
-        away."""
+    async def sites(self, told: Mapping[str, str]) -> None:
+        """Which credentials of sites' servers count: see :data:`metaos.messaging.site.LEAVES`. Any number of times."""
+        ...
+
+    def connections(self) -> AsyncGenerator[Connection]:
+        """Devices as they come and go, from now on. Ends or raises ``BusError`` where the bus is away."""
         ...
 
     def close(self) -> None:

@@ -26,6 +26,10 @@ MOST_REVOKED = 10_000
 CONSUMERS_EACH = 6
 #: Tenants whose accounts' keys are held: making one, and its public form, costs as much as a device's.
 TENANTS_HELD = 1000
+#: Who makes the first connection of a tenant's over MQTT, and how long its token counts, in seconds.
+OPENER, OPENER_SECONDS = "OPENER", 3600.0
+#: On which servers tell of clients that come and go.
+CONNECTIONS_SUBJECT = "$SYS.ACCOUNT.*.*"
 #: A time that is after any other, in seconds since the epoch.
 _ALWAYS = 1 << 40
 
@@ -129,18 +133,36 @@ class Accounts:
         claims = {**_ANYTHING, "type": "user", "version": VERSION}
         return key, (self.system if system else self.hub).token(key.public, "hub", claims, now)
 
-    def site_user(self, site: str, tenant: Tenant | None, now: float, expires: float) -> tuple[Key, str]:
+    def site_user(self, site: str, tenant: Tenant | None, now: float, expires: float, generation: int = 1) -> tuple[Key, str]:
         """A site's key and token, for its server to be a leaf node: in a tenant's account, all of which it may say and hear; or,
-        without a tenant, to learn of accounts, and of nothing else that servers tell each other."""
+        without a tenant, to learn of accounts and tell of its clients, and nothing else of what servers tell each other.
+        ``generation`` counts a site's credentials."""
         account = self.system if tenant is None else self.account(tenant.namespace, tenant.uid)
-        key = Key.derive("user", self._root, "site", site, account.public)
+        key = self._site_key(site, account, generation)
         claims = {**_ANYTHING, "type": "user", "version": VERSION, "allowed_connection_types": ["LEAFNODE", "STANDARD"]}
         if tenant is None:
             claims["allowed_connection_types"] = ["LEAFNODE"]
-            claims["pub"] = {"allow": ["$SYS.REQ.ACCOUNT.*.CLAIMS.LOOKUP"]}
+            claims["pub"] = {"allow": ["$SYS.REQ.ACCOUNT.*.CLAIMS.LOOKUP", CONNECTIONS_SUBJECT]}
             told = ("$SYS.REQ.ACCOUNT.*.CLAIMS.UPDATE", "$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.CLAIMS.DELETE")
             claims["sub"] = {"allow": [*told, "_INBOX.>", "$SYS._INBOX.>", "_R_.>"]}
         return key, account.token(key.public, site, claims, now, expires)
+
+    def site_key(self, site: str, tenant: Tenant, generation: int) -> Key:
+        """By which a site's credentials for a tenant are revoked; see ``site_user``."""
+        return self._site_key(site, self.account(tenant.namespace, tenant.uid), generation)
+
+    def _site_key(self, site: str, account: Key, generation: int) -> Key:
+        # The first are as they were before they were counted.
+        return Key.derive("user", self._root, "site", site, account.public, *([str(generation)] if generation > 1 else []))
+
+    def opener(self, tenant: Tenant, now: float, lasts: float = OPENER_SECONDS) -> str:
+        """A token with which one may connect over MQTT in a tenant's account, and say and hear nothing."""
+        account = self.account(tenant.namespace, tenant.uid)
+        key = Key.derive("user", self._root, "opener", account.public)
+        nothing = {"deny": [">"]}
+        claims = {**_ANYTHING, "type": "user", "version": VERSION, "pub": nothing, "sub": nothing, "bearer_token": True}
+        claims["allowed_connection_types"] = ["MQTT"]
+        return account.token(key.public, OPENER, claims, now, now + lasts)
 
     def tenant_user(self, tenant: Tenant, now: float) -> tuple[Key, str]:
         """A hub's own key and token in a tenant's account, to read its streams."""

@@ -23,8 +23,9 @@ from metaos.messaging.child import Child
 #: Longest message that the hub may say (the account of all hubs names every tenant), and what may wait for one reader.
 PAYLOAD_BYTES = 8 << 20
 PENDING_BYTES = 64 << 20
-#: What streams may keep in all, in bytes.
-DISK_BYTES = 10 << 30
+#: What streams may keep in all, in bytes. The server sets aside for each namespace with devices what that may keep at most, so
+#: this is a bound on their number: more than the disk has, as most keep little.
+DISK_BYTES = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +104,17 @@ def program() -> str:
     return found
 
 
-def free_port(host: str) -> int:
+def free_port(host: str = "127.0.0.1") -> int:
     """One that nobody listens on at this moment."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def near(host: str) -> str:
+    """Where this machine reaches what listens there."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 class Embedded:

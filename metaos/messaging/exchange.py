@@ -18,11 +18,12 @@ from urllib.parse import urlsplit
 
 from metaos.clock import Clock
 from metaos.config import Address
-from metaos.messaging.accounts import Accounts, DeviceUser, Tenant
+from metaos.messaging.accounts import CONNECTIONS_SUBJECT, Accounts, DeviceUser, Tenant
 from metaos.messaging.bus import BusError, Message, Subscription, Unavailable
 from metaos.messaging.child import Child
-from metaos.messaging.embedded import DISK_BYTES, Embedded, GatewaySettings, Listener, ServerConfig, free_port
-from metaos.messaging.keys import read_token
+from metaos.messaging.embedded import DISK_BYTES, Embedded, GatewaySettings, Listener, ServerConfig, free_port, near
+from metaos.messaging.keys import read_token, signed_by
+from metaos.messaging.opening import opened
 
 if TYPE_CHECKING:
     from metaos.messaging.nats import NatsBus
@@ -33,7 +34,7 @@ LOOPBACK = "127.0.0.1"
 #: Accounts that are told to the servers at once.
 AT_ONCE = 16
 TELL_SECONDS = 10.0
-#: Connections of devices that wait to be looked at; of more the oldest are lost.
+#: Devices that came or went and wait to be looked at; of more the oldest are lost.
 CONNECTED_WAITING = 10_000
 #: How long a connection to servers of one's own, and to others, is waited for.
 PATIENCE_SECONDS = (5.0, 10.0)
@@ -59,23 +60,14 @@ class ExchangeConfig:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A device has connected over MQTT. Of two in one namespace with one ``client_id`` the servers cut the earlier off."""
+    """A device has connected over MQTT, or is gone where not ``there``; ``number`` is the connection's. Of two in one namespace
+    with one ``client_id`` the servers cut the earlier off."""
 
     namespace: str
     name: str
     client_id: str
-
-
-def connected(said: Message) -> Connected | None:
-    """What a server says of a client that has connected; ``None`` for those that are no devices. Of a client's own words only its
-    ID is taken: the others stand in tokens that the server has checked."""
-    try:
-        client = json.loads(said.data)["client"]
-        if client.get("client_type") != "mqtt":
-            return None
-        return Connected(str(client["name_tag"]), str(read_token(client["jwt"])["name"]), str(client["client_id"]))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+    number: str = ""
+    there: bool = True
 
 
 class Exchange:
@@ -101,6 +93,8 @@ class Exchange:
         self._bus: NatsBus | None = None
         self._system: NatsBus | None = None
         self._held: dict[str, Tenant] = {}
+        #: Accounts that no server knew before, until it has made what it keeps of their devices.
+        self._new: set[str] = set()
         #: Of each account the newest token's time: an older one would be taken without effect.
         self._issued: dict[str, float] = {}
 
@@ -186,6 +180,9 @@ class Exchange:
                 key = accounts.account(tenant.namespace, tenant.uid).public
                 async with room:
                     await self._tell(key, lambda now: accounts.tenant_token(tenant, now))
+                    if key in self._new and tenant.connections:
+                        await self._open(accounts.opener(tenant, self._clock.now()))
+                    self._new.discard(key)
                 self._held[tenant.namespace] = tenant
 
             await asyncio.gather(*(tell(tenant) for tenant in changed))
@@ -197,10 +194,30 @@ class Exchange:
                 await self._ask("$SYS.REQ.CLAIMS.DELETE", accounts.removal_token(keys, self._clock.now()))
 
     async def connections(self) -> Subscription:
-        """Each connection of a client from now on: see :func:`connected`. Raises ``Unavailable``."""
+        """Clients as they come and go from now on: see :meth:`connected`. Raises ``Unavailable``."""
         await self.bus()
         assert self._system is not None
-        return await self._system.subscribe("$SYS.ACCOUNT.*.CONNECT", waiting=CONNECTED_WAITING)
+        return await self._system.subscribe(CONNECTIONS_SUBJECT, waiting=CONNECTED_WAITING)
+
+    def connected(self, said: Message) -> Connected | None:
+        """What a server says of a client that came or went; ``None`` for those that are no devices. Of a client's own words only
+        its ID is taken: the others stand in its token. Servers at sites are another's, so it is looked at who signed that, where
+        anything can follow from it: for an ID that is not the device's name."""
+        try:
+            event = json.loads(said.data)
+            client = event["client"]
+            if client.get("client_type") != "mqtt":
+                return None
+            token, tenant = str(client["jwt"]), self._held.get(str(client["name_tag"]))
+            name, id_ = str(read_token(token)["name"]), str(client["client_id"])
+            if tenant is None or self.accounts is None:
+                return None
+            if id_ != name and not signed_by(token, self.accounts.account(tenant.namespace, tenant.uid).public):
+                return None
+            number = f"{event['server']['id']}/{client['id']}"
+            return Connected(tenant.namespace, name, id_, number, said.subject.endswith(".CONNECT"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
 
     def renew(self) -> None:
         """The server's certificate has changed."""
@@ -245,6 +262,14 @@ class Exchange:
             found.append(await NatsBus.connect(servers, key, token, "hub", tls, patience, copies))
         self._system, self._bus = found
 
+    async def _open(self, token: str) -> None:
+        """At the hub's own server; others are none of its business. Raises ``Unavailable``."""
+        listener = self.server.config.mqtt if self.server is not None else None
+        if listener is None:
+            return
+        tls = ssl.create_default_context(cadata=self._authorities()) if listener.certificate else None
+        await opened(near(listener.host), listener.port, token, tls, self._clock)
+
     async def _open_gateway(self, address: Address) -> None:
         """For MQTT 5, in front of the server's listener for 3.1.1. Raises ``Unavailable``."""
         assert self.server is not None
@@ -254,7 +279,7 @@ class Exchange:
         settings = GatewaySettings(
             host=five.host,
             port=five.port,
-            server_host=LOOPBACK if server.host == "0.0.0.0" else "::1" if server.host == "::" else server.host,
+            server_host=near(server.host),
             server_port=server.port,
             certificate=str(five.certificate or ""),
             key=str(five.key or ""),
@@ -296,6 +321,8 @@ class Exchange:
         if account not in self._issued:
             found = await self._look(f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP")
             self._issued[account] = float(read_token(found)["iat"]) if found else 0.0
+            if not found:
+                self._new.add(account)
         issued = self._issued[account] = max(self._clock.now(), self._issued[account])
         await self._ask("$SYS.REQ.CLAIMS.UPDATE", token(issued))
 

@@ -98,6 +98,21 @@ def read_credentials(file: Path) -> tuple[str, Key]:
     return token, Key("user", raw[2 : 2 + SECRET_BYTES])
 
 
+def signed_by(token: str, public: str) -> bool:
+    """Whether the key with this public form signed a token; not whether that has expired."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    text, _, signature = token.rpartition(".")
+    try:
+        raw = base64.b32decode(public + "=" * (-len(public) % 8))[1 : 1 + SECRET_BYTES]
+        shown = base64.urlsafe_b64decode(signature + "=" * (-len(signature) % 4))
+        Ed25519PublicKey.from_public_bytes(raw).verify(shown, text.encode())
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
 def read_token(token: str) -> dict[str, Any]:
     """What a token says, without looking at who signed it. Raises ``ValueError``."""
     try:

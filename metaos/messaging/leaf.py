@@ -18,15 +18,17 @@ from pathlib import Path
 from metaos.clock import Clock
 from metaos.config import Address
 from metaos.files import make_private, write_private
+from metaos.messaging.accounts import DISK_BYTES as TENANT_BYTES
 from metaos.messaging.bus import Unavailable
 from metaos.messaging.child import Child
-from metaos.messaging.embedded import Listener, free_port, program, quoted
+from metaos.messaging.embedded import Listener, free_port, near, program, quoted
 
 log = logging.getLogger("nemo.bus")
 
-#: What a tenant's measurements may take at the site, and of a site at the hub, in bytes; beyond that the oldest go.
+#: What a tenant's measurements may take at the site, and of a site at the hub, in bytes; beyond that the oldest go. What the
+#: site's server has beside what it sets aside for each tenant.
 KEPT_BYTES = 256 << 20
-DISK_BYTES = 2 << 30
+DISK_BYTES = 1 << 30
 #: How often a link is tried again, in seconds, and how long learned accounts count without it.
 RECONNECT_SECONDS = 2
 ACCOUNTS_HOURS = 720
@@ -37,11 +39,12 @@ AGAIN_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class LeafTenant:
-    """``credentials``: as NATS reads them, a secret."""
+    """``credentials``: as NATS reads them, a secret. ``opener``: see :mod:`metaos.messaging.opening`."""
 
     namespace: str
     account: str
     credentials: str
+    opener: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +140,7 @@ class LeafServer:
             f"resolver: {{ {accounts} }}\n"
             f"resolver_preload {{ {leaf.system}: {leaf.system_token} }}\n"
             f"jetstream {{ store_dir: {quoted(folder)}, domain: {quoted(f'site-{leaf.site}')}, max_mem: 0, "
-            f"max_file: {DISK_BYTES}, sync_interval: '1s' }}\n"
+            f"max_file: {len(leaf.tenants) * TENANT_BYTES + DISK_BYTES}, sync_interval: '1s' }}\n"
             f"mqtt {{\n{self.mqtt.text()}}}\n"
             f"leafnodes {{ reconnect: {RECONNECT_SECONDS}, remotes: [\n{remotes}] }}\n"
         )
@@ -147,6 +150,8 @@ class LeafServer:
         command: Sequence[str] = (sys.executable, "-m", "metaos.messaging.sitestreams")
         names = [tenant.namespace for tenant in self._leaf.tenants]
         known = {"site": self._leaf.site, "port": self.listen.port, "folder": str(self._folder), "tenants": names}
+        openers = [tenant.opener for tenant in self._leaf.tenants if tenant.opener]
+        known |= {"mqtt": [near(self.mqtt.host), self.mqtt.port, bool(self.mqtt.certificate)], "openers": openers}
         told = json.dumps(known).encode() + b"\n"
         while True:
             process = await asyncio.create_subprocess_exec(

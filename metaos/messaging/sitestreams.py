@@ -1,4 +1,4 @@
-"""Makes the streams of a site's server, and ends: ``python -m metaos.messaging.sitestreams``.
+"""Makes what a site's server keeps, before devices come, and its streams, and ends: ``python -m metaos.messaging.sitestreams``.
 
 At the site a stream keeps what devices of a tenant measure; at the hub one of the tenant's fills itself from it, from where it
 was, whenever the link is there. Both lose the oldest beyond their bounds. Settings come as JSON in one line of standard input.
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import sys
 from pathlib import Path
 from typing import Any
 
+from metaos.clock import SystemClock
 from metaos.messaging.bus import BusError, Stream
 from metaos.messaging.leaf import KEPT_BYTES
 from metaos.messaging.nats import NatsBus
+from metaos.messaging.opening import opened
 
 
 def kept(namespace: str) -> Stream:
@@ -30,6 +33,10 @@ def gathered(site: str) -> Stream:
 async def make(told: dict[str, Any]) -> None:
     """Raises ``BusError``."""
     server, site, folder = f"nats://127.0.0.1:{told['port']}", str(told["site"]), Path(told["folder"])
+    host, port, secure = told["mqtt"]
+    for token in told["openers"]:
+        # The site's own server, on this machine: its certificate is for those who come from elsewhere.
+        await opened(host, port, token, unchecked() if secure else None, SystemClock())
     for namespace in told["tenants"]:
         bus = await NatsBus.with_file([server], folder / f"{namespace}.creds", f"site-{site}")
         try:
@@ -37,6 +44,12 @@ async def make(told: dict[str, Any]) -> None:
             await bus.gather(gathered(site), "telemetry", f"site-{site}", "hub")
         finally:
             await bus.close()
+
+
+def unchecked() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def main() -> int:

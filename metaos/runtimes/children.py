@@ -34,7 +34,7 @@ class Ended:
     code: int | None
 
 
-async def ask(module: str, request: bytes) -> dict[str, Any] | Ended:
+async def ask(module: str, request: bytes, most: int = MAX_ANSWER) -> dict[str, Any] | Ended:
     """Runs ``python -m module``. Secrets go through anonymous memory: they stand in no argument, and in no file. Who is cancelled
     ends the process first. Raises ``OSError``."""
     given = process.in_memory(request)
@@ -48,7 +48,7 @@ async def ask(module: str, request: bytes) -> dict[str, Any] | Ended:
         theirs = None
         ended = asyncio.ensure_future(process.ended(who))
         try:
-            answer = await process.read_all(ours, MAX_ANSWER)
+            answer = await process.read_all(ours, most)
             code = await ended
         except BaseException:
             who.kill()

@@ -8,6 +8,7 @@ stays for the next attempt.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import hashlib
@@ -35,6 +36,8 @@ MEMORY_BYTES = 1 << 30
 MAX_LAYERS, MAX_DEPTH = 256, 4
 #: What is left of pulls that were broken off: of so many, the oldest go first.
 MAX_BEGUN = 8
+#: The name of a layer's file (OCI image specification, annotations).
+_TITLE = "org.opencontainers.image.title"
 _LINUX, _WASM = ("linux",), ("wasip1", "wasip2", "wasi", "js")
 #: Compressed layers unpack to about three times their size, and lie beside it meanwhile.
 _GROWTH, _SPARE_BYTES = 4, 64 << 20
@@ -55,6 +58,8 @@ def fetch(asked: Mapping[str, Any]) -> dict[str, Any]:
     digest, data = found
     keys = [] if rule is None or rule.action != "Signed" else [signed(source, digest, rule.keys)]
     result = {"digest": digest, "keys": keys}
+    if (file := asked.get("file")) is not None:
+        return result | {"data": base64.b64encode(one_file(source, data, file["name"], file["most"])).decode()}
     if not asked["pulls"]:
         return result
     if not asked["directory"]:
@@ -98,6 +103,27 @@ def signed(source: Repository, digest: str, keys: Sequence[str]) -> str:
         f"image {source.registry}/{source.name}@{digest} must be signed at this site by its imagePolicy, and {what}: sign it "
         "with 'cosign sign --key', or have its key added to the policy",
     )
+
+
+def one_file(source: Repository, data: bytes, name: str, most: int) -> bytes:
+    """A file of an OCI artifact: the layer with this title, or the only one. Raises :class:`ImageError`."""
+    found = document(data, "its manifest")
+    layers = found.get("layers")
+    if not isinstance(layers, list) or not all(isinstance(each, dict) for each in layers):
+        raise failed("its manifest has no layers: name the digest of an artifact's manifest, and not that of an index")
+    titles = [str((each.get("annotations") or {}).get(_TITLE, "")) for each in layers]
+    fitting = [each for each, title in zip(layers, titles, strict=True) if title == name] or (layers if len(layers) == 1 else [])
+    if not fitting:
+        raise failed(f"it has no file {name}: it has {', '.join(filter(None, titles[:10])) or 'none with a name'}")
+    layer, size = fitting[0], fitting[0].get("size")
+    if ".tar" in str(layer.get("mediaType")) or ".diff" in str(layer.get("mediaType")):
+        raise failed(f"it is an image of layers, and not an artifact: push the file itself, as 'oras push NAME {name}' does")
+    if not isinstance(size, int) or not 0 < size <= most:
+        raise failed(f"its file {name} has {size} bytes: 1 to {most} are taken")
+    code = source.small(layer)
+    if len(code) != size:
+        raise failed(f"its file {name} has {len(code)} bytes, and its manifest says {size}")
+    return code
 
 
 def chosen(source: Repository, data: bytes) -> bytes:
@@ -191,10 +217,10 @@ def _place(pulls: str, image: str) -> Iterator[str]:
 
 
 def main() -> int:
-    """Input: ``{"image", "credentials": [[user, password]], "registry": {…}, "policy": […], "directory", "pulls"}``; without
-    ``pulls`` nothing is fetched, and only the digest is found and the signature looked at; without ``directory`` the image is not
-    unpacked, and ``archive`` in the answer is a file with its OCI layout. Output: ``{"digest", "keys"}``, or
-    ``{"reason", "message"}``."""
+    """Input: ``{"image", "credentials": [[user, password]], "registry": {…}, "policy": […], "directory", "pulls"}``; with a
+    ``file`` (``{"name", "most"}``) ``data`` in the answer is that file, in base64, and nothing is kept; without ``pulls`` nothing
+    is fetched, and only the digest is found and the signature looked at; without ``directory`` the image is not unpacked, and
+    ``archive`` in the answer is a file with its OCI layout. Output: ``{"digest", "keys"}``, or ``{"reason", "message"}``."""
     signal.alarm(PULL_SECONDS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     asked = json.load(sys.stdin)

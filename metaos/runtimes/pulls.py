@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,12 @@ class Pulls:
         """The digest that the name has now, with the policy's signature where it asks for one. Raises ``ImageError``."""
         return str((await self._shared(image, pull, ""))["digest"])
 
+    async def file(self, image: str, name: str, most: int, known: Sequence[tuple[str, str, str]]) -> bytes:
+        """The file called ``name`` of an OCI artifact, or its only one, of at most ``most`` bytes. Raises ``ImageError``."""
+        full = normalise(image)
+        found = await self._run(full, credentials.for_image(full, known), "", "", {"name": name, "most": most})
+        return base64.b64decode(found["data"])
+
     async def _shared(self, image: str, pull: Pull, pulls: str, directory: str | None = None) -> dict[str, Any]:
         full = normalise(image)
         known = credentials.for_image(full, pull.credentials)
@@ -55,7 +62,14 @@ class Pulls:
                 self._running.pop(key, None)
                 task.cancel()  # nobody waits for it any more; one that has ended takes no notice
 
-    async def _run(self, image: str, known: Sequence[tuple[str, str]], pulls: str, directory: str) -> dict[str, Any]:
+    async def _run(
+        self,
+        image: str,
+        known: Sequence[tuple[str, str]],
+        pulls: str,
+        directory: str,
+        file: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         registry = split(image)[0]
         asked = {
             "image": image,
@@ -64,9 +78,11 @@ class Pulls:
             "policy": self._policy,
             "directory": directory,
             "pulls": pulls,
+            "file": file,
         }
+        most = children.MAX_ANSWER + (2 * int(file["most"]) if file else 0)
         async with self._turns:
-            said = await children.ask("metaos.runtimes.pulling", json.dumps(asked).encode())
+            said = await children.ask("metaos.runtimes.pulling", json.dumps(asked).encode(), most)
         if isinstance(said, children.Ended):
             text = f"the process that fetches images ended with {said.code}, before its end: it is tried again"
             raise ImageError("ErrImagePull", text)

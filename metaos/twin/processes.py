@@ -11,7 +11,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from typing import Any
 import yaml
 
 from metaos.http import unverified_context
+from metaos.messaging.embedded import free_port as free_port
 from metaos.runtimes.cgroups import forget
 from metaos.twin.link import Link
 
@@ -51,11 +51,6 @@ class Site:
     arguments: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     log: Path = field(default_factory=Path)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def wait_for(what: str, test: Callable[[], Any], seconds: float = 60.0, every: float = 0.2) -> Any:

@@ -15,6 +15,7 @@ from metaos.clock import SystemClock
 from metaos.devices.credentials import CLAIMANTS, CertifiedClaim
 from metaos.fleet.apps import Apps
 from metaos.fleet.fleet import Fleet
+from metaos.fleet.images import Images
 from metaos.messaging.memory import MemoryBus
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
@@ -37,7 +38,7 @@ async def hub(tmp_path: Path) -> AsyncIterator[ServedHub]:
         async def key() -> Any:
             raise AssertionError("no application is signed here")
 
-        fleet = Fleet(client, running.clock, bus, MemoryGate(), Apps(client, key))
+        fleet = Fleet(client, running.clock, bus, MemoryGate(), Apps(client, key, Images(client, running.clock, None)))
         fleet.leading = True
         running.registry.desk.fleet = fleet
         await running.make(scheme.NAMESPACE.empty("shop"))

@@ -25,6 +25,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "agent": ("--hub", "https://127.0.0.1:1", "--site", "{folder}/site.yaml"),
     "backup": ("{folder}/backup",),
     "bus config": ("nats-1", "--listen", "127.0.0.1:4222", "--cluster", "127.0.0.1:6222"),
+    "bus revoke": ("edge",),
     "bus leaf": ("edge", "default", "--hub", "127.0.0.1:7422"),
     "cluster add": ("edge", "--kubeconfig", "{folder}/away"),
     "cluster remove": ("edge",),
@@ -239,6 +240,19 @@ def test_values_that_make_no_sense(run: Any, folder: Path) -> None:
     for path in ("device add", "device credentials", "device import"):
         for out in ("nowhere/x.json", "directory"):
             run(path, *away, "--out", str(folder / out)).refused(f"--out '{folder / out}' cannot be written")
+        there = run(path, *away, "--out", str(folder / "text.yaml"))
+        there.refused("--out", "text.yaml' is there already: name another file, or replace it with --force", code=2)
+        run(path, *away, "--force", "--out", str(folder / "text.yaml")).refused("127.0.0.1:1")
+    there = run("device claim", *away, "--certificate", str(folder / "text.yaml"))
+    there.refused("--certificate", "is there already", code=2)
+    assert (folder / "text.yaml").read_text() == '"a text"'
+    for path, option, value in (
+        ("device add", "--label", "floor"),
+        ("device claim", "--label", "floor"),
+        ("device claim", "--expires", "30x"),
+        ("device command", "--arguments", "{x"),
+    ):
+        run(path, *away, option, value).refused(f"{option}: {value!r} must be", code=2)
     run("volume restore", "data-db-0", "--at", "noon", *away, needs=False).refused("--at 'noon' is no time")
 
 

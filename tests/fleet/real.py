@@ -21,6 +21,7 @@ from metaos.controllers.settings import Settings
 from metaos.fleet.apps import Apps
 from metaos.fleet.busgate import BusGate
 from metaos.fleet.fleet import Fleet
+from metaos.fleet.images import Images
 from metaos.messaging.exchange import Exchange, ExchangeConfig
 from metaos.messaging.keys import Key
 from metaos.reconcile.manager import Manager
@@ -53,7 +54,7 @@ class RealStation:
         async def key() -> Key:
             return Key.derive("user", ROOT, "applications")
 
-        apps = Apps(client, key)
+        apps = Apps(client, key, Images(client, clock, None))
         self.gate = BusGate(client, exchange, lambda: exchange.urls, str, apps.public_key)
         self.fleet = Fleet(client, clock, exchange.bus, self.gate, apps)
         registry.desk.fleet = self.fleet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
@@ -15,7 +15,8 @@ from metaos.controllers import deviceset, deviceworkload
 from metaos.controllers.settings import Settings
 from metaos.fleet.apps import Apps
 from metaos.fleet.fleet import Fleet
-from metaos.fleet.gate import Address, Issued
+from metaos.fleet.gate import Address, Connection, Issued
+from metaos.fleet.images import Images
 from metaos.messaging.bus import Bus, Subscription
 from metaos.messaging.keys import Key
 from metaos.messaging.memory import MemoryBus
@@ -35,7 +36,7 @@ class MemoryGate:
 
     def __init__(self) -> None:
         self.barred: set[tuple[Address, str, int]] = set()
-        self.connections: asyncio.Queue[tuple[Address, str]] = asyncio.Queue()
+        self.seen: asyncio.Queue[Connection] = asyncio.Queue()
 
     async def issue(self, device: Address, uid: str, generation: int) -> Issued:
         return Issued(device.name, f"{uid}.{generation}", ("mqtt://127.0.0.1:1883",))
@@ -49,9 +50,12 @@ class MemoryGate:
     async def open(self, namespace: str) -> None:
         pass
 
-    async def connected(self) -> AsyncGenerator[tuple[Address, str]]:
+    async def sites(self, told: Mapping[str, str]) -> None:
+        pass
+
+    async def connections(self) -> AsyncGenerator[Connection]:
         while True:
-            yield await self.connections.get()
+            yield await self.seen.get()
 
     def close(self) -> None:
         pass
@@ -64,7 +68,7 @@ class Station:
         self.clock, self.registry, self.gate = clock, registry, MemoryGate()
         self.bus = MemoryBus(clock.monotonic)
         self.client = registry.client(CONTROLLERS)
-        self.apps = Apps(self.client, self.key)
+        self.apps = Apps(self.client, self.key, Images(self.client, clock, None))
         self.fleet = Fleet(self.client, clock, self.connect, self.gate, self.apps)
         registry.desk.fleet = self.fleet
         self.manager = Manager(self.client, clock, Random(1))

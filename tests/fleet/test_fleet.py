@@ -10,7 +10,8 @@ import pytest
 
 from metaos.fleet import apps
 from metaos.fleet import fleet as fleets
-from metaos.fleet.gate import Address
+from metaos.fleet.gate import Address, Connection
+from metaos.messaging.bus import BusError
 from metaos.resources import errors, scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj
@@ -425,16 +426,76 @@ async def test_who_takes_anothers_client_id_is_quarantined_and_nobody_else_is() 
             await hub.make(name)
         await hub.settle()
         for name, called in (("lamp", "lamp"), ("lamp", "of its own"), ("thief", "thief"), ("nobody", "lamp")):
-            hub.gate.connections.put_nowait((Address("shop", name), called))
+            hub.gate.seen.put_nowait(Connection(Address("shop", name), called))
         await hub.settle()
         for name in ("lamp", "thief"):
             assert not (await hub.device(name))["spec"].get("quarantined")
-        hub.gate.connections.put_nowait((Address("shop", "thief"), "lamp"))
+        hub.gate.seen.put_nowait(Connection(Address("shop", "thief"), "lamp"))
         await hub.settle(2)
         spec = (await hub.device("thief"))["spec"]
         assert spec["quarantined"] and "client ID lamp" in spec["quarantineReason"]
         assert {device.name for device, *_ in hub.gate.barred} == {"thief"}
         assert not (await hub.device("lamp"))["spec"].get("quarantined")
+
+
+async def test_one_device_does_not_hold_the_connections_of_its_namespace() -> None:
+    async with station() as hub:
+        for name in ("lamp", "greedy"):
+            await hub.make(name)
+        await hub.settle()
+        where = Address("shop", "greedy")
+
+        def seen(id_: str, number: str, there: bool = True) -> None:
+            hub.gate.seen.put_nowait(Connection(where, id_, number, there))
+
+        # The same ID again, and IDs that went, are not more; what is late of one that was replaced takes nothing away.
+        for n in range(3 * fleets.MOST_CONNECTIONS):
+            seen("again", f"s/{n}")
+            seen(f"short-{n}", f"t/{n}")
+            seen(f"short-{n}", f"t/{n}", there=False)
+            seen("again", "s/0", there=False)
+        for n in range(fleets.MOST_CONNECTIONS - 1):
+            seen(f"other-{n}", f"u/{n}")
+        await hub.settle(2)
+        assert hub.gate.barred == set()
+        seen("one more", "v/1")
+        await hub.settle(7)
+        assert {device.name for device, *_ in hub.gate.barred} == {"greedy"}
+        status, message = await hub.condition("greedy", "Flooding")
+        assert status == "True" and f"more than {fleets.MOST_CONNECTIONS} connections at once: it is refused until" in message
+        await hub.settle(40)
+        assert hub.gate.barred == set() and (await hub.condition("greedy", "Flooding"))[0] == "False"
+        seen("one more", "v/2")
+        await hub.settle(2)
+        assert hub.gate.barred == set()
+
+
+async def test_a_new_credential_bars_the_old_one_only_when_there_is_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with station() as hub:
+        await hub.registry.create_subresource(ADMIN, *await made(hub, "lamp"), "credential", {})
+        await hub.settle()
+        usual = hub.client.patch
+
+        async def conflict(*arguments: Any, **options: Any) -> Obj:
+            raise errors.conflict("meta-os.eu", "devices", "lamp", "it was changed")
+
+        monkeypatch.setattr(hub.client, "patch", conflict)
+        with pytest.raises(ApiError, match="it was changed"):
+            await hub.registry.create_subresource(ADMIN, scheme.DEVICE, "lamp", "shop", "credential", {})
+        assert hub.gate.barred == set()
+        monkeypatch.setattr(hub.client, "patch", usual)
+        # A hub that ends between the two: whoever looks next bars the old one.
+        bar = hub.gate.bar
+
+        async def ends(*_: Any) -> None:
+            raise BusError("gone")
+
+        monkeypatch.setattr(hub.gate, "bar", ends)
+        with pytest.raises(ApiError, match="the bus is away"):
+            await hub.registry.create_subresource(ADMIN, scheme.DEVICE, "lamp", "shop", "credential", {})
+        monkeypatch.setattr(hub.gate, "bar", bar)
+        await hub.settle(3)
+        assert {each[2] for each in hub.gate.barred} == {1}
 
 
 async def test_an_application_is_its_own_namespaces_alone() -> None:

@@ -59,10 +59,28 @@ def test_what_a_deployment_means_on_devices() -> None:
     assert wanted(other)["template"]["app"]["version"] != app["version"]
 
 
+def test_code_may_be_an_artifact() -> None:
+    image = "registry.example/team/blink@sha256:" + "5" * 64
+    found = wanted(changed(volumes=[], containers=[{"name": "main", "image": image}], imagePullSecrets=[{"name": "team"}]))
+    app = found["template"]["app"]
+    assert app == {"image": image, "imagePullSecrets": ["team"], "key": "main.py", "version": app["version"]}
+    mounts = [{"name": "other", "mountPath": "/x"}]
+    with pytest.raises(ValueError, match=r"volumeMounts: none of them is of a ConfigMap"):
+        wanted(changed(volumes=[], containers=[{"name": "main", "image": image, "volumeMounts": mounts}]))
+
+
+MOUNTS = [{"name": n, "mountPath": f"/{n}"} for n in ("code", "more")]
+TWICE = {"containers": [{"name": "main", "image": "micropython", "volumeMounts": MOUNTS}]}
+
+
 @pytest.mark.parametrize(
     ("pod", "said"),
     [
-        ({"volumes": []}, r"spec\.template\.spec\.containers\[0\]\.volumeMounts: 0 ConfigMaps"),
+        (
+            {"volumes": []},
+            r"spec\.template\.spec\.containers\[0\]\.image: 'micropython': must name an OCI artifact by its digest",
+        ),
+        ({"volumes": [{"name": n, "configMap": {"name": n}} for n in ("code", "more")]} | TWICE, "2 ConfigMaps are mounted"),
         ({"containers": DEPLOYMENT["spec"]["template"]["spec"]["containers"] * 2}, "containers: 2 of them"),
         ({"hostNetwork": True}, r"spec\.template\.spec\.hostNetwork: a device has nothing of the kind"),
         ({"initContainers": [{"name": "x"}]}, "initContainers"),
@@ -149,4 +167,4 @@ async def test_one_that_means_nothing_on_devices_says_why() -> None:
         await hub.registry.create(ADMIN, body)
         await hub.settle(3)
         (said,) = (await deployment(hub))["status"]["conditions"]
-        assert said["type"] == "ReplicaFailure" and "0 ConfigMaps are mounted" in said["message"]
+        assert said["type"] == "ReplicaFailure" and "or mount a ConfigMap that holds the code" in said["message"]
