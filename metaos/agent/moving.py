@@ -3,6 +3,10 @@
 What came from another site lies aside (``arriving/WORK/CLAIM``), and a small file says of which attempt it is whole. It becomes
 the claim's directory by a rename, once the hub has said that it be adopted, and before a pod of it starts. What is sent is sent
 as the last state only while nothing of the work runs here, and that process is killed before something of it starts again.
+
+That it was stopped for a move is written down (``left``) before the last state is given, and outlives the Work: a hub that was
+restored from an older backup may tell this site to run it, with data that has been written elsewhere since. It does not, and
+says why.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ AGAIN_SECONDS = 2.0
 LOOK_SECONDS = 5.0
 #: Progress is reported so often at most.
 REPORT_SECONDS = 1.0
+#: Workloads that left this site and are remembered; of more, those that left first are forgotten.
+MOST_LEFT = 10_000
 
 Dial = Callable[[dict[str, Any]], Awaitable[Stream]]
 
@@ -87,6 +93,12 @@ class Moves:
         self._reported: dict[str, float] = {}
         self._marks = directory / "moves"
         make_private(self._marks)
+        self._lefts = directory / "left"
+        make_private(self._lefts)
+        #: By Work: for which attempt this site was stopped last, with ``uid`` and ``restore`` of what it was then.
+        self._left: dict[str, dict[str, Any]] = _read_left(self._lefts)
+        #: Works of which something came, or may have.
+        self._marked = {path.name.removesuffix(".json") for path in self._marks.iterdir()}
 
     # -- what the rest of the agent asks -------------------------------------------------------------------
 
@@ -96,6 +108,8 @@ class Moves:
     def withheld(self, work: Obj) -> bool:
         """Whether nothing of a Work may run here yet. Where it may, nothing of it is sent as its last state any more."""
         receive, _ = told(work)
+        if self._behind(work):
+            return True
         if receive and self._adopted(work) != receive.get("attempt"):
             return True
         if not halted(work):
@@ -103,7 +117,15 @@ class Moves:
         return False
 
     def status(self, work: Obj) -> dict[str, Any]:
-        """For the hub: how far a Work's volumes are; empty where none move."""
+        """For the hub: how far a Work's volumes are, and whether they left this site; empty where none move."""
+        left = self._left_of(work)
+        more = {key: left[key] for key in ("attempt", "to", "discarded", "kept") if key in left}
+        holds = self._holds(work)
+        asked = ((work.get("spec") or {}).get("volumes") or {}).get("asked")
+        said = self._moving(work) | ({"left": more} if more else {}) | ({"holds": holds} if holds else {})
+        return said | ({"asked": asked} if asked else {})
+
+    def _moving(self, work: Obj) -> dict[str, Any]:
         receive, send = told(work)
         key = name(work)
         if receive.get("adopt") and not send:
@@ -162,7 +184,7 @@ class Moves:
                 self._wake.clear()
                 works = self._works()
                 for key, work in works.items():
-                    if (work.get("spec") or {}).get("volumes"):
+                    if (work.get("spec") or {}).get("volumes") or key in self._left:
                         try:
                             await self._see_to(key, work)
                         except OSError:
@@ -181,6 +203,7 @@ class Moves:
 
     async def _see_to(self, key: str, work: Obj) -> None:
         receive, send = told(work)
+        await asyncio.to_thread(self._see_to_left, key, work)
         if receive and not receive.get("adopt"):
             if self._mark(key).get("attempt") != receive.get("attempt"):
                 await self._receive(key, work, str(receive.get("from") or ""), int(receive.get("attempt") or 0))
@@ -192,10 +215,13 @@ class Moves:
         if key in self._sending and self._sending[key][0] != send.get("attempt"):
             self._stop_sending(key)
         if halted(work) and not self._running(work):
+            if send:
+                self._note_left(key, work, send)
             if key in self._sending and key not in self._last:
                 self._last.add(key)
                 self._sending[key][1].say("stopped")
-            if send.get("discard"):
+            # One that has adopted them since is told so by a hub whose state was put back: what it has stays.
+            if send.get("discard") and self._adopted(work) <= int(send.get("attempt") or 0):
                 self._stop_sending(key)
                 await asyncio.to_thread(self._discard, work)
                 self._look(key)
@@ -222,6 +248,66 @@ class Moves:
                     with suppress(OSError):
                         await asyncio.to_thread(trees.remove, str(path))
 
+    # -- what left this site -------------------------------------------------------------------------------
+
+    def _left_of(self, work: Obj) -> dict[str, Any]:
+        """What is remembered of this very workload; empty where nothing is, or its data came from a backup since."""
+        found = self._left.get(name(work)) or {}
+        return found if found and (found["uid"], found["restore"]) == _which(work) else {}
+
+    def _behind(self, work: Obj) -> bool:
+        """Whether a hub that says this knows less than this site: of a later attempt, or that it was stopped in this one."""
+        found = self._left_of(work)
+        left = 0 if found.get("kept") else int(found.get("attempt") or 0)
+        receive, send = told(work)
+        sent, newer = int(send.get("attempt") or 0), max(int(receive.get("attempt") or 0), _kept(work))
+        return left > newer and (left > sent or (left == sent and not halted(work)))
+
+    def _see_to_left(self, key: str, work: Obj) -> None:
+        """Forgets it where the workload is another one or its data came back. Where the old copy went on, that is remembered:
+        what it gave in that attempt is not the last state any more."""
+        left = self._left.get(key)
+        if left is None:
+            return
+        number = left["attempt"]
+        if not self._left_of(work) or self._adopted(work) > number:
+            (self._lefts / f"{_short(key)}.json").unlink(missing_ok=True)
+            del self._left[key]
+        elif _kept(work) >= number or (not halted(work) and int(told(work)[1].get("attempt") or 0) > number):
+            self._remember(key, left | {"kept": True})
+
+    def _note_left(self, key: str, work: Obj, send: Mapping[str, Any]) -> None:
+        """Before a last state is given. A hub that says an attempt that is over knows less than this site."""
+        which, restore = _which(work)
+        number, before = int(send.get("attempt") or 0), self._left_of(work)
+        if before and (before["attempt"] > number or (before["attempt"] == number and before.get("kept"))):
+            return
+        found = {"work": key, "uid": which, "restore": restore, "attempt": number, "to": send.get("to")}
+        self._remember(key, found | ({"discarded": True} if send.get("discard") else {}))
+
+    def _remember(self, key: str, found: dict[str, Any]) -> None:
+        if self._left.get(key) == found:
+            return
+        write_private(self._lefts / f"{_short(key)}.json", json.dumps(found))
+        self._left[key] = found
+        if len(self._left) > MOST_LEFT:
+            oldest = min(self._left, key=lambda each: (int(self._left[each]["attempt"]), each))
+            (self._lefts / f"{_short(oldest)}.json").unlink(missing_ok=True)
+            del self._left[oldest]
+
+    def _holds(self, work: Obj) -> int:
+        """The attempt in which this site adopted the volumes, where it has them still and the hub, whose state was put back, says
+        something else; 0: none."""
+        if _short(name(work)) not in self._marked:
+            return 0
+        mark, receive = self._mark(name(work)), told(work)[0]
+        adopted = int(mark.get("attempt") or 0) if mark.get("adopted") and mark.get("uid") == _which(work)[0] else 0
+        if receive.get("adopt") and int(receive.get("attempt") or 0) >= adopted:
+            return 0
+        if int(self._left_of(work).get("attempt") or 0) > adopted:
+            return 0
+        return adopted if any(path.exists() for path in self._claims(work)) else 0
+
     # -- receiving -----------------------------------------------------------------------------------------
 
     def _arriving(self, key: str) -> Path:
@@ -247,6 +333,8 @@ class Moves:
             if self._receiving[key][0] == attempt:
                 return
             await self._stop_receiving(key)
+        if self._holds(work):
+            return  # the hub is told so
         # What was whole of another attempt is not any more, before anything is written there.
         self._mark_file(key).unlink(missing_ok=True)
         sync_directory(self._marks)
@@ -304,6 +392,7 @@ class Moves:
             if said.get("complete"):
                 mark = {"attempt": attempt, "claims": sorted(said.get("digests") or ()), "said": found}
                 write_private(self._mark_file(key), json.dumps(mark))
+                self._marked.add(_short(key))
                 self._look(key)
                 return
             self._note(key, found)
@@ -351,7 +440,8 @@ class Moves:
                 (place / claim).rename(old)
             came.rename(place / claim)
         sync_directory(place)
-        write_private(self._mark_file(key), json.dumps(mark | {"adopted": True}))
+        write_private(self._mark_file(key), json.dumps(mark | {"adopted": True, "uid": _which(work)[0]}))
+        self._marked.add(_short(key))
         trees.remove(str(arriving))
         return True
 
@@ -366,6 +456,24 @@ class Moves:
         if key in self._sending and (not last or key in self._last):
             self._sending.pop(key)[1].kill()
             self._last.discard(key)
+
+
+def _which(work: Obj) -> tuple[str, str]:
+    """Of a Work: uid of its workload, and which restore from a backup its data began with, if any."""
+    return uid(work["spec"]["manifests"][0]), str((work["spec"].get("restore") or {}).get("id") or "")
+
+
+def _kept(work: Obj) -> int:
+    return int(((work.get("spec") or {}).get("volumes") or {}).get("kept") or 0)
+
+
+def _read_left(place: Path) -> dict[str, dict[str, Any]]:
+    found = {}
+    for path in place.glob("*.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            said = json.loads(path.read_text())
+            found[str(said["work"])] = said | {"attempt": int(said["attempt"])}
+    return found
 
 
 def _short(key: str) -> str:

@@ -164,7 +164,7 @@ class Works:
                 continue
             work = self._works[key]
             spec = work.get("spec") or {}
-            waits = bool(spec.get("volumes")) and self.withheld(work)
+            waits = self.withheld(work)
             marks = {RESTORE: json.dumps(spec["restore"])} if spec.get("restore") else {}
             if mark_draining and (draining := meta.annotations(work).get(DRAINING)):
                 marks[DRAINING] = draining

@@ -47,6 +47,11 @@ def arrives(found: Obj) -> bool:
     return bool(receive) and not receive.get("adopt")
 
 
+def _begun(found: Obj) -> bool:
+    """Whether a Work is a part of a move, or was."""
+    return bool(volumes_of(found).keys() - {"kept", "asked"})
+
+
 def given_up(found: Obj) -> bool:
     """Whether a site reports that nothing is left there of volumes that are elsewhere now."""
     told = (volumes_of(found).get("send") or {}).get("discard")
@@ -65,6 +70,7 @@ def copy_of(found: Obj, *, ready: bool, barred: bool) -> Copy:
     said: Mapping[str, Any] = (found.get("status") or {}).get("volumes") or {}
     attempt = int(receive.get("attempt") or 0)
     phase = str(said.get("phase") or "") if said.get("attempt") == attempt else ""
+    left: Mapping[str, Any] = said.get("left") or {}
     arriving = attempt > 0 and not receive.get("adopt")
     runs = not told.get("stop") and not arriving
     return Copy(
@@ -83,6 +89,13 @@ def copy_of(found: Obj, *, ready: bool, barred: bool) -> Copy:
         settled=runs and available(found),
         restored=bool((found.get("spec") or {}).get("restore")),
         deleting=deleting(found),
+        kept=int(told.get("kept") or 0),
+        left=0 if left.get("kept") else int(left.get("attempt") or 0),
+        voided=int(left.get("attempt") or 0) if left.get("kept") else 0,
+        left_for=str(left.get("to") or ""),
+        gone=bool(left.get("discarded")),
+        holds=int(said.get("holds") or 0),
+        unknown=bool(told.get("asked")) and said.get("asked") != told["asked"],
     )
 
 
@@ -91,12 +104,17 @@ def under_way(obj: Obj, chosen: Iterable[str], existing: Mapping[str, Obj], carr
     places = list(chosen)
     if obj.get("kind") not in MOVABLE or not has_local_data(obj) or not existing or len(places) > 1:
         return False
-    begun = any(volumes_of(found) for found in existing.values())
-    if places and (existing.get(places[0], {}).get("spec") or {}).get("restore"):
+    if any(
+        copy.ahead or copy.holds or copy.unknown for copy in (copy_of(f, ready=True, barred=False) for f in existing.values())
+    ):
+        return True  # the hub's state was put back
+    there = existing.get(places[0], {}) if places else {}
+    if (there.get("spec") or {}).get("restore") and not volumes_of(there).get("send"):
         return False  # its data was brought back there from a backup
+    begun = any(_begun(found) for found in existing.values())
     if set(existing) == set(places):
         told = volumes_of(existing[places[0]])
-        return bool(told.get("send") or told.get("stop")) or (bool(told) and not (told.get("receive") or {}).get("adopt"))
+        return bool(told.get("send") or told.get("stop")) or arrives(existing[places[0]])
     return begun or (len(existing) == 1 and all(carries(site) for site in (*existing, *places)))
 
 
@@ -137,7 +155,9 @@ class Moving:
         since = self._halted.setdefault(uid(obj), self._clock.monotonic()) if halted else self._clock.monotonic()
         if not halted:
             self._halted.pop(uid(obj), None)
-        action = decide(copies, chosen, self._clock.monotonic() - since, self._settings.volume_patience)
+        # No number comes again, also where this hub's state is older than some that were used.
+        least = int(self._clock.now())
+        action = decide(copies, chosen, self._clock.monotonic() - since, self._settings.volume_patience, least)
         if action.step is Step.HALT and action.site not in bars and (refused := await self._disrupt(obj, action.site)):
             await self._recorder.event(obj, "DisruptionBudget", f"stays on {action.site} for now: {refused}", warning=True)
             action = Action(Step.WAIT)
@@ -168,7 +188,26 @@ class Moving:
                 if error.code != 404:
                     raise
             return
-        if action.step is Step.RECEIVE:
+        if action.step is Step.EXPECT:
+            if not await self._is_site(action.site):
+                text += f": have site {action.site} join again; until then it runs nowhere"
+                await self._recorder.event(obj, "VolumesElsewhere", text, warning=True)
+                return
+            adopt = {"adopt": True} if action.adopted else {}
+            told = {"receive": {"from": action.source, "attempt": action.attempt} | adopt} | {"asked": f"{home}@{action.attempt}"}
+            text += ": it was restored from an older backup, and goes on with them there"
+            await self._recorder.event(obj, "VolumesFound", text, warning=True)
+        elif action.step is Step.LEFT:
+            left = ((found or {}).get("status") or {}).get("volumes", {}).get("left") or {}
+            gone = {"discard": True} if left.get("discarded") else {}
+            # Whatever else it was told to receive, it had: it was the home.
+            told = {"receive": {**told["receive"], "adopt": True}} if "receive" in told else {}
+            told["stop"] = True
+            told["send"] = {
+                "to": str(left.get("to")),
+                "attempt": action.attempt,
+            } | gone
+        elif action.step is Step.RECEIVE:
             told = {"receive": {"from": home, "attempt": action.attempt}}
             said = f"the volumes go from {home} to {action.site}; it runs on {home} meanwhile"
             await self._recorder.event(obj, "VolumesMoving", text or said, warning=bool(text))
@@ -178,7 +217,7 @@ class Moving:
             stop = {"stop": True} if action.site in bars else {}
             told = {k: v for k, v in told.items() if k == "receive"} | {"send": send} | stop
         elif action.step is Step.KEEP:
-            told = {k: v for k, v in told.items() if k == "receive"}
+            told = {k: v for k, v in told.items() if k == "receive"} | ({"kept": action.attempt} if action.attempt else {})
         elif action.step is Step.HALT:
             told["stop"] = True
             await self._recorder.event(obj, "VolumesStopping", f"stops on {action.site}: {text}; the rest of its volumes follows")
@@ -188,6 +227,15 @@ class Moving:
         elif action.step is Step.DISCARD:
             told["send"] = {**told.get("send", {}), "discard": True}
         await self._write(found, render(action.site), told)
+
+    async def _is_site(self, site: str) -> bool:
+        try:
+            await self._client.get(scheme.CLUSTER, site)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            return False
+        return True
 
     def _rate(self, home: str, target: str) -> int:
         """Bytes a second that are sent at most; 0: no bound."""
@@ -238,6 +286,8 @@ class Moving:
             await self._recorder.event(obj, "VolumesMoved", text)
 
     async def _write(self, found: Obj | None, wanted: Obj, told: dict[str, Any]) -> None:
+        if asked := volumes_of(found or {}).get("asked"):
+            told = {"asked": asked} | told
         if told:
             wanted["spec"]["volumes"] = told
         if told.get("stop") or arrives(wanted):

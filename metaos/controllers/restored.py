@@ -37,7 +37,7 @@ from metaos.resources.meta import (
     namespace,
 )
 from metaos.resources.reading import concerns
-from metaos.resources.workload import DEFAULT_GRACE_SECONDS
+from metaos.resources.workload import DEFAULT_GRACE_SECONDS, has_local_data
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ async def hold(client: Client) -> None:
     policies = (await client.list(scheme.PLACEMENT_POLICY)).items
     # These were not told to fence themselves, so their Works do not say what must not run twice.
     silent = {cluster_namespace(name(cluster)) for cluster in clusters if not fences_itself(cluster)}
+    moving = {cluster_namespace(name(cluster)) for cluster in clusters if (cluster.get("status") or {}).get("volumeMoves")}
     for cluster in clusters:
         where = cluster_namespace(name(cluster))
         if where in told:
@@ -77,9 +78,16 @@ async def hold(client: Client) -> None:
         await _tell(client, where, mark, known.get(where, ()))
     for work in works:
         once = agreed(work) is not None or (namespace(work) in silent and _is_fenced(work, policies))
-        if name(work) != RESTORED and once and not halted(work):
-            await client.update(work | {"spec": halt(work)})
+        if name(work) == RESTORED:
+            continue
+        if once and not halted(work):
+            work = await client.update(work | {"spec": halt(work)})
             found += 1
+        if namespace(work) in moving and has_local_data(work["spec"]["manifests"][0]):
+            # Which site has its volumes now is for the sites to say (metaos.data.moves).
+            asked = f"{mark['data']['revision']}@{mark['metadata'].get('uid', '')}"
+            volumes = {**(work["spec"].get("volumes") or {}), "asked": asked}
+            await client.update(work | {"spec": work["spec"] | {"volumes": volumes}})
     await client.patch(scheme.CONFIG_MAP, RESTORED, SYSTEM_NAMESPACE, {"data": {"phase": HELD_PHASE}})
     log.warning("this hub's state was restored from a backup: %d Works that must not run twice wait until that is sure", found)
 

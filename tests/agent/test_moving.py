@@ -169,3 +169,61 @@ async def test_a_work_that_could_not_be_read_after_a_start_is_not_gone(site: Sit
     site.works[KEY] = work(receive={"from": "a", "attempt": 1, "adopt": True})
     await site.look()
     assert (site.claim / "file").read_text() == "x"
+
+
+async def test_what_left_does_not_begin_again_with_nothing(site: Site, tmp_path: Path) -> None:
+    """A hub that was restored from an older backup tells it to run here."""
+    site.claim.mkdir(parents=True)
+    site.works[KEY] = work(send={"to": "c", "attempt": 5}, stop=True)
+    await site.look()
+    assert site.moves.status(site.works[KEY]) == {"left": {"attempt": 5, "to": "c"}}
+    for told in (work(), work(send={"to": "c", "attempt": 5}), work(receive={"from": "x", "attempt": 4, "adopt": True})):
+        assert site.moves.withheld(told)
+    assert not site.moves.withheld(work(kept=5)) and not site.moves.withheld(work(send={"to": "c", "attempt": 6}))
+    site.works[KEY] = work(send={"to": "c", "attempt": 5, "discard": True}, stop=True)
+    await site.look()
+    del site.works[KEY]
+    await site.look()
+    again = Site(tmp_path)
+    again.works[KEY] = work()
+    await again.look()
+    assert again.moves.withheld(work()) and not site.claim.exists()
+    assert again.moves.status(work())["left"] == {"attempt": 5, "to": "c", "discarded": True}
+    another = work()
+    another["spec"]["manifests"][0]["metadata"]["uid"] = "another"
+    assert not again.moves.withheld(another), "of the same name"
+    restored = work()
+    restored["spec"]["restore"] = {"id": "c@later"}
+    assert not again.moves.withheld(restored), "its data comes from a backup"
+    again.works[KEY] = another
+    await again.look()
+    assert list((tmp_path / "left").iterdir()) == []
+
+
+async def test_what_went_on_after_a_stop_is_remembered_too(site: Site) -> None:
+    site.works[KEY] = work(send={"to": "c", "attempt": 5}, stop=True)
+    await site.look()
+    site.works[KEY] = work(kept=5)
+    await site.look()
+    assert site.moves.status(work())["left"] == {"attempt": 5, "to": "c", "kept": True}
+    assert not site.moves.withheld(work())
+    site.works[KEY] = work(send={"to": "c", "attempt": 5}, stop=True)
+    await site.look()
+    assert site.moves.status(work())["left"].get("kept"), "an older hub says it again"
+
+
+async def test_what_it_has_is_not_written_over_nor_deleted_for_a_hub_that_knows_less(site: Site) -> None:
+    site.came(7, "of the last move")
+    site.works[KEY] = work(receive={"from": "a", "attempt": 7, "adopt": True})
+    await site.look()
+    for told in (
+        work(receive={"from": "a", "attempt": 9}),
+        work(),
+        work(send={"to": "a", "attempt": 6, "discard": True}, stop=True),
+    ):
+        site.works[KEY] = told
+        await site.look()
+        assert site.moves.status(told)["holds"] == 7
+        assert (site.claim / "file").read_text() == "of the last move"
+    assert not site.moves._receiving
+    assert "holds" not in site.moves.status(work(receive={"from": "a", "attempt": 7, "adopt": True}))

@@ -44,7 +44,7 @@ def runs(client: FakeClient, site: str) -> bool:
     return found is not None and not halted(found)
 
 
-def reports(client: FakeClient, site: str, pods: int, phase: str = "", attempt: int = 0) -> None:
+def reports(client: FakeClient, site: str, pods: int, phase: str = "", attempt: int = 0, **more: Any) -> None:
     found = of(client, site)
     assert found is not None
     wanted = found["spec"]["manifests"][0]
@@ -53,6 +53,8 @@ def reports(client: FakeClient, site: str, pods: int, phase: str = "", attempt: 
     said: dict[str, Any] = {"observedGeneration": generation(found), "manifests": [entry]}
     if phase:
         said["volumes"] = {"phase": phase, "attempt": attempt, "rounds": 3, "bytes": 5, "sentBytes": 4, "sizeBytes": 5}
+    if more:
+        said["volumes"] = said.get("volumes", {}) | more
     client.seed(found | {"status": said})
 
 
@@ -64,15 +66,17 @@ async def test_a_move_step_by_step() -> None:
         await until(clock, lambda: runs(client, "a"))
         reports(client, "a", 1)
         client.seed(placement(owner, "b"))
-        await until(clock, lambda: volumes(client, "a") == {"send": {"to": "b", "attempt": 1}})
-        assert volumes(client, "b") == {"receive": {"from": "a", "attempt": 1}}
+        await until(clock, lambda: volumes(client, "a").get("send"))
+        number = volumes(client, "a")["send"]["attempt"]
+        assert number >= int(clock.now()) - 60, "above all that were used before, whatever a hub still knows"
+        assert volumes(client, "b") == {"receive": {"from": "a", "attempt": number}}
         assert runs(client, "a") and not runs(client, "b")
         await clock.advance(10)
         assert runs(client, "a"), "it goes on until little is missing"
-        reports(client, "b", 0, "Close", 1)
+        reports(client, "b", 0, "Close", number)
         await until(clock, lambda: volumes(client, "a").get("stop"))
         assert not runs(client, "a") and not runs(client, "b")
-        reports(client, "b", 0, "Complete", 1)
+        reports(client, "b", 0, "Complete", number)
         await clock.advance(10)
         assert not runs(client, "b"), "nobody has said yet that nothing runs at the old site"
         reports(client, "a", 0)
@@ -80,7 +84,7 @@ async def test_a_move_step_by_step() -> None:
         assert volumes(client, "b")["receive"]["adopt"] is True
         await clock.advance(10)
         assert of(client, "a") is not None and "discard" not in volumes(client, "a")["send"], "not before the new one is ready"
-        reports(client, "b", 1, "Adopted", 1)
+        reports(client, "b", 1, "Adopted", number)
         await until(clock, lambda: volumes(client, "a")["send"].get("discard"))
         await clock.advance(10)
         assert of(client, "a") is not None, "what it has is still there"
@@ -103,12 +107,14 @@ async def test_the_old_copy_goes_on_where_the_rest_does_not_come() -> None:
         reports(client, "a", 1)
         client.seed(placement(owner, "b"))
         await until(clock, lambda: volumes(client, "a").get("send"))
-        reports(client, "b", 0, "Close", 1)
+        first = volumes(client, "a")["send"]["attempt"]
+        reports(client, "b", 0, "Close", first)
         await until(clock, lambda: volumes(client, "a").get("stop"))
         reports(client, "a", 0)
         await until(clock, lambda: runs(client, "a"), 140)
-        assert volumes(client, "b") == {"receive": {"from": "a", "attempt": 2}}
-        reports(client, "b", 0, "Complete", 1)  # late, and of the attempt that was given up
+        again = volumes(client, "b")["receive"]["attempt"]
+        assert again > first
+        reports(client, "b", 0, "Complete", first)  # late, and of the attempt that was given up
         await clock.advance(20)
         assert runs(client, "a") and not runs(client, "b")
 
@@ -135,7 +141,7 @@ async def test_where_it_shall_stay_after_all_what_came_is_dropped() -> None:
         client.seed(placement(owner, "b"))
         await until(clock, lambda: volumes(client, "a").get("send"))
         client.seed(placement(owner, "a"))
-        await until(clock, lambda: of(client, "b") is None and not volumes(client, "a"))
+        await until(clock, lambda: of(client, "b") is None and volumes(client, "a").keys() == {"kept"})
         assert runs(client, "a")
 
 
@@ -170,3 +176,56 @@ def test_a_report_of_another_attempt_says_nothing() -> None:
     assert not copy_of(found, ready=True, barred=False).complete
     found["status"] = {"volumes": {"phase": "Complete", "attempt": 2}}
     assert copy_of(found, ready=True, barred=False).complete
+
+
+async def test_a_hub_that_was_put_back_follows_what_was_given_up() -> None:
+    sites = cluster("a", status=MOVES), cluster("b", status=MOVES)
+    async with running(work.setup, migration.setup, objects=(*sites, database())) as (client, clock):
+        owner = client.find(scheme.STATEFUL_SET, "db", "shop") or {}
+        client.seed(placement(owner, "a"))
+        await until(clock, lambda: runs(client, "a"))
+        client.seed(placement(owner, "b"))
+        reports(client, "a", 0, left={"attempt": 7, "to": "b", "discarded": True})
+        await until(clock, lambda: runs(client, "b") and volumes(client, "a").get("stop"))
+        assert volumes(client, "b")["receive"] == {"from": "a", "attempt": 7, "adopt": True}
+        assert volumes(client, "a")["send"] == {"to": "b", "attempt": 7, "discard": True} and not runs(client, "a")
+        assert "VolumesFound" in events(client)
+        reports(client, "b", 1, "Adopted", 7, asked=volumes(client, "b")["asked"])
+        reports(client, "a", 0, "Discarded", 0, left={"attempt": 7, "to": "b", "discarded": True})
+        await until(clock, lambda: of(client, "a") is None)
+        assert runs(client, "b")
+
+
+async def test_a_hub_that_was_put_back_decides_nothing_before_it_has_heard_both_sites() -> None:
+    sites = cluster("a", status=MOVES), cluster("b", status=MOVES)
+    async with running(work.setup, migration.setup, objects=(*sites, database())) as (client, clock):
+        owner = client.find(scheme.STATEFUL_SET, "db", "shop") or {}
+        client.seed(placement(owner, "a"))
+        await until(clock, lambda: runs(client, "a"))
+        found = of(client, "a") or {}
+        client.seed(found | {"spec": found["spec"] | {"volumes": {"asked": "x"}}})
+        reports(client, "a", 1)
+        client.seed(placement(owner, "b"))
+        await clock.advance(30)
+        assert of(client, "b") is None, "nobody knows yet what it has"
+        # It was stopped for a move that is not over, as far as it knows.
+        reports(client, "a", 0, asked="x", left={"attempt": 7, "to": "b"})
+        await until(clock, lambda: of(client, "b") is not None and volumes(client, "a").get("stop"))
+        assert volumes(client, "b")["receive"] == {"from": "a", "attempt": 7} and not runs(client, "b")
+        reports(client, "a", 0, asked="x", left={"attempt": 7, "to": "b"})
+        client.seed(placement(owner, "a"))
+        await clock.advance(200)
+        assert not runs(client, "a"), "the other one may have written since"
+        reports(client, "b", 0, "Complete", 7, asked=volumes(client, "b")["asked"], holds=7)
+        await until(clock, lambda: runs(client, "b"))
+        assert not runs(client, "a") and volumes(client, "b")["receive"]["adopt"] is True
+
+
+async def test_where_the_volumes_went_to_a_site_that_is_not_known() -> None:
+    async with running(work.setup, migration.setup, objects=(cluster("a", status=MOVES), database())) as (client, clock):
+        owner = client.find(scheme.STATEFUL_SET, "db", "shop") or {}
+        client.seed(placement(owner, "a"))
+        await until(clock, lambda: runs(client, "a"))
+        reports(client, "a", 0, left={"attempt": 7, "to": "gone", "discarded": True})
+        await until(clock, lambda: "VolumesElsewhere" in events(client))
+        assert of(client, "gone") is None

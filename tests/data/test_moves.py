@@ -1,8 +1,11 @@
-"""Whatever is late, lost, told twice or killed: never two writers, nothing lost, and the old copy goes on until the switch."""
+"""Whatever is late, lost, told twice or killed: never two writers, nothing lost, and the old copy goes on until the switch.
+
+Also where the hub's state is put back to an earlier one: it learns from the sites where the data is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,18 +23,39 @@ class Stored:
     version: int
     said: dict[str, object] = field(default_factory=dict)
     seen: int = 0
+    asked: int = 0
 
 
 @dataclass
 class Site:
     """An agent and its disk. ``told``: the Work as far as it has heard; ``data``: how many records its volume has; ``came``:
-    attempt → records of a whole copy that lies aside; ``pods``: whether one runs."""
+    attempt → records of a whole copy that lies aside; ``pods``: whether one runs. ``adopted``: with which attempt; ``left``: for
+    which it was stopped, for whom, whether it gave its data up, and whether it went on."""
 
     told: Copy | None = None
     version: int = 0
     pods: bool = False
     data: int | None = None
     came: dict[int, int] = field(default_factory=dict)
+    adopted: int = 0
+    asked: int = 0
+    left: tuple[int, str, bool, bool] | None = None
+
+    @property
+    def behind(self) -> bool:
+        """Whether what it is told says less than it knows."""
+        if self.told is None or self.left is None or self.left[3]:
+            return False
+        number = self.left[0]
+        runs_on = number == self.told.sent and self.told.runs
+        return number > max(self.told.received, self.told.kept) and (number > self.told.sent or runs_on)
+
+    @property
+    def holds(self) -> int:
+        """With which attempt it has the data, where it is told something else."""
+        if self.told is None or (self.told.adopted and self.told.received >= self.adopted):
+            return 0
+        return self.adopted if self.data is not None and (self.left is None or self.left[0] <= self.adopted) else 0
 
 
 class World:
@@ -43,6 +67,9 @@ class World:
         self.sites["a"] = Site(Copy("a"), 1, True, 0)
         self.records = 0
         self.chosen: str | None = "b"
+        #: What a restored hub does not know goes on there.
+        self.unknown: set[str] = set()
+        self.restored = False
         self.remember()
 
     def remember(self) -> None:
@@ -58,6 +85,9 @@ class World:
             close=bool(of and said.get("close")),
             complete=bool(of and said.get("complete")),
             settled=stored.told.runs and said.get("pods") is True,
+            unknown=stored.asked != stored.said.get("asked", 0),
+            holds=int(str(stored.said.get("holds") or 0)),
+            **_left(stored.said.get("left")),
         )
 
     # -- what may happen, in any order ------------------------------------------------------------------------
@@ -65,7 +95,7 @@ class World:
     def hub(self, age: int, patience: bool) -> None:
         """A hub looks at what it knows, which may be old, and writes one Work, if that is as it knows it."""
         seen = self.past[max(0, len(self.past) - 1 - age)]
-        action = decide([copy for copy, _ in seen.values()], self.chosen, 100.0 if patience else 0.0, 60.0)
+        action = decide([copy for copy, _ in seen.values()], self.chosen, 100.0 if patience else 0.0, 60.0, self.versions)
         if action.step is Step.WAIT:
             return
         known, stored = seen.get(action.site), self.works.get(action.site)
@@ -76,50 +106,85 @@ class World:
             self.remember()
             return
         told = known[0] if known is not None else Copy(action.site)
-        bare = replace(told, stopped=False, close=False, complete=False, settled=False)
+        bare = _bare(told)
+        sends = {"sent": action.attempt, "towards": told.left_for, "discards": told.gone, "kept": 0}
+        sends["adopted"] = told.received > 0
         fresh = {
-            Step.RECEIVE: replace(bare, runs=False, received=action.attempt),
-            Step.SEND: replace(bare, runs=not told.barred, sent=action.attempt, towards=self.chosen or ""),
-            Step.KEEP: replace(bare, runs=True, towards=""),
+            Step.EXPECT: Copy(action.site, runs=action.adopted, received=action.attempt, adopted=action.adopted),
+            Step.LEFT: replace(bare, runs=False, **sends),
+            Step.RECEIVE: Copy(action.site, runs=False, received=action.attempt),
+            Step.SEND: replace(bare, runs=not told.barred, sent=action.attempt, towards=self.chosen or "", kept=0),
+            Step.KEEP: replace(bare, runs=True, towards="", sent=0, kept=action.attempt),
             Step.HALT: replace(bare, runs=False),
             Step.ADOPT: replace(bare, runs=True, adopted=True),
             Step.DISCARD: replace(bare, discards=True),
         }[action.step]
         self.versions += 1
-        self.works[action.site] = Stored(fresh, self.versions)
+        said = stored.said if stored is not None else {}
+        asked = stored.asked if stored is not None else 0
+        self.works[action.site] = Stored(fresh, self.versions, said, 0, self.versions if action.step is Step.EXPECT else asked)
+        self.unknown.discard(action.site)
+        self.remember()
+
+    def restore(self, age: int) -> None:
+        """The hub's state is put back. What sites reported then is not believed."""
+        seen = self.past[max(0, len(self.past) - 1 - age)]
+        self.unknown = {name for name in self.sites if name not in seen and self.sites[name].told is not None}
+        self.versions, self.restored = self.versions + 1, True
+        self.works = {name: Stored(_bare(copy), self.versions, asked=self.versions) for name, (copy, _) in seen.items()}
+        self.past.clear()
         self.remember()
 
     def hear(self, name: str) -> None:
         """A site hears of its Work as it is now: what came between may never arrive."""
         site, stored = self.sites[name], self.works.get(name)
+        if stored is None and name in self.unknown:
+            return
         site.told, site.version = (stored.told, stored.version) if stored is not None else (None, 0)
+        site.asked = stored.asked if stored is not None else 0
 
     def act(self, name: str) -> None:
         """An agent goes by what it has heard."""
         site = self.sites[name]
         told = site.told
+        if site.left is not None and told is not None:
+            number = site.left[0]
+            if site.adopted > number:
+                site.left = None
+            elif told.kept >= number or (told.runs and not told.arriving and told.sent > number):
+                site.left = (*site.left[:3], True)
         if told is None or told.arriving or not told.runs:
             site.pods = False
-            if told is not None and told.discards:
-                site.data = None
+            if told is not None and not told.arriving and told.sent and told.towards:
+                before = site.left or (0, "", False, False)
+                if told.sent > before[0] or (told.sent == before[0] and not before[3]):
+                    site.left = (told.sent, told.towards, told.discards, False)
+                if told.discards and site.adopted <= told.sent:
+                    site.data = None
             if told is None:
                 site.came.clear()
+                site.adopted = 0
             return
-        if told.received:
-            if told.received in site.came:
-                site.data = site.came.pop(told.received)
-                site.came.clear()
-                self.check_adopted(name)
-            elif site.data is None:
+        if site.behind:
+            site.pods = False
+            return
+        if told.received and told.received != site.adopted:
+            if told.received not in site.came:
+                site.pods = False
                 return
+            site.data, site.adopted = site.came.pop(told.received), told.received
+            site.came.clear()
+            self.check_adopted(name)
         if site.data is None:
             site.data = 0
         site.pods = True
 
     def transfer(self, source: str, target: str, last: bool) -> None:
         one, other = self.sites[source], self.sites[target]
-        if one.told is None or other.told is None or not other.told.arriving:
+        if one.told is None or other.told is None or not other.told.arriving or other.holds:
             return
+        if other.told.received in (other.adopted, *other.came):
+            return  # all of it is there
         if one.told.towards != target or one.told.sent != other.told.received or one.data is None:
             return
         other.came.pop(other.told.received, None)  # what is assembled is in between
@@ -137,8 +202,12 @@ class World:
         site, stored = self.sites[name], self.works.get(name)
         if stored is None or site.told is None:
             return
+        if site.version == 0:
+            return
         attempt = site.told.received
-        stored.said = {"pods": site.pods, "attempt": attempt, "close": True, "complete": attempt in site.came}
+        complete = attempt in site.came or attempt == site.adopted
+        stored.said = {"pods": site.pods, "attempt": attempt, "close": True, "complete": complete}
+        stored.said |= {"left": site.left, "holds": site.holds, "asked": site.asked}
         stored.seen = site.version
         self.remember()
 
@@ -151,8 +220,21 @@ class World:
         running = [name for name in SITES if self.sites[name].pods]
         assert len(running) <= 1, f"two writers: {running}"
         told = [name for name, stored in self.works.items() if stored.told.runs and not stored.told.arriving]
-        assert len(told) <= 1, f"two are told to run: {told}"
+        assert self.restored or len(told) <= 1, f"two are told to run: {told}"
         assert any(site.data == self.records or self.records in site.came.values() for site in self.sites.values())
+
+
+def _bare(copy: Copy) -> Copy:
+    """What is told, without what is reported."""
+    said = ("stopped", "close", "complete", "settled", "gone", "unknown")
+    return replace(copy, **dict.fromkeys(said, False), left=0, left_for="", voided=0, holds=0)
+
+
+def _left(found: object) -> dict[str, Any]:
+    if not isinstance(found, tuple):
+        return {}
+    number, site, gone, kept = found
+    return {"voided": number} if kept else {"left": number, "left_for": site, "gone": gone}
 
 
 _EVENTS = st.one_of(
@@ -167,6 +249,7 @@ _EVENTS = st.one_of(
     # What goes well for a while, so that the later steps are reached too.
     st.tuples(st.just("well"), st.integers(1, 6)),
 )
+_RESTORES = st.tuples(st.just("restore"), st.sampled_from([0, 1, 2, 5, 10, 20, 50, 100]))
 
 
 def _happen(world: World, event: tuple[object, ...]) -> None:
@@ -194,6 +277,19 @@ def test_never_two_writers_and_nothing_lost(events: list[tuple[object, ...]]) ->
     assert world.sites[world.chosen].pods
     assert [name for name, stored in world.works.items() if not stored.told.discards] == [world.chosen]
     assert world.sites[world.chosen].data == world.records
+
+
+@given(st.lists(st.one_of(_EVENTS, _RESTORES), min_size=10, max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_nothing_is_lost_where_the_hub_is_put_back(events: list[tuple[object, ...]]) -> None:
+    test = World()
+    for event in events:
+        _happen(test, event)
+    for _ in range(60):
+        _round(test)
+    assert test.chosen is not None
+    assert test.sites[test.chosen].pods
+    assert test.sites[test.chosen].data == test.records
 
 
 def _round(world: World) -> None:
