@@ -16,6 +16,7 @@ import platform
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import IO, Any, Protocol, cast
@@ -123,6 +124,57 @@ def unpack(path: str, directory: str) -> Iterator[Unpacked]:
         raise _bad(f"{path} is damaged, or no archive: {str(error).partition(':')[0]}") from error
     except KeyError as error:
         raise _bad(f"{path} lacks {error}") from error
+
+
+def weigh(path: str, free: int) -> int:
+    """Bytes that an OCI layout's layers unpack to, without writing any: for who has another program unpack them, which has no
+    bounds. ``free``: of the disk. Raises :class:`ImageError` where they are too many, or too many files."""
+    written = files = 0
+    try:
+        source = _Directory(path)
+        for image in _images(source):
+            for layer in image.layers if not image.wasm else ():
+                with source.open(layer.path) as file, _plain(file) as plain:
+                    counted = _Counted(plain, MAX_BYTES - written)
+                    with tarfile.open(fileobj=cast(IO[bytes], counted), mode="r|") as archive:
+                        for member in archive:
+                            files += 1
+                            # What is said to be sparse is written whole.
+                            written += member.size if member.isreg() else 0
+                            if files > MAX_FILES:
+                                raise _bad(f"it has more than {MAX_FILES} files")
+                            if written > MAX_BYTES or written > free:
+                                least = min(MAX_BYTES, free)
+                                raise _bad(f"it unpacks to more than {least >> 20} MiB, which is what may be or what is free")
+                    while counted.read(_CHUNK):
+                        pass
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, ValueError, KeyError, zlib.error) as error:
+        raise _bad(f"one of its layers is damaged, or no archive: {str(error).partition(':')[0]}") from error
+    return written
+
+
+class _Counted:
+    """A readable stream of which at most so many bytes are read: padding, and headers without files, count too."""
+
+    def __init__(self, file: IO[bytes], most: int) -> None:
+        self._file, self._left = file, most
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise _bad(f"it unpacks to more than {MAX_BYTES >> 30} GiB")
+        return data
+
+
+def _plain(file: IO[bytes]) -> IO[bytes]:
+    start = file.read(4)
+    file.seek(0)
+    if start == b"\x28\xb5\x2f\xfd":
+        from backports import zstd
+
+        return cast(IO[bytes], zstd.ZstdFile(file))
+    return cast(IO[bytes], gzip.GzipFile(fileobj=file)) if start[:2] == b"\x1f\x8b" else file
 
 
 def _read(source: _Source, name: str) -> bytes:

@@ -126,7 +126,9 @@ class PodmanImages:
             await self._podman.call("POST", f"/images/{found}/tag", repo=f"{registry}/{repository}", tag=reference)
         elif await self._id(full) is None:
             raise ImageError("ErrImagePull", f"podman has loaded {full} under another digest")
-        write_json(self._path, self._fetched() | {full: {"id": found, "digest": said["digest"], "keys": said["keys"]}})
+        # What had the name before is without one now; it is ours to remove still.
+        old = {known["id"]: {"id": known["id"]}} if known and known["id"] != found else {}
+        write_json(self._path, self._fetched() | old | {full: {"id": found, "digest": said["digest"], "keys": said["keys"]}})
         self._used[found] = self._clock.monotonic()
 
     async def user(self, image: Image | str) -> bool:
@@ -145,6 +147,9 @@ class PodmanImages:
         return [*host, *(row for row in found if row["names"])]
 
     async def collect(self, keep: Collection[str], wanted: int) -> list[str]:
+        """Of what we have fetched alone: what others brought to this podman, or gave a name of their own, is theirs."""
+        fetched = self._fetched()
+        ids = {str(row["id"]) for row in fetched.values()}
         kept = set()
         for name in keep:
             with contextlib.suppress(ImageError):
@@ -156,14 +161,14 @@ class PodmanImages:
             recent = self._clock.monotonic() - self._used.get(row["Id"], float("-inf")) < IMAGE_SECONDS
             if wanted <= 0:
                 break
-            if recent or row.get("Containers") or kept & set(names):
+            if recent or row.get("Containers") or kept & set(names) or row["Id"] not in ids or not fetched.keys() >= set(names):
                 continue
             with contextlib.suppress(PodmanError):  # somebody else's container uses it
                 await self._podman.call("DELETE", f"/images/{row['Id']}")
                 wanted -= int(row.get("Size") or 0)
                 removed += names
-        if removed:
-            write_json(self._path, {name: value for name, value in self._fetched().items() if name not in removed})
+                fetched = {name: value for name, value in fetched.items() if value["id"] != row["Id"]}
+                write_json(self._path, fetched)
         return removed
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from metaos.plugins.points import ImageError
 from metaos.runtimes import signatures
-from metaos.runtimes.archive import MACHINES, MAX_BYTES, MAX_DOCUMENT
+from metaos.runtimes.archive import MACHINES, MAX_BYTES, MAX_DOCUMENT, weigh
 from metaos.runtimes.images import ImageStore, Origin, normalise, split
 from metaos.runtimes.registry import Repository, document, failed
 
@@ -65,6 +65,12 @@ def fetch(asked: Mapping[str, Any]) -> dict[str, Any]:
     if not asked["directory"]:
         with _place(asked["pulls"], image) as place:
             _download(source, data, place, image)
+            disk = os.statvfs(place)
+            try:
+                weigh(place, disk.f_bavail * disk.f_frsize - _SPARE_BYTES)
+            except ImageError:
+                shutil.rmtree(place, ignore_errors=True)
+                raise
             return result | {"archive": _packed(place)}
     store = ImageStore(asked["directory"])
     origin = Origin(digest, tuple(keys))

@@ -427,3 +427,29 @@ async def test_an_imported_image_runs(runtime: SandboxRuntime, tmp_path: Path) -
     said = (await log(runtime, pod().uid)).decode().splitlines()
     assert said[0] == "empty" and "Read-only" in said[1] and said[2] == "fine"
     assert not (rootfs(runtime._images, "shell:1") / "opt/x").exists()
+
+
+def test_what_another_program_would_unpack_is_weighed_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Podman has no bounds of its own."""
+
+    def laid(name: str, *layers: bytes) -> str:
+        place = tmp_path / name
+        for path, data in oci_files(layers, "a:1").items():
+            (place / path).parent.mkdir(parents=True, exist_ok=True)
+            (place / path).write_bytes(data)
+        return str(place)
+
+    good = laid("good", layer({"a": b"x" * 600, "b": b"x" * 600}))
+    assert archive.weigh(good, 1 << 30) == 1200
+    with pytest.raises(ImageError, match="unpacks to more"):
+        archive.weigh(good, 1000)
+    monkeypatch.setattr(archive, "MAX_BYTES", 1 << 20)
+    with pytest.raises(ImageError, match="unpacks to more"):
+        archive.weigh(laid("long", layer({"a": bytes(2 << 20)})), 1 << 30)
+    with pytest.raises(ImageError, match="unpacks to more"):
+        archive.weigh(laid("padded", layer({"a": b"x"}) + bytes(4 << 20)), 1 << 30)
+    monkeypatch.setattr(archive, "MAX_FILES", 3)
+    with pytest.raises(ImageError, match="more than 3 files"):
+        archive.weigh(laid("many", layer({str(number): b"" for number in range(5)})), 1 << 30)
+    with pytest.raises(ImageError, match="damaged"):
+        archive.weigh(laid("odd", b"this is no archive" * 100), 1 << 30)
