@@ -6,6 +6,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,65 @@ def _device_limits() -> list[str]:
             "refused, as a condition; dropped; read again",
         ),
         ("Revoked credentials of one namespace", f"{busgate.MOST_REVOKED}", "removals wait, and the log says so"),
+    ]
+    return parts + [f"| {what} | {bound} | {beyond} |" for what, bound, beyond in rows]
+
+
+def volume_limits() -> list[str]:
+    """The part about volumes that move and are backed up."""
+    from metaos.agent import backups as agent_backups
+    from metaos.agent import moving
+    from metaos.controllers.settings import Settings
+    from metaos.data import backups
+    from metaos.resources import backups as told
+    from metaos.volumes import backing, manifest, receiving, s3, sending, vault, wire
+
+    parts = ["", "## Volumes", ""]
+    parts += ["Of work that [moves](../how-to/move-state.md), and of its [backups](../how-to/back-up-volumes.md).", ""]
+    parts += ["| what | bound | beyond it |", "|---|---|---|"]
+    patience = next(each.default for each in fields_of(Settings) if each.name == "volume_patience")
+    blocks = f"{amount(sending.SMALL_BLOCK)}; {amount(sending.LARGE_BLOCK)} above {amount(sending.LARGE_BYTES)}"
+    rows: list[tuple[str, Any, str]] = [
+        (
+            "Files of a volume; its blocks; its manifest",
+            f"{manifest.MAX_ENTRIES}; {manifest.MAX_BLOCKS}; {amount(manifest.MAX_ENCODED_BYTES)}",
+            "it is neither moved nor backed up, and says so",
+        ),
+        ("A block of a volume that moves; of a backup", f"{blocks}; {amount(manifest.BLOCK_BYTES)}", "-"),
+        ("Claims of work that moves", wire.MAX_CLAIMS, "the move fails, and the old copy goes on"),
+        (
+            "Rounds before the old copy is stopped; what may be missing then",
+            f"{receiving.MAX_ROUNDS}; what the line carries in {receiving.CLOSE_SECONDS:g} s, or {amount(receiving.CLOSE_BYTES)}",
+            "it is stopped all the same",
+        ),
+        ("Time from the stop until all is there", f"{patience:g} s", "the old copy goes on; it is tried again"),
+        ("Time in which the other site says nothing", f"{wire.SILENCE_SECONDS:g} s", "it is tried again"),
+        ("Memory of a process that receives a volume, or backs one up", amount(receiving.MEMORY_BYTES), "it fails, and says so"),
+        (
+            "Workloads that left a site and that it remembers, for a hub that is restored from an older backup",
+            moving.MOST_LEFT,
+            "those that left first are forgotten",
+        ),
+        ("Volumes of a BackupSchedule", told.MOST_VOLUMES, "the first by name"),
+        ("Backups of a volume; of them listed in the status", f"{vault.MAX_BACKUPS}; {told.MOST_NAMES}", "refused; the newest"),
+        ("Restores that are asked for by hand and kept", told.MOST_RESTORES, "the oldest go"),
+        ("Time of one backup or restore", f"{backing.MOST_SECONDS / 60:g} min", "it fails; the next goes on with what was sent"),
+        ("Backups under way at a site", agent_backups.AT_ONCE, "they wait"),
+        (
+            "Time between the begins of two backups; after one that failed",
+            f"{backups.LEAST_SECONDS:g} s; {backups.RETRY_SECONDS:g} to {backups.RETRY_MOST_SECONDS:g} s",
+            "they wait",
+        ),
+        (
+            "Looks at a volume that does not come to rest",
+            backing.ROUNDS,
+            "consistency PerFile",
+        ),
+        (
+            "An object in a store; tries of a request; time without an answer",
+            f"{amount(s3.MAX_OBJECT)}; {s3.TRIES}; {s3.SILENT_SECONDS:g} s",
+            "the backup fails; it is tried again",
+        ),
     ]
     return parts + [f"| {what} | {bound} | {beyond} |" for what, bound, beyond in rows]
 
@@ -467,6 +527,7 @@ def limits_page() -> str:
     }
     parts += [f"| {v.name} | {whose[v.name]} | {v.seats} | {v.waiting_of_flow} | {v.waiting} |" for v in fairness.LEVELS]
     parts += ["", "`/livez`, `/readyz`, `/healthz`, `/version` and `/cacerts` are always served."]
+    parts += volume_limits()
     parts += _device_limits()
     return "\n".join(parts).rstrip() + "\n"
 

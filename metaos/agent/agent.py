@@ -284,7 +284,7 @@ class Agent:
             ),
             "certificate": self.connection.certificate(),
             "attestation": self.connection.attestation(),
-            **({} if self.moves is None else {"volumeMoves": True}),
+            **({} if self.moves is None else {"volumeMoves": True, "volumeRestores": True}),
         }
 
     async def _farewell(self) -> None:

@@ -5,6 +5,7 @@ held until it is: no container that uses it starts.
 """
 
 import asyncio
+import fcntl
 import json
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from metaos.agent.cache import Cache
 from metaos.agent.calls import Caller
 from metaos.agent.containers import ConfigError, Find, data_of
 from metaos.clock import Clock, sleep_or
-from metaos.data.backups import Past, due, pace, restore_seconds
+from metaos.data.backups import KEY, Past, derived, due, key_of, pace, restore_seconds
 from metaos.plugins.points import Runtime
 from metaos.resources.backups import AFTER, BEFORE, CONTAINER, RESTORE, TIMEOUT, hooks_of, workload_of
 from metaos.resources.meta import Obj, ObjectRef, annotations, controller_of, format_time, name, namespace, parse_time, uid
@@ -37,7 +38,7 @@ MOST_REMEMBERED, MOST_TOLD = 40, 2
 _MODULE = "metaos.volumes.backing"
 _SHOWN = ("backup", "consistency", "bytes", "sentBytes", "sentChunks", "backups")
 _STORE = ("endpoint", "bucket", "prefix", "region", "caBundle")
-_SECRET = ("accessKeyId", "secretAccessKey", "encryptionKey")
+_SECRET = ("accessKeyId", "secretAccessKey")
 
 #: (Module, request) → its answer.
 Ask = Callable[[str, bytes], Awaitable[dict[str, Any] | children.Ended]]
@@ -99,7 +100,7 @@ class Backups:
     def held(self, pod: Obj, claim: str) -> str:
         """Why no container that uses this volume may start now; empty: it may."""
         where = namespace(pod)
-        if (where, claim) in self._restoring:
+        if (where, claim) in self._restoring or self._left_restoring(where, claim):
             return f"volume {claim} is being brought back from a backup"
         owner = controller_of(pod) or {}
         order = _ordered(self._workloads.get((str(owner.get("kind")), where, str(owner.get("name")))))
@@ -107,7 +108,24 @@ class Backups:
             return ""
         row = self._row(where, claim, str(order["id"]))
         said = f": {row['reason']}: {row['message']}" if row.get("reason") else ""
+        if not any(about.namespace == where and about.name == order.get("schedule") for about in self._schedules):
+            said = f"; BackupSchedule {order.get('schedule')}, which says from where, is gone: make it again, with the same store"
         return f"volume {claim} is brought back from a backup first, as the site that had it is lost{said}"
+
+    def _left_restoring(self, where: str, claim: str) -> bool:
+        """Whether the process of an agent that was killed is about to bring a volume back as somebody asked."""
+        schedules = (schedule for about, schedule in self._schedules.items() if about.namespace == where)
+        asked = (each for schedule in schedules for each in schedule["spec"].get("restores") or () if each["claim"] == claim)
+        if all(self._done(where, claim, str(each["id"])) for each in asked):
+            return False
+        try:
+            with (self._state / where / f"{claim}.lock").open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # nothing was ever done with it
+            return False
+        return False
 
     def status_of(self, about: ObjectRef) -> Obj | None:
         """What the hub is told of a schedule."""
@@ -249,7 +267,7 @@ class Backups:
         return {
             "do": do,
             "store": {key: store[key] for key in _STORE if key in store},
-            "credentials": {key: known[key].decode(errors="replace") for key in _SECRET if key in known},
+            "credentials": _credentials(known, *_workload(schedule)),
             "namespace": where,
             "claim": claim,
             "site": self._site,
@@ -343,6 +361,17 @@ def _next(spec: Mapping[str, Any], past: Past, row: Mapping[str, Any]) -> float:
 def _workload(schedule: Obj) -> Key:
     kind, called = workload_of(schedule)
     return kind, namespace(schedule), called
+
+
+def _credentials(known: Mapping[str, bytes], kind: str, where: str, called: str) -> dict[str, str]:
+    """Of the store's Secret, as this site has it: the key of this workload's backups, or, where a pod here uses the whole Secret,
+    that of which it is derived."""
+    found = {key: known[key].decode(errors="replace") for key in _SECRET if key in known}
+    if own := known.get(key_of(kind, called)):
+        found[KEY] = own.decode(errors="replace")
+    elif KEY in known:
+        found[KEY] = derived(known[KEY].decode(errors="replace"), where, kind, called)
+    return found
 
 
 def _ordered(workload: Obj | None) -> dict[str, Any]:

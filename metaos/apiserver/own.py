@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
+from urllib.parse import urlsplit
 
 from metaos.apiserver.metadata import label_causes
 from metaos.apiserver.schema import duplicate, forbidden, invalid, required
+from metaos.data.backups import never_a_store
 from metaos.devices.credentials import NAME as DEVICE_NAME
 from metaos.devices.waves import bound
 from metaos.devices.workload import PINNED, PINNED_TEXT
@@ -179,6 +181,14 @@ def backup_store_causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     parts = str(spec.get("prefix") or "").strip("/").split("/")
     if any(part in (".", "..") for part in parts) or ("" in parts and len(parts) > 1):
         yield invalid("spec.prefix", spec["prefix"], "must be names with one / between them, for example nemo/eu")
+    endpoint = str(spec.get("endpoint") or "")
+    try:
+        host = urlsplit(endpoint).hostname or ""
+    except ValueError:
+        host = ""
+        yield invalid("spec.endpoint", endpoint, "is no address: write https://HOST or https://HOST:PORT")
+    if why := never_a_store(host):
+        yield invalid("spec.endpoint", endpoint, f"{why}: write the address of the store")
     if "/" in str(spec.get("bucket") or ""):
         yield invalid("spec.bucket", spec["bucket"], "must be a bucket's name; what follows belongs in prefix")
 

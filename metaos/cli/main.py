@@ -796,6 +796,7 @@ def volume_list(namespace: str, output: str, kubeconfig: Path | None, data: Path
 @click.argument("claim")
 @click.option("--from", "backup", default="", metavar="BACKUP", help="Which backup [default: the newest].")
 @click.option("--at", default="", metavar="TIME", help="The newest backup that is not younger, for example 2026-12-01T03:00:00Z.")
+@click.option("--unlisted", is_flag=True, help="Ask for a backup that is not listed, as it is sealed with another key.")
 @click.option(
     "--wait", type=click.FloatRange(0, 86400), default=60.0, show_default=True, help="So many seconds until it is done."
 )
@@ -806,6 +807,7 @@ def volume_restore(
     claim: str,
     backup: str,
     at: str,
+    unlisted: bool,
     wait: float,
     namespace: str,
     output: str,
@@ -821,7 +823,7 @@ def volume_restore(
     """
     from metaos.cli.volumes import bring_back
 
-    bring_back(claim, backup, at, wait, namespace, output, kubeconfig, data or default_data("hub"))
+    bring_back(claim, backup, at, wait, namespace, output, kubeconfig, data or default_data("hub"), unlisted=unlisted)
 
 
 @nemo.command()

@@ -11,7 +11,7 @@ from metaos.cli.connection import with_client
 from metaos.cli.output import emit, screen_width, table
 from metaos.http import HttpClient
 from metaos.resources import scheme
-from metaos.resources.backups import MOST_RESTORES
+from metaos.resources.backups import MOST_NAMES, MOST_RESTORES
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, format_time, name, parse_time
 
@@ -57,10 +57,30 @@ def _problem(schedule: Obj) -> str:
     return next((str(row.get("message")) for row in rows if row["type"] == "BackedUp" and row["status"] == "False"), "")
 
 
+def _check_listed(claim: str, backup: str, schedule: Obj) -> None:
+    """Raises ``ApiError`` where a schedule's status knows of no such backup."""
+    rows = (schedule.get("status") or {}).get("volumes") or ()
+    names = [str(each) for row in rows if row.get("claim") == claim for each in row.get("backups") or ()]
+    if backup in names or (len(names) >= MOST_NAMES and backup < min(names)):
+        return  # of more than so many the oldest are not listed
+    has = f"the newest are {', '.join(sorted(names)[-5:])}" if names else "there is none yet"
+    remedy = "take one of those; --unlisted asks the site for one that is sealed with another key"
+    raise ApiError(404, "NotFound", f"volume {claim} has no backup {backup!r}: {has}; {remedy}")
+
+
 def bring_back(
-    claim: str, backup: str, at: str, wait: float, namespace: str, output: str, kubeconfig: Path | None, data: Path
+    claim: str,
+    backup: str,
+    at: str,
+    wait: float,
+    namespace: str,
+    output: str,
+    kubeconfig: Path | None,
+    data: Path,
+    *,
+    unlisted: bool = False,
 ) -> None:
-    """Asks for it, and waits. Raises ``ValueError``, ``ApiError``."""
+    """Asks for it, and waits. ``unlisted``: also where no such backup is known of. Raises ``ValueError``, ``ApiError``."""
     where = namespace or "default"
     if backup and at:
         raise ValueError("--from names a backup already: leave out --at")
@@ -80,6 +100,8 @@ def bring_back(
             what = f"no BackupSchedule in {where} backs volume {claim!r} up"
             raise ApiError(404, "NotFound", f"{what}: name one that is (they are: {has}), or another namespace with -n")
         schedule = known[claim]
+        if backup and not unlisted:
+            _check_listed(claim, backup, schedule)
         restores = [*(schedule["spec"].get("restores") or ()), asked][-MOST_RESTORES:]
         await client.update(schedule | {"spec": schedule["spec"] | {"restores": restores}})
         row: dict[str, Any] = {"reason": "Pending", "message": "its site has not answered yet"}

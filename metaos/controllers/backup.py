@@ -12,12 +12,22 @@ from metaos.clock import Clock
 from metaos.controllers.facts import decided, decides, placeable, placement_name
 from metaos.controllers.moving import arrives
 from metaos.controllers.recorder import Recorder
-from metaos.controllers.render import cluster_of, source_label, source_of, work
+from metaos.controllers.render import available, cluster_of, source_label, source_of, work
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
-from metaos.resources.backups import MOST_RESTORES, points, rendered, reported, rpo_of, store_of, volumes_of, workload_of
+from metaos.resources.backups import (
+    MOST_RESTORES,
+    asked_by_hand,
+    points,
+    rendered,
+    reported,
+    rpo_of,
+    store_of,
+    volumes_of,
+    workload_of,
+)
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
     SOURCE_LABEL,
@@ -60,6 +70,8 @@ class BackupReconciler:
         schedule = self._schedules.get(about.name, about.namespace)
         existing = {cluster_of(w): w for w in self._works.by_index("source", source_label(about)) if not deleting(w)}
         if schedule is None or deleting(schedule):
+            if existing:
+                await self._deserted(about)
             await self._only({}, existing)
             return DONE
         obj = self._workload(schedule)
@@ -67,6 +79,20 @@ class BackupReconciler:
         await self._only(wanted, existing)
         await self._say(schedule, obj, wanted, existing, reason, message)
         return DONE
+
+    async def _deserted(self, about: ObjectRef) -> None:
+        """Who waits for volumes that a schedule was to bring back, which is gone, is told."""
+        for found in self._works.list():
+            order: Mapping[str, Any] = found["spec"].get("restore") or {}
+            source = source_of(found)
+            if order.get("schedule") != about.name or source.namespace != about.namespace or deleting(found) or available(found):
+                continue
+            obj = self._workloads[source.kind].get(source.name, source.namespace) if source.kind in self._workloads else None
+            if obj is not None:
+                claims = ", ".join(order.get("claims") or ())
+                text = f"at {cluster_of(found)} it waits for its volumes ({claims}), and BackupSchedule {about.name}, by "
+                text += "which they are brought back, was deleted: make it again, with the same store"
+                await self._recorder.event(obj, "NotRestored", text, warning=True)
 
     def _workload(self, schedule: Obj) -> Obj | None:
         kind, called = workload_of(schedule)
@@ -148,11 +174,11 @@ class BackupReconciler:
         before: dict[str, Any] = schedule.get("status") or {}
         status: dict[str, Any] = {**before, "observedGeneration": generation(schedule)}
         said: dict[str, Any] = {}
+        news: list[tuple[str, bool]] = []
         for site in wanted:
             said = self._report(schedule, existing.get(site))
-            status["restores"] = await self._restored(
-                schedule, obj, site, status.get("restores") or (), said.get("restores") or ()
-            )
+            rows = said.get("restores") or ()
+            status["restores"], news = self._restored(schedule, obj, site, status.get("restores") or (), rows)
             fresh = [row for row in said.get("volumes") or () if row.get("recoveryPointTime") or row.get("reason")]
             if site != before.get("site") and not self._began(obj, site, status["restores"]):
                 # What it knows is of an earlier time when the workload was there.
@@ -190,6 +216,9 @@ class BackupReconciler:
         if good and was.get("status") == "False":
             await self._recorder.event(schedule, "BackedUp", text)
         await self._client.update(schedule | {"status": status}, subresource="status")
+        # Only now: whoever has seen an older status is told that there is a newer one, and says nothing twice.
+        for message, warning in news:
+            await self._recorder.event(schedule if obj is None else obj, "Restored", message, warning=warning)
 
     def _report(self, schedule: Obj, found: Obj | None) -> dict[str, Any]:
         for entry in ((found or {}).get("status") or {}).get("manifests") or ():
@@ -197,11 +226,12 @@ class BackupReconciler:
                 return reported(entry.get("status"))
         return {}
 
-    async def _restored(
+    def _restored(
         self, schedule: Obj, obj: Obj | None, site: str, before: Iterable[Mapping[str, Any]], said: Iterable[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """The rows of what was brought back, with what was lost, and an Event for each that is new."""
-        order = self._order(obj, site)
+    ) -> tuple[list[dict[str, Any]], list[tuple[str, bool]]]:
+        """The rows of what was brought back, with what was lost, and what is to be said of each that is new (message, whether
+        something was lost). The site itself tells the schedule."""
+        order, news = self._order(obj, site), []
         known = {(row.get("id"), row.get("claim")): dict(row) for row in before}
         for row in said:
             if row.get("id") == order.get("id") and row.get("recoveryPointTime") and order.get("lostTime"):
@@ -215,15 +245,17 @@ class BackupReconciler:
                 )
                 moment = row.get("recoveryPointTime", "a moment that the site does not tell")
                 text = f"volume {row['claim']} was brought back at {site} from {row['backup']}, as at {moment}"
-                for each in (schedule, obj) if obj is not None else (schedule,):
-                    await self._recorder.event(each, "Restored", text + lost, warning=bool(lost))
+                news.append((text + lost, bool(lost)))
             known[row.get("id"), row.get("claim")] = row
+        # What could not be done and is not asked for any more, as something else was since, says nothing.
+        open_ = {each["id"] for each in asked_by_hand(schedule)} | {order.get("id")}
+        known = {key: row for key, row in known.items() if row.get("backup") or key[0] in open_}
         # What is asked for still is not forgotten, or it would be done again.
         asked = {each.get("id") for each in (schedule.get("spec") or {}).get("restores") or ()}
         others = [key for key in known if key[0] not in asked]
         for key in others[:-MOST_RESTORES]:
             del known[key]
-        return list(known.values())
+        return list(known.values()), news
 
     def _began(self, obj: Obj | None, site: str, restores: Iterable[Mapping[str, Any]]) -> bool:
         """Whether a site has this workload, and its volumes as they were to be brought back."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from metaos.clock import Clock
 from metaos.controllers.fencing import tolerated_seconds
-from metaos.controllers.recovery import Recoveries
+from metaos.controllers.recovery import Recoveries, restores
 from metaos.controllers.settings import Settings
 from metaos.devices.workload import on_devices
 from metaos.reconcile.informer import Informer
@@ -272,7 +272,8 @@ class Facts:
             found = of_job(found, obj, intents, self._jobs.earlier(obj), begun, self._jobs.taken(obj), now)
         backed = found.local_data and self._recoveries.backed(obj)
         if backed and found.pinned and self._recoveries.leaves(obj, found.current):
-            found = replace(found, pinned=False, settled=True)
+            able = frozenset(name(c) for c in self._clusters.list() if restores(c))
+            found = replace(found, pinned=False, settled=True, homes=able.union(found.current))
         fenced = tolerated_seconds(obj, [p for p in policies if concerns(p, obj)], self._settings, backed)
         if fenced > found.policy.toleration_seconds:
             found = replace(found, policy=replace(found.policy, toleration_seconds=fenced))

@@ -34,6 +34,11 @@ from metaos.resources.meta import (
 )
 
 
+def restores(cluster: Obj | None) -> bool:
+    """Whether a site's agent brings volumes back before their work starts. One of an earlier release would begin with nothing."""
+    return bool(((cluster or {}).get("status") or {}).get("volumeRestores"))
+
+
 class Recoveries:
     """Reads schedules, intents and sites."""
 
@@ -105,6 +110,8 @@ class Recoveries:
             return None, f"its volumes are at {home}, which is back: it goes on there" if home in there else ""
         if not verdict.restores:
             return None, f"its volumes are at {home}, which is lost: {verdict.message}"
+        if not restores(self._clusters.get(site)):
+            return None, f"site {site} does not bring volumes back from backups: update its agent, or have another site chosen"
         lost = format_time(self._lost_since(home))
         return {"id": f"{home}@{lost}", "schedule": name(schedule), "claims": volumes_of(schedule, obj), "lostTime": lost}, ""
 

@@ -38,6 +38,7 @@ from metaos.controllers.restored import LOOK_SECONDS, Hold
 from metaos.controllers.rollout import staged
 from metaos.controllers.settings import Settings
 from metaos.controllers.shifting import starts_of
+from metaos.data.backups import opened_for
 from metaos.reconcile.manager import CONTENT_LEFT_OUT, Manager
 from metaos.reconcile.precedence import Turn
 from metaos.reconcile.reconciler import DONE, Result
@@ -365,14 +366,17 @@ class WorkReconciler:
     async def _dependency(self, about: ObjectRef) -> Result:
         obj = self._objects[about.kind].get(about.name, about.namespace)
         existing = self._existing(about)
-        wanted: set[str] = set()
+        wanted: dict[str, list[Obj]] = {}
         if obj is not None and not deleting(obj):
-            wanted = {cluster_of(w) for w in self._works.by_index("dependency", work_name(about)) if not deleting(w)}
+            for w in self._works.by_index("dependency", work_name(about)):
+                if not deleting(w):
+                    wanted.setdefault(cluster_of(w), []).append(w)
         whole = await self._whole(about, obj) if wanted else None
         if whole is not None:
             for site in sorted(wanted):
                 if self._clusters.get(site) is not None:
-                    await self._apply(existing.get(site), work(about, site, [manifest(whole)]))
+                    told = opened_for(manifest(whole), [w["spec"]["manifests"][0] for w in wanted[site]])
+                    await self._apply(existing.get(site), work(about, site, [told]))
         for site, found in existing.items():
             if site not in wanted:
                 await self._delete(found)

@@ -6,11 +6,17 @@ loses at worst is the time between the begins of two backups and how long the se
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hmac
 import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
+from metaos.resources.backups import workload_of
 from metaos.resources.cron import due_times
+from metaos.resources.meta import Obj, namespace
+from metaos.resources.scheme import BACKUP_SCHEDULE
 
 #: Between two tries that failed: so long at first, twice as long each time, and never longer than the last.
 RETRY_SECONDS, RETRY_MOST_SECONDS = 10.0, 600.0
@@ -77,6 +83,71 @@ def chosen(backups: Mapping[str, float], name: str = "", at: float | None = None
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[-5:]) or "none"
+
+
+# -- the store ----------------------------------------------------------------------------------------------
+
+#: Where clouds tell machines their own credentials, beside what is link-local.
+_METADATA = frozenset(("metadata.google.internal", "fd00:ec2::254", "100.100.100.200"))
+
+
+def never_a_store(host: str) -> str:
+    """Why a site does not connect to this host (a name or an address) for a store; empty: it may be one. Whoever may write a
+    BackupStore has its sites ask there, and what answers is shown in part: what a machine tells only itself stays out of it.
+    Addresses of its own network do not: stores stand there."""
+    import ipaddress  # a site does without
+
+    host = host.lower().rstrip(".").partition("%")[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return f"{host} tells machines their own credentials, and is no store" if host in _METADATA else ""
+    address = getattr(address, "ipv4_mapped", None) or address
+    if str(address) in _METADATA or address.is_link_local:
+        return f"{host} is an address at which machines are told their own credentials, and is no store"
+    return f"{host} is no address of one machine" if address.is_multicast or address.is_unspecified else ""
+
+
+#: Before the kind and name of whose key it is, in the Secret of a store as a site gets it.
+KEY = "encryptionKey"
+
+
+def key_of(kind: str, called: str) -> str:
+    """Under which name a site finds the key of one workload's backups."""
+    return f"{KEY}.{kind}.{called}"
+
+
+def derived(key: str, where: str, kind: str, called: str) -> str:
+    """The key (32 bytes in base64) of one workload's backups, from that of the store, by HKDF with SHA-256 (RFC 5869): a site
+    that has the one can neither find out the other nor those of other workloads. What is no key is given back as it is: the site
+    says so."""
+    try:
+        secret = base64.b64decode(key.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        secret = b""
+    if len(secret) != 32:
+        return key
+    extracted = hmac.digest(b"nemo volume backups", secret, "sha256")
+    about = "\0".join(("workload", where, kind, called)).encode()
+    return base64.b64encode(hmac.digest(extracted, about + b"\x01", "sha256")).decode()
+
+
+def opened_for(secret: Obj, dependents: Sequence[Obj]) -> Obj:
+    """The Secret of a store as a site gets it: in place of the key of the store, from which those of all are derived, the keys of
+    those workloads alone whose schedules are there. Whole, where anything else at the site refers to it: its owner's choice."""
+    schedules = [each for each in dependents if each.get("kind") == BACKUP_SCHEDULE.kind]
+    data = secret.get("data") or {}
+    if len(schedules) < len(dependents) or not schedules or KEY not in data:
+        return secret
+    try:
+        key = base64.b64decode(data[KEY]).decode(errors="replace")
+    except ValueError:
+        return secret
+    keys = {}
+    for each in schedules:
+        kind, called = workload_of(each)
+        keys[key_of(kind, called)] = base64.b64encode(derived(key, namespace(each), kind, called).encode()).decode()
+    return secret | {"data": {k: v for k, v in data.items() if k != KEY} | keys}
 
 
 # -- after the loss of a site ------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from typing import Any
 
 from metaos import trees
 from metaos.data.backups import chosen, kept
-from metaos.files import make_private, sync_directory, write_private
+from metaos.files import exchange, make_private, sync_directory, write_private
 from metaos.volumes.chunks import KEY_BYTES, DamagedChunk, MissingChunk, fetcher
 from metaos.volumes.manifest import HostileManifest, Manifest
 from metaos.volumes.restoring import SPARE_BYTES, restore
@@ -187,8 +187,14 @@ def bring_back(asked: Mapping[str, Any], now: Callable[[], float]) -> dict[str, 
     restore(made.manifest, fetcher(found.chunks, found.form), fresh)
     if directory.exists():
         trees.remove(str(before))
-        os.rename(directory, before)
-    os.rename(fresh, directory)
+        # At once, as a pod that begins meanwhile, after the agent was killed, would make an empty one.
+        if exchange(fresh, directory):
+            os.rename(fresh, before)
+        else:
+            os.rename(directory, before)
+            os.rename(fresh, directory)
+    else:
+        os.rename(fresh, directory)
     sync_directory(directory.parent)
     return {
         "backup": name,

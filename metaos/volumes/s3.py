@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import socket
 import ssl
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,10 @@ from urllib.parse import quote, urlsplit
 from xml.etree import ElementTree
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import Retry, Timeout
+
+from metaos.data.backups import never_a_store
 
 #: Of one object that is read or written, and of a listing's page.
 MAX_OBJECT, MAX_PAGE = 64 << 20, 4 << 20
@@ -152,6 +156,8 @@ class Bucket:
                 raise StoreError(REFUSED, f"caBundle of {self.name} holds no certificates in PEM: {error.reason}") from error
         proxy = "" if urllib.request.proxy_bypass(where.hostname) else urllib.request.getproxies().get(where.scheme, "")
         self._pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+        if not proxy:
+            self._pool.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
 
     def get(self, key: str, most: int = MAX_OBJECT) -> bytes | None:
         """An object of at most ``most`` bytes; ``None`` where there is none."""
@@ -222,6 +228,8 @@ class Bucket:
                 finally:
                     answer.release_conn()
                 break
+            except _NoStore as error:
+                raise StoreError(REFUSED, f"{self.name}: {error}: correct spec.endpoint, or what its name leads to") from error
             except (urllib3.exceptions.ProtocolError, urllib3.exceptions.ReadTimeoutError) as error:
                 # Broken off within the answer, which the library does not ask for again.
                 if again == 1:
@@ -282,6 +290,36 @@ class Bucket:
         return StoreError(
             UNREACHABLE, f"{self.name} cannot be reached, {TRIES} times: {said}. Look at spec.endpoint and the network"
         )
+
+
+class _NoStore(Exception):
+    """Where a name has led to is never a store."""
+
+
+def _checked(sock: socket.socket) -> socket.socket:
+    """By the address to which it is connected, as a name can lead anywhere, and each time elsewhere."""
+    if why := never_a_store(str(sock.getpeername()[0])):
+        sock.close()
+        raise _NoStore(why)
+    return sock
+
+
+class _Connection(HTTPConnection):
+    def _new_conn(self) -> socket.socket:
+        return _checked(super()._new_conn())
+
+
+class _SecureConnection(HTTPSConnection):
+    def _new_conn(self) -> socket.socket:
+        return _checked(super()._new_conn())
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
 
 
 class _Retry(Retry):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from metaos.data.backups import derived
 from metaos.resources.backups import RESTORE
 from metaos.resources.meta import API_VERSION, Obj, ObjectRef, parse_time
 from metaos.runtimes.children import Ended
@@ -95,7 +97,7 @@ async def test_backups_begin_as_the_recovery_point_asks(site: Site, store: Store
     await site.clock.advance(6)
     assert store.did() == ["backUp data-db-0"]
     (asked,) = store.asked
-    assert asked["credentials"] == {"accessKeyId": "x", "secretAccessKey": "x", "encryptionKey": "x"}
+    assert asked["credentials"] == {"accessKeyId": "x", "secretAccessKey": "x", "encryptionKey": "x"}, "no key stays none"
     assert asked["directory"].endswith("claims/shop/data-db-0")
     (row,) = told(site)["volumes"]
     assert row["backup"] == "b1" and row["restoreSeconds"] == 2.0 and row["failures"] == 0
@@ -256,3 +258,41 @@ async def test_a_workloads_own_command_brings_it_to_rest(site: Site, store: Stor
     assert sent == ([(True, False)] if fails else [(True, False), (False, True)]), "what can be sent before is"
     (row,) = told(site)["volumes"]
     assert row.get("reason") == ("HookFailed" if fails else None)
+
+
+async def test_the_key_is_that_of_the_workload(site: Site, store: Store) -> None:
+    whole = base64.b64encode(bytes(range(32))).decode()
+    own = derived(whole, "shop", "StatefulSet", "db")
+    for given in ({"encryptionKey": whole}, {"encryptionKey.StatefulSet.db": own, "encryptionKey.StatefulSet.other": "y"}):
+        found = secret()
+        found["data"] = {key: base64.b64encode(value.encode()).decode() for key, value in given.items()}
+        store.asked.clear()
+        await site.apply(database(), schedule(), found)
+        await site.clock.advance(100)
+        assert {asked["credentials"]["encryptionKey"] for asked in store.asked} == {own}
+
+
+async def test_a_volume_whose_schedule_is_gone_says_so(site: Site, store: Store) -> None:
+    await site.apply(database(ORDER), secret())
+    await site.clock.advance(3)
+    (pod,) = site.supervisor.pods()
+    assert "BackupSchedule db, which says from where, is gone" in site.supervisor.backups.held(pod, "data-db-0")
+    await site.apply(database(ORDER), secret(), schedule())
+    await site.clock.advance(10)
+    assert store.did()[0] == "bringBack data-db-0" and site.supervisor.backups.held(pod, "data-db-0") == ""
+
+
+async def test_what_a_killed_agent_is_still_bringing_back_is_held(site: Site, store: Store) -> None:
+    store.answers = [{"reason": "Failed", "message": "not yet"}]
+    await site.apply(database(), secret())
+    await site.clock.advance(3)
+    (pod,) = site.supervisor.pods()
+    await site.apply(database(), secret(), schedule(suspend=True, restores=[{"id": "now", "claim": "data-db-0"}]))
+    backups = site.supervisor.backups
+    assert backups.held(pod, "data-db-0") == ""
+    lock = backups._state / "shop" / "data-db-0.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "is being brought back" in backups.held(pod, "data-db-0")
+    assert backups.held(pod, "data-db-0") == ""

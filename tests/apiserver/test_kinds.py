@@ -156,3 +156,11 @@ async def test_of_priority_classes_one_is_the_default(registry: Registry) -> Non
     with pytest.raises(ApiError) as error:
         await registry.patch(ADMIN, scheme.PRIORITY_CLASS, "b", "", {"globalDefault": True})
     assert error.value.code == 403
+
+
+@pytest.mark.parametrize("endpoint", ["http://169.254.169.254", "https://[fe80::1]:9000", "https://metadata.google.internal"])
+async def test_a_store_is_not_where_machines_are_told_their_credentials(registry: Registry, endpoint: str) -> None:
+    spec = {"endpoint": endpoint, "bucket": "b", "secretRef": {"name": "s"}}
+    with pytest.raises(ApiError) as raised:
+        await registry.create(ADMIN, {**scheme.BACKUP_STORE.empty("eu", "default"), "spec": spec})
+    assert raised.value.code == 422 and "spec.endpoint" in str(raised.value)

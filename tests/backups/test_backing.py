@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import shutil
 import subprocess
 import sys
@@ -143,6 +144,29 @@ def test_a_restore_that_ended_between_two_renames_loses_nothing(store: Hostile, 
         del store.objects[key]
     assert run(asked(store, tmp_path, "bringBack"), Clock())["reason"] == s3.DAMAGED
     assert (volume / "log").read_bytes() == b"line\n" * 1000
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_a_volume_is_never_missing_while_another_state_takes_its_place(
+    store: Hostile, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can: bool
+) -> None:
+    """Who begins between two renames would begin on an empty directory. Some file systems cannot do better."""
+    run(asked(store, tmp_path), Clock())
+    (volume / "log").write_bytes(b"newer")
+    there: list[bool] = []
+    rename = os.rename
+
+    def watched(one: Any, other: Any) -> None:
+        rename(one, other)
+        there.append(volume.exists())
+
+    monkeypatch.setattr(os, "rename", watched)
+    if not can:
+        monkeypatch.setattr(backing, "exchange", lambda one, other: False)
+    assert "reason" not in run(asked(store, tmp_path, "bringBack"), Clock())
+    assert (volume / "log").read_bytes() == b"line\n" * 1000
+    assert (volume.with_name(".data-db-0.before") / "log").read_bytes() == b"newer"
+    assert all(there) is can
 
 
 @pytest.mark.parametrize("key", ["", "c2hvcnQ=", "no base64!"])

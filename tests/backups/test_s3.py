@@ -171,3 +171,11 @@ def test_addresses_that_cannot_be_meant(endpoint: str) -> None:
 def test_authorities_that_are_none() -> None:
     with pytest.raises(StoreError, match="caBundle"):
         Bucket("https://h", "b", KNOWN, now=lambda: MOMENT, authorities="nothing")
+
+
+def test_a_name_that_leads_to_where_machines_are_told_their_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked at where it is connected: the address here stands for one that a name gives at the second asking."""
+    monkeypatch.setattr(s3, "never_a_store", lambda host: "it is no store" if host == "127.0.0.1" else "")
+    with serving() as found, pytest.raises(StoreError, match=r"it is no store.*correct spec.endpoint") as raised:
+        Bucket(found.endpoint, "backups", KNOWN, now=time.time).check()
+    assert raised.value.reason == s3.REFUSED and not found.objects

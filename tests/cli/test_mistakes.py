@@ -368,6 +368,13 @@ async def test_a_hub_that_refuses(hub: ServedHub, run: Any, folder: Path) -> Non
     made = await client.create({**scheme.BACKUP_SCHEDULE.empty("db", "default"), "spec": store})
     problem = {"type": "BackedUp", "status": "False", "reason": "NotPlaced", "message": "it is placed nowhere yet"}
     problem["lastTransitionTime"] = "2026-01-01T00:00:00Z"
+    rows = [{"claim": "data-db-0", "backups": ["20261201T030405Z-east", "20261202T030405Z-east"]}]
+    await client.update({**made, "status": {"conditions": [problem], "volumes": rows}}, subresource="status")
+    nosuch = ("volume restore", "data-db-0", "--from", "nosuch", "-n", "default", "--kubeconfig", str(admin))
+    found = await asyncio.to_thread(run, *nosuch, needs=False)
+    found.refused("has no backup 'nosuch': the newest are 20261201T030405Z-east, 20261202T030405Z-east; take one", code=3)
+    made = await client.get(scheme.BACKUP_SCHEDULE, "db", "default")
+    assert "restores" not in made["spec"], "nothing waits for it"
     await client.update({**made, "status": {"conditions": [problem]}}, subresource="status")
     on_devices = ("deployment/blink", "-n", "default", "--kubeconfig", str(admin))
     found = await asyncio.to_thread(run, "why", *on_devices, needs=False)

@@ -65,7 +65,7 @@ def cluster(name: str, *, ready: bool = True, status: dict[str, Any] | None = No
         "kind": "Cluster",
         "metadata": {"name": name},
         "spec": usual | spec,
-        "status": {"conditions": conditions, **(status or {})},
+        "status": {"conditions": conditions, "volumeRestores": True, **(status or {})},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from itertools import count
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from metaos.controllers import backup, migration, placement, render, work
 from metaos.controllers import intent as intents
+from metaos.data.backups import derived
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, condition, format_time, ref
 from tests.clock import FakeClock
@@ -283,3 +285,75 @@ async def test_what_was_brought_back_by_hand_is_not_brought_back_again_elsewhere
         )
         await until(clock, lambda: wanted(client) == [])
         assert "Restored" in events(client), "also of a site that does not tell the moment"
+
+
+def all_events(client: FakeClient, reason: str) -> list[tuple[str, int]]:
+    """(Kind of what it is about, how often it was said)."""
+    found = [each for each in client.objects(scheme.EVENT) if each["reason"] == reason]
+    return [(str(each["involvedObject"]["kind"]), int(each["count"])) for each in found]
+
+
+async def test_what_was_brought_back_is_said_once_and_what_was_superseded_is_not_shown() -> None:
+    asked = [{"id": each, "claim": "data-db-0"} for each in ("cannot", "can")]
+    objects = tuple(schedule(restores=asked) if each["kind"] == "BackupSchedule" else each for each in ALL)
+
+    def restores(client: FakeClient) -> list[Obj]:
+        found = client.find(scheme.BACKUP_SCHEDULE, "db", "shop") or {}
+        rows: list[Obj] = (found.get("status") or {}).get("restores") or []
+        return rows
+
+    async with running(*SETUPS, objects=(cluster("a"), *objects)) as (client, clock):
+        await until(clock, lambda: at(client, "backupschedule.shop.db") == ["a"])
+        failed = {"id": "cannot", "claim": "data-db-0", "reason": "NoBackup", "message": "there is none"}
+        waits = failed | {"id": "can", "reason": "InUse", "message": "scale it down"}
+        report(client, clock, "a", restores=[failed, waits])
+        await until(clock, lambda: [row["id"] for row in restores(client)] == ["can"])
+        done = {"id": "can", "claim": "data-db-0", "backup": "b", "recoveryPointTime": "2026-01-01T00:00:00Z"}
+        for _ in range(3):
+            report(client, clock, "a", restores=[failed, done])
+            await clock.advance(3)
+        assert [row["id"] for row in restores(client)] == ["can"] and restores(client)[0]["backup"] == "b"
+        assert all_events(client, "Restored") == [("StatefulSet", 1)], "its site tells the schedule"
+
+
+async def test_who_waits_for_volumes_is_told_that_the_schedule_is_gone() -> None:
+    lease: Obj = {**scheme.LEASE.empty("a", "nemo-cluster-a"), "spec": {"renewTime": "then"}}
+    async with running(*SETUPS, objects=(cluster("a"), lease, *ALL)) as (client, clock):
+        await lost(client, clock, 300.0)
+        await until(clock, lambda: at(client, "statefulset.shop.db") == ["a", "b"], 400)
+        client.drop(scheme.BACKUP_SCHEDULE, "db", "shop")
+        await until(clock, lambda: ("StatefulSet", 1) in all_events(client, "NotRestored"))
+
+
+async def test_a_site_of_an_earlier_release_is_not_told_to_bring_volumes_back() -> None:
+    lease: Obj = {**scheme.LEASE.empty("a", "nemo-cluster-a"), "spec": {"renewTime": "then"}}
+    async with running(*SETUPS, objects=(cluster("a"), lease, *ALL)) as (client, clock):
+        await lost(client, clock, 300.0)
+        client.seed(cluster("b", tier="edge", status={"volumeRestores": False}))
+        await clock.advance(300)
+        assert at(client, "statefulset.shop.db") == ["a"], "it would begin there with nothing"
+        client.seed(cluster("c", tier="edge"))
+        await until(clock, lambda: at(client, "statefulset.shop.db") == ["a", "c"], 300)
+
+
+async def test_a_site_gets_the_keys_of_its_own_workloads_alone() -> None:
+    key = base64.b64encode(bytes(range(32))).decode()
+    data = {k: base64.b64encode(v.encode()).decode() for k, v in (("accessKeyId", "me"), ("encryptionKey", key))}
+    opens = secret() | {"data": data}
+
+    def told(client: FakeClient) -> dict[str, str]:
+        found = client.find(scheme.WORK, "secret.shop.store", "nemo-cluster-a")
+        given = found["spec"]["manifests"][0]["data"] if found is not None else {}
+        return {k: base64.b64decode(v).decode() for k, v in given.items()}
+
+    objects = (database(), store(), schedule(), opens, intent(RPO))
+    async with running(*SETUPS, objects=(cluster("a"), *objects)) as (client, clock):
+        await until(clock, lambda: told(client))
+        own = derived(key, "shop", "StatefulSet", "db")
+        assert told(client) == {"accessKeyId": "me", "encryptionKey.StatefulSet.db": own} and key != own
+        # Its owner has a pod read it: that is its owner's choice.
+        user = database()
+        user["metadata"]["generation"] = 2
+        user["spec"]["template"]["spec"]["volumes"] = [{"name": "s", "secret": {"secretName": "store"}}]
+        client.seed(user)
+        await until(clock, lambda: told(client).get("encryptionKey") == key)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaos.data.backups import Past, best, chosen, due, every, kept, pace, recovery, restore_seconds
+from metaos.data.backups import (
+    Past,
+    best,
+    chosen,
+    derived,
+    due,
+    every,
+    kept,
+    never_a_store,
+    pace,
+    recovery,
+    restore_seconds,
+)
 
 SECONDS = st.floats(0, 1e6, allow_nan=False)
 MOMENTS = st.floats(1e9, 2e9, allow_nan=False)
@@ -106,3 +119,36 @@ def test_how_long_a_restore_takes() -> None:
     assert restore_seconds(1000, pace(0.0, 100, 1.0)) == 10.0
     assert restore_seconds(1000, pace(pace(0.0, 100, 1.0), 3, 1.0)) == 10.0
     assert pace(7.0, 100, 0.0) == 7.0
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "169.254.169.254",
+        "[fe80::1]",
+        "::ffff:169.254.169.254",
+        "fd00:ec2::254",
+        "metadata.google.internal.",
+        "0.0.0.0",
+        "224.0.0.1",
+    ],
+)
+def test_what_is_never_a_store(host: str) -> None:
+    assert never_a_store(host.strip("[]"))
+
+
+@pytest.mark.parametrize("host", ["s3.example.eu", "127.0.0.1", "10.0.0.7", "fd00::7", "minio", "::1"])
+def test_what_may_be_a_store(host: str) -> None:
+    assert never_a_store(host) == ""
+
+
+def test_keys_are_those_that_hkdf_derives() -> None:
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    secret = bytes(range(32))
+    expected = HKDF(hashes.SHA256(), 32, b"nemo volume backups", b"workload\0shop\0StatefulSet\0db").derive(secret)
+    whole = base64.b64encode(secret).decode()
+    assert base64.b64decode(derived(whole, "shop", "StatefulSet", "db")) == expected
+    assert len({derived(whole, *each) for each in (("a", "b", "c"), ("ab", "", "c"), ("a", "b", "d"), ("x", "b", "c"))}) == 4
+    assert derived("short", "shop", "StatefulSet", "db") == "short"
