@@ -98,6 +98,8 @@ class Launcher:
             self._outputs.drop(started.directory)
             trees.remove(started.directory)
             raise
+        with contextlib.suppress(OSError):  # what cannot be removed now, the next start tries
+            self._tidy(started, before)
         return started
 
     async def _start(self, started: Container, start: Start, launch: Launch | Guest, by: forks.Launcher | None) -> None:
@@ -145,7 +147,7 @@ class Launcher:
         return argv
 
     def _prepare(self, pod: Pod, config: ContainerConfig, before: Container | None, image: Image) -> Container:
-        """The directory of this start; of earlier ones only the last is kept, for ``logs --previous``."""
+        """The directory of this start."""
         place = os.path.join(pod.directory, "containers", config.name)
         entries: list[str] = []
         try:
@@ -153,19 +155,23 @@ class Launcher:
         except FileExistsError:
             entries = os.listdir(place)
         sequence = 1 + max(map(int, entries), default=-1)
-        for entry in entries:
-            if before is None or entry != os.path.basename(before.directory):
-                self._outputs.drop(os.path.join(place, entry))
-                trees.remove(os.path.join(place, entry))
-        if before is not None:
-            for name in ("upper", "work", "root"):
-                trees.remove(os.path.join(before.directory, name))
         directory = os.path.join(place, str(sequence))
         os.mkdir(directory, 0o700)
         self._images.hold(image, directory)
         started = Container(config.name, directory, self._clock.now(), config.attempt, f"{config.name}-{sequence}")
         started.before = None if before is None else before.usage(pod.uid)
         return started
+
+    def _tidy(self, started: Container, before: Container | None) -> None:
+        """Of earlier starts only the last is kept, for ``logs --previous``. Now that this one is on its way."""
+        place, kept = os.path.dirname(started.directory), {started.directory, before.directory if before else ""}
+        for directory in (os.path.join(place, entry) for entry in os.listdir(place)):
+            if directory not in kept:
+                self._outputs.drop(directory)
+                trees.remove(directory)
+        if before is not None:
+            for name in ("upper", "work", "root"):
+                trees.remove(os.path.join(before.directory, name))
 
     def _environment(self, pod: Pod, image: Image, container: ContainerConfig, user: int) -> tuple[tuple[str, str], ...]:
         env = {"PATH": DEFAULT_PATH, "HOSTNAME": pod.hostname}

@@ -20,16 +20,45 @@ _STACK_BYTES = 1 << 20
 _FOREVER = 1 << 62
 
 
+#: What guests are made with, by whether they are components, and whether their fuel counts: their functions of WASI, which hold
+#: nothing of any guest.
+_made: dict[tuple[bool, bool], tuple[Any, Any]] = {}
+#: How often a guest that does nothing is run at the beginning: the interpreter has specialised its code by then (PEP 659).
+_ROUNDS = 16
+_NOTHING = {"argv": ["nothing"], "env": [["A", "B"]], "directories": [], "seconds": 0, "memory": 1 << 20}
+_EMPTY = {
+    False: '(module (memory (export "memory") 1) (func (export "_start")))',
+    True: """(component (core module $m (func (export "run") (result i32) i32.const 0)) (core instance $i (instantiate $m))
+        (func $run (result (result)) (canon lift (core func $i "run")))
+        (instance $command (export "run" (func $run))) (export "wasi:cli/run@0.2.0" (instance $command)))""",
+}
+
+
 def load() -> None:
-    """Everything that a guest's process needs, which finds no file any more."""
-    import wasmtime.component  # noqa: F401
+    """Everything that a guest's process needs, which finds no file any more: loaded, made and used, so that as little as can be
+    is left to do after a fork, where each page that is written to has to be copied."""
+    import wasmtime
+    from wasmtime import component as model
+
+    for fuel in (False, True):
+        engine = wasmtime.Engine(settings(wasmtime, fuel))
+        plain = wasmtime.Linker(engine)
+        plain.define_wasi()
+        whole = model.Linker(engine)
+        whole.add_wasip2()
+        for linker, kind in ((plain, wasmtime.Module), (whole, model.Component)):
+            component = kind is model.Component
+            _made[component, fuel] = engine, linker
+            made = kind(engine, _EMPTY[component]).serialize()
+            for _ in range(_ROUNDS):
+                main({**_NOTHING, "component": component, "fuel": 1000 if fuel else 0}, made)
 
 
-def main(asked: dict[str, Any]) -> int:
-    """``asked``: see ``wasm.py``. Its exit code."""
+def main(asked: dict[str, Any], compiled: bytes = b"") -> int:
+    """``asked``: see ``wasm.py``; ``compiled``: in the place of what is shown. Its exit code."""
     import wasmtime
 
-    engine = wasmtime.Engine(settings(wasmtime, bool(asked["fuel"])))
+    engine, linker = _made[asked["component"], bool(asked["fuel"])]
     store = wasmtime.Store(engine)
     store.set_wasi(granted(wasmtime, asked))
     if asked["memory"]:
@@ -42,7 +71,7 @@ def main(asked: dict[str, Any]) -> int:
         alarm.daemon = True
         alarm.start()
     try:
-        return (component if asked["component"] else module)(engine, store)
+        return (component if asked["component"] else module)(engine, linker, store, compiled)
     except wasmtime.ExitTrap as error:
         return int(error.code)
     except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
@@ -81,12 +110,13 @@ def granted(wasmtime: Any, asked: dict[str, Any]) -> Any:
     return wasi
 
 
-def module(engine: Any, store: Any) -> int:
+def module(engine: Any, linker: Any, store: Any, compiled: bytes) -> int:
     import wasmtime
 
-    linker = wasmtime.Linker(engine)
-    linker.define_wasi()
-    instance = linker.instantiate(store, wasmtime.Module.deserialize_file(engine, MODULE))
+    kind = wasmtime.Module
+    instance = linker.instantiate(
+        store, kind.deserialize(engine, compiled) if compiled else kind.deserialize_file(engine, MODULE)
+    )
     start = instance.exports(store).get("_start")
     if not isinstance(start, wasmtime.Func):
         return _ended(127, "the module has no function _start: it must be a WASI command")
@@ -94,14 +124,13 @@ def module(engine: Any, store: Any) -> int:
     return 0
 
 
-def component(engine: Any, store: Any) -> int:
+def component(engine: Any, linker: Any, store: Any, compiled: bytes) -> int:
     from wasmtime import component as model
 
-    linker = model.Linker(engine)
-    linker.add_wasip2()
-    found = model.Component.deserialize_file(engine, MODULE)
-    instance = linker.instantiate(store, found)
-    name = next((each for each in found.type.exports(engine) if each.startswith("wasi:cli/run@0.2")), None)
+    kind = model.Component
+    whole = kind.deserialize(engine, compiled) if compiled else kind.deserialize_file(engine, MODULE)
+    instance = linker.instantiate(store, whole)
+    name = next((each for each in whole.type.exports(engine) if each.startswith("wasi:cli/run@0.2")), None)
     outer = name and instance.get_export_index(store, name)
     inner = outer and instance.get_export_index(store, "run", outer)
     run = inner and instance.get_func(store, inner)
