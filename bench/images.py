@@ -78,7 +78,7 @@ async def starts(place: Path) -> list[Figure]:
     bring(runtime, place, LOOP, "loop:1")
     bring(runtime, place, CLOCK, "clock:1")
 
-    async def began(what: ContainerConfig, attempt: int) -> float:
+    async def first_words(what: ContainerConfig, attempt: int) -> float:
         asked = time.time_ns()
         await runtime.start_container(pod().uid, replace(what, attempt=attempt))
         await until_ended(runtime, pod().uid)
@@ -94,9 +94,9 @@ async def starts(place: Path) -> list[Figure]:
     first = await once(config("guest:1"), 0)
     warm = [await once(config("guest:1"), 1 + number) for number in range(ROUNDS)]
     native = [await once(container("true"), 1 + ROUNDS + number) for number in range(ROUNDS)]
-    await began(config("clock:1"), 50)
-    first_steps = [await began(config("clock:1"), 51 + number) for number in range(ROUNDS)]
-    native_steps = [await began(container("date", "+%s%N"), 71 + number) for number in range(ROUNDS)]
+    await first_words(config("clock:1"), 50)
+    first_steps = [await first_words(config("clock:1"), 51 + number) for number in range(ROUNDS)]
+    native_steps = [await first_words(container("date", "+%s%N"), 71 + number) for number in range(ROUNDS)]
     engine = wasmtime.Engine()
     module = wasmtime.Module(engine, HELLO)
     inner = []

@@ -325,7 +325,7 @@ def limits_page() -> str:
     """The bounds of the hub's API, from the constants that hold them."""
     from metaos import server, tunnel
     from metaos.accounting import booking
-    from metaos.agent import datagrams, exposing, flows, meter, network
+    from metaos.agent import accounts, datagrams, exposing, flows, meter, network
     from metaos.apiserver import (
         addressing,
         app,
@@ -500,6 +500,11 @@ def limits_page() -> str:
             "Time for which a flow goes on before endpoints and policies are looked at again",
             f"{datagrams.RECHECK_SECONDS:g} s",
             "it is led elsewhere, or ends",
+        ),
+        (
+            "Tokens of ServiceAccounts that a site asks for at once; after a failure; before their end",
+            f"{accounts.AT_ONCE}; {accounts.FIRST_RETRY_SECONDS:g} to {accounts.LAST_RETRY_SECONDS:g} s; a fifth of their time",
+            "they wait; the pod has the one that it had, as long as that lasts",
         ),
         (
             "Periods of use that wait at a site; their size",

@@ -90,6 +90,7 @@ from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, format_time
 from metaos.resources.meta import name as resource_name
+from metaos.resources.services import API_NAMES
 from metaos.scheduler.scores import Score
 from metaos.security import revocation
 from metaos.security.authz import CONTROLLER_MANAGER, MASTERS, Attributes, UserInfo
@@ -236,7 +237,7 @@ class Hub:
         revocations = _Revocations(secrets)
         listen = self.config.listen
         known = ("localhost", "127.0.0.1", "::1", _plain(listen.host), socket.gethostname())
-        hosts = tuple(dict.fromkeys((*self.config.names, *_host(self.config.advertise), *known)))
+        hosts = tuple(dict.fromkeys((*self.config.names, *_host(self.config.advertise), *known, *API_NAMES)))
         credentials = Credentials(pki, hosts, lambda: revocation.withdrawn_time(revocations.record, ADMIN))
         revocations.trusts = credentials.trusts
 

@@ -16,6 +16,7 @@ from random import Random, SystemRandom  # noqa: TID251  (a composition root)
 from typing import Any
 
 from metaos.agent import inventory
+from metaos.agent.accounts import PodTokens
 from metaos.agent.cache import Cache, NewerCache
 from metaos.agent.connection import Connect, HubConnection
 from metaos.agent.consumption import Consumption
@@ -58,12 +59,13 @@ FAREWELL_SECONDS = 90.0
 
 #: (object, ``Normal`` or ``Warning``, reason, message)
 Record = Callable[[Obj, str, str, str], None]
-MakePods = Callable[[Runtime, ServiceNetwork, Record], Pods]
+MakePods = Callable[[Runtime, ServiceNetwork, Record, PodTokens], Pods]
 
 
 class Agent:
     """One site, ready to run. ``make_pods`` is given the runtime with the network attached, the network (a pod's address
-    is its ``pod_address``), and what records events; ``connect`` the contact and this site, and gives the way to the hub.
+    is its ``pod_address``), what records events, and what gives tokens; ``connect`` the contact and this site, and gives the way
+    to the hub.
     ``identity``: the directory of the site's certificate, by which volumes are sent to other sites; without one none are."""
 
     def __init__(
@@ -88,7 +90,8 @@ class Agent:
         self.connection = connect(self.contact, self)
         self.client = self.connection.client
         self.works = Works(self.client, self.contact, clock, files or WorkFiles(config.data / "works"), self._name)
-        self.network = ServiceNetwork(runtime, self._name, config.data / "addresses.json", self.connection.dial)
+        connection = self.connection
+        self.network = ServiceNetwork(runtime, self._name, config.data / "addresses.json", connection.dial, connection.api)
         self.exposed: Exposed | None = None
         if config.expose is not None:
             self.exposed = Exposed(
@@ -104,8 +107,12 @@ class Agent:
         self.events = SiteEvents(
             self.client, self.contact, clock, random, self._name, lambda ns, pod: self.mirrors.uid_of(ns, pod)
         )
+        self.tokens = PodTokens(
+            connection, lambda pod: self.mirrors.shown(pod), lambda where, pod: self.mirrors.uid_of(where, pod), clock
+        )
+        self.contact.on_return(self.tokens.retry)
         attached: Any = Attached(runtime, self.network, self._find, self._fence)
-        self.pods = make_pods(attached, self.network, self.events.record)
+        self.pods = make_pods(attached, self.network, self.events.record, self.tokens)
         self.deadlines = Deadlines(runtime, self.contact, self.works, self.pods.pods)
         self.mirrors = PodMirrors(self.client, self.contact, clock, random, self._name, self.pods.delete_pod)
         self.reports = WorkReports(
@@ -207,6 +214,7 @@ class Agent:
             self.reports.run(),
             self.mirrors.follower.run(),
             self.mirrors.run(),
+            self.tokens.run(),
             self.events.run(),
             self.presence.keep_lease(),
             self.presence.keep_status(),
@@ -228,6 +236,7 @@ class Agent:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.tokens.close()
             await self.mirrors.close()
             if self.exposed is not None:
                 await self.exposed.close()
@@ -349,7 +358,7 @@ def _freeze() -> None:
 def supervised(config: AgentConfig, site: Obj, cache: Cache, clock: Clock, random: Random) -> MakePods:
     """What runs and heals pods at a site without Kubernetes."""
 
-    def make(runtime: Runtime, network: ServiceNetwork, record: Record) -> Pods:
+    def make(runtime: Runtime, network: ServiceNetwork, record: Record, tokens: PodTokens) -> Pods:
         found = Supervisor(
             runtime,
             cache,
@@ -362,6 +371,7 @@ def supervised(config: AgentConfig, site: Obj, cache: Cache, clock: Clock, rando
             record=record,
             host_paths=(site.get("spec") or {}).get("hostPaths") or (),
             machine=inventory.capacity(site, inventory.measure())[1].quantities(),
+            tokens=tokens,
         )
         found.volumes.memory = True
         return found

@@ -5,10 +5,14 @@ The agent knows the protocol alone, so that the twin can put an in-memory networ
 
 from __future__ import annotations
 
+import asyncio
+import json
+import socket
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from metaos.agent.attestation import Attestor
 from metaos.agent.contact import Contact
@@ -19,7 +23,8 @@ from metaos.agent.remote import Remote, SiteAccess
 from metaos.agent.rotation import Rotation
 from metaos.client import Client
 from metaos.clock import Clock
-from metaos.http import HttpClient
+from metaos.http import HttpClient, json_of, path_of
+from metaos.resources.scheme import SERVICE_ACCOUNT
 from metaos.tunnel import Stream
 
 
@@ -32,6 +37,18 @@ class Connection(Protocol):
 
     async def dial(self, header: dict[str, Any]) -> Stream:
         """A stream to another site's pod."""
+        ...
+
+    async def api(self) -> socket.socket:
+        """A connection to the hub's API for a pod, which says itself who it is. Raises ``OSError``."""
+        ...
+
+    async def token(self, namespace: str, account: str, spec: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The status of a TokenRequest with this spec. Raises ``ApiError``."""
+        ...
+
+    def authorities(self) -> str:
+        """Those that vouch for the hub, as PEM text."""
         ...
 
     def certificate(self) -> dict[str, Any]:
@@ -93,6 +110,33 @@ class HubConnection:
 
     async def dial(self, header: dict[str, Any]) -> Stream:
         return await self._remote.dial(header)
+
+    async def api(self) -> socket.socket:
+        hub = urlsplit(self.hubs.url)
+        loop, refused = asyncio.get_running_loop(), OSError(f"the hub {hub.hostname} has no address")
+        for family, kind, _, _, address in await loop.getaddrinfo(hub.hostname, hub.port or 443, type=socket.SOCK_STREAM):
+            found = socket.socket(family, kind)
+            found.setblocking(False)
+            try:
+                await loop.sock_connect(found, address)
+            except BaseException as error:
+                found.close()
+                if not isinstance(error, OSError):
+                    raise
+                refused = error
+            else:
+                return found
+        raise refused
+
+    async def token(self, namespace: str, account: str, spec: Mapping[str, Any]) -> Mapping[str, Any]:
+        path = path_of(SERVICE_ACCOUNT, namespace, account, "token")
+        asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+        answer = await self._client.request("POST", path, json.dumps(asked).encode(), content_type="application/json")
+        found: Mapping[str, Any] = json_of(answer, path)["status"]
+        return found
+
+    def authorities(self) -> str:
+        return self.rotation.identity.ca
 
     def certificate(self) -> dict[str, Any]:
         return self.rotation.status()

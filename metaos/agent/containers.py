@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from metaos.agent.accounts import API_ENV, calls_api
 from metaos.plugins.points import ContainerConfig
 from metaos.resources import quantity, workload
 from metaos.resources.meta import Obj, ObjectRef, annotations, labels, name, namespace, uid
@@ -35,6 +36,10 @@ class ConfigError(Exception):
 
 class MountError(ConfigError):
     """One of its volumes cannot be made (``FailedMount``)."""
+
+
+class Pending(MountError):
+    """One of its volumes is being made: nothing is wrong yet."""
 
 
 def expand(text: str, env: Mapping[str, str]) -> str:
@@ -106,7 +111,7 @@ def resource_field(
 def environment(pod: Obj, container: Mapping[str, Any], find: Find, machine: Mapping[str, str] | None = None) -> dict[str, str]:
     """``envFrom`` first, then ``env``, later ones winning; ``$(VAR)`` refers to what came before."""
     where = namespace(pod)
-    env: dict[str, str] = {"HOSTNAME": hostname(pod)}
+    env: dict[str, str] = {"HOSTNAME": hostname(pod), **(API_ENV if calls_api(pod) else {})}
     for source in container.get("envFrom") or ():
         for kind, key in (("ConfigMap", "configMapRef"), ("Secret", "secretRef")):
             if source.get(key):

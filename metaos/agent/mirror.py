@@ -79,6 +79,18 @@ class PodMirrors:
         found = self._hub.get((where, pod))
         return uid(found) if found else ""
 
+    async def shown(self, pod: Obj) -> str:
+        """The uid that a local pod has at the hub, after one attempt to show it there; empty where that came to nothing."""
+        key = (namespace(pod), name(pod))
+        self._local.setdefault(key, pod)
+        if not self._stands_for(pod):
+            await self._turns.once(key)
+        return self.uid_of(*key) if self._stands_for(pod) else ""
+
+    def _stands_for(self, pod: Obj) -> bool:
+        hub = self._hub.get((namespace(pod), name(pod)))
+        return hub is not None and uid(pod) in (meta.annotations(hub).get(LOCAL_UID), uid(hub))
+
     def refresh(self, pods: Iterable[Obj] | None = None, *, immutable: bool = False) -> None:
         """``pods``: all local pods (with ``uid``, ``spec``, ``status`` and hub-side ``ownerReferences``), where they changed.
         ``immutable``: what changes is another object each time, so those that are as they were need no look."""

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from metaos.agent.accounts import calls_api
 from metaos.agent.datagrams import Datagrams
 from metaos.agent.flows import Counts
 from metaos.agent.relay import refuse, relay_sockets, relay_stream
@@ -34,11 +35,13 @@ from metaos.agent.routes import (
     own_ports,
     plan,
     pod_key,
+    service_key,
 )
 from metaos.files import write_private
-from metaos.network.policies import Peer, named_ports, refusal
+from metaos.network.policies import EGRESS, Peer, named_ports, refusal
 from metaos.plugins.points import Runtime
 from metaos.resources.meta import CLUSTER_LABEL, Obj, labels, name, namespace, uid
+from metaos.resources.services import API_NAMES, API_PORT
 from metaos.resources.workload import service_selects
 from metaos.tunnel import Stream
 
@@ -55,7 +58,16 @@ CONNECT_SECONDS = 5.0
 #: At a pod's gateway one socket listens for all Services of a port.
 ANY = "0.0.0.0"
 
+#: The hub's API, in the place of a pod of another site.
+HUB = RemoteEndpoint("", "kubernetes", API_PORT)
+_API_KEY = service_key("default", "kubernetes")
+_API_LABELS = {"component": "apiserver", "provider": "kubernetes"}
+
 Dial = Callable[[dict[str, Any]], Awaitable[Stream]]
+
+
+async def _no_api() -> socket.socket:
+    raise OSError("there is no hub")
 
 
 class _Pod:
@@ -72,6 +84,8 @@ class _Pod:
         #: ``spec.hostAliases``: lines of its own in /etc/hosts.
         self.aliases: Hosts = ()
         self.own_services: set[str] = set()
+        #: Whether it finds the hub's API.
+        self.api = False
         self.sockets: dict[Listener, socket.socket] = {}
         self.hosts: Hosts | None = None
         #: Of the network in which the sockets are, and whether it is a side of its own.
@@ -86,6 +100,7 @@ class _Pod:
         self.named_ports = {protocol: named_ports(pod, protocol) for protocol in ("TCP", "UDP")}
         self.own_ports = own_ports(pod, services)
         self.aliases = host_aliases(pod)
+        self.api = calls_api(pod)
         self.own_services = {name(s) for s in services if namespace(s) == self.namespace and service_selects(s, labels(pod))}
 
     def close(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -99,10 +114,13 @@ class _Pod:
 
 
 class ServiceNetwork:
-    """``dial`` opens a stream to another site's pod; ``addresses`` is the file that keeps the site's addresses."""
+    """``dial`` opens a stream to another site's pod, ``api`` a connection to the hub's API; ``addresses`` is the file that keeps
+    the site's addresses."""
 
-    def __init__(self, runtime: Runtime, site: str, addresses: Path, dial: Dial) -> None:
-        self._runtime, self._site, self._dial = runtime, site, dial
+    def __init__(
+        self, runtime: Runtime, site: str, addresses: Path, dial: Dial, api: Callable[[], Awaitable[socket.socket]] = _no_api
+    ) -> None:
+        self._runtime, self._site, self._dial, self._api = runtime, site, dial, api
         self._file = addresses
         self._addresses = Addresses(_load(addresses))
         self._stored = dict(self._addresses.known)
@@ -136,6 +154,8 @@ class ServiceNetwork:
         self._plans = plan(objects, local, self._addresses, self._site)
         for pod in local:
             self._addresses.of(pod_key(self._site, namespace(pod), name(pod)))
+        if any(map(calls_api, local)):
+            self._addresses.of(_API_KEY)
         if len(self._addresses.known) > MAX_ADDRESSES:
             self._forget_unused(local)
         self._store()
@@ -219,13 +239,22 @@ class ServiceNetwork:
 
     # -- inside a pod ----------------------------------------------------------------------------------------
 
+    def _plan_of(self, pod: _Pod) -> NamespacePlan:
+        """What its namespace's pods see, and the hub's API, where it has a token for it."""
+        found = self._plans.get(pod.namespace, NamespacePlan())
+        if not pod.api:
+            return found
+        address = self._addresses.of(_API_KEY)
+        route = Route("default", "kubernetes", (), (HUB,))
+        return NamespacePlan(((address, API_NAMES), *found.hosts), {**found.routes, (address, API_PORT): route}, found.datagrams)
+
     async def _set_up(self, pod: _Pod) -> None:
         """Bring one pod's names and listeners to what its namespace's plan says."""
         async with pod.lock:
             if self._pods.get(pod.uid) is not pod:
                 return
             loop = asyncio.get_running_loop()
-            wanted = self._plans.get(pod.namespace, NamespacePlan())
+            wanted = self._plan_of(pod)
             try:
                 found = self._runtime.network(pod.uid)
                 if found.id != pod.network:  # the first time, or made anew
@@ -317,7 +346,7 @@ class ServiceNetwork:
         accepted.setblocking(False)
         if pod.separate:
             listener = accepted.getsockname()
-        route = self._plans.get(pod.namespace, NamespacePlan()).routes.get(listener)
+        route = self._plan_of(pod).routes.get(listener)
         if route is None or len(self._relays) >= MAX_RELAYS or pod.relays >= MAX_POD_RELAYS:
             refuse(accepted)
             return
@@ -378,6 +407,10 @@ class ServiceNetwork:
 
     def _refused(self, pod: _Pod, endpoint: LocalEndpoint | RemoteEndpoint, protocol: str) -> str | None:
         """By NetworkPolicies. What leads to other sites the hub decides, which knows the pods there."""
+        if endpoint is HUB:
+            where = {"kubernetes.io/metadata.name": "default"} | self._namespaces.get("default", {})
+            api = Peer("default", "kubernetes", _API_LABELS, where, {"https": API_PORT})
+            return refusal(self._policies, self._peer(pod), api, API_PORT, protocol, (EGRESS,))
         target = self._pods.get(endpoint.pod) if isinstance(endpoint, LocalEndpoint) and self._policies else None
         if target is None:
             return None
@@ -389,6 +422,8 @@ class ServiceNetwork:
             if isinstance(endpoint, LocalEndpoint):
                 found: socket.socket = await self._runtime.connect(endpoint.pod, endpoint.port)
                 return found
+            if endpoint is HUB:
+                return await self._api()
             return await self._stream("dial", pod, route, endpoint)
 
     async def _stream(self, kind: str, pod: _Pod, route: Route, endpoint: RemoteEndpoint) -> Stream:
@@ -413,7 +448,7 @@ class ServiceNetwork:
     def _forget_unused(self, pods: list[Obj]) -> None:
         used = {address for found in self._plans.values() for address, _ in found.hosts}
         keys = {pod_key(self._site, namespace(pod), name(pod)) for pod in pods}
-        self._addresses.keep(keys | {key for key, address in self._addresses.known.items() if address in used})
+        self._addresses.keep(keys | {_API_KEY} | {key for key, address in self._addresses.known.items() if address in used})
 
     def _store(self) -> None:
         if self._addresses.known != self._stored:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from metaos.agent.calls import Caller
-from metaos.agent.containers import ConfigError, MountError, container_config
+from metaos.agent.containers import ConfigError, MountError, Pending, container_config
 from metaos.agent.podend import stop_one
 from metaos.agent.podimages import PodImages
 from metaos.agent.podrecord import PodRecord
@@ -154,6 +154,9 @@ class PodContainers:
         return NEVER
 
     def _config_problem(self, live: Live, error: ConfigError) -> float:
+        if isinstance(error, Pending):
+            live.waiting = Waiting("ContainerCreating", str(error))
+            return CONFIG_RETRY_SECONDS
         mount = isinstance(error, MountError)
         if live.waiting is None or live.waiting.message != str(error):
             self.event("Warning", "FailedMount" if mount else "Failed", str(error) if mount else f"Error: {error}")

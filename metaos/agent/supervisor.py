@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 from typing import Any
 
+from metaos.agent.accounts import PodTokens, with_token
 from metaos.agent.backups import Backups
 from metaos.agent.cache import Cache
 from metaos.agent.planning import LOOK_SECONDS, WORKLOADS, Planning, Record
@@ -55,6 +56,7 @@ class Supervisor:
         backoff_seconds: float = 10.0,
         machine: Mapping[str, str] | None = None,
         make_storage: Callable[..., Storage] = Storage,
+        tokens: PodTokens | None = None,
     ) -> None:
         self.runtime, self.clock = runtime, clock
         self.site, self.address, self.record_event = site, address, record
@@ -64,6 +66,9 @@ class Supervisor:
         self._known = False
         self._directory, self._make_storage = directory, make_storage
         self.volumes = Volumes(directory, tuple(host_paths), self.find, machine)
+        self.volumes.tokens = tokens
+        if tokens is not None:
+            tokens.on_change(self._wake_pod)
         self.backups = Backups(
             runtime,
             cache,
@@ -104,6 +109,10 @@ class Supervisor:
         for worker in self._workers.values():
             worker.wake.set()
         self._wake.set()
+
+    def _wake_pod(self, pod_uid: str) -> None:
+        if (worker := self._workers.get(pod_uid)) is not None:
+            worker.wake.set()
 
     def find(self, about: ObjectRef) -> Obj | None:
         """A desired object, or a claim that a StatefulSet's template makes."""
@@ -227,6 +236,8 @@ class Supervisor:
         template = self._planning.notes.template(obj, revision)
         suffix = "".join(self._random.choice(SUFFIX) for _ in range(5))
         pod = make_pod(obj, template, revision, ordinal, site=self.site, uid_=self.new_uid(), suffix=suffix, now=now)
+        if self.volumes.tokens is not None:
+            pod = with_token(pod, self.find)
         record = PodRecord(
             {
                 "pod": pod,

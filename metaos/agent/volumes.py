@@ -12,7 +12,8 @@ from typing import Any
 
 from metaos import trees
 from metaos.agent import memoryvolumes
-from metaos.agent.containers import ConfigError, Find, MountError, data_of, expand, field, resource_field
+from metaos.agent.accounts import ROOT_CA, PodTokens, token_sources
+from metaos.agent.containers import ConfigError, Find, MountError, Pending, data_of, expand, field, resource_field
 from metaos.resources.meta import Obj, ObjectRef, annotations, controller_of, labels, name, namespace, uid
 
 #: Relative path → content and mode.
@@ -36,6 +37,8 @@ class Volumes:
         self.memory = False
         #: Why no container that uses a claim may start now; empty: it may.
         self.held: Callable[[Obj, str], str] = lambda pod, claim: ""
+        #: Where tokens of ServiceAccounts come from; without it there are none.
+        self.tokens: PodTokens | None = None
         #: Pod uid → what its projected volumes were written from last.
         self._written: dict[str, Sources] = {}
 
@@ -51,6 +54,8 @@ class Volumes:
 
     def remove(self, pod_uid: str) -> None:
         self._written.pop(pod_uid, None)
+        if self.tokens is not None:
+            self.tokens.forget(pod_uid)
         memoryvolumes.remove(self.memory_directory(pod_uid))
         trees.remove(str(self.pod_directory(pod_uid)))
 
@@ -162,7 +167,9 @@ class Volumes:
         volumes = [v for v in pod["spec"].get("volumes") or () if any(kind in v for kind in _PROJECTED)]
         if not volumes:
             return
-        now: Sources = (labels(pod), annotations(pod), *(self._find(about) for v in volumes for about in _objects(pod, v)))
+        now: Sources = (labels(pod), annotations(pod), *(self._object(about) for v in volumes for about in _objects(pod, v)))
+        if self.tokens is not None:
+            now += tuple(self.tokens.token(pod, source) for source in token_sources(pod["spec"]))
         before = self._written.get(uid(pod))
         if before is not None and len(before) == len(now) and all(a is b for a, b in zip(before, now, strict=True)):
             return
@@ -180,23 +187,46 @@ class Volumes:
             del self._written[uid(pod)]
             raise MountError(problem)
 
+    def _object(self, about: ObjectRef) -> Obj | None:
+        """What is projected. The authorities that vouch for the hub stand in a ConfigMap of no namespace's own."""
+        found = self._find(about)
+        if found is None and self.tokens is not None and (about.kind, about.name) == ("ConfigMap", ROOT_CA):
+            return self.tokens.root_ca()
+        return found
+
     def _files(self, pod: Obj, container: Mapping[str, Any], volume: Mapping[str, Any]) -> Files:
         if "projected" in volume:
             found: Files = {}
             mode = volume["projected"].get("defaultMode")
             for source in volume["projected"].get("sources") or ():
-                found |= self._source(pod, container, source, mode)
+                token = source.get("serviceAccountToken")
+                if token and self.tokens is not None:
+                    found[str(token.get("path"))] = self._token(self.tokens, pod, volume, token), _mode(mode)
+                else:
+                    found |= self._source(pod, container, source, mode)
             return found
         return self._source(pod, container, volume, None)
 
     def _source(self, pod: Obj, container: Mapping[str, Any], source: Mapping[str, Any], mode: int | None) -> Files:
         for kind, key in (("ConfigMap", "configMap"), ("Secret", "secret")):
             if key in source:
-                return _entries(kind, source[key] or {}, namespace(pod), self._find, mode)
+                return _entries(kind, source[key] or {}, namespace(pod), self._object, mode)
         if "downwardAPI" in source:
             return self._downward(pod, container, source["downwardAPI"] or {}, mode)
         kinds = ", ".join(sorted(set(source) - {"name"}))
         raise ConfigError(f"a projection of {kinds} is not supported at this site")
+
+    def _token(self, tokens: PodTokens, pod: Obj, volume: Mapping[str, Any], source: Mapping[str, Any]) -> bytes:
+        """The present one; while there is none in memory, that which an earlier agent has left there."""
+        found = tokens.token(pod, source)
+        if not found:
+            relative = _inside(str(source.get("path")))
+            with suppress(OSError):
+                found = (self.pod_directory(uid(pod)) / "volumes" / str(volume["name"]) / "..data" / relative).read_bytes()
+        if found:
+            return found
+        problem = tokens.problem(pod, source)
+        raise MountError(problem) if problem else Pending("a token of its ServiceAccount is asked for")
 
     def _downward(self, pod: Obj, container: Mapping[str, Any], source: Mapping[str, Any], mode: int | None) -> Files:
         found: Files = {}
@@ -255,8 +285,7 @@ def _made(directory: Path) -> Path:
 def write_files(directory: Path, files: Files) -> bool:
     """Makes the directory show exactly these files, all at once; whether anything has changed."""
     for relative in files:
-        if not relative or os.path.isabs(relative) or ".." in Path(relative).parts or relative.startswith(".."):
-            raise ConfigError(f"path {relative!r} leads out of its volume")
+        _inside(relative)
     link = directory / "..data"
     present = link.readlink().name if link.is_symlink() else ""
     if present and _same(directory / present, files):
@@ -282,6 +311,12 @@ def write_files(directory: Path, files: Files) -> bool:
         if entry.name.startswith("..data-") and entry.name != fresh.name:
             trees.remove(str(entry))
     return True
+
+
+def _inside(relative: str) -> str:
+    if not relative or os.path.isabs(relative) or ".." in Path(relative).parts or relative.startswith(".."):
+        raise ConfigError(f"path {relative!r} leads out of its volume")
+    return relative
 
 
 def _show(directory: Path, files: Files) -> None:

@@ -16,13 +16,14 @@ from metaos.apiserver.cache import EncodedEvent, Version
 from metaos.apiserver.eviction import permitted
 from metaos.apiserver.local import RegistryClient
 from metaos.apiserver.reading import Authorizer, decoded
+from metaos.apiserver.share import Share
 from metaos.apiserver.writing import ATTEMPTS, SELF, TOO_MANY, Mutation, Write, Writing
 from metaos.client import Client
 from metaos.devices.credentials import claim_user
 from metaos.resources import errors, scheme
 from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, deleting, format_time, name, namespace, uid
 from metaos.resources.scheme import Kind
-from metaos.security.authz import Attributes, UserInfo
+from metaos.security.authz import Attributes, UserInfo, cluster_of, token_problem
 from metaos.store.log import Conflict
 
 __all__ = ["Authorizer", "EncodedEvent", "Registry", "sealed"]
@@ -92,6 +93,7 @@ class Registry(Writing):
             account = self.current(kind, name, namespace)
             if account is None:
                 raise errors.not_found("", kind.plural, name)
+            self._check_token(user, name, namespace, obj.get("spec") or {})
             return await self.account_tokens.request(account, obj, dry_run=dry_run)
         now = format_time(self._clock.now())
         pod = await self.get(SELF, kind, name, namespace) if subresource == "eviction" else None
@@ -108,6 +110,18 @@ class Registry(Writing):
             grace = (obj.get("deleteOptions") or {}).get("gracePeriodSeconds")
             await self.delete(SELF, kind, name, namespace, uid=uid(evicted), grace_period_seconds=grace, dry_run=dry_run)
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
+
+    def _check_token(self, user: UserInfo, account: str, where: str, spec: Obj) -> None:
+        """An agent gets tokens for the pods of its site alone."""
+        member = cluster_of(user)
+        if member is None:
+            return
+        from metaos.apiserver.accounttokens import ISSUER
+
+        pod = self.current(scheme.POD, str((spec.get("boundObjectRef") or {}).get("name") or ""), where)
+        problem = token_problem(member, account, (ISSUER,), spec, pod, Share(self.cache, member))
+        if problem:
+            raise errors.forbidden("", "serviceaccounts/token", account, problem)
 
     async def _ask_desk(
         self, user: UserInfo, kind: Kind, name: str, namespace: str, subresource: str, obj: Obj, dry_run: bool

@@ -5,7 +5,7 @@ Looked up in the watch cache only when a rule asks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from metaos.apiserver.addressing import key_of
 from metaos.apiserver.cache import WatchCache
@@ -35,14 +35,14 @@ class Share:
         manifests = (version.object().get("spec") or {}).get("manifests") if version else None
         return manifests[0] if manifests else None
 
-    def label_sets(self, workload: Obj) -> Iterator[Mapping[str, str]]:
-        yield (pod_template(workload).get("metadata") or {}).get("labels") or {}
+    def templates(self, workload: Obj) -> Iterator[Obj]:
+        yield pod_template(workload)
         for kind in _HISTORY:
             for version in self._cache.range(kind.resource, workload["metadata"].get("namespace") or ""):
                 record = version.object()
                 if (controller_of(record) or {}).get("uid") == uid(workload):
                     found = record if kind is scheme.REPLICA_SET else {"kind": workload["kind"], **(record.get("data") or {})}
-                    yield (pod_template(found).get("metadata") or {}).get("labels") or {}
+                    yield pod_template(found)
 
     def owner_of_pod(self, where: str, named: str) -> str | None:
         """The site whose pod this is; ``None`` where there is none of this name."""

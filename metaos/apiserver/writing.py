@@ -38,7 +38,7 @@ from metaos.fleet.desk import Desk
 from metaos.plugins.points import Admission
 from metaos.resources import errors, scheme
 from metaos.resources.errors import Cause
-from metaos.resources.meta import Obj, format_time, name, namespace
+from metaos.resources.meta import RESERVED_PREFIX, Obj, format_time, name, namespace
 from metaos.resources.scheme import Kind
 from metaos.resources.services import lacks_address
 from metaos.security.authz import (
@@ -67,8 +67,6 @@ Mutation = Callable[[Obj], Obj]
 #: How often a write that named no revision is tried again when others came between.
 ATTEMPTS = 20
 TOO_MANY = "too many writers at the same time; please try again"
-#: Namespaces that begin so are NEMO's own.
-RESERVED_PREFIX = "nemo-"
 #: Who makes objects whose fields nobody else will claim: ownership of these is recorded from their first apply on.
 UNTRACKED = ("system:controller:", "system:cluster:", "system:apiserver")
 #: The API server's own identity, for what it makes at start.

@@ -8,7 +8,7 @@ all of their addresses; for who comes from outside it means what it says.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,14 +33,21 @@ class Peer:
     address: str = ""
 
 
-def refusal(policies: Iterable[Obj], source: Peer, destination: Peer, port: int, protocol: str = "TCP") -> str | None:
+def refusal(
+    policies: Iterable[Obj],
+    source: Peer,
+    destination: Peer,
+    port: int,
+    protocol: str = "TCP",
+    directions: Collection[str] = (EGRESS, INGRESS),
+) -> str | None:
     """Why a connection (or, by UDP, a datagram) to a pod's port is not allowed, or nothing. ``policies``: at least those of both
-    namespaces."""
+    namespaces. ``directions``: those that are looked at; no policy selects what is no pod."""
     if (source.namespace, source.name) == (destination.namespace, destination.name):
         return None
     known = list(policies)
     for direction, own, other in ((EGRESS, source, destination), (INGRESS, destination, source)):
-        applying = [policy for policy in known if _applies(policy, own, direction)]
+        applying = [policy for policy in known if direction in directions and _applies(policy, own, direction)]
         if applying and not any(_allows(policy, direction, other, destination, port, protocol) for policy in applying):
             names = ", ".join(sorted(name(policy) for policy in applying))
             end = "to" if direction == EGRESS else "from"

@@ -16,6 +16,7 @@ GROUP = "meta-os.eu"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 #: Namespaces that begin so belong to NEMO: ``nemo-system`` and one ``nemo-cluster-NAME`` per member.
+RESERVED_PREFIX = "nemo-"
 SYSTEM_NAMESPACE = "nemo-system"
 #: A ConfigMap in it, there as long as a restored hub is not sure of what runs; and the Work by which a site shows what it knows.
 RESTORED = "nemo-restored"

@@ -18,6 +18,9 @@ FIRST_ADDRESS, ADDRESSES = (100 << 24) | (64 << 16), 1 << 20
 #: As Kubernetes' ``--service-node-port-range``.
 NODE_PORTS = range(30000, 32768)
 HEADLESS = "None"
+#: Where a pod with a token of a ServiceAccount finds the API.
+API_NAMES = ("kubernetes.default.svc", "kubernetes.default", "kubernetes.default.svc.cluster.local")
+API_PORT = 443
 #: On a ServiceExport: the Kubernetes member whose own Service it is.
 FROM = "meta-os.eu/from"
 #: The condition of a Service for the world outside that says whether, and where, a site answers for it.

@@ -49,7 +49,7 @@ def load() -> None:
         for linker, kind in ((plain, wasmtime.Module), (whole, model.Component)):
             component = kind is model.Component
             _made[component, fuel] = engine, linker
-            made = kind(engine, _EMPTY[component]).serialize()
+            made = bytes(kind(engine, _EMPTY[component]).serialize())
             for _ in range(_ROUNDS):
                 main({**_NOTHING, "component": component, "fuel": 1000 if fuel else 0}, made)
 

@@ -242,6 +242,9 @@ def decide_agent(member: str, asked: Attributes, namespaces: Container[str]) -> 
         allowed = not asked.subresource and verb in {"create", "get"} and asked.name.startswith(f"{member}-")
     elif what == ("", _MIRRORS):
         allowed = _own_pods(member, asked, namespaces)
+    elif what == ("", "serviceaccounts"):
+        # Whose token it may have, and bound to what, is seen on the Pod (token_problem).
+        allowed = asked.subresource == "token" and verb == "create" and asked.namespace in namespaces
     elif what in (("", "events"), ("events.k8s.io", "events")):
         allowed = not asked.subresource and verb in _WRITE and (asked.namespace == own or asked.namespace in namespaces)
     elif what == ("", "namespaces"):
@@ -313,8 +316,8 @@ class Share(Container[str], Protocol):
         """A workload as it was given to the member, ``None`` where it was not."""
         ...
 
-    def label_sets(self, workload: Obj) -> Iterable[Mapping[str, str]]:
-        """The labels of a workload's pod template, and those of its earlier templates."""
+    def templates(self, workload: Obj) -> Iterable[Obj]:
+        """A workload's pod template, and its earlier ones."""
         ...
 
     def owner_of_pod(self, where: str, named: str) -> str | None:
@@ -429,11 +432,41 @@ def _label_problem(pod: Obj, said: Mapping[str, str], share: Share) -> str:
     owner = (pod["metadata"].get("ownerReferences") or [{}])[0]
     given = share.workload(str(owner.get("kind")), namespace(pod), str(owner.get("name")))
     if given is not None and uid(given) == owner.get("uid"):
-        for allowed in share.label_sets(given):
-            if wrong.items() <= allowed.items():
+        for template in share.templates(given):
+            if wrong.items() <= ((template.get("metadata") or {}).get("labels") or {}).items():
                 return ""
     key, value = min(wrong.items())
     return f"label {key}={value} is not one of the pod's template"
+
+
+def token_problem(member: str, account: str, audiences: Container[str], asked: Obj, pod: Obj | None, share: Share) -> str:
+    """Why a member's agent may not have this token of a ServiceAccount; empty where it may. ``asked``: the TokenRequest's spec;
+    ``audiences``: the API server's own; ``pod``: what it is to be bound to, as the hub has it. It must be bound to a Pod of the
+    site, whose workload, as it was given to the site, runs as this account; a Pod that an agent has shown says nothing of
+    itself. Source: Kubernetes' NodeRestriction, and its ServiceAccountNodeAudienceRestriction."""
+    bound = asked.get("boundObjectRef") or {}
+    if bound.get("kind") != "Pod" or not bound.get("uid"):
+        return "an agent's token must be bound to a Pod: say spec.boundObjectRef with kind, name and uid"
+    if pod is None or (pod.get("spec") or {}).get("nodeName") != member:
+        return f"spec.boundObjectRef: pod {bound.get('name')} is not one of {member}"
+    owners: list[Obj] = [{"kind": "Pod", "name": name(pod), "uid": uid(pod)}, *(pod["metadata"].get("ownerReferences") or ())]
+    works = ((share.workload(str(each.get("kind")), namespace(pod), str(each.get("name"))), each) for each in owners)
+    given = next((work for work, each in works if work is not None and uid(work) == each.get("uid")), None)
+    if given is None:
+        return f"spec.boundObjectRef: the workload of pod {name(pod)} was not given to {member}"
+    specs = [template.get("spec") or {} for template in share.templates(given)]
+    if all((spec.get("serviceAccountName") or "default") != account for spec in specs):
+        return f"pod {name(pod)} does not run as ServiceAccount {account}"
+    meant = {str(source.get("audience")) for spec in specs for source in _token_sources(spec)}
+    wrong = [each for each in asked.get("audiences") or () if each not in audiences and each not in meant]
+    return f"spec.audiences: pod {name(pod)} has no volume with a token for {wrong[0]!r}" if wrong else ""
+
+
+def _token_sources(spec: Obj) -> Iterator[Obj]:
+    for volume in spec.get("volumes") or ():
+        for source in (volume.get("projected") or {}).get("sources") or ():
+            if source.get("serviceAccountToken"):
+                yield source["serviceAccountToken"]
 
 
 def _event_problem(member: str, event: Obj, share: Share) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import Coroutine
+import socket
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 from typing import Any
 
 from metaos.agent import inventory
+from metaos.agent.accounts import PodTokens
 from metaos.agent.agent import Agent, Record
 from metaos.agent.cache import Cache
 from metaos.agent.energy import Modelled
@@ -69,7 +71,7 @@ class AgentSite:
         machine: Any = Machine(self.obj, self._own_seconds)
         storage: Any = Endless
 
-        def make_pods(runtime: Runtime, network: ServiceNetwork, record: Record) -> Pods:
+        def make_pods(runtime: Runtime, network: ServiceNetwork, record: Record, tokens: PodTokens) -> Pods:
             return Simulated(
                 runtime,
                 cache,
@@ -81,6 +83,7 @@ class AgentSite:
                 record=record,
                 machine=inventory.capacity(self.obj, machine.measure())[1].quantities(),
                 make_storage=storage,
+                tokens=tokens,
             )
 
         runtime: Any = self.runtime
@@ -278,6 +281,16 @@ class Wire:
 
     async def dial(self, header: dict[str, Any]) -> Stream:
         raise TunnelError("the twin carries no streams between pods")
+
+    async def api(self) -> socket.socket:
+        raise OSError("the twin carries no streams to the hub")
+
+    async def token(self, namespace: str, account: str, spec: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Nothing simulated shows one."""
+        return {"token": "simulated", "expirationTimestamp": "9999-01-01T00:00:00Z"}
+
+    def authorities(self) -> str:
+        return ""
 
     def certificate(self) -> dict[str, Any]:
         return {}

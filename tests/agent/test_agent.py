@@ -77,7 +77,7 @@ class Member:
             self.site,
             partial(HubConnection, self.config, self.site["metadata"]["name"], identity, clock, random),
             self.runtime.as_runtime(),
-            lambda runtime, network, record: self.pods.as_pods(),
+            lambda *made: self.pods.as_pods(),
             clock,
             random,
         )

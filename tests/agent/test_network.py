@@ -1,6 +1,7 @@
 """Service connections of pods: what is planned, and what really flows."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,43 @@ async def test_local_endpoints_take_turns_and_half_close_is_kept(world: World) -
     assert all(a[2:] == large + b"|end" for a in answers), "what comes after our end still arrives"
     world.network.update([service()], [*servers, client])
     await until(lambda: {"uid-a", "uid-b"} <= world.runtime.hosts.keys())
+
+
+async def test_a_pod_with_a_token_reaches_the_api_and_others_do_not(world: World) -> None:
+    """As policies of its namespace allow it to leave: those of the namespace ``default`` select no hub."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"the hub")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+
+    async def api() -> socket.socket:
+        found = socket.socket()
+        found.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(found, server.sockets[0].getsockname())
+        return found
+
+    world.network._api = api
+    token = {"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}
+    robot = pod("robot", "client")
+    robot["spec"]["volumes"] = [token]
+    world.runtime.sandboxes |= {"uid-robot", "uid-plain"}
+    plain = pod("plain", "client")
+    deny: Obj = {"kind": "NetworkPolicy", "metadata": {"name": "none", "namespace": "default"}, "spec": {"podSelector": {}}}
+    world.network.update([service(), deny], [robot, plain])
+    await until(lambda: {"uid-robot", "uid-plain"} <= world.runtime.hosts.keys())
+    assert not any("kubernetes.default.svc" in names for _, names in world.runtime.hosts["uid-plain"])
+    assert any("api" in names for _, names in world.runtime.hosts["uid-robot"])
+    assert await world.call("uid-robot", b"", service="kubernetes.default.svc", port=443) == b"the hub"
+    deny["metadata"]["namespace"], deny["spec"]["policyTypes"] = "shop", ["Egress"]
+    world.network.update([service(), deny], [robot, plain])
+    with pytest.raises(OSError):
+        await world.call("uid-robot", b"", service="kubernetes.default.svc", port=443)
+    deny["spec"]["egress"] = [{"ports": [{"port": 443}]}]
+    world.network.update([service(), deny], [robot, plain])
+    assert await world.call("uid-robot", b"", service="kubernetes.default.svc", port=443) == b"the hub"
+    server.close()
 
 
 async def test_endpoints_change_without_touching_listeners_and_remote_ones_are_used_when_needed(world: World) -> None:

@@ -359,6 +359,31 @@ async def test_it_acts_as_nobody_else(hub: ServedHub) -> None:
                 assert answer.status == 403
 
 
+async def test_it_has_tokens_of_its_own_pods_accounts_alone(hub: ServedHub, mole: HttpClient) -> None:
+    for where, account in (("shop", "default"), ("shop", "admin"), ("bank", "default")):
+        await hub.make({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account, "namespace": where}})
+    code, text = await asked(mole, "POST", f"{CORE}/namespaces/shop/pods", mirror("mole", "web-1", "web"))
+    assert code == 201
+    theirs = hub.registry.current(scheme.POD, "db-1", "shop")
+    assert theirs is not None
+    mine, other = json.loads(text)["metadata"]["uid"], theirs["metadata"]["uid"]
+
+    async def token(where: str, account: str, pod: str, uid: str, **more: Any) -> int:
+        spec = {"boundObjectRef": {"kind": "Pod", "name": pod, "uid": uid}, **more}
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+        return (await asked(mole, "POST", f"{CORE}/namespaces/{where}/serviceaccounts/{account}/token", body))[0]
+
+    assert await token("shop", "default", "web-1", mine) == 201
+    assert await token("shop", "default", "web-1", other) == 409
+    assert await token("shop", "default", "web-1", mine, boundObjectRef=None) == 403
+    assert await token("shop", "default", "web-1", mine, audiences=["vault"]) == 403
+    assert await token("shop", "admin", "web-1", mine) == 403, "its pods do not run as that"
+    assert await token("shop", "default", "db-1", other) == 403, "another site's pod"
+    assert await token("bank", "default", "vault-1", other) == 403
+    for path in ("shop/serviceaccounts", "shop/serviceaccounts/default", "shop/serviceaccounts/default/token"):
+        assert (await asked(mole, "GET", f"{CORE}/namespaces/{path}"))[0] in (403, 404, 405)
+
+
 async def test_its_tunnel_is_for_dialling_only_and_where_a_service_leads(hub: ServedHub) -> None:
     reached: list[dict[str, Any]] = []
 

@@ -95,12 +95,12 @@ def test_a_stuck_stateful_set_is_rolled_back(real: Real) -> None:
 
 
 def test_what_no_site_honours_is_said(real: Real) -> None:
-    token = {"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}
+    token = {"name": "t", "projected": {"sources": [{"podCertificate": {"keyType": "ED25519", "signerName": "example.org/x"}}]}}
     pod = pod_spec("exec sleep 1000", volumes=[token])
     manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": pod}
     code, _, said = real.run("apply", "-f", "-", text=json.dumps(manifest))
     assert code == 0
-    assert "serviceAccountToken: this source is not available at any site; the pod will not start" in said
+    assert "podCertificate: this source is not available at any site; the pod will not start" in said
 
 
 def cron(name: str) -> dict[str, Any]:

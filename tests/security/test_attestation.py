@@ -85,7 +85,7 @@ class Nothing(frozenset[str]):
     def workload(self, kind: str, where: str, named: str) -> None:
         return None
 
-    def label_sets(self, workload: object) -> tuple[()]:
+    def templates(self, workload: object) -> tuple[()]:
         return ()
 
 

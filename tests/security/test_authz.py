@@ -20,6 +20,7 @@ from metaos.security.authz import (
     cluster_of,
     decide_agent,
     decide_bootstrap,
+    token_problem,
 )
 
 ROLES: list[Obj] = [
@@ -118,9 +119,9 @@ class Shop:
             return None
         return {"kind": kind, "metadata": {"name": named, "namespace": where, "uid": "web-uid"}}
 
-    def label_sets(self, workload: Obj) -> Iterator[dict[str, str]]:
-        yield {"app": "web", "version": "2"}
-        yield {"app": "web", "version": "1"}
+    def templates(self, workload: Obj) -> Iterator[Obj]:
+        yield {"metadata": {"labels": {"app": "web", "version": "2"}}, "spec": {"serviceAccountName": "robot", "volumes": VAULT}}
+        yield {"metadata": {"labels": {"app": "web", "version": "1"}}}
 
     def owner_of_pod(self, where: str, named: str) -> str | None:
         return {"web-1": "edge", "theirs": "other"}.get(named)
@@ -132,6 +133,7 @@ class Shop:
         return self.asked
 
 
+VAULT = [{"name": "v", "projected": {"sources": [{"serviceAccountToken": {"audience": "vault", "path": "token"}}]}}]
 WORKS = Shop()
 OWNER = {"kind": "Deployment", "name": "web", "uid": "web-uid", "controller": True}
 
@@ -335,3 +337,38 @@ def test_what_a_site_may_have_at_the_hub_is_bounded() -> None:
     assert not agent_write_problem("edge", "pods", pod | {"status": {"phase": "Running"}}, pod, full), "what is there is kept up"
     assert not agent_write_problem("edge", requests, asking, None, Shop())
     assert "already" in agent_write_problem("edge", requests, asking, None, full)
+
+
+def asks(name: str = "web-1", uid: str = "u", **spec: Any) -> Obj:
+    return {"boundObjectRef": {"kind": "Pod", "name": name, "uid": uid}, **spec}
+
+
+def shown(name: str = "web-1", node: str = "edge", owner: Obj = OWNER) -> Obj:
+    metadata = {"name": name, "namespace": "shop", "uid": "u", "ownerReferences": [owner]}
+    return {"metadata": metadata, "spec": {"nodeName": node, "serviceAccountName": "admin"}}
+
+
+@pytest.mark.parametrize(
+    ("account", "asked", "pod", "says"),
+    [
+        ("robot", asks(), shown(), ""),
+        ("default", asks(), shown(), ""),
+        ("robot", asks(audiences=["api", "vault"]), shown(), ""),
+        ("robot", asks(audiences=["bank"]), shown(), "no volume with a token for 'bank'"),
+        ("admin", asks(), shown(), "does not run as ServiceAccount admin"),
+        ("robot", {}, shown(), "must be bound to a Pod"),
+        ("robot", {"boundObjectRef": {"kind": "Secret", "name": "s", "uid": "u"}}, shown(), "must be bound to a Pod"),
+        ("robot", asks(uid=""), shown(), "must be bound to a Pod"),
+        ("robot", asks(), None, "is not one of edge"),
+        ("robot", asks(), shown(node="other"), "is not one of edge"),
+        ("robot", asks(), shown(owner=OWNER | {"uid": "x"}), "was not given to edge"),
+        ("robot", asks(), shown(owner=OWNER | {"name": "db"}), "was not given to edge"),
+    ],
+)
+def test_an_agent_has_tokens_for_its_own_pods_alone(account: str, asked: Obj, pod: Obj | None, says: str) -> None:
+    """What account a pod runs as, its workload says, and not the Pod that an agent has shown."""
+    found = token_problem("edge", account, ("api",), asked, pod, WORKS)
+    assert (says in found) if says else not found
+    assert may("create", "", "serviceaccounts", sub="token", ns="shop", name=account)
+    assert not may("create", "", "serviceaccounts", sub="token", ns="bank", name=account)
+    assert not any(may(verb, "", "serviceaccounts", ns="shop", name=account) for verb in ("get", "create", "update", "delete"))
