@@ -8,6 +8,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from metaos.resources import scheme
+from metaos.resources.backups import secret_of
 from metaos.resources.mergepatch import merged
 from metaos.resources.meta import (
     ADOPT,
@@ -20,11 +21,14 @@ from metaos.resources.meta import (
     ObjectRef,
     annotations,
     cluster_namespace,
+    deleting,
+    labels,
     name,
     namespace,
     ref,
+    uid,
 )
-from metaos.resources.workload import grace_seconds, has_local_data, work_name
+from metaos.resources.workload import grace_seconds, has_local_data, references, work_name
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _LABEL_LIMIT = 63
@@ -253,6 +257,27 @@ def _is_condition(said: Mapping[str, Any]) -> bool:
 
 def _condition(said: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value[:MAX_TEXT] for key, value in said.items() if isinstance(key, str) and isinstance(value, str)}
+
+
+def asks(found: Obj) -> tuple[object, ...]:
+    """What a Work says to its site; what the site tells is not of it."""
+    return uid(found), deleting(found), labels(found), annotations(found), found.get("spec")
+
+
+def referred(found: Obj) -> Iterable[ObjectRef]:
+    """What goes to a site because this Work does."""
+    first = ((found.get("spec") or {}).get("manifests") or [{}])[0]
+    if first.get("kind") == scheme.BACKUP_SCHEDULE.kind:
+        return [secret_of(first)]
+    return references(first) if first.get("kind") in _WORKLOADS else ()
+
+
+def dependencies(found: Obj) -> list[str]:
+    """:func:`referred`, as an index has them."""
+    return [work_name(each) for each in referred(found)]
+
+
+_WORKLOADS = {kind.kind for kind in scheme.WORKLOADS}
 
 
 def is_idle(found: Obj) -> bool:

@@ -27,7 +27,18 @@ from metaos.reconcile.manager import Manager
 from metaos.reconcile.precedence import Turn
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
-from metaos.resources.meta import SOURCE_LABEL, Obj, ObjectRef, deleting, is_true, labels, namespace, ref, with_condition
+from metaos.resources.meta import (
+    SOURCE_LABEL,
+    Obj,
+    ObjectRef,
+    deleting,
+    is_true,
+    labels,
+    namespace,
+    ref,
+    resource_version,
+    with_condition,
+)
 from metaos.resources.reading import concerns
 from metaos.resources.workload import replicas
 from metaos.scheduler.rollout import NONE, bounds_of
@@ -192,6 +203,13 @@ class StatusReconciler:
         self._clusters = manager.informer(scheme.CLUSTER)
         self._works = manager.informer(scheme.WORK)
         self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
+        #: As which revision statuses were written that the informer has not shown yet. Bounded by the objects.
+        self._wrote: dict[ObjectRef, str] = {}
+
+    def has_written(self, about: ObjectRef, found: Obj | None) -> bool:
+        """Whether the news of an object is the status that was just written here, which is no news."""
+        wrote = self._wrote.pop(about, "")
+        return found is not None and wrote == resource_version(found)
 
     async def reconcile(self, about: ObjectRef) -> Result:
         obj = self._objects[about.kind].get(about.name, about.namespace)
@@ -216,7 +234,8 @@ class StatusReconciler:
             return DONE  # The sites tell of it in a moment, and until then there is nothing to say but what its spec says.
         status = rolled_up(obj, chosen, left, self._clock.now())
         if status != (obj.get("status") or {}):
-            await self._client.update(obj | {"status": status}, subresource="status")
+            answer = await self._client.update(obj | {"status": status}, subresource="status")
+            self._wrote[about] = resource_version(answer)
         return DONE
 
     def _ready(self, site: str) -> bool:
@@ -261,8 +280,16 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
         about = workload_of(obj)
         return [about] if about is not None and about.kind in kinds else []
 
-    watched = [(k, itself) for k in (*kinds.values(), scheme.PERSISTENT_VOLUME_CLAIM)]
-    manager.add(StatusReconciler(manager, client, clock), [*watched, (scheme.PLACEMENT, of_placement)], turn=Turn.LAST)
+    reconciler = StatusReconciler(manager, client, clock)
+    manager.add(reconciler, [(scheme.PLACEMENT, of_placement)], turn=Turn.LAST)
+
+    def on_object(old: Obj | None, new: Obj | None) -> None:
+        for about in itself(new or old or {}):
+            if not reconciler.has_written(about, new):
+                manager.enqueue(NAME, about)
+
+    for kind in (*kinds.values(), scheme.PERSISTENT_VOLUME_CLAIM):
+        manager.informer(kind).on_change(on_object)
 
     def on_work(old: Obj | None, new: Obj | None) -> None:
         turned = old is None or new is None or is_true(old, "Available") != is_true(new, "Available")

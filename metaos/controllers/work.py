@@ -23,11 +23,14 @@ from metaos.controllers.outlook import LATE_SECONDS
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.recovery import Recoveries, on_backing
 from metaos.controllers.render import (
+    asks,
     cluster_of,
+    dependencies,
     manifest,
     on_capacity,
     overridden,
     paused,
+    referred,
     reported,
     source_label,
     source_of,
@@ -43,7 +46,6 @@ from metaos.reconcile.manager import CONTENT_LEFT_OUT, Manager
 from metaos.reconcile.precedence import Turn
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
-from metaos.resources.backups import secret_of
 from metaos.resources.cron import STARTS
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
@@ -65,13 +67,15 @@ from metaos.resources.meta import (
 )
 from metaos.resources.reading import cluster_info, concerns
 from metaos.resources.traffic import carries
-from metaos.resources.workload import references, replicas, work_name
+from metaos.resources.workload import replicas, work_name
 from metaos.scheduler.disruption import ended, kept
 from metaos.scheduler.slack import asked
 
 NAME = "work"
 #: How often is looked whether those that were displaced have stopped.
 GIVEN_UP_SECONDS = 1.0
+#: What several sites tell of one object within this time is looked at once.
+TOLD_SECONDS = 0.05
 _WORKLOAD_KINDS = {k.kind for k in scheme.WORKLOADS}
 _DEPENDENCY_KINDS = {k.kind: k for k in scheme.DEPENDENCIES}
 
@@ -90,13 +94,15 @@ class WorkReconciler:
         self._clusters, self._intents = manager.informer(scheme.CLUSTER), ruling(manager, scheme.INTENT)
         self._works = manager.informer(scheme.WORK)
         self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
-        self._works.add_index("dependency", _dependencies)
+        self._works.add_index("dependency", dependencies)
         self._objects["Pod"].add_index("site", lambda p: [str((p.get("spec") or {}).get("nodeName") or "")])
         self._silence, self._recoveries = Silence(manager, clock), Recoveries(manager, clock, settings)
         self._budgets = manager.informer(scheme.POD_DISRUPTION_BUDGET)
         self._recorder, self._hold = Recorder(client, clock, "work-controller"), Hold(manager)
         #: What was written and is not in the informer yet. Bounded by the Works.
         self._wrote: dict[tuple[str, str], Obj] = {}
+        #: As which revision those were made that the informer has not shown yet. Bounded by the Works.
+        self._made: dict[tuple[str, str], int] = {}
         self._works.on_change(self._seen)
         self._barred = Barred(manager)
         self._placements.add_index("displaced", displaced)
@@ -125,8 +131,14 @@ class WorkReconciler:
     def _seen(self, old: Obj | None, new: Obj | None) -> None:
         found: Obj = new or old or {}
         wrote = self._wrote.get((namespace(found), name(found)))
+        if new is None:
+            self._made.pop((namespace(found), name(found)), None)
         if wrote is not None and (new is None or _revision(wrote) <= _revision(new)):
             del self._wrote[namespace(found), name(found)]
+
+    def has_made(self, found: Obj) -> bool:
+        """Whether the news of a Work is that it is there as this controller has just made it, which is no news here."""
+        return self._made.pop((namespace(found), name(found)), 0) == _revision(found)
 
     async def _workload(self, about: ObjectRef) -> Result:
         obj = self._objects[about.kind].get(about.name, about.namespace)
@@ -397,7 +409,8 @@ class WorkReconciler:
     async def _apply(self, present: Obj | None, wanted: Obj) -> None:
         if present is None or deleting(present):
             try:
-                await self._client.create(wanted)
+                made = await self._client.create(wanted)
+                self._made[namespace(made), name(made)] = _revision(made)
             except ApiError as error:
                 # The informer is a moment behind, or the site's namespace is about to be made: retried.
                 if error.reason != "AlreadyExists":
@@ -436,18 +449,6 @@ def _count(found: Obj) -> int:
     return int((found["spec"]["manifests"][0].get("spec") or {}).get("replicas", 1))
 
 
-def _dependencies(found: Obj) -> list[str]:
-    manifests = (found.get("spec") or {}).get("manifests") or ()
-    return [work_name(r) for r in _referred(manifests[0])] if manifests else []
-
-
-def _referred(first: Obj) -> Iterable[ObjectRef]:
-    """What goes to a site because this does."""
-    if first.get("kind") == scheme.BACKUP_SCHEDULE.kind:
-        return [secret_of(first)]
-    return references(first) if first.get("kind") in _WORKLOAD_KINDS else ()
-
-
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
     """Runs it: for workloads and what they refer to, and for whatever a changed Placement, policy or Work concerns."""
     informers = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
@@ -464,14 +465,6 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
     def of_rule(obj: Obj) -> Iterable[ObjectRef]:
         yield from (ref(o) for o in concerned(obj, informers) if itself(o))
 
-    def of_work(obj: Obj) -> Iterable[ObjectRef]:
-        about = source_of(obj)
-        if about.kind in informers or about.kind in _DEPENDENCY_KINDS:
-            yield about
-        manifests = (obj.get("spec") or {}).get("manifests") or ()
-        if manifests:
-            yield from _referred(manifests[0])
-
     reconciler = WorkReconciler(manager, client, clock, settings)
 
     def followed(obj: Obj) -> list[ObjectRef]:
@@ -484,10 +477,23 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
             *((k, followed) for k in scheme.DEPENDENCIES),
             (scheme.PLACEMENT, of_placement),
             (scheme.PLACEMENT_POLICY, of_rule),
-            (scheme.WORK, of_work),
         ],
         turn=Turn.FIRST,
     )
+
+    def on_work(old: Obj | None, new: Obj | None) -> None:
+        about = source_of(new or old or {})
+        mine = about.kind in informers or about.kind in _DEPENDENCY_KINDS
+        told = old is not None and new is not None and asks(old) == asks(new)
+        if mine and not (old is None and new is not None and reconciler.has_made(new)):
+            manager.enqueue(NAME, about, TOLD_SECONDS if told else 0.0)
+        if told:
+            return
+        for obj in (old, new):
+            for each in referred(obj or {}):
+                manager.enqueue(NAME, each)
+
+    manager.informer(scheme.WORK).on_change(on_work)
 
     def on_workload(old: Obj | None, new: Obj | None) -> None:
         # Sites are not sent a status.

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from metaos.client import Client
+from metaos.clock import Clock
 from metaos.controllers.render import work
-from metaos.controllers.status import begins, rolled_up, waits
+from metaos.controllers.settings import Settings
+from metaos.controllers.status import NAME, begins, rolled_up, setup, waits
+from metaos.reconcile.manager import Manager
+from metaos.resources import scheme
 from metaos.resources.meta import Obj, ref
-from tests.controllers.continuum import deployment
+from tests.controllers.continuum import cluster, deployment, running, until
+from tests.controllers.test_work import placement
 
 
 def of(kind: str, *statuses: dict[str, Any], **spec: Any) -> dict[str, Any]:
@@ -84,3 +90,26 @@ def test_nothing_is_written_of_a_deployment_before_a_site_has_told_of_it() -> No
     assert not begins(web, []), "it has no place, which its counts say"
     assert not begins({**web, "spec": web["spec"] | {"paused": True}}, [{}]), "a condition says so"
     assert not begins({**web, "kind": "StatefulSet"}, [{}])
+
+
+async def test_the_status_that_was_just_written_is_no_news_and_anothers_is() -> None:
+    managers: list[Manager] = []
+
+    def keeping(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
+        managers.append(manager)
+        setup(manager, client, clock, settings)
+
+    async with running(keeping, objects=(cluster("a"), deployment())) as (client, clock):
+        web = client.find(scheme.DEPLOYMENT, "web", "shop") or {}
+        said = {**work(ref(web), "a", [web]), "status": {"manifests": [{"kind": "Deployment", "name": "web", "status": {}}]}}
+        client.seed(placement(web, a=1), said)
+        await clock.advance(1)
+        before = managers[0].metrics[NAME]["reconciles"]
+        counted = {"observedGeneration": 1, "status": {"replicas": 1}, "kind": "Deployment", "name": "web"}
+        client.seed({**said, "status": {"manifests": [counted]}})
+        await until(clock, lambda: (client.find(scheme.DEPLOYMENT, "web", "shop") or {}).get("status", {}).get("replicas") == 1)
+        await clock.advance(1)
+        assert managers[0].metrics[NAME]["reconciles"] == before + 1
+        found = client.find(scheme.DEPLOYMENT, "web", "shop") or {}
+        client.seed({**found, "status": {"replicas": 9}})
+        await until(clock, lambda: (client.find(scheme.DEPLOYMENT, "web", "shop") or {})["status"]["replicas"] == 1)

@@ -2,8 +2,12 @@
 
 from typing import Any
 
+from metaos.client import Client
+from metaos.clock import Clock
 from metaos.controllers import disruption, work
 from metaos.controllers.fencing import halted
+from metaos.controllers.settings import Settings
+from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
 from metaos.resources.meta import Obj, name, namespace, owner_reference, uid
 from tests.controllers.continuum import cluster, deployment, events, running, until
@@ -47,6 +51,35 @@ async def test_a_site_gives_up_replicas_only_when_others_have_them() -> None:
         await until(clock, lambda: told(client) == {"a": 2, "b": 2})
         reports(client, "b", 2)
         await until(clock, lambda: told(client) == {"a": 1, "b": 2})
+
+
+async def test_what_was_just_made_is_no_news_and_what_sites_tell_at_once_is_looked_at_once() -> None:
+    managers: list[Manager] = []
+
+    def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
+        managers.append(manager)
+        work.setup(manager, client, clock, settings)
+
+    objects = *map(cluster, "abc"), deployment(replicas=3)
+    async with running(setup, objects=objects) as (client, clock):
+        owner = client.find(scheme.DEPLOYMENT, "web", "shop") or {}
+        await clock.advance(1)
+
+        def looks() -> int:
+            return managers[0].metrics[work.NAME]["reconciles"]
+
+        before = looks()
+        client.seed(placement(owner, a=1, b=1, c=1))
+        await until(clock, lambda: told(client) == {"a": 1, "b": 1, "c": 1})
+        await clock.advance(1)
+        assert looks() == before + 1
+        for site in "abc":
+            reports(client, site, 0)
+        await clock.advance(1)
+        assert looks() == before + 2
+        found = client.objects(scheme.WORK)[0]
+        client.drop(scheme.WORK, name(found), namespace(found))
+        await until(clock, lambda: told(client) == {"a": 1, "b": 1, "c": 1})
 
 
 async def test_what_a_lost_site_reported_replaces_nothing() -> None:
