@@ -21,6 +21,8 @@ COALESCE_SECONDS = 0.2
 #: What a Work that has just come makes of itself within this time (observed, so many pods made, each with conditions) is told as
 #: one, unless it is available, or refused, before.
 FIRST_SECONDS = 1.0
+#: Instead, as long as nobody at the site has looked at all of it.
+UNSEEN_SECONDS = 3.0
 #: Writes under way at the same time.
 WORKERS = 2
 
@@ -49,7 +51,7 @@ class WorkReports:
         self._turns: Turns[str] = Turns(contact, clock, random, self._report, "Work", WORKERS)
         #: What was written and what the hub made of it: where it normalises something, that is no reason to write again.
         self._acknowledged: dict[str, tuple[Obj, Obj]] = {}
-        #: Of Works that nothing was told of yet: uid, and until when they may wait.
+        #: Of Works that nothing was told of yet: uid, and since when there was something to tell.
         self._fresh: dict[str, tuple[str, float]] = {}
         contact.on_return(self.refresh)
         works.on_wanted(self.look)
@@ -106,8 +108,9 @@ class WorkReports:
             return 0.0
         now, since = self._clock.monotonic(), self._fresh.get(key)
         if since is None or since[0] != uid(work):
-            since = self._fresh[key] = uid(work), now + FIRST_SECONDS
-        return since[1] - now
+            since = self._fresh[key] = uid(work), now
+        seen = all(entry["observedGeneration"] for entry in new["manifests"])
+        return since[1] + (FIRST_SECONDS if seen else UNSEEN_SECONDS) - now
 
 
 def _begins(status: Obj) -> bool:

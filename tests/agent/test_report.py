@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metaos.agent.contact import Contact
-from metaos.agent.report import FIRST_SECONDS, WorkReports, available, local, merge_patch, work_status
+from metaos.agent.report import FIRST_SECONDS, UNSEEN_SECONDS, WorkReports, available, local, merge_patch, work_status
 from metaos.agent.sync import WorkFiles, Works
 from metaos.client import WatchEvent
 from metaos.resources.meta import Obj
@@ -100,10 +100,10 @@ def test_a_works_status_says_what_is_missing_what_is_awaited_and_what_is_fenced(
 
 @pytest.mark.parametrize(
     ("later", "seconds"),
-    [({"replicas": 1}, FIRST_SECONDS), ({"availableReplicas": 1}, 0.42)],
-    ids=["on its way", "available"],
+    [({"replicas": 1}, FIRST_SECONDS), (None, UNSEEN_SECONDS), ({"availableReplicas": 1}, 0.42)],
+    ids=["on its way", "not looked at", "available"],
 )
-async def test_what_a_work_makes_of_itself_at_first_is_one_report(tmp_path: Path, later: Obj, seconds: float) -> None:
+async def test_what_a_work_makes_of_itself_at_first_is_one_report(tmp_path: Path, later: Obj | None, seconds: float) -> None:
     clock = FakeClock()
     client, contact = FakeClient(clock), Contact(clock, Random(1))
     works = Works(client, contact, clock, WorkFiles(tmp_path), "a")
@@ -112,7 +112,8 @@ async def test_what_a_work_makes_of_itself_at_first_is_one_report(tmp_path: Path
     async def show(work: Obj) -> None:
         return None
 
-    reports = WorkReports(client, contact, clock, Random(1), works, local(lambda ref: dict(status)), show, "nemo-cluster-a")
+    judge = local(lambda ref: None if later is None else dict(status))
+    reports = WorkReports(client, contact, clock, Random(1), works, judge, show, "nemo-cluster-a")
     running = asyncio.create_task(reports.run())
     work: Obj = {**WORK.empty("w", "nemo-cluster-a"), "spec": {"manifests": [manifest("Deployment", replicas=1)]}}
     client.seed(work)
@@ -127,12 +128,15 @@ async def test_what_a_work_makes_of_itself_at_first_is_one_report(tmp_path: Path
 
     await clock.advance(0.22)
     assert told() is None
-    status.update(later)
+    status.update(later or {})
     reports.look("w")
     await clock.advance(seconds - 0.22 - 0.01)
     assert told() is None
     await clock.advance(0.3)
-    assert told() == later
+    assert told() == (later or {})
+    if later is None:
+        running.cancel()
+        return
     status["replicas"] = 7
     reports.look("w")
     await clock.advance(0.22)
