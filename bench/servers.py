@@ -107,8 +107,8 @@ async def answers(endpoint: Endpoint) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def hub(data: Path) -> AsyncIterator[tuple[Server, float]]:
-    """A hub on a data directory, and the seconds that it took to be ready."""
+async def hub(data: Path, patience: float = 120.0) -> AsyncIterator[tuple[Server, float]]:
+    """A hub on a data directory, and the seconds that it took to be ready. ``patience``: how many it may take."""
     port = free_port()
     command = [sys.executable, "-m", "metaos", "up", "--no-local", "--data", str(data), "--listen", f"127.0.0.1:{port}"]
     started = time.monotonic()
@@ -125,7 +125,7 @@ async def hub(data: Path) -> AsyncIterator[tuple[Server, float]]:
                 return False
             return await answers(Endpoint.of(kubeconfig))
 
-        await until("the hub", ready, 120)
+        await until("the hub", ready, patience)
         seconds = time.monotonic() - started
         server = Server("hub", Endpoint.of(kubeconfig), [process.pid])
         yield server, seconds
