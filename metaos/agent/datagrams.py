@@ -12,6 +12,7 @@ import logging
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Hashable
+from typing import Any
 
 from metaos.agent.flows import BATCH, MAX_DATAGRAM, Counts, Flow, Flows, Link, Near, Way
 from metaos.agent.routes import Listener, LocalEndpoint, RemoteEndpoint, Route
@@ -32,9 +33,13 @@ _INFO = struct.Struct("=i4s4s")
 #: (pod's uid, address and port that it sends to, and from) → the route, and its endpoints in the order to try; an empty list
 #: where none may be reached.
 Choose = Callable[[str, Listener, Listener], tuple[Route, list[Endpoint]] | None]
-#: A stream for the datagrams of a pod to an endpoint at another site. Raises ``OSError``.
-Reach = Callable[[str, Route, RemoteEndpoint], Awaitable[Stream]]
+#: A stream for the datagrams of a pod to an endpoint at another site: (pod's uid, whose they are, …). Raises ``OSError``.
+Reach = Callable[[str, str, Route, RemoteEndpoint], Awaitable[Stream]]
+#: By the address that datagrams come from: those of one have streams of their own.
+Whose = Callable[[str], str]
 _Key = tuple[Listener, tuple[str, int]]
+#: Whose datagrams a stream carries, of which Service, and to where.
+_Led = tuple[str, str, RemoteEndpoint]
 
 
 class _Trunk:
@@ -83,14 +88,17 @@ class _Origin:
         self.uid = uid
         self.sockets: dict[int, socket.socket] = {}
         self.flows: Flows[_Key] = Flows(counts)
-        self.trunks: dict[tuple[str, RemoteEndpoint], tuple[asyncio.Task[None], asyncio.Future[_Trunk]]] = {}
+        self.trunks: dict[_Led, tuple[asyncio.Task[None], asyncio.Future[_Trunk]]] = {}
 
 
 class Datagrams:
-    """Those that the pods of this site send to Services."""
+    """Those that the pods of this site send to Services. ``runtime``: ``None`` where no endpoint is of this site."""
 
-    def __init__(self, runtime: Runtime, choose: Choose, reach: Reach, counts: Counts) -> None:
-        self._runtime, self._choose, self._reach, self._counts = runtime, choose, reach, counts
+    def __init__(
+        self, runtime: Runtime | None, choose: Choose, reach: Reach, counts: Counts, whose: Whose = lambda address: ""
+    ) -> None:
+        self._runtime: Any = runtime
+        self._choose, self._reach, self._counts, self._whose = choose, reach, counts, whose
         self._origins: dict[str, _Origin] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -211,7 +219,7 @@ class Datagrams:
             for endpoint in endpoints[:MAX_TRIES]:
                 try:
                     async with asyncio.timeout(CONNECT_SECONDS):
-                        way = await self._way(origin, route, endpoint, reply, ended)
+                        way = await self._way(origin, self._whose(source[0]), route, endpoint, reply, ended)
                     flow.endpoint = endpoint
                     return way
                 except (OSError, LookupError, TimeoutError) as error:
@@ -223,6 +231,7 @@ class Datagrams:
     async def _way(
         self,
         origin: _Origin,
+        whose: str,
         route: Route,
         endpoint: Endpoint,
         reply: Callable[[bytes], None],
@@ -230,32 +239,32 @@ class Datagrams:
     ) -> Way:
         if isinstance(endpoint, LocalEndpoint):
             return Near(await self._runtime.datagrams(endpoint.pod, endpoint.port), reply, ended)
-        trunk = await self._trunk(origin, route, endpoint)
-        return _Far(trunk, trunk.lead(reply, ended), lambda: self._cut(origin, route, endpoint, trunk))
+        led = whose, route.service, endpoint
+        trunk = await self._trunk(origin, led, route)
+        return _Far(trunk, trunk.lead(reply, ended), lambda: self._cut(origin, led, trunk))
 
     # -- to other sites --------------------------------------------------------------------------------------
 
-    async def _trunk(self, origin: _Origin, route: Route, endpoint: RemoteEndpoint) -> _Trunk:
-        key = route.service, endpoint
-        if key not in origin.trunks:
+    async def _trunk(self, origin: _Origin, led: _Led, route: Route) -> _Trunk:
+        if led not in origin.trunks:
             ready: asyncio.Future[_Trunk] = asyncio.get_running_loop().create_future()
-            task = asyncio.get_running_loop().create_task(self._carry(origin, route, endpoint, ready))
+            task = asyncio.get_running_loop().create_task(self._carry(origin, led, route, ready))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            origin.trunks[key] = task, ready
-        return await asyncio.shield(origin.trunks[key][1])
+            origin.trunks[led] = task, ready
+        return await asyncio.shield(origin.trunks[led][1])
 
-    async def _carry(self, origin: _Origin, route: Route, endpoint: RemoteEndpoint, ready: asyncio.Future[_Trunk]) -> None:
-        key = route.service, endpoint
+    async def _carry(self, origin: _Origin, led: _Led, route: Route, ready: asyncio.Future[_Trunk]) -> None:
+        whose, _, endpoint = led
         trunk: _Trunk | None = None
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                stream = await self._reach(origin.uid, route, endpoint)
+                stream = await self._reach(origin.uid, whose, route, endpoint)
             try:
                 trunk = _Trunk(Link(stream, self._counts, origin.uid))
                 ready.set_result(trunk)
                 # Whoever waited for it has begun by then, or has given up.
-                idle = asyncio.get_running_loop().call_later(CONNECT_SECONDS, self._cut, origin, route, endpoint, trunk)
+                idle = asyncio.get_running_loop().call_later(CONNECT_SECONDS, self._cut, origin, led, trunk)
                 try:
                     await trunk.link.run(trunk.received)
                 finally:
@@ -269,18 +278,18 @@ class Datagrams:
                 ready.exception()  # where nobody waits for it any more
         finally:
             ready.cancel()
-            if origin.trunks.get(key, (None, None))[1] is ready:
-                del origin.trunks[key]
+            if origin.trunks.get(led, (None, None))[1] is ready:
+                del origin.trunks[led]
             for ended in list(trunk.ends.values()) if trunk else ():
                 ended()
 
-    def _cut(self, origin: _Origin, route: Route, endpoint: RemoteEndpoint, trunk: _Trunk) -> None:
+    def _cut(self, origin: _Origin, led: _Led, trunk: _Trunk) -> None:
         """Unless a flow uses it."""
         if trunk.replies:
             return
-        found = origin.trunks.get((route.service, endpoint))
+        found = origin.trunks.get(led)
         if found is not None and found[1].done() and not found[1].cancelled() and found[1].result() is trunk:
-            del origin.trunks[(route.service, endpoint)]
+            del origin.trunks[led]
             trunk.link.over = True
             found[0].cancel()
 

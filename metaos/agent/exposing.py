@@ -356,7 +356,7 @@ class Exposed:
         self._turn += 1
         return held.whose.route, self._allowed(held.whose, source[0], self._turn)[0]
 
-    async def _reach(self, whose: str, route: Route, endpoint: RemoteEndpoint) -> Stream:
+    async def _reach(self, service: str, whose: str, route: Route, endpoint: RemoteEndpoint) -> Stream:
         return await self._stream("datagrams", route, endpoint, ANYBODY)
 
 

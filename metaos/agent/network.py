@@ -399,7 +399,7 @@ class ServiceNetwork:
         self._turn += 1
         return route, self._allowed(pod, route, self._turn, "UDP")[0]
 
-    async def _reach(self, pod_uid: str, route: Route, endpoint: RemoteEndpoint) -> Stream:
+    async def _reach(self, pod_uid: str, whose: str, route: Route, endpoint: RemoteEndpoint) -> Stream:
         pod = self._pods.get(pod_uid)
         if pod is None:
             raise LookupError("the pod has ended")

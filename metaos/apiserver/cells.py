@@ -233,7 +233,11 @@ def cron_suspend(job: Obj, now: float) -> str:
 def external_ip(service: Obj, now: float) -> str:
     if spec(service).get("type") == "ExternalName":
         return str(spec(service).get("externalName") or NONE)
-    return joined(spec(service).get("externalIPs"))
+    if spec(service).get("type") != "LoadBalancer":
+        return joined(spec(service).get("externalIPs"))
+    found = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
+    addresses = [str(each.get("ip") or each.get("hostname") or "") for each in found]
+    return ",".join([*addresses, *(spec(service).get("externalIPs") or ())]) or "<pending>"
 
 
 def service_ports(service: Obj, now: float) -> str:

@@ -4,7 +4,7 @@ For each port of an import the agent listens at one address of its own, which th
 EndpointSlice of the derived Service. What connects is led to a ready pod of another site, through the agents' connections to the
 hub, which checks who calls: pods of the federation are known by their address, all others are from outside of it. The cluster's
 own pods serve without the agent. Only where the member's owner says so (``--relay``): nothing listens otherwise.
-Bounds: ``MAX_PORTS`` ports, ``MAX_RELAYS`` connections; TCP only.
+By TCP and UDP. Bounds: ``MAX_PORTS`` ports, ``MAX_RELAYS`` connections; of datagrams those of flows.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+from metaos.agent.datagrams import Datagrams, Endpoint
+from metaos.agent.flows import Counts
 from metaos.agent.relay import refuse, relay_stream
-from metaos.agent.routes import RemoteEndpoint, Route, choices, remote_endpoints
+from metaos.agent.routes import Listener, RemoteEndpoint, Route, choices, remote_endpoints
 from metaos.resources.meta import SERVICE_NAME_LABEL, SLICE_MANAGER_LABEL, Obj, ObjectRef, name, namespace
 from metaos.resources.services import derived_name
 from metaos.resources.workload import work_name
@@ -31,9 +33,10 @@ MAX_PORTS, MAX_RELAYS = 256, 1024
 MAX_TRIES = 4
 CONNECT_SECONDS = 5.0
 _PROBES = 64
+_PKTINFO = 8  # of ip(7)
 
-#: (namespace, name) of an import, and a port's name.
-Key = tuple[str, str, str]
+#: (namespace, name) of an import, a port's name, and its protocol.
+Key = tuple[str, str, str, str]
 
 
 class Relays:
@@ -53,6 +56,8 @@ class Relays:
         self._sockets: dict[Key, socket.socket] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._turn = 0
+        # Those of each pod by a stream of its own: policies at the other end look at whose they are.
+        self._datagrams = Datagrams(None, self._choose, self._reach, Counts(), whose=str)
 
     def reaches(self, where: str, service: str) -> bool:
         """Whether a Service has a ready pod at another site."""
@@ -67,9 +72,9 @@ class Relays:
         where, called = namespace(imported), name(imported)
         ports = []
         for port in imported["spec"].get("ports") or ():
-            word = str(port.get("name") or "")
-            if port.get("protocol", "TCP") == "TCP" and (number := self._listen((where, called, word))):
-                ports.append({"name": word, "port": number, "protocol": "TCP"})
+            word, protocol = str(port.get("name") or ""), str(port.get("protocol") or "TCP")
+            if protocol in ("TCP", "UDP") and (number := self._listen((where, called, word, protocol))):
+                ports.append({"name": word, "port": number, "protocol": protocol})
         if not ports:
             return None
         there = {"addresses": [self.address], "conditions": {"ready": True}}
@@ -96,6 +101,9 @@ class Relays:
         wanted = set(imports)
         for key in [key for key in self._sockets if key[:2] not in wanted]:
             sock = self._sockets.pop(key)
+            if key[3] == "UDP":
+                self._datagrams.release("/".join(key[:3]), sock.getsockname()[1])
+                continue
             asyncio.get_running_loop().remove_reader(sock)
             sock.close()
 
@@ -104,6 +112,7 @@ class Relays:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._datagrams.close()
 
     # -- listening ---------------------------------------------------------------------------------------------
 
@@ -113,23 +122,31 @@ class Relays:
             if len(self._sockets) >= MAX_PORTS:
                 log.warning("imports have more than %d ports: %s/%s is not relayed", MAX_PORTS, *key[:2])
                 return 0
-            sock = self._bound("/".join(key))
+            seed, udp = "/".join(key[:3]), key[3] == "UDP"
+            sock = self._bound(seed, udp)
             if sock is None:
                 log.warning("imported Service %s/%s is not relayed: no port of %s is free", *key[:2], self.address)
                 return 0
             self._sockets[key] = sock
-            asyncio.get_running_loop().add_reader(sock, self._accept, key, sock)
+            if udp:
+                self._datagrams.take(seed, sock.getsockname()[1], sock)
+            else:
+                asyncio.get_running_loop().add_reader(sock, self._accept, key, sock)
         return int(self._sockets[key].getsockname()[1])
 
-    def _bound(self, seed: str) -> socket.socket | None:
+    def _bound(self, seed: str, udp: bool) -> socket.socket | None:
         start = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big")
         for step in range(_PROBES):
-            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
             try:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                sock.bind((self.address, PORTS[(start + step) % len(PORTS)]))
-                sock.listen(64)
                 sock.setblocking(False)
+                if udp:
+                    sock.setsockopt(socket.IPPROTO_IP, _PKTINFO, 1)
+                else:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind((self.address, PORTS[(start + step) % len(PORTS)]))
+                if not udp:
+                    sock.listen(64)
                 return sock
             except OSError:
                 sock.close()
@@ -152,33 +169,30 @@ class Relays:
     # -- connections -------------------------------------------------------------------------------------------
 
     async def _relay(self, key: Key, accepted: socket.socket, peer: str, turn: int) -> None:
-        where, service, port = key
-        found, slices = self._service(where, service)
-        sticky = (found.get("spec") or {}).get("sessionAffinity") == "ClientIP"
-        route = Route(where, service, (), self._endpoints(found, slices, port), sticky)
-        pod = self._caller(peer)
-        # The cluster's own pods, and what its nodes stand for, belong to no namespace of the federation.
-        source = {"outside": True} if pod is None else {"namespace": pod[0], "pod": pod[1]}
+        route = self._route(*key[:3])
         why = "no pod at another site is ready"
         try:
             for endpoint in choices(route, turn, peer)[:MAX_TRIES]:
                 if not isinstance(endpoint, RemoteEndpoint):
                     continue
                 try:
-                    stream = await self._stream(route, endpoint, source)
+                    stream = await self._stream("dial", route, endpoint, peer)
                 except (OSError, TimeoutError) as error:
                     why = str(error) or type(error).__name__
                     continue
                 await relay_stream(accepted, stream)
                 return
-            log.debug("a connection from %s to %s/%s comes to nothing: %s", peer, where, service, why)
+            log.debug("a connection from %s to %s/%s comes to nothing: %s", peer, route.namespace, route.service, why)
             refuse(accepted)
         finally:
             accepted.close()
 
-    async def _stream(self, route: Route, endpoint: RemoteEndpoint, source: dict[str, Any]) -> Stream:
+    async def _stream(self, kind: str, route: Route, endpoint: RemoteEndpoint, peer: str) -> Stream:
+        pod = self._caller(peer)
+        # The cluster's own pods, and what its nodes stand for, belong to no namespace of the federation.
+        source = {"outside": True} if pod is None else {"namespace": pod[0], "pod": pod[1]}
         header = {
-            "type": "dial",
+            "type": kind,
             "cluster": endpoint.cluster,
             "namespace": route.namespace,
             "service": route.service,
@@ -194,6 +208,20 @@ class Relays:
                 await stream.reset("given up")
                 raise
             return stream
+
+    def _choose(self, seed: str, listener: Listener, source: Listener) -> tuple[Route, list[Endpoint]]:
+        where, service, port = seed.split("/")
+        self._turn += 1
+        route = self._route(where, service, port)
+        return route, choices(route, self._turn, source[0])
+
+    async def _reach(self, seed: str, whose: str, route: Route, endpoint: RemoteEndpoint) -> Stream:
+        return await self._stream("datagrams", route, endpoint, whose)
+
+    def _route(self, where: str, service: str, port: str) -> Route:
+        found, slices = self._service(where, service)
+        sticky = (found.get("spec") or {}).get("sessionAffinity") == "ClientIP"
+        return Route(where, service, (), self._endpoints(found, slices, port), sticky)
 
     def _service(self, where: str, service: str) -> tuple[Obj, list[Obj]]:
         found = self._work(work_name(ObjectRef("", "Service", where, service))) or {}

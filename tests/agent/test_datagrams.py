@@ -207,7 +207,7 @@ class Sender:
     def choose(self, uid: str, listener: object, source: object) -> Any:
         return Route("shop", "db"), [RemoteEndpoint("far", "db-0", 53)] if self.may else []
 
-    async def reach(self, uid: str, route: Route, endpoint: RemoteEndpoint) -> Stream:
+    async def reach(self, uid: str, whose: str, route: Route, endpoint: RemoteEndpoint) -> Stream:
         self.reached += 1
         await self.reachable.wait()
         return await self._site.open()

@@ -47,6 +47,21 @@ def test_every_kind_has_a_name_and_a_time_and_bears_emptiness(kind: scheme.Kind)
         assert type(value) is {"integer": int, "boolean": bool, "string": str, "date": str}[column["type"]], column["name"]
 
 
+@pytest.mark.parametrize(
+    ("spec", "ingress", "text"),
+    [
+        ({"type": "LoadBalancer"}, [], "<pending>"),
+        ({"type": "LoadBalancer"}, [{"ip": "192.0.2.1"}, {"hostname": "lb.example.org"}], "192.0.2.1,lb.example.org"),
+        ({"type": "LoadBalancer", "externalIPs": ["192.0.2.9"]}, [], "192.0.2.9"),
+        ({"type": "NodePort"}, [], "<none>"),
+        ({"type": "ExternalName", "externalName": "db.example.org"}, [], "db.example.org"),
+    ],
+)
+def test_where_a_service_is_reached_from_outside(spec: Obj, ingress: list[Obj], text: str) -> None:
+    service: Obj = scheme.SERVICE.empty("web", "shop") | {"spec": spec, "status": {"loadBalancer": {"ingress": ingress}}}
+    assert shown(scheme.SERVICE, service)["External-IP"] == text
+
+
 def running(**state: Any) -> Obj:
     found = pod(nodeName="edge")
     found["status"] = {

@@ -63,10 +63,17 @@ def test_helm_waits_for_a_load_balancer_of_the_site(up: Up, tools: Tools, namesp
     ingress = up.kubectl("get", "service", "shop", "-n", namespace, "-o", "jsonpath={.status.loadBalancer.ingress[*].ip}")
     assert ingress == "127.0.0.1"
     assert f"127.0.0.1   {port}:" in up.kubectl("get", "service", "shop", "-n", namespace)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
-        assert answer.status == 200
+    wait_for("the pod to answer", lambda: serves(port), 20)
     up.run(tools.helm(major), "uninstall", "shop", "--wait", "--timeout", "60s", "-n", namespace)
     wait_for("the port to be closed", lambda: not listens(port), 20)
+
+
+def serves(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def listens(port: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -40,6 +41,9 @@ class Hub:
                 return
             await stream.accept()
             while data := await stream.read():
+                if header["type"] == "datagrams":
+                    await stream.write(data[:4] + data[4:].upper())
+                    continue
                 await stream.write(header["pod"].encode() + b" " + data.upper())
             await stream.write_eof()
 
@@ -49,7 +53,11 @@ class Hub:
         self.relays = Relays("127.0.0.1", "kube", self.works.get, self.dial, self.pods.get)
 
     def serve(self, *slices: Obj) -> None:
-        self.works["service.shop.api"] = {"spec": {"manifests": [service(), *slices]}}
+        found = service()
+        found["spec"]["ports"].append({"name": "dns", "port": 53, "protocol": "UDP"})
+        for each in slices:
+            each["ports"].append({"name": "dns", "port": 53, "protocol": "UDP"})
+        self.works["service.shop.api"] = {"spec": {"manifests": [found, *slices]}}
 
     async def dial(self, header: dict[str, Any]) -> Stream:
         self.asked.append(header)
@@ -87,10 +95,34 @@ async def test_a_connection_is_led_to_a_ready_pod_elsewhere(hub: Hub) -> None:
     assert hub.asked[-1]["source"] == {"outside": True}
 
 
+async def test_datagrams_are_led_there_too_those_of_each_pod_by_themselves(hub: Hub) -> None:
+    hub.serve(endpoint_slice("far", "api-1"), endpoint_slice("kube", "own"))
+    hub.pods["127.0.0.2"] = ("shop", "other")
+    found = hub.relays.slice(IMPORT)
+    assert found is not None
+    port = found["ports"][1]["port"]
+    loop = asyncio.get_running_loop()
+    for address in ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.1"):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.bind((address, 0))
+            sock.connect(("127.0.0.1", port))
+            sock.send(address.encode() + b"a")
+            assert await asyncio.wait_for(loop.sock_recv(sock, 100), 5) == address.encode() + b"A"
+    assert [each["type"] for each in hub.asked] == ["datagrams"] * 3, "those of one pod share a stream"
+    sources = [each["source"] for each in hub.asked]
+    assert sources == [{"namespace": "shop", "pod": "web"}, {"namespace": "shop", "pod": "other"}, {"outside": True}]
+    assert {(each["pod"], each["port"]) for each in hub.asked} == {("api-1", 53)}
+    hub.relays.keep([])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", port))
+
+
 async def test_a_slice_names_the_relay_as_long_as_somebody_is_there(hub: Hub) -> None:
     hub.serve(endpoint_slice("kube", "own"))
     found = hub.relays.slice(IMPORT)
-    assert found is not None and found["endpoints"] == [] and [port["name"] for port in found["ports"]] == ["http"]
+    assert found is not None and found["endpoints"] == []
+    assert [(port["name"], port["protocol"]) for port in found["ports"]] == [("http", "TCP"), ("dns", "UDP")]
     with pytest.raises(ConnectionResetError):
         await hub.call()
     hub.serve(endpoint_slice("far", "api-1"))
