@@ -199,3 +199,33 @@ def test_datagrams_reach_all_and_policies_hold_for_them(continuum: Continuum) ->
         assert by_tcp == to_api - closed if not closed else not by_tcp, "each protocol by its own rules"
     continuum.kubectl("delete", "networkpolicy", "guard", "-n", "net")
     wait_for("all ways by UDP again", lambda: all(reached(continuum, SEND).values()), 20)
+
+
+@pytest.mark.slow
+def test_pods_of_a_stateful_set_have_their_names_at_all_sites(continuum: Continuum) -> None:
+    found = list(yaml.safe_load_all(manifests()))
+    place, workload, service = (next(o for o in found if (o["kind"], o["metadata"]["name"]) == (kind, "api")) for kind in KINDS)
+    for each in (place, workload, service):
+        each["metadata"]["name"] = "db"
+    place["spec"]["workloads"]["refs"] = [{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "db"}]
+    workload["kind"] = "StatefulSet"
+    workload["spec"] |= {"serviceName": "db", "replicas": 2, "selector": {"matchLabels": {"app": "db"}}}
+    pod = workload["spec"]["template"]
+    pod["metadata"]["labels"] = {"app": "db"}
+    pod["spec"]["containers"][0]["env"] = [{"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]
+    service["spec"] |= {"clusterIP": "None", "selector": {"app": "db"}}
+    apply(continuum, yaml.safe_dump_all([place, service, workload]))
+    continuum.kubectl("rollout", "status", "statefulset/db", "-n", "net", "--timeout=60s")
+    names = ["db-0.db", "db-1.db.net.svc.cluster.local"]
+    try:
+        for caller in ("deployment/web", "pod/db-1"):  # of another site, and of theirs
+            words = ("exec", "-n", "net", caller, "--", "python3", "-c", CALL, *names)
+            wait_for(f"{caller} to reach them", lambda words=words: continuum.kubectl(*words).split() == ["db-0", "db-1"], 20)
+        words = ("exec", "-n", "net", "deployment/web", "--", "python3", "-c", CALL, "db")
+        assert continuum.kubectl(*words).split()[0] in ("db-0", "db-1"), "the Service's own name is any of them"
+    finally:
+        for kind in ("statefulset", "service", "placementpolicy"):
+            continuum.kubectl("delete", kind, "db", "-n", "net")
+
+
+KINDS = ("PlacementPolicy", "Deployment", "Service")
