@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -14,8 +15,8 @@ import pytest
 from metaos.cli.bus import leaf_of
 from metaos.clock import SystemClock
 from metaos.config import Address
-from metaos.messaging.bus import BusError, Unavailable
-from metaos.messaging.exchange import Exchange, ExchangeConfig, revoked
+from metaos.messaging.bus import BusError, Message, Unavailable
+from metaos.messaging.exchange import Connected, Exchange, ExchangeConfig, revoked
 from metaos.messaging.leaf import Leaf, LeafServer
 from metaos.messaging.subjects import to_device
 from tests.messaging.conftest import root
@@ -148,6 +149,55 @@ async def test_a_site_has_the_tenants_that_it_was_given_and_no_others(site: Site
             await asyncio.wait_for(anext(heard), 1)
     finally:
         other.close()
+
+
+@pytest.mark.slow
+async def test_the_hub_sees_who_connects_at_a_site_and_revokes_what_the_site_has(site: Site) -> None:
+    hub, bus = site.hub, await site.hub.bus()
+    seen, heard = await hub.connections(), await bus.subscribe("up.>")
+    (await at_site(site, "lamp")).close()
+    async with asyncio.timeout(30):
+        while not site.server.settled:
+            await asyncio.sleep(0.1)
+    user = await hub.device(SHOP, "lamp", "uid-lamp")
+    thief = Device(user, site.mqtt, "door")
+    try:
+        assert await thief.answer("connect") == "Success"
+        found = []
+        async with asyncio.timeout(20):
+            while not (found and found[-1].client_id == "door"):
+                if (one := hub.connected(await anext(seen))) is not None:
+                    found.append(one)
+        assert (found[-1].namespace, found[-1].name, found[-1].there) == ("shop", "lamp", True)
+        # A site that makes up what it says of a device whose token it never saw is not believed.
+        forged = user.token.rpartition(".")[0] + "." + "A" * 86
+        client = {"client_type": "mqtt", "jwt": forged, "name_tag": "shop", "client_id": "door", "id": 1}
+        told = json.dumps({"server": {"id": "x"}, "client": client}).encode()
+        assert hub.connected(Message("$SYS.ACCOUNT.A.CONNECT", told)) is None
+        told = told.replace(forged.encode(), user.token.encode())
+        assert hub.connected(Message("$SYS.ACCOUNT.A.DISCONNECT", told)) == Connected("shop", "lamp", "door", "x/1", False)
+        thief.client.publish("nemo/shop/lamp/status", b"online", qos=1)
+        await thief.answer("publish")
+        async with asyncio.timeout(20):
+            while (await anext(heard)).data != b"online":
+                pass
+        # The site's own credentials count no more: nothing comes from there, devices keep theirs.
+        key = (await hub.known()).site_key("edge", SHOP, 1).public
+        await hub.hold([revoked(SHOP, key), BANK])
+        await asyncio.sleep(1)
+        while heard.waiting:
+            await anext(heard)
+        for _ in range(5):
+            thief.client.publish("nemo/shop/lamp/status", b"cut", qos=1)
+            await thief.answer("publish")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(heard), 5)
+        assert hub.mqtt is not None
+        there = Device(user, hub.mqtt, "lamp")
+        assert await there.answer("connect") == "Success"
+        there.close()
+    finally:
+        thief.close()
 
 
 async def test_what_is_wrong_with_a_description_is_said(tmp_path: Path) -> None:
