@@ -109,8 +109,10 @@ CONTROLLERS = UserInfo(CONTROLLER_MANAGER, (MASTERS,))
 #: Set aside on the disk, so that deletes and heartbeats go on when it is full.
 RESERVE_BYTES = 16 << 20
 LOCAL_SITE = "local"
-#: Containers made before garbage is looked for (Python's default is 700): a request makes hundreds, and no cycles.
-GARBAGE_THRESHOLD = 10_000
+#: Containers made before garbage is looked for (Python's default is 700): a request makes hundreds, and no cycles. After so many
+#: such looks those that were spared are looked at again (10 by default, which takes 0.1 s at once where there are thousands of
+#: devices), and after so many of these all.
+GARBAGE_THRESHOLD = (10_000, 2, 50)
 RESTART_SECONDS = (1.0, 60.0)
 #: How soon a hub that begins to lead does what was asked of the authorities.
 SHARED_CHECK_SECONDS = 5.0
@@ -659,7 +661,7 @@ def run_hub(config: HubConfig, *, local: bool) -> int:
             loop.add_signal_handler(number, stop.set)
         async with Hub(config, clock, random) as hub:
             gc.freeze()
-            gc.set_threshold(GARBAGE_THRESHOLD)
+            gc.set_threshold(*GARBAGE_THRESHOLD)
             gc.enable()
             site = asyncio.create_task(run_local_site(hub, clock)) if local else None
             print(f"NEMO serves on {hub.url}\nkubeconfig: {Path(config.data / 'admin.kubeconfig').resolve()}", flush=True)

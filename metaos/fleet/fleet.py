@@ -366,8 +366,12 @@ class Fleet:
                 live.connections.clear()  # Who went meanwhile was not seen.
             try:
                 async with aclosing(self.gate.connections()) as found:
+                    taken = 0
                     async for each in found:
                         await self.called(each)
+                        taken += 1
+                        if not taken % TURN_MESSAGES:
+                            await self.clock.sleep(0)
             except (BusError, ApiError) as error:
                 log.warning("whether devices use their own client IDs is not seen at this moment: %s", error)
             await self.clock.sleep(WATCH_SECONDS)

@@ -186,6 +186,40 @@ async def test_quarantine_and_removal_cut_the_connection_and_a_new_credential_en
             assert not hub.fleet.live
 
 
+async def test_a_device_that_nobody_answers_says_again_that_it_is_there(nemo: ModuleType, tmp_path: Path) -> None:
+    """A server that has no hub behind it at this moment, as a site's whose link comes up only now."""
+    births: list[float] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            kind, body = await nemo._received(reader)
+            if kind == 0x10:
+                writer.write(b"\x20\x02\x00\x00")
+            elif kind == 0x32:
+                size = int.from_bytes(body[:2], "big")
+                if body[2 : 2 + size].endswith(b"/status"):
+                    births.append(asyncio.get_running_loop().time())
+                writer.write(b"\x40\x02" + body[2 + size : 4 + size])
+
+    async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await serve(reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(served, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    config = {"name": "lamp", "namespace": "shop", "username": "lamp", "password": "x", "servers": [f"mqtt://127.0.0.1:{port}"]}
+    try:
+        async with running(nemo.Device(config, str(tmp_path), heartbeat=30)):
+            await until(lambda: len(births) == 2)
+        assert 1.5 < births[1] - births[0] < 10
+    finally:
+        server.close()
+
+
 async def until(holds: Any, seconds: float = 20.0) -> None:
     end = asyncio.get_running_loop().time() + seconds
     while not holds():
