@@ -208,8 +208,8 @@ class WriteOptions:
         causes = _dry_run_causes(query)
         if apply and not manager:
             causes.append(required("fieldManager", "is required for apply patch"))
-        if len(manager) > 128:
-            causes.append(Cause("FieldValueTooLong", "fieldManager", "Too long: may not be longer than 128"))
+        if len(manager.encode()) > 128:
+            causes.append(Cause("FieldValueTooLong", "fieldManager", "Too long: may not be more than 128 bytes"))
         for position, character in enumerate(manager):
             if not character.isprintable():
                 text = f"invalid character U+{ord(character):04X} (at position {position})"

@@ -102,6 +102,10 @@ async def test_an_apply_that_creates_answers_201(client: HttpClient) -> None:
     assert (await client.request("PATCH", f"{CONFIG_MAPS}/a", body, **send)).status == 200  # type: ignore[arg-type]
     nameless = await client.request("PATCH", f"{CONFIG_MAPS}/a", body, content_type="application/apply-patch+yaml")
     assert nameless.status == 422 and "fieldManager" in nameless.json()["message"]
+    long = await client.request(
+        "PATCH", f"{CONFIG_MAPS}/a", body, content_type=send["content_type"], query={"fieldManager": "é" * 65}
+    )
+    assert long.status == 422 and "Too long: may not be more than 128 bytes" in long.json()["message"]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from tests.differential.peers import Answer
 
 KNOWN = Path(__file__).with_name("known.yaml")
 ABSENT = "<absent>"
+NEWEST = 9999
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 #: Names that the server makes from a generateName; the cases' own begin so.
 _MADE = re.compile(r"\b([Mm]ade[-_])[a-z0-9]{5}\b")
@@ -154,7 +155,8 @@ def _sorted(body: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A difference that is meant, or borne: ``title`` and ``reason`` stand in the docs."""
+    """A difference that is meant, or borne: ``title`` and ``reason`` stand in the docs. ``servers``: the first and the last
+    minor version of Kubernetes 1 that differs so."""
 
     title: str
     reason: str
@@ -162,10 +164,12 @@ class Known:
     paths: tuple[str, ...]
     nemo: re.Pattern[str]
     kubernetes: re.Pattern[str]
+    servers: tuple[int, int] = (0, NEWEST)
 
-    def covers(self, found: Difference) -> bool:
+    def covers(self, found: Difference, minor: int) -> bool:
         return bool(
-            self.where.search(found.where)
+            self.servers[0] <= minor <= self.servers[1]
+            and self.where.search(found.where)
             and any(fnmatch.fnmatchcase(found.path, path) for path in self.paths)
             and self.nemo.search(found.nemo)
             and self.kubernetes.search(found.kubernetes)
@@ -174,11 +178,13 @@ class Known:
 
 @cache
 def known() -> tuple[Known, ...]:
-    """``known.yaml``: title, reason, and rules with ``path`` (globs), ``where``, ``nemo`` and ``kubernetes`` (expressions)."""
+    """``known.yaml``: title, reason, and rules with ``path`` (globs), ``where``, ``nemo`` and ``kubernetes`` (expressions);
+    an entry or a rule may say of which servers it holds, ``since`` and ``until`` a minor version."""
     found = []
     for entry in yaml.safe_load(KNOWN.read_text("utf-8")):
         for rule in entry["rules"]:
             paths = rule.get("path", "*")
+            since, until = (rule.get(key, entry.get(key, default)) for key, default in (("since", 0), ("until", NEWEST)))
             found.append(
                 Known(
                     entry["title"],
@@ -187,10 +193,12 @@ def known() -> tuple[Known, ...]:
                     tuple(p.replace("[]", "[[]]") for p in ([paths] if isinstance(paths, str) else paths)),
                     re.compile(rule.get("nemo", ""), re.S),
                     re.compile(rule.get("kubernetes", ""), re.S),
+                    (since, until),
                 )
             )
     return tuple(found)
 
 
-def unknown(found: list[Difference]) -> list[Difference]:
-    return [d for d in found if not any(k.covers(d) for k in known())]
+def unknown(found: list[Difference], minor: int) -> list[Difference]:
+    """``minor``: of the compared server."""
+    return [d for d in found if not any(k.covers(d, minor) for k in known())]

@@ -40,13 +40,15 @@ class Answer:
 
 @dataclass
 class Peer:
-    """``saved``: what steps of a case remembered. ``older``: see ``OLDER``, as far as this server needs it."""
+    """``saved``: what steps of a case remembered. ``older``: see ``OLDER``, as far as this server needs it. ``minor``: its
+    version's, of Kubernetes 1; 0 of an old one that was built without a version."""
 
     name: str
     url: str
     session: aiohttp.ClientSession
     older: dict[str, str] = field(default_factory=dict)
     saved: dict[str, str] = field(default_factory=dict)
+    minor: int = 0
 
     async def request(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Answer:
         headers = {"Accept": "application/json", "User-Agent": "differential/1"}
@@ -129,6 +131,7 @@ async def kubernetes(config: Path) -> AsyncIterator[Peer]:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls), headers=headers) as session:
         peer = Peer("kubernetes", cluster["server"].rstrip("/"), session)
         peer.older = await _older(peer)
+        peer.minor = int(str((await peer.request("GET", "/version")).body["minor"]).rstrip("+") or 0)
         yield peer
 
 

@@ -38,7 +38,12 @@ def test_causes_are_compared_without_order_and_values_without_notation() -> None
 def test_known_differences_have_reasons_and_cover_no_more_than_they_say() -> None:
     assert all(len(each.reason) > 20 and each.title for each in known())
     strange = Difference("GET configmaps/a", "body.data.k", "'v'", "'w'")
-    assert unknown([strange]) == [strange]
+    assert unknown([strange], 36) == [strange]
+
+
+def test_a_known_difference_may_be_of_some_versions_only() -> None:
+    found = Difference("POST services", "body.message", "'for each IP family'", "'for each IP family, i.e this'")
+    assert unknown([found], 20) == [] and unknown([found], 36) == [found]
 
 
 def test_there_are_a_thousand_requests_and_they_are_the_same_every_time() -> None:

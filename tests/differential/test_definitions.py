@@ -68,7 +68,7 @@ async def compare(pair: Pair, namespace: str, *steps: dict[str, Any]) -> list[Di
         step = Step.of(raw)
         ours, theirs = await step.run(pair.nemo), await step.run(pair.kubernetes)
         found += differences(step, ours, theirs, namespace)
-    return unknown(found)
+    return unknown(found, pair.kubernetes.minor)
 
 
 def shown(found: list[Difference]) -> str:

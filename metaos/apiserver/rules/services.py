@@ -210,9 +210,7 @@ def _addresses(spec: dict[str, Any], before: dict[str, Any]) -> Iterator[Cause]:
         return
     versions = [ip_address(each).version for each in found if each != HEADLESS]
     if len(versions) == 2 and versions[0] == versions[1]:
-        yield invalid(
-            "spec.clusterIPs", found, "may specify no more than one IP for each IP family, i.e ['10.9.8.7', '2001:db8::ffff']"
-        )
+        yield invalid("spec.clusterIPs", found, "may specify no more than one IP for each IP family")
     held = addresses(before)
     if not needs_address(before) or not held or (HEADLESS in held and HEADLESS in found):
         return

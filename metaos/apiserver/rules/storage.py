@@ -102,4 +102,6 @@ def claim(obj: Obj, old: Obj | None) -> Iterator[Cause]:
         return
     before = old.get("spec") or {}
     if {k: v for k, v in spec.items() if k not in _CLAIM_MUTABLE} != {k: v for k, v in before.items() if k not in _CLAIM_MUTABLE}:
-        yield forbidden("spec", "spec is immutable after creation except resources.requests for bound claims")
+        yield forbidden(
+            "spec", "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims"
+        )
