@@ -112,8 +112,8 @@ def test_what_a_seed_means_is_the_same_on_every_machine() -> None:
         return [line for line in log.getvalue().splitlines() if "configmaps/" in line]
 
     lines = run(main)
-    assert len(lines) == 13 and lines[-1].startswith("0.106719 UPDATE 32 configmaps/default/c3 ")
-    assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == "3fb18e63b64cb70e"
+    assert len(lines) == 13 and lines[-1].startswith("0.106719 UPDATE 33 configmaps/default/c3 ")
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == "5bc96e128987eb0e"
 
 
 @pytest.mark.parametrize(
