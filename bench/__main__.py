@@ -21,6 +21,7 @@ BENCHMARKS = (
     "edge",
     "gpu",
     "twin",
+    "scale",
     "chaos",
     "calibration",
     "members",

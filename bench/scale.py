@@ -116,15 +116,17 @@ def limits() -> list[Figure]:
     def limit(what: str, value: float) -> Figure:
         return figure(f"limit: {what}", [value], what.partition(",")[0])
 
-    beat = hub("a heartbeat, the hub's processor time")[1] / 1000
-    objects, full = hub("memory when its controllers have looked at everything")
+    beat = of("", ": quiet, for a write: all of the hub")[1] / 1e6
+    objects, full = hub("memory at the end")
     _, start = hub("start until ready, processor time")
     _, listing = hub("all ConfigMaps in one answer, processor time")
     watch = hub("a watch over HTTPS, memory")[1] / 1024
     again = of("", ": a start, for a site: all of the hub")[1] / 1e6
     return [
         limit(f"sites, {WATCHES} lasting requests each of {LONG_RUNNING_TOTAL:,}", LONG_RUNNING_TOTAL / WATCHES),
-        limit(f"sites, heartbeats every {HEARTBEAT_SECONDS:g} s take half of a core", BUSY * HEARTBEAT_SECONDS / beat),
+        limit(
+            f"sites, heartbeats every {HEARTBEAT_SECONDS:g} s take half of a core, HTTPS apart", BUSY * HEARTBEAT_SECONDS / beat
+        ),
         limit(f"sites, their watches take {MEMORY_MB / 1024:g} GB", MEMORY_MB / (WATCHES * watch)),
         limit(f"sites, a new leader has looked at all in {START_SECONDS:g} s", START_SECONDS / again),
         limit(f"objects, the leader takes {MEMORY_MB / 1024:g} GB", objects * MEMORY_MB / full),

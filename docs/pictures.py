@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 
+from bench.results import RESULTS
 from docs import facts
 from docs.drawing import Drawing
 from docs.generate import commands
@@ -253,6 +256,33 @@ def overview() -> str:
     return drawing.render()
 
 
+def scale() -> str:
+    """Where each limit of one hub is, as ``bench/results/scale.json`` says: bars on a logarithmic scale."""
+    rows = json.loads((RESULTS / "scale.json").read_text())
+    found = [row for row in rows if row["name"].startswith("limit: ")]
+    drawing, y = Drawing("How far one hub goes: where each limit is met", 860), 16.0
+    for unit, first, last, wanted in (("sites", 3, 5, 1e4), ("objects", 5, 8, 1e6)):
+        left, width = 420.0, 400.0
+
+        def at(value: float, first: int = first, last: int = last) -> float:
+            return 420.0 + 400.0 * min(1.0, max(0.0, (math.log10(value) - first) / (last - first)))
+
+        drawing.text(16, y + 14, f"{unit} of one hub", "h")
+        for power in range(first, last + 1):
+            drawing.text(at(10.0**power), y + 14, f"{10**power:,}", "n", anchor="middle")
+        y += 26
+        for row in sorted((row for row in found if row["unit"] == unit), key=lambda row: float(row["value"])):
+            drawing.text(left - 10, y + 14, row["name"].removeprefix(f"limit: {unit}, "), anchor="end")
+            value = float(row["value"])
+            end = max(4.0, at(value) - left)
+            drawing.box(left, y, end, "", colour="green" if value >= wanted else "sand", height=18)
+            drawing.text(left + min(end, width - 60) + 6, y + 14, f"{float(f'{value:.2g}'):,.0f}", "n")
+            y += 24
+        y += 14
+    drawing.note("Green: beyond 10,000 sites and a million objects. Logarithmic. Measured by make bench ONLY=scale.")
+    return drawing.render()
+
+
 PICTURES: dict[str, Callable[[], str]] = {
     "architecture/layers.svg": layers,
     "architecture/imports.svg": imports,
@@ -262,5 +292,6 @@ PICTURES: dict[str, Callable[[], str]] = {
     "architecture/processes.svg": processes,
     "architecture/network.svg": network,
     "architecture/users.svg": users,
+    "architecture/scale.svg": scale,
     "architecture.svg": overview,
 }
