@@ -5,6 +5,7 @@ In the middle agents and the hub are killed: the old copy goes on, or the new on
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import yaml
 from examples.demo.continuum import Continuum
 from metaos.cli.doctor import isolation
 from metaos.twin.processes import HERE, namespaces_work, wait_for
+from tests.e2e.test_backup import nemo
 from tests.e2e.test_lost_sites import apply, placed, pods, ready
 
 pytestmark = [
@@ -186,3 +188,42 @@ def test_whoever_is_killed_in_the_middle(sites: Sites, victim: str) -> None:
     before = len(sites.numbers(target))
     wait_for("further records", lambda: len(sites.numbers(target)) > before + 20, 20)
     sites.check(target)
+
+
+@pytest.mark.timeout(400)
+def test_a_hub_that_is_restored_from_before_a_move(sites: Sites, tmp_path: Path) -> None:
+    """It knows the old site alone, which has nothing any more and says so: the work goes on where its data is."""
+    sites.begin(1 << 20)
+    home = sites.home()
+    target = _others(home)
+    phrase, backup = tmp_path / "phrase", tmp_path / "backup"
+    phrase.write_text("correct horse battery staple\n")
+    sites.nemo("backup", str(backup), "--passphrase-file", str(phrase))
+    sites.drain(home)
+    wait_for("its records to go on elsewhere", lambda: sites.volumes().get("phase") == "Done", 180)
+    wait_for("the old copy to go", lambda: not sites.records(home).exists(), 180)
+    wait_for("its place to be told", lambda: sites.home() == target, 180)
+    sites.kill_hub()
+    before = sites.last(target)
+    time.sleep(1.0)
+    assert sites.last(target) > before
+    sites.data.rename(tmp_path / "lost")
+    code, text = asyncio.run(nemo("restore", str(backup), "--data", str(sites.data), "--passphrase-file", str(phrase)))
+    assert code == 0, text
+    sites.start_hub()
+
+    def reasons() -> str:
+        return sites.kubectl("get", "events", "-o", "jsonpath={.items[*].reason}", check=False)
+
+    wait_for("the hub to learn of it", lambda: "VolumesFound" in reasons(), 180)
+    known = sites.last(target)
+
+    def settled() -> str:
+        """The site at which alone records are, with more than there were, and where the hub has it."""
+        there = [site for site in SITES if sites.last(site) > known + 50]
+        return there[0] if len(there) == 1 and placed(sites, "statefulset-db") == set(there) else ""
+
+    where = wait_for("the work to go on", settled, 180)
+    sites.check(where)
+    wait_for("nothing to be at the other site", lambda: not sites.records(_others(where)).exists(), 180)
+    sites.check(where)
