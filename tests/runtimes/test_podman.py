@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from metaos.clock import SystemClock
 from metaos.plugins.points import ContainerConfig, ImageError, Pull, RuntimeUnavailable
+from metaos.runtimes import podmanimages
 from metaos.runtimes.mounts import Mounts
 from metaos.runtimes.podman import PodmanRuntime
 from tests.runtimes.conformance import RuntimeConformance, container, pod, run
@@ -209,3 +210,24 @@ async def test_where_no_podman_is_it_says_how_to_start_one(tmp_path: Path, monke
     with pytest.raises(RuntimeUnavailable, match="podman system service"):
         await runtime.check()
     await runtime.close()
+
+
+async def test_images_that_others_brought_are_not_collected(
+    service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: Registry
+) -> None:
+    monkeypatch.setenv("CONTAINER_HOST", f"unix://{service}")
+    monkeypatch.setattr(podmanimages, "IMAGE_SECONDS", -1.0)
+    ours, other = (PodmanRuntime(str(tmp_path / each), clock=SystemClock(), registries=[registry.settings]) for each in "ab")
+    pull = Pull(credentials=registry.credentials)
+    images = {}
+    for number, runtime in enumerate((ours, other)):
+        layers = [layer({"etc/name": str(number).encode()})]
+        registry.push(f"team/collected{number}", "1", layers, config_of(layers, Cmd=["/bin/sh"]))
+        images[runtime] = f"{registry.host}/team/collected{number}:1"
+        await runtime.fetch_image(images[runtime], pull)
+    assert await ours.collect_images({images[ours]}, 1 << 40) == [], "it is wanted"
+    assert await ours.collect_images(set(), 1 << 40) == [images[ours]]
+    assert not await ours.image_ready(images[ours], Pull()) and await other.image_ready(images[other], Pull())
+    assert await other.collect_images(set(), 1 << 40) == [images[other]]
+    await ours.close()
+    await other.close()
