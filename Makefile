@@ -55,7 +55,7 @@ supply: $(STAMP) ## The bill of materials (build/sbom.cdx.json), and known vulne
 	@echo "==> advisories";        $(BIN)/python -m tools.supply audit
 
 lock: ## Pin all dependencies with hashes again (needs uv)
-	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements.txt
+	uv pip compile pyproject.toml --extra postgres --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements.txt
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements-dev.txt
 
 clean: ## Remove the virtual environment and caches

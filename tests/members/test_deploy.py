@@ -64,7 +64,7 @@ def test_the_manifest_is_what_the_chart_makes_and_a_missing_value_is_named() -> 
     ).stdout  # fmt: skip
     rendered = [found for found in yaml.safe_load_all(made) if found]
     assert rendered == [found for found in manifest() if found["kind"] != "Namespace"]
-    for value in ("hub", "joinToken", "site.name", "image.repository", "image.tag"):
+    for value in ("hub", "tokenSecret", "site.name", "image.repository", "image.tag"):
         arguments = [program, "template", "nemo", chart, "-f", str(VALUES), "--set", f"{value}="]
         failed = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
         assert failed.returncode != 0 and value in failed.stderr, f"{value}: {failed.stderr}"
