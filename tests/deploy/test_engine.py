@@ -273,10 +273,12 @@ async def test_composed_hubs_outlive_each_other_and_their_servers(composed: Comp
     podman("run", "-d", "--name", name, *inside, IMAGE, "agent", "--heartbeat=2", *told)
 
     def heard(which: int) -> str:
-        lease = json.loads(ask(which, "get", "lease", "yard", "-n", "nemo-system", "-o", "json"))
-        return str(lease["spec"]["renewTime"])
+        found = json.loads(ask(which, "get", "leases", "-A", "-o", "json"))["items"]
+        times = [each["spec"]["renewTime"] for each in found if each["metadata"]["name"] == "yard"]
+        assert times, podman("logs", "--tail=5", name)
+        return str(times[0])
 
-    eventually(lambda: heard(1))
+    eventually(lambda: heard(1), 180)
     async with writing(endpoints) as writers:
         await writers.some()
         await aside(podman, "kill", "-s", "KILL", composed.container("hub-1"))
