@@ -21,7 +21,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import paho.mqtt.client as paho
 import pytest
 import yaml
 
@@ -294,26 +293,5 @@ async def test_composed_hubs_outlive_each_other_and_their_servers(composed: Comp
         assert set(writers.made) <= await listed(endpoint)
     print(f"{len(writers.made)} acknowledged, the longest gap was {writers.longest:.1f} s")
 
-    # A device, by TLS, at any of the servers, one of which is killed.
-    ask(2, "create", "namespace", "floor")
-    lamp = json.loads(podman(*hub, "device", "add", "lamp", "-n", "floor", "--data=/data/hub", "-o", "json"))
-    podman("kill", "-s", "KILL", composed.container("nats-1"))
-    reports(lamp, composed.ports["8884"], tmp_path / "tls/ca.crt", {"led": True})
-    eventually(lambda: ask(2, "get", "device", "lamp", "-n", "floor", "-o", "jsonpath={.status.reported}") == '{"led":true}')
 
-
-SITE = {"apiVersion": "meta-os.eu/v1alpha1", "kind": "Cluster", "metadata": {"name": "yard"}, "spec": {"tier": "edge"}}
-
-
-def reports(device: dict[str, Any], port: int, ca: Path, state: dict[str, Any]) -> None:
-    """Connects, says its state, and ends."""
-    client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=device["name"], protocol=paho.MQTTv311)
-    client.username_pw_set(device["username"], device["password"])
-    client.tls_set(ca_certs=str(ca))
-    client.connect("localhost", port)
-    client.loop_start()
-    sent = client.publish(f"nemo/{device['namespace']}/{device['name']}/twin/reported", json.dumps(state), qos=1)
-    sent.wait_for_publish(30)
-    assert sent.is_published()
-    client.disconnect()
-    client.loop_stop()
+SITE = {"apiVersion": "meta-os.eu/v1alpha1", "kind": "Cluster", "metadata": {"name": "yard"}, "spec": {"isolation": "none"}}
