@@ -147,7 +147,9 @@ def opened_for(secret: Obj, dependents: Sequence[Obj]) -> Obj:
     for each in schedules:
         kind, called = workload_of(each)
         keys[key_of(kind, called)] = base64.b64encode(derived(key, namespace(each), kind, called).encode()).decode()
-    return secret | {"data": {k: v for k, v in data.items() if k != KEY} | keys}
+    # A workload's own key in the Secret goes before: it opens what was sealed with another one.
+    kept = {k: v for k, v in data.items() if k in keys or not (k == KEY or k.startswith(f"{KEY}."))}
+    return secret | {"data": keys | kept}
 
 
 # -- after the loss of a site ------------------------------------------------------------------------------

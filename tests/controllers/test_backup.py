@@ -351,6 +351,11 @@ async def test_a_site_gets_the_keys_of_its_own_workloads_alone() -> None:
         await until(clock, lambda: told(client))
         own = derived(key, "shop", "StatefulSet", "db")
         assert told(client) == {"accessKeyId": "me", "encryptionKey.StatefulSet.db": own} and key != own
+        # What was sealed with another key: it is said for this workload, and no other's is told.
+        given = {"encryptionKey.StatefulSet.db": "old", "encryptionKey.StatefulSet.other": "secret"}
+        earlier = {k: base64.b64encode(v.encode()).decode() for k, v in given.items()}
+        client.seed(opens | {"data": data | earlier})
+        await until(clock, lambda: told(client) == {"accessKeyId": "me", "encryptionKey.StatefulSet.db": "old"})
         # Its owner has a pod read it: that is its owner's choice.
         user = database()
         user["metadata"]["generation"] = 2
