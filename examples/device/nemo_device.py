@@ -233,9 +233,8 @@ class Device:
         self._topic = f"nemo/{config['namespace']}/{config['name']}/"
         self._news, self._acked, self._part = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._ring, self._answers, self._done, self._doing = [], [], [], []
-        self._session, self._epoch, self._sequence, self._version, self._again = "", 0, 0, 0, 1
-        self._dirty, self._failed, self._number, self._chunk, self._writer, self._code = True, None, 0, None, None, None
-        self._app, self._fetching, self._manifest = {}, None, None
+        self._session, self._epoch, self._sequence, self._version, self._number, self._app = "", 0, 0, 0, 0, {}
+        self._dirty, self._failed, self._chunk, self._writer, self._code, self._fetching, self._manifest = (True,) + (None,) * 6
         try:
             with open(folder + "/app.json") as file:
                 self._app = json.load(file)
@@ -295,8 +294,7 @@ class Device:
         reader, self._writer = await asyncio.wait_for(self._open(self._host, self._port), PATIENCE)
         reading = None
         try:
-            self._session, self._failed, self._dirty, self._epoch = f"{random.getrandbits(30):x}", None, True, 0
-            self._again = 1
+            self._session, self._failed, self._dirty, self._epoch, self._again = f"{random.getrandbits(30):x}", None, True, 0, 1
             will = json.dumps({"online": False, "session": self._session})
             body = _text("MQTT") + b"\x04\xc6" + struct.pack(">H", self.heartbeat * 2)
             body += _text(self.config["name"]) + _text(self._topic + "status") + _text(will)
@@ -340,8 +338,7 @@ class Device:
                 self._ring.pop(0)
         else:
             self._news.clear()
-            # Nobody heard that it is there until somebody said what is wanted: a site's link, or a hub, may have been away.
-            self._again = self.heartbeat if self._epoch else min(self.heartbeat, self._again * 2)
+            self._again = self.heartbeat if self._epoch else min(self.heartbeat, self._again * 2)  # Until it was heard.
             if not await self._pause(self._news, self._again):
                 await self._birth()
 
