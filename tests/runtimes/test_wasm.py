@@ -60,6 +60,11 @@ SHOW = guest(
 (import "{WASI}" "environ_sizes_get" (func $env_sizes (param i32 i32) (result i32)))
 (import "{WASI}" "environ_get" (func $env (param i32 i32) (result i32)))""",
 )
+#: Says 16 random bytes.
+RANDOM = guest(
+    "(drop (call $random (i32.const 64) (i32.const 16))) (call $say (i32.const 64) (i32.const 16))",
+    f'(import "{WASI}" "random_get" (func $random (param i32 i32) (result i32)))',
+)
 #: Touches memory until it gets no more.
 EATER = guest(
     """(local $at i32)
@@ -148,6 +153,14 @@ async def test_a_module_runs_and_its_exit_code_is_told(runtime: SandboxRuntime, 
     await runtime.start_container(pod().uid, config("guest:1", attempt=1))
     assert (await until_ended(runtime, pod().uid)).exit_code == 7
     assert compiled.stat().st_ino == stamp, "it is compiled once"
+
+
+async def test_each_has_random_numbers_of_its_own(runtime: SandboxRuntime, place: Path) -> None:
+    seen = set()
+    for attempt in range(3):
+        assert (await run(runtime, place, RANDOM, attempt=attempt)).exit_code == 0
+        seen.add(await log(runtime, pod().uid))
+    assert [len(each) for each in seen] == [16, 16, 16], "what has been used before the fork must not be what guests draw from"
 
 
 async def test_a_component_runs(runtime: SandboxRuntime, place: Path) -> None:
