@@ -454,7 +454,8 @@ def token_problem(member: str, account: str, audiences: Container[str], asked: O
     given = next((work for work, each in works if work is not None and uid(work) == each.get("uid")), None)
     if given is None:
         return f"spec.boundObjectRef: the workload of pod {name(pod)} was not given to {member}"
-    specs = [template.get("spec") or {} for template in share.templates(given)]
+    # What makes no pods (a ConfigMap, a Service) has none, and nobody's account.
+    specs = [template.get("spec") or {} for template in share.templates(given) if template]
     if all((spec.get("serviceAccountName") or "default") != account for spec in specs):
         return f"pod {name(pod)} does not run as ServiceAccount {account}"
     meant = {str(source.get("audience")) for spec in specs for source in _token_sources(spec)}

@@ -107,7 +107,8 @@ AGENT = UserInfo("system:cluster:edge", ("system:clusters",))
 
 
 class Shop:
-    """What ``edge`` has been given: a Deployment ``web`` in namespace ``shop``, of which there was an earlier revision."""
+    """What ``edge`` has been given: a Deployment ``web`` in namespace ``shop``, of which there was an earlier revision, and a
+    ConfigMap of the same name."""
 
     pods = asked = 0
 
@@ -115,11 +116,14 @@ class Shop:
         return where == "shop"
 
     def workload(self, kind: str, where: str, named: str) -> Obj | None:
-        if (kind, where, named) != ("Deployment", "shop", "web"):
+        if (kind, where, named) not in (("Deployment", "shop", "web"), ("ConfigMap", "shop", "web")):
             return None
         return {"kind": kind, "metadata": {"name": named, "namespace": where, "uid": "web-uid"}}
 
     def templates(self, workload: Obj) -> Iterator[Obj]:
+        if workload["kind"] == "ConfigMap":
+            yield {}
+            return
         yield {"metadata": {"labels": {"app": "web", "version": "2"}}, "spec": {"serviceAccountName": "robot", "volumes": VAULT}}
         yield {"metadata": {"labels": {"app": "web", "version": "1"}}}
 
@@ -363,6 +367,7 @@ def shown(name: str = "web-1", node: str = "edge", owner: Obj = OWNER) -> Obj:
         ("robot", asks(), shown(node="other"), "is not one of edge"),
         ("robot", asks(), shown(owner=OWNER | {"uid": "x"}), "was not given to edge"),
         ("robot", asks(), shown(owner=OWNER | {"name": "db"}), "was not given to edge"),
+        ("default", asks(), shown(owner=OWNER | {"kind": "ConfigMap"}), "does not run as ServiceAccount default"),
     ],
 )
 def test_an_agent_has_tokens_for_its_own_pods_alone(account: str, asked: Obj, pod: Obj | None, says: str) -> None:
