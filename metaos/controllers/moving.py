@@ -26,6 +26,8 @@ from metaos.resources.workload import has_local_data
 LINE_SHARE = 0.8
 #: How often is looked at what no news tells of.
 LOOK_SECONDS = 5.0
+#: Greater numbers of attempts, as no hub has used them, are not taken from a site: a later attempt has room above, for ever.
+MOST_ATTEMPT = 1 << 40
 _PHASES = {
     Step.RECEIVE: "Copying",
     Step.SEND: "Copying",
@@ -71,6 +73,8 @@ def copy_of(found: Obj, *, ready: bool, barred: bool) -> Copy:
     attempt = int(receive.get("attempt") or 0)
     phase = str(said.get("phase") or "") if said.get("attempt") == attempt else ""
     left: Mapping[str, Any] = said.get("left") or {}
+    left = left if int(left.get("attempt") or 0) <= MOST_ATTEMPT else {}
+    holds = int(said.get("holds") or 0)
     arriving = attempt > 0 and not receive.get("adopt")
     runs = not told.get("stop") and not arriving
     return Copy(
@@ -94,7 +98,7 @@ def copy_of(found: Obj, *, ready: bool, barred: bool) -> Copy:
         voided=int(left.get("attempt") or 0) if left.get("kept") else 0,
         left_for=str(left.get("to") or ""),
         gone=bool(left.get("discarded")),
-        holds=int(said.get("holds") or 0),
+        holds=holds if holds <= MOST_ATTEMPT else 0,
         unknown=bool(told.get("asked")) and said.get("asked") != told["asked"],
     )
 

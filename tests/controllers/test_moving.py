@@ -178,6 +178,15 @@ def test_a_report_of_another_attempt_says_nothing() -> None:
     assert copy_of(found, ready=True, barred=False).complete
 
 
+def test_a_number_that_no_attempt_ever_had_is_not_taken_from_a_site() -> None:
+    """There would be none above it, and the workload could never move again."""
+    for number, holds in ((1 << 40, True), ((1 << 63) - 1, False)):
+        found = {"metadata": {"labels": {"meta-os.eu/cluster": "b"}}, "spec": {"manifests": [database()]}}
+        for said in ({"holds": number}, {"left": {"attempt": number, "to": "a"}}, {"left": {"attempt": number, "kept": True}}):
+            copy = copy_of(found | {"status": {"volumes": said}}, ready=True, barred=False)
+            assert bool(copy.holds or copy.left or copy.voided) == holds
+
+
 async def test_a_hub_that_was_put_back_follows_what_was_given_up() -> None:
     sites = cluster("a", status=MOVES), cluster("b", status=MOVES)
     async with running(work.setup, migration.setup, objects=(*sites, database())) as (client, clock):
