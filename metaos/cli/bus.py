@@ -140,7 +140,7 @@ def leaf_of(
     for tenant in tenants:
         user, credentials = accounts.site_user(site, tenant, now, expires, generation)
         account = accounts.account(tenant.namespace, tenant.uid).public
-        opener = accounts.opener(tenant, now, expires - now)
+        opener = accounts.opener(tenant, now, expires - now, site, generation)
         of_tenants.append(LeafTenant(tenant.namespace, account, credentials_text(credentials, user), opener))
     return Leaf(
         site=_named("SITE", site),

@@ -1,7 +1,7 @@
 """The gate of the bus: its tenants are the namespaces with devices, and who is barred is written down before it is acted on.
 
 Revoked credentials of a namespace stand in the ConfigMap ``nemo-devices-NAMESPACE`` of ``nemo-system``: :data:`MOST_REVOKED` of
-them, as each of them goes to every server. They end with the namespace. Those of sites' servers are among them.
+devices, as each of them goes to every server, and some more of sites' servers. They end with the namespace.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from metaos.client import Client
 from metaos.fleet.gate import Address, Connection, Issued
-from metaos.messaging.accounts import Tenant
+from metaos.messaging import accounts
+from metaos.messaging.accounts import MOST_REVOKED_SITES, Tenant
 from metaos.messaging.bus import BusError
 from metaos.messaging.exchange import Exchange
 from metaos.messaging.site import LEAVES, Given
@@ -25,7 +26,7 @@ log = logging.getLogger("nemo.fleet")
 
 PREFIX = "nemo-devices-"
 _KEY = "revoked"
-MOST_REVOKED = 10_000
+MOST_REVOKED = accounts.MOST_REVOKED - MOST_REVOKED_SITES
 
 
 @dataclass
@@ -90,9 +91,15 @@ class BusGate:
             except ValueError:
                 log.error("what the ConfigMap %s says of site %s is no generation and namespaces: %.200s", LEAVES, site, text)
         self._sites = found
+        problem = None
         for where, space in list(self._spaces.items()):
-            await self._shut_out(where, space)
+            try:
+                await self._shut_out(where, space)
+            except BusError as error:
+                problem = problem or error  # of one namespace: it keeps no stolen server in the others
         await self._hold()
+        if problem is not None:
+            raise problem
 
     async def connections(self) -> AsyncGenerator[Connection]:
         found = await self._exchange.connections()
@@ -119,13 +126,12 @@ class BusGate:
             space.changes += 1
         await self._hold(device.namespace)
 
-    def _revoke(self, where: str, space: _Space, key: str) -> None:
+    def _revoke(self, where: str, space: _Space, key: str, most: int = MOST_REVOKED) -> None:
         if key in space.revoked:
             return
-        if len(space.revoked) >= MOST_REVOKED:
+        if len(space.revoked) >= most:
             raise BusError(
-                f"namespace {where} has {MOST_REVOKED} revoked credentials, the most there may be: move its devices to another "
-                "namespace"
+                f"namespace {where} has {most} revoked credentials, the most there may be: move its devices to another namespace"
             )
         space.revoked.add(key)
         space.changes += 1
@@ -144,8 +150,9 @@ class BusGate:
         for site, given in self._sites.items():
             if where in given.namespaces:
                 for old in range(1, given.generation):
-                    key = (await self._exchange.known()).site_key(site, Tenant(where, space.uid), old).public
-                    self._revoke(where, space, key)
+                    tenant, known = Tenant(where, space.uid), await self._exchange.known()
+                    for key in (known.site_key(site, tenant, old), known.opener_key(tenant, site, old)):
+                        self._revoke(where, space, key.public, accounts.MOST_REVOKED)
 
     async def _kept(self, where: str, uid: str) -> set[str]:
         try:

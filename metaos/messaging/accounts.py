@@ -21,7 +21,9 @@ VERSION = 2
 CONNECTIONS = 20_000
 DISK_BYTES = 1 << 30
 #: Credentials of one tenant that are revoked: each is a line in its account's token, of which servers take 1 MiB.
-MOST_REVOKED = 10_000
+MOST_REVOKED = 11_000
+#: Of them these are kept for sites' servers, so that nobody fills with devices the place by which a stolen one is shut out.
+MOST_REVOKED_SITES = 1_000
 #: Consumers of a tenant for each of its connections, as a server keeps track of each in memory: one is a lasting subscription.
 CONSUMERS_EACH = 6
 #: Tenants whose accounts' keys are held: making one, and its public form, costs as much as a device's.
@@ -155,10 +157,15 @@ class Accounts:
         # The first are as they were before they were counted.
         return Key.derive("user", self._root, "site", site, account.public, *([str(generation)] if generation > 1 else []))
 
-    def opener(self, tenant: Tenant, now: float, lasts: float = OPENER_SECONDS) -> str:
-        """A token with which one may connect over MQTT in a tenant's account, and say and hear nothing."""
+    def opener_key(self, tenant: Tenant, site: str = "", generation: int = 1) -> Key:
+        """By which the ``opener`` that a site was given is revoked; without one, the hub's own."""
         account = self.account(tenant.namespace, tenant.uid)
-        key = Key.derive("user", self._root, "opener", account.public)
+        return Key.derive("user", self._root, "opener", account.public, *([site, str(generation)] if site else []))
+
+    def opener(self, tenant: Tenant, now: float, lasts: float = OPENER_SECONDS, site: str = "", generation: int = 1) -> str:
+        """A token with which one may connect over MQTT in a tenant's account, and say and hear nothing. Who has it can still
+        hold connections and cut off others by their client IDs: a site's counts as long as its other credentials."""
+        account, key = self.account(tenant.namespace, tenant.uid), self.opener_key(tenant, site, generation)
         nothing = {"deny": [">"]}
         claims = {**_ANYTHING, "type": "user", "version": VERSION, "pub": nothing, "sub": nothing, "bearer_token": True}
         claims["allowed_connection_types"] = ["MQTT"]
