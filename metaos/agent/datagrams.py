@@ -187,7 +187,8 @@ class Datagrams:
         if flow is not None and flow.used - flow.checked >= RECHECK_SECONDS:
             flow.checked = flow.used
             chosen = self._choose(origin.uid, *key)
-            if chosen is None or (flow.endpoint is not None and flow.endpoint not in chosen[1]):
+            gone = chosen is None or (flow.endpoint is not None and flow.endpoint not in chosen[1])
+            if gone or flow.whose not in (None, self._whose(key[1][0])):
                 origin.flows.end(key)
                 return None
         return flow
@@ -216,11 +217,12 @@ class Datagrams:
 
         async def find(flow: Flow) -> Way:
             why: BaseException | None = None
+            whose = self._whose(source[0])
             for endpoint in endpoints[:MAX_TRIES]:
                 try:
                     async with asyncio.timeout(CONNECT_SECONDS):
-                        way = await self._way(origin, self._whose(source[0]), route, endpoint, reply, ended)
-                    flow.endpoint = endpoint
+                        way = await self._way(origin, whose, route, endpoint, reply, ended)
+                    flow.endpoint, flow.whose = endpoint, whose
                     return way
                 except (OSError, LookupError, TimeoutError) as error:
                     why = error

@@ -123,6 +123,8 @@ class Flow:
         self._way: Way | None = None
         #: What its way leads to.
         self.endpoint: object = None
+        #: Whose datagrams they are; ``None`` as long as it has no way.
+        self.whose: str | None = None
         #: When it was last used, and when it was last looked at whether it may be.
         self.used = self.checked = asyncio.get_running_loop().time()
         self.task = asyncio.get_running_loop().create_task(self._begin(find))

@@ -57,7 +57,7 @@ class Relays:
         self._tasks: set[asyncio.Task[None]] = set()
         self._turn = 0
         # Those of each pod by a stream of its own: policies at the other end look at whose they are.
-        self._datagrams = Datagrams(None, self._choose, self._reach, Counts(), whose=str)
+        self._datagrams = Datagrams(None, self._choose, self._reach, Counts(), whose=self._whose)
 
     def reaches(self, where: str, service: str) -> bool:
         """Whether a Service has a ready pod at another site."""
@@ -216,7 +216,11 @@ class Relays:
         return route, choices(route, self._turn, source[0])
 
     async def _reach(self, seed: str, whose: str, route: Route, endpoint: RemoteEndpoint) -> Stream:
-        return await self._stream("datagrams", route, endpoint, whose)
+        return await self._stream("datagrams", route, endpoint, whose.partition(" ")[0])
+
+    def _whose(self, address: str) -> str:
+        """By the pod too that has it now: another one that gets the address later is not taken for that."""
+        return " ".join((address, *(self._caller(address) or ())))
 
     def _route(self, where: str, service: str, port: str) -> Route:
         found, slices = self._service(where, service)

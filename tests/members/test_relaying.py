@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from metaos.agent import datagrams
 from metaos.members import relaying
 from metaos.members.relaying import Relays
 from metaos.resources.meta import Obj
@@ -116,6 +117,24 @@ async def test_datagrams_are_led_there_too_those_of_each_pod_by_themselves(hub: 
     hub.relays.keep([])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", port))
+
+
+async def test_who_gets_a_pods_address_is_not_taken_for_it(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datagrams, "RECHECK_SECONDS", 0.0)
+    hub.serve(endpoint_slice("far", "api-1"))
+    found = hub.relays.slice(IMPORT)
+    assert found is not None
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        sock.bind(("127.0.0.1", 0))
+        sock.connect(("127.0.0.1", found["ports"][1]["port"]))
+        # The same address and port of its own, so that even the flow goes on.
+        for pod in ("web", "other"):
+            hub.pods["127.0.0.1"] = ("shop", pod)
+            sock.send(b"a")
+            assert await asyncio.wait_for(loop.sock_recv(sock, 100), 5) == b"A"
+            assert hub.asked[-1]["source"] == {"namespace": "shop", "pod": pod}
 
 
 async def test_a_slice_names_the_relay_as_long_as_somebody_is_there(hub: Hub) -> None:
