@@ -39,8 +39,8 @@ LANES = 8
 HEALED_SECONDS = 10.0
 #: Statuses that somebody else writes at every member while many are applied, per second.
 CHURN_RATE = 20
-#: Between two measurements: reports of the first are written by then.
-REST_SECONDS = 10.0
+#: Between two measurements: until all members together take less than this part of a core, at most so long.
+REST_SECONDS, REST_SHARE = 240.0, 0.45
 #: Seconds in which 300 are wanted at all three.
 AIM_MANY = 2.8
 NODE = "nemo-bench-node"
@@ -358,6 +358,18 @@ async def posted(run: Run, namespace: str, count: int) -> Taken:
         return Taken(ended, present)
 
 
+async def rest(run: Run) -> None:
+    """Until what was applied before occupies the members no longer: their controllers make its ReplicaSets and pods at a bounded
+    rate, for minutes."""
+    deadline = time.monotonic() + REST_SECONDS
+    while time.monotonic() < deadline:
+        before = sum(sum(c.cpu()) for c in run.clusters)
+        await asyncio.sleep(3.0)
+        if sum(sum(c.cpu()) for c in run.clusters) - before < 3.0 * REST_SHARE:
+            return
+    print(f"    the members had not come to rest after {REST_SECONDS:g} s", flush=True)
+
+
 async def pause(number: int) -> None:
     """Until what the one before has caused at the members (its ReplicaSet, its pods, their events) has come to rest, and not in
     step with what is told of it."""
@@ -482,16 +494,21 @@ async def measure(clusters: list[Cluster], directory: Path, only: str) -> list[F
                     one, other = percentile(ours, share), percentile(base_ms, share)
                     figures.append(figure(label, [one], "ms", baseline=[other], aim=150 if share == 0.99 else None))
             if wants("many"):
+                await rest(run)
                 figures += await many(run, mark)
             if wants("more"):
+                await rest(run)
                 bare, _ = await least(run, f"least2-{mark}", MORE)
+                await rest(run)
                 base = await floor(run, f"floor2-{mark}", MORE)
+                await rest(run)
                 async with churn(run, f"many-{mark}", MANY) as written:
                     found = await applied(run, f"more-{mark}", MORE)
                     print(f"    {written[0]} statuses were written meanwhile")
                 name = f"members: {MORE} by kubectl, statuses churn: present"
                 figures.append(figure(name, [found.present], "s", baseline=[base.present], aim=10))
-                figures.append(figure("    of it until kubectl ended", [found.acknowledged], "s", baseline=[base.acknowledged]))
+                name = f"    {MORE}: until kubectl ended"
+                figures.append(figure(name, [found.acknowledged], "s", baseline=[base.acknowledged]))
                 figures.append(figure(f"    the least: a bare client, {MEMBERS * MORE} server-side applies", [bare], "s", aim=10))
                 await asyncio.sleep(10)
                 figures.append(figure(f"members: hub memory, {MORE} propagated", [run.hub_mb()], "MB", baseline=[idle], aim=300))
@@ -507,17 +524,17 @@ async def measure(clusters: list[Cluster], directory: Path, only: str) -> list[F
 async def many(run: Run, mark: str) -> list[Figure]:
     """Each in a namespace of its own; what was told of one before has come to rest."""
     bare, servers = await least(run, f"least-{mark}", MANY)
-    await asyncio.sleep(REST_SECONDS)
+    await rest(run)
     base = await floor(run, f"floor-{mark}", MANY)
-    await asyncio.sleep(REST_SECONDS)
+    await rest(run)
     found = await applied(run, f"many-{mark}", MANY)
-    await asyncio.sleep(REST_SECONDS)
+    await rest(run)
     direct = await posted(run, f"bare-{mark}", MANY)
     if bare > AIM_MANY:
         print(f"    IMPOSSIBLE on this machine: the servers alone take {bare:.2f} s, and {AIM_MANY:g} s are wanted", flush=True)
     return [
         figure(f"members: {MANY} to three by kubectl: present", [found.present], "s", baseline=[base.present], aim=AIM_MANY),
-        figure("    of it until kubectl ended", [found.acknowledged], "s", baseline=[base.acknowledged]),
+        figure(f"    {MANY}: until kubectl ended", [found.acknowledged], "s", baseline=[base.acknowledged]),
         figure("    kubectl's own processor time", [found.kubectl], "s", baseline=[base.kubectl]),
         figure("    after kubectl's end", [found.present - found.acknowledged], "s"),
         figure(f"members: {MANY} to three by a bare client: present", [direct.present], "s", baseline=[bare], aim=AIM_MANY),
@@ -532,7 +549,7 @@ async def failure(run: Run, namespace: str, word: str, settings: tuple[float, fl
     name = f"members: failure of one to replaced, {word} (lease {settings[0]:g} s)"
     return [
         figure(name, [replaced], "s", baseline=[settings[0]], aim=limit),
-        figure("    deleted elsewhere after the heal", [float(lost)], "", aim=0),
+        figure(f"    {word}: deleted elsewhere after the heal", [float(lost)], "", aim=0),
     ]
 
 
@@ -559,11 +576,7 @@ def main() -> int:
     only = sys.argv[1] if len(sys.argv) > 1 else ""
     with tempfile.TemporaryDirectory(prefix="nemo-bench-") as directory:
         figures = asyncio.run(measure(clusters, Path(directory), only))
-    if not only:
-        write("members", figures)
-    else:
-        for each in figures:
-            print(each)
+    write("members", figures, beside=bool(only))
     return 0
 
 
