@@ -66,7 +66,8 @@ def moves(cluster: Obj | None) -> bool:
 
 
 def copy_of(found: Obj, *, ready: bool, barred: bool) -> Copy:
-    """A Work as the decision sees it. What a site reports counts only of the attempt that it was told last."""
+    """A Work as the decision sees it. What a site reports counts only of the attempt that it was told last; what it says of moves
+    that the Work does not speak of, only in answer to a hub that was put back: else a site could take a workload that left it."""
     told = volumes_of(found)
     receive, send = told.get("receive") or {}, told.get("send") or {}
     said: Mapping[str, Any] = (found.get("status") or {}).get("volumes") or {}
@@ -75,6 +76,7 @@ def copy_of(found: Obj, *, ready: bool, barred: bool) -> Copy:
     left: Mapping[str, Any] = said.get("left") or {}
     left = left if int(left.get("attempt") or 0) <= MOST_ATTEMPT else {}
     holds = int(said.get("holds") or 0)
+    answers = bool(told.get("asked")) and said.get("asked") == told["asked"]
     arriving = attempt > 0 and not receive.get("adopt")
     runs = not told.get("stop") and not arriving
     return Copy(
@@ -94,12 +96,12 @@ def copy_of(found: Obj, *, ready: bool, barred: bool) -> Copy:
         restored=bool((found.get("spec") or {}).get("restore")),
         deleting=deleting(found),
         kept=int(told.get("kept") or 0),
-        left=0 if left.get("kept") else int(left.get("attempt") or 0),
+        left=int(left.get("attempt") or 0) if answers and not left.get("kept") else 0,
         voided=int(left.get("attempt") or 0) if left.get("kept") else 0,
         left_for=str(left.get("to") or ""),
         gone=bool(left.get("discarded")),
-        holds=holds if holds <= MOST_ATTEMPT else 0,
-        unknown=bool(told.get("asked")) and said.get("asked") != told["asked"],
+        holds=holds if answers and holds <= MOST_ATTEMPT else 0,
+        unknown=bool(told.get("asked")) and not answers,
     )
 
 

@@ -181,10 +181,30 @@ def test_a_report_of_another_attempt_says_nothing() -> None:
 def test_a_number_that_no_attempt_ever_had_is_not_taken_from_a_site() -> None:
     """There would be none above it, and the workload could never move again."""
     for number, holds in ((1 << 40, True), ((1 << 63) - 1, False)):
-        found = {"metadata": {"labels": {"meta-os.eu/cluster": "b"}}, "spec": {"manifests": [database()]}}
+        spec = {"manifests": [database()], "volumes": {"asked": "x"}}
+        found = {"metadata": {"labels": {"meta-os.eu/cluster": "b"}}, "spec": spec}
         for said in ({"holds": number}, {"left": {"attempt": number, "to": "a"}}, {"left": {"attempt": number, "kept": True}}):
-            copy = copy_of(found | {"status": {"volumes": said}}, ready=True, barred=False)
+            copy = copy_of(found | {"status": {"volumes": said | {"asked": "x"}}}, ready=True, barred=False)
             assert bool(copy.holds or copy.left or copy.voided) == holds
+
+
+async def test_a_site_takes_no_workload_that_left_it() -> None:
+    """It may say what it likes of moves that this hub, whose state is its own, never told it of."""
+    sites = cluster("a", status=MOVES), cluster("b", status=MOVES)
+    async with running(work.setup, migration.setup, objects=(*sites, database())) as (client, clock):
+        owner = client.find(scheme.STATEFUL_SET, "db", "shop") or {}
+        client.seed(placement(owner, "a"))
+        await until(clock, lambda: runs(client, "a"))
+        for said in ({"left": {"attempt": 7, "to": "b", "discarded": True}}, {"holds": 7}):
+            reports(client, "a", 1, **said)
+            await clock.advance(60)
+            assert runs(client, "a") and of(client, "b") is None and not volumes(client, "a")
+
+
+def put_back(client: FakeClient, site: str) -> None:
+    """The hub is one whose state was: it asks the site."""
+    found = of(client, site) or {}
+    client.seed(found | {"spec": found["spec"] | {"volumes": {"asked": "x"}}})
 
 
 async def test_a_hub_that_was_put_back_follows_what_was_given_up() -> None:
@@ -193,14 +213,15 @@ async def test_a_hub_that_was_put_back_follows_what_was_given_up() -> None:
         owner = client.find(scheme.STATEFUL_SET, "db", "shop") or {}
         client.seed(placement(owner, "a"))
         await until(clock, lambda: runs(client, "a"))
+        put_back(client, "a")
         client.seed(placement(owner, "b"))
-        reports(client, "a", 0, left={"attempt": 7, "to": "b", "discarded": True})
+        reports(client, "a", 0, asked="x", left={"attempt": 7, "to": "b", "discarded": True})
         await until(clock, lambda: runs(client, "b") and volumes(client, "a").get("stop"))
         assert volumes(client, "b")["receive"] == {"from": "a", "attempt": 7, "adopt": True}
         assert volumes(client, "a")["send"] == {"to": "b", "attempt": 7, "discard": True} and not runs(client, "a")
         assert "VolumesFound" in events(client)
         reports(client, "b", 1, "Adopted", 7, asked=volumes(client, "b")["asked"])
-        reports(client, "a", 0, "Discarded", 0, left={"attempt": 7, "to": "b", "discarded": True})
+        reports(client, "a", 0, "Discarded", 0, asked="x", left={"attempt": 7, "to": "b", "discarded": True})
         await until(clock, lambda: of(client, "a") is None)
         assert runs(client, "b")
 
@@ -211,8 +232,7 @@ async def test_a_hub_that_was_put_back_decides_nothing_before_it_has_heard_both_
         owner = client.find(scheme.STATEFUL_SET, "db", "shop") or {}
         client.seed(placement(owner, "a"))
         await until(clock, lambda: runs(client, "a"))
-        found = of(client, "a") or {}
-        client.seed(found | {"spec": found["spec"] | {"volumes": {"asked": "x"}}})
+        put_back(client, "a")
         reports(client, "a", 1)
         client.seed(placement(owner, "b"))
         await clock.advance(30)
@@ -235,6 +255,7 @@ async def test_where_the_volumes_went_to_a_site_that_is_not_known() -> None:
         owner = client.find(scheme.STATEFUL_SET, "db", "shop") or {}
         client.seed(placement(owner, "a"))
         await until(clock, lambda: runs(client, "a"))
-        reports(client, "a", 0, left={"attempt": 7, "to": "gone", "discarded": True})
+        put_back(client, "a")
+        reports(client, "a", 0, asked="x", left={"attempt": 7, "to": "gone", "discarded": True})
         await until(clock, lambda: "VolumesElsewhere" in events(client))
         assert of(client, "gone") is None
