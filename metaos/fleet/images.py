@@ -123,11 +123,11 @@ class Images:
 
 
 def fetching_by(file: Path, most: int) -> Fetch:
-    """As a file says which registries there are and which images are taken: ``registries`` and ``imagePolicy`` of a site file.
-    ``most``: bytes of code. Raises ``ValueError`` naming file, field and remedy."""
+    """As a file says which registries there are and which images are taken: ``registries`` and ``imagePolicy`` of a site file;
+    no other registry is asked. ``most``: bytes of code. Raises ``ValueError`` naming file, field and remedy."""
     import yaml
 
-    from metaos.runtimes.pulls import Pulls
+    from metaos.runtimes.pulls import Pulls, registry_of
     from metaos.runtimes.signatures import rules
 
     try:
@@ -146,9 +146,13 @@ def fetching_by(file: Path, most: int) -> Fetch:
         rules(policy)
     except ValueError as error:
         raise ValueError(f"--device-images {file}: {str(error).removeprefix('spec.')}") from None
-    pulls = Pulls("", registries, policy)
+    pulls, hosts = Pulls("", registries, policy), sorted({each["host"] for each in registries})
 
     async def fetch(image: str, name: str, known: Sequence[tuple[str, str, str]]) -> bytes:
+        # Whoever may write a Device would have the hub ask any host, and read in part what answers.
+        if (host := registry_of(image)) not in hosts:
+            taken = f"this hub takes devices' images from {', '.join(hosts) or 'nowhere'}: its operator adds to registries"
+            raise ImageError("RegistryNotAllowed", f"image {image}: its registry is {host}; {taken} in --device-images")
         return await pulls.file(image, name, most, known)
 
     return fetch

@@ -18,6 +18,11 @@ from metaos.runtimes.images import normalise, split
 AT_ONCE = 2
 
 
+def registry_of(image: str) -> str:
+    """The host (and port) that an image comes from. Raises ``ImageError``."""
+    return split(normalise(image))[0]
+
+
 class Pulls:
     """``images``: the image store's directory. ``registries`` and ``policy``: a site file's, the latter its ``imagePolicy``."""
 

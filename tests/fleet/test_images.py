@@ -85,7 +85,7 @@ async def test_only_what_is_signed_where_the_operator_says_so(registry: Registry
     registry.sign("team/app", image.partition("@")[2], key)
     assert await fetch(image, "main.py", known) == CODE + b"# signed\n"
     with pytest.raises(ImageError, match="no rule of it is about them"):
-        await fetch(OTHER, "main.py", ())
+        await fetch(image.replace("/team/", "/other/"), "main.py", ())
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,18 @@ def test_a_file_that_says_nothing_sensible_is_refused(tmp_path: Path, text: str,
     (tmp_path / "images.yaml").write_text(text)
     with pytest.raises(ValueError, match=f"--device-images .*images.yaml.*{said}"):
         fetching_by(tmp_path / "images.yaml", MOST_BYTES)
+
+
+async def test_only_registries_that_the_operator_named_are_asked(tmp_path: Path) -> None:
+    """Else whoever may write a Device has the hub connect to any host."""
+    file = tmp_path / "images.yaml"
+    for text, taken in (
+        ("", "nowhere"),
+        ("registries: [{host: registry.example}, {host: 10.0.0.7:5000}]", "10.0.0.7:5000, registry"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ImageError, match=f"its registry is 169.254.169.254:80; this hub takes devices' images from {taken}"):
+            await fetching_by(file, MOST_BYTES)(f"169.254.169.254:80/a/b@sha256:{'0' * 64}", "main.py", ())
 
 
 async def test_nobody_waits_for_a_registry_and_what_fails_is_tried_again() -> None:
