@@ -21,9 +21,9 @@ VERSION = 2
 CONNECTIONS = 20_000
 DISK_BYTES = 1 << 30
 #: Credentials of one tenant that are revoked: each is a line in its account's token, of which servers take 1 MiB.
-MOST_REVOKED = 11_000
+MOST_REVOKED = 10_600
 #: Of them these are kept for sites' servers, so that nobody fills with devices the place by which a stolen one is shut out.
-MOST_REVOKED_SITES = 1_000
+MOST_REVOKED_SITES = 600
 #: Consumers of a tenant for each of its connections, as a server keeps track of each in memory: one is a lasting subscription.
 CONSUMERS_EACH = 6
 #: Tenants whose accounts' keys are held: making one, and its public form, costs as much as a device's.

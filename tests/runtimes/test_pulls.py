@@ -489,7 +489,7 @@ async def test_who_gives_up_ends_the_process(tmp_path: Path, monkeypatch: pytest
 
     began, ended = asyncio.Event(), asyncio.Event()
 
-    async def child(module: str, request: bytes) -> dict[str, Any]:
+    async def child(module: str, request: bytes, most: int) -> dict[str, Any]:
         began.set()
         try:
             await asyncio.Event().wait()
