@@ -480,8 +480,9 @@ def limits_page() -> str:
             "refused",
         ),
         (
-            "Ports that a site opens for the world outside; connections to them, of one Service, of one address",
-            f"{exposing.MAX_PORTS}; {exposing.MAX_CONNECTIONS}, {exposing.MAX_OF_SERVICE}, {exposing.MAX_OF_ADDRESS}",
+            "Ports that a site opens for the world outside, of one namespace; connections, of one namespace, of one address",
+            f"{exposing.MAX_PORTS}, {exposing.MAX_PORTS_OF_NAMESPACE}; "
+            f"{exposing.MAX_CONNECTIONS}, {exposing.MAX_OF_NAMESPACE}, {exposing.MAX_OF_ADDRESS}",
             "not opened, as the Service's condition says; refused",
         ),
         (

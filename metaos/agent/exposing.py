@@ -4,7 +4,7 @@ Only where the site's owner named the address (``--expose``): nothing listens ot
 ports, and like a ``NodePort`` on its ports of the nodes, as far as the owner's range goes. No two Services have one port: who has
 it keeps it, over a restart too; else the first by namespace and name. NetworkPolicies and ``loadBalancerSourceRanges`` hold, by
 the address that a connection comes from. The pods see the agent as who connects.
-Bounds: ``MAX_PORTS`` sockets; ``MAX_CONNECTIONS`` connections, of one Service or one address fewer; of datagrams those of flows.
+Bounds: ``MAX_PORTS`` sockets and ``MAX_CONNECTIONS`` connections, of one namespace or address fewer; of datagrams those of flows.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from metaos.tunnel import Stream
 
 log = logging.getLogger(__name__)
 
-MAX_PORTS = 256
-MAX_CONNECTIONS, MAX_OF_SERVICE, MAX_OF_ADDRESS = 1024, 512, 256
+MAX_PORTS, MAX_PORTS_OF_NAMESPACE = 256, 64
+MAX_CONNECTIONS, MAX_OF_NAMESPACE, MAX_OF_ADDRESS = 1024, 512, 256
 MAX_TRIES = 4
 CONNECT_SECONDS = 5.0
 #: A port that could not be opened is tried again after this long.
@@ -95,7 +95,7 @@ class Exposed:
         self._holders = self._stored = _load(file)
         self._datagrams = Datagrams(runtime, self._choose, self._reach, counts)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._of_service: Counter[str] = Counter()
+        self._of_namespace: Counter[str] = Counter()
         self._of_address: Counter[str] = Counter()
         self._retry: asyncio.TimerHandle | None = None
         self._turn = 0
@@ -194,12 +194,14 @@ class Exposed:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
-        count = sum(held.sock is not None for held in self._held.values())
+        open_of = Counter(held.whose.route.namespace for held in self._held.values() if held.sock is not None)
         for port, held in sorted(self._held.items()):
             if held.sock is not None:
                 continue
-            if count >= MAX_PORTS:
-                held.reason, held.message = "TooManyPorts", f"the site has {MAX_PORTS} open, which is the most"
+            whose = held.whose.route.namespace
+            if open_of.total() >= MAX_PORTS or open_of[whose] >= MAX_PORTS_OF_NAMESPACE:
+                most = f"it has {MAX_PORTS_OF_NAMESPACE} for a namespace and {MAX_PORTS} in all, and no more"
+                held.reason, held.message = "TooManyPorts", f"the site opens no further one: {most}"
                 continue
             try:
                 held.sock = self._open(port, held.whose.uid)
@@ -209,7 +211,7 @@ class Exposed:
                     log.warning("port %d/%s of %s cannot be opened: %s", port[1], port[0], self._exposure.address, message)
                 held.reason, held.message = reason, message
                 continue
-            count += 1
+            open_of[whose] += 1
             held.reason = held.message = ""
             log.info(
                 "%s answers on %d/%s for Service %s/%s",
@@ -263,7 +265,7 @@ class Exposed:
         except OSError:
             return
         held = self._held.get(port)
-        if held is None or not _welcome(held.whose, peer) or not self._room(held.whose.uid, peer):
+        if held is None or not _welcome(held.whose, peer) or not self._room(held.whose.route.namespace, peer):
             refuse(accepted)
             return
         accepted.setblocking(False)
@@ -273,7 +275,7 @@ class Exposed:
         self._turn += 1
         task = asyncio.get_running_loop().create_task(self._relay(held.whose, accepted, peer, self._turn))
         self._tasks.add(task)
-        counters = (self._of_service, held.whose.uid), (self._of_address, peer)
+        counters = (self._of_namespace, held.whose.route.namespace), (self._of_address, peer)
         for counter, key in counters:
             counter[key] += 1
 
@@ -288,7 +290,7 @@ class Exposed:
         task.add_done_callback(ended)
 
     def _room(self, whose: str, peer: str) -> bool:
-        few = self._of_service[whose] < MAX_OF_SERVICE and self._of_address[peer] < MAX_OF_ADDRESS
+        few = self._of_namespace[whose] < MAX_OF_NAMESPACE and self._of_address[peer] < MAX_OF_ADDRESS
         return few and len(self._tasks) < MAX_CONNECTIONS
 
     async def _relay(self, found: Outward, accepted: socket.socket, peer: str, turn: int) -> None:

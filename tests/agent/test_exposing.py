@@ -281,8 +281,23 @@ async def test_datagrams_are_answered_from_where_they_were_sent(world: Outside) 
     assert world.network.counts.flows == 0
 
 
-async def test_one_address_has_so_many_connections(world: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exposing, "MAX_OF_ADDRESS", 3)
+async def test_one_namespace_has_so_many_ports(world: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exposing, "MAX_PORTS_OF_NAMESPACE", 2)
+    mine = [balanced(free_port(), f"api-{n}") for n in range(3)]
+    other = balanced(free_port(), "web")
+    other["metadata"] |= {"namespace": "zoo", "uid": "uid-web-zoo"}
+    world.exposed.update([*mine, other], [])
+    opened = [held for held in world.exposed._held.values() if held.sock is not None]
+    assert sorted(held.whose.route.namespace for held in opened) == ["shop", "shop", "zoo"]
+    reasons = [world.exposed._problem(each[0], each[0].port)[0] for each in world.exposed._services.values()]
+    assert sorted(reasons) == ["", "", "", "TooManyPorts"]
+
+
+@pytest.mark.parametrize("bound", ["MAX_OF_ADDRESS", "MAX_OF_NAMESPACE"])
+async def test_one_address_and_one_namespace_have_so_many_connections(
+    world: Outside, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(exposing, bound, 3)
     port = free_port()
     await world.runtime.serve("uid-a", 8000, b"a ")
     world.exposed.update([balanced(port)], [pod("a")])
@@ -306,4 +321,4 @@ async def test_one_address_has_so_many_connections(world: Outside, monkeypatch: 
     async with asyncio.timeout(5):
         while not await again():
             await asyncio.sleep(0.01)
-    await until(lambda: not world.exposed._of_address)
+    await until(lambda: not world.exposed._of_address and not world.exposed._of_namespace)
