@@ -27,7 +27,7 @@ MAX_TRIES = 4
 CONNECT_SECONDS = 5.0
 #: How long a flow may go on before it is looked at again.
 RECHECK_SECONDS = 1.0
-_PKTINFO = 8  # of ip(7); Python names it from 3.13 on
+PKTINFO = 8  # of ip(7); Python names it from 3.13 on
 _INFO = struct.Struct("=i4s4s")
 
 #: (pod's uid, address and port that it sends to, and from) → the route, and its endpoints in the order to try; an empty list
@@ -171,7 +171,7 @@ class Datagrams:
                 data, more, _, source = sock.recvmsg(MAX_DATAGRAM + 1, socket.CMSG_SPACE(_INFO.size))
             except OSError:  # nothing more, or an answer that nobody took
                 return
-            found = [content for level, kind, content in more if (level, kind) == (socket.IPPROTO_IP, _PKTINFO)]
+            found = [content for level, kind, content in more if (level, kind) == (socket.IPPROTO_IP, PKTINFO)]
             if found:
                 address = socket.inet_ntoa(_INFO.unpack(found[0])[2])
                 self._pass(origin, sock, ((address, port), source), data)
@@ -207,7 +207,7 @@ class Datagrams:
                 return
             info = _INFO.pack(0, socket.inet_aton(address), bytes(4))
             try:
-                sock.sendmsg([data], [(socket.IPPROTO_IP, _PKTINFO, info)], 0, source)
+                sock.sendmsg([data], [(socket.IPPROTO_IP, PKTINFO, info)], 0, source)
                 self._counts.carried += 1
             except OSError:
                 self._counts.drop("the pod does not take the answer")

@@ -15,14 +15,14 @@ import json
 import logging
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metaos.agent.datagrams import Datagrams, Endpoint
+from metaos.agent.datagrams import PKTINFO, Datagrams, Endpoint
 from metaos.agent.flows import Counts
-from metaos.agent.relay import refuse, relay_sockets, relay_stream
+from metaos.agent.relay import Dial, reach, refuse, relay_sockets, relay_stream
 from metaos.agent.routes import Listener, LocalEndpoint, Outward, RemoteEndpoint, Route, choices, outward
 from metaos.config import Exposure
 from metaos.files import write_private
@@ -44,7 +44,6 @@ RETRY_SECONDS = 10.0
 KEEP_ALIVE = (socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 6)
 #: Who sends datagrams to a pod of another site is one of many: all of a Service go by one stream.
 ANYBODY = "0.0.0.0/0"
-_PKTINFO = 8  # of ip(7)
 
 #: Protocol and number.
 Port = tuple[str, int]
@@ -82,7 +81,7 @@ class Exposed:
         exposure: Exposure,
         site: str,
         runtime: Runtime,
-        dial: Callable[[dict[str, Any]], Awaitable[Stream]],
+        dial: Dial,
         refusal: Refusal,
         counts: Counts,
         file: Path,
@@ -239,7 +238,7 @@ class Exposed:
                 sock.listen(128)
                 asyncio.get_running_loop().add_reader(sock, self._accept, port, sock)
             else:
-                sock.setsockopt(socket.IPPROTO_IP, _PKTINFO, 1)
+                sock.setsockopt(socket.IPPROTO_IP, PKTINFO, 1)
                 sock.bind((self._exposure.address, number))
                 self._datagrams.take(whose, number, sock)
         except BaseException:
@@ -329,23 +328,7 @@ class Exposed:
 
     async def _stream(self, kind: str, route: Route, endpoint: RemoteEndpoint, peer: str) -> Stream:
         """Raises ``OSError``."""
-        stream = await self._dial(
-            {
-                "type": kind,
-                "cluster": endpoint.cluster,
-                "namespace": route.namespace,
-                "service": route.service,
-                "pod": endpoint.pod,
-                "port": endpoint.port,
-                "source": {"outside": True, "address": peer},
-            }
-        )
-        try:
-            await stream.accepted()
-        except BaseException:
-            await stream.reset("given up")
-            raise
-        return stream
+        return await reach(self._dial, kind, route, endpoint, {"outside": True, "address": peer})
 
     # -- datagrams -----------------------------------------------------------------------------------------------
 

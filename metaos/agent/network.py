@@ -19,7 +19,7 @@ from typing import Any
 from metaos.agent.accounts import calls_api
 from metaos.agent.datagrams import Datagrams
 from metaos.agent.flows import Counts
-from metaos.agent.relay import refuse, relay_sockets, relay_stream
+from metaos.agent.relay import Dial, reach, refuse, relay_sockets, relay_stream
 from metaos.agent.routes import (
     Addresses,
     Hosts,
@@ -62,8 +62,6 @@ ANY = "0.0.0.0"
 HUB = RemoteEndpoint("", "kubernetes", API_PORT)
 _API_KEY = service_key("default", "kubernetes")
 _API_LABELS = {"component": "apiserver", "provider": "kubernetes"}
-
-Dial = Callable[[dict[str, Any]], Awaitable[Stream]]
 
 
 async def _no_api() -> socket.socket:
@@ -428,22 +426,7 @@ class ServiceNetwork:
 
     async def _stream(self, kind: str, pod: _Pod, route: Route, endpoint: RemoteEndpoint) -> Stream:
         """Raises ``OSError``."""
-        header = {
-            "type": kind,
-            "cluster": endpoint.cluster,
-            "namespace": route.namespace,
-            "service": route.service,
-            "pod": endpoint.pod,
-            "port": endpoint.port,
-            "source": {"pod": pod.name},
-        }
-        stream = await self._dial(header)
-        try:
-            await stream.accepted()
-        except BaseException:
-            await stream.reset("given up")
-            raise
-        return stream
+        return await reach(self._dial, kind, route, endpoint, {"pod": pod.name})
 
     def _forget_unused(self, pods: list[Obj]) -> None:
         used = {address for found in self._plans.values() for address, _ in found.hosts}

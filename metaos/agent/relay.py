@@ -8,13 +8,38 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+from metaos.agent.routes import RemoteEndpoint, Route
 from metaos.tunnel import Stream
 
 CHUNK = 32 * 1024
+#: A stream through the tunnel, with this header; whether it is accepted is to be awaited.
+Dial = Callable[[dict[str, Any]], Awaitable[Stream]]
+
+
+async def reach(dial: Dial, kind: str, route: Route, endpoint: RemoteEndpoint, source: dict[str, Any]) -> Stream:
+    """A stream to another site's pod, accepted there. ``kind``: ``dial`` or ``datagrams``; ``source``: who calls, as the hub is
+    told. Raises ``OSError``."""
+    stream = await dial(
+        {
+            "type": kind,
+            "cluster": endpoint.cluster,
+            "namespace": route.namespace,
+            "service": route.service,
+            "pod": endpoint.pod,
+            "port": endpoint.port,
+            "source": source,
+        }
+    )
+    try:
+        await stream.accepted()
+    except BaseException:
+        await stream.reset("given up")
+        raise
+    return stream
 
 
 async def relay_sockets(one: socket.socket, other: socket.socket) -> None:

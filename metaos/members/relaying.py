@@ -13,12 +13,11 @@ import asyncio
 import hashlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
-from metaos.agent.datagrams import Datagrams, Endpoint
+from metaos.agent.datagrams import PKTINFO, Datagrams, Endpoint
 from metaos.agent.flows import Counts
-from metaos.agent.relay import refuse, relay_stream
+from metaos.agent.relay import Dial, reach, refuse, relay_stream
 from metaos.agent.routes import Listener, RemoteEndpoint, Route, choices, remote_endpoints
 from metaos.resources.meta import SERVICE_NAME_LABEL, SLICE_MANAGER_LABEL, Obj, ObjectRef, name, namespace
 from metaos.resources.services import derived_name
@@ -33,7 +32,6 @@ MAX_PORTS, MAX_RELAYS = 256, 1024
 MAX_TRIES = 4
 CONNECT_SECONDS = 5.0
 _PROBES = 64
-_PKTINFO = 8  # of ip(7)
 
 #: (namespace, name) of an import, a port's name, and its protocol.
 Key = tuple[str, str, str, str]
@@ -48,7 +46,7 @@ class Relays:
         address: str,
         site: str,
         work: Callable[[str], Obj | None],
-        dial: Callable[[dict[str, Any]], Awaitable[Stream]],
+        dial: Dial,
         caller: Callable[[str], tuple[str, str] | None],
     ) -> None:
         self.address = address
@@ -141,7 +139,7 @@ class Relays:
             try:
                 sock.setblocking(False)
                 if udp:
-                    sock.setsockopt(socket.IPPROTO_IP, _PKTINFO, 1)
+                    sock.setsockopt(socket.IPPROTO_IP, PKTINFO, 1)
                 else:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sock.bind((self.address, PORTS[(start + step) % len(PORTS)]))
@@ -191,23 +189,8 @@ class Relays:
         pod = self._caller(peer)
         # The cluster's own pods, and what its nodes stand for, belong to no namespace of the federation.
         source = {"outside": True} if pod is None else {"namespace": pod[0], "pod": pod[1]}
-        header = {
-            "type": kind,
-            "cluster": endpoint.cluster,
-            "namespace": route.namespace,
-            "service": route.service,
-            "pod": endpoint.pod,
-            "port": endpoint.port,
-            "source": source,
-        }
         async with asyncio.timeout(CONNECT_SECONDS):
-            stream = await self._dial(header)
-            try:
-                await stream.accepted()
-            except BaseException:
-                await stream.reset("given up")
-                raise
-            return stream
+            return await reach(self._dial, kind, route, endpoint, source)
 
     def _choose(self, seed: str, listener: Listener, source: Listener) -> tuple[Route, list[Endpoint]]:
         where, service, port = seed.split("/")

@@ -18,7 +18,7 @@ from metaos.resources.services import EXPOSED
 from metaos.twin.processes import free_port
 from tests.agent.hub import until
 from tests.agent.test_datagrams import Echo
-from tests.agent.test_network import World, endpoint_slice, pod, service
+from tests.agent.test_network import World, endpoint_slice, exchanged, pod, service
 
 HERE = "127.0.0.1"
 
@@ -89,13 +89,7 @@ class Outside(World):
 
     async def ask(self, port: int, payload: bytes = b"x") -> bytes:
         """Raises ``ConnectionError`` where nobody answers."""
-        reader, writer = await asyncio.open_connection(HERE, port)
-        try:
-            writer.write(payload)
-            writer.write_eof()
-            return await asyncio.wait_for(reader.read(), 10)
-        finally:
-            writer.close()
+        return await exchanged(HERE, port, payload)
 
     async def close(self) -> None:
         await self.exposed.close()

@@ -226,6 +226,17 @@ def test_every_endpoint_is_tried_once_local_ones_first(local: int, remote: int, 
 # -- what flows ----------------------------------------------------------------------------------------------
 
 
+async def exchanged(host: str, port: int, payload: bytes) -> bytes:
+    """All that is answered. Raises ``ConnectionError`` where nobody answers."""
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        writer.write(payload)
+        writer.write_eof()
+        return await asyncio.wait_for(reader.read(), 10)
+    finally:
+        writer.close()
+
+
 class World:
     """One site with real sockets; other sites answer through a tunnel pair."""
 
@@ -274,13 +285,7 @@ class World:
         return address, self.runtime.listeners[(pod_uid, address, port)]
 
     async def call(self, pod_uid: str, payload: bytes = b"x", **more: Any) -> bytes:
-        reader, writer = await asyncio.open_connection(*self.address(pod_uid, **more))
-        try:
-            writer.write(payload)
-            writer.write_eof()
-            return await asyncio.wait_for(reader.read(), 10)
-        finally:
-            writer.close()
+        return await exchanged(*self.address(pod_uid, **more), payload)
 
     async def close(self) -> None:
         await self.network.close()
