@@ -194,9 +194,11 @@ def stretched(passphrase: str) -> Stretched:
 
 
 @_as_mistakes()
-def restore_hub(backup: Path, data: Path, *, passphrase: str | None = None, keys: Path | None = None) -> tuple[int, str]:
-    """Makes a hub's data directory of a backup; the keys come from it (``passphrase``) or from directory ``keys``. Returns the
-    revision at which it begins, and when the backup was made. Raises ``ValueError``."""
+def restore_hub(
+    backup: Path, data: Path, now: float, *, passphrase: str | None = None, keys: Path | None = None
+) -> tuple[int, str]:
+    """Makes a hub's data directory of a backup, ``now`` (seconds since the epoch); the keys come from it (``passphrase``) or
+    from directory ``keys``. Returns the revision at which it begins, and when the backup was made. Raises ``ValueError``."""
     manifest = read_manifest(backup)
     if keys is not None:
         files = key_files(keys)
@@ -218,4 +220,4 @@ def restore_hub(backup: Path, data: Path, *, passphrase: str | None = None, keys
         named = ", ".join(sorted(missing))
         raise StoreFailed(f"values in {backup} are sealed with keys that are not given ({named}): give a newer copy of keys.json")
     made = str(manifest["creationTime"])
-    return restore(backup, data, files, lambda revision: mark(revision, made)), made
+    return restore(backup, data, files, now, lambda revision: mark(revision, made)), made

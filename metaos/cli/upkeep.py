@@ -103,7 +103,7 @@ def restore(backup: Path, data: Path, passphrase_file: Path | None, keys: Path |
     """Makes ``data`` of the backup; what to do next."""
     if not backup.exists():
         raise ValueError(f"{backup} does not exist: make a backup with 'nemo backup FILE'")
-    revision, made = restore_hub(backup, data, passphrase=passphrase_in(passphrase_file), keys=keys)
+    revision, made = restore_hub(backup, data, SystemClock().now(), passphrase=passphrase_in(passphrase_file), keys=keys)
     return (
         f"{data} holds the hub as of {made}; its revisions begin at {revision}, so that everybody lists again.\n"
         f"Make sure that the old hub is stopped, then start this one at the old address: nemo up --data {data} --listen …\n"

@@ -212,6 +212,8 @@ class StatusReconciler:
         return found is not None and wrote == resource_version(found)
 
     async def reconcile(self, about: ObjectRef) -> Result:
+        # Where this status has not been seen yet, what follows compares with an older one: its news is looked at after all.
+        self._wrote.pop(about, None)
         obj = self._objects[about.kind].get(about.name, about.namespace)
         if obj is None or deleting(obj):
             return DONE

@@ -25,7 +25,7 @@ from typing import Any
 
 from metaos.files import make_private, sync_directory, write_private
 from metaos.store.file import APPLICATION_ID, HEADS, MIGRATIONS, bounds
-from metaos.store.log import BUMP, StoreFailed, StoreFull
+from metaos.store.log import StoreFailed, StoreFull, restored_revision
 from metaos.store.seal import MAGIC, MOST_NAME, key_id
 
 _SCRYPT = {"n": 1 << 15, "r": 8, "p": 1}
@@ -121,9 +121,10 @@ def open_files(backup: Path, manifest: Mapping[str, Any], passphrase: str) -> di
     return {name: base64.b64decode(data) for name, data in json.loads(content).items()}
 
 
-def restore(backup: Path, data: Path, files: Mapping[str, bytes], mark: Callable[[int], tuple[str, bytes]]) -> int:
+def restore(backup: Path, data: Path, files: Mapping[str, bytes], now: float, mark: Callable[[int], tuple[str, bytes]]) -> int:
     """Makes the data directory ``data``, which must not exist or be empty, whole or not at all. Returns the revision at which
-    it begins; ``mark`` makes of it the key and value that say in it that it was restored. Raises ``StoreFailed``."""
+    it begins, by ``now`` in seconds since the epoch; ``mark`` makes of it the key and value that say in it that it was restored.
+    Raises ``StoreFailed``."""
     if data.exists() and (not data.is_dir() or any(data.iterdir())):
         raise StoreFailed(f"{data} is not empty: restore into a new directory, and keep the old one until you have seen it work")
     unfinished = data.with_name(f"{data.name}.restoring")
@@ -140,7 +141,7 @@ def restore(backup: Path, data: Path, files: Mapping[str, bytes], mark: Callable
         db.execute("PRAGMA synchronous=FULL")
         db.execute("BEGIN IMMEDIATE")
         db.execute("DROP TABLE backup")
-        revision = bounds(db)[1] + BUMP
+        revision = restored_revision(bounds(db)[1], now)
         db.execute("UPDATE compaction SET oldest = ?", (revision,))
         key, value = mark(revision)
         db.execute("INSERT INTO log VALUES (?, ?, 'CREATE', ?, NULL, ?)", (revision, key, revision, value))

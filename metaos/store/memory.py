@@ -15,7 +15,7 @@ from itertools import islice
 from types import coroutine
 
 from metaos.store.fanout import BUFFER, FanOut
-from metaos.store.log import BUMP, Compacted, Conflict, Entry, EventType, Listing, LogEvent, StoreClosed
+from metaos.store.log import Compacted, Conflict, Entry, EventType, Listing, LogEvent, StoreClosed, restored_revision
 
 HISTORY = 20_000
 
@@ -62,10 +62,10 @@ class MemoryStore:
         """Everything as of now, without history: what ``metaos.store.backup.snapshot`` makes of a file."""
         return Backup(self._revision, dict(self._current))
 
-    def restore(self, backup: Backup, mark: Callable[[int], tuple[str, bytes]]) -> int:
+    def restore(self, backup: Backup, now: float, mark: Callable[[int], tuple[str, bytes]]) -> int:
         """After ``close``: as ``metaos.store.backup.restore`` makes a file of a backup. The revision at which it begins."""
         self._log.clear()
-        revision = self._revision = self._oldest = backup.revision + BUMP
+        revision = self._revision = self._oldest = restored_revision(backup.revision, now)
         key, value = mark(revision)
         self._current = {**backup.entries, key: Entry(key, value, revision, revision)}
         self._keys = sorted(self._current)

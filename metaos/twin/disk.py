@@ -39,7 +39,8 @@ class Disk:
     def restore(self, backup: tuple[Backup, MemoryLedger]) -> int:
         """Between two lives: another disk, made of a backup. The revision at which it begins."""
         self.ledger = backup[1].copy()
-        return self.store.restore(backup[0], lambda revision: mark(revision, format_time(self.clock.now())))
+        now = self.clock.now()
+        return self.store.restore(backup[0], now, lambda revision: mark(revision, format_time(now)))
 
     def mount(self) -> Mounted:
         """For the next life. The one before must have ended."""

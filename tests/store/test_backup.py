@@ -11,7 +11,7 @@ import pytest
 
 from metaos.store import backup
 from metaos.store.backup import Stretched
-from metaos.store.log import BUMP, Compacted, StoreFailed
+from metaos.store.log import BUMP, Compacted, StoreFailed, restored_revision
 from metaos.store.seal import Keyring, SealedStore
 from metaos.store.sqlite import SqliteStore
 from tests.store.disk import mark
@@ -62,7 +62,7 @@ async def test_a_backup_under_load_is_one_moment(tmp_path: Path) -> None:
 
     files = backup.open_files(target, manifest, "correct horse")
     assert files == keys(data)
-    begin = backup.restore(target, tmp_path / "new", files, mark)
+    begin = backup.restore(target, tmp_path / "new", files, 0.0, mark)
     assert begin == manifest["revision"] + BUMP > max(states)
     assert {stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "new").rglob("*") if p.is_file()} == {0o600}
     again = await opened(tmp_path / "new")
@@ -102,7 +102,7 @@ async def test_what_is_wrong_with_a_backup_is_said(made: Path, tmp_path: Path) -
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "file").touch()
     with pytest.raises(StoreFailed, match="is not empty"):
-        backup.restore(made, tmp_path / "new", {}, mark)
+        backup.restore(made, tmp_path / "new", {}, 0.0, mark)
     for content in (b"", b"no database", made.read_bytes()[:5000]):
         (tmp_path / "bad").write_bytes(content)
         with pytest.raises(StoreFailed, match=r"no backup|damaged"):
@@ -127,7 +127,15 @@ async def test_an_interrupted_restore_leaves_nothing_that_looks_whole(
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
         patch.setattr(backup, "_sync_all", lambda paths: (_ for _ in ()).throw(OSError("full")))
-        backup.restore(made, tmp_path / "new", {"keys.json": b"{}"}, mark)
+        backup.restore(made, tmp_path / "new", {"keys.json": b"{}"}, 0.0, mark)
     assert not (tmp_path / "new").exists()
-    backup.restore(made, tmp_path / "new", keys(tmp_path / "hub"), mark)
+    backup.restore(made, tmp_path / "new", keys(tmp_path / "hub"), 0.0, mark)
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["keys.json", "pki", "state.db"]
+
+
+def test_the_same_backup_may_be_restored_twice() -> None:
+    """What was seen of the first restored hub is older than all that the second says."""
+    first = restored_revision(100, 1_800_000_000.0)
+    assert restored_revision(100, 1_800_000_060.0) > first + 59 * 100_000
+    assert restored_revision(100, 0.0) == 100 + BUMP
+    assert restored_revision(first, 1_700_000_000.0) == first + BUMP

@@ -59,7 +59,7 @@ async def test_it_goes_on_where_it_was_and_is_in_backups(tmp_path: Path) -> None
     await store.ledger.append(booking("paris", 4))
     await store.close()
     describe(tmp_path / "backup", {}, {}, None)
-    restore(tmp_path / "backup", tmp_path / "again", {}, mark)
+    restore(tmp_path / "backup", tmp_path / "again", {}, 0.0, mark)
     store = await SqliteStore.open(tmp_path / "again" / "state.db")
     assert await store.ledger.extent() == before
     assert (await store.ledger.append(booking("paris", 4))).fresh

@@ -182,7 +182,7 @@ def test_a_restored_hub_survives_a_power_loss_at_once(tmp_path: Path) -> None:
     target.parent.mkdir()
     steps = Recorder(target.parent)
     with watched(steps):
-        backup.restore(copy, target, {"keys.json": (source / "keys.json").read_bytes()}, mark)
+        backup.restore(copy, target, {"keys.json": (source / "keys.json").read_bytes()}, 0.0, mark)
     last = {step.path: step for step in recorder.steps if step.kind is Kind.SAID}
     said = [step for step in last.values()]
     for point in range(1, len(steps.steps) + 1):

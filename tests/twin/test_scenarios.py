@@ -510,6 +510,17 @@ def test_many_seeds_are_played_in_shards_and_those_that_fail_are_told_in_order()
     assert not any(list(failing(of(duration="2m"), range(2))))
 
 
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(305, id="a status that was written from what a site said before, and its news not looked at again"),
+        pytest.param(366, id="restored twice from backups of one life: what sites had seen was younger than what they were told"),
+    ],
+)
+def test_seeds_that_once_did_not_hold(seed: int) -> None:
+    assert not list(failing(load(FOLDER / "small-chaos.yaml"), range(seed, seed + 1), 1))
+
+
 def test_what_is_moving_keeps_its_room_where_it_still_runs() -> None:
     """Its new site had fallen silent, and its room at the old one was given away as if it had left."""
     assert not list(failing(load(FOLDER / "tight-chaos.yaml"), range(710041, 710042), 1))
