@@ -324,6 +324,8 @@ class Hub:
 
             keys.on_change(learned)
             election = self.election = Election(client, clock, self.url, StoreToken(store, self.url), peers.gone)
+            peers.desk = registry.desk.answer_here
+            registry.desk.leader = lambda asked, given: peers.ask(election.leader, asked, given)
             leases = manager.informer(scheme.LEASE, SYSTEM_NAMESPACE)
             works += [("peers", peers.run(leases)), ("election", election.run(term))]
             self._metrics.gauges["nemo_leader"] = ("Whether this hub runs the controllers.", lambda: float(election.leading))

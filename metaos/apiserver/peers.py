@@ -2,18 +2,21 @@
 
 Each hub keeps a Lease ``nemo-hub-…`` whose holder is its URL. A hub holds a link to every other: one WebSocket, with the streams
 of a tunnel. A site is connected to one hub; another that wants it asks over its links, one after the other. So agents, and what
-stands between them and the hubs, need to know nothing of it.
+stands between them and the hubs, need to know nothing of it. What is asked about devices is answered by the hub that leads, over
+its link too.
 
-Bounds: ``MOST_HUBS`` hubs; streams and their buffers as in any tunnel.
+Bounds: ``MOST_HUBS`` hubs; streams and their buffers as in any tunnel; ``MOST_ASKED`` bytes of a question or an answer about
+devices, for which ``ANSWER_SECONDS`` are waited.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -41,6 +44,8 @@ HEARTBEAT_SECONDS, RETRY_SECONDS, CONNECT_SECONDS = 4.0, 1.0, 3.0
 #: A link that has just broken is made again so soon: only where its hub has ended that fails at once.
 SOON_SECONDS = 0.05
 MOST_HUBS = 16
+#: A batch of as many devices as may be in one, with what each logs in with.
+MOST_ASKED, ANSWER_SECONDS = 32 << 20, 120.0
 
 
 class Peers:
@@ -48,6 +53,8 @@ class Peers:
 
     def __init__(self, client: Client, clock: Clock, url: str, context: Callable[[], ssl.SSLContext], tunnels: Tunnels) -> None:
         self._client, self._clock, self.url, self._context, self._tunnels = client, clock, url, context, tunnels
+        #: Answers what another hub asks about devices.
+        self.desk: Callable[[str, Sequence[Any]], Awaitable[Obj]] | None = None
         #: URL → (its Lease, since when it is so).
         self._seen: dict[str, tuple[Obj, float]] = {}
         self._links: dict[str, Tunnel] = {}
@@ -197,10 +204,13 @@ class Peers:
         return socket
 
     async def _relay(self, header: dict[str, Any], stream: Stream) -> None:
-        """Another hub wants a site that may be connected here."""
+        """Another hub wants a site that may be connected here, or an answer about devices."""
+        if header.get("type") == "desk" and self.desk is not None:
+            await self._answer(stream, self.desk)
+            return
         wanted = header.get("header")
         if header.get("type") != "site" or not isinstance(wanted, dict):
-            await stream.reset(f"a hub may open streams of type site only, not {header.get('type')!r}")
+            await stream.reset(f"a hub may open streams of type site or desk, not {header.get('type')!r}")
             return
         try:
             far = await self._tunnels.open_here(str(header.get("cluster") or ""), wanted)
@@ -209,6 +219,43 @@ class Peers:
             return
         await stream.accept()
         await join(stream, far)
+
+    # -- devices -------------------------------------------------------------------------------------------
+
+    async def ask(self, url: str, asked: str, given: Sequence[Any]) -> Obj:
+        """What the desk of another hub, the one that leads, answers. Raises ``ApiError``."""
+        tunnel = self._links.get(url)
+        if tunnel is None:
+            who = f"the hub that leads, {url}, is not linked to this one" if url else "no hub leads"
+            raise unavailable(f"devices are served by the hub that leads: {who} at this moment; try again")
+        stream: Stream | None = None
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                stream = await tunnel.open({"type": "desk"})
+                await stream.write(json.dumps([asked, *given]).encode())
+                await stream.write_eof()
+                answer = json.loads(await _whole(stream))
+        except (TunnelError, StreamReset, ValueError) as error:
+            raise unavailable(f"the hub that leads, {url}, did not answer about devices: {error}; try again") from error
+        except TimeoutError:
+            raise unavailable(f"the hub that leads, {url}, did not answer in {ANSWER_SECONDS:g} s: try again") from None
+        finally:
+            if stream is not None:
+                await stream.reset("the asking hub has what it needs, or gave up")
+        if "error" in answer:
+            raise ApiError.of(answer["error"])
+        found: Obj = answer["found"]
+        return found
+
+    async def _answer(self, stream: Stream, desk: Callable[[str, Sequence[Any]], Awaitable[Obj]]) -> None:
+        asked, *given = json.loads(await _whole(stream))
+        try:
+            answer: Obj = {"found": await desk(str(asked), given)}
+        except ApiError as error:
+            answer = {"error": error.status()}
+        await stream.write(json.dumps(answer).encode())
+
+    # -- sites ---------------------------------------------------------------------------------------------
 
     async def open(self, cluster: str, header: dict[str, Any]) -> Stream:
         """A stream to a site at whichever hub it is connected to. Raises ``ApiError``."""
@@ -236,3 +283,13 @@ class Peers:
                     continue
                 raise
         raise unavailable(f"site {cluster!r} is not connected to any hub: its agent is away, or has no way to them")
+
+
+async def _whole(stream: Stream) -> bytes:
+    """All that the other side says. Raises ``StreamReset``, ``ValueError``."""
+    found = bytearray()
+    while part := await stream.read():
+        found += part
+        if len(found) > MOST_ASKED:
+            raise ValueError(f"it is more than {MOST_ASKED} bytes")
+    return bytes(found)

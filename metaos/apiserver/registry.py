@@ -134,16 +134,16 @@ class Registry(Writing):
             if user.name != claim_user(namespace, name):
                 why = "only who holds the claim's token or certificate enrols by it; others make Devices, or a DeviceBatch"
                 raise errors.forbidden(kind.group, kind.plural, name, why)
-            return await self.desk.enrol(namespace, name, obj)
+            return await self.desk.answer("enrol", namespace, name, obj)
         if self.current(kind, name, namespace) is None:
             raise errors.not_found(kind.group, kind.plural, name)
         if subresource == "credential":
-            return await self.desk.credential(namespace, name)
-        return await self.desk.command(namespace, name, obj)
+            return await self.desk.answer("credential", namespace, name)
+        return await self.desk.answer("command", namespace, name, obj)
 
     async def get(self, user: UserInfo, kind: Kind, name: str, namespace: str = "", *, subresource: str = "") -> Obj:
         found = await super().get(user, kind, name, namespace, subresource=subresource)
-        return self.desk.live(namespace, name) if subresource == "live" else found
+        return await self.desk.answer("live", namespace, name) if subresource == "live" else found
 
     def _is_drained(self, pod: Obj) -> bool:
         """Whether a pod's site takes no pods any more: it is cordoned, or being removed."""

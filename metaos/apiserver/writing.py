@@ -125,7 +125,7 @@ class Writing(Reading):
         self.reviews: dict[Kind, Callable[[UserInfo, Obj], Awaitable[Obj]]] = {}
         #: Who answers what is asked about devices.
         self.desk = Desk()
-        self.reviews[scheme.DEVICE_BATCH] = lambda user, obj: self.desk.batch(obj)
+        self.reviews[scheme.DEVICE_BATCH] = lambda user, obj: self.desk.answer("batch", obj)
 
     async def create(
         self,

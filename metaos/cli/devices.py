@@ -68,11 +68,7 @@ def add(
     body: Obj = {**scheme.DEVICE.empty(name, where), "spec": spec}
     body["metadata"]["labels"] = _labels(labels)
 
-    async def act(client: HttpClient) -> Obj:
-        await client.create(body)
-        return await _posted(client, where, f"devices/{name}/credential")
-
-    _give(_config(_asked(hub, act)), out, output)
+    _give(_config(_asked(hub, lambda client: _added(client, body))), out, output)
 
 
 @device.command()
@@ -341,6 +337,29 @@ def _asked(hub: dict[str, Any], act: Callable[[HttpClient], Any]) -> Any:
     from metaos.cli.connection import with_client
 
     return with_client(hub["kubeconfig"], hub["data"] or default_data("hub"), act)
+
+
+async def _added(client: HttpClient, body: Obj) -> Obj:
+    """Makes a Device; its first credentials. Where this had made it before, and got no credentials, it goes on from there."""
+    from metaos.resources import scheme
+    from metaos.resources.errors import ApiError
+    from metaos.resources.meta import name, namespace
+
+    named, where = name(body), namespace(body)
+    try:
+        await client.create(body)
+    except ApiError as error:
+        if error.reason != "AlreadyExists":
+            raise
+        found = await client.get(scheme.DEVICE, named, where)
+        same = (
+            body["spec"].items() <= found["spec"].items()
+            and (found["metadata"].get("labels") or {}) == body["metadata"]["labels"]
+        )
+        if "credential" in found["spec"] or not same:
+            remedy = f"for new credentials say 'nemo device credentials {named} -n {where}'"
+            raise ApiError(error.code, error.reason, f"{error.message}: {remedy}") from None
+    return await _posted(client, where, f"devices/{named}/credential")
 
 
 async def _posted(client: HttpClient, where: str, path: str, spec: Obj | None = None) -> Obj:

@@ -1,7 +1,8 @@
 """What people ask about devices: commands, credentials, batches, enrolments and what is known this moment.
 
 Answers what the API server has authorised: POST ``devices/NAME/command``, ``devices/NAME/credential``,
-``deviceclaims/NAME/enrolment`` and ``devicebatches``, GET ``devices/NAME/live``.
+``deviceclaims/NAME/enrolment`` and ``devicebatches``, GET ``devices/NAME/live``. Of several hubs the one that leads answers, to
+whichever it is said.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -32,6 +33,8 @@ AT_A_TIME = 16
 BATCH = "meta-os.eu/batch"
 #: A device shows this claim's token or certificate and makes itself.
 CLAIM_LABEL = "meta-os.eu/claim"
+#: What a desk answers: its methods.
+ASKED = ("live", "command", "credential", "batch", "enrol")
 _TRIES = 20
 
 
@@ -40,14 +43,35 @@ class Desk:
 
     def __init__(self) -> None:
         self.fleet: Fleet | None = None
+        #: Has the hub that leads answer, as ``answer_here`` does there; ``None``: there is no other hub.
+        self.leader: Callable[[str, Sequence[Any]], Awaitable[Obj]] | None = None
         self._numbers = count(1)
         self._asked = 0
         #: Claims are counted one after another.
         self._counting = asyncio.Lock()
 
     @property
+    def _leads(self) -> bool:
+        return self.fleet is not None and self.fleet.leading
+
+    async def answer(self, asked: str, *given: Any) -> Obj:
+        """``asked`` is one of :data:`ASKED`, ``given`` that method's arguments. Raises ``ApiError``."""
+        if self.leader is not None and not self._leads:
+            return await self.leader(asked, given)
+        return await self.answer_here(asked, given)
+
+    async def answer_here(self, asked: str, given: Sequence[Any]) -> Obj:
+        """For another hub, which has authorised it. Raises ``ApiError``."""
+        if asked not in ASKED:
+            raise errors.bad_request(
+                f"a hub may ask for one of {', '.join(ASKED)}, not for {asked[:40]!r}: is it of a later release?"
+            )
+        found: Obj = await getattr(self, asked)(*given)
+        return found
+
+    @property
     def _here(self) -> Fleet:
-        if self.fleet is None or not self.fleet.leading:
+        if self.fleet is None or not self._leads:
             raise errors.unavailable(
                 "devices are served by the hub that leads, where it has a bus: this one does not at this moment"
             )
@@ -59,7 +83,7 @@ class Desk:
             raise errors.not_found(GROUP, "devices", name)
         return found
 
-    def live(self, namespace: str, name: str) -> Obj:
+    async def live(self, namespace: str, name: str) -> Obj:
         """The Device with what is known this moment, and the last measurements."""
         live, now = self._live(namespace, name), self._here.clock.now()
         found = status(live.device, live.known(), now)
@@ -154,11 +178,12 @@ class Desk:
         }
         address = Address(namespace, name)
         try:
-            made = await fleet.client.patch(scheme.DEVICE, name, namespace, patch)
+            # Where the bus is away nothing has changed.
+            issued = await fleet.gate.issue(address, uid(device), before + 1)
+            await fleet.client.patch(scheme.DEVICE, name, namespace, patch)
             # Not before it is known that there is a new one; where this ends here, the fleet does it.
             if before:
                 await fleet.gate.bar(address, uid(device), before)
-            issued = await fleet.gate.issue(address, uid(made), before + 1)
         except BusError as error:
             raise errors.unavailable(f"the bus is away: {error}") from error
         return _credential(name, namespace, issued)

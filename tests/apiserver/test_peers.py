@@ -21,8 +21,9 @@ from metaos.apiserver.tunnels import Tunnels
 from metaos.apiserver.upkeep import COMPACT_SECONDS, FULL_SECONDS, Upkeep
 from metaos.reconcile.informer import Informer
 from metaos.reconcile.manager import Manager
+from metaos.resources import scheme
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import SYSTEM_NAMESPACE, format_time
+from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, format_time
 from metaos.resources.scheme import LEASE
 from metaos.security.authz import MASTERS, UserInfo
 from metaos.store.log import StoreUnreachable
@@ -30,6 +31,7 @@ from metaos.store.memory import MemoryStore
 from metaos.store.seal import Keyring, SealedStore
 from metaos.tunnel import Stream, Tunnel
 from tests.clock import FakeClock
+from tests.fleet.site import ADMIN, station
 
 
 class Away(MemoryStore):
@@ -141,25 +143,67 @@ async def test_only_a_hub_that_was_reached_there_has_ended_where_nothing_listens
     await asyncio.wait([dialling])
 
 
+class Linked:
+    """Two hubs, of which ``near`` has a link to ``far``."""
+
+    def __init__(self, tunnels: Any) -> None:
+        clock = FakeClock()
+        self.near, self.far = (Peers(None, clock, url, context, tunnels) for url in ("https://a", "https://b"))  # type: ignore[arg-type]
+        self.here = Tunnel(self._to_far, self.near._relay, client=True)
+        self.there = Tunnel(self._to_near, self.far._relay, client=False)
+        self.near._links["https://b"] = self.here
+
+    async def _to_far(self, data: bytes) -> None:
+        await self.there.receive(data)
+
+    async def _to_near(self, data: bytes) -> None:
+        await self.here.receive(data)
+
+    async def close(self) -> None:
+        await self.here.close("the end")
+        await self.there.close("the end")
+
+
 @pytest.mark.parametrize("code", [403, 502, 503])
 async def test_what_a_site_does_not_allow_is_said_at_every_hub(code: int) -> None:
     class Site:
         async def open_here(self, cluster: str, header: dict[str, Any]) -> Stream:
             raise ApiError(code, "No", f"site {cluster!r} says no")
 
-    clock = FakeClock()
-    near, far = (Peers(None, clock, url, context, Site()) for url in ("https://a", "https://b"))  # type: ignore[arg-type]
-
-    async def to_far(data: bytes) -> None:
-        await there.receive(data)
-
-    async def to_near(data: bytes) -> None:
-        await here.receive(data)
-
-    here, there = Tunnel(to_far, near._relay, client=True), Tunnel(to_near, far._relay, client=False)
-    near._links["https://b"] = here
+    hubs = Linked(Site())
     with pytest.raises(ApiError, match="site 'paris' says no") as told:
-        await near.open("paris", {"type": "exec"})
+        await hubs.near.open("paris", {"type": "exec"})
     assert told.value.code == (403 if code == 403 else 502)
-    await here.close("the end")
-    await there.close("the end")
+    await hubs.close()
+
+
+async def test_the_hub_that_leads_answers_about_devices_at_any_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    hubs = Linked(None)
+    with pytest.raises(ApiError, match="type site or desk") as told:
+        await hubs.near.ask("https://b", "live", ("shop", "lamp"))
+    assert told.value.code == 503
+    async with station() as leading:
+        hubs.far.desk = leading.registry.desk.answer_here
+        follower = Registry(leading.registry._store, leading.clock, Random(1), shared=True)
+        await follower.start()
+        follower.desk.leader = lambda asked, given: hubs.near.ask("https://b", asked, given)
+        await follower.create(ADMIN, scheme.DEVICE.empty("lamp", "shop") | {"spec": {}})
+        made = await follower.create_subresource(ADMIN, scheme.DEVICE, "lamp", "shop", "credential", {})
+        await leading.settle()
+        assert made["status"]["password"] == f"{(await leading.device('lamp'))['metadata']['uid']}.1"
+        assert (await follower.get(ADMIN, scheme.DEVICE, "lamp", "shop", subresource="live"))["status"]["online"] is False
+        with pytest.raises(ApiError, match="device lamp is offline") as told:
+            await follower.create_subresource(ADMIN, scheme.DEVICE, "lamp", "shop", "command", {"spec": {"action": "blink"}})
+        assert told.value.code == 504
+        many: Obj = scheme.DEVICE_BATCH.empty("", "shop") | {"spec": {"devices": [{"name": f"d{n}"} for n in range(500)]}}
+        assert (await follower.create(ADMIN, many))["status"]["made"] == 500
+        for wrong, said in (("https://c", "https://c, is not linked"), ("", "no hub leads")):
+            with pytest.raises(ApiError, match=said):
+                await hubs.near.ask(wrong, "live", ("shop", "lamp"))
+        with pytest.raises(ApiError, match="a hub may ask for one of live, command"):
+            await hubs.near.ask("https://b", "fleet", ())
+        monkeypatch.setattr("metaos.apiserver.peers.MOST_ASKED", 10)
+        with pytest.raises(ApiError, match="it is more than 10 bytes"):
+            await hubs.near.ask("https://b", "live", ("shop", "lamp"))
+        await follower.stop()
+    await hubs.close()

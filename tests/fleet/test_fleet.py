@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from metaos.cli.devices import _added
+from metaos.clock import SystemClock
 from metaos.fleet import apps
 from metaos.fleet import fleet as fleets
 from metaos.fleet.gate import Address, Connection
@@ -16,6 +19,7 @@ from metaos.resources import errors, scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj
 from metaos.security.authz import UserInfo
+from tests.apiserver.serving import served
 from tests.fleet.site import ADMIN, Station, Thing, station
 
 
@@ -496,6 +500,34 @@ async def test_a_new_credential_bars_the_old_one_only_when_there_is_a_new_one(mo
         monkeypatch.setattr(hub.gate, "bar", bar)
         await hub.settle(3)
         assert {each[2] for each in hub.gate.barred} == {1}
+
+
+async def test_a_device_gets_its_credentials_when_the_bus_is_there_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``nemo device add`` is said again: it made the Device, and nobody was given anything yet."""
+    async with served(tmp_path, SystemClock()) as hub, station() as other:
+        hub.registry.desk.fleet = fleets.Fleet(hub.registry.client(ADMIN), other.clock, other.connect, other.gate, other.apps)
+        hub.registry.desk.fleet.leading = True
+        issue = other.gate.issue
+
+        async def away(*_: Any) -> Any:
+            raise BusError("gone")
+
+        client = hub.client()
+        try:
+            body: Obj = {**scheme.DEVICE.empty("lamp", "default"), "spec": {"owner": "ann"}}
+            body["metadata"]["labels"] = {"floor": "2"}
+            monkeypatch.setattr(other.gate, "issue", away)
+            for _ in range(2):
+                with pytest.raises(ApiError, match="the bus is away"):
+                    await _added(client, body)
+            monkeypatch.setattr(other.gate, "issue", issue)
+            assert (await _added(client, body))["status"]["password"].endswith(".1")
+            with pytest.raises(
+                ApiError, match="already exists: for new credentials say 'nemo device credentials lamp -n default'"
+            ):
+                await _added(client, body)
+        finally:
+            await client.close()
 
 
 async def test_an_application_is_its_own_namespaces_alone() -> None:
