@@ -19,6 +19,7 @@ from metaos.controllers.flows import Flows
 from metaos.controllers.occupancy import Occupancy, Share
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.recovery import on_backing
+from metaos.controllers.render import cluster_of, source_label, source_of
 from metaos.controllers.reoptimising import SUGGESTED, suggestion
 from metaos.controllers.settings import Settings
 from metaos.controllers.waiting import WAITING, Waiting
@@ -30,6 +31,7 @@ from metaos.resources import scheme, workload
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
     EVICTED,
+    SOURCE_LABEL,
     Obj,
     ObjectRef,
     annotations,
@@ -37,6 +39,7 @@ from metaos.resources.meta import (
     format_time,
     generation,
     is_true,
+    labels,
     name,
     namespace,
     owner_reference,
@@ -70,6 +73,8 @@ class PlacementReconciler:
         self._workloads = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
         self._placements = manager.informer(scheme.PLACEMENT)
         self._clusters = manager.informer(scheme.CLUSTER)
+        self._works = manager.informer(scheme.WORK)
+        self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
         self._facts = Facts(manager, clock, settings)
         self._filters = load_all("metaos.filter", [name for name, _ in FILTERS])
         self._scores = [*(score for _, score in load_all("metaos.score", [score.name for score in SCORES])), *settings.scores]
@@ -299,13 +304,23 @@ class PlacementReconciler:
         asked = workload.requests(spec)
         placement = self._placements.get(placement_name(about), about.namespace)
         current = self._current(about, placement)
-        # What it moves from has its room until it is stopped there: where its new site is silent, that may take long.
-        held = {site: sum(current.values()) for site in written.moves_from(placement) if site not in current}
+        # What it moves from has its room until it is stopped there: where its new site is silent, that may take long. It is taken
+        # away at once where it must leave for who has a higher priority.
+        works = self._works.by_index("source", source_label(about))
+        left = {cluster_of(work) for work in works} - current.keys() - set(displaced(placement or {}))
+        held = dict.fromkeys(sorted(left), sum(current.values()))
         fixed = about.kind == "Pod" or workload.has_local_data(obj)
         priority, _ = self._facts.priority(obj)
         devices = workload.device_requests(spec)
         if self._occupancy.set(about, Share(asked["cpu"], asked["memory"], {**held, **current}, devices, priority, fixed)):
             self._waiting.freed(before)
+
+    def work_changed(self, old: Obj | None, new: Obj | None) -> None:
+        """A Work came or went: where its workload is not decided to be, it takes room for as long as it is there."""
+        if old is None or new is None:
+            about = source_of(new or old or {})
+            if about.kind in self._workloads and (cluster_of(new or old or {}) in self._occupancy.places(about)) == (new is None):
+                self.take_account(about)
 
     def classes_changed(self) -> None:
         """Priorities may be others. Before the next decision all are looked at again."""
@@ -429,6 +444,7 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
     )
 
     manager.informer(scheme.CLUSTER).on_change(reconciler.site_changed)
+    manager.informer(scheme.WORK).on_change(reconciler.work_changed)
     manager.informer(scheme.PRIORITY_CLASS).on_change(lambda old, new: reconciler.classes_changed())
 
     def on_intent(old: Obj | None, new: Obj | None) -> None:

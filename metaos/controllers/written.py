@@ -44,15 +44,6 @@ def stamped(placement: Obj, spec: dict[str, Any], found: WorkloadInfo, plan: Pla
     return made
 
 
-def moves_from(placement: Obj | None) -> list[str]:
-    """Sites where it still runs, as what replaces it elsewhere is not ready or has just become so. Those that it must leave for
-    who has a higher priority are not among them."""
-    found = ((placement or {}).get("status") or {}).get("migration") or {}
-    if placement is None or found.get("phase") in (None, "Stopped", "Done"):
-        return []
-    return sorted(set(found.get("from") or ()) - set(displaced(placement)))
-
-
 def status(placement: Obj, obj: Obj, found: WorkloadInfo, plan: Plan, reasons: dict[str, Any], now: float) -> dict[str, Any]:
     """Why it is so. ``reasons``: of scores and filters."""
     old = placement.get("status") or {}
