@@ -34,6 +34,7 @@ from metaos.resources.services import (
     needs_health_port,
     needs_node_ports,
     node_ports,
+    own_endpoints,
 )
 from metaos.store.log import CLAIM, Conflict, Overtaken, Store, claimed
 
@@ -154,8 +155,12 @@ class Allotment:
         new: set[Thing] = set()
         if needs_address(spec):
             new |= self._address(obj, wanted, set(addresses(before)))
-            wanted.setdefault("ipFamilies", ["IPv4"])
-            wanted.setdefault("ipFamilyPolicy", "SingleStack")
+            both = own_endpoints(wanted)
+            policy = wanted.setdefault("ipFamilyPolicy", "RequireDualStack" if both else "SingleStack")
+            families = wanted.get("ipFamilies") or ["IPv4"]
+            if both and policy != "SingleStack" and len(families) == 1:
+                families = [*families, "IPv6" if families[0] == "IPv4" else "IPv4"]
+            wanted["ipFamilies"] = families
         if ports and (needs_node_ports(spec) or needs_health_port(spec)):
             new |= self._ports(obj, wanted, node_ports(before), new)
         return wanted, new

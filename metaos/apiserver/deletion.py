@@ -17,6 +17,13 @@ FOREGROUND = "foregroundDeletion"
 ORPHAN = "orphan"
 PROPAGATION = ("", "Background", "Foreground", "Orphan")
 DEFAULT_GRACE_SECONDS = 30
+#: Kinds of which the answer to a delete is the object, also where it is gone at once; of others a Status.
+_SHOWN = frozenset(
+    (
+        *(scheme.POD, scheme.SERVICE, scheme.SERVICE_ACCOUNT, scheme.RESOURCE_QUOTA, scheme.NAMESPACE),
+        *(scheme.STORAGE_CLASS, scheme.PERSISTENT_VOLUME, scheme.PERSISTENT_VOLUME_CLAIM),
+    )
+)
 _PODS_FOLLOW = (scheme.DEPLOYMENT, scheme.STATEFUL_SET, scheme.DAEMON_SET, scheme.JOB)
 
 
@@ -30,8 +37,8 @@ class DeleteOptions:
     grace_period_seconds: int | None = None
 
 
-def delete(kind: Kind, obj: Obj, options: DeleteOptions, now: float) -> Obj | None:
-    """The object as it remains, or ``None``: remove it. Raises ``ApiError`` where preconditions do not hold."""
+def delete(kind: Kind, obj: Obj, options: DeleteOptions, now: float) -> Obj:
+    """The object as it remains, or as it goes where it is ``finished``. Raises ``ApiError`` where preconditions do not hold."""
     if options.propagation not in PROPAGATION:
         raise errors.bad_request(
             f"invalid propagation policy {options.propagation!r}: must be one of Background, Foreground, Orphan"
@@ -72,7 +79,7 @@ def delete(kind: Kind, obj: Obj, options: DeleteOptions, now: float) -> Obj | No
     if kind is scheme.NAMESPACE:
         left.setdefault("status", {})["phase"] = "Terminating"
     _mark(left, grace, now)
-    return None if finished(kind, left) else left
+    return left
 
 
 def _grace(kind: Kind, obj: Obj, options: DeleteOptions) -> int:
@@ -106,3 +113,10 @@ def finished(kind: Kind, obj: Obj) -> bool:
     if not metadata.get("deletionTimestamp") or metadata.get("finalizers") or metadata.get("deletionGracePeriodSeconds"):
         return False
     return not (kind is scheme.NAMESPACE and (obj.get("spec") or {}).get("finalizers"))
+
+
+def last(kind: Kind, obj: Obj, left: Obj) -> Obj | None:
+    """How an object that is gone is shown: a Pod as it dies, others as they were. ``None``: not at all."""
+    if kind not in _SHOWN:
+        return None
+    return copy.deepcopy(left if kind is scheme.POD else obj)

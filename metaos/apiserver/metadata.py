@@ -50,6 +50,7 @@ DNS_LABEL = (
     "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an "
     "alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
 )
+_NO_DOTS = "must not contain dots"
 DNS_SUBDOMAIN = (
     "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end "
     "with an alphanumeric character (e.g. 'example.com', regex used for validation is "
@@ -73,8 +74,6 @@ def name_causes(kind: Kind, name: str, path: str = "metadata.name") -> list[Caus
         return [invalid(path, name, f"may not contain '{bad}'") for bad in ("/", "%") if bad in name]
     if named in _LABEL_NAMES:
         longest, pattern, text = 63, _LABEL, DNS_LABEL
-        if named == "Service":
-            pattern, text = LETTER_FIRST, DNS_1035
     else:
         longest, pattern, text = 253, SUBDOMAIN, DNS_SUBDOMAIN
     if named == "Cluster":
@@ -83,14 +82,15 @@ def name_causes(kind: Kind, name: str, path: str = "metadata.name") -> list[Caus
     if len(name) > longest:
         found.append(invalid(path, name, f"must be no more than {longest} characters"))
     if not pattern.match(name):
-        found.append(invalid(path, name, text))
+        dotted = pattern is _LABEL and SUBDOMAIN.match(name)
+        found.append(invalid(path, name, _NO_DOTS if dotted else text))
     return found
 
 
 def dns_label_causes(name: str, path: str) -> list[Cause]:
     """Why ``name`` is no RFC 1123 label."""
     found = [invalid(path, name, "must be no more than 63 characters")] if len(name) > 63 else []
-    return found if _LABEL.match(name) else [*found, invalid(path, name, DNS_LABEL)]
+    return found if _LABEL.match(name) else [*found, invalid(path, name, _NO_DOTS if SUBDOMAIN.match(name) else DNS_LABEL)]
 
 
 def key_problems(key: str) -> list[str]:
@@ -152,7 +152,7 @@ def metadata_causes(metadata: Mapping[str, Any]) -> list[Cause]:
     owners = metadata.get("ownerReferences") or ()
     for owner in owners:
         found.extend(
-            invalid(f"metadata.ownerReferences.{key}", "", f"{'version' if key == 'apiVersion' else key} must not be empty")
+            invalid(f"metadata.ownerReferences.{key}", "", f"{'version ' if key == 'apiVersion' else ''}must not be empty")
             for key in ("apiVersion", "kind", "name", "uid")
             if not owner.get(key)
         )

@@ -373,7 +373,7 @@ def _responses(action: str, subject: str, v3: bool) -> dict[str, Any]:
 
     names = [subject + "List"] if action in ("list", "deletecollection") else [subject]
     if action.startswith("delete"):
-        # What waits for its finalizers is answered as it is now, what has gone by a Status.
+        # What waits for its finalizers is answered as it is now, what has gone as it was or by a Status.
         names.append(_META + "Status")
     found = {code: answer(text, *names) for code, text in _GOOD.get(action, {"200": "OK"}).items()}
     return found | {

@@ -171,7 +171,8 @@ class Registry(Writing):
         warnings: list[str] | None = None,
         author: UserInfo | None = None,
     ) -> Obj:
-        """The object where it remains for now (finalizers, grace period), otherwise a Status of success. ``author``: who wants
+        """The object where it remains for now (finalizers, grace period), and of some kinds where it is gone (``deletion.last``);
+        otherwise a Status of success. ``author``: who wants
         it, where the right to it was asked for already."""
         await self.check_now(user, Attributes("delete", kind.group, kind.plural, "", namespace, name))
         stored = stored_kind(kind)
@@ -189,19 +190,24 @@ class Registry(Writing):
             await self._admit(write, kind, "DELETE", current, current)
             await self._approve(write, kind, "DELETE", None, current)
             left = deletion.delete(stored, current, options, self._clock.now())
-            if left == current:
+            finished = deletion.finished(stored, left)
+            if left == current and not finished:
                 return self._show(kind, current, "")
+            shown = deletion.last(stored, current, left) if finished else left
             try:
-                if not dry_run and left is None:
-                    self.cache.written(await self._store.delete(key, expected=version.revision))
-                elif not dry_run and left is not None:
-                    left = self._answer(left, await self._store.update(key, encode(kept(kind, left)), expected=version.revision))
+                if not dry_run and finished:
+                    revision = await self._store.delete(key, expected=version.revision)
+                    self.cache.written(revision)
+                    if shown is not None:
+                        shown["metadata"]["resourceVersion"] = str(revision)
+                elif not dry_run:
+                    shown = self._answer(left, await self._store.update(key, encode(kept(kind, left)), expected=version.revision))
             except Conflict as met:
                 if resource_version and met.current is not None:
                     raise errors.conflict(kind.group, kind.plural, name) from None
                 version = Version(key, met.current.value, met.current.revision) if met.current else None
                 continue
-            return self._show(kind, left, "") if left is not None else gone(kind, current)
+            return self._show(kind, shown, "") if shown is not None else gone(kind, current)
         raise errors.conflict(kind.group, kind.plural, name, TOO_MANY)
 
     async def delete_collection(

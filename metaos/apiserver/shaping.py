@@ -9,6 +9,7 @@ from metaos.apiserver import validation
 from metaos.apiserver.customkind import CustomKind
 from metaos.apiserver.defaults import apply_defaults
 from metaos.apiserver.metadata import metadata_causes, name_causes
+from metaos.apiserver.rules import services
 from metaos.apiserver.schema import Findings, conform
 from metaos.resources import errors, scheme
 from metaos.resources.meta import Obj, name
@@ -92,6 +93,8 @@ def validate(kind: Kind, obj: Obj, old: Obj | None) -> None:
         causes += metadata_causes(metadata)
     if old is None or any(obj.get(k) != old.get(k) for k in obj.keys() | old.keys() if k not in ("metadata", "status")):
         causes += validation.causes(kind, obj, old)
+    elif kind is scheme.SERVICE:
+        causes += services.status_causes(obj, old)
     if causes:
         raise errors.invalid(kind.group, kind.kind, name(obj), causes)
     return None

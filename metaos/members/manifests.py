@@ -12,6 +12,7 @@ from typing import Any
 
 from metaos.resources import meta
 from metaos.resources.meta import ADOPT, Obj, ObjectRef, labels, name, namespace, ref
+from metaos.resources.services import own_endpoints
 from metaos.resources.workload import pod_spec
 
 FIELD_MANAGER = "nemo"
@@ -164,6 +165,8 @@ def _localise(obj: Obj) -> None:
                 _drop(spec, "clusterIP", "clusterIPs")
             _drop(spec, "ipFamilies", "healthCheckNodePort")
             _drop_if(spec, internalTrafficPolicy="Cluster", ipFamilyPolicy="SingleStack", allocateLoadBalancerNodePorts=True)
+            if own_endpoints(spec):
+                _drop_if(spec, ipFamilyPolicy="RequireDualStack")
             if spec.get("type") == "LoadBalancer":
                 # What the cluster's load balancer uses is the cluster's to choose; of NodePort the number is what users reach.
                 for port in spec.get("ports") or ():

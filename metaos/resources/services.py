@@ -56,6 +56,11 @@ def is_headless(spec: Mapping[str, Any]) -> bool:
     return needs_address(spec) and HEADLESS in addresses(spec)[:1]
 
 
+def own_endpoints(spec: Mapping[str, Any]) -> bool:
+    """Whether it is a name alone, of endpoints that somebody else writes."""
+    return is_headless(spec) and not spec.get("selector")
+
+
 def needs_node_ports(spec: Mapping[str, Any]) -> bool:
     if spec.get("type") == "LoadBalancer":
         return spec.get("allocateLoadBalancerNodePorts") is not False

@@ -86,8 +86,24 @@ async def test_a_type_without_address_gives_it_back(registry: Registry) -> None:
     back = {"spec": {"type": "ClusterIP", "externalName": None}}
     again = (await registry.patch(ADMIN, scheme.SERVICE, "web", "default", back))["spec"]["clusterIP"]
     assert allotted(again) and again != address
-    headless = await registry.create(ADMIN, service("headless", clusterIP="None"))
-    assert headless["spec"]["clusterIPs"] == ["None"] and headless["spec"]["ipFamilies"] == ["IPv4"]
+    headless = await registry.create(ADMIN, service("headless", clusterIP="None", selector={}))
+    assert headless["spec"]["clusterIPs"] == ["None"] and headless["spec"]["ipFamilies"] == ["IPv4", "IPv6"]
+    assert headless["spec"]["ipFamilyPolicy"] == "RequireDualStack", "somebody else writes its endpoints"
+    pods = await registry.create(ADMIN, service("pods", clusterIP="None"))
+    assert (pods["spec"]["ipFamilies"], pods["spec"]["ipFamilyPolicy"]) == (["IPv4"], "SingleStack")
+    single = await registry.create(ADMIN, service("single", clusterIP="None", selector={}, ipFamilyPolicy="SingleStack"))
+    assert single["spec"]["ipFamilies"] == ["IPv4"]
+
+
+async def test_only_a_load_balancer_has_addresses_of_one(registry: Registry) -> None:
+    await registry.create(ADMIN, service(type="LoadBalancer"))
+    said = {"status": {"loadBalancer": {"ingress": [{"hostname": "h.example.org"}]}}}
+    await registry.patch(ADMIN, scheme.SERVICE, "web", "default", said, subresource="status")
+    inside = await registry.patch(ADMIN, scheme.SERVICE, "web", "default", {"spec": {"type": "ClusterIP"}})
+    assert inside["status"] == said["status"], "what stood there hinders nobody"
+    other = {"status": {"loadBalancer": {"ingress": [{"hostname": "i.example.org"}]}}}
+    with pytest.raises(ApiError, match=r"may only be used when `spec\.type` is 'LoadBalancer'"):
+        await registry.patch(ADMIN, scheme.SERVICE, "web", "default", other, subresource="status")
 
 
 async def test_many_at_once_have_one_each(registry: Registry) -> None:

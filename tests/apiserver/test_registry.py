@@ -220,8 +220,21 @@ async def test_a_pod_on_a_site_dies_gracefully(registry: Registry) -> None:
     assert left["metadata"]["deletionGracePeriodSeconds"] == 5
     again = await registry.delete(ADMIN, scheme.POD, "here", "default")
     assert again["metadata"]["resourceVersion"] == left["metadata"]["resourceVersion"]
-    assert (await registry.delete(ADMIN, scheme.POD, "here", "default", grace_period_seconds=0))["status"] == "Success"
-    assert (await registry.delete(ADMIN, scheme.POD, "nowhere", "default"))["kind"] == "Status"
+    now = await registry.delete(ADMIN, scheme.POD, "here", "default", grace_period_seconds=0)
+    assert now["metadata"]["deletionGracePeriodSeconds"] == 0
+    assert (await registry.delete(ADMIN, scheme.POD, "nowhere", "default"))["metadata"]["deletionGracePeriodSeconds"] == 0
+
+
+async def test_what_is_gone_at_once_is_answered_by_kind(registry: Registry) -> None:
+    await registry.create(ADMIN, config_map())
+    assert (await registry.delete(ADMIN, scheme.CONFIG_MAP, "settings", "default"))["kind"] == "Status"
+    account = scheme.SERVICE_ACCOUNT.empty("a", "default")
+    made = await registry.create(ADMIN, account)
+    said = await registry.delete(ADMIN, scheme.SERVICE_ACCOUNT, "a", "default", dry_run=True)
+    assert said == made
+    said = await registry.delete(ADMIN, scheme.SERVICE_ACCOUNT, "a", "default")
+    revision = said["metadata"].pop("resourceVersion")
+    assert int(revision) > int(made["metadata"].pop("resourceVersion")) and said == made
 
 
 async def test_namespaces_end_in_two_steps(registry: Registry) -> None:

@@ -117,6 +117,9 @@ def test_what_belongs_to_the_hub_or_to_newer_servers_alone_is_left_out() -> None
         return prepared({"apiVersion": api_version, "kind": kind, "metadata": {"name": "x"}, "spec": spec}, "m", "w")["spec"]
 
     assert sent("v1", "Service", clusterIP="10.0.0.1", clusterIPs=["10.0.0.1"], ipFamilies=["IPv4"], ports=[]) == {"ports": []}
+    own = {"clusterIP": "None", "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack"}
+    assert sent("v1", "Service", **own) == {"clusterIP": "None"}
+    assert sent("v1", "Service", **own, selector={"a": "b"})["ipFamilyPolicy"] == "RequireDualStack"
     port = {"port": 80, "nodePort": 30080}
     assert sent("v1", "Service", type="NodePort", ports=[port])["ports"] == [port]
     balanced = sent(

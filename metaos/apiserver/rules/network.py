@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from ipaddress import ip_address, ip_network
-from typing import Any
+from ipaddress import ip_address
 
-from metaos.apiserver.metadata import DNS_1035, DNS_SUBDOMAIN, LETTER_FIRST, SUBDOMAIN
+from metaos.apiserver.metadata import DNS_SUBDOMAIN, SUBDOMAIN, dns_label_causes
+from metaos.apiserver.rules.addresses import block_causes, block_of
 from metaos.apiserver.rules.pods import PORT_RANGE, port_name_causes
 from metaos.apiserver.rules.selecting import selector_causes
 from metaos.apiserver.schema import forbidden, invalid, required
@@ -88,8 +88,8 @@ def _backend(backend: Obj, path: str) -> Iterator[Cause]:
     elif service is not None:
         if not service.get("name"):
             yield required(f"{path}.service.name")
-        elif not LETTER_FIRST.match(service["name"]):
-            yield invalid(f"{path}.service.name", service["name"], DNS_1035)
+        else:
+            yield from dns_label_causes(service["name"], f"{path}.service.name")
         port = service.get("port") or {}
         if port.get("name") and port.get("number"):
             yield invalid(path, "", "cannot set both port name & port number")
@@ -114,6 +114,7 @@ def ingress_class(obj: Obj, old: Obj | None) -> Iterator[Cause]:
 
 def network_policy(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     spec = obj.get("spec") or {}
+    held = set(_blocks((old or {}).get("spec") or {}))
     yield from selector_causes(spec.get("podSelector"), "spec.podSelector")
     for field, side in (("ingress", "from"), ("egress", "to")):
         for i, rule in enumerate(spec.get(field) or ()):
@@ -121,7 +122,7 @@ def network_policy(obj: Obj, old: Obj | None) -> Iterator[Cause]:
             for j, port in enumerate(rule.get("ports") or ()):
                 yield from _port(port, f"{path}.ports[{j}]")
             for j, peer in enumerate(rule.get(side) or ()):
-                yield from _peer(peer, f"{path}.{side}[{j}]")
+                yield from _peer(peer, f"{path}.{side}[{j}]", held)
     types = spec.get("policyTypes") or []
     if len(types) > 2:
         yield invalid("spec.policyTypes", types, "may not specify more than two policyTypes")
@@ -140,37 +141,41 @@ def _port(port: Obj, path: str) -> Iterator[Cause]:
             yield invalid(f"{path}.endPort", end, "must be greater than or equal to `port`")
 
 
-def _peer(peer: Obj, path: str) -> Iterator[Cause]:
+def _blocks(spec: Obj) -> Iterator[str]:
+    """Those that a policy names."""
+    for field, side in (("ingress", "from"), ("egress", "to")):
+        for rule in spec.get(field) or ():
+            for peer in rule.get(side) or ():
+                block = peer.get("ipBlock") or {}
+                yield from (block.get("cidr") or "", *(block.get("except") or ()))
+
+
+def _peer(peer: Obj, path: str, held: set[str]) -> Iterator[Cause]:
     yield from selector_causes(peer.get("podSelector"), f"{path}.podSelector")
     yield from selector_causes(peer.get("namespaceSelector"), f"{path}.namespaceSelector")
     block = peer.get("ipBlock")
     if block is not None:
-        yield from _block(block, f"{path}.ipBlock")
+        yield from _block(block, f"{path}.ipBlock", held)
         if "podSelector" in peer or "namespaceSelector" in peer:
             yield forbidden(path, "may not specify both ipBlock and another peer")
     elif "podSelector" not in peer and "namespaceSelector" not in peer:
         yield required(path, "must specify a peer")
 
 
-def _block(block: Obj, path: str) -> Iterator[Cause]:
+def _block(block: Obj, path: str, held: set[str]) -> Iterator[Cause]:
+    """``held``: what stood in the policy before."""
     text = block.get("cidr") or ""
     if not text:
         yield required(f"{path}.cidr")
         return
-    whole = _network(text)
+    whole = block_of(text)
+    if text not in held:
+        yield from block_causes(text, f"{path}.cidr")
     if whole is None:
-        yield invalid(f"{path}.cidr", text, "not a valid CIDR")
         return
     for i, each in enumerate(block.get("except") or ()):
-        part = _network(each)
-        if part is None:
-            yield invalid(f"{path}.except[{i}]", each, "not a valid CIDR")
-        elif part.version != whole.version or part == whole or not part.subnet_of(whole):
+        part = block_of(each)
+        if each not in held:
+            yield from block_causes(each, f"{path}.except[{i}]")
+        if part is not None and (part.version != whole.version or part == whole or not part.subnet_of(whole)):  # type: ignore[arg-type]
             yield invalid(f"{path}.except[{i}]", each, "must be a strict subset of `cidr`")
-
-
-def _network(text: str) -> Any:
-    try:
-        return ip_network(text, strict=False) if "/" in text else None
-    except ValueError:
-        return None

@@ -56,8 +56,10 @@ def autoscaler(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     least, most = spec.get("minReplicas"), spec.get("maxReplicas")
     if least is not None and least < 1:
         yield invalid("spec.minReplicas", least, "must be greater than or equal to 1")
-    if most is not None and most < 1:
-        yield invalid("spec.maxReplicas", most, "must be greater than 0")
+    if most == 0:
+        yield required("spec.maxReplicas", "must be set and greater than 0")
+    elif most is not None and most < 0:
+        yield invalid("spec.maxReplicas", most, "must be greater than or equal to 1")
     if least is not None and most is not None and most < least:
         yield invalid("spec.maxReplicas", most, "must be greater than or equal to `minReplicas`")
     target = spec.get("scaleTargetRef") or {}

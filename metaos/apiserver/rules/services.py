@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import ip_address, ip_network
 from typing import Any
 
 from metaos.apiserver.metadata import DNS_SUBDOMAIN, SUBDOMAIN, dns_label_causes, label_causes
+from metaos.apiserver.rules.addresses import address_causes, address_of, block_causes
 from metaos.apiserver.rules.pods import port_name_causes
 from metaos.apiserver.schema import duplicate, forbidden, invalid, required
 from metaos.resources.errors import Cause
@@ -21,6 +21,7 @@ from metaos.resources.services import (
     needs_address,
     needs_health_port,
     needs_node_ports,
+    own_endpoints,
 )
 
 _PORT = "must be between 1 and 65535, inclusive"
@@ -112,6 +113,13 @@ def service(obj: Obj, old: Obj | None) -> Iterator[Cause]:
         yield from _families(spec, before)
 
 
+def status_causes(obj: Obj, old: Obj) -> Iterator[Cause]:
+    """Of a write of the status."""
+    said, held = ((each.get("status") or {}).get("loadBalancer") or {} for each in (obj, old))
+    if said.get("ingress") and said != held and (obj.get("spec") or {}).get("type") != "LoadBalancer":
+        yield forbidden("status.loadBalancer.ingress", "may only be used when `spec.type` is 'LoadBalancer'")
+
+
 def _type(spec: dict[str, Any], before: dict[str, Any]) -> Iterator[Cause]:
     kind = spec.get("type", "ClusterIP")
     if kind in ("NodePort", "LoadBalancer") and is_headless(spec):
@@ -178,9 +186,10 @@ def _outside(spec: dict[str, Any], before: dict[str, Any]) -> Iterator[Cause]:
     elif before.get("type") == "LoadBalancer" and spec.get("loadBalancerClass") != before.get("loadBalancerClass"):
         yield invalid("spec.loadBalancerClass", spec.get("loadBalancerClass"), "may not change once set")
     if spec.get("type") == "LoadBalancer" and spec.get(_RANGES) != before.get(_RANGES):
+        held = before.get(_RANGES) or ()
         for i, block in enumerate(spec.get(_RANGES) or ()):
-            if not _is_block(block):
-                yield invalid(f"spec.{_RANGES}[{i}]", block, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)")
+            if block not in held:
+                yield from block_causes(block.strip(), f"spec.{_RANGES}[{i}]")
     policy = spec.get("externalTrafficPolicy")
     if policy and not from_outside(spec):
         yield invalid("spec.externalTrafficPolicy", policy, "may only be set for externally-accessible services")
@@ -201,17 +210,17 @@ def _addresses(spec: dict[str, Any], before: dict[str, Any]) -> Iterator[Cause]:
     if HEADLESS in found and len(found) > 1:
         yield invalid("spec.clusterIPs", found, "'None' must be the first and only value")
         return
-    wrong = [i for i, each in enumerate(found) if each != HEADLESS and not _is_address(each)]
-    for i in wrong:
-        yield invalid(f"spec.clusterIPs[{i}]", found[i], "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)")
+    held = addresses(before)
+    new = [(i, each) for i, each in enumerate(found) if each != HEADLESS and each not in held]
+    wrong = [cause for i, each in new for cause in address_causes(each, f"spec.clusterIPs[{i}]")]
+    yield from wrong
     if len(found) > 2:
         yield invalid("spec.clusterIPs", found, "may only hold up to 2 values")
     if wrong:
         return
-    versions = [ip_address(each).version for each in found if each != HEADLESS]
+    versions = [parsed.version for each in found if (parsed := address_of(each))]
     if len(versions) == 2 and versions[0] == versions[1]:
         yield invalid("spec.clusterIPs", found, "may specify no more than one IP for each IP family")
-    held = addresses(before)
     if not needs_address(before) or not held or (HEADLESS in held and HEADLESS in found):
         return
     for i, address in enumerate(held):
@@ -221,28 +230,12 @@ def _addresses(spec: dict[str, Any], before: dict[str, Any]) -> Iterator[Cause]:
         yield invalid("spec.clusterIPs[0]", found, "primary clusterIP can not be unset")
 
 
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_block(text: str) -> bool:
-    try:
-        ip_network(text.strip(), strict=False)
-    except ValueError:
-        return False
-    return "/" in text
-
-
 def _families(spec: dict[str, Any], before: dict[str, Any]) -> Iterator[Cause]:
-    """There are IPv4 addresses only, as in a cluster with one stack."""
+    """There are IPv4 addresses only, as in a cluster with one stack. Who brings its own endpoints may have both families."""
     families = spec.get("ipFamilies") or []
     if len(families) != len(set(families)):
         yield duplicate("spec.ipFamilies", families)
-    if spec.get("ipFamilyPolicy") == "RequireDualStack" != before.get("ipFamilyPolicy"):
+    if spec.get("ipFamilyPolicy") == "RequireDualStack" != before.get("ipFamilyPolicy") and not own_endpoints(spec):
         yield invalid("spec.ipFamilyPolicy", "RequireDualStack", "this cluster is not configured for dual-stack services")
     if is_headless(spec) or families == before.get("ipFamilies"):
         return

@@ -19,11 +19,9 @@ def storage_class(obj: Obj, old: Obj | None) -> Iterator[Cause]:
         yield from (invalid("provisioner", obj["provisioner"], text) for text in key_problems(obj["provisioner"].lower()))
     if old is None:
         return
-    for field in ("parameters", "provisioner", "reclaimPolicy"):
+    for field in ("parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"):
         if obj.get(field) != old.get(field):
-            yield forbidden(field, f"updates to {field} are forbidden.")
-    if obj.get("volumeBindingMode") != old.get("volumeBindingMode"):
-        yield invalid("volumeBindingMode", obj.get("volumeBindingMode"), "field is immutable")
+            yield invalid(field, obj.get(field), "field is immutable")
 
 
 #: Fields of a PersistentVolume's spec that are no volume source.
