@@ -18,7 +18,7 @@ ORPHAN = "orphan"
 PROPAGATION = ("", "Background", "Foreground", "Orphan")
 DEFAULT_GRACE_SECONDS = 30
 #: Kinds of which the answer to a delete is the object, also where it is gone at once; of others a Status.
-_SHOWN = frozenset(
+SHOWN = frozenset(
     (
         *(scheme.POD, scheme.SERVICE, scheme.SERVICE_ACCOUNT, scheme.RESOURCE_QUOTA, scheme.NAMESPACE),
         *(scheme.STORAGE_CLASS, scheme.PERSISTENT_VOLUME, scheme.PERSISTENT_VOLUME_CLAIM),
@@ -117,6 +117,6 @@ def finished(kind: Kind, obj: Obj) -> bool:
 
 def last(kind: Kind, obj: Obj, left: Obj) -> Obj | None:
     """How an object that is gone is shown: a Pod as it dies, others as they were. ``None``: not at all."""
-    if kind not in _SHOWN:
+    if kind not in SHOWN:
         return None
     return copy.deepcopy(left if kind is scheme.POD else obj)

@@ -17,6 +17,7 @@ import orjson
 from metaos import __version__
 from metaos.apiserver import openapi_protobuf
 from metaos.apiserver.customkind import CustomKind
+from metaos.apiserver.deletion import SHOWN
 from metaos.apiserver.discovery import MAJOR, MINOR, Discovery
 from metaos.apiserver.negotiation import JSON, not_acceptable, ranges
 from metaos.apiserver.schema import KUBERNETES, definition_name, definitions, own_texts
@@ -341,7 +342,7 @@ def _operation(
         "x-kubernetes-action": name,
         "x-kubernetes-group-version-kind": _gvk(kind),
     }
-    operation["responses"] = _responses(action, subject, v3)
+    operation["responses"] = _responses(action, subject, v3, kind in SHOWN)
     sent = {"patch": _META + "Patch", "delete": _META + "DeleteOptions", "deletecollection": _META + "DeleteOptions"}
     if action in ("create", "update", *sent):
         media: list[str] = [*PatchType] if action == "patch" else ["application/json", "application/yaml"]
@@ -361,7 +362,7 @@ def _operation(
 _GOOD = {"create": {"201": "Created"}, "patch": {"200": "OK", "201": "Created"}}
 
 
-def _responses(action: str, subject: str, v3: bool) -> dict[str, Any]:
+def _responses(action: str, subject: str, v3: bool, shown: bool) -> dict[str, Any]:
     prefix = _V3_REF if v3 else _V2_REF
 
     def answer(description: str, *names: str) -> dict[str, Any]:
@@ -373,8 +374,9 @@ def _responses(action: str, subject: str, v3: bool) -> dict[str, Any]:
 
     names = [subject + "List"] if action in ("list", "deletecollection") else [subject]
     if action.startswith("delete"):
-        # What waits for its finalizers is answered as it is now, what has gone as it was or by a Status.
-        names.append(_META + "Status")
+        # What waits for its finalizers is answered as it is now, what has gone by a Status or (``shown``) as it was. Version 2
+        # has room for one schema, the last.
+        names.insert(0 if shown and action == "delete" else 1, _META + "Status")
     found = {code: answer(text, *names) for code, text in _GOOD.get(action, {"200": "OK"}).items()}
     return found | {
         "401": {"description": "Unauthorized"},
