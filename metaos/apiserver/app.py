@@ -32,7 +32,6 @@ from metaos.apiserver.gates import (
     BYTES_PER_SEAT,
     CONNECTIONS_UNKNOWN,
     LARGE_BYTES,
-    SMALL_BYTES,
     Gate,
     Gates,
     TooManyConnections,
@@ -48,7 +47,7 @@ from metaos.apiserver.personaltokens import PersonalTokens
 from metaos.apiserver.registry import Registry
 from metaos.apiserver.routing import Target, parse
 from metaos.apiserver.sessions import Sessions
-from metaos.apiserver.transfer import announced, in_parts
+from metaos.apiserver.transfer import announced, in_parts, large
 from metaos.apiserver.upkeep import PATHS as UPKEEP_PATHS
 from metaos.apiserver.upkeep import Upkeep
 from metaos.apiserver.verbs import Call, Verbs, warning_headers
@@ -259,10 +258,10 @@ class Api:
 
     async def _sent(self, request: web.Request, answer: web.StreamResponse, flow: str) -> web.StreamResponse:
         """A large answer goes out in parts, so that what is held for a slow reader is bounded."""
-        body = answer.body if isinstance(answer, web.Response) else None
-        if not isinstance(body, bytes) or len(body) <= SMALL_BYTES:
+        body = large(answer)
+        if body is None:
             return answer
-        with self._gates.holding(flow, len(body)):
+        with self._gates.holding(flow, body.size):
             return await in_parts(request, answer, body)
 
     async def _serve_long(self, call: Call) -> web.StreamResponse:

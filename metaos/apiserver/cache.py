@@ -2,8 +2,9 @@
 
 One task follows the store; reads and watches are answered from here. Objects are kept encoded, once for all readers;
 who needs a dictionary decodes a copy of their own (orjson: about 5 µs per kB), so nobody can change another's.
-Bounds: ``WINDOW_EVENTS`` events and ``WINDOW_BYTES`` bytes over all resources, oldest first. A watcher holds no
-buffer: it walks the window, and is told 410 where the window has left it behind.
+Bounds: ``WINDOW_EVENTS`` events and ``WINDOW_BYTES`` bytes over all resources; the one that has most gives its oldest. A
+watcher holds no buffer: it walks the window, or the part of it that is about its namespace or node, and is told 410 where
+the window has left it behind.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from operator import attrgetter
+from sys import intern
 from typing import Any
 
 import orjson
@@ -112,7 +114,7 @@ _NONE: dict[str, str] = {}
 class Version:
     """One object as one revision wrote it. What selectors see of it is decoded when one asks, and kept."""
 
-    __slots__ = ("_labels", "_values", "encoded", "key", "revision")
+    __slots__ = ("_labels", "_node", "_values", "encoded", "key", "revision")
 
     def __init__(self, key: str, value: bytes, revision: int) -> None:
         self.key = key
@@ -120,6 +122,7 @@ class Version:
         self.encoded = with_revision(value, revision)
         self._labels: dict[str, str] | None = None
         self._values: dict[str, str] | None = None
+        self._node: str | None = None
 
     @property
     def namespace(self) -> str:
@@ -139,6 +142,13 @@ class Version:
         if self._values is None:
             self._see()
         return self._values or {}
+
+    @property
+    def node(self) -> str:
+        """Where a Pod is. Kept by itself, as it is asked of all Pods, and the other fields of few."""
+        if self._node is None:
+            self._node = intern((self.object().get("spec") or {}).get("nodeName") or "")
+        return self._node
 
     def _see(self) -> None:
         obj = self.object()
@@ -204,23 +214,44 @@ _LAST = chr(0x10FFFF)
 NODE = "@"
 
 
-def _nodes(resource: Resource, now: Version | None, before: Version | None) -> tuple[str, ...]:
-    """Topics of the watchers of the nodes where a Pod is and was, where there are such watchers."""
-    if not resource.by_node:
-        return ()
-    found = {version.field_values().get("spec.nodeName") or "": None for version in (now, before) if version is not None}
-    return tuple(f"{NODE}{node}" for node in found if node)
+def _nodes(change: Change) -> tuple[str, ...]:
+    """Topics of the watchers of the nodes where a Pod is and was."""
+    now, before = (version.node if version is not None else "" for version in (change.now, change.before))
+    if now == before:
+        return (f"{NODE}{now}",) if now else ()
+    return tuple(f"{NODE}{node}" for node in (now, before) if node)
 
 
 class Resource:
     """All objects of one kind, in key order, with their part of the window."""
 
-    __slots__ = ("by_node", "changes", "endings", "floor", "keys", "objects", "revision", "ticked", "waiters")
+    __slots__ = (
+        "at_node",
+        "by_node",
+        "changes",
+        "endings",
+        "floor",
+        "keys",
+        "objects",
+        "parts",
+        "revision",
+        "size",
+        "ticked",
+        "waiters",
+    )
 
     def __init__(self) -> None:
         self.objects: dict[str, Version] = {}
         self.keys: list[str] = []
         self.changes: deque[Change] = deque()
+        #: Their size, in bytes.
+        self.size = 0
+        #: The same by namespace, and by node once somebody has asked for one: thousands of sites that go on watching each walk
+        #: their own. None is empty. Lists, as most are short; the window bounds what is taken from the front of a long one.
+        self.parts: dict[str, list[Change]] = {}
+        #: Whether anybody has ever asked for the Pods of one node; then the keys of each node's.
+        self.by_node = False
+        self.at_node: dict[str, set[str]] = {}
         #: Events up to this revision may have left the window.
         self.floor = 0
         #: Above this revision nothing has changed.
@@ -230,14 +261,93 @@ class Resource:
         self.waiters: dict[str, list[asyncio.Future[int]]] = {}
         #: Those of them that asked for bookmarks, with what they watch.
         self.ticked: dict[asyncio.Future[int], str] = {}
-        #: Whether anybody has ever watched one node.
-        self.by_node = False
         #: How often the kind has ceased to be served.
         self.endings = 0
 
-    def next(self, revision: int) -> Change | None:
+    def load(self, objects: dict[str, Version], revision: int) -> None:
+        """These are all, and what happened before is not known."""
+        self.objects, self.keys = objects, sorted(objects)
+        self.changes.clear()
+        self.parts.clear()
+        self.at_node.clear()
+        self.size = 0
+        if self.by_node:
+            self._find_nodes()
+        # What was deleted until then is not seen: any of them may have changed.
+        self.floor = self.revision = revision
+
+    def put(self, key: str, now: Version | None) -> Version | None:
+        """``now`` takes the place of what was there, which is returned; ``None`` is a delete."""
+        before = self.objects.get(key)
+        if now is not None:
+            self.objects[key] = now
+            if before is None:
+                insort(self.keys, key)
+        elif before is not None:
+            del self.objects[key]
+            del self.keys[bisect_left(self.keys, key)]
+        if self.by_node and (was := before.node if before else "") != (now.node if now else ""):
+            if was:
+                held = self.at_node[was]
+                held.discard(key)
+                if not held:
+                    del self.at_node[was]
+            if now is not None and now.node:
+                self.at_node.setdefault(now.node, set()).add(key)
+        return before
+
+    def know_nodes(self) -> None:
+        """From now on objects and changes of each node are known, also those that were before."""
+        if self.by_node:
+            return
+        self.by_node = True
+        self._find_nodes()
+        for change in self.changes:
+            for node in _nodes(change):
+                self.parts.setdefault(node, []).append(change)
+
+    def _find_nodes(self) -> None:
+        for key, version in self.objects.items():
+            if version.node:
+                self.at_node.setdefault(version.node, set()).add(key)
+
+    def append(self, change: Change) -> tuple[str, ...]:
+        """The topics that it concerns, beside "": all."""
+        self.changes.append(change)
+        self.size += change.size()
+        topics = self._topics(change)
+        for topic in topics:
+            part = self.parts.get(topic)
+            if part is None:
+                self.parts[topic] = [change]
+            else:
+                part.append(change)
+        return topics
+
+    def drop(self) -> int:
+        """Forgets the oldest change, and returns its size."""
+        change = self.changes.popleft()
+        self.floor = change.revision
+        for topic in self._topics(change):
+            part = self.parts[topic]
+            if len(part) == 1:
+                del self.parts[topic]
+            else:
+                del part[0]
+        size = change.size()
+        self.size -= size
+        return size
+
+    def _topics(self, change: Change) -> tuple[str, ...]:
+        """The same at all times, but for :meth:`know_nodes`."""
+        some = change.now or change.before
+        where = some.namespace if some is not None else ""
+        nodes = _nodes(change) if self.by_node else ()
+        return (where, *nodes) if where else nodes
+
+    def next(self, revision: int, topic: str = "") -> Change | None:
         """The first change above ``revision``: one, so that who takes them slowly keeps nothing else of the past alive."""
-        changes = self.changes
+        changes = self.parts.get(topic, ()) if topic else self.changes
         if not changes or changes[-1].revision <= revision:
             return None
         if len(changes) == 1 or changes[-2].revision <= revision:
@@ -270,8 +380,7 @@ class WatchCache:
         self._window_events = window_events
         self._window_bytes = window_bytes
         self._resources: dict[str, Resource] = {}
-        self._order: deque[tuple[Resource, int]] = deque()
-        self._bytes = 0
+        self._events = self._bytes = 0
         self._floor = 0
         self._definitions = self.resource(scheme.CUSTOM_RESOURCE_DEFINITION.resource)
         self.revision = 0
@@ -301,21 +410,16 @@ class WatchCache:
         except Compacted as compacted:
             revision = compacted.oldest
             listing = await self._store.list("", revision=revision)
-        for resource in self._resources.values():
-            resource.objects.clear()
-            resource.keys.clear()
-            resource.changes.clear()
-        self._order.clear()
-        self._bytes = 0
+        self._events = self._bytes = 0
         self._floor = self.revision = revision
         self._loads += 1
+        found: dict[str, dict[str, Version]] = {}
         for entry in listing.entries if listing else ():
-            resource = self.resource(entry.key.partition("/")[0])
-            resource.objects[entry.key] = Version(entry.key, entry.value, entry.revision)
-        for resource in self._resources.values():
-            resource.keys = sorted(resource.objects)
-            # What was deleted until then is not seen: any of them may have changed.
-            resource.floor = resource.revision = revision
+            found.setdefault(entry.key.partition("/")[0], {})[entry.key] = Version(entry.key, entry.value, entry.revision)
+        for name in found:
+            self.resource(name)
+        for name, resource in self._resources.items():
+            resource.load(found.get(name, {}), revision)
 
     async def _follow(self) -> None:
         try:
@@ -356,33 +460,34 @@ class WatchCache:
 
     def _apply(self, event: LogEvent) -> None:
         resource = self.resource(event.key.partition("/")[0])
-        before = resource.objects.get(event.key)
-        if event.type is EventType.DELETE:
-            now = None
-            if before is not None:
-                del resource.objects[event.key]
-                del resource.keys[bisect_left(resource.keys, event.key)]
-        else:
-            now = Version(event.key, event.value, event.revision)
-            if before is None:
-                insort(resource.keys, event.key)
-            resource.objects[event.key] = now
+        now = None if event.type is EventType.DELETE else Version(event.key, event.value, event.revision)
+        before = resource.put(event.key, now)
         self.revision = resource.revision = event.revision
         if now is None and before is not None and resource is self._definitions:
             self._end(before.name)
         if now is not None or before is not None:
             change = Change(event.revision, now, before)
-            resource.changes.append(change)
-            self._order.append((resource, event.revision))
+            topics = resource.append(change)
+            self._events += 1
             self._bytes += change.size()
-            while len(self._order) > self._window_events or self._bytes > self._window_bytes:
-                oldest, revision = self._order.popleft()
-                self._bytes -= oldest.changes.popleft().size()
-                oldest.floor = revision
+            self._make_room()
             # Nobody is bothered with what happens in other namespaces, or at other sites: sites have one each.
-            resource.wake(event.revision - 1, ("", event.key.split("/", 2)[1], *_nodes(resource, now, before)))
+            resource.wake(event.revision - 1, ("", *topics))
         if self._reached:
             self._release()
+
+    def _make_room(self) -> None:
+        """The kind that has most of the window gives its oldest: a thousand heartbeats a second push out nothing but heartbeats,
+        and who was away for a minute still finds the few changes of its own."""
+        if self._events > self._window_events:
+            most = max(self._resources.values(), key=lambda resource: len(resource.changes))
+            # Some at once, as it is dear to see who has most.
+            for _ in range(min(len(most.changes), 1 + self._window_events // 100)):
+                self._bytes -= most.drop()
+                self._events -= 1
+        while self._bytes > self._window_bytes:
+            self._bytes -= max(self._resources.values(), key=lambda resource: resource.size).drop()
+            self._events -= 1
 
     def _end(self, resource: str) -> None:
         """Watches of what a deleted definition had defined end: who goes on asks again, and is told 404."""
@@ -461,7 +566,20 @@ class WatchCache:
             first = f"{resource}/{namespace}/{stem}"
             start = bisect_left(held.keys, first, lo=start, hi=end)
             end = bisect_left(held.keys, first + _LAST, lo=start, hi=end)
-        return map(held.objects.__getitem__, held.keys[start:end])
+        # Without a copy: who pages through a million takes 500.
+        return map(held.objects.__getitem__, map(held.keys.__getitem__, range(start, end)))
+
+    def at_node(self, resource: str, node: str, *, after: str = "") -> Iterator[Version]:
+        """As :meth:`range`, of the Pods that are at a node."""
+        held = self.resource(resource)
+        held.know_nodes()
+        return map(held.objects.__getitem__, sorted(key for key in held.at_node.get(node, ()) if key > after))
+
+    def count_at_node(self, resource: str, node: str) -> int:
+        """How many :meth:`at_node` has."""
+        held = self.resource(resource)
+        held.know_nodes()
+        return len(held.at_node.get(node, ()))
 
     def count(self, resource: str, namespace: str = "", *, after: str = "") -> int:
         """How many :meth:`range` has."""
@@ -493,18 +611,19 @@ class WatchCache:
         self, resource: str, after: int, namespace: str = "", node: str = "", bookmarks: bool = True
     ) -> AsyncGenerator[Change | int, None]:
         """Changes with a revision above ``after``, in order; a number is a bookmark: all up to it has been seen. With a
-        ``namespace`` or ``node`` (of Pods) all changes in it come, and some of others. ``bookmarks``: also where there is no
+        ``namespace``, or a ``node`` (of Pods that are or were there), its changes alone. ``bookmarks``: also where there is no
         change. Ends when the cache closes, and when the definition of what is watched is deleted. Raises
         ``ApiError`` 410 when the window has gone on."""
         held = self.resource(resource)
-        held.by_node = held.by_node or bool(node)
+        if node:
+            held.know_nodes()
         ticks, loads, topic = self._ticks, self._loads, f"{NODE}{node}" if node else namespace
         endings = held.endings
         while True:
             # Taken again on every round: nothing is awaited between the check of the floor and the copy.
             if after < held.floor or loads != self._loads:
                 raise errors.expired(f"too old resource version: {after} ({held.floor})")
-            change = held.next(after)
+            change = held.next(after, topic)
             if change is not None:
                 after = change.revision
                 yield change

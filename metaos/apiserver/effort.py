@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from metaos.apiserver.addressing import key_of, stored_kind
 from metaos.apiserver.cache import WatchCache
+from metaos.apiserver.reading import node_of
 from metaos.apiserver.routing import Target
 from metaos.apiserver.verbs import Call
 
@@ -18,7 +19,10 @@ def objects_of(call: Call, cache: WatchCache) -> int:
         return 0
     if target.verb == "watch" and query.get("resourceVersion") not in (None, "", "0") and "sendInitialEvents" not in query:
         return 0
-    objects = cache.count(stored_kind(target.kind).resource, target.namespace)
+    if node := node_of(target.kind, target.namespace, query.get("fieldSelector", "")):
+        objects = cache.count_at_node(target.kind.resource, node)
+    else:
+        objects = cache.count(stored_kind(target.kind).resource, target.namespace)
     limit = query.get("limit", "")
     selected = "labelSelector" in query or "fieldSelector" in query
     if target.verb == "list" and limit.isdecimal() and len(limit) < 8 and not selected:

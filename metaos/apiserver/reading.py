@@ -7,6 +7,7 @@ import binascii
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import orjson
@@ -16,7 +17,9 @@ from metaos.apiserver.addressing import key_of, stored_kind
 from metaos.apiserver.cache import FIELDS, Change, EncodedEvent, Version, WatchCache
 from metaos.apiserver.catalogue import Catalogue
 from metaos.apiserver.customkind import CustomKind
+from metaos.apiserver.transfer import PART_BYTES
 from metaos.client import ObjList
+from metaos.clock import Clock
 from metaos.resources import errors, scheme
 from metaos.resources.meta import Obj, cluster_namespace, parse_selector
 from metaos.resources.scheme import Kind
@@ -33,6 +36,12 @@ class Source(Protocol):
     async def get(self, name: str, namespace: str) -> Obj | None: ...
 
     async def list(self, namespace: str) -> list[Obj]: ...
+
+
+#: Objects that are gone through in one turn of the event loop, where each is decoded: some 5 ms. Others have their turn then.
+TURN_OBJECTS = 512
+#: So many where nothing is done but to take them.
+TURN_TAKEN = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +63,26 @@ class Page:
 
     def encoded(self, kind: Kind) -> bytes:
         """The whole ``…List``."""
+        return b"".join(self.parts(kind))
+
+    def size(self, kind: Kind) -> int:
+        """Of :meth:`encoded`."""
+        return len(self._head(kind)) + sum(map(len, self.items)) + max(0, len(self.items) - 1) + 2
+
+    def _head(self, kind: Kind) -> bytes:
         head = f'{{"kind":"{kind.list_kind}","apiVersion":"{kind.api_version}","metadata":'.encode()
-        return b"".join((head, orjson.dumps(self.metadata()), b',"items":[', b",".join(self.items), b"]}"))
+        return b"".join((head, orjson.dumps(self.metadata()), b',"items":['))
+
+    def parts(self, kind: Kind) -> Iterator[bytes]:
+        """The same in parts of :data:`PART_BYTES`, or of one object that is larger."""
+        yield self._head(kind)
+        start = size = 0
+        for end, item in enumerate(self.items, 1):
+            size += len(item)
+            if size >= PART_BYTES or end == len(self.items):
+                yield (b"," if start else b"") + b",".join(self.items[start:end])
+                start, size = end, 0
+        yield b"]}"
 
 
 #: Kinds of which some may read only what is their own.
@@ -65,8 +92,9 @@ _PARTLY_READ = (scheme.POD, scheme.CERTIFICATE_SIGNING_REQUEST)
 class Reading:
     """The part of the registry that changes nothing."""
 
-    def __init__(self, cache: WatchCache, store: Store, authorizer: Authorizer) -> None:
+    def __init__(self, cache: WatchCache, store: Store, clock: Clock, authorizer: Authorizer) -> None:
         self.cache = cache
+        self._clock = clock
         self.kinds = Catalogue(cache)
         self._source = store
         self._authorizer = authorizer
@@ -135,11 +163,42 @@ class Reading:
 
     # -- list ----------------------------------------------------------------------------------------------
 
-    def selected(self, kind: Kind, namespace: str, labels: str, fields: str, *, after: str = "") -> Iterator[Version]:
-        """Current objects that match, in key order. Raises ``ApiError`` 400 where a selector is none."""
+    def _held(self, kind: Kind, namespace: str, fields: str, after: str) -> Iterator[Version]:
+        """Current objects, in key order, of which some may match. To be consumed before anything is awaited."""
+        where = namespace if kind.namespaced else ""
+        if node := node_of(kind, where, fields):
+            return self.cache.at_node(kind.resource, node, after=after)
+        return self.cache.range(stored_kind(kind).resource, where, after=after)
+
+    async def _selected(
+        self, kind: Kind, namespace: str, labels: str, fields: str, *, after: str = "", most: int = 0
+    ) -> list[Version]:
+        """Objects that match, in key order, ``most`` at most, all as of the moment of the call: others have their turns while
+        many are gone through. Raises ``ApiError`` 400 where a selector is none."""
         matches = selector(kind, labels, fields)
-        found = self.cache.range(stored_kind(kind).resource, namespace if kind.namespaced else "", after=after)
-        return (version for version in found if matches(version))
+        found = self._held(kind, namespace, fields, after)
+        if not labels and not fields:
+            return list(islice(found, most) if most else found)
+        chosen = list(filter(matches, islice(found, TURN_OBJECTS)))
+        held = list(found) if not most or len(chosen) < most else []
+        for start in range(0, len(held), TURN_OBJECTS):
+            await self._clock.sleep(0)
+            chosen += filter(matches, held[start : start + TURN_OBJECTS])
+            if most and len(chosen) >= most:
+                break
+        return chosen[:most] if most else chosen
+
+    async def _shown(self, kind: Kind, versions: list[Version]) -> list[bytes]:
+        """Encoded, as ``kind`` shows them."""
+        items: list[bytes] = []
+        plain = _is_plain(kind)
+        turn = TURN_TAKEN if plain else TURN_OBJECTS
+        for start in range(0, len(versions), turn):
+            if start:
+                await self._clock.sleep(0)
+            some = versions[start : start + turn]
+            items += [version.encoded for version in some] if plain else [_encoded(kind, version) for version in some]
+        return items
 
     async def _page(
         self,
@@ -180,17 +239,14 @@ class Reading:
         stored = stored_kind(kind).resource
         if (continue_token or exact) and revision < self.cache.resource(stored).revision:
             return await self._old_page(kind, namespace, labels, fields, limit, revision, after)
-        items: list[bytes] = []
-        last = ""
         # The cache is at this revision, or nothing of this kind has changed since.
         revision = revision if continue_token or exact else self.cache.revision
-        for version in self.selected(kind, namespace, labels, fields, after=after):
-            if limit and len(items) == limit:
-                left = -1 if labels or fields else self.cache.count(stored, namespace if kind.namespaced else "", after=last)
-                return items, revision, _token(revision, last), left
-            items.append(_encoded(kind, version))
-            last = version.key
-        return items, revision, "", 0
+        count = -1 if labels or fields else self.cache.count(stored, namespace if kind.namespaced else "", after=after)
+        found = await self._selected(kind, namespace, labels, fields, after=after, most=limit + 1 if limit else 0)
+        if limit and len(found) > limit:
+            token = _token(revision, found[limit - 1].key)
+            return await self._shown(kind, found[:limit]), revision, token, count - limit if count >= 0 else -1
+        return await self._shown(kind, found), revision, "", 0
 
     async def _old_page(
         self, kind: Kind, namespace: str, labels: str, fields: str, limit: int, revision: int, after: str
@@ -204,7 +260,9 @@ class Reading:
                 listing = await self._source.list(prefix, revision=revision, limit=limit + 1 if limit else 0, after=after)
             except Compacted:
                 raise _too_old(after) from None
-            for entry in listing.entries:
+            for number, entry in enumerate(listing.entries, 1):
+                if not number % TURN_OBJECTS:
+                    await self._clock.sleep(0)
                 if limit and len(items) == limit:
                     return items, revision, _token(revision, after), -1
                 version = Version(entry.key, entry.value, entry.revision)
@@ -230,7 +288,12 @@ class Reading:
         items, revision, token, _ = await self._page(
             user, kind, namespace, labels, fields, limit, continue_token, resource_version, resource_version_match
         )
-        return ObjList([orjson.loads(item) for item in items], str(revision), token)
+        objects: list[Obj] = []
+        for start in range(0, len(items), TURN_OBJECTS):
+            if start:
+                await self._clock.sleep(0)
+            objects += map(orjson.loads, items[start : start + TURN_OBJECTS])
+        return ObjList(objects, str(revision), token)
 
     async def list_page(
         self,
@@ -278,15 +341,15 @@ class Reading:
             raise errors.expired(f"resource version {after} lies ahead of this server's {self.cache.revision}; list again")
         if initial_events or not after:
             now = self.cache.revision
-            # Taken at once: later changes follow as events.
-            for version in [v for v in self.cache.range(resource, where) if matches(v)]:
+            # As of now: later changes follow as events.
+            for version in await self._selected(kind, where, labels, fields):
                 yield EncodedEvent("ADDED", _encoded(kind, version))
             after = now
             if initial_events:
                 yield _bookmark(kind, now, initial=True)
         if begun is not None:
             begun()
-        news = self.cache.changes(resource, after, where, _node(kind, where, fields), bookmarks)
+        news = self.cache.changes(resource, after, where, node_of(kind, where, fields), bookmarks)
         async with contextlib.aclosing(news) as changes:
             async for change in changes:
                 if isinstance(change, int):
@@ -298,8 +361,8 @@ class Reading:
                     yield event
 
 
-def _node(kind: Kind, namespace: str, fields: str) -> str:
-    """The node whose Pods alone are watched, as agents do; "" for all else."""
+def node_of(kind: Kind, namespace: str, fields: str) -> str:
+    """The node whose Pods alone are asked for, as agents do; "" for all else."""
     found, _, node = fields.partition("spec.nodeName=")
     return "" if kind is not scheme.POD or namespace or found or "," in node or node.startswith("=") else node
 
@@ -330,6 +393,11 @@ def decoded(kind: Kind, version: Version) -> Obj:
 
         return obj if objects.is_current(kind, version.encoded, version.revision) else objects.shown(kind, obj)
     return obj
+
+
+def _is_plain(kind: Kind) -> bool:
+    """Whether objects are shown as they are stored."""
+    return views.of(kind) is None and not isinstance(kind, CustomKind)
 
 
 def _encoded(kind: Kind, version: Version, text: bytes = b"") -> bytes:

@@ -224,8 +224,10 @@ class Registry(Writing):
     ) -> list[Obj]:
         """The objects as they were."""
         await self.check_now(user, Attributes("deletecollection", kind.group, kind.plural, "", namespace, fields=fields))
-        found = [(version, version.object()) for version in self.selected(kind, namespace, labels, fields)]
-        for version, obj in found:
+        found: list[Obj] = []
+        for version in await self._selected(kind, namespace, labels, fields):
+            obj = version.object()
+            found.append(obj)
             self._check_author(user, kind, None, obj)
             try:
                 await self.delete(
@@ -241,4 +243,4 @@ class Registry(Writing):
             except errors.ApiError as refused:
                 if refused.code != 404:  # Gone meanwhile: as wanted.
                     raise
-        return [self._show(kind, obj, "") for _, obj in found]
+        return [self._show(kind, obj, "") for obj in found]

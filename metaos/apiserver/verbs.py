@@ -20,6 +20,7 @@ from metaos.apiserver.negotiation import JSON, YAML, Accepted, Form, accepted, e
 from metaos.apiserver.reading import Page, revision_number, selector
 from metaos.apiserver.registry import EncodedEvent, Registry
 from metaos.apiserver.routing import Target
+from metaos.apiserver.transfer import PART_BYTES, Large
 from metaos.client import PatchType
 from metaos.clock import Clock
 from metaos.resources import errors
@@ -100,8 +101,10 @@ class Verbs:
         return self._raw(call, encoded(obj, form.media, pretty=bodies.flag(call.query, "pretty")), form.content_type, status)
 
     def _raw(self, call: Call, body: bytes, content_type: str = JSON, status: int = 200) -> web.Response:
-        headers = [*call.headers.items(), ("Content-Type", content_type), *warning_headers(call.warnings)]
-        return web.Response(body=body, status=status, headers=headers)
+        return web.Response(body=body, status=status, headers=self._headers(call, content_type))
+
+    def _headers(self, call: Call, content_type: str) -> list[tuple[str, str]]:
+        return [*call.headers.items(), ("Content-Type", content_type), *warning_headers(call.warnings)]
 
     def _shown(self, call: Call, form: Accepted, obj: Obj, *, header: bool = True) -> Obj:
         if form.form is Form.METADATA:
@@ -138,7 +141,11 @@ class Verbs:
         page = await self._registry.list_page(call.user, t.kind, t.namespace, **asked)
         pretty = bodies.flag(query, "pretty")
         if form == Accepted() and not pretty:
-            return self._raw(call, page.encoded(t.kind))
+            # Counted once, and never in one piece where it is large.
+            size = page.size(t.kind)
+            if size < PART_BYTES:
+                return self._raw(call, page.encoded(t.kind))
+            return Large(page.parts(t.kind), size, self._headers(call, JSON))
         body = await self._listed(call, form, page, pretty=pretty)
         return self._raw(call, body, form.content_type)
 

@@ -115,9 +115,8 @@ class Writing(Reading):
     ) -> None:
         cache = WatchCache(store, shared=shared)
         self._roles = reviews.StoredAuthorizer(cache)
-        super().__init__(cache, store, authorizer or self._roles.decide)
+        super().__init__(cache, store, clock, authorizer or self._roles.decide)
         self._store = store
-        self._clock = clock
         self._random = random
         self._admission = tuple(admission)
         self._judges: Judge | None = None

@@ -83,7 +83,7 @@ class ServedHub:
             await self.registry.create(ADMIN, obj)
 
     def slices(self, namespace: str) -> list[Obj]:
-        found = self.registry.selected(scheme.ENDPOINT_SLICE, namespace, "", "")
+        found = self.registry.cache.range(scheme.ENDPOINT_SLICE.resource, namespace)
         return [version.object() for version in found]
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from metaos.apiserver.cache import WatchCache, field_values
+from metaos.apiserver.cache import Change, WatchCache, field_values
 from metaos.resources.errors import ApiError
 from metaos.store.log import Compacted, Listing, LogEvent, StoreUnreachable
 from metaos.store.memory import MemoryStore
@@ -141,6 +143,108 @@ async def test_everybody_sees_all_in_order(cache: WatchCache) -> None:
         await put(cache, f"nodes//{number}")
     assert [(await take(changes)).revision for _ in range(WINDOW // 2)] == list(range(1, WINDOW, 2))
     await changes.aclose()
+
+
+#: (Kind, namespace, name, node); a node of ``None`` deletes.
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["pods", "works", "leases"]),
+        st.sampled_from("abc"),
+        st.sampled_from("xy"),
+        st.sampled_from(["", "n1", "n2", None]),
+    ),
+    max_size=60,
+)
+
+
+@given(steps=STEPS, late=st.booleans(), reloaded=st.booleans())
+def test_each_part_of_the_window_is_the_window_without_all_others(
+    steps: list[tuple[str, str, str, str | None]], late: bool, reloaded: bool
+) -> None:
+    """``late``: a node is asked for after everything has happened, as by the first site after a start."""
+
+    async def hold() -> None:
+        store = MemoryStore()
+        cache = WatchCache(store, window_events=12)
+        await cache.start()
+        if not late:
+            cache.count_at_node("pods", "n1")
+        happened: list[tuple[int, str, str, set[str]]] = []
+        held: dict[str, tuple[int, str]] = {}
+        for number, (kind, where, name, node) in enumerate(steps):
+            key = f"{kind}/{where}/{name}"
+            value = b'{"metadata":{"name":"x"},"spec":{"nodeName":"%b"}}' % (node or "").encode()
+            revision, at = held.get(key, (0, ""))
+            if node is None and not revision:
+                continue
+            if node is None:
+                new = await store.delete(key, expected=revision)
+                del held[key]
+            else:
+                new = await (store.update(key, value, expected=revision) if revision else store.create(key, value))
+                held[key] = new, node
+            happened.append((new, kind, where, {at, node or ""} - {""} if kind == "pods" else set()))
+            cache.written(new)
+            await cache.fresh()
+            if reloaded and number == len(steps) // 2:
+                await cache._load(cache.revision)
+        assert sum(len(cache.resource(kind).changes) for kind in ("pods", "works", "leases")) <= 12
+        for node in ("n1", "n2"):
+            wanted = sorted(key for key, (_, at) in held.items() if at == node and key.startswith("pods/"))
+            assert [version.key for version in cache.at_node("pods", node)] == wanted
+            assert cache.count_at_node("pods", node) == len(wanted)
+        for kind, where, node in [
+            ("pods", "", "n1"),
+            ("pods", "", "n2"),
+            ("pods", "a", ""),
+            ("works", "b", ""),
+            ("leases", "", ""),
+        ]:
+            for after in range(cache.revision + 1):
+                wanted_now = [
+                    revision
+                    for revision, what, place, nodes in happened
+                    if revision > after and what == kind and place in (where or place) and (not node or node in nodes)
+                ]
+                found = await _all_after(cache, kind, after, where, node)
+                assert found == (None if after < cache.resource(kind).floor else wanted_now), (kind, where, node, after)
+        for _ in range(20):
+            cache.written(await store.create(f"pods/z/{_}", VALUE))
+        await cache.fresh()
+        assert set(cache.resource("pods").parts) == {"z"}, "what has left the window has left all of its parts"
+        await cache.close()
+
+    asyncio.run(hold())
+
+
+async def _all_after(cache: WatchCache, kind: str, after: int, where: str, node: str) -> list[int] | None:
+    """Revisions of what a watch that goes on is told until it waits; ``None`` where it is told 410."""
+    changes, found = cache.changes(kind, after, where, node), list[int]()
+    try:
+        while True:
+            taking = asyncio.ensure_future(anext(changes))
+            await asyncio.sleep(0)
+            if not taking.done():
+                taking.cancel()
+                await asyncio.wait([taking])
+                return found
+            change = taking.result()
+            assert isinstance(change, Change)
+            found.append(change.revision)
+    except ApiError as gone:
+        assert gone.code == 410 and not found
+        return None
+
+
+async def test_heartbeats_push_out_nothing_but_heartbeats(cache: WatchCache) -> None:
+    began = cache.revision
+    wanted = await put(cache, "works/a/0")
+    for number in range(WINDOW * 10):
+        await put(cache, f"leases/a/{number}")
+    assert (await take(cache.changes("works", began, "a"))).revision == wanted
+    assert len(cache.resource("leases").changes) + len(cache.resource("works").changes) <= WINDOW
+    with pytest.raises(ApiError):
+        await take(cache.changes("leases", began, "a"))
 
 
 def test_counts_that_are_absent_are_zero_to_field_selectors() -> None:

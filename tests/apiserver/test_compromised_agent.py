@@ -117,7 +117,7 @@ async def snapshot(hub: ServedHub) -> dict[str, Any]:
         scheme.USAGE,
         scheme.TARIFF,
     ):
-        for version in hub.registry.selected(kind, "", "", ""):
+        for version in hub.registry.cache.range(kind.resource):
             obj = version.object()
             if obj.get("spec", {}).get("nodeName") != "mole" and "mole" not in (version.name, version.namespace[-4:]):
                 found[f"{kind.plural}/{version.namespace}/{version.name}"] = obj

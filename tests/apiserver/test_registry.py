@@ -6,6 +6,7 @@ from random import Random
 import orjson
 import pytest
 
+from metaos.apiserver import reading
 from metaos.apiserver.registry import Registry
 from metaos.client import PatchType
 from metaos.resources import scheme
@@ -101,6 +102,40 @@ async def test_list_pages_are_of_one_revision(registry: Registry) -> None:
     assert [o["metadata"]["name"] for o in last.items] == ["c6"] and not last.continue_token
     body = orjson.loads((await registry.list_page(ADMIN, scheme.CONFIG_MAP, limit=2)).encoded(scheme.CONFIG_MAP))
     assert body["kind"] == "ConfigMapList" and body["metadata"]["remainingItemCount"] == 4
+
+
+async def test_a_list_of_many_is_of_one_moment_and_others_have_their_turns(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "TURN_OBJECTS", 2)
+    monkeypatch.setattr(reading, "TURN_TAKEN", 2)
+    names = [f"c{i:02}" for i in range(40)]
+
+    async def make(name: str) -> None:
+        obj = config_map(name)
+        obj["metadata"]["labels"] = {"app": "web"}
+        await registry.create(ADMIN, obj)
+
+    for each in names:
+        await make(each)
+    for labels, limit in (("", 0), ("app=web", 0), ("app=web", 30)):
+        before = registry.cache.revision
+        listing = asyncio.ensure_future(registry.list(ADMIN, scheme.CONFIG_MAP, "default", labels=labels, limit=limit))
+        watch = registry.watch(ADMIN, scheme.CONFIG_MAP, "default", labels="app=web")
+        first = asyncio.ensure_future(anext(watch))
+        await asyncio.sleep(0)
+        assert not listing.done()
+        await registry.delete(ADMIN, scheme.CONFIG_MAP, "c29", "default")
+        await make("c29a")
+        found = await listing
+        assert int(found.resource_version) == before
+        assert [o["metadata"]["name"] for o in found.items] == names[: limit or 40]
+        # A watch that begins with what there is goes on from the same moment.
+        told = [await first, *[await anext(watch) for _ in range(41)]]
+        assert [event.type for event in told] == ["ADDED"] * 40 + ["DELETED", "ADDED"]
+        await watch.aclose()
+        await registry.delete(ADMIN, scheme.CONFIG_MAP, "c29a", "default")
+        await make("c29")
 
 
 async def test_a_page_that_is_too_old_is_refused(registry: Registry, store: SqliteStore) -> None:
