@@ -163,30 +163,35 @@ class Desk:
 
     async def credential(self, namespace: str, name: str) -> Obj:
         """A new credential for a Device; the one before counts no more."""
-        fleet = self._here
-        device = await fleet.client.get(scheme.DEVICE, name, namespace)
-        if deleting(device):
-            raise errors.conflict(GROUP, "devices", name, "it is being removed")
-        before = int(((device.get("spec") or {}).get("credential") or {}).get("generation") or 0)
-        held = list(device["metadata"].get("finalizers") or ())
-        patch = {
-            "metadata": {
-                "finalizers": [*held, *([] if FINALIZER in held else [FINALIZER])],
-                "resourceVersion": device["metadata"]["resourceVersion"],
-            },
-            "spec": {"credential": {"generation": before + 1}},
-        }
-        address = Address(namespace, name)
-        try:
-            # Where the bus is away nothing has changed.
-            issued = await fleet.gate.issue(address, uid(device), before + 1)
-            await fleet.client.patch(scheme.DEVICE, name, namespace, patch)
-            # Not before it is known that there is a new one; where this ends here, the fleet does it.
-            if before:
-                await fleet.gate.bar(address, uid(device), before)
-        except BusError as error:
-            raise errors.unavailable(f"the bus is away: {error}") from error
-        return _credential(name, namespace, issued)
+        fleet, address = self._here, Address(namespace, name)
+        for _ in range(_TRIES):
+            device = await fleet.client.get(scheme.DEVICE, name, namespace)
+            if deleting(device):
+                raise errors.conflict(GROUP, "devices", name, "it is being removed")
+            before = int(((device.get("spec") or {}).get("credential") or {}).get("generation") or 0)
+            held = list(device["metadata"].get("finalizers") or ())
+            patch = {
+                "metadata": {
+                    "finalizers": [*held, *([] if FINALIZER in held else [FINALIZER])],
+                    "resourceVersion": device["metadata"]["resourceVersion"],
+                },
+                "spec": {"credential": {"generation": before + 1}},
+            }
+            try:
+                # Where the bus is away nothing has changed.
+                issued = await fleet.gate.issue(address, uid(device), before + 1)
+                await fleet.client.patch(scheme.DEVICE, name, namespace, patch)
+                # Not before it is known that there is a new one; where this ends here, the fleet does it.
+                if before:
+                    await fleet.gate.bar(address, uid(device), before)
+            except BusError as error:
+                raise errors.unavailable(f"the bus is away: {error}") from error
+            except ApiError as error:
+                if error.code == 409:  # Its status was written meanwhile.
+                    continue
+                raise
+            return _credential(name, namespace, issued)
+        raise errors.conflict(GROUP, "devices", name, "others change it at the same time: try again")
 
     async def make(self, namespace: str, row: Obj, id_: str = "") -> Issued:
         """A Device with its first credential; the same again for one that this batch has made before. Raises ``ApiError``."""

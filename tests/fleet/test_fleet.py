@@ -484,7 +484,7 @@ async def test_a_new_credential_bars_the_old_one_only_when_there_is_a_new_one(mo
             raise errors.conflict("meta-os.eu", "devices", "lamp", "it was changed")
 
         monkeypatch.setattr(hub.client, "patch", conflict)
-        with pytest.raises(ApiError, match="it was changed"):
+        with pytest.raises(ApiError, match="others change it at the same time"):
             await hub.registry.create_subresource(ADMIN, scheme.DEVICE, "lamp", "shop", "credential", {})
         assert hub.gate.barred == set()
         monkeypatch.setattr(hub.client, "patch", usual)
@@ -499,6 +499,22 @@ async def test_a_new_credential_bars_the_old_one_only_when_there_is_a_new_one(mo
             await hub.registry.create_subresource(ADMIN, scheme.DEVICE, "lamp", "shop", "credential", {})
         monkeypatch.setattr(hub.gate, "bar", bar)
         await hub.settle(3)
+        assert {each[2] for each in hub.gate.barred} == {1}
+
+
+async def test_a_credential_is_given_though_the_device_changes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with station() as hub:
+        await hub.make("lamp")
+        issue = hub.gate.issue
+
+        async def slowly(*given: Any) -> Any:
+            monkeypatch.setattr(hub.gate, "issue", issue)
+            await hub.client.patch(scheme.DEVICE, "lamp", "shop", {"metadata": {"labels": {"floor": "2"}}})
+            return await issue(*given)
+
+        monkeypatch.setattr(hub.gate, "issue", slowly)
+        made = await hub.registry.create_subresource(ADMIN, scheme.DEVICE, "lamp", "shop", "credential", {})
+        assert made["status"]["password"].endswith(".2")
         assert {each[2] for each in hub.gate.barred} == {1}
 
 

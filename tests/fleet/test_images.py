@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from metaos.plugins.points import ImageError
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj
-from tests.fleet.real import client_module, real_station
+from tests.fleet.real import RealStation, client_module, real_station
 from tests.fleet.site import ADMIN, Thing, station
 from tests.fleet.test_device import running as running_device
 from tests.fleet.test_workload import changed
@@ -171,39 +172,42 @@ async def test_an_application_is_from_one_place(app: Obj, said: str) -> None:
         assert refused.value.code == 422
 
 
+async def deployed(hub: RealStation, registry: Registry, folder: Path, device: AbstractAsyncContextManager[Any]) -> None:
+    """A Deployment of a private, signed artifact, to where ``device`` is on line as ``lamp`` of floor 2."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    rule = {"images": f"{registry.host}/team/*", "action": "Signed", "keys": [pem(key)]}
+    image = pushed(registry, ("blink.py", CODE + b"# deployed\n"))
+    hub.fleet.apps.images._fetch = fetching_by(settings(registry, folder, [rule]), MOST_BYTES)
+    secret: Any = {**scheme.SECRET.empty("registry", "shop"), "type": "kubernetes.io/dockerconfigjson"}
+    await hub.registry.create(ADMIN, secret | {"stringData": {".dockerconfigjson": registry.docker_config().decode()}})
+    await hub.registry.patch(ADMIN, scheme.DEVICE, "lamp", "shop", {"metadata": {"labels": {"floor": "2"}}})
+    async with device:
+        await hub.until("lamp", lambda s: s["online"], 40)
+        container = {"name": "main", "image": image, "command": ["blink.py"]}
+        body = changed(volumes=[], containers=[container], imagePullSecrets=[{"name": "registry"}])
+        body["metadata"].pop("generation")
+        body["spec"]["replicas"] = 1
+        await hub.registry.create(ADMIN, body)
+
+        def refused(found: Obj) -> bool:
+            return any(c["type"] == "UpToDate" and "it is not signed" in c["message"] for c in found["conditions"])
+
+        await hub.until("lamp", refused, 30)
+        registry.sign("team/app", image.partition("@")[2], key)
+        found = await hub.until("lamp", lambda s: (s.get("app") or {}).get("state") == "Running", 60)
+        assert found["reported"]["app"] == "artifact"
+        for _ in range(300):
+            status = (await hub.registry.get(ADMIN, scheme.DEPLOYMENT, "blink", "shop")).get("status") or {}
+            if status.get("availableReplicas") == 1:
+                break
+            await asyncio.sleep(0.05)
+        assert status["availableReplicas"] == 1
+
+
 @pytest.mark.system
 @pytest.mark.slow
 async def test_a_deployment_of_an_artifact_runs_on_a_device(registry: Registry, tmp_path: Path) -> None:
     nemo = client_module()
-    key = ec.generate_private_key(ec.SECP256R1())
-    rule = {"images": f"{registry.host}/team/*", "action": "Signed", "keys": [pem(key)]}
-    image = pushed(registry, ("blink.py", CODE + b"# deployed\n"))
     async with real_station(tmp_path) as hub:
-        hub.fleet.apps.images._fetch = fetching_by(settings(registry, tmp_path, [rule]), MOST_BYTES)
-        secret: Any = {**scheme.SECRET.empty("registry", "shop"), "type": "kubernetes.io/dockerconfigjson"}
-        await hub.registry.create(ADMIN, secret | {"stringData": {".dockerconfigjson": registry.docker_config().decode()}})
         config = await hub.add("lamp", messagesPerSecond=100)
-        labels = {"metadata": {"labels": {"floor": "2"}}}
-        await hub.registry.patch(ADMIN, scheme.DEVICE, "lamp", "shop", labels)
-        device = nemo.Device(config, str(tmp_path), trial=0.2)
-        async with running_device(device):
-            await hub.until("lamp", lambda s: s["online"])
-            container = {"name": "main", "image": image, "command": ["blink.py"]}
-            body = changed(volumes=[], containers=[container], imagePullSecrets=[{"name": "registry"}])
-            body["metadata"].pop("generation")
-            body["spec"]["replicas"] = 1
-            await hub.registry.create(ADMIN, body)
-
-            def refused(found: Obj) -> bool:
-                return any(c["type"] == "UpToDate" and "it is not signed" in c["message"] for c in found["conditions"])
-
-            await hub.until("lamp", refused, 30)
-            registry.sign("team/app", image.partition("@")[2], key)
-            found = await hub.until("lamp", lambda s: (s.get("app") or {}).get("state") == "Running", 60)
-            assert found["reported"]["app"] == "artifact"
-            for _ in range(300):
-                status = (await hub.registry.get(ADMIN, scheme.DEPLOYMENT, "blink", "shop")).get("status") or {}
-                if status.get("availableReplicas") == 1:
-                    break
-                await asyncio.sleep(0.05)
-            assert status["availableReplicas"] == 1
+        await deployed(hub, registry, tmp_path, running_device(nemo.Device(config, str(tmp_path), trial=0.2)))

@@ -17,6 +17,8 @@ import pytest
 
 from tests.fleet.real import FILE, real_station
 from tests.fleet.test_device import app, in_sync
+from tests.fleet.test_images import deployed
+from tests.runtimes import registries
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
 HERE = Path(__file__).parent / "micropython"
@@ -108,3 +110,10 @@ async def test_an_application_that_the_hub_did_not_sign_is_refused(modules: Path
         config = await hub.add("lamp", app={"configMap": "app"})
         async with running(modules, tmp_path, config | {"appKey": "11" * 32}):
             await hub.until("lamp", lambda s: (s.get("app") or {}).get("state") == "Refused", 60)
+
+
+async def test_a_deployment_of_an_artifact(modules: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    with registries.running(tmp_path_factory.mktemp("registry")) as registry:
+        async with real_station(tmp_path) as hub:
+            config = await hub.add("lamp", messagesPerSecond=100)
+            await deployed(hub, registry, tmp_path, running(modules, tmp_path, config))
