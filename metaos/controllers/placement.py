@@ -15,6 +15,7 @@ from metaos.controllers.attention import SITES, Attention
 from metaos.controllers.barred import Bar, Barred, displaced
 from metaos.controllers.concern import workload_of
 from metaos.controllers.facts import Facts, basis, concerned, decided, decides, finished, placeable, placement_name, takes_room
+from metaos.controllers.fencing import halted
 from metaos.controllers.flows import Flows
 from metaos.controllers.occupancy import Occupancy, Share
 from metaos.controllers.recorder import Recorder
@@ -304,23 +305,24 @@ class PlacementReconciler:
         asked = workload.requests(spec)
         placement = self._placements.get(placement_name(about), about.namespace)
         current = self._current(about, placement)
-        # What it moves from has its room until it is stopped there: where its new site is silent, that may take long. It is taken
-        # away at once where it must leave for who has a higher priority.
-        works = self._works.by_index("source", source_label(about))
-        left = {cluster_of(work) for work in works} - current.keys() - set(displaced(placement or {}))
-        held = dict.fromkeys(sorted(left), sum(current.values()))
+        # What a site was told to run has its room until it is told otherwise: where a new site is silent, that may take long. It
+        # is taken away at once where it must leave for who has a higher priority.
+        there, away = dict(current), displaced(placement or {})
+        for work in self._works.by_index("source", source_label(about)):
+            if (site := cluster_of(work)) not in away:
+                told = _told(work)
+                there[site] = max(there.get(site, 0), sum(current.values()) if told is None else told)
         fixed = about.kind == "Pod" or workload.has_local_data(obj)
         priority, _ = self._facts.priority(obj)
         devices = workload.device_requests(spec)
-        if self._occupancy.set(about, Share(asked["cpu"], asked["memory"], {**held, **current}, devices, priority, fixed)):
+        if self._occupancy.set(about, Share(asked["cpu"], asked["memory"], there, devices, priority, fixed)):
             self._waiting.freed(before)
 
     def work_changed(self, old: Obj | None, new: Obj | None) -> None:
-        """A Work came or went: where its workload is not decided to be, it takes room for as long as it is there."""
-        if old is None or new is None:
-            about = source_of(new or old or {})
-            if about.kind in self._workloads and (cluster_of(new or old or {}) in self._occupancy.places(about)) == (new is None):
-                self.take_account(about)
+        """A Work came, went, or says another number."""
+        about = source_of(new or old or {})
+        if about.kind in self._workloads and (old is None or new is None or _told(old) != _told(new)):
+            self.take_account(about)
 
     def classes_changed(self) -> None:
         """Priorities may be others. Before the next decision all are looked at again."""
@@ -405,6 +407,11 @@ class PlacementReconciler:
                     ]
                     waits += [since + s - now for s in seconds if since + s > now]
         return Result(requeue_after=min(waits) + 0.1) if waits else DONE
+
+
+def _told(work: Obj) -> int | None:
+    """How many a site was told to run; ``None`` where it was told to stop, and may not have yet."""
+    return None if halted(work) else workload.replicas(work["spec"]["manifests"][0])
 
 
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:

@@ -136,6 +136,12 @@ class SiteDisk:
         """Another process begins on it."""
         self.kill_after, self._dead = -1, False
 
+    def spare(self) -> bool:
+        """Who lives is not to die at a write any more. Whether it lives."""
+        if not self._dead:
+            self.kill_after = -1
+        return not self._dead
+
     def write(self) -> None:
         """To be called for each, before it is done. Raises ``Crashed``."""
         if self.kill_after == 0:

@@ -164,7 +164,7 @@ class Play:
         if self._backups:
             await self._restored()
         await self._over()
-        healed = not self._open and not self._down and world.hub.up
+        healed = self._all_live() and not self._open and not self._down and world.hub.up
         unfinished: list[str] = []
         if healed:
             # Everything that can run does, after bounded time.
@@ -376,6 +376,12 @@ class Play:
             if not self._stopped.get(site):
                 self.world.sites[site].disk.kill_after = count
                 self._away[site] = seconds
+
+    def _all_live(self) -> bool:
+        """Whether every agent does. The story is over: nobody dies at a later write, who would not come back."""
+        if (store := self.world.hub.store) is not None and not store.dead.is_set():
+            store.kill_after = -1
+        return all([site.disk.spare() for site in self.world.sites.values()]) and not self.judge.stopped
 
     def _crashed(self, site: str) -> None:
         """Its agent is dead from this moment on: what runs in it is ended before anything else is done."""
