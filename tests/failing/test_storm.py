@@ -76,6 +76,24 @@ async def test_most_sites_vanish_and_nothing_moves(tmp_path: Path) -> None:
         await world.close()
 
 
+async def test_many_that_are_lost_are_looked_at_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metaos.controllers.cluster.LOOKS_PER_SECOND", 0.5)
+    world = await _world(tmp_path, 10, 0)
+    try:
+        for site in world.sites.values():
+            site.line.cut = True
+        await world.until(lambda: _lost(world, "NoSchedule") == 10, "all sites are missed")
+        await world.run(20)
+        looks = world.hub.manager.metrics["cluster"]["reconciles"]
+        await world.run(60)
+        assert 20 <= world.hub.manager.metrics["cluster"]["reconciles"] - looks <= 40, "each once in 20 s"
+        for site in world.sites.values():
+            site.line.cut = False
+        await world.until(lambda: all(map(world.is_ready, world.sites)), "who comes back waits for no turn", 15)
+    finally:
+        await world.close()
+
+
 async def test_when_most_come_back_the_others_have_a_lease_to_do_so_too(tmp_path: Path) -> None:
     world = await _world(tmp_path, 10, 20)
     try:
