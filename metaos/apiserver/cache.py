@@ -240,17 +240,17 @@ class Resource:
         "waiters",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_node: bool = False) -> None:
         self.objects: dict[str, Version] = {}
         self.keys: list[str] = []
         self.changes: deque[Change] = deque()
         #: Their size, in bytes.
         self.size = 0
-        #: The same by namespace, and by node once somebody has asked for one: thousands of sites that go on watching each walk
-        #: their own. None is empty. Lists, as most are short; the window bounds what is taken from the front of a long one.
+        #: The same by namespace and node: thousands of sites that go on watching each walk their own. None is empty. Lists, as
+        #: most are short; the window bounds what is taken from the front of a long one.
         self.parts: dict[str, list[Change]] = {}
-        #: Whether anybody has ever asked for the Pods of one node; then the keys of each node's.
-        self.by_node = False
+        #: Whether objects are at nodes, as Pods are, and the keys of each node's.
+        self.by_node = by_node
         self.at_node: dict[str, set[str]] = {}
         #: Events up to this revision may have left the window.
         self.floor = 0
@@ -272,7 +272,9 @@ class Resource:
         self.at_node.clear()
         self.size = 0
         if self.by_node:
-            self._find_nodes()
+            for key, version in objects.items():
+                if version.node:
+                    self.at_node.setdefault(version.node, set()).add(key)
         # What was deleted until then is not seen: any of them may have changed.
         self.floor = self.revision = revision
 
@@ -295,21 +297,6 @@ class Resource:
             if now is not None and now.node:
                 self.at_node.setdefault(now.node, set()).add(key)
         return before
-
-    def know_nodes(self) -> None:
-        """From now on objects and changes of each node are known, also those that were before."""
-        if self.by_node:
-            return
-        self.by_node = True
-        self._find_nodes()
-        for change in self.changes:
-            for node in _nodes(change):
-                self.parts.setdefault(node, []).append(change)
-
-    def _find_nodes(self) -> None:
-        for key, version in self.objects.items():
-            if version.node:
-                self.at_node.setdefault(version.node, set()).add(key)
 
     def append(self, change: Change) -> tuple[str, ...]:
         """The topics that it concerns, beside "": all."""
@@ -339,7 +326,7 @@ class Resource:
         return size
 
     def _topics(self, change: Change) -> tuple[str, ...]:
-        """The same at all times, but for :meth:`know_nodes`."""
+        """The same at all times."""
         some = change.now or change.before
         where = some.namespace if some is not None else ""
         nodes = _nodes(change) if self.by_node else ()
@@ -550,7 +537,7 @@ class WatchCache:
     def resource(self, name: str) -> Resource:
         found = self._resources.get(name)
         if found is None:
-            found = self._resources[name] = Resource()
+            found = self._resources[name] = Resource(by_node=name == scheme.POD.resource)
             found.floor = found.revision = self._floor
         return found
 
@@ -572,13 +559,11 @@ class WatchCache:
     def at_node(self, resource: str, node: str, *, after: str = "") -> Iterator[Version]:
         """As :meth:`range`, of the Pods that are at a node."""
         held = self.resource(resource)
-        held.know_nodes()
         return map(held.objects.__getitem__, sorted(key for key in held.at_node.get(node, ()) if key > after))
 
     def count_at_node(self, resource: str, node: str) -> int:
         """How many :meth:`at_node` has."""
         held = self.resource(resource)
-        held.know_nodes()
         return len(held.at_node.get(node, ()))
 
     def count(self, resource: str, namespace: str = "", *, after: str = "") -> int:
@@ -615,8 +600,6 @@ class WatchCache:
         change. Ends when the cache closes, and when the definition of what is watched is deleted. Raises
         ``ApiError`` 410 when the window has gone on."""
         held = self.resource(resource)
-        if node:
-            held.know_nodes()
         ticks, loads, topic = self._ticks, self._loads, f"{NODE}{node}" if node else namespace
         endings = held.endings
         while True:

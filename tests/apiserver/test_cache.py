@@ -157,18 +157,14 @@ STEPS = st.lists(
 )
 
 
-@given(steps=STEPS, late=st.booleans(), reloaded=st.booleans())
+@given(steps=STEPS, reloaded=st.booleans())
 def test_each_part_of_the_window_is_the_window_without_all_others(
-    steps: list[tuple[str, str, str, str | None]], late: bool, reloaded: bool
+    steps: list[tuple[str, str, str, str | None]], reloaded: bool
 ) -> None:
-    """``late``: a node is asked for after everything has happened, as by the first site after a start."""
-
     async def hold() -> None:
         store = MemoryStore()
         cache = WatchCache(store, window_events=12)
         await cache.start()
-        if not late:
-            cache.count_at_node("pods", "n1")
         happened: list[tuple[int, str, str, set[str]]] = []
         held: dict[str, tuple[int, str]] = {}
         for number, (kind, where, name, node) in enumerate(steps):
