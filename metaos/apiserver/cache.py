@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
 from operator import attrgetter
 from sys import intern
 from typing import Any
@@ -232,6 +232,7 @@ class Resource:
         "endings",
         "floor",
         "keys",
+        "lent",
         "objects",
         "parts",
         "revision",
@@ -252,6 +253,8 @@ class Resource:
         #: Whether objects are at nodes, as Pods are, and the keys of each node's.
         self.by_node = by_node
         self.at_node: dict[str, set[str]] = {}
+        #: Of each who goes through all in turns: what has been replaced since, by what was there.
+        self.lent: list[dict[str, Version | None]] = []
         #: Events up to this revision may have left the window.
         self.floor = 0
         #: Above this revision nothing has changed.
@@ -267,6 +270,7 @@ class Resource:
     def load(self, objects: dict[str, Version], revision: int) -> None:
         """These are all, and what happened before is not known."""
         self.objects, self.keys = objects, sorted(objects)
+        self.lent.clear()
         self.changes.clear()
         self.parts.clear()
         self.at_node.clear()
@@ -281,6 +285,8 @@ class Resource:
     def put(self, key: str, now: Version | None) -> Version | None:
         """``now`` takes the place of what was there, which is returned; ``None`` is a delete."""
         before = self.objects.get(key)
+        for replaced in self.lent:
+            replaced.setdefault(key, before)
         if now is not None:
             self.objects[key] = now
             if before is None:
@@ -297,6 +303,26 @@ class Resource:
             if now is not None and now.node:
                 self.at_node.setdefault(now.node, set()).add(key)
         return before
+
+    def in_turns(self, after: str, end: str, count: int) -> Generator[list[Version], None, None]:
+        """Objects with keys between the two, as of the first ``next``, ``count`` at a time or a few more or less."""
+        keys, objects = self.keys, self.objects
+        replaced: dict[str, Version | None] = {}
+        self.lent.append(replaced)
+        try:
+            while True:
+                start, stop = bisect_right(keys, after), bisect_left(keys, end)
+                some = keys[start : min(start + count, stop)]
+                upto = some[-1] if start + count < stop else end
+                # What was deleted meanwhile was there; what came was not.
+                gone = [k for k, was in replaced.items() if was is not None and k not in objects and after < k <= upto]
+                found = (replaced[k] if k in replaced else objects[k] for k in (sorted(some + gone) if gone else some))
+                yield [version for version in found if version is not None]
+                if upto == end:
+                    return
+                after = upto
+        finally:
+            self.lent = [each for each in self.lent if each is not replaced]
 
     def append(self, change: Change) -> tuple[str, ...]:
         """The topics that it concerns, beside "": all."""
@@ -555,6 +581,14 @@ class WatchCache:
             end = bisect_left(held.keys, first + _LAST, lo=start, hi=end)
         # Without a copy: who pages through a million takes 500.
         return map(held.objects.__getitem__, map(held.keys.__getitem__, range(start, end)))
+
+    def in_turns(
+        self, resource: str, namespace: str = "", *, after: str = "", count: int
+    ) -> Generator[list[Version], None, None]:
+        """As :meth:`range`, ``count`` at a time, all as of the first of them: others may write while it is gone through. To be
+        closed."""
+        first = f"{resource}/{namespace}" if namespace else resource
+        return self.resource(resource).in_turns(max(after, f"{first}/"), f"{first}0", count)  # "0" follows "/"
 
     def at_node(self, resource: str, node: str, *, after: str = "") -> Iterator[Version]:
         """As :meth:`range`, of the Pods that are at a node."""

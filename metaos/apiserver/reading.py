@@ -7,7 +7,6 @@ import binascii
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Protocol
 
 import orjson
@@ -163,30 +162,28 @@ class Reading:
 
     # -- list ----------------------------------------------------------------------------------------------
 
-    def _held(self, kind: Kind, namespace: str, fields: str, after: str) -> Iterator[Version]:
-        """Current objects, in key order, of which some may match. To be consumed before anything is awaited."""
-        where = namespace if kind.namespaced else ""
-        if node := node_of(kind, where, fields):
-            return self.cache.at_node(kind.resource, node, after=after)
-        return self.cache.range(stored_kind(kind).resource, where, after=after)
-
     async def _selected(
         self, kind: Kind, namespace: str, labels: str, fields: str, *, after: str = "", most: int = 0
     ) -> list[Version]:
         """Objects that match, in key order, ``most`` at most, all as of the moment of the call: others have their turns while
         many are gone through. Raises ``ApiError`` 400 where a selector is none."""
         matches = selector(kind, labels, fields)
-        found = self._held(kind, namespace, fields, after)
-        if not labels and not fields:
-            return list(islice(found, most) if most else found)
-        chosen = list(filter(matches, islice(found, TURN_OBJECTS)))
-        held = list(found) if not most or len(chosen) < most else []
-        for start in range(0, len(held), TURN_OBJECTS):
-            await self._clock.sleep(0)
-            chosen += filter(matches, held[start : start + TURN_OBJECTS])
-            if most and len(chosen) >= most:
-                break
-        return chosen[:most] if most else chosen
+        where = namespace if kind.namespaced else ""
+        chosen: list[Version] = []
+        if node := node_of(kind, where, fields):
+            chosen += filter(matches, self.cache.at_node(kind.resource, node, after=after))
+            return chosen[:most] if most else chosen
+        plain = not labels and not fields
+        count = TURN_TAKEN if plain else TURN_OBJECTS
+        held = self.cache.in_turns(stored_kind(kind).resource, where, after=after, count=min(count, most) if most else count)
+        with contextlib.closing(held) as turns:
+            for turn, some in enumerate(turns):
+                if turn:
+                    await self._clock.sleep(0)
+                chosen += some if plain else filter(matches, some)
+                if most and len(chosen) >= most:
+                    return chosen[:most]
+        return chosen
 
     async def _shown(self, kind: Kind, versions: list[Version]) -> list[bytes]:
         """Encoded, as ``kind`` shows them."""

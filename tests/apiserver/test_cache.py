@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaos.apiserver.cache import Change, WatchCache, field_values
+from metaos.apiserver.cache import Change, Version, WatchCache, field_values
 from metaos.resources.errors import ApiError
 from metaos.store.log import Compacted, Listing, LogEvent, StoreUnreachable
 from metaos.store.memory import MemoryStore
 from metaos.store.sqlite import SqliteStore
 
 WINDOW = 20
+VALUE = b'{"metadata":{"name":"x"}}'
 
 
 @pytest.fixture
@@ -232,6 +233,39 @@ async def _all_after(cache: WatchCache, kind: str, after: int, where: str, node:
         return None
 
 
+KEYS = st.builds(lambda where, name: f"pods/{where}/{name}", st.sampled_from("abc"), st.sampled_from("stuvwxyz"))
+
+
+@given(
+    before=st.sets(KEYS),
+    writes=st.lists(st.lists(st.tuples(KEYS, st.booleans()), max_size=6), max_size=8),
+    where=st.sampled_from(["", "b"]),
+    after=st.one_of(st.just(""), KEYS),
+    count=st.integers(1, 5),
+    reloaded=st.integers(0, 8),
+)
+def test_what_is_gone_through_in_turns_is_as_of_the_first(
+    before: set[str], writes: list[list[tuple[str, bool]]], where: str, after: str, count: int, reloaded: int
+) -> None:
+    cache = WatchCache(MemoryStore())
+    held = cache.resource("pods")
+    held.load({key: Version(key, VALUE, 1) for key in before}, 1)
+    wanted = list(cache.range("pods", where, after=after))
+    turns = cache.in_turns("pods", where, after=after, count=count)
+    found, revision = next(turns), 1
+    for number, turn in enumerate(writes):
+        if number == reloaded:
+            held.load({"pods/b/t": Version("pods/b/t", VALUE, revision)}, revision)
+        for key, there in turn:
+            revision += 1
+            held.put(key, Version(key, VALUE, revision) if there else None)
+        found += next(turns, [])
+    for some in turns:
+        found += some
+    assert found == wanted, "the very same versions, in order"
+    assert not held.lent
+
+
 async def test_heartbeats_push_out_nothing_but_heartbeats(cache: WatchCache) -> None:
     began = cache.revision
     wanted = await put(cache, "works/a/0")
@@ -288,9 +322,6 @@ class Replaced(MemoryStore):
                 yield event.result()
         finally:
             behind.cancel()
-
-
-VALUE = b'{"metadata":{"name":"x"}}'
 
 
 async def settled(cache: WatchCache) -> None:
