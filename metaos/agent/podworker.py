@@ -309,14 +309,22 @@ class PodWorker:
     async def _sandbox(self) -> None:
         """Namespaces and network, also after the machine itself was restarted: then containers begin anew."""
         value, pod = self.record.value, self.record.pod
-        where = namespace(pod)
+        where, spec = namespace(pod), pod["spec"]
         address = self._supervisor.address(where, name(pod))
         if value.get("podIP") != address or "started" not in value:
             value["podIP"] = address
             pod["status"] = {"podIP": address}
             value.setdefault("started", self._supervisor.clock.now())
             self._supervisor.store_later(self.record)
-        config = PodConfig(self.record.uid, where, name(pod), hostname(pod), labels=labels(pod))
+        config = PodConfig(
+            self.record.uid,
+            where,
+            name(pod),
+            hostname(pod),
+            labels=labels(pod),
+            runtime_class=str(spec.get("runtimeClassName") or ""),
+            containers=len(spec.get("initContainers") or ()) + len(spec.get("containers") or ()),
+        )
         await self._supervisor.runtime.start_pod(config)
         self._supervisor.began(self.record.uid)
         self._problem = ""

@@ -88,6 +88,9 @@ class PodConfig:
     #: Of its network card; without one, or where the machine allows none, the pod has its loopback only. Where pods share the
     #: machine's network, the loopback address that stands for the pod.
     address: str = ""
+    #: Of its containers, and how many it has: what they need may be made before they are started.
+    runtime_class: str = ""
+    containers: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ class Machine:
     clock: FakeClock
     found: dict[str, dict[str, ContainerState]] = field(default_factory=dict)
     configs: dict[tuple[str, str], ContainerConfig] = field(default_factory=dict)
+    pod_configs: dict[str, PodConfig] = field(default_factory=dict)
     #: Everything that happened: (what, pod name, container).
     history: list[tuple[str, str, str]] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
@@ -61,7 +62,7 @@ class Machine:
 
     async def start_pod(self, pod: PodConfig) -> None:
         self.step()
-        self.names[pod.uid] = pod.name
+        self.names[pod.uid], self.pod_configs[pod.uid] = pod.name, pod
         self.found.setdefault(pod.uid, {})
 
     async def stop_pod(self, uid: str) -> None:

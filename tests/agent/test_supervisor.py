@@ -106,6 +106,13 @@ async def test_image_errors_have_their_names(site: Site) -> None:
     assert ready(only(site))
 
 
+async def test_a_runtime_is_told_before_what_it_will_start(site: Site) -> None:
+    template = {"runtimeClassName": "wasm", "initContainers": [container("first")], "containers": [container(), container("d")]}
+    await site.apply(workload("Deployment", template=template, replicas=1))
+    told = site.machine.pod_configs[meta.uid(only(site))]
+    assert (told.runtime_class, told.containers) == ("wasm", 3)
+
+
 async def test_missing_configuration_is_waited_for(site: Site) -> None:
     source = {"name": "MODE", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "mode"}}}
     web = workload("Deployment", template={"containers": [container(env=[source])]}, replicas=1)
