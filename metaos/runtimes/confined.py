@@ -87,8 +87,8 @@ class Bubblewrap:
         ours, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             try:
-                launch = Launch(["bwrap", *arguments], self._outside(), lent=fds)
-                child = await launch.start(self.forks, place, held.holder, output=theirs)
+                launch = Launch(["bwrap", *arguments], self._outside(), lent=fds, holder=held.holder, forks=self.forks)
+                child = await launch.start(place, output=theirs)
             finally:
                 os.close(theirs)
             said = await process.read_all(ours)
@@ -107,7 +107,9 @@ class Bubblewrap:
     def container(self, start: Start) -> Launch:
         self._program()
         argv = ["bwrap"]
-        launch = Launch(argv, self._outside(), lent=[mount.fd for mount in start.mounts])
+        lent = [mount.fd for mount in start.mounts]
+        launch = Launch(argv, self._outside(), lent=lent, holder=start.holder, forks=self.forks)
+        launch.launcher, launch.homes = start.launcher, start.homes
         texts: dict[str, int] = {}
         try:
             for name, text in bubblewrap.etc(start.image, start.hostname).items():

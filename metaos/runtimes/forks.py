@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import sys
@@ -68,6 +69,14 @@ class Held:
         self._life.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A sandbox that waits for its container. It ends when ``channel`` is closed."""
+
+    monitor: Identity
+    channel: socket.socket
+
+
 class Forks:
     """The zygote runs from the first request until none came for a while. ``program``: another one that serves the same requests,
     with what it is told in further arguments."""
@@ -94,12 +103,26 @@ class Forks:
     async def start(self, words: Sequence[str], fds: Sequence[int], by: Launcher | None = None) -> Identity:
         """Starts a container, as ``zygote.start`` describes it; ``by`` its pod's holder, if that can. Raises ``OSError``,
         ``ValueError`` (it can never start)."""
-        if len(fds) > MAX_FDS:
-            raise ValueError(f"the container has {len(fds)} mounts and files; {MAX_FDS} are possible")
+        _few(fds)
         said, _, reply = await self._ask("start", words, fds, by)
         reply.close()
         pid, _, start = said.partition(" ")
         return Identity(int(pid), int(start)) if start else _child(int(pid))
+
+    async def prepare(self, words: Sequence[str], fds: Sequence[int]) -> Waiting:
+        """Has a sandbox made, as ``wasmzygote.prepare`` describes it. Raises ``OSError``."""
+        said, _, life = await self._ask("prepare", words, fds)
+        return Waiting(_child(int(said)), life)
+
+    async def begin(self, waiting: Waiting, words: Sequence[str], fds: Sequence[int]) -> None:
+        """Starts its container in it, as ``wasmzygote._begin`` describes it. Raises ``OSError`` (``Undone`` where the sandbox has
+        ended, or cannot), ``ValueError`` (it can never start)."""
+        _few(fds)
+        request = b"\0" + os.fsencode("\0".join(("begin", *words)))
+        answered = _taken(await self._exchange(request, fds, waiting.channel))
+        if answered is None:
+            raise Undone(errno.ESRCH, "the sandbox has ended")
+        answered[2].close()
 
     async def _ask(self, task: str, words: Sequence[str], fds: Sequence[int] = (), by: Launcher | None = None) -> _Answer:
         """Who was started, what it made, and the socket on which it may be told more. A zygote that ended with the request unread
@@ -141,7 +164,7 @@ class Forks:
                     await process.readable(ours.fileno())
             except TimeoutError:
                 if channel is not None:
-                    raise TimeoutError(f"the pod's holder did not answer in {ANSWER_SECONDS:g} s") from None
+                    raise TimeoutError(f"the pod's own process did not answer in {ANSWER_SECONDS:g} s") from None
                 if zygote is not None:  # it hangs: the next request starts another one, and so do those that it has not read
                     zygote.kill()
                 if zygote == self._zygote:
@@ -181,6 +204,11 @@ class Forks:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+
+
+def _few(fds: Sequence[int]) -> None:
+    if len(fds) > MAX_FDS:
+        raise ValueError(f"the container has {len(fds)} mounts and files; {MAX_FDS} are possible")
 
 
 def _taken(reply: socket.socket) -> _Answer | None:

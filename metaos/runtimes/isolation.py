@@ -55,6 +55,31 @@ class Start:
     hosts: str
     cgroups: tuple[str, ...]
     holder: Identity | None
+    #: The pod's holder, for as long as that starts containers, and the cgroups in which it stays itself.
+    launcher: Launcher | None
+    homes: Sequence[str]
+
+
+class Startable(Protocol):
+    """A container's command, ready to start: a program, or a guest (see ``wasm.py``)."""
+
+    async def start(
+        self,
+        directory: str,
+        *,
+        cgroups: Sequence[str] = (),
+        stdin: int | None = None,
+        output: int,
+        terminal: bool = False,
+    ) -> Identity:
+        """Its monitor: its record in ``directory`` says who that is. The command joins its cgroups and its pod's namespaces, and
+        takes on its limits (files, processes; whom the kernel kills first where memory ends). ``terminal``: its standard input
+        is one. Raises ``OSError``, ``ValueError`` (it can never start)."""
+        ...
+
+    def close(self) -> None:
+        """Also where it never came to being started."""
+        ...
 
 
 @dataclass(slots=True)
@@ -71,36 +96,36 @@ class Launch:
     #: The numbers of the descriptors without whose content the command does nothing: of bubblewrap's arguments, and of its
     #: seccomp filter. Empty where it has no filter.
     gates: tuple[int, ...] = ()
+    #: Whose pod it is in; who starts it as a container's command: the launcher where it can, and the cgroups in which that stays.
+    holder: Identity | None = None
+    forks: Forks | None = None
+    launcher: Launcher | None = None
+    homes: Sequence[str] = ()
 
     async def start(
         self,
-        forks: Forks,
         directory: str,
-        holder: Identity | None,
         *,
         cgroups: Sequence[str] = (),
-        homes: Sequence[str] = (),
-        launcher: Launcher | None = None,
         stdin: int | None = None,
         output: int,
         terminal: bool = False,
     ) -> Identity:
-        """Starts it as a container's command: its record in ``directory`` says who it is, it joins its cgroups and its
-        pod's namespaces, and takes on its limits (files, processes; whom the kernel kills first where memory ends).
-        ``homes``: the cgroups of whoever starts it; ``launcher``: the pod's; ``terminal``: its standard input is one."""
+        """See :class:`Startable`."""
+        assert self.forks is not None
         try:
             given = [*self.lent, *self.fds]
             numbers = [*(() if stdin is None else (0,)), 1, 2, *range(FIRST_NUMBER, FIRST_NUMBER + len(given))]
             fds = [*(() if stdin is None else (stdin,)), output, output, *given]
             words = [records.path(directory), ":".join(cgroups), str(bubblewrap.files_limit())]
-            if holder is None:  # no limit of processes: it would count all that this user runs on the machine
+            if self.holder is None:  # no limit of processes: it would count all that this user runs on the machine
                 words += ["", "1" if terminal else "", "", ""]
             else:
-                words += [str(MAX_PIDS), "1" if terminal else "", str(holder.pid), str(holder.start)]
-            words += [":".join(homes), " ".join(map(str, self.gates))]
+                words += [str(MAX_PIDS), "1" if terminal else "", str(self.holder.pid), str(self.holder.start)]
+            words += [":".join(self.homes), " ".join(map(str, self.gates))]
             words += [self.directory, " ".join(map(str, numbers)), str(len(self.env))]
             words += [f"{name}={value}" for name, value in self.env.items()]
-            return await forks.start([*words, *self.argv], fds, launcher if self.gates and not terminal else None)
+            return await self.forks.start([*words, *self.argv], fds, self.launcher if self.gates and not terminal else None)
         finally:
             self.close()
 

@@ -9,16 +9,16 @@ from functools import partial
 from metaos import trees
 from metaos.clock import Clock
 from metaos.plugins.points import ContainerConfig, ImageError
-from metaos.runtimes import forks
 from metaos.runtimes.attachment import FOREGROUND, start_console
 from metaos.runtimes.cgroups import Cgroups
 from metaos.runtimes.images import DEFAULT_PATH, Image, ImageStore, python_program
-from metaos.runtimes.isolation import Isolation, Launch, Mount, Start
+from metaos.runtimes.isolation import Isolation, Mount, Start, Startable
 from metaos.runtimes.mounts import Mounts
 from metaos.runtimes.output import Outputs
 from metaos.runtimes.pods import Container, Pod
 from metaos.runtimes.process import Watch
-from metaos.runtimes.wasm import CLASS, Guest, Wasm
+from metaos.runtimes.spares import GROUP, Tenant
+from metaos.runtimes.wasm import CLASS, Wasm
 
 
 class Launcher:
@@ -35,6 +35,16 @@ class Launcher:
         self._wasm = wasm
         self._isolation, self._images, self._mounts = isolation, images, mounts
         self._cgroups, self._outputs, self._clock = cgroups, outputs, clock
+
+    def expect(self, pod: Pod, count: int) -> None:
+        """So many guests will be started in this pod: what they need can be made."""
+        self._wasm.spares.expect(self._tenant(pod), count)
+
+    def _tenant(self, pod: Pod) -> Tenant:
+        if pod.holder is None:
+            raise OSError("the pod has no namespaces")
+        groups = self._cgroups.create(pod.uid, GROUP, cpu=0, memory=0)
+        return Tenant(pod.uid, pod.holder, tuple(groups), self._isolation.filter)
 
     async def launch(self, pod: Pod, container: ContainerConfig, before: Container | None) -> Container:
         """``before``: its last start. Raises ``ImageError``, ``ValueError`` (what can never start), ``OSError``."""
@@ -59,12 +69,12 @@ class Launcher:
         user = image.user if container.run_as_user is None else container.run_as_user
         group = image.group if container.run_as_group is None else container.run_as_group
         env = self._environment(pod, image, container, user)
-        guest: Guest | None = None
+        guest: Startable | None = None
         argv: tuple[str, ...] = ()
         if container.runtime_class == CLASS:
             if self._isolation.name != "bubblewrap":
                 raise ValueError("runtimeClassName wasm needs a site with isolation bubblewrap")
-            guest = await self._wasm.prepare(image, container, env, mounts, opened, (user, group), self._isolation.filter)
+            guest = await self._wasm.prepare(self._tenant(pod), image, container, env, mounts, opened, (user, group))
         else:
             argv = self._command(image, container)
         started = self._prepare(pod, container, before, image)
@@ -90,9 +100,11 @@ class Launcher:
                 hosts=pod.hosts_file,
                 cgroups=tuple(groups),
                 holder=pod.holder,
+                launcher=pod.launcher,
+                homes=self._cgroups.homes,
             )
             started.env = start.env
-            await self._start(started, start, guest or self._isolation.container(start), pod.launcher)
+            await self._start(started, start, guest or self._isolation.container(start))
         except BaseException:
             self._cgroups.remove(pod.uid, started.group)
             self._outputs.drop(started.directory)
@@ -102,19 +114,10 @@ class Launcher:
             self._tidy(started, before)
         return started
 
-    async def _start(self, started: Container, start: Start, launch: Launch | Guest, by: forks.Launcher | None) -> None:
+    async def _start(self, started: Container, start: Start, command: Startable) -> None:
         """The container's processes. Who keeps its input comes first, and ends with it."""
         opened: list[int] = []
-        begin = partial(
-            launch.start,
-            self._isolation.forks,
-            started.directory,
-            start.holder,
-            cgroups=start.cgroups,
-            homes=self._cgroups.homes,
-            launcher=by,
-            terminal=started.tty,
-        )
+        begin = partial(command.start, started.directory, cgroups=start.cgroups, terminal=started.tty)
         try:
             log = self._outputs.open(started.directory)
             opened.append(log)
@@ -130,7 +133,7 @@ class Launcher:
             started.console = Watch(keeper, lambda: None)
             started.monitor = await begin(stdin=theirs, output=theirs if started.tty else log)
         finally:
-            launch.close()
+            command.close()
             for fd in opened:
                 os.close(fd)
 

@@ -61,7 +61,7 @@ class Plain:
         }
         env |= {"HOME": root, "TMPDIR": root} | {name: env[name] for name in ("HOME", "TMPDIR") if name in env}
         argv = ["/bin/sh", "-c", _PLAIN, "nemo", records.path(start.directory), *start.argv]
-        return Launch(argv, env, directory=root)
+        return Launch(argv, env, directory=root, forks=self.forks)
 
     def main(self, monitor: Identity, directory: str) -> Identity | None:
         below = process.children(monitor.pid) if monitor.alive() else []

@@ -33,6 +33,7 @@ from metaos.runtimes.mounts import Mounts
 from metaos.runtimes.output import Outputs
 from metaos.runtimes.pods import Container, Pod, checked
 from metaos.runtimes.pulls import Pulls
+from metaos.runtimes.spares import GROUP
 from metaos.runtimes.streams import Streams
 from metaos.runtimes.usage import last_known, usage
 from metaos.runtimes.wasm import CLASS, Wasm, problem
@@ -117,7 +118,7 @@ class SandboxRuntime:
             await self._outputs.close(running=any(container.end is None for container in containers))
             self._pods = None
         self._isolation.forks.close()
-        self._wasm.close()
+        await self._wasm.close()
 
     def _known(self) -> dict[str, Pod]:
         """All pods; on first use those that an earlier process started are taken over."""
@@ -190,6 +191,11 @@ class SandboxRuntime:
                 known[pod.uid] = found
             elif found.holder is None or not found.holder.alive():
                 await self._holders.start(found)
+            else:
+                return
+            if pod.runtime_class in self.runtime_classes():
+                self._launcher.expect(found, pod.containers)
+                await self._clock.sleep(0)  # they are asked for now, and made while this process goes on
 
     def _holder_ended(self, pod: Pod) -> None:
         """Without its holder a pod has lost its network's owner: its containers end, and are started anew in a new one."""
@@ -200,7 +206,9 @@ class SandboxRuntime:
 
     async def _end(self, pod: Pod) -> None:
         """Nothing of it runs when this returns."""
-        await asyncio.gather(*(self._lifetimes.destroy(pod, container) for container in pod.containers.values()))
+        containers = (self._lifetimes.destroy(pod, container) for container in pod.containers.values())
+        await asyncio.gather(self._wasm.spares.drop(pod.uid), *containers)
+        self._cgroups.remove(pod.uid, GROUP)
         await self._holders.end(pod)
 
     async def release_pod(self, uid: str) -> None:

@@ -18,12 +18,12 @@ from functools import cache
 from typing import Any
 
 from metaos.plugins.points import ContainerConfig
-from metaos.runtimes import bubblewrap, process, records, wasmworker
-from metaos.runtimes.cgroups import MAX_PIDS
-from metaos.runtimes.forks import Forks, Launcher
+from metaos.runtimes import process, records, wasmworker
+from metaos.runtimes.forks import Forks, Undone
 from metaos.runtimes.images import Image
 from metaos.runtimes.isolation import Mount
 from metaos.runtimes.process import Identity
+from metaos.runtimes.spares import Spares, Tenant
 
 CLASS = "wasm"
 #: What ended containers show, by exit code, where the worker says so.
@@ -51,42 +51,40 @@ def _library() -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A guest ready to start, as :class:`~metaos.runtimes.isolation.Launch` is a program. ``module``: an open descriptor of what
-    was compiled, and ``volumes`` of its directories; they are passed on, and stay the caller's."""
+    """A guest of this pod, ready to start. ``module``: an open descriptor of what was compiled, and ``volumes`` of its
+    directories; they are passed on, and stay the caller's."""
 
-    forks: Forks
+    tenant: Tenant
+    spares: Spares
     asked: dict[str, Any]
     module: int
     volumes: tuple[int, ...]
     #: The user and the group that it has.
     ids: tuple[int, int]
-    filter: bytes
 
     async def start(
         self,
-        forks: Forks,
         directory: str,
-        holder: Identity | None,
         *,
         cgroups: Sequence[str] = (),
-        homes: Sequence[str] = (),
-        launcher: Launcher | None = None,
         stdin: int | None = None,
         output: int,
         terminal: bool = False,
     ) -> Identity:
-        """By a zygote of its own, whatever else starts the pod's containers. Raises ``OSError``."""
-        if holder is None:
-            raise OSError("the pod has no namespaces")
-        asked = json.dumps(self.asked | {"input": stdin is not None})
-        words = [records.path(directory), ":".join(cgroups), str(bubblewrap.files_limit()), str(MAX_PIDS)]
-        words += ["1" if terminal else "", str(holder.pid), str(holder.start), *map(str, self.ids), asked]
-        steps = process.in_memory(self.filter)
+        """In a sandbox that waits for it, or is made now. See :class:`~metaos.runtimes.isolation.Startable`."""
+        given = "" if stdin is None else "t" if terminal else "1"
+        words = [records.path(directory), given, *map(str, self.ids), ":".join(cgroups)]
+        asked = process.in_memory(json.dumps(self.asked).encode())
         try:
-            fds = [*(() if stdin is None else (stdin,)), output, steps, self.module, *self.volumes]
-            return await self.forks.start(words, fds)
+            fds = [*(() if stdin is None else (stdin,)), output, asked, self.module, *self.volumes]
+            spare = await self.spares.take(self.tenant)
+            try:
+                return await spare.begin(words, fds)
+            except Undone:
+                spare = await self.spares.take(self.tenant)
+                return await spare.begin(words, fds)
         finally:
-            os.close(steps)
+            os.close(asked)
 
     def close(self) -> None:
         """Nothing is its own."""
@@ -102,22 +100,25 @@ class Wasm:
         self._digests: dict[tuple[int, ...], str] = {}
         library = _library()
         self._forks = Forks(_ZYGOTE, *(() if library is None else (os.path.dirname(library),)))
+        #: Of guests to come.
+        self.spares = Spares(self._forks)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Guests run on."""
+        await self.spares.close()
         self._forks.close()
 
     async def prepare(
         self,
+        tenant: Tenant,
         image: Image,
         container: ContainerConfig,
         env: Sequence[tuple[str, str]],
         mounts: Sequence[Mount],
         opened: contextlib.ExitStack,
         ids: tuple[int, int],
-        filter: bytes,
     ) -> Guest:
-        """``ids``: user and group; ``filter``: of system calls. Raises ``ValueError`` (it can never start)."""
+        """``tenant``: its pod; ``ids``: user and group. Raises ``ValueError`` (it can never start)."""
         if why := problem():
             raise ValueError(f"runtimeClassName wasm: {why}")
         argv = image.argv(container.command, container.args)
@@ -134,7 +135,7 @@ class Wasm:
             "seconds": container.seconds,
             "memory": container.memory_limit,
         }
-        return Guest(self._forks, asked, module, tuple(mount.fd for mount in volumes), ids, filter)
+        return Guest(tenant, self.spares, asked, module, tuple(mount.fd for mount in volumes), ids)
 
     async def _machine_code(self, source: str, *, metered: bool) -> str:
         """Compiled once for a file's content, this version of wasmtime and this machine."""

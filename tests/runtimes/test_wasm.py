@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -18,7 +20,8 @@ from metaos.clock import SystemClock
 from metaos.plugins.points import ContainerConfig, ContainerState
 from metaos.runtimes import process
 from metaos.runtimes.sandbox import SandboxRuntime
-from tests.runtimes.conformance import execute, log, pod, state, until_ended, until_logged
+from metaos.runtimes.spares import MAX_SPARES, Spare
+from tests.runtimes.conformance import execute, log, pod, state, until_ended, until_logged, uptime
 from tests.runtimes.registries import digest_of
 from tests.runtimes.test_images import layer
 
@@ -46,6 +49,7 @@ def guest(body: str, head: str = "", memory: str = '(memory (export "memory") 2)
 
 HELLO = guest("(call $say (i32.const 64) (i32.const 6)) (call $exit (i32.const 7))", '(data (i32.const 64) "hello\\n")')
 LOOP = guest("(loop $on (br $on))")
+GREETING = guest("(call $say (i32.const 64) (i32.const 6)) (loop $on (br $on))", '(data (i32.const 64) "hello\\n")')
 TRAP = guest("unreachable")
 #: Arguments and environment as they are: each buffer is written out whole.
 SHOW = guest(
@@ -259,7 +263,8 @@ async def test_its_process_can_do_and_see_nothing_else(runtime: SandboxRuntime, 
     mounts = tuple(
         (str(place / "runtime/volumes" / name), f"/{name}", read_only) for name, read_only in (("open", False), ("sealed", True))
     )
-    await runtime.start_container(pod().uid, config(bring(runtime, place, LOOP), mounts=mounts))
+    await runtime.start_container(pod().uid, config(bring(runtime, place, GREETING), mounts=mounts))
+    await until_logged(runtime, pod().uid, b"hello")
     here = runtime._known()[pod().uid]
     monitor = here.containers["main"].monitor
     assert monitor is not None and here.holder is not None
@@ -272,6 +277,9 @@ async def test_its_process_can_do_and_see_nothing_else(runtime: SandboxRuntime, 
         assert [found[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")] == ["0" * 16] * 5
         assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")
         beyond = [fd for fd in os.listdir(f"/proc/{each}/fd") if int(fd) > 2]
+        beyond = [
+            fd for fd in beyond if not os.readlink(f"/proc/{each}/fd/{fd}").startswith("anon_inode:[event")
+        ]  # wasmtime's own
         assert {os.stat(f"/proc/{each}/fd/{fd}").st_ino for fd in beyond} <= shown
         for kind, same in (("net", True), ("ipc", True), ("uts", True), ("user", False), ("mnt", False), ("pid", False)):
             theirs = os.stat(f"/proc/{each}/ns/{kind}").st_ino
@@ -305,8 +313,7 @@ async def test_guests_outlive_what_they_were_forked_from(runtime: SandboxRuntime
 
 
 async def test_commands_are_refused_and_signals_end_it(runtime: SandboxRuntime, place: Path) -> None:
-    greeting = guest("(call $say (i32.const 64) (i32.const 6)) (loop $on (br $on))", '(data (i32.const 64) "hello\\n")')
-    await runtime.start_container(pod().uid, config(bring(runtime, place, greeting)))
+    await runtime.start_container(pod().uid, config(bring(runtime, place, GREETING)))
     await until_logged(runtime, pod().uid, b"hello")
     with pytest.raises(LookupError, match="no programs that could be executed"):
         await execute(runtime, pod().uid, ("sh",))
@@ -375,3 +382,218 @@ def test_artifacts_are_checked_by_their_digest(place: Path) -> None:
     assert [Path(str(each), "module.wasm").read_bytes() for each in found] == [HELLO, TRAP], (
         "the same configuration, and not the same file"
     )
+
+
+#: Says again what it reads first.
+ECHO = guest(
+    """(i32.store (i32.const 24) (i32.const 64)) (i32.store (i32.const 28) (i32.const 100))
+    (drop (call $read (i32.const 0) (i32.const 24) (i32.const 1) (i32.const 32)))
+    (call $say (i32.const 64) (i32.load (i32.const 32)))""",
+    f'(import "{WASI}" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))',
+)
+
+
+@pytest.mark.parametrize("tty", [False, True])
+async def test_it_reads_what_those_who_attach_write(runtime: SandboxRuntime, place: Path, tty: bool) -> None:
+    await runtime.start_container(pod().uid, config(bring(runtime, place, ECHO), stdin=True, tty=tty))
+    attached = await runtime.attach(pod().uid, "main")
+    await attached.write(b"typed\n")
+    ended = await until_ended(runtime, pod().uid)
+    assert (ended.exit_code, await log(runtime, pod().uid)) == (0, b"typed\r\ntyped\r\n" if tty else b"typed\n")
+    await attached.kill()
+
+
+# --- sandboxes that are made before (see spares.py) ---------------------------------------------------------------------
+
+
+async def spares(runtime: SandboxRuntime, uid: str, count: int = 1) -> list[Spare]:
+    """Of a pod that has just been started, once they wait."""
+    await runtime.start_pod(pod(uid, runtime_class="wasm", containers=count))
+    made = list(runtime._wasm.spares._made[uid])
+    async with asyncio.timeout(20):
+        await asyncio.wait(made)
+    return [each.result() for each in made]
+
+
+async def processes(spare: Spare) -> list[process.Identity]:
+    """Monitor, process 1, and the guest's own."""
+    monitor = spare._waiting.monitor
+    init = await only_child(monitor.pid)
+    found = [process.identity(each) for each in (init, await only_child(init))]
+    return [monitor, *(each for each in found if each is not None)]
+
+
+async def gone(those: list[process.Identity]) -> None:
+    async with asyncio.timeout(20):
+        for each in those:
+            await process.ended(each)
+
+
+async def test_a_spare_is_used_once_by_its_own_pod(runtime: SandboxRuntime, place: Path) -> None:
+    bring(runtime, place, GREETING)
+    (spare,) = await spares(runtime, "one")
+    (other,) = await spares(runtime, "two")
+    theirs = [await processes(each) for each in (spare, other)]
+    holders = [runtime._known()[uid].holder for uid in ("one", "two")]
+    for (_, _, waiting), holder in zip(theirs, holders, strict=True):
+        assert holder is not None
+        assert os.stat(f"/proc/{waiting.pid}/ns/net").st_ino == os.stat(f"/proc/{holder.pid}/ns/net").st_ino
+        if not runtime._cgroups.problem:
+            assert "sandboxes" in Path(f"/proc/{waiting.pid}/cgroup").read_text(), "what waits counts as its pod's"
+    await runtime.start_container("one", config("guest:1"))
+    await until_logged(runtime, "one", b"hello")
+    container = runtime._known()["one"].containers["main"]
+    assert container.monitor == theirs[0][0]
+    assert not runtime._wasm.spares._made.get("one")
+    for group in runtime._cgroups.directories("one", container.group):
+        assert (Path(group) / "cgroup.procs").read_text().split() == [str(theirs[0][2].pid)], group
+    await runtime.start_container("one", replace(config("guest:1"), name="more"))
+    assert runtime._known()["one"].containers["more"].monitor not in (theirs[0][0], theirs[1][0])
+    assert other.fits(other._tenant), "it waits on"
+    for uid in ("one", "two"):
+        await runtime.stop_pod(uid)
+    for each in theirs:
+        assert not any(who.alive() for who in each), "nothing is left when stopping has returned"
+    assert not [found for level in runtime._cgroups.places() for found in Path(level).glob("**/sandboxes")]
+
+
+async def test_spares_are_few_and_do_not_wait_for_ever(
+    runtime: SandboxRuntime, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(await spares(runtime, "many", MAX_SPARES + 3)) == MAX_SPARES
+    await runtime.start_pod(pod("more", runtime_class="wasm", containers=1))
+    assert "more" not in runtime._wasm.spares._made
+    await runtime.start_container("more", config(bring(runtime, place, HELLO)))
+    assert (await until_ended(runtime, "more")).exit_code == 7, "it is made when it is needed"
+    await runtime.stop_pod("many")
+    monkeypatch.setattr("metaos.runtimes.spares.SPARE_SECONDS", 0.05)
+    (spare,) = await spares(runtime, "late")
+    await gone([spare._waiting.monitor])
+    assert "late" not in runtime._wasm.spares._made
+    for uid in ("more", "late"):
+        await runtime.stop_pod(uid)
+
+
+async def test_pods_of_other_classes_have_none(runtime: SandboxRuntime) -> None:
+    await runtime.start_pod(pod("native", containers=2))
+    assert not runtime._wasm.spares._made
+    await runtime.stop_pod("native")
+
+
+async def test_a_spare_that_has_ended_or_is_of_before_is_not_used(runtime: SandboxRuntime, place: Path) -> None:
+    bring(runtime, place, HELLO)
+    for at, uid in enumerate(("monitor", "init", "guest")):
+        (spare,) = await spares(runtime, uid)
+        those = await processes(spare)
+        those[at].kill()
+        await gone(those[2:])
+        await runtime.start_container(uid, config("guest:1"))
+        assert (await until_ended(runtime, uid)).exit_code == 7, uid
+        assert runtime._known()[uid].containers["main"].monitor != spare._waiting.monitor
+        await runtime.stop_pod(uid)
+    (spare,) = await spares(runtime, "moved")
+    assert spare.fits(spare._tenant)
+    holder = runtime._known()["moved"].holder
+    assert holder is not None
+    holder.kill()
+    await process.ended(holder)
+    await runtime.start_container("moved", config("guest:1"))
+    assert (await until_ended(runtime, "moved")).exit_code == 7
+    await gone([spare._waiting.monitor])
+    await runtime.stop_pod("moved")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts something on the machine")
+async def test_what_was_mounted_after_a_spare_was_made_is_seen(runtime: SandboxRuntime, place: Path) -> None:
+    bring(runtime, place, opener("file"))
+    (spare,) = await spares(runtime, "mounted")
+    volume = place / "runtime/volumes/late"
+    volume.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", volume], check=True)
+    try:
+        (volume / "file").write_text("x")
+        await runtime.start_container("mounted", config("guest:1", mounts=((str(volume), "/data", True),)))
+        assert (await until_ended(runtime, "mounted")).exit_code == 0
+        await gone([spare._waiting.monitor])
+        await runtime.stop_pod("mounted")
+    finally:
+        subprocess.run(["umount", volume], check=True)
+
+
+STARTER = """
+import asyncio, sys
+from metaos.clock import SystemClock
+from metaos.runtimes.sandbox import SandboxRuntime
+from tests.runtimes.conformance import pod
+async def main():
+    runtime = SandboxRuntime(sys.argv[1], clock=SystemClock(suspended=True))
+    await runtime.check()
+    await runtime.start_pod(pod("left", runtime_class="wasm", containers=1))
+    (made,) = runtime._wasm.spares._made["left"]
+    print((await made)._waiting.monitor.pid, flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+async def test_spares_end_with_an_agent_that_is_killed(place: Path) -> None:
+    starter = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", STARTER, str(place / "runtime"), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert starter.stdout is not None
+        async with asyncio.timeout(30):
+            monitor = int(await starter.stdout.readline())
+        init = await only_child(monitor)
+        those = [process.identity(each) for each in (monitor, init, await only_child(init))]
+    finally:
+        starter.kill()
+        await starter.wait()
+    await gone([each for each in those if each is not None])
+    later = SandboxRuntime(str(place / "runtime"), clock=SystemClock(suspended=True))
+    assert set(await later.pods()) == {"left"}
+    await later.stop_pod("left")
+    await later.close()
+
+
+async def test_nothing_of_a_pod_that_must_not_run_twice_outlasts_its_time(runtime: SandboxRuntime, place: Path) -> None:
+    (one, spare) = await spares(runtime, "fenced", 2)
+    those = [*await processes(one), *await processes(spare)]
+    await runtime.start_container("fenced", config(bring(runtime, place, GREETING)))
+    await until_logged(runtime, "fenced", b"hello")
+    await runtime.fence(uptime(), {"fenced": 0.0})
+    assert (await until_ended(runtime, "fenced")).reason == "Fenced"
+    if not runtime._cgroups.problem:
+        await gone(those)
+    await runtime.fence(uptime(), {})
+    await runtime.stop_pod("fenced")
+
+
+async def test_a_sandbox_holds_nothing_of_other_pods(runtime: SandboxRuntime, place: Path) -> None:
+    """What a guest was given never passes through the program from which others are forked."""
+    bring(runtime, place, GREETING)
+    secret = os.urandom(20).hex()
+    for attempt in range(3):
+        await runtime.start_container(pod().uid, config("guest:1", env=(("TOKEN", secret),), attempt=attempt))
+        await until_logged(runtime, pod().uid, b"hello")
+        await runtime.stop_container(pod().uid, "main", 0)
+    (spare,) = await spares(runtime, "other")
+    await runtime.start_container("other", config("guest:1"))
+    await until_logged(runtime, "other", b"hello")
+    zygote = runtime._wasm._forks._zygote
+    assert zygote is not None
+    for each in (zygote.pid, *(who.pid for who in await processes(spare))):
+        assert secret.encode() not in memory_of(each)
+    await runtime.stop_pod("other")
+
+
+def memory_of(pid: int) -> bytes:
+    """All that it may write to."""
+    found = b""
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for span, rights in (line.split()[:2] for line in maps):
+            if rights.startswith("rw"):
+                begin, end = (int(each, 16) for each in span.split("-"))
+                memory.seek(begin)
+                found += memory.read(end - begin)
+    return found
