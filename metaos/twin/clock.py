@@ -163,12 +163,17 @@ class VirtualClock:
 
 def run(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
     """Runs ``main(loop)`` in virtual time, to its end."""
-    # What was there before is not looked through again and again.
+    with set_aside(), virtual() as loop, collected_by_rounds():
+        return loop.run_until_complete(main(loop))
+
+
+@contextmanager
+def set_aside() -> Iterator[None]:
+    """What is there already is not looked through for cyclic garbage again and again."""
     frozen = gc.get_freeze_count()
     gc.freeze()
     try:
-        with virtual() as loop, collected_by_rounds():
-            return loop.run_until_complete(main(loop))
+        yield
     finally:
         if not frozen:
             gc.unfreeze()
