@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(shell sha256sum requirements-dev.txt pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Hundreds of processes import the same modules: these are compiled once, also where the environment says otherwise.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test slow check bench docs recording supply lock clean
@@ -29,17 +31,17 @@ up: $(STAMP) ## An interactive continuum that stays up until Ctrl-C
 
 test: $(STAMP) ## The tests (under 5 minutes on 2 cores)
 	@echo "==> running the tests"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 slow: $(STAMP) ## The long tests: faults by the hundred, a real kube-apiserver beside ours where KUBECONFIG names one
 	@echo "==> running the long tests"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow --timeout 900 $(ARGS)
+	@$(BIN)/python -m pytest -n 2 -m slow --timeout 900 $(ARGS)
 
 check: $(STAMP) ## ruff, mypy --strict, import-linter, and the unit tests with warnings as errors
 	@echo "==> ruff";           $(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@echo "==> mypy --strict";  $(BIN)/mypy
 	@echo "==> import-linter";  $(BIN)/lint-imports
-	@echo "==> unit tests";     $(BIN)/python -m pytest -n 2 --dist loadfile -W error -m "not system and not slow"
+	@echo "==> unit tests";     $(BIN)/python -m pytest -n 2 -W error -m "not system and not slow" $(ARGS)
 
 bench: $(STAMP) ## Benchmarks (ONLY=word picks some); tables here, JSON in bench/results
 	@$(BIN)/python -m bench $(ONLY)
