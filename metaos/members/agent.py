@@ -22,6 +22,7 @@ from metaos.agent.connection import Connect, HubConnection
 from metaos.agent.contact import Contact, Follower
 from metaos.agent.entry import UNUSABLE, AgentConfig, enter, first_failure, leave, lock, until_told
 from metaos.agent.events import SiteEvents
+from metaos.agent.hubs import Hubs
 from metaos.agent.join import Identity, JoinError, identity_process
 from metaos.agent.mirror import PodMirrors
 from metaos.agent.presence import Presence, Removed
@@ -334,7 +335,9 @@ async def membership_of(config: AgentConfig, identity: Identity, clock: Clock, r
     except (OSError, ValueError, KeyError):
         pass
     contact, failures = Contact(clock, random), 0
-    client = HttpClient(config.hub, context=identity.context(), clock=clock, random=random)
+    hubs = Hubs(config.hub, config.data / "hubs.json", config.more_hubs)
+    client = HttpClient(hubs.url, context=identity.context(), clock=clock, random=random)
+    hubs.on_move(lambda: client.move(hubs.url))
     try:
         while True:
             try:
@@ -344,6 +347,7 @@ async def membership_of(config: AgentConfig, identity: Identity, clock: Clock, r
             except ApiError as error:
                 failures += 1
                 contact.missed(error)
+                hubs.failed(hubs.url)
                 await contact.pause(failures)
     finally:
         await client.close()
