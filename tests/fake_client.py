@@ -185,6 +185,8 @@ class FakeClient:
         dry_run: bool = False,
     ) -> Obj:
         if type is PatchType.APPLY and self._key(kind, name, namespace) not in self._objects:
+            if patch["metadata"].get("uid"):
+                raise errors.conflict(kind.group, kind.plural, name, "Precondition failed: it is gone")
             return await self.create(patch, field_manager=field_manager, dry_run=dry_run)
         self._record("patch", kind, namespace, name, subresource)
         if subresource == "scale" and type is PatchType.MERGE:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import hashlib
 import json
 import logging
@@ -19,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 
-from metaos.client import Client
+from metaos.client import Client, PatchType
 from metaos.clock import Clock
 from metaos.files import write_private
 from metaos.http import HttpClient, error_of, tls_context, unverified_context
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, name
 from metaos.resources.scheme import CERTIFICATE_SIGNING_REQUEST, CLUSTER
+from metaos.security.authz import AGENT_MANAGER, SETTLED
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ FIRST_POLL_SECONDS = 0.2
 LAST_POLL_SECONDS = 5.0
 #: What a token may take; it has 120 characters.
 MAX_TOKEN = 4096
+#: The reason of a cause of 409: another manager owns a field.
+CONFLICT = "FieldManagerConflict"
 #: What a hub's authorities may take: two or three have 2 KiB.
 MAX_AUTHORITIES = 64 * 1024
 
@@ -294,11 +298,51 @@ async def register(client: Client, site: Obj) -> Obj:
             raise
     cluster: Obj = {key: value for key, value in site.items() if key != "status"}
     try:
-        return await client.create(cluster, field_manager="nemo-agent")
+        return await client.create(cluster, field_manager=AGENT_MANAGER)
     except ApiError as error:
         if error.reason != "AlreadyExists":
             raise
         return await client.get(CLUSTER, name(site))
+
+
+async def declare(client: Client, site: Obj, cluster: Obj) -> Obj:
+    """The hub's Cluster after it was told what the site file says, by server-side apply: what others set there stays theirs.
+    Raises ``ApiError``."""
+    wanted: Obj = copy.deepcopy({key: value for key, value in site.items() if key != "status"})
+    # One that has just been removed is not made again.
+    wanted["metadata"]["uid"] = cluster["metadata"]["uid"]
+    owned = [
+        (entry.get("fieldsV1") or {}).get("f:spec") or {}
+        for entry in cluster["metadata"].get("managedFields") or ()
+        if entry.get("manager") == AGENT_MANAGER and not entry.get("subresource")
+    ]
+    # As it is there: who leaves out what is its own takes it away.
+    kept = {key: value for key, value in (cluster.get("spec") or {}).items() if any(f"f:{key}" in each for each in owned)}
+    said = wanted.get("spec") or {}
+    wanted["spec"] = {k: v for k, v in said.items() if k not in SETTLED} | {k: v for k, v in kept.items() if k in SETTLED}
+    while True:
+        try:
+            return await client.patch(CLUSTER, name(site), "", wanted, type=PatchType.APPLY, field_manager=AGENT_MANAGER)
+        except ApiError as error:
+            theirs = [str(c.get("field") or "") for c in error.details.get("causes") or () if c.get("reason") == CONFLICT]
+            if error.code != 409 or not theirs or not all([_without(wanted, field) for field in theirs]):
+                raise
+
+
+def _without(part: Obj, field: str) -> bool:
+    """Takes out what stands at ``.metadata.labels.KEY``, whatever dots the key has, or the list that an item of it is in.
+    Whether there was any."""
+    for key, value in part.items():
+        at, rest = f".{key}", field[len(key) + 1 :]
+        if field.startswith(at) and (not rest or rest[0] in ".["):
+            if rest.startswith(".") and isinstance(value, dict) and _without(value, rest):
+                if not value:
+                    del part[key]
+                return True
+            if not rest or rest.startswith("["):
+                del part[key]
+                return True
+    return False
 
 
 #: What an agent takes from its site file at each start, as it is of its machine and for its owner alone to say.

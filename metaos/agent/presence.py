@@ -9,7 +9,7 @@ from typing import Any
 
 from metaos.agent.contact import Contact
 from metaos.agent.inventory import worth_telling
-from metaos.agent.join import differences
+from metaos.agent.join import declare, differences
 from metaos.agent.report import merge_patch
 from metaos.client import Client
 from metaos.clock import Clock
@@ -30,8 +30,8 @@ LEAST_TIMEOUT_SECONDS = 3.0
 MOST_TIMEOUT_SECONDS = 10.0
 #: Fields of a site file that are named where they differ.
 DIFFERENCES_TOLD = 8
-_THE_HUB_COUNTS = (
-    "the site file does not count any more once a site has joined, and it says something else: %s%s; "
+_OTHERS_COUNT = (
+    "the hub has something else than the site file says, which was set there or is for the hub alone to say: %s%s; "
     "change the Cluster at the hub: kubectl edit cluster %s"
 )
 _THE_FILE_COUNTS = (
@@ -46,7 +46,7 @@ class Removed(Exception):
 
 class Presence:
     """``measure`` gives the agent's part of ``Cluster.status``; no heartbeat is sent while ``able`` says that the site cannot
-    do what it is told. ``declared``: the site file, which is held against the hub's Cluster once."""
+    do what it is told. ``declared``: the site file, which the hub is told once."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class Presence:
         while True:
             try:
                 await self._report()
-                await self._compare()
+                await self._declare()
                 failures = 0
                 await self._clock.sleep(max(MEASURE_SECONDS, self._heartbeat))
             except ApiError as error:
@@ -136,13 +136,19 @@ class Presence:
                     log.warning("the status of site %s cannot be reported: %s", self._site, error.message)
                 await self._contact.pause(failures)
 
-    async def _compare(self) -> None:
-        """The hub's Cluster is what holds, as operators edit it, but for what the machine allows. Says where the two differ."""
+    async def _declare(self) -> None:
+        """Once: what the site file says arrives at the hub, but for what others own there. Says where the two differ then."""
         if self._declared is None:
             return
         declared, cluster = self._declared, await self._client.get(CLUSTER, self._site)
+        try:
+            cluster = await declare(self._client, declared, cluster)
+        except ApiError as error:
+            if error.code not in (400, 403, 409, 415, 422):
+                raise
+            log.warning("the hub does not take what the site file says: %s", error.message)
         self._declared = None
-        for machine, text in ((False, _THE_HUB_COUNTS), (True, _THE_FILE_COUNTS)):
+        for machine, text in ((False, _OTHERS_COUNT), (True, _THE_FILE_COUNTS)):
             found = differences(declared, cluster, machine=machine)
             more = f", and {len(found) - DIFFERENCES_TOLD} more" if len(found) > DIFFERENCES_TOLD else ""
             if found:

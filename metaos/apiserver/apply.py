@@ -295,6 +295,21 @@ def _changed_parts(old: Obj, obj: Obj) -> tuple[Obj, Obj]:
     return parts
 
 
+def inherited(obj: Obj, manager: Manager) -> Obj:
+    """``obj``, where what ``manager`` owns by updates it owns by applies: it made the object otherwise, and applies from now on.
+    Source: client-go, ``util/csaupgrade``."""
+    held = owners(obj)
+    mine = next((e for e in held if _same(e.manager, manager)), None) or Owned(manager, "")
+    before = [e for e in held if _same(e.manager, replace(manager, operation="Update"))]
+    if not before:
+        return obj
+    mine.paths |= before[0].paths
+    mine.time = mine.time or before[0].time
+    result = {**obj, "metadata": dict(obj["metadata"])}
+    _store(result, [*(e for e in held if e not in before and e is not mine), mine])
+    return result
+
+
 def applied(node: Node, current: Obj, config: Obj, manager: Manager, now: str, force: bool, *, shown_as: str = "") -> Obj:
     """``current`` after ``manager`` applied ``config``. Raises ``ApiError`` 409 with a cause per field that another
     manager owns with another value, unless ``force``. ``shown_as``: the version that conflicts are told in, where it is not

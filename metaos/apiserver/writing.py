@@ -20,7 +20,7 @@ import orjson
 
 from metaos.apiserver import budgets, deletion, reviews, subresources, views
 from metaos.apiserver.addressing import addressed, as_kept, encode, kept, key_of, same_identity, stored_kind
-from metaos.apiserver.apply import Manager, applied, created_fields, first_fields, tracked
+from metaos.apiserver.apply import Manager, applied, created_fields, first_fields, inherited, tracked
 from metaos.apiserver.cache import Version, WatchCache
 from metaos.apiserver.catalogue import MAX_DEFINITIONS
 from metaos.apiserver.customkind import CustomKind
@@ -48,6 +48,7 @@ from metaos.security.authz import (
     Attributes,
     UserInfo,
     agent_write_problem,
+    apply_problem,
     cluster_of,
 )
 from metaos.store.log import Conflict, Overtaken, Store
@@ -67,7 +68,7 @@ Mutation = Callable[[Obj], Obj]
 #: How often a write that named no revision is tried again when others came between.
 ATTEMPTS = 20
 TOO_MANY = "too many writers at the same time; please try again"
-#: Who makes objects whose fields nobody else will claim: ownership of these is recorded from their first apply on.
+#: Who makes objects whose fields nobody else will claim, but for Clusters: whose they are is recorded from their first apply on.
 UNTRACKED = ("system:controller:", "system:cluster:", "system:apiserver")
 #: The API server's own identity, for what it makes at start.
 SELF = UserInfo("system:apiserver", (MASTERS,))
@@ -232,7 +233,7 @@ class Writing(Reading):
             obj.pop("status", None)
         if isinstance(kind, CustomKind):
             validate(kind, obj, None)  # Who owns what can be told of objects that are as their schema wants them.
-        if fields is None and not write.user.name.startswith(UNTRACKED):
+        if fields is None and (kind is scheme.CLUSTER or not write.user.name.startswith(UNTRACKED)):
             by = Manager(write.manager or write.user.name, "Update", "", kind.api_version)
             fields = created_fields(node_of(kind), obj, by, format_time(self._clock.now()))
         uid = str(uuid.UUID(int=self._random.getrandbits(128), version=4))
@@ -510,6 +511,9 @@ class Writing(Reading):
         """A server-side apply creates what does not exist (the caller answers 201 where ``resourceVersion`` was unknown)."""
         write = Write(user, field_manager, dry_run, field_validation, warnings if warnings is not None else [])
         await self.check_now(user, Attributes("patch", kind.group, kind.plural, subresource, namespace, name))
+        declares = kind is scheme.CLUSTER and not subresource and cluster_of(user) is not None
+        if declares and (problem := apply_problem(field_manager, applies=type is PatchType.APPLY, force=force)):
+            raise errors.forbidden(kind.group, kind.plural, name, problem)
         if type is PatchType.APPLY:
             return await self._apply(write, kind, name, namespace, patch, subresource, force)
         if type is PatchType.STRATEGIC and isinstance(kind, CustomKind):
@@ -559,8 +563,12 @@ class Writing(Reading):
                     raise
                 await self.cache.fresh()
 
+        declares = kind is scheme.CLUSTER and not subresource and cluster_of(write.user) is not None
+
         def mutate(current: Obj) -> Obj:
-            return applied(node_of(kind), current, shaped, manager, now, force)
+            # It was made as the site joined, by a create.
+            mine = inherited(current, manager) if declares else current
+            return applied(node_of(kind), mine, shaped, manager, now, force)
 
         return await self._modify(
             write, kind, name, namespace, mutate, subresource, pinned=_names_revision(wanted), manager=manager

@@ -263,7 +263,7 @@ def _own_cluster(member: str, asked: Attributes) -> bool:
         return asked.verb in {"get", "update", "patch"}
     if asked.subresource == "tunnel":
         return asked.verb in {"get", "create"}
-    return not asked.subresource and asked.verb in {"get", "watch", "create"}
+    return not asked.subresource and asked.verb in {"get", "watch", "create", "patch"}
 
 
 def _own_pods(member: str, asked: Attributes, namespaces: Container[str]) -> bool:
@@ -336,6 +336,11 @@ class Share(Container[str], Protocol):
 #: Of one site: Pods of one workload, and requests for certificates (finished ones go after a while).
 MAX_MIRRORS = 2000
 MAX_REQUESTS = 32
+#: How an agent calls itself as the manager of fields.
+AGENT_MANAGER = "nemo-agent"
+#: Of a Cluster's spec what decides which work and which data may come to a site. Its owner says it when it joins; from then on
+#: only those who may edit Clusters do, so that a site that was taken over does not let itself be given more.
+SETTLED = frozenset({"attestation", "jurisdictions", "location", "owner", "taints", "trust", "unschedulable"})
 #: What a Cluster's status says that is not the site's to say.
 _HUBS_STATUS = ("conditions", "carbon", "attested")
 
@@ -358,6 +363,8 @@ def agent_write_problem(member: str, resource: str, obj: Obj | None, old: Obj | 
             return "conditions, carbon and attested of a Cluster are the hub's; report agentConditions"
         if obj is not None and old is None and (obj.get("spec") or {}).get("attestation") is not None:
             return "spec.attestation says what others expect of a site: leave it out of the site file, an operator states it"
+        if obj is not None and old is not None and (problem := _declaration_problem(obj, old)):
+            return problem
         return "" if name(held) == member else f"the agent of {member} may write no other Cluster"
     if resource == "usages.meta-os.eu":
         said, before = ((each or {}).get("status") or {} for each in (obj, old))
@@ -373,6 +380,29 @@ def agent_write_problem(member: str, resource: str, obj: Obj | None, old: Obj | 
     if resource in ("works.meta-os.eu", "leases.coordination.k8s.io"):
         return "" if namespace(held) == cluster_namespace(member) else "this belongs to another site"
     return f"the agent of {member} may not write {resource}"
+
+
+def apply_problem(manager: str, *, applies: bool, force: bool) -> str:
+    """Why an agent may not patch its Cluster so: what others own of it stays theirs, which is seen when it is applied."""
+    if applies and not force and manager == AGENT_MANAGER:
+        return ""
+    return f"an agent declares its Cluster by server-side apply, as field manager {AGENT_MANAGER} and without force"
+
+
+def _declaration_problem(obj: Obj, old: Obj) -> str:
+    """What a site may say of itself after it has joined: what its agent brought, but for :data:`SETTLED`."""
+    before, said = (each.get("spec") or {} for each in (old, obj))
+    changed = sorted(key for key in before.keys() | said.keys() if before.get(key) != said.get(key))
+    if not changed and all(old["metadata"].get(key) == obj["metadata"].get(key) for key in ("labels", "annotations")):
+        return ""
+    managers = old["metadata"].get("managedFields") or ()
+    if not any(each.get("manager") == AGENT_MANAGER and not each.get("subresource") for each in managers):
+        return (
+            "it was not the site's agent that made this Cluster: its spec and labels are for the hub's administrators to change"
+        )
+    if settled := [f"spec.{key}" for key in changed if key in SETTLED]:
+        return f"{', '.join(settled)}: once a site has joined, the hub's administrators say so: kubectl edit cluster {name(old)}"
+    return ""
 
 
 def _pod_problem(member: str, obj: Obj | None, old: Obj | None, share: Share) -> str:

@@ -126,17 +126,18 @@ def condition(status: Any, kind: str) -> str:
     return next((c["status"] for c in status.get("conditions") or () if c["type"] == kind), "")
 
 
-async def test_a_site_file_that_has_changed_since_is_not_passed_over_in_silence(
+async def test_a_site_file_that_has_changed_since_is_told_and_what_is_the_hubs_is_not_passed_over_in_silence(
     hub: Hub, member: Member, caplog: pytest.LogCaptureFixture
 ) -> None:
     await until(lambda: (hub.client.find(scheme.CLUSTER, "edge-a") or {}).get("status"))
     await member.stop()
     assert "site file" not in caplog.text
-    member.site = member.site | {"spec": member.site["spec"] | {"price": {"cpuHour": 0.09}}}
+    member.site = member.site | {"spec": member.site["spec"] | {"price": {"cpuHour": 0.09}, "trust": "high"}}
     await member.start()
     await until(lambda: "kubectl edit cluster edge-a" in caplog.text)
-    assert 'spec.price is {"cpuHour": 0.09}, and the hub has nothing' in caplog.text
-    assert caplog.text.count("does not count any more") == 1
+    assert (hub.client.find(scheme.CLUSTER, "edge-a") or {})["spec"]["price"] == {"cpuHour": 0.09}
+    assert 'spec.trust is "high", and the hub has nothing' in caplog.text and "spec.price" not in caplog.text
+    assert caplog.text.count("which was set there or is for the hub alone to say") == 1
 
 
 async def test_it_joins_renews_its_lease_and_says_what_it_has(hub: Hub, member: Member) -> None:

@@ -183,6 +183,7 @@ MINE = {"meta-os.eu/cluster": "mole"}
 WRITES: list[tuple[str, str, Any]] = [
     ("PATCH", f"{META}/clusters/mole", {"spec": {"jurisdictions": ["EU"]}}),
     ("PATCH", f"{META}/clusters/mole", {"spec": {"taints": None, "trust": "high"}}),
+    ("PATCH", f"{META}/clusters/mole", {"metadata": {"labels": {"certified": "yes"}}}),
     ("PATCH", f"{META}/clusters/mole/status", {"status": {"attested": "software"}}),
     ("PATCH", f"{META}/clusters/mole/status", {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
     ("PATCH", f"{META}/clusters/mole/status", {"status": {"carbon": {"intensity": 0}}}),
