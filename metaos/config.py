@@ -35,13 +35,20 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+#: Ports on which a site answers where its owner names an address alone: those of the web, and those that no privilege guards. So
+#: no Service takes the place of ssh or mail, though that be down.
+USUAL_PORTS = ((80, 80), (443, 443), (1024, 65535))
+#: Ranges that an owner may name.
+MOST_RANGES = 32
+
+
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """``ADDRESS[:FIRST-LAST]``: an IPv4 address of a site's machine, and the ports on which it may answer there for Services."""
+    """``ADDRESS[:PORTS]``: an IPv4 address of a site's machine, and the ports on which it may answer there for Services: ranges
+    (first, last)."""
 
     address: str
-    first: int = 1
-    last: int = 65535
+    ports: tuple[tuple[int, int], ...] = USUAL_PORTS
 
     @classmethod
     def parse(cls, text: str) -> Exposure:
@@ -55,19 +62,23 @@ class Exposure:
             raise ValueError(f"{address!r} is no IPv4 address, such as 192.0.2.7 or 127.0.0.1") from None
         if found.is_unspecified or found.is_multicast:
             raise ValueError(f"{address} is not one address: name that of one card, so that users are told where to go")
-        if not ports:
-            return cls(address)
-        first, dash, last = ports.partition("-")
-        numbers = [int(each) if each.isascii() and each.isdigit() else 0 for each in (first, last if dash else first)]
-        if not 0 < numbers[0] <= numbers[1] < 65536:
-            raise ValueError(f"ports {ports!r} must be FIRST-LAST within 1 to 65535, for example 8000-32767")
-        return cls(address, *numbers)
+        return cls(address, tuple(_ports(each) for each in ports.split(",", MOST_RANGES))) if ports else cls(address)
 
     def holds(self, port: int) -> bool:
-        return self.first <= port <= self.last
+        return any(first <= port <= last for first, last in self.ports)
 
     def __str__(self) -> str:
-        return f"{self.address}:{self.first}-{self.last}"
+        return f"{self.address}:{','.join(f'{first}-{last}' for first, last in self.ports)}"
+
+
+def _ports(text: str) -> tuple[int, int]:
+    first, dash, last = text.partition("-")
+    numbers = [int(each) if each.isascii() and each.isdigit() else 0 for each in (first, last if dash else first)]
+    if not 0 < numbers[0] <= numbers[1] < 65536:
+        raise ValueError(
+            f"ports {text!r} must be FIRST-LAST within 1 to 65535, for example 8000-32767, with commas between several"
+        )
+    return numbers[0], numbers[1]
 
 
 @dataclass(frozen=True, slots=True)

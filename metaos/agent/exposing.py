@@ -182,7 +182,7 @@ class Exposed:
         if found.protocol not in ("TCP", "UDP"):
             return "ProtocolNotCarried", f"{name} is not open: only TCP and UDP are carried"
         if not self._exposure.holds(number):
-            allowed = f"{self._exposure.first} to {self._exposure.last}"
+            allowed = str(self._exposure).partition(":")[2].replace(",", ", ")
             return "NotAllowed", f"{name} is not open: the site's owner allows {allowed} (--expose)"
         held = self._held[(found.protocol, number)]
         if held.whose.uid != found.uid:

@@ -93,9 +93,10 @@ HOST = _Host()
 EXPOSE = click.option(
     "--expose",
     type=_Exposure(),
-    metavar="ADDRESS[:FIRST-LAST]",
-    help="An IPv4 address of this machine, and the ports [default: all], on which the site answers for Services of the types "
-    "LoadBalancer and NodePort. Who reaches the address reaches these Services. Nothing listens without it.",
+    metavar="ADDRESS[:PORTS]",
+    help="An IPv4 address of this machine, and the ports, such as 80,8000-32767, on which the site answers for Services of the "
+    "types LoadBalancer and NodePort [default: 80, 443 and from 1024 on]. Who reaches the address reaches these Services. "
+    "Nothing listens without it.",
 )
 OUTPUT = click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How to print it.")
 NAMESPACE = click.option("-n", "--namespace", default="", help="The namespace (default: the kubeconfig's, or 'default').")

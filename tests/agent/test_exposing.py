@@ -27,8 +27,11 @@ HERE = "127.0.0.1"
     ("text", "found"),
     [
         ("192.0.2.7", Exposure("192.0.2.7")),
-        ("192.0.2.7:80", Exposure("192.0.2.7", 80, 80)),
-        ("127.0.0.1:8000-32767", Exposure("127.0.0.1", 8000, 32767)),
+        ("192.0.2.7:80", Exposure("192.0.2.7", ((80, 80),))),
+        ("127.0.0.1:8000-32767", Exposure("127.0.0.1", ((8000, 32767),))),
+        ("127.0.0.1:53,8000-32767", Exposure("127.0.0.1", ((53, 53), (8000, 32767)))),
+        ("10.0.0.1:53,", "FIRST-LAST"),
+        ("10.0.0.1:" + "1," * 40, "FIRST-LAST"),
         ("0.0.0.0", "is not one address"),
         ("example.org:80", "is no IPv4 address"),
         ("::1", "is no IPv4 address"),
@@ -44,6 +47,13 @@ def test_what_an_owner_says(text: str, found: Exposure | str) -> None:
             Exposure.parse(text)
     else:
         assert Exposure.parse(text) == found and Exposure.parse(str(found)) == found
+
+
+def test_an_address_alone_opens_no_port_of_the_machines_own_services() -> None:
+    usual = Exposure.parse(HERE)
+    assert [port for port in (22, 25, 53, 80, 443, 1023, 1024, 6443, 30000, 65535) if usual.holds(port)] == [
+        *(80, 443, 1024, 6443, 30000, 65535)
+    ]
 
 
 def balanced(port: int, name: str = "api", protocol: str = "TCP", **spec: Any) -> Obj:
@@ -183,11 +193,11 @@ async def test_what_cannot_be_opened_is_said_and_tried_again(world: Outside, mon
 
 async def test_the_owners_range_holds(tmp_path: Path) -> None:
     port = free_port()
-    world = Outside(tmp_path, Exposure(HERE, 1, 2))
+    world = Outside(tmp_path, Exposure(HERE, ((1, 2),)))
     try:
         found, sctp = balanced(port), balanced(1, "sctp", "SCTP")
         world.exposed.update([found, sctp], [pod("a"), pod("b", "sctp")])
-        assert world.said(found)[:2] == (None, "NotAllowed") and "1 to 2" in world.said(found)[2]
+        assert world.said(found)[:2] == (None, "NotAllowed") and "allows 1-2 (--expose)" in world.said(found)[2]
         assert world.said(sctp)[:2] == (None, "ProtocolNotCarried")
         socket.create_server((HERE, port)).close()
     finally:
