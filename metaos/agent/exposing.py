@@ -17,12 +17,13 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from metaos.agent.datagrams import PKTINFO, Datagrams, Endpoint
 from metaos.agent.flows import Counts
-from metaos.agent.relay import Dial, reach, refuse, relay_sockets, relay_stream
+from metaos.agent.relay import Dial, Relayed, reach, refuse, relay_sockets, relay_stream
 from metaos.agent.routes import Listener, LocalEndpoint, Outward, RemoteEndpoint, Route, choices, outward
 from metaos.config import Exposure
 from metaos.files import write_private
@@ -93,9 +94,7 @@ class Exposed:
         self._held: dict[Port, _Held] = {}
         self._holders = self._stored = _load(file)
         self._datagrams = Datagrams(runtime, self._choose, self._reach, counts)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._of_namespace: Counter[str] = Counter()
-        self._of_address: Counter[str] = Counter()
+        self._relayed = Relayed()
         self._retry: asyncio.TimerHandle | None = None
         self._turn = 0
 
@@ -161,9 +160,7 @@ class Exposed:
             self._retry.cancel()
         for port in list(self._held):
             self._close(port)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._relayed.close()
         await self._datagrams.close()
 
     # -- ports ---------------------------------------------------------------------------------------------------
@@ -264,33 +261,15 @@ class Exposed:
         except OSError:
             return
         held = self._held.get(port)
-        if held is None or not _welcome(held.whose, peer) or not self._room(held.whose.route.namespace, peer):
+        if held is None or not _welcome(held.whose, peer):
             refuse(accepted)
             return
-        accepted.setblocking(False)
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEP_ALIVE:
             accepted.setsockopt(socket.IPPROTO_TCP, option, value)
         self._turn += 1
-        task = asyncio.get_running_loop().create_task(self._relay(held.whose, accepted, peer, self._turn))
-        self._tasks.add(task)
-        counters = (self._of_namespace, held.whose.route.namespace), (self._of_address, peer)
-        for counter, key in counters:
-            counter[key] += 1
-
-        def ended(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            accepted.close()
-            for counter, key in counters:
-                counter[key] -= 1
-                if not counter[key]:
-                    del counter[key]
-
-        task.add_done_callback(ended)
-
-    def _room(self, whose: str, peer: str) -> bool:
-        few = self._of_namespace[whose] < MAX_OF_NAMESPACE and self._of_address[peer] < MAX_OF_ADDRESS
-        return few and len(self._tasks) < MAX_CONNECTIONS
+        shares = (("namespace", held.whose.route.namespace), MAX_OF_NAMESPACE), (("address", peer), MAX_OF_ADDRESS)
+        self._relayed.begin(accepted, partial(self._relay, held.whose, accepted, peer, self._turn), MAX_CONNECTIONS, *shares)
 
     async def _relay(self, found: Outward, accepted: socket.socket, peer: str, turn: int) -> None:
         endpoints, why = self._allowed(found, peer, turn)

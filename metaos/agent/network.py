@@ -19,7 +19,7 @@ from typing import Any
 from metaos.agent.accounts import calls_api
 from metaos.agent.datagrams import Datagrams
 from metaos.agent.flows import Counts
-from metaos.agent.relay import Dial, reach, refuse, relay_sockets, relay_stream
+from metaos.agent.relay import Dial, Relayed, reach, refuse, relay_sockets, relay_stream
 from metaos.agent.routes import (
     Addresses,
     Hosts,
@@ -90,7 +90,6 @@ class _Pod:
         self.network = ""
         self.separate = False
         self.said: set[Listener] = set()
-        self.relays = 0
         self.lock = asyncio.Lock()
 
     def look_at(self, pod: Obj, services: list[Obj]) -> None:
@@ -128,7 +127,7 @@ class ServiceNetwork:
         self._namespaces: dict[str, dict[str, str]] = {}
         self._pods: dict[str, _Pod] = {}
         self._turn = 0
-        self._relays: set[asyncio.Task[None]] = set()
+        self._relayed = Relayed()
         self._setups: set[asyncio.Task[None]] = set()
         self.counts = Counts()
         self._datagrams = Datagrams(runtime, self._choose, self._reach, self.counts)
@@ -227,10 +226,10 @@ class ServiceNetwork:
         return pod_uid in self._pods
 
     async def close(self) -> None:
-        tasks = [*self._setups, *self._relays]
-        for task in tasks:
+        for task in self._setups:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._setups, return_exceptions=True)
+        await self._relayed.close()
         for key in list(self._pods):
             self.detach(key)
         await self._datagrams.close()
@@ -341,38 +340,30 @@ class ServiceNetwork:
             accepted, _ = sock.accept()
         except OSError:
             return
-        accepted.setblocking(False)
         if pod.separate:
             listener = accepted.getsockname()
         route = self._plan_of(pod).routes.get(listener)
-        if route is None or len(self._relays) >= MAX_RELAYS or pod.relays >= MAX_POD_RELAYS:
+        if route is None:
             refuse(accepted)
             return
-        pod.relays += 1
         self._turn += 1
-        task = asyncio.get_running_loop().create_task(self._relay(pod, accepted, route, self._turn))
-        self._relays.add(task)
-        task.add_done_callback(self._relays.discard)
+        self._relayed.begin(accepted, partial(self._relay, pod, accepted, route, self._turn), MAX_RELAYS, (pod, MAX_POD_RELAYS))
 
     async def _relay(self, pod: _Pod, accepted: socket.socket, route: Route, turn: int) -> None:
-        try:
-            allowed, why = self._allowed(pod, route, turn)
-            for endpoint in allowed[:MAX_TRIES]:
-                try:
-                    target = await self._connect(pod, route, endpoint)
-                except (OSError, LookupError, TimeoutError) as error:
-                    why = str(error) or type(error).__name__
-                    continue
-                if isinstance(target, Stream):
-                    await relay_stream(accepted, target, partial(self.counts.leave, pod.uid))
-                else:
-                    await relay_sockets(accepted, target)
-                return
-            log.info("a connection of pod %s to Service %s failed: %s", pod.label, route.service, why)
-            refuse(accepted)
-        finally:
-            pod.relays -= 1
-            accepted.close()
+        allowed, why = self._allowed(pod, route, turn)
+        for endpoint in allowed[:MAX_TRIES]:
+            try:
+                target = await self._connect(pod, route, endpoint)
+            except (OSError, LookupError, TimeoutError) as error:
+                why = str(error) or type(error).__name__
+                continue
+            if isinstance(target, Stream):
+                await relay_stream(accepted, target, partial(self.counts.leave, pod.uid))
+            else:
+                await relay_sockets(accepted, target)
+            return
+        log.info("a connection of pod %s to Service %s failed: %s", pod.label, route.service, why)
+        refuse(accepted)
 
     def _allowed(
         self, pod: _Pod, route: Route, turn: int, protocol: str = "TCP"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Coroutine
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +19,42 @@ from metaos.tunnel import Stream
 CHUNK = 32 * 1024
 #: A stream through the tunnel, with this header; whether it is accepted is to be awaited.
 Dial = Callable[[dict[str, Any]], Awaitable[Stream]]
+
+
+class Relayed:
+    """Connections that were accepted and are relayed, each in a task of its own. ``close`` ends them."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._of: Counter[Hashable] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def begin(
+        self, accepted: socket.socket, relay: Callable[[], Coroutine[Any, Any, None]], most: int, *shares: tuple[Hashable, int]
+    ) -> None:
+        """Runs ``relay`` and closes the socket then. It is refused where ``most`` go on at this time, or so many of somebody's:
+        ``shares`` says whose it is and how many they may have."""
+        if len(self._tasks) >= most or any(self._of[whose] >= few for whose, few in shares):
+            refuse(accepted)
+            return
+        accepted.setblocking(False)
+        self._of.update(whose for whose, _ in shares)
+        task = asyncio.get_running_loop().create_task(relay())
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            accepted.close()
+            self._of -= Counter(whose for whose, _ in shares)
+
+        task.add_done_callback(ended)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 async def reach(dial: Dial, kind: str, route: Route, endpoint: RemoteEndpoint, source: dict[str, Any]) -> Stream:

@@ -14,10 +14,11 @@ import hashlib
 import logging
 import socket
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from metaos.agent.datagrams import PKTINFO, Datagrams, Endpoint
 from metaos.agent.flows import Counts
-from metaos.agent.relay import Dial, reach, refuse, relay_stream
+from metaos.agent.relay import Dial, Relayed, reach, refuse, relay_stream
 from metaos.agent.routes import Listener, RemoteEndpoint, Route, choices, remote_endpoints
 from metaos.resources.meta import SERVICE_NAME_LABEL, SLICE_MANAGER_LABEL, Obj, ObjectRef, name, namespace
 from metaos.resources.services import derived_name
@@ -52,7 +53,7 @@ class Relays:
         self.address = address
         self._site, self._work, self._dial, self._caller = site, work, dial, caller
         self._sockets: dict[Key, socket.socket] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._relayed = Relayed()
         self._turn = 0
         # Those of each pod by a stream of its own: policies at the other end look at whose they are.
         self._datagrams = Datagrams(None, self._choose, self._reach, Counts(), whose=self._whose)
@@ -107,9 +108,7 @@ class Relays:
 
     async def close(self) -> None:
         self.keep(())
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._relayed.close()
         await self._datagrams.close()
 
     # -- listening ---------------------------------------------------------------------------------------------
@@ -155,35 +154,26 @@ class Relays:
             accepted, (peer, _) = sock.accept()
         except OSError:
             return
-        accepted.setblocking(False)
-        if len(self._tasks) >= MAX_RELAYS:
-            refuse(accepted)
-            return
         self._turn += 1
-        task = asyncio.get_running_loop().create_task(self._relay(key, accepted, str(peer), self._turn))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._relayed.begin(accepted, partial(self._relay, key, accepted, str(peer), self._turn), MAX_RELAYS)
 
     # -- connections -------------------------------------------------------------------------------------------
 
     async def _relay(self, key: Key, accepted: socket.socket, peer: str, turn: int) -> None:
         route = self._route(*key[:3])
         why = "no pod at another site is ready"
-        try:
-            for endpoint in choices(route, turn, peer)[:MAX_TRIES]:
-                if not isinstance(endpoint, RemoteEndpoint):
-                    continue
-                try:
-                    stream = await self._stream("dial", route, endpoint, peer)
-                except (OSError, TimeoutError) as error:
-                    why = str(error) or type(error).__name__
-                    continue
-                await relay_stream(accepted, stream)
-                return
-            log.debug("a connection from %s to %s/%s comes to nothing: %s", peer, route.namespace, route.service, why)
-            refuse(accepted)
-        finally:
-            accepted.close()
+        for endpoint in choices(route, turn, peer)[:MAX_TRIES]:
+            if not isinstance(endpoint, RemoteEndpoint):
+                continue
+            try:
+                stream = await self._stream("dial", route, endpoint, peer)
+            except (OSError, TimeoutError) as error:
+                why = str(error) or type(error).__name__
+                continue
+            await relay_stream(accepted, stream)
+            return
+        log.debug("a connection from %s to %s/%s comes to nothing: %s", peer, route.namespace, route.service, why)
+        refuse(accepted)
 
     async def _stream(self, kind: str, route: Route, endpoint: RemoteEndpoint, peer: str) -> Stream:
         pod = self._caller(peer)

@@ -325,4 +325,4 @@ async def test_one_address_and_one_namespace_have_so_many_connections(
     async with asyncio.timeout(5):
         while not await again():
             await asyncio.sleep(0.01)
-    await until(lambda: not world.exposed._of_address and not world.exposed._of_namespace)
+    await until(lambda: not world.exposed._relayed._of)

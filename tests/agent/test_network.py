@@ -388,7 +388,7 @@ async def test_one_pod_cannot_use_up_the_sites_connections(world: World, monkeyp
     assert (await world.call("uid-modest")).startswith(b"hi")
     for _, writer in held:
         writer.close()
-    await until(lambda: not world.network._relays)
+    await until(lambda: not len(world.network._relayed))
     assert (await world.call("uid-greedy")).startswith(b"hi")
 
 
