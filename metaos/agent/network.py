@@ -50,6 +50,9 @@ log = logging.getLogger(__name__)
 #: Connections that a site relays at the same time, and those that one of its pods has begun; further ones are refused at once.
 MAX_RELAYS = 1024
 MAX_POD_RELAYS = 256
+#: Those to the hub's API, of all pods of the site and of one: fewer than the hub takes of callers at one address that do not say
+#: who they are (256), so that pods leave room for agents that join from there.
+MAX_API, MAX_POD_API = 192, 64
 #: Endpoints that one connection tries before it gives up.
 MAX_TRIES = 4
 #: Addresses that are remembered; beyond that those that nothing uses are given back, so that a day of rollouts leaves nothing.
@@ -347,7 +350,10 @@ class ServiceNetwork:
             refuse(accepted)
             return
         self._turn += 1
-        self._relayed.begin(accepted, partial(self._relay, pod, accepted, route, self._turn), MAX_RELAYS, (pod, MAX_POD_RELAYS))
+        # The hub knows the callers that say nothing of themselves by this machine's address alone.
+        hubs = ((HUB, MAX_API), ((HUB, pod), MAX_POD_API)) if route.remote == (HUB,) else ()
+        relay = partial(self._relay, pod, accepted, route, self._turn)
+        self._relayed.begin(accepted, relay, MAX_RELAYS, (pod, MAX_POD_RELAYS), *hubs)
 
     async def _relay(self, pod: _Pod, accepted: socket.socket, route: Route, turn: int) -> None:
         allowed, why = self._allowed(pod, route, turn)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaos.agent.network import ServiceNetwork
+from metaos.agent.network import MAX_API, MAX_POD_API, ServiceNetwork
 from metaos.agent.routes import (
     Addresses,
     LocalEndpoint,
@@ -22,6 +22,7 @@ from metaos.agent.routes import (
     own_ports,
     plan,
 )
+from metaos.apiserver.gates import CONNECTIONS_UNKNOWN
 from metaos.plugins.points import PodNetwork
 from metaos.resources.meta import DRAINING, Obj
 from metaos.tunnel import Stream, Tunnel, TunnelError
@@ -351,6 +352,54 @@ async def test_a_pod_with_a_token_reaches_the_api_and_others_do_not(world: World
     world.network.update([service(), deny], [robot, plain])
     assert await world.call("uid-robot", b"", service="kubernetes.default.svc", port=443) == b"the hub"
     server.close()
+
+
+async def test_pods_leave_room_at_the_hub_for_agents_that_join(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"the hub")
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+
+    async def api() -> socket.socket:
+        found = socket.socket()
+        found.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(found, server.sockets[0].getsockname())
+        return found
+
+    monkeypatch.setattr(world.network, "_api", api)
+    monkeypatch.setattr("metaos.agent.network.MAX_API", 3)
+    monkeypatch.setattr("metaos.agent.network.MAX_POD_API", 2)
+    robots = [pod(name, "client") for name in ("greedy", "second", "third")]
+    for robot in robots:
+        robot["spec"]["volumes"] = [{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}]
+    world.runtime.sandboxes |= {robot["metadata"]["uid"] for robot in robots}
+    world.network.update([service()], robots)
+    await until(lambda: {robot["metadata"]["uid"] for robot in robots} <= world.runtime.hosts.keys())
+
+    async def call(pod: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        address = world.address(f"uid-{pod}", service="kubernetes.default.svc", port=443)
+        reader, writer = await asyncio.open_connection(*address)
+        assert await reader.readexactly(7) == b"the hub"
+        return reader, writer
+
+    held = [await call("greedy"), await call("greedy")]
+    with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+        await call("greedy")
+    held.append(await call("second"))
+    with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+        await call("third")
+    for _, writer in held:
+        writer.close()
+    await until(lambda: not len(world.network._relayed))
+    (await call("third"))[1].close()
+    await until(lambda: not len(world.network._relayed))
+    server.close()
+
+
+def test_a_sites_pods_have_fewer_connections_than_the_hub_gives_unknown_callers() -> None:
+    assert MAX_POD_API * 2 < MAX_API < CONNECTIONS_UNKNOWN
 
 
 async def test_endpoints_change_without_touching_listeners_and_remote_ones_are_used_when_needed(world: World) -> None:
