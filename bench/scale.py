@@ -119,7 +119,6 @@ def limits() -> list[Figure]:
     beat = of("", ": quiet, for a write: all of the hub")[1] / 1e6
     objects, full = hub("memory at the end")
     _, start = hub("start until ready, processor time")
-    _, listing = hub("all ConfigMaps in one answer, processor time")
     watch = hub("a watch over HTTPS, memory")[1] / 1024
     again = of("", ": a start, for a site: all of the hub")[1] / 1e6
     return [
@@ -131,7 +130,6 @@ def limits() -> list[Figure]:
         limit(f"sites, a new leader has looked at all in {START_SECONDS:g} s", START_SECONDS / again),
         limit(f"objects, the leader takes {MEMORY_MB / 1024:g} GB", objects * MEMORY_MB / full),
         limit(f"objects, a hub is ready in {START_SECONDS:g} s", objects * START_SECONDS / start),
-        limit("objects, a list of all in one answer takes a second", objects / listing),
     ]
 
 

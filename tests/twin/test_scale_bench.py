@@ -24,7 +24,6 @@ def test_limits_are_of_the_largest_size_that_was_measured(tmp_path: Path, monkey
         "a hub with 100 objects: memory at the end": 163.84,
         "a hub with 1,000 objects: memory at the end": 163.84,
         "a hub with 1,000 objects: start until ready, processor time": 6.0,
-        "a hub with 1,000 objects: all ConfigMaps in one answer, processor time": 0.01,
         "a hub with 1,000 objects: a watch over HTTPS, memory": 64.0,
         "2,000 sites, 10 workloads: quiet, for a write: all of the hub": 500.0,
         "10 sites, 10 workloads: a start, for a site: all of the hub": 9e9,
@@ -40,7 +39,6 @@ def test_limits_are_of_the_largest_size_that_was_measured(tmp_path: Path, monkey
         "sites, a new leader has looked at all in 60 s": 10_000,
         "objects, the leader takes 16 GB": 100_000,
         "objects, a hub is ready in 60 s": 10_000,
-        "objects, a list of all in one answer takes a second": 100_000,
     }
     (tmp_path / "scale.json").write_text("[]")
     with pytest.raises(SystemExit, match="run its part before"):
