@@ -16,6 +16,7 @@ from metaos.agent.contact import Contact
 from metaos.agent.turns import Turns
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.reconcile.precedence import Precedence
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, format_time, name, namespace, uid
 from metaos.resources.scheme import EVENT
@@ -39,13 +40,14 @@ class SiteEvents:
         random: Random,
         site: str,
         mirror_uid: Callable[[str, str], str],
+        precedence: Precedence | None = None,
     ) -> None:
         self._client, self._clock, self._site, self._mirror_uid = client, clock, site, mirror_uid
         #: Those with news that the hub has not.
         self._waiting: OrderedDict[str, Obj] = OrderedDict()
         #: Of those that were told: how often, and since when. Not whole: a day's would be a megabyte.
         self._told: OrderedDict[str, tuple[int, str]] = OrderedDict()
-        self._turns: Turns[str] = Turns(contact, clock, random, self._tell, "event", workers=1)
+        self._turns: Turns[str] = Turns(contact, clock, random, self._tell, "event", 1, precedence)
         contact.on_return(self._retry)
 
     def record(self, regarding: Obj, kind: str, reason: str, message: str) -> None:

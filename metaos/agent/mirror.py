@@ -18,6 +18,7 @@ from metaos.agent.report import merge_patch, settled
 from metaos.agent.turns import Turns
 from metaos.client import Client, WatchEvent
 from metaos.clock import Clock
+from metaos.reconcile.precedence import Precedence
 from metaos.resources import meta
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import CLUSTER_LABEL, DISRUPTED, EVICTED, EVICTION, Obj, labels, name, namespace, uid
@@ -50,6 +51,7 @@ class PodMirrors:
         random: Random,
         site: str,
         stop: Callable[[str, str, float | None, bool], Awaitable[None]],
+        precedence: Precedence | None = None,
     ) -> None:
         """``stop(namespace, name, grace seconds, whether it was evicted)`` returns when nothing of a pod is left."""
         self._client, self._contact, self._site = client, contact, site
@@ -62,7 +64,7 @@ class PodMirrors:
         self._stops: set[asyncio.Task[None]] = set()
         #: Per mirror: what was written and what the hub made of it.
         self._acknowledged: dict[Key, tuple[Obj, Obj]] = {}
-        self._turns: Turns[Key] = Turns(contact, clock, random, self._sync, "pod")
+        self._turns: Turns[Key] = Turns(contact, clock, random, self._sync, "pod", precedence=precedence)
         contact.on_return(self.refresh)
         self.follower = Follower(
             client,

@@ -11,6 +11,7 @@ from metaos.agent.sync import Works
 from metaos.agent.turns import Turns
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.reconcile.precedence import Precedence
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, ObjectRef, generation, namespace, ref, uid, with_condition
 from metaos.resources.scheme import WORK
@@ -45,10 +46,11 @@ class WorkReports:
         judge: Judge,
         show: Callable[[Obj], Awaitable[None]],
         site_namespace: str,
+        precedence: Precedence | None = None,
     ) -> None:
         self._client, self._clock = client, clock
         self._works, self._judge, self._show, self._namespace = works, judge, show, site_namespace
-        self._turns: Turns[str] = Turns(contact, clock, random, self._report, "Work", WORKERS)
+        self._turns: Turns[str] = Turns(contact, clock, random, self._report, "Work", WORKERS, precedence)
         #: What was written and what the hub made of it: where it normalises something, that is no reason to write again.
         self._acknowledged: dict[str, tuple[Obj, Obj]] = {}
         #: Of Works that nothing was told of yet: uid, and since when there was something to tell.

@@ -6,11 +6,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable
+from contextlib import nullcontext
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
 from typing import Generic, TypeVar
 
 from metaos.agent.contact import Contact
 from metaos.clock import Clock
+from metaos.reconcile.precedence import Precedence, Turn
 from metaos.reconcile.workqueue import Closed, WorkQueue
 from metaos.resources.errors import ApiError
 
@@ -23,12 +25,22 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Turns(Generic[K]):
-    """``step`` brings one key forward; ``what`` names the keys for the log. At most ``workers`` steps at a time."""
+    """``step`` brings one key forward; ``what`` names the keys for the log. At most ``workers`` steps at a time. Where there is
+    a ``precedence``, steps whose ``turn`` is last wait for those whose turn is first."""
 
     def __init__(
-        self, contact: Contact, clock: Clock, random: Random, step: Callable[[K], Awaitable[None]], what: str, workers: int = 4
+        self,
+        contact: Contact,
+        clock: Clock,
+        random: Random,
+        step: Callable[[K], Awaitable[None]],
+        what: str,
+        workers: int = 4,
+        precedence: Precedence | None = None,
+        turn: Turn = Turn.LAST,
     ) -> None:
         self._contact, self._step, self._what, self._workers = contact, step, what, workers
+        self._precedence, self._turn = precedence, turn
         self._queue: WorkQueue[K] = WorkQueue(clock, random)
         #: Who waits for a step, by key.
         self._waiting: dict[K, list[asyncio.Future[None]]] = {}
@@ -54,14 +66,19 @@ class Turns(Generic[K]):
             await self._queue.close()
 
     async def _work(self) -> None:
+        precedence, first = self._precedence, self._turn is Turn.FIRST
         while True:
             try:
+                if precedence is not None and self._turn is Turn.LAST:
+                    await self._queue.wait()
+                    await precedence.after()
                 key = await self._queue.get()
             except Closed:
                 return
             waiting = self._waiting.pop(key, ())
             try:
-                await self._step(key)
+                with precedence.ahead() if precedence is not None and first else nullcontext():
+                    await self._step(key)
                 self._queue.forget(key)
             except ApiError as error:
                 self._contact.missed(error)

@@ -48,6 +48,7 @@ from metaos.members.quotas import MemberQuotas
 from metaos.members.relaying import Relays
 from metaos.members.status import about as described
 from metaos.messaging.site import site_server
+from metaos.reconcile.precedence import Precedence
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, cluster_namespace, name, uid
 from metaos.resources.scheme import CLUSTER, NODE
@@ -105,9 +106,11 @@ class KubernetesAgent:
         client = self.connection.client
         # The cluster keeps what was applied: a file that is lost with its machine's power is told again by the hub.
         files = WorkFiles(config.agent.data / "works", durable=False)
+        # What is on its way to the cluster goes before what is told of it.
+        precedence = self._precedence = Precedence(clock)
         self.works = Works(client, self.contact, clock, files, self._name)
         self.events = SiteEvents(
-            client, self.contact, clock, random, self._name, lambda where, pod: self.mirrors.uid_of(where, pod)
+            client, self.contact, clock, random, self._name, lambda where, pod: self.mirrors.uid_of(where, pod), precedence
         )
         self.relays: Relays | None = None
         if config.relay:
@@ -129,14 +132,23 @@ class KubernetesAgent:
             lambda: self.pods.refresh(),
             self.relays,
             self.exports,
+            precedence,
         )
         self._changed = asyncio.Event()
         news = MemberNews(member, clock, lambda involved: self.pods.known(involved), self.events.record)
-        self.pods = MemberPods(member, self.applier, clock, self._changed.set, news)
+        self.pods = MemberPods(member, self.applier, clock, self._changed.set, news, precedence)
         self.others, self.quotas = OtherPods(member, clock), MemberQuotas(member, clock)
-        self.mirrors = PodMirrors(client, self.contact, clock, random, self._name, self.pods.delete_pod)
+        self.mirrors = PodMirrors(client, self.contact, clock, random, self._name, self.pods.delete_pod, precedence)
         self.reports = WorkReports(
-            client, self.contact, clock, random, self.works, self.applier.judge, self._show, cluster_namespace(self._name)
+            client,
+            self.contact,
+            clock,
+            random,
+            self.works,
+            self.applier.judge,
+            self._show,
+            cluster_namespace(self._name),
+            precedence,
         )
         self.presence = Presence(
             client,
@@ -215,6 +227,7 @@ class KubernetesAgent:
         while True:
             await self._changed.wait()
             await self._clock.sleep(max(COALESCE_SECONDS, COALESCE_SECONDS_EACH * len(self.pods)))
+            await self._precedence.after()
             self._changed.clear()
             self.mirrors.refresh(self.pods.pods(), immutable=True)
 

@@ -41,6 +41,7 @@ from metaos.members.relaying import Relays
 from metaos.members.spaces import Spaces
 from metaos.members.status import Outcome, Seen, about, work_status
 from metaos.members.wanted import Wanted, WantedObjects
+from metaos.reconcile.precedence import Precedence, Turn
 from metaos.reconcile.workqueue import backoff_seconds
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, ObjectRef, name, namespace, ref, uid
@@ -79,13 +80,16 @@ class Applier:
         taken_up: Callable[[], None] = lambda: None,
         relays: Relays | None = None,
         exports: Exports | None = None,
+        precedence: Precedence | None = None,
     ) -> None:
         self._member, self._client, self._contact = member, member.client, member.contact
         self._exports = exports
         self._works, self._id, self._clock, self._random = works, membership, clock, random
         self._tell, self._record, self._taken_up = changed, record, taken_up
         self.discovery, self._names = Discovery(member.client), Names(member.client, clock)
-        self._turns: Turns[ObjectRef] = Turns(member.contact, clock, random, self._step, "object", WORKERS)
+        self._turns: Turns[ObjectRef] = Turns(
+            member.contact, clock, random, self._step, "object", WORKERS, precedence, Turn.FIRST
+        )
         self._wanted = WantedObjects(works, membership, relays, exports)
         self._present = Present(member.client, member.contact, clock, membership, self.discovery, self)
         self._applied: dict[ObjectRef, Applied] = {}

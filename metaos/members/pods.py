@@ -19,6 +19,7 @@ from metaos.clock import Clock
 from metaos.members.applier import Applier
 from metaos.members.member import MAX_NAMESPACES, Member
 from metaos.members.news import MemberNews
+from metaos.reconcile.precedence import Precedence
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import Obj, ObjectRef, controller_of, labels, name, namespace, owner_reference, ref, uid
 from metaos.resources.scheme import JOB, POD, REPLICA_SET, WORKLOADS, Kind
@@ -54,8 +55,15 @@ class MemberPods:
     """``changed`` is called when there may be other pods, or others of them may be ours."""
 
     def __init__(
-        self, member: Member, applier: Applier, clock: Clock, changed: Callable[[], None], news: MemberNews | None = None
+        self,
+        member: Member,
+        applier: Applier,
+        clock: Clock,
+        changed: Callable[[], None],
+        news: MemberNews | None = None,
+        precedence: Precedence | None = None,
     ) -> None:
+        self._precedence = precedence
         self._member, self._applier, self._clock, self._changed, self._news = member, applier, clock, changed, news
         self._pods: dict[tuple[str, str], Obj] = {}
         #: uid of a controller → its pods; uid of a workload → the ReplicaSets and Jobs between. As many as the pods and chains.
@@ -179,6 +187,8 @@ class MemberPods:
                 while self._unknown:
                     failed: ApiError | None = None
                     for key, (kind, called, where) in list(self._unknown.items()):
+                        if self._precedence is not None:
+                            await self._precedence.after()
                         try:
                             self._remember(key, controller_of(await self._member.client.get(kind, called, where)))
                         except ApiError as error:
