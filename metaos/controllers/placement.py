@@ -1,7 +1,8 @@
 """Placement: decides for every workload which sites run it, and writes the decision down with its reasons.
 
-One decision at a time, so that no room is given away twice. What a workload runs on is changed by nobody here: the work and
-migration controllers carry the decision out.
+A decision is made and accounted for in one step, so that no room is given away twice; a few are written at the same time, as they
+then share a commit. Where others have to make way, nothing else is decided or written meanwhile. What a workload runs on is
+changed by nobody here: the work and migration controllers carry the decision out.
 """
 
 from collections.abc import Iterable, Mapping, Set
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers import written
+from metaos.controllers.among import Among
 from metaos.controllers.attention import SITES, Attention
 from metaos.controllers.barred import Bar, Barred, displaced
 from metaos.controllers.concern import workload_of
@@ -61,6 +63,8 @@ if TYPE_CHECKING:
     from metaos.scheduler.preemption import Preemption
 
 NAME = "placement"
+#: Decisions that are written at the same time.
+WORKERS = 4
 
 
 class PlacementReconciler:
@@ -99,9 +103,18 @@ class PlacementReconciler:
         self._other_classes = False
         #: The generations of the Intents and policies that each workload's reasons are of. Bounded by the workloads.
         self._ruled: dict[ObjectRef, list[tuple[str, int]]] = {}
-        self._barred = Barred(manager)
+        self._barred, self._among = Barred(manager), Among()
 
     async def reconcile(self, about: ObjectRef) -> Result:
+        async with self._among.others():
+            result = await self._look(about, alone=False)
+        if result is None:
+            async with self._among.nobody():
+                result = await self._look(about, alone=True)
+        return result or DONE
+
+    async def _look(self, about: ObjectRef, *, alone: bool) -> Result | None:
+        """``None``: others have to make way for it, for which it has to be ``alone``."""
         if about == SITES:
             self._attention.look_around()
             return DONE
@@ -142,14 +155,16 @@ class PlacementReconciler:
         snapshot = Snapshot(now, world, self._flows.others(about) if narrow else {})
         found, plan = self._decide(snapshot, found, suggestion(placement, now))
         displacing = None if plan.complete else self._preemption(snapshot, found, plan)
+        if displacing is not None and not alone:
+            return None
         if displacing is not None:
             plan = displacing.plan
         # They are worked out at once, while the world is as it was decided upon.
         reasons = self._reasons(found, plan, placement, rules, snapshot)
         if displacing is not None:
             await self._displace(found, displacing)
-        await self._write(obj, placement, found, plan, reasons, now)
         self._waiting.note(found, plan)
+        await self._write(obj, placement, found, plan, reasons, now)
         if (sure := firm(found, plan, self._filters, self._scores)) is not None:
             self._attention.rely(about, sure)
         if not plan.complete and (word := self._facts.unknown_class(obj)):
@@ -447,7 +462,8 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
             (scheme.POD, pod),
             (scheme.PLACEMENT_POLICY, of_rule),
         ],
-        turn=Turn.FIRST,
+        WORKERS,
+        Turn.FIRST,
     )
 
     manager.informer(scheme.CLUSTER).on_change(reconciler.site_changed)

@@ -72,6 +72,8 @@ from metaos.scheduler.disruption import ended, kept
 from metaos.scheduler.slack import asked
 
 NAME = "work"
+#: Objects whose Works are written at the same time: they share a commit.
+WORKERS = 4
 #: How often is looked whether those that were displaced have stopped.
 GIVEN_UP_SECONDS = 1.0
 #: What several sites tell of one object within this time is looked at once.
@@ -478,7 +480,8 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
             (scheme.PLACEMENT, of_placement),
             (scheme.PLACEMENT_POLICY, of_rule),
         ],
-        turn=Turn.FIRST,
+        WORKERS,
+        Turn.FIRST,
     )
 
     def on_work(old: Obj | None, new: Obj | None) -> None:

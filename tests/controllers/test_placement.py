@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from metaos.controllers import attention, placement
@@ -134,6 +136,31 @@ async def test_room_is_not_given_away_twice() -> None:
         await until(clock, lambda: all(places(client, f"deployment-w{i}") for i in range(6)))
         used = [name for i in range(6) for name in places(client, f"deployment-w{i}")]
     assert (used.count("a"), used.count("b")) == (3, 3)
+
+
+async def test_decisions_are_written_together_and_give_no_room_away_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store is slow; a decision that has others make way waits until all others are written."""
+    high: Obj = {**scheme.PRIORITY_CLASS.empty("high"), "value": 1000}
+    small = {"allocatable": {"cpu": "3", "memory": "4Gi", "pods": "10"}}
+    low = [sized(f"low{i}", "1") for i in range(4)]
+    async with running(placement.setup, objects=(cluster("a", status=small), high)) as (client, clock):
+        under_way, most, create = 0, 0, client.create
+
+        async def slow(obj: Obj, **options: Any) -> Obj:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await clock.sleep(1)
+            under_way -= 1
+            return await create(obj, **options)
+
+        monkeypatch.setattr(client, "create", slow)
+        client.seed(*low, sized("urgent", "2500m", priority="high"))
+        await clock.advance(0.5)
+        assert most == placement.WORKERS
+        await until(clock, lambda: places(client, "deployment-urgent") == {"a": 1}, 30)
+        await clock.advance(10)
+        assert [places(client, f"deployment-low{i}") for i in range(4)] == [{}] * 4
 
 
 async def test_what_is_not_the_users_to_place_is_left_alone() -> None:
