@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import copy
+from typing import Any
 
 from metaos.apiserver import validation
 from metaos.apiserver.customkind import CustomKind
@@ -40,7 +40,7 @@ def shape(kind: Kind, obj: Obj, old: Obj | None, field_validation: str, warnings
     shaped.setdefault("metadata", {})
     if old is None:
         # Values of the caller's own object may be shared where the schema does not look inside.
-        shaped = copy.deepcopy(shaped) if kind.group == "meta-os.eu" else shaped
+        shaped = _copied(shaped) if kind.group == "meta-os.eu" else shaped
     if defaults:
         apply_defaults(kind, shaped)
         if findings.causes:
@@ -49,6 +49,13 @@ def shape(kind: Kind, obj: Obj, old: Obj | None, field_validation: str, warnings
             missing = [cause for cause in findings.causes if cause.field not in said]
             raise errors.invalid(kind.group, kind.kind, name(obj), [*missing, *found])
     return shaped
+
+
+def _copied(value: Any) -> Any:
+    """Of JSON; ``copy.deepcopy`` takes five times as long."""
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    return [_copied(each) for each in value] if isinstance(value, list) else value
 
 
 def _report(kind: Kind, obj: Obj, findings: Findings, field_validation: str, warnings: list[str]) -> None:
