@@ -266,6 +266,7 @@ class Hub:
             clock,
             self._random,
             held=lambda name: secrets.get(name, SYSTEM_NAMESPACE),
+            kinds=registry.kinds.all,
             withdrawn=lambda user, made: revocation.withdrawn_time(revocations.record, user) >= made,
         )
         claimants = Claimants(registry)

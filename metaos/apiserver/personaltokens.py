@@ -11,7 +11,7 @@ import base64
 import binascii
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import orjson
@@ -23,6 +23,7 @@ from metaos.clock import Clock
 from metaos.resources import errors, scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import SYSTEM_NAMESPACE, Obj, format_time, parse_time
+from metaos.resources.scheme import Kind
 from metaos.security.authz import UserInfo
 from metaos.security.identity import Random
 from metaos.security.personal import SCOPES, TOKEN_ID, Token, salt, scope_problem, scoped
@@ -40,7 +41,8 @@ NOTED_SECONDS = 300.0
 
 class PersonalTokens:
     """``held`` gives the Secret of a name as it is now, at once; ``withdrawn`` says whether what a user was given at a time was
-    withdrawn since; ``client`` may do everything in ``nemo-system``; ``random`` is unpredictable."""
+    withdrawn since; ``kinds`` gives those that are served; ``client`` may do everything in ``nemo-system``; ``random`` is
+    unpredictable."""
 
     def __init__(
         self,
@@ -50,9 +52,10 @@ class PersonalTokens:
         *,
         held: Callable[[str], Obj | None],
         withdrawn: Callable[[str, float], bool],
+        kinds: Callable[[], Iterable[Kind]],
     ) -> None:
         self._client, self._clock, self._random = client, clock, random
-        self._held, self._withdrawn = held, withdrawn
+        self._held, self._withdrawn, self._kinds = held, withdrawn, kinds
 
     async def identity(self, bearer: str) -> Identity | None:
         """``None`` where it is no personal token, or does not count (any more)."""
@@ -134,7 +137,7 @@ class PersonalTokens:
             raise errors.bad_request(f"name: {named[:80]!r} must have 1 to {MOST_NAME} printable characters: say what it is for")
         if not LEAST_SECONDS <= seconds <= MOST_SECONDS:
             raise errors.bad_request(f"expirationSeconds: {seconds} must be from {LEAST_SECONDS} to {MOST_SECONDS} (a year)")
-        if problem := scope_problem(scopes):
+        if problem := scope_problem(scopes, _resources(self._kinds())):
             raise errors.bad_request(problem)
         mine = await self._of(user)
         if len(mine) >= MOST_TOKENS:
@@ -193,3 +196,11 @@ def _shown(secret: Obj) -> Obj:
     about = _about(secret) or {}
     found: Obj = {"id": secret["metadata"]["name"].removeprefix("personal-token-")}
     return found | {key: about.get(key) for key in ("name", "user", "scopes", "made", "expires", "used")}
+
+
+def _resources(kinds: Iterable[Kind]) -> set[str]:
+    """As scopes may name them: ``pods``, ``deployments.apps``, ``pods/log``."""
+    found: set[str] = set()
+    for kind in kinds:
+        found |= {kind.plural, f"{kind.plural}.{kind.group}", *(f"{kind.plural}/{each}" for each in kind.subresources)}
+    return found

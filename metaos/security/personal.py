@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -93,15 +93,23 @@ def _check(text: str) -> str:
     return _base62(crc32(text.encode()), _CHECK)
 
 
-def scope_problem(scopes: Sequence[str]) -> str:
-    """What is wrong with scopes, with the remedy; empty where nothing is."""
+def scope_problem(scopes: Sequence[str], served: Container[str] | None = None) -> str:
+    """What is wrong with scopes, with the remedy; empty where nothing is. ``served``: resources of the hub, as scopes name
+    them; ``None``: they are not known here."""
     if not 0 < len(scopes) <= MOST_SCOPES:
         return f"there must be 1 to {MOST_SCOPES} scopes, for example read or write:deployments.apps@shop"
     for scope in scopes:
-        if _SCOPE.fullmatch(scope) is None:
+        found = _SCOPE.fullmatch(scope)
+        if found is None:
             return (
                 f"scope {scope[:80]!r} must be ACCESS[:RESOURCE][@NAMESPACE] with read, write, connect or all, for example "
                 "read:pods@shop, write:deployments.apps, connect"
+            )
+        resource = found["resource"]
+        if resource and served is not None and resource not in served:
+            return (
+                f"scope {scope[:80]!r}: this hub has no resource {resource[:80]!r}: name one by its plural as 'kubectl "
+                "api-resources' shows it, with its group where it has one (pods, deployments.apps, pods/log)"
             )
     return ""
 

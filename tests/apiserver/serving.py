@@ -112,6 +112,7 @@ async def served(folder: Path, clock: Clock) -> AsyncIterator[ServedHub]:
         clock,
         Random(4),
         held=lambda name: registry.current(scheme.SECRET, name, SYSTEM_NAMESPACE),
+        kinds=registry.kinds.all,
         withdrawn=lambda user, made: user in hub.revoked,
     )
 

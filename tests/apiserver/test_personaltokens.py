@@ -188,6 +188,9 @@ async def test_a_bent_or_invented_token_is_nobodys(hub: ServedHub, ann: HttpClie
     [
         ({"scopes": []}, "scopes"),
         ({"scopes": ["repo"]}, "ACCESS"),
+        ({"scopes": ["read", "read:nosuch"]}, "scope 'read:nosuch': this hub has no resource 'nosuch': name one by its plural"),
+        ({"scopes": ["write:pods.apps@shop"]}, "this hub has no resource 'pods.apps'"),
+        ({"scopes": ["connect:pods/nosuch"]}, "this hub has no resource 'pods/nosuch'"),
         ({"scopes": "read"}, "ACCESS"),
         ({"scopes": [7]}, "body"),
         ({"expirationSeconds": 1}, "expirationSeconds"),
