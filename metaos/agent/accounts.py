@@ -33,6 +33,13 @@ LOOK_SECONDS, FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 10.0, 1.0, 60.0
 #: Requests at the same time.
 AT_ONCE = 4
 
+#: What a hub answers that knows nothing of tokens for pods, as it is older than the agent.
+_GIVES_NONE = ("may touch only what belongs to its own site", "could not find the requested resource")
+OLDER_HUB = (
+    "is the hub of an older release, which gives pods no tokens? Bring it up to date, or let the pod do without one "
+    "(automountServiceAccountToken: false)"
+)
+
 API_ENV = {
     "KUBERNETES_SERVICE_HOST": API_NAMES[0],
     "KUBERNETES_SERVICE_PORT": str(API_PORT),
@@ -228,7 +235,9 @@ class PodTokens:
             held.text, held.problem, held.failures = str(given["token"]).encode(), "", 0
             held.due = now + max(LOOK_SECONDS, min(left * RENEW_AFTER, RENEW_SECONDS))
         except ApiError as error:
-            held.problem = f"no token of ServiceAccount {account_of(pod['spec'])}: {error.message}"
+            older = error.code == 405 or (error.code in (403, 404) and any(text in error.message for text in _GIVES_NONE))
+            remedy = f"; {OLDER_HUB}" if older else ""
+            held.problem = f"no token of ServiceAccount {account_of(pod['spec'])}: {error.message}{remedy}"
             held.due = self._clock.now() + min(FIRST_RETRY_SECONDS * 2**held.failures, LAST_RETRY_SECONDS)
             held.failures = min(held.failures + 1, 16)
         finally:

@@ -186,6 +186,23 @@ async def test_why_there_is_none_is_said_and_it_is_asked_for_less_and_less(scene
         scene.mounted()
 
 
+async def test_a_hub_that_gives_no_tokens_is_told_from_one_that_gives_this_pod_none(scene: Scene) -> None:
+    scene.hub.refused = (
+        'serviceaccounts/token "robot" is forbidden: the agent of edge may touch only what belongs to its own site'
+    )
+    with pytest.raises(Pending):
+        scene.mounted()
+    await scene.clock.settle()
+    with pytest.raises(MountError, match="is the hub of an older release, which gives pods no tokens"):
+        scene.mounted()
+    scene.hub.refused = 'serviceaccounts/token "robot" is forbidden: the pod is another site\'s'
+    scene.tokens.retry()
+    await scene.clock.settle()
+    with pytest.raises(MountError) as refused:
+        scene.mounted()
+    assert "older release" not in str(refused.value)
+
+
 async def test_a_token_stays_in_its_volume(scene: Scene) -> None:
     source = {"serviceAccountToken": {"path": "../../out", "audience": "vault"}}
     scene.pod["spec"]["volumes"][0] = {"name": scene.pod["spec"]["volumes"][0]["name"], "projected": {"sources": [source]}}
