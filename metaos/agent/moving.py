@@ -15,13 +15,14 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from metaos import trees
 from metaos.agent.movers import Mover
+from metaos.agent.relay import Dial
 from metaos.clock import Clock
 from metaos.files import make_private, sync_directory, write_private
 from metaos.resources.errors import ApiError
@@ -39,8 +40,6 @@ LOOK_SECONDS = 5.0
 REPORT_SECONDS = 1.0
 #: Workloads that left this site and are remembered; of more, those that left first are forgotten.
 MOST_LEFT = 10_000
-
-Dial = Callable[[dict[str, Any]], Awaitable[Stream]]
 
 
 def told(work: Obj) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
