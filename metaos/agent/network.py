@@ -124,6 +124,8 @@ class ServiceNetwork:
         self._file = addresses
         self._addresses = Addresses(_load(addresses))
         self._stored = dict(self._addresses.known)
+        #: Why they could not be written, as it was said.
+        self._unkept = ""
         self._plans: dict[str, NamespacePlan] = {}
         self._services: list[Obj] = []
         self._policies: list[Obj] = []
@@ -431,9 +433,20 @@ class ServiceNetwork:
         self._addresses.keep(keys | {_API_KEY} | {key for key, address in self._addresses.known.items() if address in used})
 
     def _store(self) -> None:
-        if self._addresses.known != self._stored:
-            self._stored = dict(self._addresses.known)
-            write_private(self._file, json.dumps(self._stored))
+        if self._addresses.known == self._stored:
+            return
+        try:
+            write_private(self._file, json.dumps(self._addresses.known))
+            self._stored, self._unkept = dict(self._addresses.known), ""
+        except OSError as error:  # with the next change again
+            if str(error) != self._unkept:
+                self._unkept = str(error)
+                log.warning(
+                    "%s cannot be written (%s): pods keep their addresses, but Services may have others when the agent starts "
+                    "again; make room on its disk",
+                    self._file,
+                    error.strerror or error,
+                )
 
 
 def _load(path: Path) -> dict[str, str]:

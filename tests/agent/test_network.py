@@ -1,6 +1,8 @@
 """Service connections of pods: what is planned, and what really flows."""
 
 import asyncio
+import errno
+import json
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -352,6 +354,25 @@ async def test_a_pod_with_a_token_reaches_the_api_and_others_do_not(world: World
     world.network.update([service(), deny], [robot, plain])
     assert await world.call("uid-robot", b"", service="kubernetes.default.svc", port=443) == b"the hub"
     server.close()
+
+
+async def test_a_full_disk_stops_no_services(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    client = await world.attached("client")
+    await world.runtime.serve("uid-a", 8000, b"hi")
+    monkeypatch.setattr("metaos.agent.network.write_private", full)
+    for _ in range(2):
+        world.network.update([service()], [client, pod("a")])
+    await until(lambda: world.runtime.listeners)
+    assert (await world.call("uid-client")).startswith(b"hi")
+    assert caplog.text.count("No space left on device): pods keep their addresses") == 1
+    monkeypatch.undo()
+    world.network.update([service()], [client, pod("a")])
+    assert json.loads(world.network._file.read_text()) == world.network._addresses.known
 
 
 async def test_pods_leave_room_at_the_hub_for_agents_that_join(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
