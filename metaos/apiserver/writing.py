@@ -244,6 +244,7 @@ class Writing(Reading):
         if kind is scheme.CERTIFICATE_SIGNING_REQUEST:
             obj["spec"].update(username=write.user.name, groups=list(write.user.groups))
         obj = await self._admit(write, kind, "CREATE", obj, None)
+        self._check_account(write, kind, obj)
         validate(kind, obj, None)
         await self._judge(kind, obj, None)
         await self._approve(write, kind, "CREATE", obj, None)
@@ -419,6 +420,16 @@ class Writing(Reading):
         from metaos.apiserver.custom.webhooks import Webhooks
 
         return Webhooks(self.cache, lambda: self.judge, self._random)
+
+    def _check_account(self, write: Write, kind: Kind, obj: Obj) -> None:
+        """As Kubernetes' admission rule ``ServiceAccount``, for the Pods that people make: what agents show is there already.
+        Every namespace has ``default``, or soon will have."""
+        if kind is not scheme.POD or cluster_of(write.user) is not None or write.user.name.startswith("system:"):
+            return
+        account = str((obj.get("spec") or {}).get("serviceAccountName") or "default")
+        if account != "default" and self.current(scheme.SERVICE_ACCOUNT, account, namespace(obj)) is None:
+            missing = f'error looking up service account {namespace(obj)}/{account}: serviceaccount "{account}" not found'
+            raise errors.forbidden("", kind.plural, name(obj), missing)
 
     def _check_default(self, kind: Kind, obj: Obj) -> None:
         """As Kubernetes' admission rule ``Priority``."""

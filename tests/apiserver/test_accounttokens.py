@@ -16,6 +16,7 @@ from metaos.resources.errors import ApiError
 from metaos.resources.meta import SYSTEM_NAMESPACE, Obj
 from metaos.security.authz import UserInfo
 from tests.apiserver.conftest import ADMIN
+from tests.apiserver.objects import pod
 from tests.clock import FakeClock
 
 SA = scheme.SERVICE_ACCOUNT
@@ -120,3 +121,16 @@ def test_whom_one_acts_as() -> None:
     account = impersonation.user("system:serviceaccount:a:b", (), "", ())
     assert account.groups == ("system:serviceaccounts", "system:serviceaccounts:a", "system:authenticated")
     assert impersonation.user("system:anonymous", (), "", ()).groups == ("system:unauthenticated",)
+
+
+async def test_a_pod_of_an_account_that_is_not_there_is_refused(registry: Registry) -> None:
+    """As Kubernetes does; a workload of it is taken, and its pods wait for a token."""
+    wanted = pod("p", "default", serviceAccountName="robot")
+    with pytest.raises(ApiError) as refused:
+        await registry.create(ADMIN, wanted)
+    missing = 'pods "p" is forbidden: error looking up service account default/robot: serviceaccount "robot" not found'
+    assert (refused.value.code, refused.value.message) == (403, missing)
+    await registry.create(ADMIN, SA.empty("robot", "default"))
+    assert (await registry.create(ADMIN, wanted))["spec"]["serviceAccountName"] == "robot"
+    await registry.create(ADMIN, pod("q", "default"))
+    await registry.create(ADMIN, pod("r", "default", serviceAccountName="default"))
