@@ -29,7 +29,8 @@ import orjson
 from metaos.agent.inventory import capacity
 from metaos.controllers.facts import finished
 from metaos.resources import scheme
-from metaos.resources.meta import CLUSTER_NAMESPACE_PREFIX, Obj, name, namespace, uid
+from metaos.resources.meta import CLUSTER_NAMESPACE_PREFIX, Obj, ObjectRef, cluster_namespace, name, namespace, uid
+from metaos.resources.workload import replicas, work_name
 from metaos.store.log import EventType, LogEvent
 from metaos.twin.law import LEAVE_SECONDS, PREFIXES, Key, Law
 from metaos.twin.overdue import Overdue
@@ -272,10 +273,20 @@ class Judge:
                 self.wrong(f"what has run on site {site} for {GRACE_SECONDS:g} s asks for {full[0]}")
 
     def cut_off(self, site: str) -> None:
-        """From now on it keeps what it has."""
+        """From now on it keeps what it has, unless it was told otherwise: that may be on its way, or just being done."""
         ready = [copy for copy in self._world.sites[site].copies() if copy.ready]
-        found = _counts(ready)
-        self._kept[site] = {k: n for k, n in found.items() if k[0] in ("Deployment", "DaemonSet") and k in self._subjects}
+        self._kept[site] = {
+            key: min(count, self._told(key, site))
+            for key, count in _counts(ready).items()
+            if key[0] in ("Deployment", "DaemonSet") and key in self._subjects
+        }
+
+    def _told(self, key: Key, site: str) -> int:
+        """How many the hub has a site run."""
+        kind, where, word = key
+        about = ObjectRef(_WORKLOADS[kind].group, kind, where, word)
+        work = self._stored(f"{_WORK}{cluster_namespace(site)}/{work_name(about)}")
+        return 0 if work is None else replicas(work["spec"]["manifests"][0])
 
     def reached(self, site: str) -> None:
         """It may be told something else again."""
