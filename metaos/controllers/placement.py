@@ -462,8 +462,8 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
             (scheme.POD, pod),
             (scheme.PLACEMENT_POLICY, of_rule),
         ],
-        WORKERS,
-        Turn.FIRST,
+        workers=WORKERS,
+        turn=Turn.FIRST,
     )
 
     manager.informer(scheme.CLUSTER).on_change(reconciler.site_changed)

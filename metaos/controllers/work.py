@@ -480,8 +480,8 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
             (scheme.PLACEMENT, of_placement),
             (scheme.PLACEMENT_POLICY, of_rule),
         ],
-        WORKERS,
-        Turn.FIRST,
+        workers=WORKERS,
+        turn=Turn.FIRST,
     )
 
     def on_work(old: Obj | None, new: Obj | None) -> None:
