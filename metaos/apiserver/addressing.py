@@ -31,6 +31,7 @@ def sealed(key: str) -> bool:
     return resource == "secrets" or (resource == "works.meta-os.eu" and name.startswith("secret."))
 
 
+_ELSEWHERE = "the namespace of the provided object does not match the namespace sent on the request"
 #: The longest object that is kept, however many patches made it.
 MAX_OBJECT = 3 * 1024 * 1024
 
@@ -77,11 +78,7 @@ def addressed(obj: Obj, kind: Kind, name: str, namespace: str) -> tuple[Kind, Ob
     if kind.namespaced:
         said = metadata.get("namespace")
         if said and namespace and said != namespace:
-            raise errors.bad_request(
-                f"the namespace of the object ({said}) does not match the namespace on the request ({namespace})"
-                if name
-                else "the namespace of the provided object does not match the namespace sent on the request"
-            )
+            raise errors.bad_request(_ELSEWHERE)
         metadata["namespace"] = said or namespace
         if not metadata["namespace"]:
             raise errors.bad_request(
@@ -110,8 +107,9 @@ def same_identity(kind: Kind, wanted: Obj, current: Obj) -> None:
             holder.pop(key, None)
         elif holder.get(key) not in (None, "", before):
             if holder is metadata:
-                where = "the name on the URL" if key == "name" else "the namespace on the request"
-                raise errors.bad_request(f"the {key} of the object ({holder[key]}) does not match {where} ({before})")
+                if key == "namespace":
+                    raise errors.bad_request(_ELSEWHERE)
+                raise errors.bad_request(f"the name of the object ({holder[key]}) does not match the name on the URL ({before})")
             raise errors.bad_request(
                 f"{kind.kind} {name(current)!r}: {key} may not be changed from {before!r} to {holder[key]!r}"
             )

@@ -80,7 +80,7 @@ def name_causes(kind: Kind, name: str, path: str = "metadata.name") -> list[Caus
         longest = 50  # "nemo-cluster-NAME" must be a namespace.
     found = []
     if len(name) > longest:
-        found.append(invalid(path, name, f"must be no more than {longest} characters"))
+        found.append(invalid(path, name, f"must be no more than {longest} bytes"))
     if not pattern.match(name):
         dotted = pattern is _LABEL and SUBDOMAIN.match(name)
         found.append(invalid(path, name, _NO_DOTS if dotted else text))
@@ -89,7 +89,7 @@ def name_causes(kind: Kind, name: str, path: str = "metadata.name") -> list[Caus
 
 def dns_label_causes(name: str, path: str) -> list[Cause]:
     """Why ``name`` is no RFC 1123 label."""
-    found = [invalid(path, name, "must be no more than 63 characters")] if len(name) > 63 else []
+    found = [invalid(path, name, "must be no more than 63 bytes")] if len(name) > 63 else []
     return found if _LABEL.match(name) else [*found, invalid(path, name, _NO_DOTS if SUBDOMAIN.match(name) else DNS_LABEL)]
 
 
@@ -104,7 +104,7 @@ def key_problems(key: str) -> list[str]:
     if not name:
         found.append("name part must be non-empty")
     elif len(name) > 63:
-        found.append("name part must be no more than 63 characters")
+        found.append("name part must be no more than 63 bytes")
     if not _QUALIFIED.match(name):
         found.append(
             "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric "
@@ -119,7 +119,7 @@ def label_causes(labels: Mapping[str, str] | None, path: str) -> list[Cause]:
     for key, value in (labels or {}).items():
         found.extend(invalid(path, key, problem) for problem in key_problems(key))
         if len(value) > 63:
-            found.append(invalid(path, value, "must be no more than 63 characters"))
+            found.append(invalid(path, value, "must be no more than 63 bytes"))
         elif not _VALUE.match(value):
             found.append(
                 invalid(

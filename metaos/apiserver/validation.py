@@ -244,6 +244,9 @@ def _stateful(obj: Obj, old: Obj | None) -> Iterator[Cause]:
     if down in (0, "0%"):
         yield invalid("spec.updateStrategy.rollingUpdate.maxUnavailable", down, "cannot be 0")
     yield from _count(now.get("ordinals") or {}, "start", path="spec.ordinals")
+    for i, claim in enumerate(now.get("volumeClaimTemplates") or () if old is None else ()):
+        for cause in storage.claim(claim, None):
+            yield Cause(cause.reason, f"spec.volumeClaimTemplates[{i}].{cause.field}", cause.message)
 
 
 def _job(obj: Obj, old: Obj | None) -> Iterator[Cause]:
@@ -303,11 +306,10 @@ def _secret(obj: Obj, old: Obj | None) -> Iterator[Cause]:
         yield invalid("type", obj.get("type"), "field is immutable")
     kind, data = obj.get("type") or "", obj.get("data") or {}
     yield from (required(f"data[{key}]") for key in _SECRET_KEYS.get(kind, ()) if key not in data)
-    # The names of these fields are Kubernetes' own.
     if kind == "kubernetes.io/basic-auth" and not data.keys() & {"username", "password"}:
-        yield from (required(f"data[%s][{key}]") for key in ("username", "password"))
+        yield from (required(f"data[{key}]") for key in ("username", "password"))
     if kind == "kubernetes.io/ssh-auth" and not data.get("ssh-privatekey"):
-        yield required("data[%s][ssh-privatekey]")
+        yield required("data[ssh-privatekey]")
     for key in (".dockerconfigjson", ".dockercfg"):
         if key in _SECRET_KEYS.get(kind, ()) and key in data and not _is_json(data[key]):
             yield invalid(f"data[{key}]", "<secret contents redacted>", "must be JSON")

@@ -155,7 +155,6 @@ async def test_ports_of_nodes(registry: Registry) -> None:
         ({"loadBalancerSourceRanges": ["10.0.0.0/8"]}, "may only be used when `type` is 'LoadBalancer'"),
         ({"type": "LoadBalancer", "loadBalancerSourceRanges": ["10.0.0.0/8", "10.0.0.7"]},
          "spec.loadBalancerSourceRanges[1]: Invalid value: \"10.0.0.7\": must be a valid CIDR value"),
-        ({"type": "LoadBalancer", "ports": [{"port": 10250}]}, "since it is used by kubelet"),
         ({"type": "ExternalName", "externalName": "a.b", "clusterIP": "100.64.0.9"}, "may not be set for ExternalName services"),
         ({"type": "NodePort", "ports": [{"port": n, "name": f"p{n}", "nodePort": 30080} for n in (1, 2)]},
          "spec.ports[1].nodePort: Duplicate value: 30080"),

@@ -39,7 +39,7 @@ def causes(obj: Obj, old: Obj | None) -> Iterator[Cause]:
         yield unsupported("spec.scope", spec.get("scope") or "", ["Cluster", "Namespaced"])
     yield from _names(names)
     if spec.get("preserveUnknownFields"):
-        text = "cannot set to true, set x-preserve-unknown-fields to true in spec.versions[*].schema instead"
+        text = "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead"
         yield invalid("spec.preserveUnknownFields", True, text)
         yield invalid("spec.preserveUnknownFields", True, "must be false in order to use defaults in the schema")
     strategy = (spec.get("conversion") or {}).get("strategy", "None")

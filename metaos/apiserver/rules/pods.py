@@ -155,7 +155,7 @@ def _container(container: Obj, path: str, volumes: set[Any]) -> Iterator[Cause]:
     yield from _user(container.get("securityContext") or {}, f"{path}.securityContext")
     policy = container.get("terminationMessagePolicy")
     if policy not in (None, "File", "FallbackToLogsOnError"):
-        yield invalid(f"{path}.terminationMessagePolicy", policy, "must be 'File' or 'FallbackToLogsOnError'")
+        yield unsupported(f"{path}.terminationMessagePolicy", policy, ("File", "FallbackToLogsOnError"))
 
 
 def _ports(ports: Iterable[Obj], path: str) -> Iterator[Cause]:
@@ -287,7 +287,7 @@ def _toleration(toleration: Obj, path: str) -> Iterator[Cause]:
     if toleration.get("tolerationSeconds") is not None and effect != "NoExecute":
         yield invalid(f"{path}.effect", effect, "effect must be 'NoExecute' when `tolerationSeconds` is set")
     if operator == "Exists" and toleration.get("value"):
-        yield invalid(f"{path}.operator", toleration, "value must be empty when `operator` is 'Exists'")
+        yield invalid(f"{path}.operator", toleration["value"], "value must be empty when `operator` is 'Exists'")
     if operator not in ("", "Equal", "Exists", "Lt", "Gt"):
         yield unsupported(f"{path}.operator", operator, ("Equal", "Exists"))
     if effect not in ("", "NoSchedule", "PreferNoSchedule", "NoExecute"):

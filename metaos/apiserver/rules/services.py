@@ -25,7 +25,6 @@ from metaos.resources.services import (
 )
 
 _PORT = "must be between 1 and 65535, inclusive"
-_KUBELET = 10250
 _FAMILIES = ("ipFamilies", "ipFamilyPolicy")
 #: What only Services for the world outside have.
 _RANGES = "loadBalancerSourceRanges"
@@ -124,11 +123,6 @@ def _type(spec: dict[str, Any], before: dict[str, Any]) -> Iterator[Cause]:
     kind = spec.get("type", "ClusterIP")
     if kind in ("NodePort", "LoadBalancer") and is_headless(spec):
         yield invalid("spec.clusterIPs[0]", HEADLESS, f"may not be set to 'None' for {kind} services")
-    if kind == "LoadBalancer":
-        for i, port in enumerate(spec.get("ports") or ()):
-            if port.get("port") == _KUBELET:
-                why = f"may not expose port {_KUBELET} externally since it is used by kubelet"
-                yield invalid(f"spec.ports[{i}]", _KUBELET, why)
     if kind != "ExternalName":
         return
     for key in ("clusterIPs", *_FAMILIES):
