@@ -5,7 +5,7 @@ then share a commit. Where others have to make way, nothing else is decided or w
 changed by nobody here: the work and migration controllers carry the decision out.
 """
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -88,11 +88,11 @@ class PlacementReconciler:
         self._occupancy = Occupancy(self._clusters.list)
         self._clusters.on_change(self._occupancy.cluster_changed)
         self._flows = Flows(self._member, lambda site: self._occupancy.sites(SITES).site(site))
-        enqueue = lambda about, seconds: manager.enqueue(NAME, about, seconds)  # noqa: E731
-        self._waiting = Waiting(enqueue)
+        self._enqueue: Callable[[ObjectRef, float], None] = lambda about, seconds: manager.enqueue(NAME, about, seconds)
+        self._waiting = Waiting(self._enqueue)
         self.neighbours_changed = self._waiting.neighbours_changed
         self._attention = Attention(
-            enqueue,
+            self._enqueue,
             clock,
             lambda: (obj for informer in self._workloads.values() for obj in informer.list()),
             lambda: self._occupancy.sites(SITES),
@@ -149,7 +149,7 @@ class PlacementReconciler:
         now, world = self._clock.now(), self._occupancy.sites(about)
         rules = self._facts.rules_of(obj)
         asked = self._facts.workload(obj, placement, self._current(about, placement), now, rules)
-        asked = replace(asked, mix=self._occupancy.mix())
+        asked = replace(asked, mix=self._occupancy.mix(), displaced=self._stopping(about, placement))
         found = located(asked, self._places, world.site, world.holding)
         narrow = sends(found) and world.bools["narrow"].any()
         snapshot = Snapshot(now, world, self._flows.others(about) if narrow else {})
@@ -171,6 +171,13 @@ class PlacementReconciler:
             text = f"no PriorityClass with name {word} was found: its priority is 0 until there is one"
             await self._recorder.event(obj, "UnknownPriorityClass", text, warning=True)
         return self._again(found, plan, now)
+
+    def _stopping(self, about: ObjectRef, placement: Obj | None) -> dict[str, str]:
+        """Sites that it had to leave to who has a higher priority, and where it has not been stopped yet: should it be decided to
+        be there again meanwhile, it is stopped all the same."""
+        left = set(displaced(placement or {}))
+        works = self._works.by_index("source", source_label(about)) if left else ()
+        return {site: "a workload of a higher priority" for work in works if (site := cluster_of(work)) in left}
 
     def _reasons(
         self, found: WorkloadInfo, plan: Plan, placement: Obj | None, rules: tuple[list[Obj], list[Obj]], snapshot: Snapshot
@@ -338,6 +345,9 @@ class PlacementReconciler:
         about = source_of(new or old or {})
         if about.kind in self._workloads and (old is None or new is None or _told(old) != _told(new)):
             self.take_account(about)
+            placement = self._placements.get(placement_name(about), about.namespace) if new is None else None
+            if cluster_of(old or {}) in displaced(placement or {}):
+                self._enqueue(about, 0.0)
 
     def classes_changed(self) -> None:
         """Priorities may be others. Before the next decision all are looked at again."""

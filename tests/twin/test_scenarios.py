@@ -520,6 +520,7 @@ def test_many_seeds_are_played_in_shards_and_those_that_fail_are_told_in_order()
         pytest.param(
             "small-chaos", 366, id="restored twice from one life: what sites had seen was younger than what they were told"
         ),
+        pytest.param("tight-chaos", 500, id="it was decided to be again where it was just being stopped for a higher priority"),
         pytest.param("tight-chaos", 514, id="the room that something moves from was given away before its move was written down"),
         pytest.param("tight-chaos", 726, id="an agent that died so late that the story was over before it was to come back"),
         pytest.param("tight-chaos", 2111, id="it was told to run fewer than it still ran, and the difference was given away"),
