@@ -701,6 +701,10 @@ class Writing(Reading):
         wanted = shape(kind, wanted, current, write.field_validation, write.warnings)
         metadata = wanted["metadata"]
         metadata["resourceVersion"] = held
+        if manager is None and cluster_of(write.user) is not None:
+            # Whose fields are whose decides what an agent may change: it does not say so itself.
+            metadata.pop("managedFields", None)
+            metadata |= {k: v for k, v in current["metadata"].items() if k == "managedFields"}
         if kind is scheme.CERTIFICATE_SIGNING_REQUEST:
             wanted["spec"] = current["spec"]  # Who asked for what is settled when it is made, as in Kubernetes.
         if not subresource and "status" in kind.subresources:

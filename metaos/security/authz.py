@@ -393,16 +393,23 @@ def _declaration_problem(obj: Obj, old: Obj) -> str:
     """What a site may say of itself after it has joined: what its agent brought, but for :data:`SETTLED`."""
     before, said = (each.get("spec") or {} for each in (old, obj))
     changed = sorted(key for key in before.keys() | said.keys() if before.get(key) != said.get(key))
-    if not changed and all(old["metadata"].get(key) == obj["metadata"].get(key) for key in ("labels", "annotations")):
+    same = not changed and all(old["metadata"].get(key) == obj["metadata"].get(key) for key in ("labels", "annotations"))
+    if same and _declared(obj) == _declared(old):
         return ""
-    managers = old["metadata"].get("managedFields") or ()
-    if not any(each.get("manager") == AGENT_MANAGER and not each.get("subresource") for each in managers):
+    # Who applies what is there already changes nothing, and owns it too from then on.
+    if not _declared(old):
         return (
             "it was not the site's agent that made this Cluster: its spec and labels are for the hub's administrators to change"
         )
     if settled := [f"spec.{key}" for key in changed if key in SETTLED]:
         return f"{', '.join(settled)}: once a site has joined, the hub's administrators say so: kubectl edit cluster {name(old)}"
     return ""
+
+
+def _declared(cluster: Obj) -> bool:
+    """Whether its agent owns something of it."""
+    managers = cluster["metadata"].get("managedFields") or ()
+    return any(each.get("manager") == AGENT_MANAGER and not each.get("subresource") for each in managers)
 
 
 def _pod_problem(member: str, obj: Obj | None, old: Obj | None, share: Share) -> str:

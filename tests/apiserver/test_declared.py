@@ -74,6 +74,10 @@ async def test_a_cluster_that_was_made_at_the_hub_is_the_hubs(registry: Registry
     with pytest.raises(ApiError, match="not the site's agent that made this Cluster"):
         await say(agent, site({"certified": "yes"}))
     assert (await admin.get(scheme.CLUSTER, "edge"))["spec"]["tier"] == "cloud"
+    # Nor does it get there in two steps, the first of which changes nothing but who owns what.
+    for said in (site(tier="cloud"), site({"certified": "yes"}, tier="cloud")):
+        with pytest.raises(ApiError, match="not the site's agent that made this Cluster"):
+            await agent.patch(scheme.CLUSTER, "edge", "", said, type=PatchType.APPLY, field_manager=AGENT_MANAGER)
 
 
 async def test_a_site_that_was_taken_over_takes_nothing_and_gives_itself_nothing(registry: Registry) -> None:
@@ -94,3 +98,20 @@ async def test_a_site_that_was_taken_over_takes_nothing_and_gives_itself_nothing
         await refused(site(capacity={"cpu": "8"}), "server-side apply, as field manager nemo-agent and without force", **options)
     with pytest.raises(ApiError, match="may touch only what belongs to its own site"):
         await agent.update(site(capacity={"cpu": "8"}))
+
+
+@pytest.mark.parametrize("mine", ["Apply", "Update", ""])
+async def test_whose_fields_are_whose_is_not_for_an_agent_to_say(registry: Registry, mine: str) -> None:
+    agent, admin = registry.client(EDGE), registry.client(ADMIN)
+    await say(agent, site(capacity={"cpu": "4"}))
+    patch = {"metadata": {"labels": {"vetted": "no"}}, "spec": {"capacity": {"cpu": "2"}}}
+    await admin.patch(scheme.CLUSTER, "edge", "", patch, field_manager="kubectl-edit")
+    fields = {"f:metadata": {"f:labels": {"f:vetted": {}}}, "f:spec": {"f:capacity": {"f:cpu": {}}}}
+    entry = {"manager": AGENT_MANAGER, "operation": mine, "apiVersion": scheme.CLUSTER.api_version, "fieldsV1": fields}
+    forged = {"metadata": {"managedFields": [entry if mine else {}]}, "status": {"agentConditions": []}}
+    await agent.patch(scheme.CLUSTER, "edge", "", forged, subresource="status")
+    held = await agent.get(scheme.CLUSTER, "edge")
+    await agent.update({**held, "metadata": {**held["metadata"], **forged["metadata"]}}, subresource="status")
+    for said in (site({"vetted": "yes"}), site(capacity={"cpu": "400"})):
+        with pytest.raises(ApiError, match="conflict with .kubectl-edit"):
+            await agent.patch(scheme.CLUSTER, "edge", "", said, type=PatchType.APPLY, field_manager=AGENT_MANAGER)
