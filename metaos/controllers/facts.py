@@ -160,9 +160,17 @@ class Jobs:
 
 
 class Facts:
-    """See the module."""
+    """See the module. ``places``: where a workload is decided to be, where somebody knows it sooner than the informer of
+    Placements."""
 
-    def __init__(self, manager: Manager, clock: Clock, settings: Settings) -> None:
+    def __init__(
+        self,
+        manager: Manager,
+        clock: Clock,
+        settings: Settings,
+        places: Callable[[ObjectRef], Mapping[str, int]] | None = None,
+    ) -> None:
+        self._places = places or self._stored
         self._settings, self._jobs, self._recoveries = settings, Jobs(manager), Recoveries(manager, clock, settings)
         self._pods = manager.informer(scheme.POD)
         self._intents, self._policies = ruling(manager, scheme.INTENT), ruling(manager, scheme.PLACEMENT_POLICY)
@@ -170,7 +178,8 @@ class Facts:
         self._namespaces = manager.informer(scheme.NAMESPACE)
         self._placements, self._claims = manager.informer(scheme.PLACEMENT), manager.informer(scheme.PERSISTENT_VOLUME_CLAIM)
         self._clusters = manager.informer(scheme.CLUSTER)
-        self._workloads = [manager.informer(kind) for kind in scheme.WORKLOADS]
+        self._objects = {kind.kind: manager.informer(kind) for kind in scheme.WORKLOADS}
+        self._workloads = list(self._objects.values())
         for informer in self._workloads:
             informer.add_index("claim", lambda obj: [f"{namespace(obj)}/{claim}" for claim in workload.claims(obj)])
             informer.add_index("repels", lambda obj: affinity.repels(obj) if takes_room(obj) else ())
@@ -299,9 +308,14 @@ class Facts:
             for informer in self._workloads:
                 for other in informer.by_index("claim", f"{namespace(obj)}/{claim}"):
                     if uid(other) != uid(obj) and takes_room(other):
-                        placement = self._placements.get(placement_name(ref(other)), namespace(obj))
-                        found |= set(decided(placement if placement is not None and decides(placement, other) else None))
+                        found |= set(self._places(ref(other)))
         return frozenset(found)
+
+    def _stored(self, about: ObjectRef) -> dict[str, int]:
+        """Where another one is decided to be, as the informers have it."""
+        obj = self._objects[about.kind].get(about.name, about.namespace)
+        placement = self._placements.get(placement_name(about), about.namespace)
+        return decided(placement) if obj is not None and placement is not None and decides(placement, obj) else {}
 
 
 def _move(raw: Mapping[str, Any]) -> Move:

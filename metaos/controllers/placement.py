@@ -80,7 +80,7 @@ class PlacementReconciler:
         self._clusters = manager.informer(scheme.CLUSTER)
         self._works = manager.informer(scheme.WORK)
         self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
-        self._facts = Facts(manager, clock, settings)
+        self._facts = Facts(manager, clock, settings, self._places)
         self._filters = load_all("metaos.filter", [name for name, _ in FILTERS])
         self._scores = [*(score for _, score in load_all("metaos.score", [score.name for score in SCORES])), *settings.scores]
         # Decisions that the informer may not show yet, so that room is not given away twice. Bounded by the workloads.
@@ -244,7 +244,7 @@ class PlacementReconciler:
 
     async def _displace(self, found: WorkloadInfo, chosen: "Preemption") -> None:
         """The victims are decided anew first: should the hub die between, there is room, and nobody is there twice."""
-        about = found.ref
+        about, stood = found.ref, self._decided.get(found.ref)
         self._decided[about] = dict(chosen.plan.clusters)
         self.take_account(about)
         by = f"{about.kind} {about.namespace}/{about.name}, whose priority is {found.priority}"
@@ -252,9 +252,10 @@ class PlacementReconciler:
             for victim in chosen.victims:
                 await self._leave(victim.ref, {chosen.site: by})
         except Exception:
-            self._decided.pop(about, None)
-            self.take_account(about)
+            self._take_back(about, stood)
             raise
+        # It is written now, with what stands until then.
+        self._stands(about, stood)
 
     async def _leave(self, about: ObjectRef, claimed: Mapping[str, str]) -> None:
         obj = self._workloads[about.kind].get(about.name, about.namespace)
@@ -361,7 +362,7 @@ class PlacementReconciler:
     ) -> None:
         about = ref(obj)
         chosen = dict(plan.clusters)
-        before = found.current
+        before, stood = found.current, self._decided.get(about)
         self._decided[about] = chosen
         self.take_account(about)
         told = placement is not None and placement.get("status") is not None
@@ -370,10 +371,11 @@ class PlacementReconciler:
                 placement = await self._create(obj, found, plan, reasons, now)
             else:
                 placement = await self._write_spec(obj, placement, found, plan, now)
-        except Exception:
-            # The next look begins from what is stored.
-            self._decided.pop(about, None)
-            self.take_account(about)
+        except Exception as error:
+            # The next look begins from what is stored: what was written before, which the informer may not show yet, unless
+            # nobody knows.
+            refused = isinstance(error, ApiError) and error.code < 500
+            self._take_back(about, stood if refused else None)
             raise
         if set(chosen) != set(before):
             self.neighbours_changed()
@@ -384,6 +386,17 @@ class PlacementReconciler:
         elif is_true(placement, "Scheduled") and not plan.complete:
             # It stays where it is, though it should not: who drains a site would wait, and not know what for.
             await self._recorder.event(obj, "Incomplete", plan.reason, warning=True)
+
+    def _stands(self, about: ObjectRef, stood: dict[str, int] | None) -> None:
+        """What was decided before; ``None``: the informer shows it."""
+        if stood is None:
+            self._decided.pop(about, None)
+        else:
+            self._decided[about] = stood
+
+    def _take_back(self, about: ObjectRef, stood: dict[str, int] | None) -> None:
+        self._stands(about, stood)
+        self.take_account(about)
 
     async def _tell(self, obj: Obj, before: Mapping[str, int], plan: Plan) -> None:
         places = ", ".join(f"{c} ({n})" for c, n in plan.clusters)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from metaos.client import WatchEvent
 from metaos.controllers import attention, placement
 from metaos.resources import errors, scheme
 from metaos.resources.meta import EVICTED, Obj, ObjectRef, condition, format_time
 from metaos.store.log import StoreUnreachable
 from tests.controllers.continuum import cluster, deployment, events, intent, places, running, traffic, until
+from tests.fake_client import FakeClient
 
 CLEAN = {"name": "carbonIntensity", "condition": "Minimize"}
 IN_EU = {"name": "residency", "condition": "IsOneOf", "value": ["EU"]}
@@ -406,6 +410,23 @@ async def test_work_that_shares_a_claim_goes_where_its_volume_is() -> None:
         assert [r["reason"] for r in found["status"]["rejected"]] == ["a claim that it uses lies on dirty"]
 
 
+async def test_work_that_shares_a_claim_and_comes_together_stays_together() -> None:
+    """The second is decided before the informer shows where the first goes."""
+
+    def using(name: str) -> Obj:
+        obj = sized(name, "700m")
+        obj["metadata"]["uid"] = name
+        obj["spec"]["template"]["spec"]["volumes"] = [{"name": "v", "persistentVolumeClaim": {"claimName": "shared"}}]
+        return obj
+
+    small = {"allocatable": {"cpu": "1", "memory": "4Gi", "pods": "10"}}
+    async with running(placement.setup, objects=(cluster("a", status=small), cluster("b", status=small))) as (client, clock):
+        client.seed(using("one"), using("two"))
+        await clock.advance(5)
+        found = sorted([*places(client, "deployment-one"), *places(client, "deployment-two")])
+        assert found in (["a"], ["b"]), "there is room for one of them beside the volume"
+
+
 async def test_work_follows_a_data_set_that_a_site_states_later() -> None:
     reads = intent()
     reads["spec"]["traffic"] = [{"from": {"name": "web"}, "to": {"dataset": "images"}, "responseBytesPerSecond": "20M"}]
@@ -467,3 +488,36 @@ async def test_who_would_be_better_off_where_there_was_no_room_goes_there_once_t
         # Nothing changes but the room.
         await client.delete(scheme.DEPLOYMENT, "first", "shop")
         await until(clock, lambda: where() == ["clean"])
+
+
+async def test_a_decision_that_met_a_conflict_gives_no_room_away_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written before holds its room, though the informer does not show it yet."""
+    watch, shown = FakeClient.watch, asyncio.Event()
+
+    async def late(client: FakeClient, kind: scheme.Kind, *arguments: Any, **options: Any) -> AsyncIterator[WatchEvent]:
+        async for event in watch(client, kind, *arguments, **options):
+            if kind is scheme.PLACEMENT:
+                await shown.wait()
+            yield event
+
+    def one(replicas: int, generation: int) -> Obj:
+        obj = deployment("one", replicas=replicas)
+        obj["metadata"]["generation"] = generation
+        return obj
+
+    monkeypatch.setattr(FakeClient, "watch", late)
+    shown.set()
+    small = {"allocatable": {"cpu": "1", "memory": "4Gi", "pods": "10"}}
+    async with running(placement.setup, objects=(cluster("a", status=small), one(1, 1))) as (client, clock):
+        await until(clock, lambda: events(client) == ["Placed"])
+        await clock.advance(1)
+        shown.clear()
+        client.seed(one(5, 2))
+        await until(clock, lambda: places(client, "deployment-one") == {"a": 5})
+        client.seed(one(6, 3))
+        await clock.advance(0.1)
+        client.seed(sized("two", "600m"))
+        await until(clock, lambda: client.find(scheme.PLACEMENT, "deployment-two", "shop"))
+        shown.set()
+        await until(clock, lambda: places(client, "deployment-one") == {"a": 6})
+        assert places(client, "deployment-two") == {}
