@@ -15,7 +15,7 @@ import json
 import logging
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random  # noqa: TID251  (the type of the seeded source that is handed in)
@@ -25,9 +25,9 @@ from metaos.clock import Clock
 from metaos.files import write_private
 from metaos.http import HttpClient, error_of, tls_context, unverified_context
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import Obj, name
+from metaos.resources.meta import Obj, labels, name
 from metaos.resources.scheme import CERTIFICATE_SIGNING_REQUEST, CLUSTER
-from metaos.security.authz import AGENT_MANAGER, SETTLED
+from metaos.security.authz import AGENT_MANAGER, SETTLED, settled_label
 
 log = logging.getLogger(__name__)
 
@@ -312,14 +312,15 @@ async def declare(client: Client, site: Obj, cluster: Obj) -> Obj:
     # One that has just been removed is not made again.
     wanted["metadata"]["uid"] = cluster["metadata"]["uid"]
     owned = [
-        (entry.get("fieldsV1") or {}).get("f:spec") or {}
+        entry.get("fieldsV1") or {}
         for entry in cluster["metadata"].get("managedFields") or ()
         if entry.get("manager") == AGENT_MANAGER and not entry.get("subresource")
     ]
-    # As it is there: who leaves out what is its own takes it away.
-    kept = {key: value for key, value in (cluster.get("spec") or {}).items() if any(f"f:{key}" in each for each in owned)}
-    said = wanted.get("spec") or {}
-    wanted["spec"] = {k: v for k, v in said.items() if k not in SETTLED} | {k: v for k, v in kept.items() if k in SETTLED}
+    mine = [each.get("f:spec") or {} for each in owned]
+    wanted["spec"] = _unsettled(wanted.get("spec") or {}, cluster.get("spec") or {}, mine, SETTLED.__contains__)
+    mine = [(each.get("f:metadata") or {}).get("f:labels") or {} for each in owned]
+    if given := _unsettled(wanted["metadata"].pop("labels", {}), labels(cluster), mine, settled_label):
+        wanted["metadata"]["labels"] = given
     while True:
         try:
             return await client.patch(CLUSTER, name(site), "", wanted, type=PatchType.APPLY, field_manager=AGENT_MANAGER)
@@ -327,6 +328,12 @@ async def declare(client: Client, site: Obj, cluster: Obj) -> Obj:
             theirs = [str(c.get("field") or "") for c in error.details.get("causes") or () if c.get("reason") == CONFLICT]
             if error.code != 409 or not theirs or not all([_without(wanted, field) for field in theirs]):
                 raise
+
+
+def _unsettled(said: Obj, there: Obj, mine: list[Obj], settled: Callable[[str], bool]) -> Obj:
+    """``said``, but what is settled as it is ``there``: who leaves out what is its own takes it away."""
+    kept = {key: value for key, value in there.items() if settled(key) and any(f"f:{key}" in each for each in mine)}
+    return {key: value for key, value in said.items() if not settled(key)} | kept
 
 
 def _without(part: Obj, field: str) -> bool:

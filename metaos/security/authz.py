@@ -341,6 +341,10 @@ AGENT_MANAGER = "nemo-agent"
 #: Of a Cluster's spec what decides which work and which data may come to a site. Its owner says it when it joins; from then on
 #: only those who may edit Clusters do, so that a site that was taken over does not let itself be given more.
 SETTLED = frozenset({"attestation", "jurisdictions", "location", "owner", "taints", "trust", "unschedulable"})
+#: Labels that say so too: they count before what the spec says.
+_SETTLED_LABELS = frozenset({"kubernetes.io/hostname", "meta-os.eu/country", "topology.kubernetes.io/region"})
+#: Of labels that administrators alone give, also as a site joins. Source: Kubernetes' admission rule ``NodeRestriction``.
+RESTRICTED = "node-restriction.kubernetes.io"
 #: What a Cluster's status says that is not the site's to say.
 _HUBS_STATUS = ("conditions", "carbon", "attested")
 
@@ -363,6 +367,8 @@ def agent_write_problem(member: str, resource: str, obj: Obj | None, old: Obj | 
             return "conditions, carbon and attested of a Cluster are the hub's; report agentConditions"
         if obj is not None and old is None and (obj.get("spec") or {}).get("attestation") is not None:
             return "spec.attestation says what others expect of a site: leave it out of the site file, an operator states it"
+        if obj is not None and (given := [key for key in _relabelled(obj, old) if _restricted(key)]):
+            return f"metadata.labels {', '.join(given)}: labels of {RESTRICTED} are for the hub's administrators to give"
         if obj is not None and old is not None and (problem := _declaration_problem(obj, old)):
             return problem
         return "" if name(held) == member else f"the agent of {member} may write no other Cluster"
@@ -380,6 +386,21 @@ def agent_write_problem(member: str, resource: str, obj: Obj | None, old: Obj | 
     if resource in ("works.meta-os.eu", "leases.coordination.k8s.io"):
         return "" if namespace(held) == cluster_namespace(member) else "this belongs to another site"
     return f"the agent of {member} may not write {resource}"
+
+
+def settled_label(key: str) -> bool:
+    """Whether a label of a Cluster is not the site's to give or to change once it has joined."""
+    return key in _SETTLED_LABELS or _restricted(key)
+
+
+def _restricted(key: str) -> bool:
+    prefix = key.rpartition("/")[0]
+    return prefix == RESTRICTED or prefix.endswith(f".{RESTRICTED}")
+
+
+def _relabelled(obj: Obj, old: Obj | None) -> list[str]:
+    now, before = labels(obj), labels(old or {"metadata": {}})
+    return sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
 
 
 def apply_problem(manager: str, *, applies: bool, force: bool) -> str:
@@ -401,7 +422,8 @@ def _declaration_problem(obj: Obj, old: Obj) -> str:
         return (
             "it was not the site's agent that made this Cluster: its spec and labels are for the hub's administrators to change"
         )
-    if settled := [f"spec.{key}" for key in changed if key in SETTLED]:
+    settled = [f"spec.{key}" for key in changed if key in SETTLED]
+    if settled := settled + [f"metadata.labels {key}" for key in _relabelled(obj, old) if settled_label(key)]:
         return f"{', '.join(settled)}: once a site has joined, the hub's administrators say so: kubectl edit cluster {name(old)}"
     return ""
 

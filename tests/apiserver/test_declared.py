@@ -113,5 +113,37 @@ async def test_whose_fields_are_whose_is_not_for_an_agent_to_say(registry: Regis
     held = await agent.get(scheme.CLUSTER, "edge")
     await agent.update({**held, "metadata": {**held["metadata"], **forged["metadata"]}}, subresource="status")
     for said in (site({"vetted": "yes"}), site(capacity={"cpu": "400"})):
-        with pytest.raises(ApiError, match="conflict with .kubectl-edit"):
+        with pytest.raises(ApiError, match=r"conflict with .kubectl-edit"):
             await agent.patch(scheme.CLUSTER, "edge", "", said, type=PatchType.APPLY, field_manager=AGENT_MANAGER)
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["kubernetes.io/hostname", "meta-os.eu/country", "topology.kubernetes.io/region", "node-restriction.kubernetes.io/vault"],
+)
+async def test_no_label_says_what_is_settled(registry: Registry, label: str) -> None:
+    agent, admin = registry.client(EDGE), registry.client(ADMIN)
+    await say(agent, site({"floor": "2"}, location={"region": "here", "country": "ES"}))
+    with pytest.raises(ApiError, match=f"metadata.labels {label}: "):
+        await agent.patch(scheme.CLUSTER, "edge", "", site({label: "x"}), type=PatchType.APPLY, field_manager=AGENT_MANAGER)
+    # An agent whose file says so all the same says the rest.
+    found = await say(agent, site({"floor": "3", label: "x"}, location={"region": "here", "country": "ES"}))
+    assert found["metadata"]["labels"] == {"floor": "3"}
+    await admin.patch(scheme.CLUSTER, "edge", "", {"metadata": {"labels": {label: "y"}}}, field_manager="kubectl-label")
+    found = await say(agent, site({"floor": "4", label: "x"}))
+    assert found["metadata"]["labels"] == {"floor": "4", label: "y"}
+
+
+async def test_a_label_that_a_site_joined_with_stays_until_an_administrator_changes_it(registry: Registry) -> None:
+    agent, admin = registry.client(EDGE), registry.client(ADMIN)
+    region = "topology.kubernetes.io/region"
+    await say(agent, site({region: "here"}))
+    assert (await say(agent, site({region: "there"})))["metadata"]["labels"] == {region: "here"}
+    assert (await say(agent, site()))["metadata"]["labels"] == {region: "here"}
+    await admin.patch(scheme.CLUSTER, "edge", "", {"metadata": {"labels": {region: None}}}, field_manager="kubectl-label")
+    assert not (await say(agent, site({region: "here"})))["metadata"].get("labels")
+
+
+async def test_a_site_does_not_join_with_a_label_that_administrators_alone_give(registry: Registry) -> None:
+    with pytest.raises(ApiError, match=r"labels of node-restriction.kubernetes.io are for the hub's administrators to give"):
+        await say(registry.client(EDGE), site({"a.node-restriction.kubernetes.io/vault": "yes"}))
