@@ -473,8 +473,8 @@ def limits_page() -> str:
             "the stream ends with an error",
         ),
         (
-            "Connections that a site relays for its pods; for one pod",
-            f"{network.MAX_RELAYS}; {network.MAX_POD_RELAYS}",
+            "Connections that a site relays for its pods; for those of one namespace; for one pod",
+            f"{network.MAX_RELAYS}; {network.MAX_OF_NAMESPACE}; {network.MAX_POD_RELAYS}",
             "refused",
         ),
         (

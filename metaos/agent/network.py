@@ -11,7 +11,7 @@ import errno
 import json
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,14 @@ from metaos.tunnel import Stream
 
 log = logging.getLogger(__name__)
 
-#: Connections that a site relays at the same time, and those that one of its pods has begun; further ones are refused at once.
+#: Connections that a site relays at the same time, and those that the pods of one namespace and one pod have begun; further ones
+#: are refused at once.
 MAX_RELAYS = 1024
-MAX_POD_RELAYS = 256
-#: Those to the hub's API, of all pods of the site and of one: fewer than the hub takes of callers at one address that do not say
-#: who they are (256), so that pods leave room for agents that join from there.
-MAX_API, MAX_POD_API = 192, 64
+MAX_OF_NAMESPACE, MAX_POD_RELAYS = 512, 256
+#: Those to the hub's API, of all pods of the site, of one namespace and of one pod: fewer than the hub takes of callers at one
+#: address that do not say who they are (256), so that pods leave room for agents that join from there.
+MAX_API = 192
+MAX_API_OF_NAMESPACE, MAX_POD_API = 96, 64
 #: Endpoints that one connection tries before it gives up.
 MAX_TRIES = 4
 #: Addresses that are remembered; beyond that those that nothing uses are given back, so that a day of rollouts leaves nothing.
@@ -353,9 +355,11 @@ class ServiceNetwork:
             return
         self._turn += 1
         # The hub knows the callers that say nothing of themselves by this machine's address alone.
-        hubs = ((HUB, MAX_API), ((HUB, pod), MAX_POD_API)) if route.remote == (HUB,) else ()
+        shares: list[tuple[Hashable, int]] = [(pod.namespace, MAX_OF_NAMESPACE), (pod, MAX_POD_RELAYS)]
+        if route.remote == (HUB,):
+            shares += [(HUB, MAX_API), ((HUB, pod.namespace), MAX_API_OF_NAMESPACE), ((HUB, pod), MAX_POD_API)]
         relay = partial(self._relay, pod, accepted, route, self._turn)
-        self._relayed.begin(accepted, relay, MAX_RELAYS, (pod, MAX_POD_RELAYS), *hubs)
+        self._relayed.begin(accepted, relay, MAX_RELAYS, *shares)
 
     async def _relay(self, pod: _Pod, accepted: socket.socket, route: Route, turn: int) -> None:
         allowed, why = self._allowed(pod, route, turn)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaos.agent.network import MAX_API, MAX_POD_API, ServiceNetwork
+from metaos.agent.network import MAX_API, MAX_API_OF_NAMESPACE, MAX_POD_API, ServiceNetwork
 from metaos.agent.routes import (
     Addresses,
     LocalEndpoint,
@@ -375,7 +375,9 @@ async def test_a_full_disk_stops_no_services(
     assert json.loads(world.network._file.read_text()) == world.network._addresses.known
 
 
-async def test_pods_leave_room_at_the_hub_for_agents_that_join(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pods_leave_room_at_the_hub_for_agents_that_join_and_for_other_namespaces(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"the hub")
         await reader.read()
@@ -390,9 +392,11 @@ async def test_pods_leave_room_at_the_hub_for_agents_that_join(world: World, mon
         return found
 
     monkeypatch.setattr(world.network, "_api", api)
-    monkeypatch.setattr("metaos.agent.network.MAX_API", 3)
-    monkeypatch.setattr("metaos.agent.network.MAX_POD_API", 2)
-    robots = [pod(name, "client") for name in ("greedy", "second", "third")]
+    for bound, most in (("MAX_API", 4), ("MAX_API_OF_NAMESPACE", 3), ("MAX_POD_API", 2)):
+        monkeypatch.setattr(f"metaos.agent.network.{bound}", most)
+    robots = [pod(name, "client") for name in ("greedy", "second", "honest", "late")]
+    for robot in robots[2:]:
+        robot["metadata"]["namespace"] = "bank"
     for robot in robots:
         robot["spec"]["volumes"] = [{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}]
     world.runtime.sandboxes |= {robot["metadata"]["uid"] for robot in robots}
@@ -410,17 +414,20 @@ async def test_pods_leave_room_at_the_hub_for_agents_that_join(world: World, mon
         await call("greedy")
     held.append(await call("second"))
     with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
-        await call("third")
+        await call("second")
+    held.append(await call("honest"))
+    with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+        await call("late")
     for _, writer in held:
         writer.close()
     await until(lambda: not len(world.network._relayed))
-    (await call("third"))[1].close()
+    (await call("late"))[1].close()
     await until(lambda: not len(world.network._relayed))
     server.close()
 
 
 def test_a_sites_pods_have_fewer_connections_than_the_hub_gives_unknown_callers() -> None:
-    assert MAX_POD_API * 2 < MAX_API < CONNECTIONS_UNKNOWN
+    assert MAX_POD_API < MAX_API_OF_NAMESPACE < MAX_API < CONNECTIONS_UNKNOWN
 
 
 async def test_endpoints_change_without_touching_listeners_and_remote_ones_are_used_when_needed(world: World) -> None:
