@@ -101,8 +101,9 @@ class PlacementReconciler:
         )
         self.site_changed = self._attention.site_changed
         self._other_classes = False
-        #: The generations of the Intents and policies that each workload's reasons are of. Bounded by the workloads.
-        self._ruled: dict[ObjectRef, list[tuple[str, int]]] = {}
+        #: The generations of the Intents and policies that each workload's reasons are of; ``None``: those were not written.
+        #: Bounded by the workloads.
+        self._ruled: dict[ObjectRef, list[tuple[str, int]] | None] = {}
         self._barred, self._among = Barred(manager), Among()
 
     async def reconcile(self, about: ObjectRef) -> Result:
@@ -364,6 +365,7 @@ class PlacementReconciler:
         chosen = dict(plan.clusters)
         before, stood = found.current, self._decided.get(about)
         self._decided[about] = chosen
+        ruled, self._ruled[about] = self._ruled.get(about), None
         self.take_account(about)
         told = placement is not None and placement.get("status") is not None
         try:
@@ -381,6 +383,7 @@ class PlacementReconciler:
             self.neighbours_changed()
         # Should this fail, the decision is stored all the same, and what the informer has of it may be older.
         await self._write_status(placement, obj, found, plan, reasons, now)
+        self._ruled[about] = ruled
         if not told or set(chosen) != set(before):
             await self._tell(obj, before, plan)
         elif is_true(placement, "Scheduled") and not plan.complete:

@@ -521,3 +521,22 @@ async def test_a_decision_that_met_a_conflict_gives_no_room_away_twice(monkeypat
         shown.set()
         await until(clock, lambda: places(client, "deployment-one") == {"a": 6})
         assert places(client, "deployment-two") == {}
+
+
+async def test_reasons_of_another_intent_that_met_a_conflict_are_told_all_the_same() -> None:
+    def wish(target: dict[str, Any], generation: int) -> Obj:
+        obj = intent(target)
+        obj["metadata"] |= {"generation": generation, "uid": "wish"}
+        return obj
+
+    def terms() -> set[str]:
+        scores = (client.find(scheme.PLACEMENT, "deployment-web", "shop") or {})["status"]["scores"]
+        return {term["name"] for term in scores[0]["terms"] if term["weight"] > 1}
+
+    async with running(placement.setup, objects=(cluster("a"), wish(CLEAN, 1), deployment())) as (client, clock):
+        await until(clock, lambda: events(client) == ["Placed"])
+        await clock.advance(1)
+        assert terms() == {"carbon"}
+        client.fail("update", errors.conflict("meta-os.eu", "placements", "deployment-web"))
+        client.seed(wish({"name": "cost", "condition": "Minimize"}, 2))
+        await until(clock, lambda: terms() == {"cost"})
