@@ -17,7 +17,7 @@ from metaos.controllers.attention import SITES, Attention
 from metaos.controllers.barred import Bar, Barred, displaced
 from metaos.controllers.concern import workload_of
 from metaos.controllers.facts import Facts, basis, concerned, decided, decides, finished, placeable, placement_name, takes_room
-from metaos.controllers.fencing import halted
+from metaos.controllers.fencing import halted, stopped
 from metaos.controllers.flows import Flows
 from metaos.controllers.occupancy import Occupancy, Share
 from metaos.controllers.recorder import Recorder
@@ -452,7 +452,9 @@ class PlacementReconciler:
 
 def _told(work: Obj) -> int | None:
     """How many a site was told to run; ``None`` where it was told to stop, and may not have yet."""
-    return None if halted(work) else workload.replicas(work["spec"]["manifests"][0])
+    if halted(work):
+        return 0 if stopped(work) else None
+    return workload.replicas(work["spec"]["manifests"][0])
 
 
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:

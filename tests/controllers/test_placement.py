@@ -10,8 +10,10 @@ import pytest
 
 from metaos.client import WatchEvent
 from metaos.controllers import attention, placement
+from metaos.controllers.fencing import halt
+from metaos.controllers.render import manifest, work
 from metaos.resources import errors, scheme
-from metaos.resources.meta import EVICTED, Obj, ObjectRef, condition, format_time
+from metaos.resources.meta import EVICTED, Obj, ObjectRef, condition, format_time, ref
 from metaos.store.log import StoreUnreachable
 from tests.controllers.continuum import cluster, deployment, events, intent, places, running, traffic, until
 from tests.fake_client import FakeClient
@@ -540,3 +542,24 @@ async def test_reasons_of_another_intent_that_met_a_conflict_are_told_all_the_sa
         client.fail("update", errors.conflict("meta-os.eu", "placements", "deployment-web"))
         client.seed(wish({"name": "cost", "condition": "Minimize"}, 2))
         await until(clock, lambda: terms() == {"cost"})
+
+
+async def test_who_was_told_to_stop_holds_its_room_until_it_has() -> None:
+    """However long its successor elsewhere takes to begin."""
+    small = {"allocatable": {"cpu": "1", "memory": "4Gi", "pods": "10"}}
+    kept = {**sized("db", "700m"), "kind": "StatefulSet"}
+    async with running(placement.setup, objects=(cluster("a", status=small), kept)) as (client, clock):
+        await until(clock, lambda: places(client, "statefulset-db") == {"a": 1})
+        there = client.find(scheme.STATEFUL_SET, "db", "shop") or {}
+        left = work(ref(there), "a", [manifest(there)], 30.0)
+        left["metadata"] |= {"generation": 1}
+        client.seed({**left, "spec": halt(left)})
+        client.seed(cluster("b"), cluster("a", status=small, taints=[{"key": "k", "effect": "NoExecute"}]))
+        await until(clock, lambda: places(client, "statefulset-db") == {"b": 1})
+        client.seed(cluster("a", status=small), sized("next", "700m"), cluster("b", unschedulable=True))
+        await until(clock, lambda: client.find(scheme.PLACEMENT, "deployment-next", "shop"))
+        await clock.advance(2)
+        assert places(client, "deployment-next") == {}, "its pods may be ending still"
+        entry = {"kind": "StatefulSet", "name": "db", "observedGeneration": 1, "status": {"replicas": 0}}
+        client.seed({**left, "spec": halt(left), "status": {"observedGeneration": 1, "manifests": [entry]}})
+        await until(clock, lambda: places(client, "deployment-next") == {"a": 1})
