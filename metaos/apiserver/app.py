@@ -209,6 +209,10 @@ class Api:
                 return await self._serve_long(call)
         size, turn = announced(request), turn_of(call.user, target.kind.resource, target.subresource)
         with self._gates.holding(flow, size):
+            # The body comes first: while it arrives no seat is taken, and nobody waits for it.
+            if size:
+                async with asyncio.timeout(REQUEST_SECONDS):
+                    await request.read()
             if turn is Turn.LAST:
                 await self._precedence.after()
             with self._precedence.ahead() if turn is Turn.FIRST else nullcontext():
@@ -219,10 +223,7 @@ class Api:
         return parse(request.method, path, watch=flag(request.query, "watch"), by_plural=self._registry.kinds.by_plural)
 
     async def _serve_short(self, call: Call, gate: Gate, flow: str, size: int) -> web.StreamResponse:
-        """What ends by itself. The body comes first: while it arrives no seat is taken."""
-        if size:
-            async with asyncio.timeout(REQUEST_SECONDS):
-                await call.request.read()
+        """What ends by itself, once its body is there."""
         if self._join_tokens is not None and BOOTSTRAPPERS in call.user.groups:
             await self._admit_joining(call)
         size = max(size, stored_bytes(call.target, self._registry.cache))

@@ -60,14 +60,19 @@ def classify(user: UserInfo, resource: str, subresource: str, source: str) -> tu
 
 
 def turn_of(user: UserInfo, resource: str, subresource: str) -> Turn:
-    """Agents' reports wait for what users ask for."""
+    """Agents' reports wait for what users ask for, unless that takes long and goes to no site."""
     if cluster_of(user) is None:
-        return Turn.FIRST if AUTHENTICATED in user.groups else Turn.ANY
+        lasts = (resource, subresource) in _LASTING or AUTHENTICATED not in user.groups
+        return Turn.ANY if lasts else Turn.FIRST
     return Turn.LAST if resource in _TOLD or (resource, subresource) == (scheme.WORK.resource, "status") else Turn.ANY
 
 
 #: What agents tell of what runs at their sites.
 _TOLD: Container[str] = frozenset((scheme.EVENT.resource, scheme.POD.resource))
+#: What waits for a device, makes thousands of them, or works out a plan.
+_LASTING: Container[tuple[str, str]] = frozenset(
+    ((scheme.DEVICE.resource, "command"), (scheme.DEVICE_BATCH.resource, ""), (scheme.PLACEMENT_REVIEW.resource, ""))
+)
 _VITAL: Container[str] = frozenset((scheme.LEASE.resource, scheme.CERTIFICATE_SIGNING_REQUEST.resource))
 
 

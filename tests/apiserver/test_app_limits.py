@@ -6,7 +6,7 @@ import json
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -64,13 +64,23 @@ async def test_lines_and_headers_are_bounded(hub: ServedHub) -> None:
     assert (await answered(hub, fine + b"\r\n"))[0] == 200
 
 
-async def test_a_body_that_does_not_come_ends_the_request_and_holds_no_seat(
+async def test_a_body_that_does_not_come_ends_the_request_and_holds_no_seat_and_nobody_up(
     hub: ServedHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    begun, ahead = list[bool](), app.Precedence.ahead
+
+    def noted(precedence: app.Precedence) -> AbstractContextManager[None]:
+        begun.append(True)
+        return ahead(precedence)
+
+    monkeypatch.setattr(app.Precedence, "ahead", noted)
     monkeypatch.setattr(app, "REQUEST_SECONDS", 0.1)
     head = f"POST {CONFIG_MAPS} HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n".encode()
     code, _, body = await answered(hub, head + b'{"kind": ')
     assert code == 504 and json.loads(body)["reason"] == "Timeout"
+    assert begun == []
+    await answered(hub, f"GET {CONFIG_MAPS} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+    assert begun == [True]
 
 
 async def test_a_large_answer_is_compressed_for_who_accepts_it(hub: ServedHub) -> None:

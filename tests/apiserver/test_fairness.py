@@ -39,6 +39,8 @@ def test_levels() -> None:
 def test_what_agents_tell_comes_after_what_users_ask_for_and_their_lives_depend_on_neither() -> None:
     user = UserInfo("x", ("system:authenticated",))
     assert turn_of(user, "pods", "") is turn_of(user, "works.meta-os.eu", "status") is Turn.FIRST
+    lasting = [("devices.meta-os.eu", "command"), ("devicebatches.meta-os.eu", ""), ("placementreviews.meta-os.eu", "")]
+    assert {turn_of(user, *each) for each in lasting} == {Turn.ANY}, "nobody's reports wait for a device"
     told = [("events", ""), ("pods", ""), ("pods", "status"), ("works.meta-os.eu", "status")]
     assert {turn_of(AGENT, *each) for each in told} == {Turn.LAST}
     vital = [("leases.coordination.k8s.io", ""), ("clusters.meta-os.eu", "status"), ("works.meta-os.eu", "")]
