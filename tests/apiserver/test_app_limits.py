@@ -64,7 +64,7 @@ async def test_lines_and_headers_are_bounded(hub: ServedHub) -> None:
     assert (await answered(hub, fine + b"\r\n"))[0] == 200
 
 
-async def test_a_body_that_does_not_come_ends_the_request_and_holds_no_seat_and_nobody_up(
+async def test_a_body_that_does_not_come_ends_the_request_and_holds_no_seat(
     hub: ServedHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, ahead = list[bool](), app.Precedence.ahead
