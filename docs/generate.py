@@ -420,8 +420,10 @@ def limits_page() -> str:
         ),
         ("Answer of a webhook; its time", f"{amount(webhooks.MOST_BYTES)}; 30 s", "as its failurePolicy says"),
         (
-            "Ports that a Kubernetes member's agent listens on for imported Services; connections to them",
-            f"{relaying.MAX_PORTS} of {relaying.PORTS[0]} to {relaying.PORTS[-1]}; {relaying.MAX_RELAYS}",
+            "Ports that a Kubernetes member's agent listens on for imported Services; connections to them, of pods of one "
+            "namespace, of one pod",
+            f"{relaying.MAX_PORTS} of {relaying.PORTS[0]} to {relaying.PORTS[-1]}; "
+            f"{relaying.MAX_RELAYS}, {relaying.MAX_OF_NAMESPACE}, {relaying.MAX_OF_POD}",
             "the import is not relayed; closed",
         ),
         (

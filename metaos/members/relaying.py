@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 #: Where the agent listens: by a name's hash, so that an agent that starts again listens where it did.
 PORTS = range(20000, 30000)
 MAX_PORTS, MAX_RELAYS = 256, 1024
+#: Of these, those of our pods of one namespace, and of one of them.
+MAX_OF_NAMESPACE, MAX_OF_POD = 512, 256
 MAX_TRIES = 4
 CONNECT_SECONDS = 5.0
 _PROBES = 64
@@ -155,7 +157,10 @@ class Relays:
         except OSError:
             return
         self._turn += 1
-        self._relayed.begin(accepted, partial(self._relay, key, accepted, str(peer), self._turn), MAX_RELAYS)
+        # What is not ours may come from one address for many: of a node, or of a load balancer.
+        pod = self._caller(str(peer))
+        shares = ((pod[0], MAX_OF_NAMESPACE), (pod, MAX_OF_POD)) if pod is not None else ()
+        self._relayed.begin(accepted, partial(self._relay, key, accepted, str(peer), self._turn), MAX_RELAYS, *shares)
 
     # -- connections -------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -94,6 +95,33 @@ async def test_a_connection_is_led_to_a_ready_pod_elsewhere(hub: Hub) -> None:
     hub.pods.clear()
     await hub.call()
     assert hub.asked[-1]["source"] == {"outside": True}
+
+
+@pytest.mark.parametrize(("bound", "others"), [("MAX_OF_POD", ("shop", "second")), ("MAX_OF_NAMESPACE", ("bank", "vault"))])
+async def test_who_holds_many_connections_leaves_some_to_others(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, bound: str, others: tuple[str, str]
+) -> None:
+    hub.serve(endpoint_slice("far", "api-1"), endpoint_slice("kube", "own"))
+    monkeypatch.setattr(f"metaos.members.relaying.{bound}", 1)
+    hub.pods |= {"127.0.0.2": others, "127.0.0.3": ("shop", "web")}
+    found = hub.relays.slice(IMPORT)
+    assert found is not None
+    opened = []
+
+    async def said(address: str) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", found["ports"][0]["port"], local_addr=(address, 0))
+        opened.append(writer)
+        writer.write(b"hello")
+        return await asyncio.wait_for(reader.readexactly(11), 5)
+
+    assert await said("127.0.0.1") == b"api-1 HELLO"
+    with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+        await said("127.0.0.3")
+    assert await said("127.0.0.2") == b"api-1 HELLO"
+    for writer in opened:
+        writer.close()
+        with suppress(ConnectionResetError):
+            await writer.wait_closed()
 
 
 async def test_datagrams_are_led_there_too_those_of_each_pod_by_themselves(hub: Hub) -> None:
