@@ -1,6 +1,6 @@
 """Works of what goes wherever workloads of its namespace are, and nowhere else: Services and NetworkPolicies."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from metaos.client import Client
 from metaos.controllers.render import cluster_of, source_label, source_of
@@ -24,8 +24,9 @@ class Following:
         """Those at which a workload of the namespace is."""
         return sorted({cluster_of(w) for w in self._works.by_index("workloadNamespace", where) if not deleting(w)})
 
-    async def settle(self, about: ObjectRef, wanted: Mapping[str, Obj]) -> None:
-        """Make the Works of an object what they should be. ``wanted``: by site."""
+    async def settle(self, about: ObjectRef, wanted: Mapping[str, Obj], coming: Container[str] = ()) -> None:
+        """Make the Works of an object what they should be. ``wanted``: by site. ``coming``: sites where one stays that is there,
+        though nothing there needs it yet."""
         existing = {cluster_of(w): w for w in self._works.by_index("source", source_label(about))}
         for site, work in wanted.items():
             present = existing.pop(site, None)
@@ -37,8 +38,9 @@ class Following:
                         raise
             elif present["spec"] != work["spec"] and not deleting(present):
                 await self._client.update(present | {"spec": work["spec"]})
-        for left in existing.values():
-            await delete(self._client, scheme.WORK, left)
+        for site, left in existing.items():
+            if site not in coming:
+                await delete(self._client, scheme.WORK, left)
 
 
 async def delete(client: Client, kind: scheme.Kind, obj: Obj) -> None:

@@ -2,6 +2,7 @@
 
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.controllers.facts import decided
 from metaos.controllers.following import Following
 from metaos.controllers.render import manifest, source_of, work
 from metaos.controllers.settings import Settings
@@ -46,17 +47,19 @@ class NetworkPolicyReconciler:
     name = NAME
 
     def __init__(self, manager: Manager, client: Client) -> None:
-        self._policies = manager.informer(scheme.NETWORK_POLICY)
+        self._policies, self._placements = manager.informer(scheme.NETWORK_POLICY), manager.informer(scheme.PLACEMENT)
         self._works = Policies(manager, client)
         self._following = Following(client, manager.informer(scheme.WORK))
 
     async def reconcile(self, about: ObjectRef) -> Result:
         policy = self._policies.get(about.name, about.namespace)
-        wanted = {}
+        wanted, coming = {}, set[str]()
         if policy is not None and not deleting(policy):
             for site in self._following.sites(about.namespace):
                 wanted[site] = self._works.work(policy, site)
-        await self._following.settle(about, wanted)
+            # Where a workload is about to be sent its policies go ahead, and are not taken away in between.
+            coming.update(*map(decided, self._placements.list(about.namespace)))
+        await self._following.settle(about, wanted, coming)
         return DONE
 
 
@@ -79,3 +82,11 @@ def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) ->
                 manager.enqueue(NAME, ref(policy))
 
     manager.informer(scheme.WORK).on_change(on_work)
+
+    def on_placement(old: Obj | None, new: Obj | None) -> None:
+        # Where they went ahead, and nothing came, they go.
+        if decided(old).keys() - decided(new).keys():
+            for policy in policies.list(namespace(new or old or {})):
+                manager.enqueue(NAME, ref(policy))
+
+    manager.informer(scheme.PLACEMENT).on_change(on_placement)

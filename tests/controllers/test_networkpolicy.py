@@ -60,3 +60,24 @@ async def test_no_pod_reaches_a_site_before_its_policies() -> None:
         both = [client.find(scheme.WORK, name, "nemo-cluster-paris") for name in ("networkpolicy.shop.deny", work_name(ref(web)))]
         first, second = (int(found["metadata"]["resourceVersion"]) for found in both if found)
         assert first < second
+
+
+async def test_policies_that_have_gone_ahead_are_not_taken_away_before_the_workload_comes() -> None:
+    web, api = (deployment() | {"metadata": {"name": each, "namespace": "shop", "uid": each}} for each in ("web", "api"))
+    chosen = {"workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "api", "uid": "api"}}
+    placement: Obj = dict(scheme.PLACEMENT.empty(placement_name(ref(api)), "shop"))
+    placement["spec"] = chosen | {"clusters": [{"name": "london", "replicas": 1}]}
+    ahead = work(ref(policy()), "london", [policy(), space("a")])
+    async with running(networkpolicy.setup, objects=(policy(), space("a"), placement, ahead)) as (client, clock):
+
+        def told(site: str) -> bool:
+            return client.find(scheme.WORK, "networkpolicy.shop.deny", f"nemo-cluster-{site}") is not None
+
+        # Another workload comes elsewhere meanwhile.
+        await client.create(work(ref(web), "paris", [web]))
+        await until(clock, lambda: told("paris"))
+        await clock.advance(1)
+        assert told("london")
+        held = await client.get(scheme.PLACEMENT, placement_name(ref(api)), "shop")
+        await client.update(held | {"spec": chosen | {"clusters": [{"name": "paris", "replicas": 1}]}})
+        await until(clock, lambda: not told("london"))
