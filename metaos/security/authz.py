@@ -340,7 +340,7 @@ MAX_REQUESTS = 32
 AGENT_MANAGER = "nemo-agent"
 #: Of a Cluster's spec what decides which work and which data may come to a site. Its owner says it when it joins; from then on
 #: only those who may edit Clusters do, so that a site that was taken over does not let itself be given more.
-SETTLED = frozenset({"attestation", "jurisdictions", "location", "owner", "taints", "trust", "unschedulable"})
+SETTLED = frozenset({"attestation", "datasets", "jurisdictions", "location", "owner", "taints", "trust", "unschedulable"})
 #: Labels that say so too: they count before what the spec says.
 _SETTLED_LABELS = frozenset({"kubernetes.io/hostname", "meta-os.eu/country", "topology.kubernetes.io/region"})
 #: Of labels that administrators alone give, also as a site joins. Source: Kubernetes' admission rule ``NodeRestriction``.

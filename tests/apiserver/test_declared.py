@@ -93,6 +93,8 @@ async def test_a_site_that_was_taken_over_takes_nothing_and_gives_itself_nothing
 
     await refused(site(jurisdictions=["EU"]), "spec.jurisdictions: once a site has joined")
     await refused(site(), "spec.jurisdictions: once a site has joined")
+    # Its law would stop who reads the data anywhere.
+    await refused(site(jurisdictions=["ES"], datasets=[{"name": "patients", "residency": ["XX"]}]), "spec.datasets: once a site")
     await refused(site(jurisdictions=["ES"], capacity={"cpu": "8"}), "conflict with")
     for options in ({"force": True}, {"type": PatchType.MERGE}, {"type": PatchType.JSON}, {"field_manager": "kubectl-edit"}):
         await refused(site(capacity={"cpu": "8"}), "server-side apply, as field manager nemo-agent and without force", **options)
