@@ -451,10 +451,12 @@ class PlacementReconciler:
 
 
 def _told(work: Obj) -> int | None:
-    """How many a site was told to run; ``None`` where it was told to stop, and may not have yet."""
+    """How many a site was told to run; ``None`` where it was told to stop, and may not have yet, or goes on there should its
+    volumes not arrive elsewhere."""
+    first = work["spec"]["manifests"][0]
     if halted(work):
-        return 0 if stopped(work) else None
-    return workload.replicas(work["spec"]["manifests"][0])
+        return 0 if stopped(work) and not workload.has_local_data(first) else None
+    return workload.replicas(first)
 
 
 def setup(manager: Manager, client: Client, clock: Clock, settings: Settings) -> None:
