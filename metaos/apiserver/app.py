@@ -70,6 +70,8 @@ IDLE_SECONDS = 120.0
 MAX_LINE, MAX_FIELD, MAX_FIELDS = 64 * 1024, 16 * 1024, 128
 #: A watch gives its seats back after this long, also where its reader has not yet taken all that was there.
 BEGIN_SECONDS = 5.0
+#: So long a command to a device holds its seat: what it waits for then is the device.
+ASK_SECONDS = 0.2
 PUBLIC = frozenset({"/version", "/livez", "/readyz", "/healthz", "/cacerts"})
 
 #: What serves a call that lasts or reaches a site.
@@ -228,6 +230,10 @@ class Api:
             await self._admit_joining(call)
         size = max(size, stored_bytes(call.target, self._registry.cache))
         seats = width(gate.queue.level, objects_of(call, self._registry.cache), size // BYTES_PER_SEAT)
+        if call.target.kind is scheme.DEVICE and call.target.subresource == "command":
+            # How many wait for a device's answer the desk bounds.
+            async with gate.seats_at_first(flow, seats, ASK_SECONDS), asyncio.timeout(REQUEST_SECONDS):
+                return await self._verbs.serve(call)
         await gate.enter(flow, seats)
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
@@ -241,21 +247,8 @@ class Api:
     async def _begin_watch(self, call: Call, gate: Gate, flow: str) -> web.StreamResponse:
         """A watch takes seats as a list does until it has sent what was there, or for a while where its reader is slow."""
         seats = width(gate.queue.level, objects_of(call, self._registry.cache))
-        await gate.enter(flow, seats)
-        held = [True]
-
-        def begun() -> None:
-            if held:
-                held.clear()
-                gate.leave(flow, seats)
-
-        call.begun = begun
-        limit = asyncio.get_running_loop().call_later(BEGIN_SECONDS, begun)
-        try:
+        async with gate.seats_at_first(flow, seats, BEGIN_SECONDS) as call.begun:
             return await self._serve_long(call)
-        finally:
-            limit.cancel()
-            begun()
 
     async def _sent(self, request: web.Request, answer: web.StreamResponse, flow: str) -> web.StreamResponse:
         """A large answer goes out in parts, so that what is held for a slow reader is bounded."""

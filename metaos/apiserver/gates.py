@@ -6,7 +6,7 @@ What these decide by is in ``fairness``; here requests wait, and what happened i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +65,25 @@ class Gate:
             yield
         finally:
             self.leave(flow, count)
+
+    @asynccontextmanager
+    async def seats_at_first(self, flow: str, count: int, seconds: float) -> AsyncIterator[Callable[[], None]]:
+        """:meth:`seats` for so many seconds, or until what this yields is called: who waits for others then takes no seat."""
+        await self.enter(flow, count)
+        held = True
+
+        def leave() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self.leave(flow, count)
+
+        limit = asyncio.get_running_loop().call_later(seconds, leave)
+        try:
+            yield leave
+        finally:
+            limit.cancel()
+            leave()
 
     async def enter(self, flow: str, count: int) -> None:
         """:meth:`seats`, until :meth:`leave`."""

@@ -8,13 +8,17 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
 from metaos.apiserver import app, gates, listening, transfer
+from metaos.apiserver.fairness import WORKLOAD_HIGH
 from metaos.clock import SystemClock
+from metaos.resources import scheme
+from metaos.resources.meta import Obj
 from tests.apiserver.objects import config_map
 from tests.apiserver.serving import ServedHub, served
 
@@ -209,3 +213,27 @@ async def test_those_who_do_not_say_who_they_are_have_few_connections(hub: Serve
     assert (await answered(hub, request))[0] == 200
     for _, writer in opened:
         writer.transport.abort()
+
+
+async def test_commands_that_wait_for_their_devices_hold_no_seats(hub: ServedHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are seats of the level that agents and administrators share."""
+    answer, waiting = asyncio.Event(), list[str]()
+
+    async def asleep(asked: str, *given: Any) -> Obj:
+        waiting.append(asked)
+        await answer.wait()
+        return {"kind": "DeviceCommand"}
+
+    monkeypatch.setattr(hub.registry.desk, "answer", asleep)
+    await hub.make({**scheme.DEVICE.empty("d", "default"), "spec": {}})
+    path = "/apis/meta-os.eu/v1alpha1/namespaces/default/devices/d/command"
+    body = '{"spec": {"action": "look"}}'
+    command = f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    commands = [asyncio.create_task(answered(hub, command.encode())) for _ in range(WORKLOAD_HIGH.seats)]
+    async with asyncio.timeout(10):
+        while len(waiting) < len(commands):
+            await asyncio.sleep(0.01)
+        assert (await answered(hub, f"GET {CONFIG_MAPS} HTTP/1.1\r\nHost: h\r\n\r\n".encode()))[0] == 200
+        assert not any(command.done() for command in commands)
+        answer.set()
+        assert {(await command)[0] for command in commands} == {201}
