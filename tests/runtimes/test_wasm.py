@@ -18,7 +18,7 @@ import pytest
 
 from metaos.clock import SystemClock
 from metaos.plugins.points import ContainerConfig, ContainerState
-from metaos.runtimes import process
+from metaos.runtimes import process, wasm
 from metaos.runtimes.sandbox import SandboxRuntime
 from metaos.runtimes.spares import MAX_SPARES, Spare
 from tests.runtimes.conformance import execute, log, pod, state, until_ended, until_logged, uptime
@@ -273,9 +273,10 @@ async def test_its_process_can_do_and_see_nothing_else(runtime: SandboxRuntime, 
     init = await only_child(monitor.pid)
     guest = await only_child(init)
     for each in (init, guest):
-        found = status(each)
-        assert [found[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")] == ["0" * 16] * 5
-        assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")
+        for thread in os.listdir(f"/proc/{each}/task"):
+            found = status(int(thread))
+            assert [found[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")] == ["0" * 16] * 5
+            assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")
         beyond = [fd for fd in os.listdir(f"/proc/{each}/fd") if int(fd) > 2]
         beyond = [
             fd for fd in beyond if not os.readlink(f"/proc/{each}/fd/{fd}").startswith("anon_inode:[event")
@@ -472,6 +473,26 @@ async def test_spares_are_few_and_do_not_wait_for_ever(
     assert "late" not in runtime._wasm.spares._made
     for uid in ("more", "late"):
         await runtime.stop_pod(uid)
+
+
+async def test_a_guest_does_not_begin_beside_a_thread_that_is_not_confined(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another wasmtime might start one when it is used first."""
+    copy = Path(shutil.copytree(os.path.dirname(wasm._ZYGOTE), place / "runtimes"))
+    with (copy / "wasmworker.py").open("a") as file:
+        file.write("\n\ndef warm() -> None:\n    threading.Thread(target=threading.Event().wait, daemon=True).start()\n")
+    monkeypatch.setattr(wasm, "_ZYGOTE", str(copy / "wasmzygote.py"))
+    made = SandboxRuntime(str(place / "runtime"), clock=SystemClock(suspended=True))
+    await made.check()
+    (spare,) = await spares(made, "one")
+    waiting = (await processes(spare))[2]
+    async with asyncio.timeout(20):
+        while len(os.listdir(f"/proc/{waiting.pid}/task")) < 2:
+            await asyncio.sleep(0.01)
+    await made.start_container("one", config(bring(made, place, GREETING)))
+    ended = await until_ended(made, "one")
+    assert ended.exit_code == 128 and "before that was closed" in ended.message
+    await made.stop_pod("one")
+    await made.close()
 
 
 async def test_pods_of_other_classes_have_none(runtime: SandboxRuntime) -> None:
