@@ -12,6 +12,7 @@ import pytest
 
 from bench.wire import Connection, Endpoint
 from examples.demo.continuum import Continuum
+from metaos.store.backup import read_manifest
 from metaos.twin.processes import free_port, wait_for
 from tests.crashing import Hub
 from tests.e2e.clients import PATH, Client, Record, Watching
@@ -79,7 +80,8 @@ async def test_a_backup_under_load_is_restored_elsewhere(tmp_path: Path) -> None
     assert await again.start()
     try:
         _, listed = await call(endpoint, "GET", PATH)
-        at = revision - 1_000_000_000
+        at = read_manifest(backup)["revision"]
+        assert at < max(record.written) < revision
         states: dict[str, str] = {}
         for event in watching.events:
             if event.revision <= at:
