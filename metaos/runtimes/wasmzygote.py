@@ -129,8 +129,10 @@ def _begin(data: bytes, fds: list[int], guest: _socket.socket, init: int) -> Non
     except BrokenPipeError:
         os.write(ends, b'{"monitor": null}\n')
         os._exit(1)
-    _told(guest)
     zygote._default_signals()
+    # The guest's end hangs its terminal up, of which this is the session's leader; the end is told all the same.
+    _signal.signal(_signal.SIGHUP, _signal.SIG_IGN)
+    _told(guest)
     _close(but=ends)
     _drop_to_nothing()
     code = _ended(init)
