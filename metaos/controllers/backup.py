@@ -9,6 +9,7 @@ from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.controllers.concern import works_by_source
 from metaos.controllers.facts import decided, decides, placeable, placement_name
 from metaos.controllers.moving import arrives
 from metaos.controllers.recorder import Recorder
@@ -30,14 +31,12 @@ from metaos.resources.backups import (
 )
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
-    SOURCE_LABEL,
     Obj,
     ObjectRef,
     condition,
     deleting,
     format_time,
     generation,
-    labels,
     name,
     namespace,
     parse_time,
@@ -63,8 +62,7 @@ class BackupReconciler:
         self._schedules, self._stores = manager.informer(scheme.BACKUP_SCHEDULE), manager.informer(scheme.BACKUP_STORE)
         self._workloads = {word: manager.informer(kind) for word, kind in _KINDS.items()}
         self._placements, self._intents = manager.informer(scheme.PLACEMENT), manager.informer(scheme.INTENT)
-        self._clusters, self._works = manager.informer(scheme.CLUSTER), manager.informer(scheme.WORK)
-        self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
+        self._clusters, self._works = manager.informer(scheme.CLUSTER), works_by_source(manager)
 
     async def reconcile(self, about: ObjectRef) -> Result:
         schedule = self._schedules.get(about.name, about.namespace)

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 from metaos.controllers.render import source_of
+from metaos.reconcile.informer import Informer
 from metaos.reconcile.manager import Manager
 from metaos.resources import scheme
-from metaos.resources.meta import Obj, ObjectRef, cluster_namespace, is_true, name, namespace
+from metaos.resources.meta import SOURCE_LABEL, Obj, ObjectRef, cluster_namespace, is_true, labels, name, namespace
 
 _KINDS = {k.kind for k in scheme.WORKLOADS}
 
@@ -16,6 +17,13 @@ def workload_of(placement: Obj) -> ObjectRef | None:
     if found.get("kind") not in _KINDS:
         return None
     return ObjectRef(str(found["apiVersion"]).rpartition("/")[0], found["kind"], namespace(placement), found["name"])
+
+
+def works_by_source(manager: Manager) -> Informer:
+    """The informer of Works, which knows by ``source_label`` what they are rendered from, as its index ``source``."""
+    works = manager.informer(scheme.WORK)
+    works.add_index("source", lambda work: [labels(work).get(SOURCE_LABEL, "")])
+    return works
 
 
 def on_health(manager: Manager, tell: Callable[[ObjectRef], None]) -> None:

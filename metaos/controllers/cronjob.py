@@ -9,6 +9,7 @@ from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.controllers.concern import works_by_source
 from metaos.controllers.render import cluster_of, reported, source_label, source_of
 from metaos.controllers.settings import Settings
 from metaos.reconcile.manager import Manager
@@ -17,7 +18,6 @@ from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
     CLUSTER_LABEL,
-    SOURCE_LABEL,
     Obj,
     ObjectRef,
     controller_of,
@@ -72,8 +72,7 @@ class CronJobReconciler:
     def __init__(self, manager: Manager, client: Client) -> None:
         self._client = client
         self._crons, self._jobs = manager.informer(scheme.CRON_JOB), manager.informer(scheme.JOB)
-        self._works = manager.informer(scheme.WORK)
-        self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
+        self._works = works_by_source(manager)
         self._jobs.add_index("controller", lambda j: [str((controller_of(j) or {}).get("uid") or "")])
 
     async def reconcile(self, about: ObjectRef) -> Result:

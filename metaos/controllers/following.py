@@ -7,17 +7,16 @@ from metaos.controllers.render import cluster_of, source_label, source_of
 from metaos.reconcile.informer import Informer
 from metaos.resources import scheme
 from metaos.resources.errors import ApiError
-from metaos.resources.meta import SOURCE_LABEL, Obj, ObjectRef, deleting, labels, name, namespace, uid
+from metaos.resources.meta import Obj, ObjectRef, deleting, name, namespace, uid
 
 _WORKLOAD_KINDS = {k.kind for k in scheme.WORKLOADS}
 
 
 class Following:
-    """``works``: the informer of all Works."""
+    """``works``: :func:`~metaos.controllers.concern.works_by_source`."""
 
     def __init__(self, client: Client, works: Informer) -> None:
         self._client, self._works = client, works
-        works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
         works.add_index("workloadNamespace", _workload_namespace)
 
     def sites(self, where: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
-from metaos.controllers.concern import on_readiness
+from metaos.controllers.concern import on_readiness, works_by_source
 from metaos.controllers.recorder import Recorder
 from metaos.controllers.render import cluster_of, reported, source_label, source_of
 from metaos.controllers.settings import Settings
@@ -21,14 +21,12 @@ from metaos.reconcile.precedence import Turn
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
 from metaos.resources.meta import (
-    SOURCE_LABEL,
     Obj,
     ObjectRef,
     cluster_namespace,
     condition,
     deleting,
     is_true,
-    labels,
     name,
     namespace,
     ref,
@@ -104,8 +102,7 @@ class LoadBalancerReconciler:
         self._client, self._clock = client, clock
         self._services = manager.informer(scheme.SERVICE)
         self._clusters = manager.informer(scheme.CLUSTER)
-        self._works = manager.informer(scheme.WORK)
-        self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
+        self._works = works_by_source(manager)
         self._recorder = Recorder(client, clock, NAME)
 
     async def reconcile(self, about: ObjectRef) -> Result:

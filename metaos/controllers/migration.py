@@ -17,7 +17,7 @@ from typing import Any
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.barred import Bar, Barred
-from metaos.controllers.concern import on_health, workload_of
+from metaos.controllers.concern import on_health, workload_of, works_by_source
 from metaos.controllers.facts import basis, concerned, concerning, placement_name, ruling
 from metaos.controllers.fencing import fencing, stopped
 from metaos.controllers.moving import given_up, moves, volumes_of
@@ -31,7 +31,6 @@ from metaos.resources import scheme
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
     DRAINING,
-    SOURCE_LABEL,
     Obj,
     ObjectRef,
     annotations,
@@ -39,7 +38,6 @@ from metaos.resources.meta import (
     deleting,
     format_time,
     is_true,
-    labels,
     name,
     namespace,
     ref,
@@ -104,8 +102,7 @@ class MigrationReconciler:
         self._placements = manager.informer(scheme.PLACEMENT)
         self._policies = ruling(manager, scheme.PLACEMENT_POLICY)
         self._clusters = manager.informer(scheme.CLUSTER)
-        self._works = manager.informer(scheme.WORK)
-        self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
+        self._works = works_by_source(manager)
         #: Since when each Work is seen to drain. Bounded by the Works.
         self._draining: dict[str, float] = {}
         self._works.on_change(self._follow)

@@ -2,6 +2,7 @@
 
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.controllers.concern import works_by_source
 from metaos.controllers.facts import decided
 from metaos.controllers.following import Following
 from metaos.controllers.render import manifest, source_of, work
@@ -49,7 +50,7 @@ class NetworkPolicyReconciler:
     def __init__(self, manager: Manager, client: Client) -> None:
         self._policies, self._placements = manager.informer(scheme.NETWORK_POLICY), manager.informer(scheme.PLACEMENT)
         self._works = Policies(manager, client)
-        self._following = Following(client, manager.informer(scheme.WORK))
+        self._following = Following(client, works_by_source(manager))
 
     async def reconcile(self, about: ObjectRef) -> Result:
         policy = self._policies.get(about.name, about.namespace)

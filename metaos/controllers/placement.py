@@ -15,7 +15,7 @@ from metaos.controllers import written
 from metaos.controllers.among import Among
 from metaos.controllers.attention import SITES, Attention
 from metaos.controllers.barred import Bar, Barred, displaced
-from metaos.controllers.concern import workload_of
+from metaos.controllers.concern import workload_of, works_by_source
 from metaos.controllers.facts import Facts, basis, concerned, decided, decides, finished, placeable, placement_name, takes_room
 from metaos.controllers.fencing import halted, stopped
 from metaos.controllers.flows import Flows
@@ -34,7 +34,6 @@ from metaos.resources import scheme, workload
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
     EVICTED,
-    SOURCE_LABEL,
     Obj,
     ObjectRef,
     annotations,
@@ -42,7 +41,6 @@ from metaos.resources.meta import (
     format_time,
     generation,
     is_true,
-    labels,
     name,
     namespace,
     owner_reference,
@@ -78,8 +76,7 @@ class PlacementReconciler:
         self._workloads = {k.kind: manager.informer(k) for k in scheme.WORKLOADS}
         self._placements = manager.informer(scheme.PLACEMENT)
         self._clusters = manager.informer(scheme.CLUSTER)
-        self._works = manager.informer(scheme.WORK)
-        self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
+        self._works = works_by_source(manager)
         self._facts = Facts(manager, clock, settings, self._places)
         self._filters = load_all("metaos.filter", [name for name, _ in FILTERS])
         self._scores = [*(score for _, score in load_all("metaos.score", [score.name for score in SCORES])), *settings.scores]

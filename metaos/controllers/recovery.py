@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from metaos.clock import Clock
+from metaos.controllers.concern import works_by_source
 from metaos.controllers.fencing import tolerated_seconds
 from metaos.controllers.render import cluster_of, source_label
 from metaos.controllers.settings import Settings
@@ -17,7 +18,6 @@ from metaos.reconcile.manager import Manager
 from metaos.resources import scheme, workload
 from metaos.resources.backups import points, rpo_of, schedule_for, volumes_of, workload_of
 from metaos.resources.meta import (
-    SOURCE_LABEL,
     Obj,
     ObjectRef,
     condition,
@@ -25,7 +25,6 @@ from metaos.resources.meta import (
     format_time,
     generation,
     is_true,
-    labels,
     name,
     namespace,
     parse_time,
@@ -45,8 +44,7 @@ class Recoveries:
     def __init__(self, manager: Manager, clock: Clock, settings: Settings) -> None:
         self._clock, self._settings = clock, settings
         self._schedules, self._intents = manager.informer(scheme.BACKUP_SCHEDULE), manager.informer(scheme.INTENT)
-        self._clusters, self._works = manager.informer(scheme.CLUSTER), manager.informer(scheme.WORK)
-        self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
+        self._clusters, self._works = manager.informer(scheme.CLUSTER), works_by_source(manager)
         self._schedules.add_index("workload", lambda s: ["/".join((namespace(s), *workload_of(s)))])
 
     def schedule(self, obj: Obj) -> Obj | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
-from metaos.controllers.concern import on_health
+from metaos.controllers.concern import on_health, works_by_source
 from metaos.controllers.following import Following, delete
 from metaos.controllers.render import cluster_of, is_draining, manifest, source_of, work
 from metaos.controllers.settings import Settings
@@ -123,7 +123,7 @@ class ServiceReconciler:
         self._services = manager.informer(scheme.SERVICE)
         self._pods = manager.informer(scheme.POD)
         self._slices = manager.informer(scheme.ENDPOINT_SLICE)
-        self._works = manager.informer(scheme.WORK)
+        self._works = works_by_source(manager)
         self._clusters = manager.informer(scheme.CLUSTER)
         self._following = Following(client, self._works)
         self._works.add_index("workloadUid", _workload_uid)

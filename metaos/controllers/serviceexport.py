@@ -12,6 +12,7 @@ from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
+from metaos.controllers.concern import works_by_source
 from metaos.controllers.following import Following, delete
 from metaos.controllers.render import cluster_of, manifest, source_label, source_of, work
 from metaos.controllers.settings import Settings
@@ -126,7 +127,7 @@ class ServiceExportReconciler:
         self._services = manager.informer(scheme.SERVICE)
         self._slices = manager.informer(scheme.ENDPOINT_SLICE)
         self._clusters = manager.informer(scheme.CLUSTER)
-        self._works = manager.informer(scheme.WORK)
+        self._works = works_by_source(manager)
         self._following = Following(client, self._works)
         self._slices.add_index("service", lambda s: [f"{namespace(s)}/{labels(s).get(SERVICE_NAME_LABEL, '')}"])
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from metaos.client import Client
 from metaos.clock import Clock
-from metaos.controllers.concern import on_health, workload_of
+from metaos.controllers.concern import on_health, workload_of, works_by_source
 from metaos.controllers.facts import finished, placement_name
 from metaos.controllers.render import (
     available,
@@ -28,12 +28,10 @@ from metaos.reconcile.precedence import Turn
 from metaos.reconcile.reconciler import DONE, Result
 from metaos.resources import scheme
 from metaos.resources.meta import (
-    SOURCE_LABEL,
     Obj,
     ObjectRef,
     deleting,
     is_true,
-    labels,
     namespace,
     ref,
     resource_version,
@@ -201,8 +199,7 @@ class StatusReconciler:
         self._placements = manager.informer(scheme.PLACEMENT)
         self._policies = manager.informer(scheme.PLACEMENT_POLICY)
         self._clusters = manager.informer(scheme.CLUSTER)
-        self._works = manager.informer(scheme.WORK)
-        self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
+        self._works = works_by_source(manager)
         #: As which revision statuses were written that the informer has not shown yet. Bounded by the objects.
         self._wrote: dict[ObjectRef, str] = {}
 

@@ -12,7 +12,7 @@ from typing import Any
 from metaos.client import Client
 from metaos.clock import Clock
 from metaos.controllers.barred import Barred, displaced
-from metaos.controllers.concern import on_health, workload_of
+from metaos.controllers.concern import on_health, workload_of, works_by_source
 from metaos.controllers.deferral import deferral_of, held_until
 from metaos.controllers.disruption import noted
 from metaos.controllers.facts import basis, concerned, concerning, decides, placement_name, ruling
@@ -49,7 +49,6 @@ from metaos.resources import scheme
 from metaos.resources.cron import STARTS
 from metaos.resources.errors import ApiError
 from metaos.resources.meta import (
-    SOURCE_LABEL,
     SYSTEM_NAMESPACE,
     Obj,
     ObjectRef,
@@ -58,7 +57,6 @@ from metaos.resources.meta import (
     deleting,
     format_time,
     is_true,
-    labels,
     name,
     namespace,
     ref,
@@ -94,8 +92,7 @@ class WorkReconciler:
         self._policies = ruling(manager, scheme.PLACEMENT_POLICY)
         self._network_policies = Policies(manager, client)
         self._clusters, self._intents = manager.informer(scheme.CLUSTER), ruling(manager, scheme.INTENT)
-        self._works = manager.informer(scheme.WORK)
-        self._works.add_index("source", lambda w: [labels(w).get(SOURCE_LABEL, "")])
+        self._works = works_by_source(manager)
         self._works.add_index("dependency", dependencies)
         self._objects["Pod"].add_index("site", lambda p: [str((p.get("spec") or {}).get("nodeName") or "")])
         self._silence, self._recoveries = Silence(manager, clock), Recoveries(manager, clock, settings)
